@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table
 
-from orchestrate.tracking import engines
 from orchestrate.tracking.clock import Clock
+from orchestrate.tracking.database import engines
 
 
 class Database:

@@ -22,7 +22,7 @@ from orchestrate.config import sqlite_path
 from orchestrate.errors import StoreError
 from orchestrate.files import whole
 from orchestrate.packages import needed
-from orchestrate.tracking import schema
+from orchestrate.tracking.database import schema
 
 _HEADER = b"SQLite format 3\x00"
 _CHECKED_AT_OPEN_BYTES = 8_000_000

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.tracking import accounts, transitions
+from orchestrate.tracking import transitions
 from orchestrate.tracking.hosting import upkeep
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
-from orchestrate.tracking.submit import Submitter
-from orchestrate.tracking.sweep import Failure
-from orchestrate.tracking.worth import valued
+from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.submitting.submit import Submitter
+from orchestrate.tracking.syncing.sweep import Failure
+from orchestrate.tracking.syncing.worth import valued
 from orchestrate.types import Job, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import ProviderError, UsageError
-from orchestrate.tracking import accounts, transitions
-from orchestrate.tracking.leases import Lease, LeaseHeld
+from orchestrate.tracking import transitions
+from orchestrate.tracking.database.leases import Lease, LeaseHeld
+from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
 from orchestrate.types import Event, JobHandle, Run, SubmitPhase

@@ -14,12 +14,19 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
-from orchestrate.tracking.accounts import is_here
-from orchestrate.tracking.channels import Channel, tell
-from orchestrate.tracking.leases import LeaseHeld
-from orchestrate.tracking.polling import Pace
-from orchestrate.tracking.sweep import DETAIL_REQUESTS, BillHook, Failure, SyncReport, fetch_details, sync
+from orchestrate.tracking.database.leases import LeaseHeld
+from orchestrate.tracking.submitting.accounts import is_here
+from orchestrate.tracking.syncing.sweep import (
+    DETAIL_REQUESTS,
+    BillHook,
+    Failure,
+    SyncReport,
+    fetch_details,
+    sync,
+)
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
+from orchestrate.tracking.watching.channels import Channel, tell
+from orchestrate.tracking.watching.polling import Pace
 from orchestrate.types import JobStatus
 
 if TYPE_CHECKING:

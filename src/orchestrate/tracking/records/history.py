@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import ColumnElement, func, select
 
-from orchestrate.tracking import evaluations, schema
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.records import evaluations
 from orchestrate.types import (
     Checkpoint,
     Evaluation,

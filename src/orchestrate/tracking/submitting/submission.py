@@ -25,5 +25,5 @@ class Submission:
     max_cost_usd: Decimal | None = None
     idempotency_key: str | None = None
     again: bool = True
-    """Also when a run that is the same (`orchestrate.tracking.repeats`) stands in the way."""
+    """Also when a run that is the same (`orchestrate.tracking.submitting.repeats`) stands in the way."""
     made_by: str | None = None

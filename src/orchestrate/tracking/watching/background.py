@@ -27,7 +27,7 @@ from orchestrate.errors import SetupError
 from orchestrate.files import PRIVATE_UMASK, locked, opener, private_folder, write_whole
 from orchestrate.local.run.process import WorkerId, alive, me
 from orchestrate.text import inert
-from orchestrate.tracking.sweep import Failure, SyncReport
+from orchestrate.tracking.syncing.sweep import Failure, SyncReport
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings

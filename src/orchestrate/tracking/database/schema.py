@@ -24,14 +24,14 @@ from sqlalchemy import (
     text,
 )
 
-from orchestrate.tracking.experiment_tables import (
+from orchestrate.tracking.database.experiment_tables import (
     experiment_counts,
     experiment_phases,
     experiments,
     exposures,
     outcomes,
 )
-from orchestrate.tracking.metadata import metadata
+from orchestrate.tracking.database.metadata import metadata
 
 VERSION = 5
 APPLICATION_ID = 0x4F524348

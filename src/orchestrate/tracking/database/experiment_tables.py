@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Index, Integer, String, Table, Text
 
-from orchestrate.tracking.metadata import metadata
+from orchestrate.tracking.database.metadata import metadata
 
 experiments = Table(
     "experiments",

@@ -9,9 +9,9 @@ import msgspec
 from sqlalchemy import select
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.ids import new_id
 from orchestrate.types import Rating, Review
 

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, select
 
 from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.text import duration
-from orchestrate.tracking import engines, schema
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import engines, schema
+from orchestrate.tracking.database.opened import Database
 
 
 class LeaseLost(OrchestrateError):

@@ -37,12 +37,13 @@ from orchestrate.errors import (
 from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.text import duration, money
-from orchestrate.tracking import accounts, transitions
-from orchestrate.tracking.leases import Lease, LeaseHeld
-from orchestrate.tracking.repeats import Known, Wish
-from orchestrate.tracking.runs import Intent
-from orchestrate.tracking.settling import Settler, lease_name
-from orchestrate.tracking.submission import Submission
+from orchestrate.tracking import transitions
+from orchestrate.tracking.database.leases import Lease, LeaseHeld
+from orchestrate.tracking.records.runs import Intent
+from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.submitting.repeats import Known, Wish
+from orchestrate.tracking.submitting.settling import Settler, lease_name
+from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, or_, select, text
 
 from orchestrate.errors import OverBudget
-from orchestrate.tracking import schema
+from orchestrate.tracking.database import schema
 from orchestrate.types import Deployment
 
 if TYPE_CHECKING:

@@ -25,14 +25,15 @@ from orchestrate.errors import (
     StoreError,
     UnexpectedAnswer,
 )
-from orchestrate.tracking import cost_cap, transitions, unfinished
-from orchestrate.tracking.accounts import account_of, is_here, placed, prove, require
-from orchestrate.tracking.cost_cap import BillHook
+from orchestrate.tracking import transitions
 from orchestrate.tracking.hosting.upkeep import LOOK_BACK, Upkeep
-from orchestrate.tracking.report import Failure as Failure
-from orchestrate.tracking.report import SyncReport as SyncReport
-from orchestrate.tracking.settling import lease_name
-from orchestrate.tracking.submit import Submitter
+from orchestrate.tracking.submitting.accounts import account_of, is_here, placed, prove, require
+from orchestrate.tracking.submitting.settling import lease_name
+from orchestrate.tracking.submitting.submit import Submitter
+from orchestrate.tracking.syncing import cost_cap, unfinished
+from orchestrate.tracking.syncing.cost_cap import BillHook
+from orchestrate.tracking.syncing.report import Failure as Failure
+from orchestrate.tracking.syncing.report import SyncReport as SyncReport
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase

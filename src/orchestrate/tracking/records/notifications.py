@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 
-from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
 from orchestrate.types import JobStatus, Run
 
 _ENDED = [s.value for s in JobStatus if s.terminal]

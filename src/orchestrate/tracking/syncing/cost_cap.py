@@ -9,7 +9,7 @@ import msgspec
 
 from orchestrate.costing import over_cap
 from orchestrate.text import limit, money
-from orchestrate.tracking.submit import Submitter
+from orchestrate.tracking.submitting.submit import Submitter
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.types import Bill, Event, Feature, Job, JobError, JobStatus, Run
 

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from orchestrate.errors import NotFound, OtherAccount, PermissionRefused
-from orchestrate.tracking import schema
+from orchestrate.tracking.database import schema
 from orchestrate.types import Run, SubmitPhase
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
-from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
-from orchestrate.tracking.leases import Lease, Leases
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.leases import Lease, Leases
+from orchestrate.tracking.database.opened import Database
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 _SOONEST = timedelta(seconds=10)

@@ -21,8 +21,9 @@ from sqlalchemy import Connection, or_, select
 from orchestrate.errors import AlreadySubmitted, KeyTaken, SpecError, UsageError
 from orchestrate.keys import masked
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import accounts, schema
 from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import JobStatus, Run
 

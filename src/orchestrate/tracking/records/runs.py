@@ -18,13 +18,13 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
 from orchestrate.keys import masked
-from orchestrate.tracking import schema
-from orchestrate.tracking.budget import one_at_a_time, require_budget, total_spending
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.leases import Lease, Leases
+from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.ids import REF_PREFIX, RUN_PREFIX, new_run_id, ref_of
-from orchestrate.tracking.leases import Lease, Leases
-from orchestrate.tracking.row import columns
+from orchestrate.tracking.records.budget import one_at_a_time, require_budget, total_spending
+from orchestrate.tracking.records.row import columns
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
 
