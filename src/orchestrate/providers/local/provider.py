@@ -155,7 +155,7 @@ class LocalProvider(Provider):
             threads=body.get("threads"),
             device=body.get("device"),
         )
-        speed = throughput.estimate(self.home, kind)
+        speed = throughput.estimate(self.home, kind, load=machine.load())
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
         return costing.quote_hours_job(
             costing.Work(self.name, self.profile, spec, data, translation, resolved),
