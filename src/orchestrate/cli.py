@@ -43,6 +43,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_WORK, "quote", "planning:quote", "What the run would cost on each backend. Offline."),
     (_WORK, "submit", "submit:submit", "Start the run on one or more backends. Spends money."),
     (_RUNS, "runs", "runs:runs", "All runs, newest first."),
+    (_RUNS, "ui", "ui:ui", "Runs, money, data and new runs as pages in the browser."),
     (_RUNS, "show", "runs:show", "One run: status, settings, progress, cost."),
     (_RUNS, "watch", "follow:watch", "Follow runs live until they end."),
     (_RUNS, "events", "runs:events", "What the host said about a run."),
