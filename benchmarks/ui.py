@@ -34,7 +34,8 @@ from orchestrate.tracking.runs import Intent
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, SubmitPhase
 from orchestrate.ui.server import serving
 
-PAINTED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"
+FRAME = "new Promise((done) => requestAnimationFrame(done))"
+PAINTED = f"async () => {{ await {FRAME}; await {FRAME}; return performance.now(); }}"
 """Milliseconds from the beginning of the navigation to the frame after the next one."""
 
 
@@ -64,7 +65,9 @@ def filled(store: Store, runs: int, points: int) -> list[str]:
         at = begun + timedelta(minutes=40 * n)
         changes: dict[str, Any] = {
             "phase": SubmitPhase.SUBMITTED,
-            "status": JobStatus.RUNNING if live else chance.choice([*[JobStatus.SUCCEEDED] * 9, JobStatus.FAILED]),
+            "status": JobStatus.RUNNING
+            if live
+            else chance.choice([*[JobStatus.SUCCEEDED] * 9, JobStatus.FAILED]),
             "job_id": f"job-{n}",
             "created_at": at,
             "started_at": at,
@@ -83,7 +86,11 @@ def filled(store: Store, runs: int, points: int) -> list[str]:
 def _curve(run_id: str, points: int, rate: float, chance: random.Random) -> Any:
     for step in range(1, points + 1):
         loss = 0.8 + 1.8 * math.exp(-step * rate * 60) + chance.gauss(0, 0.03)
-        values = {"train_loss": loss, "learning_rate": rate * (1 - step / points), "grad_norm": 1 + chance.random()}
+        values = {
+            "train_loss": loss,
+            "learning_rate": rate * (1 - step / points),
+            "grad_norm": 1 + chance.random(),
+        }
         values |= {"tokens": step * 4096.0, "tokens_per_second": 9000 + chance.gauss(0, 200)}
         if step % 100 == 0:
             values["valid_loss"] = loss + 0.05
@@ -126,12 +133,11 @@ def measure(url: str, ids: list[str]) -> dict[str, float]:
         found["searched, ms (200 of them waited on purpose)"] = acted(
             page,
             lambda: page.fill("input[type=search]", next(words)),
-            "document.querySelectorAll('table.runs tbody tr').length < 200 && !document.querySelector('.htmx-request')",
+            "document.querySelectorAll('tr[id]').length < 200 && !document.querySelector('.htmx-request')",
         )
         found["a run opened, ms"] = opened(page, f"{url}runs/{ids[0]}")
         memory: Any = page.evaluate("performance.memory.usedJSHeapSize")
         found["memory of a run's page, MB"] = memory / 1e6
-        many = "&".join(f"run={run_id}" for run_id in ids)
         for count in (2, 100, len(ids)):
             some = "&".join(f"run={run_id}" for run_id in ids[:count])
             page.goto("about:blank")
@@ -139,7 +145,6 @@ def measure(url: str, ids: list[str]) -> dict[str, float]:
             page.goto(f"{url}compare?{some}")
             page.wait_for_selector("canvas")
             found[f"{count} runs compared, ms"] = (time.perf_counter() - begun) * 1000
-        del many
         found["pointer moved over them, ms a frame"] = _swept(page)
         memory = page.evaluate("performance.memory.usedJSHeapSize")
         found["memory of that page, MB"] = memory / 1e6
@@ -154,7 +159,7 @@ def _swept(page: Page) -> float:
     for n in range(20):
         begun = time.perf_counter()
         page.mouse.move(box["x"] + box["width"] * (0.1 + 0.04 * n), box["y"] + box["height"] / 2)
-        page.evaluate("() => new Promise(requestAnimationFrame)")
+        page.evaluate(f"() => {FRAME}")
         took.append((time.perf_counter() - begun) * 1000)
     return statistics.median(took)
 
@@ -171,7 +176,9 @@ def main() -> None:
             ids = filled(ft.store, given.runs, given.points)
             with serving(ft) as url:
                 found = measure(url, ids)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}"
+    machine = (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}"
+    )
     print(f"{given.runs:,} runs, {given.runs * given.points:,} points; {machine}")
     for name, value in found.items():
         print(f"  {name:<50} {value:>9,.1f}")

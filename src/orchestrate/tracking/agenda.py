@@ -1,4 +1,4 @@
-"""What watchers and viewers share through the store: who asks when, what changed, and which webhooks came in."""
+"""What watchers and viewers share through the store: who asks when, what changed, which webhooks came in."""
 
 from __future__ import annotations
 

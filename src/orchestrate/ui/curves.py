@@ -1,5 +1,5 @@
-"""Curves of runs on one axis, as charts draw them: one list of places, and for each curve a value or nothing at
-each of them."""
+"""Curves of runs on one axis, as charts draw them: one list of places, and for each curve a value or nothing
+at each of them."""
 
 from __future__ import annotations
 

@@ -104,7 +104,9 @@ class Wanted:
         for name, value in (("provider", self.provider), ("status", self.status)):
             if value:
                 flags += f" --{name} {value}"
-                arguments += f"{name}=JobStatus.{value.upper()}, " if name == "status" else f"{name}={value!r}, "
+                arguments += (
+                    f"{name}=JobStatus.{value.upper()}, " if name == "status" else f"{name}={value!r}, "
+                )
         if self.sandbox:
             flags, arguments = f"{flags} --sandbox", f"{arguments}sandbox=True, "
         imported = "JobStatus, Orchestrator" if self.status else "Orchestrator"

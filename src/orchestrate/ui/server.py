@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.hosts import is_loopback
-from orchestrate.ui import runs
+from orchestrate.ui import actions, run, runs
 from orchestrate.ui.site import Site, static
 from orchestrate.web import server
 from orchestrate.web.guard import Guard
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def app(site: Site) -> Starlette:
     """All pages, without the guard before them."""
     return Starlette(
-        routes=[static(), *runs.routes(site)],
+        routes=[static(), *runs.routes(site), *run.routes(site), *actions.routes(site)],
         exception_handlers={OrchestrateError: site.error, HTTPException: site.error},
     )
 
@@ -63,4 +63,5 @@ def serving(
             yield f"{root}/{token}/"
         finally:
             site.closing.set()
+            site.work.close()
             watching.join(10)

@@ -31,6 +31,8 @@ from starlette.routing import Route
 from orchestrate import progress, text
 from orchestrate.errors import OrchestrateError, ProviderError, SpecError, UsageError
 from orchestrate.keys import hide
+from orchestrate.types import Run
+from orchestrate.ui.work import Work
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
@@ -76,17 +78,22 @@ class Site:
     read_only: bool = False
     word: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     """In each form."""
+    work: Work = field(default_factory=Work, repr=False)
     closing: threading.Event = field(default_factory=threading.Event, repr=False)
     """Set when streams are to end."""
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """A template with its values, and with those that all of them know."""
-        shown = _templates().get_template(name).render(
-            base=request.scope.get("root_path", ""),
-            site=self,
-            sandboxed=self.ft.settings.hosts.sandboxed,
-            now=datetime.now(UTC),
-            **values,
+        shown = (
+            _templates()
+            .get_template(name)
+            .render(
+                base=request.scope.get("root_path", ""),
+                site=self,
+                sandboxed=self.ft.settings.hosts.sandboxed,
+                now=datetime.now(UTC),
+                **values,
+            )
         )
         return HTMLResponse(shown, status, headers=_HEADERS)
 
@@ -166,7 +173,7 @@ def _version() -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
-    env = jinja2.Environment(
+    env: Any = jinja2.Environment(
         loader=jinja2.PackageLoader("orchestrate.ui"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -185,15 +192,21 @@ def _templates() -> jinja2.Environment:
         day=_day,
         compact=_compact,
     )
-    env.globals.update(  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
+    env.globals.update(
         stage=progress.stage,
         share_done=progress.share_done,
         seconds_left=progress.seconds_left,
         seconds_taken=progress.seconds_taken,
         cost_so_far=progress.cost_so_far,
+        name=name_of,
         version=_version(),
     )
     return env
+
+
+def name_of(run: Run) -> str:
+    """What its user calls it, where there is such a name."""
+    return run.spec.get("suffix") or run.id
 
 
 def _plain(value: Any) -> Any:

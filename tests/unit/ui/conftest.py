@@ -53,7 +53,9 @@ def rows(tmp_path: Path) -> Path:
 def make_run(ft: Orchestrator) -> MakeRun:
     """A run in the store, of some settings, with a curve; further fields of the record as they are given."""
 
-    def make(suffix: str = "tickets", *, settings: dict[str, Any] | None = None, points: int = 0, **fields: Any) -> Run:
+    def make(
+        suffix: str = "tickets", *, settings: dict[str, Any] | None = None, points: int = 0, **fields: Any
+    ) -> Run:
         asked: dict[str, Any] = {"model": "qwen3-8b", "train": "rows.jsonl", "suffix": suffix}
         spec = JobSpec.parse(asked | (settings or {}))
         intent = Intent(spec=spec, provider="local", dataset_digest="d" * 64, host="here", quote=PRICE)
@@ -61,9 +63,7 @@ def make_run(ft: Orchestrator) -> MakeRun:
         changes = {"phase": SubmitPhase.SUBMITTED, "status": JobStatus.RUNNING, "job_id": run.id} | fields
         ft.store.history.add_metrics(run.id, curve(points))
         now = ft.store.clock.now()
-        return ft.store.runs.apply(
-            run.id, lambda r: msgspec.structs.replace(r, updated_at=now, **changes)
-        )
+        return ft.store.runs.apply(run.id, lambda r: msgspec.structs.replace(r, updated_at=now, **changes))
 
     return make
 
@@ -81,7 +81,12 @@ def curve(points: int) -> list[MetricPoint]:
 
 def ended(usd: str = "2.50") -> dict[str, Any]:
     bill = Bill(usd=Decimal(usd), origin="measured hours x rate")
-    return {"status": JobStatus.SUCCEEDED, "bill": bill, "started_at": BEGUN, "finished_at": BEGUN + timedelta(hours=1)}
+    return {
+        "status": JobStatus.SUCCEEDED,
+        "bill": bill,
+        "started_at": BEGUN,
+        "finished_at": BEGUN + timedelta(hours=1),
+    }
 
 
 @pytest.fixture

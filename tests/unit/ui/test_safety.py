@@ -35,7 +35,7 @@ def test_without_the_link_there_is_nothing(url: str, client: httpx.Client, make_
     assert len(token) >= 32
     inside = client.get(url)
     assert run.id in inside.text
-    for path in ("/", "/runs", f"/{token[:-1]}x/", f"/{token}", f"/static/1/app.js", f"/runs/{run.id}"):
+    for path in ("/", "/runs", f"/{token[:-1]}x/", f"/{token}", "/static/1/app.js", f"/runs/{run.id}"):
         answer = client.get(root + path)
         assert (answer.status_code, answer.json()) == (404, {"error": "not found"}), path
 
@@ -65,7 +65,7 @@ def test_an_open_page_is_told_of_changes_and_let_go_at_the_end(
     def listen(url: str) -> None:
         with client.stream("GET", f"{url}changes", params={"since": since}, timeout=20) as answer:
             for line in answer.iter_lines():
-                if line.startswith("data: {\"html\"") or '"html"' in line:
+                if line.startswith('data: {"html"') or '"html"' in line:
                     got.append(json.loads(line.removeprefix("data: ")))
                     seen.set()
         ended.set()
@@ -77,7 +77,9 @@ def test_an_open_page_is_told_of_changes_and_let_go_at_the_end(
         assert seen.wait(20), "what had changed before is told at once"
         seen.clear()
         later = run.updated_at + timedelta(seconds=5)
-        ft.store.runs.apply(run.id, lambda r: msgspec.structs.replace(r, step=7, total_steps=9, updated_at=later))
+        ft.store.runs.apply(
+            run.id, lambda r: msgspec.structs.replace(r, step=7, total_steps=9, updated_at=later)
+        )
         assert seen.wait(20)
     assert ended.wait(20), "the stream ends with the server"
     reader.join()

@@ -7,7 +7,14 @@ from typing import Annotated, TypedDict
 
 import typer
 
-from orchestrate.commands.terminal.console import Json, ended_by_signal, note, orchestrator, print_json, print_text
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    note,
+    orchestrator,
+    print_json,
+    print_text,
+)
 
 
 class UiShown(TypedDict):

@@ -1,5 +1,6 @@
 "use strict";
 // Charts of curves: smoothing, logarithmic scale, zoom by dragging (double click: back), one pointer for all.
+{  // a room of its own: names of the other scripts are free here
 const BOX = document.querySelector("[data-curves]");
 const MANY = 12;  // more curves than that have no legend: one colour, faint, the nearest named
 const pointer = uPlot.sync("curves");
@@ -50,7 +51,7 @@ function draw() {
   for (const plot of drawn) plot.destroy();
   BOX.replaceChildren();
   const share = Number(setting("smooth")?.value ?? 0) / 100;
-  drawn = told.map((chart) => {
+  const places = told.map((chart) => {  // all of them first: a chart is as wide as its place among the others
     const figure = document.createElement("figure"), head = document.createElement("figcaption");
     const box = document.createElement("div"), near = document.createElement("small");
     const last = (s) => s.values.findLast((v) => v !== null);
@@ -58,11 +59,14 @@ function draw() {
     box.className = "plot";
     figure.append(head, box, near);
     BOX.append(figure);
-    const many = chart.series.length > MANY;
     const words = chart.series.slice(0, MANY).map((s) => `${s.label}: last ${last(s)}`).join("; ");
     box.setAttribute("role", "img");
     box.setAttribute("aria-label", `${chart.name} over ${chart.axis}. ${words}`);
-    return new uPlot(options(chart, box, many), [chart.places, ...chart.series.map((s) => smoothed(s.values, share))], box);
+    return box;
+  });
+  drawn = told.map((chart, i) => {
+    const lines = chart.series.map((s) => smoothed(s.values, share));
+    return new uPlot(options(chart, places[i], chart.series.length > MANY), [chart.places, ...lines], places[i]);
   });
   if (!told.length) BOX.textContent = BOX.dataset.empty;
 }
@@ -86,4 +90,5 @@ if (BOX) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   let width = BOX.clientWidth;
   new ResizeObserver(() => { if (BOX.clientWidth !== width) { width = BOX.clientWidth; draw(); } }).observe(BOX);
+}
 }
