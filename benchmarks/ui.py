@@ -29,8 +29,9 @@ from playwright.sync_api import Page, sync_playwright
 
 from orchestrate import Orchestrator, config
 from orchestrate.spec import JobSpec, LoRA
-from orchestrate.tracking import Store, schema
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking import Store
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, SubmitPhase
 from orchestrate.ui.server import serving
 

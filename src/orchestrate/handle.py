@@ -212,7 +212,7 @@ class RunHandle:
 
     def _here(self) -> Provider:
         """The backend, when its key is of the account that the run is in. Raises `OtherAccount`."""
-        from orchestrate.tracking import accounts
+        from orchestrate.tracking.submitting import accounts
 
         accounts.require(self._ft.store, self.provider, self.record)
         return self.provider
@@ -368,7 +368,7 @@ class RunHandle:
         self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
     ) -> Evaluation:
         """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
-        the further fields of `orchestrate.service.evaluation.EvaluationOrder`, as `limit` or `on`."""
+        the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
         return self._ft.evaluate([self], test, metrics=metrics, **order)
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:

@@ -128,7 +128,7 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
     if not found:
         return None
     from orchestrate.service import reports
-    from orchestrate.service.comparison import flips_of
+    from orchestrate.service.evaluation.comparison import flips_of
 
     try:
         flips = flips_of(found[-1], handle.id)
@@ -139,13 +139,13 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
         Markup(reports.verdicts_html(found[-1])),  # noqa: S704  reports escape what came from outside
         sum(one.broken_count for one in flips),
         Markup("".join(map(reports.flipped_html, flips))),  # noqa: S704
-        Markup(reports.evaluation_html(found[-1], (), charts=False)),  # noqa: S704
+        Markup(reports.evaluation_html(found[-1], (), charted=False)),  # noqa: S704
     )
 
 
 def _settings(site: Site, run: Run) -> tuple[list[Setting], list[Setting]]:
     """What was asked for, and what the backend took by itself."""
-    from orchestrate.service.comparison import sent
+    from orchestrate.service.evaluation.comparison import sent
 
     found = sent(site.ft, run)
     rows: Sequence[Setting] = () if found is None else found.settings

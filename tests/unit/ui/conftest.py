@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from orchestrate import Orchestrator, config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, Run, SubmitPhase
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site

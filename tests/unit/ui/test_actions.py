@@ -78,6 +78,7 @@ def test_a_run_is_cancelled(web: TestClient, ft: Orchestrator, rows: Path, sandb
         assert "cancelling" in done(web, f"/runs/{run}/do/cancel")
     finally:
         sandbox.clock.speed = 1000
+        sandbox.skip(1_000_000)
     assert ft.run(run).wait(poll_s=0.02).status is JobStatus.CANCELLED
 
 

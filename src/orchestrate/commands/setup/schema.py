@@ -9,8 +9,8 @@ import typer
 
 from orchestrate.commands.evaluation.ab import ABListed, ABServing, Sized
 from orchestrate.commands.servers.gateway import GatewayShown, KeyMade, KeyShown
-from orchestrate.commands.servers.ui import UiShown
 from orchestrate.commands.servers.serve import Added, Serving
+from orchestrate.commands.servers.ui import UiShown
 from orchestrate.commands.terminal.console import ErrorLine, print_json
 from orchestrate.errors import UsageError
 from orchestrate.service.records import (
