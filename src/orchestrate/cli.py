@@ -42,6 +42,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_WORK, "plan", "planning:plan", "What each setting of the spec becomes on each backend. Offline."),
     (_WORK, "quote", "planning:quote", "What the run would cost on each backend. Offline."),
     (_WORK, "submit", "submit:submit", "Start the run on one or more backends. Spends money."),
+    (_WORK, "queue", "queue:app", "Runs that wait for a place, each submitted once when there is room."),
     (_RUNS, "runs", "runs:runs", "All runs, newest first."),
     (_RUNS, "show", "runs:show", "One run: status, settings, progress, cost."),
     (_RUNS, "watch", "follow:watch", "Follow runs live until they end."),

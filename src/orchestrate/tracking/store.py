@@ -18,8 +18,10 @@ from orchestrate.tracking.history import History
 from orchestrate.tracking.hosting.deployments import Deployments
 from orchestrate.tracking.leases import Leases
 from orchestrate.tracking.notifications import Notifications
+from orchestrate.tracking.queue import Queue
 from orchestrate.tracking.reviews import Reviews
 from orchestrate.tracking.runs import Runs
+from orchestrate.tracking.searches import Searches
 
 
 class Store:
@@ -37,6 +39,8 @@ class Store:
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
         self.experiments = Experiments(self.database)
+        self.queue = Queue(self.database)
+        self.searches = Searches(self.database)
         self.gateway_keys = GatewayKeys(self.database)
         self.gateway_objects = GatewayObjects(self.database)
         self.gateway_jobs = GatewayJobs(self.database)
