@@ -14,9 +14,9 @@ from orchestrate import specfile
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
 from orchestrate.keys import is_masked, masked
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.accounts import account_of, is_here
-from orchestrate.tracking.leases import LeaseHeld
-from orchestrate.tracking.queue import PREFIX
+from orchestrate.tracking.database.leases import LeaseHeld
+from orchestrate.tracking.records.queue import PREFIX
+from orchestrate.tracking.submitting.accounts import account_of, is_here
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
 
 _LEASE_S = 30.0
-_AGAIN_S = 60.0
-"""A backend that could not be reached is tried again after so long."""
+_SOON_S = 60.0
 _OPEN = (QueueState.WAITING, QueueState.HELD)
 _GOING = (QueueState.WAITING, QueueState.SUBMITTING)
 
@@ -163,7 +162,7 @@ class QueueServer:
         if known := self._sent(entry):
             return self._moved(entry, QueueState.SUBMITTED, run_id=known.id)
         now = self.ft.store.clock.uptime().seconds
-        if now < self._again.get(entry.provider, 0.0):
+        if now < self._again.get(entry.id, 0.0):
             return None
         try:
             if not self._may_go(entry):
@@ -173,20 +172,31 @@ class QueueServer:
         except _Taken:
             return None
         except OrchestrateError as error:
-            if error.retryable:
-                self._again[entry.provider] = now + _AGAIN_S
-                self.problems.append(f"{entry.id}: {error.message}")
-                return None
-            made = self.ft.store.runs.of_key(_key(entry))
-            if made is None or made.phase in UNSENT:
-                return self._moved(entry, QueueState.HELD, note=error.message)
-            # Refused by its host, or its answer was lost: a run as any other.
-            return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
+            return self._failed(entry, error)
         return self._moved(entry, QueueState.SUBMITTED, run_id=run.id)
 
+    def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
+        made = self.ft.store.runs.of_key(_key(entry, entry.attempt))
+        if error.retryable:
+            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(entry)
+            self.problems.append(f"{entry.id}: {error.message}")
+            if (
+                made is not None and made.phase is SubmitPhase.REFUSED
+            ):  # for good: the next try is another run
+                self.ft.store.queue.change(entry.id, lambda now: replace(now, attempt=entry.attempt + 1))
+            return None
+        if made is None or made.phase in UNSENT:
+            return self._moved(entry, QueueState.HELD, note=error.message)
+        # Refused by its host, or its answer was lost: a run as any other.
+        return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
+
     def _sent(self, entry: QueueEntry) -> Run | None:
-        run = self.ft.store.runs.of_key(_key(entry))
-        return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
+        """Its run. One of an earlier attempt counts too: a host that said no may have made its job."""
+        for attempt in range(entry.attempt + 1):
+            run = self.ft.store.runs.of_key(_key(entry, attempt))
+            if run is not None and run.phase not in {*UNSENT, SubmitPhase.REFUSED}:
+                return run
+        return None
 
     def _submit(self, entry: QueueEntry) -> Run:
         prepared = self.ft.prepare(JobSpec.parse(entry.spec), entry.provider)
@@ -199,7 +209,7 @@ class QueueServer:
             prepared,
             entry.provider,
             max_cost_usd=entry.max_cost_usd,
-            idempotency_key=_key(entry),
+            idempotency_key=_key(entry, entry.attempt),
             again=True,
         ).record
 
@@ -248,9 +258,14 @@ def slots(ft: Orchestrator, provider: str) -> int:
     return ft.settings.queue.get(provider, 1)
 
 
-def _key(entry: QueueEntry) -> str:
+def _key(entry: QueueEntry, attempt: int) -> str:
     """The run's own key: by it a submit that was interrupted is found again, and never made twice."""
-    return f"queue-{entry.id}"
+    return f"queue-{entry.id}" + (f"-{attempt}" if attempt else "")
+
+
+def _again_s(entry: QueueEntry) -> float:
+    """A host that could not be reached is asked again less and less often."""
+    return _SOON_S * 2 ** min(entry.attempt, 5)
 
 
 class _Taken(Exception):

@@ -44,6 +44,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     agreed_usd: Decimal | None = None
     """The high end of the quote that was shown: a dearer one is not submitted. `None`: it had no price."""
     max_cost_usd: Decimal | None = None
+    attempt: int = 0
+    """How many of its runs came to nothing because their host could not be reached."""
     run_id: str | None = None
     note: str | None = None
     made_by: str | None = None
