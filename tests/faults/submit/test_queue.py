@@ -248,6 +248,7 @@ def served_until_killed(shop: Shop, hosts: Any) -> None:
 def test_a_server_killed_in_the_middle_sends_nothing_twice(
     shop: Shop, hosts: Any, path: str, tally: Any
 ) -> None:
+    write_rows(shop.rows, 20 + len(path))  # which the host has not yet
     entry = add(shop)
     hosts.fault("openai", "slow", method="POST", path=path, delay_s=20.0)
     served_until_killed(shop, hosts)
