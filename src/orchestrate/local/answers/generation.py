@@ -1,6 +1,6 @@
 """Asking a model on this machine, base or tuned, from a process that need not have torch.
 
-with Generator("fixtures/models/tiny-chat", adapter=folder) as model:
+with Generator("path/to/base", adapter=folder) as model:
     tuned = model.generate([[Message(role="user", content="Hi")]])
     base = model.generate([[Message(role="user", content="Hi")]], base=True)
 """
@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local import pipe
-from orchestrate.local.model.models import source
+from orchestrate.local.model.files.models import source
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply
 
