@@ -243,7 +243,7 @@ class RunHandle:
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
             return self._here().download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
-        from orchestrate.providers import downloads
+        from orchestrate.providers.files import downloads
 
         folder = models / self.id
         found = downloads.read(folder)
