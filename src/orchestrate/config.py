@@ -28,7 +28,7 @@ from orchestrate.keys import pin_file, read_toml, user_and_machine
 from orchestrate.keys import read_keys as read_keys
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
-from orchestrate.profile import built_in, this_machine
+from orchestrate.profile import built_in, places, this_machine
 
 CONFIG_NAME = "orchestrate.toml"
 NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one
@@ -110,6 +110,8 @@ class Settings:
             options |= {**self.local, **host.options, "allow_grader_code": self.allow_grader_code}
         else:
             options |= host.options
+            if host.kind in places():
+                options |= {"allow_grader_code": self.allow_grader_code}
         return replace(host, options=options, max_download_bytes=self.max_download_bytes)
 
 

@@ -22,6 +22,7 @@ from orchestrate.profile import (
     built_in_folders,
     describe_from,
     described,
+    places,
     plug_ins,
     profile,
 )
@@ -154,6 +155,11 @@ class Hosts(Mapping[str, HostConfig]):
         known = known_profile(name)
         return known is None or known.url is not None
 
+    @property
+    def placed(self) -> list[str]:
+        """Places that the configuration has a table for; the others are known by name."""
+        return [name for name in places() if name in self._tables]
+
     def address(self, name: str) -> str | None:
         """The base URL of a host; its key is not looked for."""
         return self._described(name).base_url
@@ -166,7 +172,7 @@ class Hosts(Mapping[str, HostConfig]):
 
     def __contains__(self, name: object) -> bool:
         known = name in self._tables or name in built_in_folders() or name in plug_ins()
-        return known or name in described()
+        return known or name in described() or name in places()
 
     def __getitem__(self, name: str) -> HostConfig:
         if name not in self._found:
