@@ -18,14 +18,14 @@ from tests.cli.conftest import Cli
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered
 
 from orchestrate import JobSpec, Orchestrator, config
-from orchestrate.commands.schema import AnswersReviewing
+from orchestrate.commands.setup.schema import AnswersReviewing
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview
 from orchestrate.evaluation.review.sheets import Imported
 from orchestrate.service import reviewing
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
 
 ROWS = answered(
