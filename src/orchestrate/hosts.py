@@ -67,6 +67,8 @@ class HostConfig:
     """Of one model; `None` is what its base model is expected to take. From the environment only."""
     url_from_file: bool = False
     """The base URL is one of an `orchestrate.toml`, which may be another's."""
+    own: bool = False
+    """Whether the user says that its machines are his own; from the environment only."""
     management_token: Secret | None = None
     """Of the API that deploys, where it has a login of its own; from the environment only."""
     management_url: str | None = None

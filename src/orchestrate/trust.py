@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
 
 
-_LEADING = {"prices", "depot", "address", "image", "pass_env"}
+_LEADING = {"prices", "usd_per_hour", "depot", "address", "image", "pass_env"}
 """Options of a host that say what is spent, or where data and keys go."""
 
 

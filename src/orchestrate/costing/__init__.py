@@ -26,6 +26,7 @@ from orchestrate.costing.book import (
 )
 from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
 from orchestrate.costing.elsewhere import rents
+from orchestrate.costing.hardware import gpu_memory_gb
 from orchestrate.costing.hours import (
     Answers,
     HourlyRate,
@@ -59,6 +60,7 @@ __all__ = [
     "age_days",
     "base_price",
     "default_base",
+    "gpu_memory_gb",
     "cheapest",
     "own",
     "serving_terms",

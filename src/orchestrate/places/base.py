@@ -112,6 +112,11 @@ class Place(ABC):
     away: bool = True
     """Whether a worker has another disk than this machine."""
 
+    @property
+    def own(self) -> bool:
+        """Whether its machines are certainly the user's own."""
+        return not self.away
+
     def account(self) -> str | None:
         """Whose workers these are; `None` where there is one account only."""
         return None

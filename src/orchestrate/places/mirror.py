@@ -99,8 +99,12 @@ class Reporter:
             here[result] = self.run.path / result
         for name, path in here.items():
             if name not in self._folders and (name == result or (path / "manifest.json").is_file()):
-                self.stored.keep_folder(name, path)
-                self._folders.add(name)
+                try:
+                    self.stored.keep_folder(name, path)
+                except FileNotFoundError:  # the engine has removed it for a newer one
+                    self.stored.drop_folder(name)
+                else:
+                    self._folders.add(name)
         for name in [name for name in self._folders - set(here) if name.startswith("step-")]:
             self.stored.drop_folder(name)
             self._folders.discard(name)

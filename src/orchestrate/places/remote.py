@@ -168,7 +168,9 @@ class Errand:
         """Once more after the end, until that went through."""
         while True:
             last = self._ending.is_set()
-            with suppress(HostUnavailable):
+            with suppress(
+                HostUnavailable, OSError
+            ):  # the next one may go through; without any, the switch ends it
                 if not self._report(ended=last):
                     self._superseded.set()
                     return

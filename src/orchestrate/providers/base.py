@@ -18,8 +18,10 @@ from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
 
 from orchestrate.errors import SpecError, Unsupported
+from orchestrate.hosts import is_loopback
 from orchestrate.providers import accounts
 from orchestrate.types import (
     Account,
@@ -363,6 +365,14 @@ class Provider(ABC):
     def host(self) -> str:
         """Where requests go, for people and for the run record."""
         return self.config.base_url or self.name
+
+    @property
+    def own(self) -> bool:
+        """Whether what is sent stays on the user's own machines: this one, or those that he says are."""
+        loopback = self.config.base_url is not None and is_loopback(
+            urlsplit(self.config.base_url).hostname or ""
+        )
+        return self.config.own or self.profile.near or loopback
 
     @property
     def prices(self) -> str:

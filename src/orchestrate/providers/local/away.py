@@ -183,6 +183,11 @@ class AwayProvider(LocalProvider):
     def lookup(self, spec: JobSpec) -> Lookup:
         return costing.lookup(spec, self.resolve(spec), self.prices, gpu="cpu")
 
+    @property
+    def own(self) -> bool:
+        """With the depot, in which the rows lie."""
+        return self.config.own or (self.place.own and self.place.depot.on_disk)
+
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:

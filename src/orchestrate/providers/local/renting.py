@@ -86,6 +86,10 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
                 "the cheapest for the work of those on which it fits",
             )
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
+    if largest.machine.gpu is None:
+        return largest.machine, "there is no GPU"
+    if largest.plan is not None and largest.plan.fits is None:
+        return largest.machine, "its memory is not known"
     if largest.plan is not None:
         needed = size(largest.plan.total_bytes)
         raise UsageError(
