@@ -362,7 +362,7 @@ class RunHandle:
         self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
     ) -> Evaluation:
         """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
-        the further fields of `orchestrate.service.evaluation.EvaluationOrder`, as `limit` or `on`."""
+        the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
         return self._ft.evaluate([self], test, metrics=metrics, **order)
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:

@@ -27,9 +27,9 @@ from orchestrate.providers.chat import Chat
 from orchestrate.providers.hosted import Wire
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.sandbox.untrained import ANSWER
-from orchestrate.service import recording
-from orchestrate.service.contenders import Contenders
-from orchestrate.service.recording import PreparedRecording, RecordOrder
+from orchestrate.service.evaluation.contenders import Contenders
+from orchestrate.service.migration import recording
+from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.types import Message, Sampling
 
 SHORT = Sampling(max_tokens=16)
