@@ -310,7 +310,7 @@ def _plugged(kind: str) -> Profile:
 
 def not_loaded(kind: str, error: object) -> SetupError:
     found = plug_ins().get(kind) or places().get(kind)
-    point = found if isinstance(found, EntryPoint) else None
+    point = None if isinstance(found, str) else found
     where = f" from {point.dist.name} {point.dist.version}" if point and point.dist else ""
     return SetupError(
         f"the backend {kind!r}{where} could not be loaded: {error}", fix="update or uninstall that package"
