@@ -49,6 +49,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_WORK, "submit", "training.submit:submit", "Start the run on one or more backends. Spends money."),
     (_WORK, "queue", "training.queue:app", "Runs that wait for a place, each submitted once, in order."),
     (_RUNS, "runs", "runs.tracked:runs", "All runs, newest first."),
+    (_RUNS, "ui", "servers.ui:ui", "Runs, money, data and new runs as pages in the browser."),
     (_RUNS, "show", "runs.tracked:show", "One run: status, settings, progress, cost."),
     (_RUNS, "watch", "runs.follow:watch", "Follow runs live until they end."),
     (_RUNS, "events", "runs.tracked:events", "What the host said about a run."),

@@ -81,6 +81,11 @@ class HostConfig:
         return self.type or self.name
 
     @property
+    def near(self) -> bool:
+        """Whether its address is one of this machine."""
+        return self.base_url is not None and is_loopback(urlsplit(self.base_url).hostname or "")
+
+    @property
     def sandbox(self) -> bool:
         return self.api_key is not None and self.api_key.reveal().startswith(SANDBOX_KEY_PREFIX)
 
