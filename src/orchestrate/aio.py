@@ -196,6 +196,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     check = _in_thread(Orchestrator.check)
     quote = _in_thread(Orchestrator.quote)
     submit = _then(Orchestrator.submit, _Threaded[Orchestrator]._run)
+    rerun = _then(Orchestrator.rerun, _Threaded[Orchestrator]._run)
     earlier = _in_thread(Orchestrator.earlier)
     require = _in_thread(Orchestrator.require)
     preflight = _in_thread(Orchestrator.preflight)

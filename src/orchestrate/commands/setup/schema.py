@@ -174,6 +174,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "plan": (list[Translation],),
     "quote": (list[Quote], Quoted),
     "submit": (list[Run],),
+    "rerun": (list[Run],),
     "runs": (list[Run],),
     "show": (RunShown,),
     "watch": (list[Run], Stopped),
