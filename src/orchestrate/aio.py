@@ -203,6 +203,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     run = _then(Orchestrator.run, _Threaded[Orchestrator]._run)
     runs = _then(Orchestrator.runs, _Threaded[Orchestrator]._runs)
     active_runs = _then(Orchestrator.active_runs, _Threaded[Orchestrator]._runs)
+    home_of = _in_thread(Orchestrator.home_of)
     spending = _in_thread(Orchestrator.spending)
     deployments = _then(Orchestrator.deployments, _Threaded[Orchestrator]._deployments)
     sync = _in_thread(Orchestrator.sync)

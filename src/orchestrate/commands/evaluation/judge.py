@@ -28,7 +28,7 @@ from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.service.evaluation import EvaluationOrder, EvaluationPlan
+    from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan
 
 FORMATS = ("table", "md", "html", "csv", "json")
 _TELL_EVERY_S = 5.0
@@ -151,7 +151,7 @@ def evaluate(
     The price and what so many rows can show are told first. Answers are kept: the same command goes on where
     it was interrupted, and asks nothing twice. Exit code 6 when --max-cost is reached.
     """
-    from orchestrate.service.evaluation import PreparedEvaluation, metric_names, require_reports
+    from orchestrate.service.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
         print_json(metric_names()) if json else print_text("\n".join(metric_names()))
@@ -172,7 +172,7 @@ def evaluate(
 
 
 def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
-    from orchestrate.service.evaluation import EvaluationOrder
+    from orchestrate.service.evaluation.held_out import EvaluationOrder
 
     return EvaluationOrder(
         test=rows.test,
@@ -222,7 +222,7 @@ def tell_plan(plan: EvaluationPlan) -> None:
 
 
 def _show(found: Evaluation, decision: Decision, page: Path | None, *, json: bool) -> None:
-    from orchestrate.service.evaluation import report
+    from orchestrate.service.evaluation.held_out import report
 
     whole = report(found)
     for path in filter(None, (page, decision.junit)):

@@ -39,7 +39,7 @@ def rerun(
     submit does. A run of a sandbox is made again in the sandbox.
     """
     from orchestrate import specfile
-    from orchestrate.service.rerun import spec_of
+    from orchestrate.service.training.rerun import spec_of
 
     changes: dict[str, Any] = specfile.parse_settings(settings or [])
     if spending.max_cost is not None:
@@ -55,7 +55,7 @@ def rerun(
 
 
 def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
-    from orchestrate.service.rerun import changed_data
+    from orchestrate.service.training.rerun import changed_data
 
     note(f"run {run.id} once more" + "".join(f", {name}={value}" for name, value in changes.items()))
     if told := changed_data(run, prepared):
