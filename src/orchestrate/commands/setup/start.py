@@ -22,7 +22,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrate.service.starting import Started
+    from orchestrate.service.setup.starting import Started
 
 
 def init(
@@ -42,7 +42,7 @@ def init(
     Example: orchestrate init tickets.csv --for openai,local
     """
     from orchestrate import specfile
-    from orchestrate.service import starting
+    from orchestrate.service.setup import starting
 
     folder = place.parent if place.is_file() else place
     names = [specfile.DEFAULT_NAME, *([] if starting.holds_data(place) else [config.CONFIG_NAME])]
