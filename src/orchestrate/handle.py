@@ -252,6 +252,12 @@ class RunHandle:
             downloads.write(folder, found)
         return found
 
+    def downloaded(self) -> Artifact | None:
+        """What `download` has put into the home folder, by what it wrote down."""
+        from orchestrate.providers.files import downloads
+
+        return downloads.described(self._ft.settings.home / "models" / self.id)
+
     def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
         from orchestrate.tracking.hosting.deployer import Terms

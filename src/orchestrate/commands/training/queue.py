@@ -22,7 +22,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import SpecOptions, by_default, grouped
-from orchestrate.commands.training.submit import SpendingOptions, require_agreement
+from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
 from orchestrate.errors import UsageError
 from orchestrate.service import queueing
 from orchestrate.text import count, limit
@@ -72,12 +72,13 @@ def add(
     """
     if spending.key is not None:
         raise UsageError("an entry of the queue is submitted once by itself; it takes no --idempotency-key")
-    spec = asked.read(max_cost=spending.max_cost)
+    spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)
         ft.require(spec, names)
         prepared = ft.prepare(spec, names)
-        caps = require_agreement(ft, prepared, ft.earlier(prepared, names), spending, strict=strict)
+        how = Carrying(spending, strict, watch=False, json=json)
+        caps = require_agreement(ft, prepared, ft.earlier(prepared, names), how)
         made = [
             queueing.add(
                 ft, prepared, name, after=place.after or (), max_cost_usd=caps.get(name), first=place.first

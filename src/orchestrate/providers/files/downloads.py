@@ -17,9 +17,8 @@ def read(folder: Path) -> Artifact | None:
 
     A folder that is damaged or was never finished is cleared away, so that it can be fetched again.
     """
-    try:
-        artifact = Artifact.from_json(_description(folder).read_bytes())
-    except (OSError, msgspec.MsgspecError):
+    artifact = described(folder)
+    if artifact is None:
         shutil.rmtree(folder, ignore_errors=True)
         return None
     with suppress(OSError):
@@ -28,6 +27,14 @@ def read(folder: Path) -> Artifact | None:
     _description(folder).unlink()
     shutil.rmtree(folder)
     return None
+
+
+def described(folder: Path) -> Artifact | None:
+    """The model as it was written down when it was whole; its files are not looked at."""
+    try:
+        return Artifact.from_json(_description(folder).read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def write(folder: Path, artifact: Artifact) -> None:
