@@ -177,8 +177,8 @@ def routes(site: Site) -> list[Route]:
         )
 
     def submit(request: Request, form: Form) -> str:
-        """A form that is sent twice makes one run: the second time it is the same as one that there is, or, where
-        another was agreed to, it has the first one's key."""
+        """A form that is sent twice makes one run: the second time it is the same as one that there is, or,
+        where another was agreed to, it has the first one's key."""
         try:
             spec = JobSpec.parse(json.loads(first(form, "spec")))
         except ValueError as error:
