@@ -73,7 +73,9 @@ from orchestrate.types import (
     Quote,
     Reply,
     Run,
+    Search,
     Translation,
+    Trial,
 )
 
 
@@ -175,6 +177,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "plan": (list[Translation],),
     "quote": (list[Quote], Quoted),
     "submit": (list[Run],),
+    "sweep": (list[Trial], list[Search]),
     "queue add": (list[QueueEntry],),
     "queue ls": (list[QueueEntry],),
     "queue rm": (list[QueueEntry],),
