@@ -243,7 +243,7 @@ class RunHandle:
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
             return self._here().download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
-        from orchestrate.providers import downloads
+        from orchestrate.providers.files import downloads
 
         folder = models / self.id
         found = downloads.read(folder)
@@ -251,6 +251,12 @@ class RunHandle:
             found = self._here().download(self.record.handle, folder, progress=progress)
             downloads.write(folder, found)
         return found
+
+    def downloaded(self) -> Artifact | None:
+        """What `download` has put into the home folder, by what it wrote down."""
+        from orchestrate.providers import downloads
+
+        return downloads.described(self._ft.settings.home / "models" / self.id)
 
     def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options; `None` when it is not known."""

@@ -44,7 +44,7 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
     drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
         f'<p class="when">{escape(scores.what_was_asked(one))}</p>',
-        "".join(_verdict(v) for v in one.verdicts),
+        verdicts(one),
         table(scores.SCORE_HEAD, scores.score_rows(one)),
         *drawn,
         quality([one]) if charted else "",
@@ -58,6 +58,10 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
     if one.notes:
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in one.notes) + "</ul>")
     return "\n".join(part for part in parts if part)
+
+
+def verdicts(one: Evaluation) -> str:
+    return "".join(_verdict(v) for v in one.verdicts)
 
 
 def _verdict(v: Verdict) -> str:

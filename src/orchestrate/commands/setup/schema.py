@@ -10,6 +10,7 @@ import typer
 from orchestrate.commands.evaluation.ab import ABListed, ABServing, Sized
 from orchestrate.commands.servers.gateway import GatewayShown, KeyMade, KeyShown
 from orchestrate.commands.servers.serve import Added, Serving
+from orchestrate.commands.servers.ui import UiShown
 from orchestrate.commands.terminal.console import ErrorLine, print_json
 from orchestrate.errors import UsageError
 from orchestrate.service.records import (
@@ -177,6 +178,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "plan": (list[Translation],),
     "quote": (list[Quote], Quoted),
     "submit": (list[Run],),
+    "rerun": (list[Run],),
     "sweep": (list[Trial], list[Search]),
     "queue add": (list[QueueEntry],),
     "queue ls": (list[QueueEntry],),
@@ -217,6 +219,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "ab stop": (ExperimentReport,),
     "ab size": (Sized,),
     "gateway": (GatewayShown,),
+    "ui": (UiShown,),
     "gateway keys add": (KeyMade,),
     "gateway keys ls": (list[KeyShown],),
     "gateway log": (list[AuditEntry],),

@@ -17,8 +17,8 @@ from orchestrate.errors import UsageError
 from orchestrate.files import locked
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
-from orchestrate.providers.chat import chat_with
-from orchestrate.providers.endpoints import addressed, configured
+from orchestrate.providers.chat.completions import chat_with
+from orchestrate.providers.chat.endpoints import addressed, configured
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings

@@ -26,7 +26,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     records = [_record(ft, run) for run in runs]
     metrics = {r.id: ft.store.history.metrics(r.id) for r in records}
     evaluations = {r.id: ft.evaluations(r.id) for r in records}
-    sent = {r.id: found for r in records if (found := _sent(ft, r)) is not None}
+    translated = {r.id: found for r in records if (found := sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
     probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
@@ -34,7 +34,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
         records,
         metrics,
         evaluations,
-        sent,
+        translated,
         between=_between([r.id for r in records], newest),
         answers=answers,
         regressions=probed,
@@ -104,7 +104,7 @@ def _record(ft: Orchestrator, run: RunHandle | Run | str) -> Run:
     return ft.store.runs.get(run) if isinstance(run, str) else run
 
 
-def _sent(ft: Orchestrator, run: Run) -> Translation | None:
+def sent(ft: Orchestrator, run: Run) -> Translation | None:
     """What a run's settings became; `None` when its backend can no longer be made or tell."""
     try:
         return ft.provider(run.provider).translate(JobSpec.parse(run.spec))

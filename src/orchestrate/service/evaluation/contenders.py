@@ -16,17 +16,17 @@ from orchestrate import tuned as models
 from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
 from orchestrate.costing.lines import MTOK
-from orchestrate.costing.serving import token_rates
+from orchestrate.costing.serving.ways import token_rates
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
 from orchestrate.migration import recordings
 from orchestrate.profile import this_machine
-from orchestrate.providers.chat import Chat, chat_with
-from orchestrate.providers.clients import connect, wire_of
-from orchestrate.providers.endpoints import model_at
-from orchestrate.providers.hosted import Retry
-from orchestrate.providers.streaming import Timed
+from orchestrate.providers.calls.clients import connect, wire_of
+from orchestrate.providers.calls.hosted import Retry
+from orchestrate.providers.chat.completions import Chat, chat_with
+from orchestrate.providers.chat.endpoints import model_at
+from orchestrate.providers.chat.streaming import Timed
 from orchestrate.spec import JobSpec
 from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
 

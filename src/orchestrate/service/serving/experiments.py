@@ -20,8 +20,8 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.hosts import is_loopback
 from orchestrate.keys import Secret
 from orchestrate.profile import this_machine
-from orchestrate.providers.chat import at_chat
-from orchestrate.providers.endpoints import model_at
+from orchestrate.providers.chat.completions import at_chat
+from orchestrate.providers.chat.endpoints import model_at
 from orchestrate.reports import experiments as pages
 from orchestrate.service.serving import tuned as serving
 from orchestrate.serving.server import keys

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import tuned as models
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.calls.hosted import Wire
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.forms import Options as Options
