@@ -256,7 +256,7 @@ def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     words = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it is: "
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
-        words += f"{count(len(close), 'other')} lie within its interval. "
+        words += f"within its interval: {count(len(close), 'other')}; "
     return words + f"prove it on other rows: orchestrate eval {first.run_id} --test FILE"
 
 
