@@ -72,7 +72,7 @@ def add(
     """
     if spending.key is not None:
         raise UsageError("an entry of the queue is submitted once by itself; it takes no --idempotency-key")
-    spec = asked.read(max_cost=spending.max_cost)
+    spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)
         ft.require(spec, names)
