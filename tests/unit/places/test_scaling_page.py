@@ -28,8 +28,8 @@ def test_by_hand() -> None:
 
 
 def test_published_figures() -> None:
-    """Weights of 70B in 4 bits: 35.3 GB at least, as each NF4 weight has 4 bits and its constants 0.127
-    more (QLoRA, section 3). Full training with Adam in 32 bits: 16 bytes for each parameter (ZeRO, section 3.1)."""
+    """Weights of 70B in 4 bits: 35.3 GB at least, as each has 4 bits and its constants 0.127 more (QLoRA,
+    section 3). Training all with Adam in 32 bits: 16 bytes for each parameter (ZeRO, section 3.1)."""
     frozen = scaling.plan("70B", "qlora", "H100").parts["weights"]
     assert 70.6e9 / 2 < frozen < 1.25 * 70.6e9 * 4.127 / 8
     whole = scaling.plan("8B", "full", "H200")

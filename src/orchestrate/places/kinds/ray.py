@@ -150,7 +150,8 @@ class RayJobs(AwayPlace):
     def find(self, ref: str | None = None) -> list[Placed]:
         with self._asked():
             jobs: list[Any] = [job for job in self._jobs.list_jobs() if job.submission_id]
-        refs: list[str] = [str((job.metadata or {}).get(REF, "")) for job in jobs]
+        told: list[dict[str, str]] = [job.metadata or {} for job in jobs]
+        refs = [one.get(REF, "") for one in told]
         ours = [(job, mine) for job, mine in zip(jobs, refs, strict=True) if mine and ref in (None, mine)]
         return newest_first(_placed(job, mine) for job, mine in ours)
 
