@@ -24,10 +24,14 @@ from orchestrate.types import Record
 CPU_THREAD_OPERATIONS = 6e10
 """Per second and thread, in a step of the tiny model: seen on a server core of 2023 with AVX-512, 6-13e10."""
 GPU_OPERATIONS = {
+    "B300": 9e14,
+    "B200": 9e14,
     "H200": 4e14,
     "H100": 3.5e14,
     "A100": 1.4e14,
     "L40S": 1.2e14,
+    "PRO 6000": 1.8e14,
+    "5090": 8e13,
     "4090": 7e13,
     "3090": 3e13,
     "A10": 4e13,

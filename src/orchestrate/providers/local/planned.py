@@ -102,7 +102,8 @@ class PlannedProvider(Provider):
         )
         speed, hourly = self._speed(kind, body), self._hourly(body, rates)
         if hourly is None:
-            return Quote(provider=self.name, model=translation.model, unavailable=NO_PRICE)
+            reason = next((row.rule for row in translation.refused if row.rule), NO_PRICE)
+            return Quote(provider=self.name, model=translation.model, unavailable=reason)
         return costing.quote_hours_job(
             costing.Work(self.name, self.profile, spec, data, translation, resolved),
             speed=costing.Speed(
