@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
@@ -13,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrate.tracking.gateway.objects import NoSuchPlace
 from orchestrate.types import GatewayKey
 from orchestrate.wire.bodies import HostError
+from orchestrate.wire.openai.pages import no_place
 
 MAX_JSON = 8 << 20
 """Bytes of a body that is no file."""
@@ -34,17 +37,34 @@ class Call:
         return self.key.project
 
     def path(self, name: str) -> str:
-        return str(self.request.path_params[name])
+        """Raises `HostError` 404 for what can be no id: Postgres has no character 0."""
+        value = str(self.request.path_params[name])
+        if "\0" in value:
+            raise HostError(404, "there is nothing under this name", param=name, code="not_found")
+        return value
 
     def query(self, name: str) -> str | None:
-        """An empty one is as none."""
-        return self.request.query_params.get(name) or None
+        """An empty one is as none. Raises `HostError` 422 for what can be no id."""
+        value = self.request.query_params.get(name) or None
+        if value is not None and "\0" in value:
+            raise HostError(422, f"Invalid value for '{name}': {value!r}", param=name)
+        return value
 
     def about(self, id: str) -> None:
         self.request.state.subject = id
 
 
 Act = Callable[[Call], Any]
+
+
+@contextmanager
+def placed() -> Generator[None]:
+    """A list behind an id that is not in it is refused: an empty one would say that there is nothing more.
+    Raises `HostError` 404."""
+    try:
+        yield
+    except NoSuchPlace as error:
+        raise no_place(str(error)) from error
 
 
 def key_of(request: Request) -> GatewayKey:

@@ -12,9 +12,9 @@ from starlette.routing import BaseRoute
 
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.gateway import asking, showing, terms
-from orchestrate.gateway.calls import Call, endpoint, retries
+from orchestrate.gateway.calls import Call, endpoint, placed, retries
 from orchestrate.gateway.files import Files
-from orchestrate.gateway.refusals import no_job, no_model, refusal_of, wrong_state
+from orchestrate.gateway.refusals import no_file, no_job, no_model, refusal_of, wrong_state
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.handle import RunHandle
 from orchestrate.text import count, money
@@ -77,6 +77,7 @@ class Jobs:
             project=call.project,
             created_at=self._ft.store.clock.now(),
             asked=call.body,
+            untuned=name,
             tuned=f"ft:{name}:{self._terms.organization}:{asked.suffix or ''}:{id[-8:]}",
             backend=backend,
             spec=wish.spec.asked(),
@@ -85,7 +86,7 @@ class Jobs:
             notes=(*wish.notes, _quoted(prepared, backend)),
         )
         self._reached("before-taken")
-        job, new = self._jobs.take(job, request, lambda use: self._allow(call, use, job))
+        job, new = self._jobs.take(job, request, lambda use: self._allow(call, asked, use, job))
         self._reached("after-taken")
         if new:
             self._submitting.take(job, prepared)
@@ -94,7 +95,7 @@ class Jobs:
     def _wish(self, call: Call, asked: CreateJob) -> tuple[asking.Wish, str, tuple[str, ...], str]:
         """What is to be trained, on which backend, on which contents, and the model's own name."""
         earlier = self._earlier(call, asked.model) if asked.model.startswith("ft:") else None
-        name = earlier.tuned.split(":")[1] if earlier else asked.model
+        name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
         target = terms.target_of(name, self._terms.models, call.key)
         if target is None or (call.key.models and name not in call.key.models):
@@ -143,8 +144,12 @@ class Jobs:
             raise refusal_of(error) from error
         return prepared
 
-    def _allow(self, call: Call, use: Use, job: GatewayJob) -> None:
-        """Raises `HostError` above a limit of the key."""
+    def _allow(self, call: Call, asked: CreateJob, use: Use, job: GatewayJob) -> None:
+        """Raises `HostError` above a limit of the key, and when a file was deleted just now."""
+        named = zip(job.files, (asked.training_file, asked.validation_file), strict=False)
+        for sha256, id in named:
+            if not self._files.contents.path(sha256).is_file():
+                raise no_file(str(id), "training_file" if id == asked.training_file else "validation_file")
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             told = (
@@ -184,7 +189,10 @@ class Jobs:
     def listed(self, call: Call) -> Any:
         limit = number(call.request, "limit", 20, 1, 100)
         metadata = metadata_filter(call.request)
-        found = self._jobs.listed(call.project, after=call.query("after"), limit=limit + 1, metadata=metadata)
+        with placed():
+            found = self._jobs.listed(
+                call.project, after=call.query("after"), limit=limit + 1, metadata=metadata
+            )
         runs = {run.id: run for run in self._ft.store.runs.of_ids(j.run_id for j in found if j.run_id)}
         shown = [
             showing.job_body(job, runs.get(job.run_id or ""), self._terms.organization)
@@ -218,7 +226,7 @@ class Jobs:
             self._ft.provider(run.provider).require(Feature.CANCEL)
         job = self._jobs.change(job.id, lambda job: replace(job, cancel_asked=True))
         if run is not None and not run.status.terminal:
-            run = RunHandle(self._ft, run).cancel()
+            run = self._submitting.cancel(job, run)
         return self._answer(call, job, run)
 
     def pause(self, call: Call) -> Any:

@@ -21,6 +21,7 @@ from orchestrate.tracking import schema
 from orchestrate.tracking.budget import one_at_a_time
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
+from orchestrate.tracking.gateway.objects import NoSuchPlace
 from orchestrate.types import GatewayJob, SubmitPhase
 
 WINDOW = timedelta(hours=1)
@@ -159,16 +160,17 @@ class GatewayJobs:
         limit: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[GatewayJob]:
-        """Newest first; none behind an `after` that is not there."""
+        """Newest first, those behind the id `after`. Raises `NoSuchPlace`."""
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
         query = query.order_by(table.c.at.desc(), table.c.id.desc())
         found: list[GatewayJob] = []
         with self._db.reading() as connection:
             if after is not None:
-                at = connection.execute(select(table.c.at).where(table.c.id == after)).scalar()
+                place = select(table.c.at).where(table.c.id == after, table.c.project == project)
+                at = connection.execute(place).scalar()
                 if at is None:
-                    return []
+                    raise NoSuchPlace(after)
                 query = query.where(or_(table.c.at < at, and_(table.c.at == at, table.c.id < after)))
             for row in connection.execute(query if metadata else query.limit(limit)).scalars():
                 job = GatewayJob.from_json(row)
@@ -185,10 +187,6 @@ class GatewayJobs:
         query = select(table.c.record).where(table.c.open).order_by(table.c.at)
         with self._db.reading() as connection:
             return [GatewayJob.from_json(row) for row in connection.execute(query).scalars()]
-
-    def trains_on(self, sha256: str) -> bool:
-        """Whether a job that has not ended needs this content."""
-        return any(sha256 in job.files for job in self.unended())
 
     def change(self, id: str, change: Callable[[GatewayJob], GatewayJob]) -> GatewayJob:
         """In one transaction: `change` sees the job as it is now. Raises `KeyError`."""

@@ -16,6 +16,8 @@ from orchestrate.tracking.database import Database
 from orchestrate.types import AuditEntry, GatewayKey
 
 PREFIX = "orc-gw-"
+MOST_KEYLESS = 10_000
+"""Refused requests without a key that are kept."""
 
 
 class GatewayKeys:
@@ -88,6 +90,15 @@ class GatewayKeys:
             query = query.where(table.c.key == key)
         with self._db.reading() as connection:
             return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
+
+    def sweep(self) -> None:
+        """Whoever has no key cannot make the log longer than this."""
+        table = schema.gateway_audit
+        keyless = select(table.c.seq).where(table.c.key == "").order_by(table.c.seq.desc())
+        with self._db.writing() as connection:
+            oldest = connection.execute(keyless.offset(MOST_KEYLESS).limit(1)).scalar()
+            if oldest is not None:
+                connection.execute(table.delete().where(table.c.key == "", table.c.seq <= oldest))
 
 
 def hashed(key: str) -> str:
