@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from orchestrate import JobSpec, config
-from orchestrate.commands import spending as view
-from orchestrate.commands.live import panel
+from orchestrate.commands.runs.tracked import spending as view
+from orchestrate.commands.terminal.live import panel
 from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
 

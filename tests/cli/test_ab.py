@@ -20,7 +20,7 @@ from tests.cli.conftest import Cli
 from tests.paths import ROOT
 from tests.unit.ab.models import Model, model
 
-from orchestrate.commands.schema import of
+from orchestrate.commands.setup.schema import of
 from orchestrate.web.server import free_port
 
 PAGE = (ROOT / "docs" / "ab.md").read_text()

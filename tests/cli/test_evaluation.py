@@ -13,7 +13,7 @@ import pytest
 from tests.chat_host import ChatHost, chat_host
 from tests.cli.conftest import Cli
 
-from orchestrate.commands.schema import of
+from orchestrate.commands.setup.schema import of
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script> ]]> &amp; | `x` \u202e" + "A" * 1_000_000
 

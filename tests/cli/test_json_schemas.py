@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 from orchestrate.cli import COMMANDS, LazyCommand
-from orchestrate.commands.schema import OUTPUTS, of
+from orchestrate.commands.setup.schema import OUTPUTS, of
 
 ROWS = [
     [{"role": "user", "content": f"q{i % 9}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(30)

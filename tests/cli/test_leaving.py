@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.unit.migration.conftest import chat_rows
 
-from orchestrate.commands.schema import of
+from orchestrate.commands.setup.schema import of
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox

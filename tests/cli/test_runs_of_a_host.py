@@ -13,7 +13,7 @@ from tests import command
 from tests.cli.conftest import Cli
 from tests.cli.terminals import Terminal, until
 
-from orchestrate.commands.schema import of
+from orchestrate.commands.setup.schema import of
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 

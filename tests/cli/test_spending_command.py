@@ -19,7 +19,7 @@ from tests.cli.conftest import Cli
 from tests.scripted_host import scripted_host
 
 from orchestrate import config
-from orchestrate.commands.schema import of
+from orchestrate.commands.setup.schema import of
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox

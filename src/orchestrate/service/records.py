@@ -1,4 +1,4 @@
-"""The records of other rooms that answers to commands consist of; `commands.schema` describes them."""
+"""The records of other rooms that answers to commands consist of; `commands.setup.schema` describes them."""
 
 from orchestrate.ab.outcomes import OutcomesTaken as OutcomesTaken
 from orchestrate.catalog import Model as Model

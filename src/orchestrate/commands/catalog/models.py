@@ -1,0 +1,156 @@
+"""models: base models, their names on each backend, their limits and their end dates."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from orchestrate import days
+from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.terminal.options import by_default
+from orchestrate.errors import UsageError
+from orchestrate.profile import this_machine
+from orchestrate.service import models
+from orchestrate.service.models import HostModel, Model
+
+app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
+
+ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only those it can tune.")]
+
+
+@app.command("list", hidden=True)
+@app.command()
+def search(
+    query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,
+    provider: ProviderFilter = None,
+    json: Json = False,
+) -> None:
+    """Models whose names hold all the words; all of them without words."""
+    found = models.search(" ".join(query or []), provider)
+    if json:
+        print_json([_with_ids(m) for m in found])
+        return
+    if not found:
+        where = f" on {provider}" if provider else ""
+        raise UsageError(
+            f"no model matches {' '.join(query or [])!r}{where}", fix="orchestrate models  lists all"
+        )
+    today = days.today()
+    shown = table("model", "size", "context", "tuned on", "ends", right=("size", "context"))
+    for m in found:
+        shown.add_row(m.name, _size(m), f"{m.context:,}" if m.context else "-", _places(m), _ends(m, today))
+    out.print(shown)
+    note("? not confirmed as tunable there; orchestrate models show NAME has ids, limits and sources")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Canonical name, hub id or a host's id.")],
+    json: Json = False,
+) -> None:
+    """One model: its ids, methods, limits, end dates and where each is known from."""
+    model = models.find(name)
+    if json:
+        print_json(_with_ids(model))
+        return
+    hub = f"  hub: {model.hub}" if model.hub else ""
+    out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
+    if told := _told(model):
+        out.print(told)
+    today = days.today()
+    shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
+    for provider in [*model.hosts, *([this_machine().kind] if model.open else [])]:
+        host = model.on(provider)
+        if host is not None:
+            shown.add_row(
+                provider, host.id, *_limits(host), "; ".join([host.note] if host.note else host.sources)
+            )
+    out.print(shown)
+    for provider, host in model.hosts.items():
+        if warning := models.shutdown_warning(model, provider, today):
+            out.print(warning, style="yellow")
+        if host.successor:
+            out.print(f"{provider} names {host.successor} as its replacement")
+
+
+@app.command()
+def refresh(
+    context: typer.Context,
+    provider: Annotated[
+        str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")
+    ] = "all",
+    json: Json = False,
+) -> None:
+    """Ask the hosts which models they tune, with limits and end dates, and show what differs from the
+    catalog. Changes nothing."""
+    with orchestrator(context) as ft:
+        found = ft.model_changes(provider)
+    if json:
+        print_json(found)
+    else:
+        shown = table("backend", "model", "field", "catalog", "host")
+        for change in found.changes:
+            shown.add_row(
+                change.provider, change.model, change.field, change.ours or "-", change.theirs or "-"
+            )
+        if found.changes:
+            out.print(shown)
+        else:
+            note("the catalog agrees with every host that was asked")
+        for name, reason in found.skipped.items():
+            note(f"{name} was not asked: {reason}")
+    if found.skipped and not found.changes:
+        raise typer.Exit(4)
+
+
+def _with_ids(model: Model) -> dict[str, Any]:
+    return model.to_dict() | {"ids": model.ids}
+
+
+def _size(model: Model) -> str:
+    if model.params_b is None:
+        return "-"
+    active = f" ({model.active_params_b:g}B active)" if model.active_params_b else ""
+    return f"{model.params_b:g}B{active}"
+
+
+def _told(model: Model) -> str:
+    """What is known of an open model itself."""
+    if not model.open:
+        return ""
+    facts = {
+        "licence": model.licence,
+        "context": f"{model.context:,}" if model.context else None,
+        "tokenizer": model.tokenizer,
+        "chat template": model.template,
+        "weights": model.precision,
+    }
+    lines = ["  ".join(f"{name}: {value or 'not known'}" for name, value in facts.items())]
+    if model.note:
+        lines.append(model.note)
+    if model.sources:
+        lines.append(f"from {'; '.join(model.sources)}")
+    return "\n".join(lines)
+
+
+def _places(model: Model) -> str:
+    marks = {"yes": "", "unconfirmed": "?", "no": " (closed)"}
+    places = [f"{name}{marks[host.tunable]}" for name, host in model.hosts.items()]
+    return ", ".join([*places, *([this_machine().kind] if model.open else [])])
+
+
+def _ends(model: Model, today: date) -> Text:
+    dates = [host.shutdown for host in model.hosts.values() if host.shutdown]
+    if not dates:
+        return Text()
+    end = min(dates)
+    return Text(f"ended {end}", "red") if end < today else Text(str(end), "yellow")
+
+
+def _limits(host: HostModel) -> tuple[str, ...]:
+    context = "/".join(f"{n:,}" for n in dict.fromkeys(host.context)) if host.context else "-"
+    rank = str(host.max_rank) if host.max_rank else "-"
+    return ", ".join(host.methods), ", ".join(host.adapters), context, rank, host.tunable

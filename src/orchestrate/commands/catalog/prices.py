@@ -1,0 +1,248 @@
+"""prices: what is known of each price, from where, and how old it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from orchestrate import days
+from orchestrate.commands.terminal.console import SANDBOX, Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.terminal.options import by_default
+from orchestrate.commands.terminal.rates import RateOpt, with_flags
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.quoting import (
+    Accuracy,
+    Rate,
+    RateBook,
+    Reconciliation,
+    built_in,
+    clashes,
+    current,
+    load,
+    prices_of,
+)
+from orchestrate.text import count, money
+
+_NONE_YET = "no run has both a quote and a final bill yet"
+
+app = typer.Typer(cls=by_default("list"), help="Prices, their sources and their age.")
+
+ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only of this provider.")]
+
+
+def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
+    """The rates of this command line: built in, then `rates.yaml` of the home and of the project, then
+    `--rate`."""
+    with orchestrator(context) as ft:
+        return with_flags(ft.rates, flags)
+
+
+@app.command("list")
+def list_prices(
+    context: typer.Context,
+    provider: ProviderFilter = None,
+    method: Annotated[str | None, typer.Option(help="sft_lora, dpo_lora, deployment, gpu_rental ...")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those that concern this model.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Only hours of a GPU whose name holds this: H100.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Ended and superseded prices too.")] = False,
+    rate: RateOpt = None,
+    json: Json = False,
+) -> None:
+    """Prices in force today. Without a provider, method, model or GPU: how many of each kind there are, and
+    their range."""
+    book = book_of(context, rate)
+    today = days.today()
+    shown = book if all else current(book, today)
+    if model is not None:
+        concerned = prices_of(book, model, today)[1]
+        shown = [r for r in shown if r in concerned]
+    found = [
+        r
+        for r in shown
+        if (provider is None or r.provider == provider)
+        and (method is None or method in r.methods)
+        and (gpu is None or (r.gpu is not None and gpu.lower() in r.gpu.lower()))
+    ]
+    if not found:
+        raise UsageError(
+            "no price matches", fix="orchestrate prices list  without options shows providers and methods"
+        )
+    if json or all or any(f is not None for f in (provider, method, model, gpu, rate)):
+        _print(found, json=json)
+    else:
+        _print_kinds(found)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model, as in orchestrate models.")],
+    rate: RateOpt = None,
+    json: Json = False,
+) -> None:
+    """Every price that concerns one model, on each backend that tunes it."""
+    entry, found = prices_of(book_of(context, rate), model, days.today())
+    if not found:
+        raise UsageError(
+            f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
+        )
+    _print(found, json=json)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    older_than: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Allowed age of a price.")] = 60,
+    provider: ProviderFilter = None,
+    json: Json = False,
+) -> None:
+    """Prices in force that were last checked too long ago, oldest first. Exit code 1 when there are any."""
+    today = days.today()
+    stale = [
+        r
+        for r in current(book_of(context), today)
+        if (today - r.last_checked).days > older_than and (provider is None or r.provider == provider)
+    ]
+    stale.sort(key=lambda r: r.last_checked)
+    if json or stale:
+        _print(stale, json=json)
+    if stale:
+        note(f"{count(len(stale), 'price')} last checked more than {count(older_than, 'day')} ago")
+        raise typer.Exit(1)
+    note(f"every price in force was checked within {count(older_than, 'day')}")
+
+
+@app.command()
+def validate(
+    file: Annotated[list[Path] | None, typer.Argument(help="Default: the package's own.")] = None,
+) -> None:
+    """For contributors: is each rate file well-formed, sourced, with one unit per rate, and appended to, not
+    edited?"""
+    problems: list[str] = []
+    for path in file or []:
+        try:
+            problems += [f"{path}: {text}" for text in clashes(load(path))]
+        except OrchestrateError as error:
+            problems.append(str(error))
+    if not file:
+        problems += clashes(list(built_in()))
+    for text in problems:
+        out.print(text, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    note("no mistakes found")
+
+
+@app.command()
+def accuracy(
+    context: typer.Context,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Each run's quote and bill, by component, instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """How far quotes were from bills, over all runs of this store that succeeded."""
+    from orchestrate.quoting import accuracy as measured
+
+    with orchestrator(context) as ft:
+        found = measured(ft.store.runs.matching())
+        kept = ft.store.history.reconciliations() if runs else []
+    if runs:
+        _print_reconciliations(kept, json=json)
+        return
+    if json:
+        print_json(found)
+        return
+    if not found:
+        note(_NONE_YET)
+        return
+    _print_accuracy(found)
+
+
+def _print_kinds(rates: list[Rate]) -> None:
+    kinds: dict[tuple[str, str, str], list[Rate]] = {}
+    for r in rates:
+        kinds.setdefault((r.provider, ", ".join(r.methods), r.unit.removeprefix("usd_")), []).append(r)
+    shown = table("provider", "method", "unit", "prices", "USD", "checked", right=("prices", "USD"))
+    for (provider, methods, unit), found in sorted(kinds.items()):
+        least, most = min(r.usd for r in found), max(r.usd_max or r.usd for r in found)
+        span = f"{least:f}" if least == most else f"{least:f} to {most:f}"
+        shown.add_row(provider, methods, unit, str(len(found)), span, f"{min(r.last_checked for r in found)}")
+    out.print(shown)
+    note("--provider, --method, --model or --gpu shows each with its source; --all ended ones too")
+
+
+def _print(rates: list[Rate], *, json: bool) -> None:
+    if json:
+        print_json(rates)
+        return
+    today = days.today()
+    shown = table(
+        "provider", "method", "for", "USD", "unit", "since", "age", "known", "source", right=("USD", "age")
+    )
+    for r in sorted(rates, key=lambda r: (r.provider, r.methods, r.applies_to, r.start)):
+        price = f"{r.usd:f} to {r.usd_max:f}" if r.usd_max is not None else f"{r.usd:f}"
+        shown.add_row(
+            r.provider,
+            ", ".join(r.methods),
+            r.applies_to,
+            price,
+            r.unit.removeprefix("usd_"),
+            r.start.isoformat(),
+            f"{(today - r.last_checked).days} d",
+            r.confidence.value,
+            r.source,
+        )
+    out.print(shown)
+
+
+def _print_reconciliations(found: list[Reconciliation], *, json: bool) -> None:
+    if json:
+        print_json(found)
+        return
+    if not found:
+        note(_NONE_YET)
+        return
+    shown = table(
+        "run", "backend", "component", "quoted", "billed", "error", "", "billed by",
+        right=("quoted", "billed", "error"),
+    )  # fmt: skip
+    for r in found:
+        for d in (*r.components, r.total):
+            shown.add_row(
+                r.run_id,
+                r.provider,
+                d.component,
+                money(d.quoted_usd),
+                money(d.billed_usd),
+                "-" if d.relative is None else f"{d.relative:+.1%}",
+                "within the quote's range" if d.within_band else "outside the quote's range",
+                r.origin,
+            )
+    out.print(shown)
+
+
+def _print_accuracy(found: list[Accuracy]) -> None:
+    shown = table(
+        "backend", "runs", "median error", "worst", "bias", "within band", "quoted", "billed",
+        right=("runs", "median error", "worst", "bias", "within band", "quoted", "billed"),
+    )  # fmt: skip
+    for a in found:
+        shown.add_row(
+            Text.assemble(a.provider, " ", SANDBOX) if a.sandbox else a.provider,
+            str(a.runs),
+            _percent(a.median_relative),
+            _percent(a.worst_relative),
+            "-" if a.bias is None else f"{a.bias:+.1%}",
+            f"{a.within_band} of {a.runs}",
+            money(a.quoted_usd),
+            money(a.billed_usd),
+        )
+    out.print(shown)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,1 @@
+"""Training data in files, and records of what a model answered."""

@@ -1,0 +1,269 @@
+"""data convert, data split and data dedupe: the rows of a file written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from orchestrate.commands.data.options import (
+    FileArg,
+    IgnoreOpt,
+    MapOpt,
+    OutputOpt,
+    Reading,
+    WorkersOpt,
+    columns_read,
+    engine,
+    progress_bar,
+)
+from orchestrate.commands.data.views import note_rewritten
+from orchestrate.commands.terminal.console import Json, note, out, print_json, settings_of, table
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import MissingExtra, UsageError
+from orchestrate.text import count
+from orchestrate.types import Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """How rows of one message each become conversations."""
+
+    thread: Annotated[
+        str | None,
+        typer.Option("--thread", metavar="COLUMN", help="Join rows of one message by this column."),
+    ] = None
+    role: Annotated[
+        str | None, typer.Option("--role", metavar="COLUMN", help="Who says it: a role, a name, an address.")
+    ] = None
+    assistant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assistant", metavar="VALUE", help="Whose messages are answers; * stands for anything."
+        ),
+    ] = None
+    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="What is said.")] = None
+    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When it is said.")] = None
+
+
+@grouped
+def convert(
+    context: typer.Context,
+    file: FileArg,
+    *,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, parquet, or "
+            "unpaired: two rows of each preference pair."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Where to write; packed if it ends in .gz or .zst. - is standard output.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Write what the format can hold, and say what is lost.")
+    ] = False,
+    messages: Messages,
+    reading: Reading,
+    json: Json = False,
+) -> None:
+    """Rows in another format: without loss, or not at all unless --allow-loss. Tickets and mails, with one
+    message a row, become conversations: --thread, --role, --assistant."""
+    from orchestrate.service import data
+
+    format = data.format_of(settings_of(context), to)
+    ending = "parquet" if to == "parquet" else "jsonl"
+    target = output or data.beside(file, f"{to}.{ending}")
+    if json and data.is_stdout(target):
+        raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
+    with (
+        _conversations(file, messages, reading.ignored or ()) as joined,
+        engine(reading.engine, reading.workers),
+        progress_bar("converting") as progress,
+    ):
+        report = data.convert(
+            joined,
+            format,
+            target,
+            allow_loss=allow_loss,
+            columns=columns_read(reading.columns, reading.ignored),
+            workers=reading.workers,
+            progress=progress,
+        )
+    if json:
+        print_json(report)
+        return
+    for loss in report.losses:
+        note(f"{'lost' if loss.severity is Severity.ERROR else loss.severity}: {loss.message}")
+    tell = note if data.is_stdout(target) else out.print
+    tell(f"{report.output}: {count(report.written, 'row')}, {report.left_out:,} left out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """How the rows are shared out."""
+
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    stratify: Annotated[bool, typer.Option("--stratify", help="The same mix of answers in each split.")] = (
+        False
+    )
+    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True
+
+
+@grouped
+def split(
+    file: FileArg,
+    shares: Annotated[
+        str, typer.Argument(metavar="[SHARES]", help="Of train, validation and, when there is a third, test.")
+    ] = "80/10/10",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
+    ] = None,
+    *,
+    sides: Sides,
+    columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
+    workers: WorkersOpt = None,
+    json: Json = False,
+) -> None:
+    """By content: the same row falls on the same side, also after rows were added. Conversations stay
+    whole."""
+    from orchestrate.service import data
+
+    with (
+        progress_bar("splitting") as progress,
+        _or("--no-near, and nearly equal rows may be on both sides"),
+    ):
+        report = data.split(
+            file,
+            data.Division(data.parse_shares(shares), sides.seed, sides.near, sides.stratify),
+            output or data.beside(file, "split"),
+            columns=columns_read(columns, ignored),
+            workers=workers,
+            progress=progress,
+        )
+    if json:
+        print_json(report)
+        return
+    shown = table("split", "rows", "share", "file", right=("rows", "share"))
+    for part in report.files:
+        shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
+    out.print(shown)
+    note(f"{count(report.groups, 'group')} kept whole; {count(report.left_out, 'row')} with errors left out")
+    note_rewritten(report)
+    for part in report.files:
+        if not part.rows:
+            note(f"{part.split} is empty: add rows, give it a larger share, or try another --seed")
+
+
+@grouped
+def dedupe(
+    file: FileArg,
+    output: OutputOpt = None,
+    near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too (MinHash).")] = False,
+    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    *,
+    reading: Reading,
+    json: Json = False,
+) -> None:
+    """Keep the first of each set of equal rows, and log the others."""
+    from orchestrate.service import data
+
+    with engine(reading.engine, reading.workers), progress_bar("comparing") as progress:
+        report = data.dedupe(
+            file,
+            None if dry_run else output or data.beside(file, "deduped.jsonl"),
+            near_duplicates=near,
+            threshold=threshold,
+            columns=columns_read(reading.columns, reading.ignored),
+            workers=reading.workers,
+            progress=progress,
+        )
+    if json:
+        print_json(report)
+        return
+    counts = f"{report.exact:,} equal, {report.near:,} nearly equal"
+    out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
+    if report.left_out:
+        note(f"{count(report.left_out, 'row')} with errors left out: orchestrate data check {file}")
+    if report.output:
+        note(f"written: {report.output}; each removed row: {report.log}")
+        note_rewritten(report)
+
+
+@contextmanager
+def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Generator[str]:
+    """The file, or the conversations that its messages make. Tells what is left out of them."""
+    from orchestrate.service import data
+
+    columns = data.columns_of(
+        file,
+        thread=given.thread,
+        role=given.role,
+        assistant=given.assistant or (),
+        text=given.text,
+        time=given.time,
+        ignored=ignored,
+    )
+    if columns is None:
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        rows = Path(folder) / "conversations.jsonl"
+        report = data.join(file, columns, rows)
+        made = (report.messages, "message"), (report.threads, "thread"), (report.written, "conversation")
+        note(", ".join(count(number, one) for number, one in made))
+        for what, text in _THREADS.items():
+            if number := getattr(report, what):
+                shown = ", ".join(report.shown.get(what, ()))
+                counted = count(number, "message" if what in _OF_MESSAGES else "thread")
+                note(f"{counted} {text}{f': {shown}' if shown else ''}")
+        if report.time is None:
+            note("no column of times is known: in the order of the file (--time COLUMN)")
+        if report.unread:
+            note(
+                f"not read: {', '.join(report.unread)}; if one of them says that only colleagues saw a "
+                "message, take such messages out: they are taught too"
+            )
+        if report.internal:
+            by = ", ".join(report.internal_by)
+            note(
+                f"{count(report.internal, 'message')} left out that only colleagues saw, by {by} "
+                f"(--ignore {','.join(report.internal_by)} teaches them too)"
+            )
+        yield str(rows)
+
+
+_THREADS = {
+    "open": "left out: nobody answered",
+    "unanswered_ends": "written without what was said after the last answer",
+    "unasked": "written without the answer that came before any question",
+    "several_agents": "with answers of more than one agent: their styles are learnt as one",
+    "empty": "left out: nothing but quotes or a signature",
+    "unthreaded": "left out: no thread is named",
+    "aside": "left out: not on the best path of its tree",
+}
+_OF_MESSAGES = ("empty", "unthreaded", "aside")
+
+
+@contextmanager
+def _or(option: str) -> Generator[None]:
+    """Tells the option that does without a missing package."""
+    try:
+        yield
+    except MissingExtra as error:
+        error.fix = f"{error.fix}, or {option}"
+        raise

@@ -1,0 +1,214 @@
+"""data generate and data review: rows that a model writes and a person reads."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    err,
+    note,
+    out,
+    print_json,
+    settings_of,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count, money
+
+if TYPE_CHECKING:
+    from orchestrate.data.operations.generate import GenerateReport
+
+_EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
+_TELL_EVERY_S = 5.0
+
+OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+KeyVariableOpt = Annotated[
+    str | None, typer.Option(help="The variable with the key for --base-url; none is sent without it.")
+]
+MaxCostOpt = Annotated[
+    str | None, typer.Option(metavar="USD", help="Over all runs; needs a model with a known price.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Where the model that writes is."""
+
+    host: Annotated[str | None, typer.Option(help="A configured host; default: openai.")] = None
+    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None
+    key_variable: KeyVariableOpt = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked for, and within which limits."""
+
+    max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100
+    max_cost: MaxCostOpt = None
+    instructions: Annotated[str, typer.Option(help="What the rows should be about, or @FILE with it.")] = ""
+    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10
+    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
+    threshold: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="Rows at least this similar are too alike.")
+    ] = 0.8
+    hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
+    seed: Annotated[int, typer.Option(min=0, help="Decides which seed rows are shown in which request.")] = 0
+
+
+@grouped
+def generate(
+    context: typer.Context,
+    seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
+    model: Annotated[str, typer.Option("--model", help="The model that writes, as its host names it.")],
+    output: OutputOpt = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows the file should have.")] = 100,
+    *,
+    writer: Writer,
+    wish: Wish,
+    json: Json = False,
+) -> None:
+    """New rows in the form of SEEDS, written by a chat model: checked, without repeats, marked for review.
+
+    The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
+    model only repeats itself.
+    """
+    from orchestrate.service import data, generation
+
+    order = generation.Order(
+        rows=rows,
+        max_requests=wish.max_requests,
+        max_cost_usd=_dollars(wish.max_cost),
+        max_tokens=wish.max_tokens,
+        rows_per_request=wish.per_request,
+        examples=wish.examples,
+        parallel=wish.parallel,
+        instructions=_text(wish.instructions),
+        threshold=wish.threshold,
+        seed=wish.seed,
+    )
+    author = generation.Writer(model=model, temperature=wish.temperature, **vars(writer))
+    target = output or data.beside(seeds, "generated.jsonl")
+    settings = settings_of(context)
+    with _progress(rows) as progress:
+        report = generation.generate(
+            settings, seeds, target, author, order, hosts=wish.hosts, progress=progress
+        )
+    if json:
+        print_json(report)
+    else:
+        _show(report)
+    if code := _EXIT[report.stopped]:
+        raise typer.Exit(code)
+
+
+def review(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file on this machine.")],
+    export: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Only write the accepted rows so far.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    json: Json = False,
+) -> None:
+    """Accept, edit or reject rows on a local page, by keyboard. Ctrl-C ends it, and the next time goes on.
+
+    FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
+    """
+    from orchestrate.service import data
+
+    if export is not None:
+        report = data.Review(file).export(export)
+        if json:
+            print_json(report)
+        else:
+            out.print(f"{report.output}: {count(report.written, 'row')}")
+            note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
+        return
+    with data.serving(file, port=port) as page, ended_by_signal() as ended:
+        counts = page.review.counts()
+        if json:
+            print_json({"url": page.url, "counts": counts})
+            sys.stdout.flush()
+        else:
+            out.print(page.url, soft_wrap=True)
+        note(f"{counts.pending:,} of {count(counts.rows, 'row')} to decide; Ctrl-C ends the review")
+        if browser and err.is_terminal:
+            import webbrowser
+
+            webbrowser.open(page.url)
+        ended.wait()
+        counts = page.review.counts()
+    note(
+        f"{counts.accepted + counts.edited:,} accepted, {counts.rejected:,} rejected, "
+        f"{counts.pending:,} to decide; orchestrate data review {file} --export OUT  writes the accepted ones"
+    )
+
+
+def _dollars(text: str | None) -> Decimal | None:
+    try:
+        value = None if text is None else Decimal(text)
+    except InvalidOperation as error:
+        raise UsageError(f"--max-cost takes US dollars, not {text!r}") from error
+    if value is not None and not (value.is_finite() and value > 0):
+        raise UsageError("--max-cost takes a positive number of US dollars")
+    return value
+
+
+def _text(given: str) -> str:
+    if not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {given[1:]}: {error}") from error
+
+
+def _show(report: GenerateReport) -> None:
+    out.print(f"{report.output}: {count(report.rows, 'row')}, {report.new_rows:,} new")
+    cost = f", {money(report.usd)}" if report.usd is not None else ""
+    tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
+    note(f"{count(report.requests, 'request')}, {report.failed_requests:,} failed; {tokens}{cost}")
+    if report.last_error:
+        note(f"the last failure: {report.last_error}")
+    if report.refused:
+        note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
+    if report.stopped != "rows":
+        why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature may help"}
+        note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
+    if report.rows:
+        note(f"review them: orchestrate data review {report.output}")
+
+
+@contextmanager
+def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
+    """A bar on a terminal, else a line now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
+    told = time.monotonic()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        task = bars.add_task("asking", total=rows)
+
+        def tell(done: int, requests: int, usd: Decimal) -> None:
+            nonlocal told
+            text = count(requests, "request") + (f", {money(usd)}" if usd else "")
+            bars.update(task, completed=done, description=text)
+            if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
+                told = time.monotonic()
+                note(f"{done:,} of {count(rows, 'row')}, {text}")
+
+        yield tell

@@ -1,0 +1,201 @@
+"""data: inspect, check, convert, split, dedupe, preview, generate, review and judge training data. All but
+generate and judge are offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrate.commands.data.copies import convert, dedupe, split
+from orchestrate.commands.data.generation import generate, review
+from orchestrate.commands.data.judging import from_review, judge
+from orchestrate.commands.data.options import (
+    FileArg,
+    IgnoreOpt,
+    MapOpt,
+    ModelOpt,
+    OutputOpt,
+    Reading,
+    TokenizerOpt,
+    WorkersOpt,
+    columns_read,
+    engine,
+    progress_bar,
+)
+from orchestrate.commands.data.record import from_record
+from orchestrate.commands.data.views import show_check, show_inspect, show_preview
+from orchestrate.commands.terminal.console import Json, note, orchestrator, print_json, settings_of
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
+
+
+@app.command()
+def inspect(
+    file: FileArg,
+    model: ModelOpt = None,
+    tokenizer: TokenizerOpt = None,
+    columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
+    workers: WorkersOpt = None,
+    json: Json = False,
+) -> None:
+    """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
+    from orchestrate.service import data
+
+    name = tokenizer or data.counter(model)
+    with progress_bar("reading") as progress:
+        report = data.inspect(
+            file, tokenizer=name, columns=columns_read(columns, ignored), workers=workers, progress=progress
+        )
+    if json:
+        print_json(report)
+    else:
+        show_inspect(report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherFiles:
+    """The other files of a training."""
+
+    validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None
+    test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the data are checked for."""
+
+    hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
+    model: ModelOpt = None
+    tokenizer: TokenizerOpt = None
+    method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1)] = None
+    near: Annotated[
+        bool | None,
+        typer.Option(
+            "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
+        ),
+    ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="Whatever is not read is an error.")] = False
+
+
+@app.command()
+@grouped
+def check(
+    context: typer.Context,
+    file: FileArg,
+    *,
+    others: OtherFiles,
+    wanted: Wanted,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write a repaired copy and a log of each change.")
+    ] = False,
+    output: OutputOpt = None,
+    reading: Reading,
+    json: Json = False,
+) -> None:
+    """All problems in one pass, for every backend. Exit code 1 when there are errors."""
+    from orchestrate.service import data
+
+    named = {"train": file, "validation": others.validation, "test": others.test}
+    paths = {split: path for split, path in named.items() if path}
+    columns = columns_read(reading.columns, reading.ignored)
+    options, unchecked = data.check_options(
+        settings_of(context), paths, data.Wanted(**vars(wanted)), columns=columns, workers=reading.workers
+    )
+    repaired = (output or data.beside(file, "fixed.jsonl")) if fix else None
+    if repaired is not None:
+        data.require_writable(repaired, *paths.values())
+    for line in unchecked:
+        note(line)
+    with engine(reading.engine, reading.workers), progress_bar("checking") as progress:
+        report = data.check(paths, options, progress=progress)
+    fixed = data.fix(file, repaired, hosts=options.hosts, columns=columns) if repaired else None
+    if json:
+        print_json({"report": report, "fix": fixed})
+    else:
+        show_check(report, fixed)
+        if not options.near:
+            note("near duplicates were not looked for; --near looks for them and takes about twice as long")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+app.command()(convert)
+app.command()(split)
+app.command()(dedupe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Which rows, and how training takes them."""
+
+    row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1
+    max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None
+    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="In place of the model's own, as in a spec.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="As enable_thinking=false; repeatable.")
+    ] = None
+
+
+@app.command()
+@grouped
+def preview(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE|RUN", help="A file, or a run whose host shows rows.")],
+    *,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
+    ] = None,
+    shown: Shown,
+    html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
+    columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
+    json: Json = False,
+) -> None:
+    """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
+    run by its host's own account of them."""
+    from orchestrate.service import data
+    from orchestrate.specfile import parse_settings
+
+    if model is None and not Path(file).exists():
+        with orchestrator(context) as ft:
+            report = data.rows_of_run(ft, file, shown.row, shown.rows)
+    elif model is None:
+        raise UsageError("give the model whose tokens are to be shown", fix="--model MODEL")
+    else:
+        given = shown.chat_template_kwargs or ()
+        settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")
+        report = data.read_preview(
+            file,
+            model,
+            shown.row,
+            shown.rows,
+            shown.max_length,
+            shown.train_on_inputs,
+            columns_read(columns, ignored),
+            {"chat_template": shown.chat_template, "chat_template_kwargs": settings},
+        )
+    if html is not None:
+        html.write_text(data.html(report), encoding="utf-8")
+        note(f"written: {html}")
+    if json:
+        print_json(report)
+    elif html is None:
+        show_preview(report)
+
+
+app.command()(generate)
+app.command()(review)
+app.command()(from_record)
+app.command()(from_review)
+app.command()(judge)

@@ -1,0 +1,140 @@
+"""data from-review and data judge: what people, or a model in their place, said of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.data.options import FileArg, OutputOpt
+from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count, money, score, span
+
+if TYPE_CHECKING:
+    from orchestrate.service.judging import JudgePlan, JudgeReport
+
+RubricOpt = Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")]
+KeyVariableOpt = Annotated[
+    str | None, typer.Option(help="The variable with the key for an address; none is sent without it.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class By:
+    """Who judges, and by what."""
+
+    model: Annotated[
+        str,
+        typer.Option("--model", help="MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL.", show_default=False),
+    ]
+    rubric: RubricOpt = None
+    rated: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="RATED",
+            help="Answers that people rated, to hold the judge against: a .jsonl file, or a review's id.",
+        ),
+    ] = None
+    uncalibrated: Annotated[
+        bool,
+        typer.Option("--uncalibrated", help="Go by a judge that was not, or badly, compared with people."),
+    ] = False
+    key_variable: KeyVariableOpt = None
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of the judge.")] = None
+
+
+@grouped
+def judge(
+    context: typer.Context,
+    file: FileArg,
+    *,
+    by: By,
+    keep: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep the rows with at least this score, 0 to 1.")
+    ] = 0.8,
+    output: OutputOpt = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")] = False,
+    json: Json = False,
+) -> None:
+    """Rows rated by a model, by a rubric; the good ones in one file, the rejected ones in another, with
+    reasons.
+
+    The judge is first held against answers that people rated, and must agree with them. The price is told
+    first. The same command goes on where it was interrupted, and pays nothing twice.
+    """
+    from orchestrate.service import data, judging
+
+    given: dict[str, Any] = {**vars(by), "max_cost_usd": dollars(by.max_cost)}
+    del given["max_cost"]
+    terms = judging.JudgeTerms(**given)
+    target = output or data.beside(file, "judged.jsonl")
+    with orchestrator(context) as ft, judging.prepared(ft, file, target, terms, keep=keep) as prepared:
+        plan = prepared.plan()
+        _tell(plan)
+        bounded = terms.max_cost_usd is not None or not plan.questions or plan.high_usd == 0
+        if not bounded and not confirm(f"Ask {by.model} {count(plan.questions, 'question')}?", yes=yes):
+            raise UsageError("nothing was asked", fix="--yes, or --max-cost USD")
+        with asking_bar(plan.questions) as progress:
+            report = prepared.run(progress)
+    print_json(report) if json else _show(report)
+
+
+def _tell(plan: JudgePlan) -> None:
+    if plan.expected_usd is None or plan.high_usd is None:
+        price = "no price by the token is known"
+    else:
+        price = f"about {span(plan.expected_usd, plan.high_usd)}" if plan.high_usd else "costs nothing"
+    held = f" and {count(plan.rated, 'rated answer')}" if plan.rated else ""
+    note(f"{count(plan.rows, 'row')}{held}: {count(plan.questions, 'question')} to ask; {price}")
+
+
+def _show(report: JudgeReport) -> None:
+    out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
+    note(f"rejected: {report.rejected:,}, in {report.rejected_file}")
+    if report.not_judged_file:
+        warn(f"{count(report.not_judged, 'row')} could not be judged and is in {report.not_judged_file}")
+    found = report.calibration
+    if found is None:
+        warn("the judge was never compared with people")
+    elif found.unfit:
+        warn(found.unfit)
+    else:
+        same = f"the same points on {found.same.value:.0%} of {found.n} answers"
+        note(f"the judge agrees with people: kappa {score(found.kappa)}, {same}")
+    mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
+    cost = "" if report.usd is None else f"; {money(report.usd)}"
+    note(f"{mean}each row's score and reason: {report.log}{cost}")
+
+
+def from_review(
+    context: typer.Context,
+    review: Annotated[str, typer.Argument(metavar="REVIEW", help="The id of a review, or of its run.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)],
+    format: Annotated[
+        str, typer.Option("--as", help="dpo: pairs of answers; kto: answers to give and to avoid.")
+    ] = "dpo",
+    agreement: Annotated[
+        float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must say the same.")
+    ] = 0.6,
+    json: Json = False,
+) -> None:
+    """What people said of answers, as training rows for preference tuning. What makes no row is counted."""
+    from orchestrate.service import reviewing
+
+    if format not in ("dpo", "kto"):
+        raise UsageError(f"--as takes dpo or kto; got {format!r}")
+    with orchestrator(context) as ft:
+        wanted = "dpo" if format == "dpo" else "kto"
+        done = reviewing.from_review(ft, review, output, format=wanted, agreement=agreement)
+    if json:
+        print_json(done)
+        return
+    out.print(f"{done.output}: {count(done.rows, 'row')} for {done.format}", soft_wrap=True)
+    if done.left_out:
+        note("left out: " + ", ".join(f"{why} {n:,}" for why, n in sorted(done.left_out.items())))

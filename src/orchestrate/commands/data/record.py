@@ -1,0 +1,211 @@
+"""record: keep a model's answers while it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate.commands.data.options import OutputOpt
+from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.terminal.console import (
+    Json,
+    confirm,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count, money, span
+from orchestrate.types import Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.service.recording import Due, Recording, RecordPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Which prompts, and how each is asked."""
+
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Held-out rows, or a log of requests; default: the run's test file."
+        ),
+    ] = None
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="So many of them, chosen to cover all kinds.")
+    ] = None
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 1
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0
+    on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
+    key_variable: Annotated[
+        str | None, typer.Option(help="The variable with the key for an address; none is sent without it.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is there, instead of recording."""
+
+    calendar: Annotated[
+        bool, typer.Option("--calendar", help="What falls silent when, and what of it is recorded.")
+    ] = False
+    listed: Annotated[bool, typer.Option("--list", help="The recordings that there are.")] = False
+
+
+@grouped
+def record(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN|MODEL", help="A run, or a model: HOST=MODEL, https://ADDRESS/v1=MODEL."),
+    ] = None,
+    *,
+    asked: Prompts,
+    shown: Shown,
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")] = False,
+    json: Json = False,
+) -> None:
+    """Keep a model's answers now, with their log-probabilities where the host gives them: they prove parity
+    when it is silent.
+
+    The price is told first. The same command goes on where it was interrupted, and pays nothing twice. The
+    recording can be asked like a model: eval --model record:ID.
+    """
+    from orchestrate.service import recording
+
+    with orchestrator(context) as ft:
+        if shown.calendar or shown.listed:
+            found = recording.calendar(ft) if shown.calendar else recording.all_recordings(ft)
+            if json:
+                print_json(found)
+            elif shown.calendar:
+                _show_calendar(recording.calendar(ft))
+            else:
+                _show_list(recording.all_recordings(ft))
+            return
+        if name is None:
+            raise UsageError("name a run or a model to record", fix="orchestrate record --calendar")
+        sampling = Sampling(samples=asked.samples, temperature=asked.temperature, max_tokens=asked.max_tokens)
+        order = recording.RecordOrder(
+            prompts=asked.prompts,
+            most=asked.n,
+            sampling=sampling,
+            on=asked.on,
+            key_variable=asked.key_variable,
+            max_cost_usd=dollars(max_cost),
+        )
+        with recording.PreparedRecording(ft, name, order) as prepared:
+            plan = prepared.plan()
+            _tell(plan)
+            free = plan.asked.high_usd == 0 or plan.asked.kept == plan.asked.questions
+            if not free and max_cost is None and not confirm("Record?", yes=yes):
+                raise UsageError("nothing was asked", fix="--yes, or --max-cost USD")
+            with asking_bar(plan.asked.questions) as progress:
+                done = prepared.run(progress)
+    if json:
+        print_json(done)
+        return
+    _show(done)
+
+
+def _tell(plan: RecordPlan) -> None:
+    dropped = [
+        (plan.equal, "equal"),
+        (plan.near, "nearly equal"),
+        *((n, w) for w, n in plan.left_out.items()),
+    ]
+    more = ", ".join(f"{n:,} {why}" for n, why in dropped if n)
+    note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
+    if plan.taken < plan.prompts - plan.equal - plan.near:
+        kinds = f", over {count(plan.clusters, 'kind')} of them" if plan.clusters else ""
+        note(f"{plan.taken:,} are taken to cover the others{kinds}")
+    asked = plan.asked
+    if asked.expected_usd is None or asked.high_usd is None:
+        price = "no price by the token is known"
+    else:
+        price = f"about {span(asked.expected_usd, asked.high_usd)}" if asked.high_usd else "costs nothing"
+    kept = f", {asked.kept:,} answered before" if asked.kept else ""
+    note(f"{plan.model}: {count(asked.questions, 'question')}{kept}; {price}")
+    if plan.silent_on is not None:
+        note(f"it falls silent after {plan.silent_on}")
+
+
+def _show(done: Recording) -> None:
+    out.print(f"{done.id}: {count(done.answered, 'answer')} of {done.prompts:,}", soft_wrap=True)
+    if done.refused:
+        warn(f"the host refused {count(done.refused, 'prompt')}")
+    given = f"{done.with_logprobs:,} with log-probabilities" if done.with_logprobs else "no log-probabilities"
+    cost = "" if done.usd is None else f"; {money(done.usd)}"
+    note(f"{given}; {done.answers_file}{cost}")
+    name = f"record:{done.id}"
+    note(f"orchestrate eval NEW-RUN --model {name} --against {name} --test {done.rows_file}")
+
+
+def _show_list(found: list[Recording]) -> None:
+    rows = table("recording", "model", "made on", "answers", "of", "log-probabilities", "from")
+    for one in found:
+        name = one.contender.run_id or one.contender.name
+        rows.add_row(
+            one.id,
+            name,
+            f"{one.at:%Y-%m-%d}",
+            f"{one.answered:,}",
+            f"{one.prompts:,}",
+            f"{one.with_logprobs:,}",
+            one.source,
+        )
+    out.print(rows)
+
+
+def _show_calendar(found: list[Due]) -> None:
+    rows = table(
+        "record by", "days left", "run", "tuned model", "recorded", "with", fold=("with", "tuned model")
+    )
+    for due in found:
+        left = f"{due.days_left:,}" if due.days_left >= 0 else "silent"
+        kept = f"{due.recorded:,} in {due.recording}" if due.recording else "-"
+        rows.add_row(f"{due.silent_on}", left, due.run_id, due.tuned_model, kept, due.command or "-")
+    out.print(rows)
+    for name, day in {due.provider: due.no_new_jobs_after for due in found}.items():
+        if day is not None:
+            note(f"{name} takes no new jobs from {day} on")
+    if not found:
+        note("no tuned model of this store falls silent on an announced day")
+        note("orchestrate import PROVIDER  takes the past jobs of an account into it")
+
+
+def from_record(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="RECORDING", help="The id of a recording.")],
+    output: OutputOpt = None,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You have read the terms that are told, and may do it.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """A recording as rows to train on. The terms of the model's host are told, and have to be agreed to."""
+    from orchestrate.service import recording
+
+    with orchestrator(context) as ft:
+        found = recording.terms(ft, recording.named(ft, name))
+        for line in found:
+            warn(line)
+        if not confirm("May you train on these answers?", yes=accept_terms):
+            raise UsageError("nothing was written: nobody agreed to the terms", fix="--accept-terms")
+        done = recording.from_record(ft, name, output or Path(f"{name}.jsonl"))
+    if json:
+        print_json(done)
+        return
+    out.print(f"{done.output}: {count(done.rows, 'row')}", soft_wrap=True)
+    if done.left_out:
+        note("left out: " + ", ".join(f"{why} {n:,}" for why, n in sorted(done.left_out.items())))

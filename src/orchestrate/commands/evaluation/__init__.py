@@ -1,0 +1,1 @@
+"""What the tuning was worth: by metrics, judges, people and real users."""

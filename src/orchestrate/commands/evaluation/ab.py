@@ -1,0 +1,247 @@
+"""ab: a tuned model against its base among real users."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+
+import typer
+
+from orchestrate.commands.servers.serve import Where
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.tuned.exporting import AcceptOpt
+from orchestrate.errors import UsageError
+from orchestrate.text import count
+
+if TYPE_CHECKING:
+    from orchestrate.types import ExperimentReport
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A tuned model against its base among real users: a stable share of them, evidence that may be "
+    "looked at at any time, a rule that was written down before.",
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An experiment's name or id.")]
+
+
+class ABServing(TypedDict):
+    url: str
+    model: str
+    id: str
+    share: float
+    auto: bool
+
+
+class ABListed(TypedDict):
+    id: str
+    name: str
+    state: str
+    share: float
+
+
+class Sized(TypedDict):
+    users: int
+    tuned: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Going:
+    """How it goes on."""
+
+    auto: Annotated[
+        bool, typer.Option("--auto/--no-auto", help="Carry the rule out by itself: ramp, ship, roll back.")
+    ] = False
+    every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 60.0
+    user_header: Annotated[
+        str, typer.Option(help="With the user of a request; else safety_identifier or user in its body.")
+    ] = "x-user-id"
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds until a model that says nothing has failed.")
+    ] = 60.0
+
+
+@app.command()
+@grouped
+def serve(
+    context: typer.Context,
+    *,
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN.yaml|NAME", help="A plan, or an experiment that was begun.")
+    ],
+    where: Where,
+    going: Going,
+    accept_licence: AcceptOpt = None,
+    json: Json = False,
+) -> None:
+    """Begin an experiment or go on with it: a proxy before both models that speaks the chat completions API,
+    until interrupted. The experiment goes on when it is started again."""
+    from orchestrate.service import experiments
+
+    terms = experiments.ABTerms(
+        host=where.host,
+        port=where.port,
+        names=tuple(where.names or ()),
+        origins=tuple(where.origins or ()),
+        auto=going.auto,
+        every_s=going.every_s,
+        user_header=going.user_header,
+        timeout_s=going.timeout_s,
+    )
+
+    def tell(report: ExperimentReport) -> None:
+        note(experiments.standing(report))
+
+    with orchestrator(context) as ft:
+        experiment = experiments.begun(ft, plan)
+        licences = tuple(accept_licence or ())
+        with (
+            ended_by_signal() as ended,
+            experiments.serve(ft, experiment, terms, accept_licence=licences, tell=tell) as up,
+        ):
+            name, phase = experiment.plan.name, experiment.phases()[-1]
+            url = f"{up.url}/v1"
+            shown = ABServing(url=url, model=name, id=experiment.id, share=phase.share, auto=going.auto)
+            if json:
+                print_json(shown)
+            else:
+                print_text(f"{url}\n  {name}")
+            sys.stdout.flush()
+            note(f"{phase.share:.0%} of users get the tuned model; say who asks by {going.user_header}")
+            note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
+            note(
+                "Ctrl-C lets answers under way end, and stops; the experiment goes on when it is served again"
+            )
+            ended.wait()
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Of one; without: the only one, or a list.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help=".html, .json or .txt.")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Carry out what the rule says.")] = False,
+    json: Json = False,
+) -> None:
+    """What the evidence shows now, and what the rule says. It may be looked at as often as one likes."""
+    from orchestrate.service import experiments
+
+    with orchestrator(context) as ft:
+        found = experiments.found(ft, name)
+        if len(found) != 1:
+            if apply or output is not None:
+                raise UsageError("name the experiment", fix="orchestrate ab status  lists them")
+            listed = [one.report() for one in found]
+            if json:
+                print_json(
+                    [ABListed(id=r.id, name=r.plan.name, state=r.state, share=r.share) for r in listed]
+                )
+                return
+            for one in listed:
+                out.print(experiments.standing(one), soft_wrap=True)
+            if not listed:
+                note("no experiment was begun yet: orchestrate ab serve PLAN.yaml")
+            return
+        report = found[0].step() if apply else found[0].report()
+        if output is not None:
+            note(f"written to {experiments.save(report, output)}")
+    _show(report, json=json)
+
+
+@app.command()
+def record(
+    context: typer.Context,
+    name: Name,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.jsonl...", help="A line for each outcome.")],
+    json: Json = False,
+) -> None:
+    """Record outcomes from files of JSON lines: {"user": "u1", "metric": "resolved", "value": true}. A file
+    can be given again, also when it has grown: nothing counts twice."""
+    from orchestrate.service import experiments
+
+    with orchestrator(context) as ft:
+        [experiment] = experiments.found(ft, name)
+        taken = experiment.record_files(files)
+    if json:
+        print_json(taken)
+        return
+    print_text(f"{count(taken.recorded, 'outcome')} recorded, {taken.repeated:,} known before")
+    if taken.unknown_users:
+        note(f"{taken.unknown_users:,} of users who were never given a model are not counted")
+    if taken.after_end:
+        note(f"{taken.after_end:,} are not counted: the experiment has ended")
+
+
+@app.command()
+def stop(
+    context: typer.Context,
+    name: Name,
+    keep: Annotated[Literal["base", "tuned"], typer.Option(help="The model that everybody gets then.")] = (
+        "base"
+    ),
+    json: Json = False,
+) -> None:
+    """End an experiment, whatever it shows: everybody gets one model from then on."""
+    from orchestrate.service import experiments
+
+    with orchestrator(context) as ft:
+        [experiment] = experiments.found(ft, name)
+        report = experiments.stop(experiment, keep)
+    _show(report, json=json)
+
+
+@app.command()
+def size(
+    rate: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="How often the base is right now, 0 to 1.")
+    ] = None,
+    deviation: Annotated[
+        float | None, typer.Option(min=0.0, help="Of a number instead: its standard deviation over users.")
+    ] = None,
+    gain: Annotated[float, typer.Option(help="The difference that should be seen.")] = 0.05,
+    share: Annotated[float, typer.Option(min=0.1, max=99.9, help="Of the tuned model, in percent.")] = 10.0,
+    alpha: Annotated[float, typer.Option(min=0.0001, max=0.5)] = 0.05,
+    json: Json = False,
+) -> None:
+    """How many users it takes to see a difference in four of five experiments. Offline."""
+    from orchestrate.service import experiments
+
+    if (rate is None) == (deviation is None):
+        raise UsageError("give --rate of a right-or-wrong metric, or --deviation of a number")
+    if rate is not None:
+        if not 0 < rate + gain < 1:
+            raise UsageError(f"a rate of {rate:g} cannot change by {gain:+g}")
+        # As variances of the arms add up, each by its own number of users.
+        tuned, part = rate + gain, share / 100
+        deviation = math.sqrt(tuned * (1 - tuned) * (1 - part) + rate * (1 - rate) * part)
+    if not gain or not deviation:
+        raise UsageError("a difference of 0, or of what never varies, cannot be seen")
+    users = experiments.users_for(gain, deviation, share / 100, alpha)
+    if json:
+        print_json(Sized(users=users, tuned=round(users * share / 100)))
+        return
+    print_text(f"{users:,} users, {round(users * share / 100):,} of them with the tuned model")
+
+
+def _show(report: ExperimentReport, *, json: bool) -> None:
+    from orchestrate.service import experiments
+
+    if json:
+        print_json(report)
+    else:
+        out.print(experiments.table(report))

@@ -1,0 +1,296 @@
+"""eval, compare: what the tuning was worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+    warn,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count, money, span
+from orchestrate.types import Evaluation, Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.service.evaluation import EvaluationOrder, EvaluationPlan
+
+FORMATS = ("table", "md", "html", "csv", "json")
+_TELL_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rivals:
+    """Who is asked beside the runs."""
+
+    base: Annotated[
+        bool, typer.Option("--base/--no-base", help="Ask the model that a run was tuned from too.")
+    ] = True
+    shots: Annotated[
+        int, typer.Option(min=0, metavar="K", help="And the base with K examples of the training data.")
+    ] = 0
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID."
+        ),
+    ] = None
+    key_variable: Annotated[
+        str | None, typer.Option(help="The variable with the key for addresses; none is sent without it.")
+    ] = None
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With whom all others are compared; default: a run's own base."),
+    ] = None
+    on: Annotated[str, typer.Option(help="host: its endpoint; here: the adapter on this machine; auto.")] = (
+        "auto"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which rows, and how each is asked."""
+
+    test: Annotated[
+        str | None, typer.Option("--test", help="Held-out rows; default: the spec's test file.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, from the first.")] = None
+    cluster: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Rows with the same value belong together.")
+    ] = None
+    slices: Annotated[
+        str, typer.Option(metavar="NAMES", help="Scores of parts too: columns, length, label; by commas.")
+    ] = ""
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each row.")] = 1
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="On this machine: rows answered together; 1 answers as chat does."),
+    ] = None
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask again what was answered before: has the host changed it?")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What it must reach, and who is told."""
+
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics", "--metric", metavar="NAMES", help="By commas; the first one decides. See --list."
+        ),
+    ] = None
+    rubric: Annotated[
+        Path | None, typer.Option(help="By which judge:MODEL and judge_pair:MODEL rate; YAML.")
+    ] = None
+    rated: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate", metavar="RATED", help="Hold them against people: a .jsonl file, or a review's id."
+        ),
+    ] = None
+    target: Annotated[float | None, typer.Option(help="The score that must be reached, as 0.9.")] = None
+    margin: Annotated[
+        float,
+        typer.Option(help="Better than its rival by more than this; -0.02 allows 2 points worse."),
+    ] = 0.0
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every verdict is: ship. For a CI.")] = (
+        False
+    )
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="For all answers of this evaluation.")
+    ] = None
+    traffic: Annotated[
+        str | None,
+        typer.Option(help='To bear, as "20k req/day, 900 in, 150 out": the cost an answer of hours billed.'),
+    ] = None
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdicts as JUnit XML.")] = (
+        None
+    )
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write a report: .html, .md, .json, .txt, .xml.")
+    ] = None
+    show: Annotated[int, typer.Option(min=0, help="Broken and fixed rows to print, of each.")] = 3
+
+
+@grouped
+def evaluate(
+    context: typer.Context,
+    run: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Runs that succeeded; or RUN@CHECKPOINT.")
+    ] = None,
+    *,
+    rivals: Rivals,
+    rows: Rows,
+    decision: Decision,
+    list_metrics: Annotated[bool, typer.Option("--list", help="The metrics that there are.")] = False,
+    json: Json = False,
+) -> None:
+    """Runs, their base and other models on held-out rows: scores, what was broken, and whether to ship.
+
+    The price and what so many rows can show are told first. Answers are kept: the same command goes on where
+    it was interrupted, and asks nothing twice. Exit code 6 when --max-cost is reached.
+    """
+    from orchestrate.service.evaluation import PreparedEvaluation, metric_names, require_reports
+
+    if list_metrics:
+        print_json(metric_names()) if json else print_text("\n".join(metric_names()))
+        return
+    order = _order(rivals, rows, decision)
+    require_reports(decision.output, decision.junit)
+    with orchestrator(context) as ft, PreparedEvaluation(ft, run or [], order) as prepared:
+        plan = prepared.plan()
+        tell_plan(plan)
+        with asking_bar(sum(a.questions for a in plan.asked)) as progress:
+            found = prepared.run(progress)
+    _show(found, decision, json=json)
+    if decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts)):
+        if not found.verdicts:
+            warn("--gate: there is no verdict, as there is nothing to compare with and no --target")
+        raise typer.Exit(1)
+
+
+def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
+    from orchestrate.service.evaluation import EvaluationOrder
+
+    return EvaluationOrder(
+        test=rows.test,
+        metrics=decision.metrics or ["auto"],
+        base=rivals.base,
+        shots=rivals.shots,
+        models=rivals.model or [],
+        key_variable=rivals.key_variable,
+        against=rivals.against,
+        on=rivals.on,
+        limit=rows.limit,
+        cluster=rows.cluster,
+        slices=[name.strip() for name in rows.slices.split(",") if name.strip()],
+        sampling=Sampling(
+            samples=rows.samples,
+            temperature=rows.temperature,
+            max_tokens=rows.max_tokens,
+            seed=rows.seed,
+            batch=rows.batch,
+        ),
+        rubric=decision.rubric,
+        rated=decision.rated,
+        target=decision.target,
+        margin=decision.margin,
+        traffic=decision.traffic,
+        max_cost_usd=dollars(decision.max_cost),
+        fresh=rows.fresh,
+    )
+
+
+def tell_plan(plan: EvaluationPlan) -> None:
+    """Before anything is sent: what it can show, and what it costs."""
+    more = " and ".join(f"{rows:,} for {100 * d:g}" for d, rows in plan.rows_for[-2:])
+    note(
+        f"{count(plan.items, 'row')} can show a difference of {100 * plan.detectable:.0f} points at best, "
+        f"where models differ on {plan.assumed:.0%} of them" + (f"; it takes {more}" if more else "")
+    )
+    for asked in plan.asked:
+        if asked.expected_usd is None or asked.high_usd is None:
+            price = "no price by the token is known"
+        elif not asked.high_usd:
+            price = "costs nothing"
+        else:
+            price = f"about {span(asked.expected_usd, asked.high_usd)}"
+        kept = f", {asked.kept:,} answered before" if asked.kept else ""
+        note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
+
+
+def _show(found: Evaluation, decision: Decision, *, json: bool) -> None:
+    from orchestrate.service.evaluation import report
+
+    whole = report(found)
+    for path in filter(None, (decision.output, decision.junit)):
+        if path is decision.junit:
+            path.write_text(whole.render("junit"), encoding="utf-8")
+        else:
+            whole.save(path)
+        note(f"written: {path}")
+    if json:
+        print_json(found)
+        return
+    out.print(whole.table(decision.show))
+    note(f"each answer is in {found.items_file}")
+
+
+def dollars(text: str | None) -> Decimal | None:
+    try:
+        value = None if text is None else Decimal(text)
+    except InvalidOperation as error:
+        raise UsageError(f"--max-cost takes US dollars, not {text!r}") from error
+    if value is not None and not (value.is_finite() and value >= 0):
+        raise UsageError("--max-cost takes US dollars, 0 or more")
+    return value
+
+
+@contextmanager
+def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
+    """A bar on a terminal, else a line now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
+    told, answers = time.monotonic(), dict[str, int]()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        task = bars.add_task("asking", total=questions)
+
+        def tell(name: str, done: int, of: int, usd: Decimal) -> None:
+            nonlocal told
+            answers[name] = done
+            spent = f", {money(usd)}" if usd else ""
+            bars.update(task, completed=sum(answers.values()), description=f"{name}{spent}")
+            if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
+                told = time.monotonic()
+                note(f"{name}: {done:,} of {of:,}{spent}")
+
+        yield tell
+
+
+def compare(
+    context: typer.Context,
+    run: Annotated[list[str], typer.Argument(metavar="RUN...")],
+    format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "table",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write to this file; its ending decides.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Runs side by side: settings, cost, loss, scores; says when they are not comparable, and why."""
+    if format not in FORMATS:
+        raise UsageError(f"--format takes {', '.join(FORMATS)}; got {format!r}")
+    with orchestrator(context) as ft:
+        comparison = ft.compare(run)
+    if output is not None:
+        comparison.save(output)
+        if json:
+            print_json({"output": str(output)})
+        else:
+            print_text(str(output))
+    elif json or format == "json":
+        print_text(comparison.render("json"))
+    elif format == "table":
+        out.print(comparison.table())
+    else:
+        print_text(comparison.render(format))

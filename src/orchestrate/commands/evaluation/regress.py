@@ -1,0 +1,139 @@
+"""regress: did it forget anything?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, print_text, table
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count, span
+
+if TYPE_CHECKING:
+    from orchestrate.service.regression import Regression
+
+_STYLE = {"kept": "green", "forgot": "bold red", "inconclusive": "yellow", "not measurable": "dim"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What is probed."""
+
+    probes: Annotated[
+        str, typer.Option(metavar="NAMES", help="Built-in probes by commas: all, none, or as --list tells.")
+    ] = "all"
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FILE[=METRIC]", help="Held-out rows of an ability to be kept."),
+    ] = None
+    tasks: Annotated[str, typer.Option(metavar="NAMES", help="Tasks of lm-eval, by commas.")] = ""
+    tasks_folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Task files of your own, for lm-eval.")
+    ] = None
+    margin: Annotated[
+        float | None, typer.Option(min=0, max=1, help="How much worse is no forgetting; default 0.1.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each set, documents of each task.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How, and within which limits."""
+
+    on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every ability was kept. For a CI.")] = (
+        False
+    )
+
+
+@grouped
+def regress(
+    context: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="A run that succeeded; or RUN@CHECKPOINT.")
+    ] = None,
+    *,
+    abilities: Abilities,
+    asking: Asking,
+    list_probes: Annotated[bool, typer.Option("--list", help="The built-in probes.")] = False,
+    json: Json = False,
+) -> None:
+    """Did it forget anything? The tuned model against its base on small probes, your own sets, and lm-eval.
+
+    Each ability is kept, forgotten or inconclusive by an interval and a margin: too few rows are no proof
+    that all is well.
+    """
+    from orchestrate.service.regression import PreparedRegression, RegressionOrder, probe_names
+
+    if list_probes:
+        print_json(probe_names()) if json else print_text("\n".join(probe_names()))
+        return
+    if run is None:
+        raise UsageError("name the run to probe", fix="orchestrate runs  lists them")
+    order = RegressionOrder(
+        probes=_names(abilities.probes),
+        sets=abilities.sets or [],
+        tasks=_names(abilities.tasks),
+        tasks_folder=abilities.tasks_folder,
+        margin=abilities.margin,
+        limit=abilities.limit,
+        on=asking.on,
+        max_tokens=asking.max_tokens,
+        max_cost_usd=dollars(asking.max_cost),
+        fresh=asking.fresh,
+    )
+    with orchestrator(context) as ft, PreparedRegression(ft, run, order) as prepared:
+        plan = prepared.plan()
+        for asked in plan.asked:
+            price = "no price is known"
+            if asked.high_usd is not None and asked.expected_usd is not None:
+                price = "costs nothing"
+            if asked.high_usd and asked.expected_usd is not None:
+                price = f"about {span(asked.expected_usd, asked.high_usd)}"
+            kept = f", {asked.kept:,} answered before" if asked.kept else ""
+            note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
+        with asking_bar(sum(a.questions for a in plan.asked)) as progress:
+            found = prepared.run(progress)
+    if json:
+        print_json(found)
+    else:
+        _show(found)
+    if asking.gate and not found.settled:
+        raise typer.Exit(1)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _show(found: Regression) -> None:
+    shown = table("ability", "base", "tuned", "", "why", fold=("why",))
+    for r in found.results:
+        form = ".3f" if r.metric.kind != "amount" else ".4g"
+        shown.add_row(
+            r.probe,
+            f"{r.base.value:{form}}",
+            f"{r.tuned.value:{form}}",
+            Text(r.decision, style=_STYLE[r.decision]),
+            f"{r.reason} ({count(r.difference.score.n, 'item')})",
+        )
+    out.print(shown)
+    note(f"answered by {found.tuned.served_by}, and {found.base.served_by}")
+    for line in found.notes:
+        note(line)
+    for r in found.forgotten:
+        kind = "CATASTROPHIC FORGETTING" if r.catastrophic else "FORGOTTEN"
+        out.print(Text.assemble((kind, "bold red"), f"  {r.probe}: {r.reason}"))
+    if found.advice:
+        out.print("What helps:")
+        for line in found.advice:
+            out.print(f"  - {line}")

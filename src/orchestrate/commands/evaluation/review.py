@@ -1,0 +1,275 @@
+"""review: people rate answers without knowing whose they are."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+    table,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count
+from orchestrate.types import Score
+
+if TYPE_CHECKING:
+    from orchestrate.service.reviewing import Planned, ReviewOrder, ReviewResult
+
+_TENTATIVE, _FIRM = 0.667, 0.8
+"""Krippendorff's own bounds of alpha."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What is rated."""
+
+    single: Annotated[bool, typer.Option("--single", help="Answers one by one instead of side by side.")] = (
+        False
+    )
+    rubric: Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")] = None
+    contenders: Annotated[
+        list[str] | None,
+        typer.Option("--contender", metavar="NAME", help="One of the evaluation's; default: all."),
+    ] = None
+    against: Annotated[str | None, typer.Option(metavar="NAME", help="Pairs with this contender only.")] = (
+        None
+    )
+    items: Annotated[int | None, typer.Option(min=1, help="So many of the items, by chance.")] = None
+    evaluation: Annotated[
+        str | None, typer.Option(metavar="ID", help="Default: the newest with all the runs.")
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Decides items, orders and sides.")] = 0
+    new: Annotated[bool, typer.Option("--new", help="Begin anew instead of going on.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Who rates, and where the page is."""
+
+    raters: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="A link for each, by commas; else one for all, who give names."),
+    ] = ""
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to serve on, as 0.0.0.0 for phones; default: this machine only."),
+    ] = None
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A host name of this machine from outside.")
+    ] = None
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Else:
+    """Instead of serving the page."""
+
+    results: Annotated[bool, typer.Option("--results", help="What was said so far.")] = False
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=".csv: a sheet to fill in; .jsonl: what was rated.")
+    ] = None
+    take: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE.csv", help="Bring a filled sheet back.")
+    ] = None
+    rater: Annotated[str | None, typer.Option(metavar="NAME", help="Whose sheet it is.")] = None
+    plan: Annotated[bool, typer.Option("--plan", help="How many people and items are needed.")] = False
+    detect: Annotated[
+        float, typer.Option(help="For --plan: the share of cases in which one is preferred.")
+    ] = 0.6
+
+
+@grouped
+def review(
+    context: typer.Context,
+    run: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Runs with an evaluation; or a review's id.")
+    ] = None,
+    *,
+    what: What,
+    place: Place,
+    instead: Else,
+    json: Json = False,
+) -> None:
+    """People say which answers are better, without knowing whose they are, on a page or on sheets.
+
+    The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones;
+    each rater has an order of their own, and goes on where it was left. Serves until Ctrl-C.
+    """
+    from orchestrate.service import reviewing
+
+    chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
+    if sum(chosen) > 1:
+        raise UsageError("one of --results, --export, --import and --plan at a time")
+    if instead.plan and not run:
+        _show_plan(reviewing.planned(instead.detect), instead.detect, None, json=json)
+        return
+    if not run:
+        raise UsageError("name the runs whose answers are to be rated", fix="orchestrate review RUN")
+    with orchestrator(context) as ft:
+        order = _order(what)
+        if instead.plan or instead.results:
+            known = reviewing.existing(ft, run, order)
+            if instead.plan:
+                likeness = reviewing.result(ft, known).likeness if known else None
+                _show_plan(reviewing.planned(instead.detect, likeness), instead.detect, likeness, json=json)
+            elif known is None:
+                raise UsageError(
+                    "nobody was asked about these answers yet", fix=f"orchestrate review {run[0]}"
+                )
+            else:
+                _show(reviewing.result(ft, known), json=json)
+            return
+        desk = reviewing.opened(ft, run, order)
+        if instead.export is not None:
+            done = reviewing.export(ft, desk, instead.export, instead.rater)
+            _say(done, f"{done.output}: {count(done.rows, 'row')} of {done.review}", json=json)
+        elif instead.take is not None:
+            taken = reviewing.take(ft, desk, instead.take, instead.rater)
+            told = f"{count(taken.ratings, 'rating')} of {taken.rater}, {taken.unchanged:,} known before"
+            _say(taken, f"{told}, {taken.empty:,} empty", json=json)
+        else:
+            _serve(desk, place, json=json)
+
+
+def _order(what: What) -> ReviewOrder:
+    from orchestrate.service.reviewing import ReviewOrder
+
+    fields: dict[str, Any] = vars(what) | {"contenders": what.contenders or ()}
+    return ReviewOrder(**fields)
+
+
+def _names(written: str) -> list[str]:
+    return [name.strip() for name in written.split(",") if name.strip()]
+
+
+def _say(record: Any, line: str, *, json: bool) -> None:
+    print_json(record) if json else out.print(line, soft_wrap=True)
+
+
+def _serve(desk: Any, place: Place, *, json: bool) -> None:
+    from orchestrate.service import reviewing
+
+    review = desk.review
+    served = reviewing.serving(
+        desk, raters=_names(place.raters), host=place.host, port=place.port, names=place.name or ()
+    )
+    with served as page, ended_by_signal() as ended:
+        if json:
+            print_json({"review": review.id, "links": page.links, "tasks": review.tasks, "done": desk.done()})
+        for who, link in page.links.items():
+            if not json:
+                print_text(f"{who}: {link}" if who else link)
+        sys.stdout.flush()
+        note(f"{review.id}: {count(review.tasks, 'task')} over {count(review.items, 'item')}, {review.kind}")
+        if review.same:
+            note(
+                f"{count(len(review.same), 'pair')} of answers are the same: ties that nobody is asked about"
+            )
+        if place.host is None:
+            note("for phones and other machines: --host 0.0.0.0, or a tunnel and --name its host name")
+        note("the links are the right to rate; Ctrl-C ends the page, and no rating is lost")
+        if place.browser and err.is_terminal and not json:
+            import webbrowser
+
+            webbrowser.open(next(iter(page.links.values())))
+        ended.wait()
+    done = ", ".join(f"{who} {n}" for who, n in desk.done().items()) or "nothing"
+    note(f"rated: {done}, of {review.tasks}; orchestrate review {review.id} --results")
+
+
+def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None, *, json: bool) -> None:
+    from orchestrate.service.reviewing import LIKENESS
+
+    if json:
+        print_json(plans)
+        return
+    shown = table(
+        "raters of each item",
+        "items",
+        "ratings in all",
+        right=("raters of each item", "items", "ratings in all"),
+    )
+    for plan in plans:
+        shown.add_row(str(plan.raters), f"{plan.items:,}", f"{plan.votes:,}")
+    out.print(shown)
+    known = "assumed" if likeness is None else "measured in this review"
+    value = LIKENESS if likeness is None else likeness
+    note(f"to show that one is preferred in {share:.0%} of cases, in four of five tries")
+    note(f"correlation of two raters' votes on one item: {value:.2f}, {known}")
+
+
+def _show(found: ReviewResult, *, json: bool) -> None:
+    if json:
+        print_json(found)
+        return
+    review = found.review
+    if not found.ratings:
+        note(f"nothing of {review.id} is rated yet: orchestrate review {review.id}")
+        return
+    if review.kind == "pairs":
+        _show_pairs(found)
+    else:
+        _show_scores(found)
+    for name, alpha in found.agreement.items():
+        note(f"agreement on {name}: {_alpha(alpha)}")
+    if found.left is not None and not found.left.low <= 0.5 <= found.left.high:
+        note(
+            f"the place sways the raters: the left answer won {_share(found.left)} of the votes for one side"
+        )
+    raters = ", ".join(f"{who} {n} of {review.tasks}" for who, n in found.raters.items())
+    note(f"{review.id}, rubric {review.rubric.name}: {raters}; {count(found.notes, 'note')}")
+    items = f"{count(review.items, 'item')} of {review.dataset} (items {review.items_digest[:12]})"
+    note(f"{items}, {review.evaluation}")
+
+
+def _show_pairs(found: ReviewResult) -> None:
+    columns = ("items", "better", "worse", "ties", "both bad", "same")
+    shown = table("contender", "against", "preferred", *columns, right=columns, fold=("contender", "against"))
+    for pair in found.pairs:
+        counts = (pair.first_better, pair.second_better, pair.ties, pair.both_bad, pair.same)
+        n = pair.preference.n
+        shown.add_row(pair.first, pair.second, _share(pair.preference), str(n), *map(str, counts))
+    out.print(shown)
+    if found.strengths:
+        ranks = table("contender", "preferred to another one", fold=("contender",))
+        for name, score in found.strengths.items():
+            ranks.add_row(name, _share(score))
+        out.print(ranks)
+
+
+def _show_scores(found: ReviewResult) -> None:
+    shown = table("contender", "criterion", "score", fold=("contender",))
+    for one in found.scores:
+        score = one.score
+        text = f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
+        shown.add_row(one.contender, one.criterion or "all, 0 to 1", text)
+    out.print(shown)
+    for ahead in found.differences:
+        score = ahead.score
+        known = f"{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f}), {count(score.n, 'item')}"
+        note(f"{ahead.first} minus {ahead.second}: {known}")
+
+
+def _share(score: Score) -> str:
+    return f"{score.value:.0%} ({score.low:.0%} to {score.high:.0%})"
+
+
+def _alpha(alpha: Score | None) -> str:
+    if alpha is None:
+        return "not known: no task has two raters, or all say the same"
+    word = "firm" if alpha.value >= _FIRM else "tentative" if alpha.value >= _TENTATIVE else "weak"
+    return f"alpha {alpha.value:.2f} ({alpha.low:.2f} to {alpha.high:.2f}), {word}, {count(alpha.n, 'task')}"

@@ -1,0 +1,1 @@
+"""From another account or backend."""

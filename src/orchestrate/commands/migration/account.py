@@ -1,0 +1,92 @@
+"""migrate --all --plan: a whole account, by a plan that a person edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from orchestrate import text
+from orchestrate.commands.terminal.console import confirm, err, note, out, print_json, table, warn
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+    from orchestrate.service.account import Carried
+    from orchestrate.service.migrating import MigrationOrder
+
+_TOLD_EVERY = 25
+
+
+def write(ft: Orchestrator, path: Path, order: MigrationOrder, *, json: bool) -> None:
+    """The plan of all runs. Nothing is sent."""
+    from orchestrate.service import account
+
+    if not order.to:
+        raise UsageError("say where the runs may go", fix="orchestrate migrate --all --plan F --to BACKENDS")
+    if path.exists():
+        account.write_plan(path, [], order.margin)  # says so before any data are read
+    planned = account.proposed(ft, order, _quiet())
+    account.write_plan(path, planned, order.margin)
+    moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
+    if json:
+        print_json(planned)
+        return
+    note(f"{path}: {text.count(len(planned), 'run')}, of which {len(moved):,} can be moved")
+    note(f"edit it, then: orchestrate migrate --plan {path}")
+
+
+def carry_out(
+    ft: Orchestrator, path: Path, order: MigrationOrder, *, yes: bool, again: bool, dry: bool, json: bool
+) -> None:
+    """What the plan says, within its budget; exit code 1 where an entry is not done."""
+    from orchestrate.service.account import PreparedPlan
+
+    plan = PreparedPlan(ft, path, order, again=again)
+    shown = table("run", "to", "model", "at most", "", fold=("model",))
+    for step in plan.steps:
+        [target] = step.migration.proposal.targets
+        high = target.quote.high_usd if target.quote is not None else None
+        state = f"run {step.known.id}, {step.known.status.value}" if step.known is not None else "new"
+        shown.add_row(step.entry.run, step.entry.to, target.model or "-", text.money(high), state)
+    err.print(shown)
+    note(f"at most {text.money(plan.high_usd)} of the budget of {text.money(plan.plan.budget_usd)}")
+    plan.require_budget()
+    if dry:
+        return
+    if plan.new and not confirm(f"Submit {text.count(len(plan.new), 'run')}?", yes=yes):
+        raise UsageError("nothing was submitted: nobody agreed to the price", fix="add --yes")
+    done = plan.run(path.with_suffix(".reports"), note)
+    print_json(done) if json else _show(done)
+    if any(one.problem for one in done):
+        raise typer.Exit(1)
+
+
+def _show(done: list[Carried]) -> None:
+    rows = table("run", "to", "new run", "status", "parity", "report", fold=("report",))
+    for one in done:
+        status = one.status.value if one.status is not None else "-"
+        rows.add_row(
+            one.run_id, one.provider, one.new_run or "-", status, one.parity or "-", one.report or "-"
+        )
+    out.print(rows)
+    for one in done:
+        if one.problem:
+            warn(f"{one.run_id}: {one.problem}")
+    if any(one.problem for one in done):
+        note("the same command goes on with those that are not done; nothing is submitted twice")
+
+
+def _quiet() -> Callable[[str], None]:
+    """Tells now and then."""
+    told = 0
+
+    def tell(words: str) -> None:
+        nonlocal told
+        told += 1
+        if told % _TOLD_EVERY == 0:
+            note(words)
+
+    return tell

@@ -1,0 +1,1 @@
+"""The tracked runs: listed, followed, and what they cost."""

@@ -1,0 +1,366 @@
+"""watch, sync: bring runs up to date, once or until they end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+from rich.text import Text
+
+from orchestrate import watching
+from orchestrate.commands.terminal.console import (
+    Json,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    stage_text,
+    warn,
+)
+from orchestrate.commands.terminal.live import LiveView
+from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of, telling
+from orchestrate.errors import OrchestrateError, ProviderError, UsageError
+from orchestrate.text import count
+from orchestrate.types import JobStatus, Run
+from orchestrate.watching import UNSENT
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.service import Orchestrator
+    from orchestrate.watching import Failure, Lease
+
+_TICK_S = 0.5
+_CHECK_S = 2.0
+"""How often the background watcher is looked after."""
+_ASKED_AT_ONCE = 8
+"""So many runs are asked about before the first picture is drawn; of more, the first sweep tells."""
+
+HereOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--here/--background",
+        help="Watch in this process, or in one that survives the terminal (default on a terminal).",
+    ),
+]
+
+
+def watch(
+    context: typer.Context,
+    run: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Default: all active.")] = None,
+    here: HereOpt = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End the background watcher; runs go on.")] = False,
+    notify_command: CommandOpt = None,
+    notify_url: UrlOpt = None,
+    notify_desktop: DesktopOpt = False,
+    json: Json = False,
+) -> None:
+    """Follow runs live until they end. Interrupting it, or closing the terminal, leaves the runs alone.
+
+    On a terminal the watching is done by a process in the background, which goes on, and tells when a run
+    ends, until no run is on its way.
+    """
+    with orchestrator(context) as ft:
+        if stop:
+            _stop(ft, json=json)
+            return
+        notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
+        ft.settings = replace(ft.settings, notify=notify)
+        handles = [ft.run(r) for r in run] if run else _reachable(ft)
+        follow(ft, handles, here=here)
+        if json:
+            print_json([h.record for h in handles])
+        else:
+            for h in handles:
+                out.print(Text.assemble(f"{h.id}  {h.record.provider}  ", stage_text(h.record)))
+    if any(not _well(h.record) for h in handles):
+        raise typer.Exit(1)
+
+
+def sync(context: typer.Context, json: Json = False) -> None:
+    """Sweep the hosts' lists, bring all runs up to date, and settle creates whose answer was lost."""
+    with orchestrator(context) as ft, telling(ft):
+        report = ft.sync()
+    if json:
+        print_json(report)
+    else:
+        out.print(str(report))
+    if report.unsettled or report.ending:
+        raise typer.Exit(5)
+    if report.failures:
+        raise typer.Exit(4)
+
+
+def follow(ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None) -> None:
+    """Draws the runs from the store until all have ended; somebody else asks the hosts: the background
+    watcher, or with `here` a thread of this process. Raises the error of a backend that cannot be asked."""
+    if here is None:
+        here = not sys.stderr.isatty() or sys.platform == "win32"
+    elif sys.platform == "win32" and not here:
+        raise UsageError("there is no background watcher on Windows", fix="orchestrate watch --here")
+    following = _Following(ft, handles)
+    with telling(ft):
+        if handles and following.begin():
+            _draw(following, here=here)
+    following.check()
+
+
+def _draw(following: _Following, *, here: bool) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
+    ft, handles = following.ft, list(following.handles.values())
+    try:
+        with LiveView(ft.store.history.metrics, ft.store.history.events) as view:
+            try:
+                with _thread(ft, handles) if here else _background(ft) as source:
+                    following.run(view, source)
+            except KeyboardInterrupt as interrupt:
+                view.close()
+                _leave(handles, interrupt, in_background=not here)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EPIPE):  # the terminal has gone
+            os._exit(129)
+        raise
+
+
+class _Source(Protocol):
+    """Whoever asks the hosts."""
+
+    def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
+        """What goes wrong there, and the backends that could not be asked."""
+        ...
+
+
+class _Following:
+    """The runs that are followed, as the store tells them."""
+
+    def __init__(self, ft: Orchestrator, handles: list[RunHandle]) -> None:
+        self.ft = ft
+        self.handles = {h.id: h for h in handles}
+        self._at_work = {h.id for h in handles if not self._over(h.record)}
+        self._told: set[str] = set()
+        self._looks: dict[str, Lease | None] = {}
+        self._looked = float("-inf")
+        self._lost: OrchestrateError | None = None
+
+    def begin(self) -> bool:
+        """Asks about a few runs at once, so that what cannot work is told here and now. Raises what waiting
+        does not mend. False when there is nothing to follow."""
+        live = [h for h in self.handles.values() if h.id in self._at_work]
+        for h in live:
+            require_reachable(self.ft, h.record)
+        for h in live if len(live) <= _ASKED_AT_ONCE else ():
+            self._ask(h)
+        return bool(self._at_work)
+
+    def check(self) -> None:
+        """Raises the first error that ended the following of a run."""
+        if self._lost is not None:
+            raise self._lost
+
+    def run(self, view: LiveView, source: _Source) -> None:
+        checked = float("-inf")
+        try:
+            while not self._show(view):
+                if time.monotonic() - checked > _CHECK_S and self._on_hosts():
+                    self._look()
+                    self._heed(view, *source.check())
+                    checked = time.monotonic()
+                time.sleep(_TICK_S)
+            self._last_words(view)
+        finally:
+            for lease in self._looks.values():
+                if lease is not None:
+                    with suppress(OrchestrateError):
+                        self.ft.store.leases.release(lease)
+
+    def _ask(self, handle: RunHandle) -> None:
+        """A run about which its host will never answer is followed no more, the others are."""
+        try:
+            watching.ask(handle)
+        except ProviderError as error:
+            warn(f"{handle.id} is not followed any more: {error.message}")
+            self._lost = self._lost or error
+            self._at_work.discard(handle.id)
+
+    def _on_hosts(self) -> bool:
+        """Whether there is anything to ask a host about: not while another process still uploads."""
+        return any(self.handles[i].record.phase not in UNSENT for i in self._at_work)
+
+    def _show(self, view: LiveView) -> bool:
+        """True when none of the runs is on its way any more."""
+        for record in self.ft.store.runs.of_ids(self.handles):
+            self.handles[record.id].record = record
+            if record.id not in self._at_work and record.id in self._told:
+                continue
+            self._told.add(record.id)
+            view.show(record, self._hint(record))
+            if self._over(record):
+                self._at_work.discard(record.id)
+        view.draw()
+        return not self._at_work
+
+    def _over(self, run: Run) -> bool:
+        unsent = run.phase in UNSENT and not self.ft.store.leases.held(f"run:{run.id}")
+        return run.status.terminal or unsent
+
+    def _hint(self, run: Run) -> str | None:
+        if run.phase in UNSENT and not run.status.terminal:
+            if self.ft.store.leases.held(f"run:{run.id}"):
+                return "another process is sending it"
+            return f"nothing is on the host; to send it: orchestrate resume {run.id}"
+        left = watching.settle_left_s(self.ft, run)
+        if left is None:
+            return None
+        return (
+            f"the answer to the create request was lost; the host is asked for the job, and if it has "
+            f"none after {left:.0f} s, none was made"
+        )
+
+    def _look(self) -> None:
+        """Tells the watcher that somebody is waiting for news."""
+        if time.monotonic() - self._looked < 5.0:
+            return
+        self._looked = time.monotonic()
+        records = [h.record for h in self.handles.values() if h.id in self._at_work]
+        for account in {f"{r.provider}@{r.host}" for r in records}:
+            self._looks[account] = self.ft.store.watching.look(account, self._looks.get(account))
+
+    def _heed(self, view: LiveView, problems: Sequence[str], failures: Sequence[Failure]) -> None:
+        live = [h for h in self.handles.values() if h.id in self._at_work]
+        ours = {h.record.provider for h in live}
+        others = tuple(f"{name}: " for name in self.ft.store.runs.open_providers() if name not in ours)
+        for problem in problems:
+            if problem not in self._told and not problem.startswith(others):
+                self._told.add(problem)
+                view.warn(problem)
+        for failure in failures:
+            if not failure.retryable and failure.provider in ours and failure.message not in self._told:
+                self._told.add(failure.message)
+                # Asked from here it is an error with its own type, fix and exit code.
+                for h in [h for h in live if h.record.provider == failure.provider][:_ASKED_AT_ONCE]:
+                    self._ask(h)
+
+    def _last_words(self, view: LiveView) -> None:
+        """What the hosts tell after the end: last events, the bill."""
+        for h in list(self.handles.values())[:_ASKED_AT_ONCE]:
+            if h.record.job_id is not None:
+                with suppress(OrchestrateError):
+                    h.refresh()
+            view.show(h.record, self._hint(h.record))
+        view.draw()
+
+
+@contextmanager
+def _background(ft: Orchestrator) -> Generator[_Source]:
+    watcher = watching.background(ft.settings)
+
+    class Source:
+        def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
+            watcher.ensure()
+            state = watcher.state()
+            return (state.problems, state.failures) if state else ((), ())
+
+    yield Source()
+
+
+@contextmanager
+def _thread(ft: Orchestrator, handles: list[RunHandle]) -> Generator[_Source]:
+    watcher = watching.watcher(ft, only=sorted({h.record.provider for h in handles}))
+    stopped, broken = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            watcher.run(stopped)
+        except BaseException as error:  # noqa: BLE001  raised again where it is seen
+            broken.append(error)
+
+    thread = threading.Thread(target=work, name="watcher", daemon=True)
+
+    class Source:
+        def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
+            if broken:
+                raise broken[0]
+            return list(watcher.problems), list(watcher.failures)
+
+    thread.start()
+    try:
+        yield Source()
+    finally:
+        stopped.set()
+        watcher.wake()
+    thread.join()  # not after an error: it may be in the middle of a long request
+    if broken:
+        raise broken[0]
+
+
+def _reachable(ft: Orchestrator) -> list[RunHandle]:
+    """All active runs but those whose host or key is another's; these are named."""
+    found: list[RunHandle] = []
+    refused: OrchestrateError | None = None
+    for run in ft.active_runs():
+        try:
+            require_reachable(ft, run.record)
+        except OrchestrateError as error:
+            if str(error) != str(refused):
+                warn(f"{run.id} is not watched: {error.message}")
+            refused = error
+        else:
+            found.append(run)
+    if refused is not None and not found:
+        raise refused
+    if not found:
+        note("no run is active")
+    return found
+
+
+def require_reachable(ft: Orchestrator, run: Run) -> None:
+    """Raises `UsageError` when the configuration leads to another host than the run is on, `SetupError`
+    without its key."""
+    backend = ft.ready(run.provider)
+    if backend.host != run.host:
+        raise UsageError(
+            f"run {run.id} is on {run.provider} at {run.host}, not at {backend.host}",
+            fix="use the configuration and key that it was submitted with",
+        )
+
+
+def _well(run: Run) -> bool:
+    return run.status is JobStatus.SUCCEEDED or (not run.status.terminal and run.phase not in UNSENT)
+
+
+def _stop(ft: Orchestrator, *, json: bool) -> None:
+    ended = watching.stop_background(ft.settings)
+    if json:
+        print_json({"stopped": ended})
+    else:
+        note(
+            f"{count(ended, 'background watcher')} ended; the runs go on"
+            if ended
+            else "no background watcher runs"
+        )
+
+
+def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_background: bool) -> None:
+    ids = " ".join(h.id for h in handles[:_ASKED_AT_ONCE]) if len(handles) <= _ASKED_AT_ONCE else ""
+    err.print(f"\ninterrupted; the run continues. Return with: orchestrate watch {ids}".rstrip())
+    if in_background:
+        err.print("it is watched in the background; to end that: orchestrate watch --stop")
+    sys.stderr.flush()
+    # A watching thread may be in the middle of a request; nothing of it is worth waiting for.
+    os._exit(128 + next(iter(interrupt.args), signal.SIGINT))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite kill ends the view as Ctrl-C does; the runs go on."""
+    del frame
+    raise KeyboardInterrupt(number)

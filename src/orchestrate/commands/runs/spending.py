@@ -1,0 +1,357 @@
+"""spending: spent, committed, left, and all that still bills."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrate import watching
+from orchestrate.commands.terminal.console import (
+    SANDBOX,
+    Json,
+    err,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.config import Notify, Settings
+from orchestrate.errors import HostUnavailable, OverBudget, UsageError
+from orchestrate.keys import hide
+from orchestrate.spending import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
+from orchestrate.text import NOTHING, count, joined, rate
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+
+_CENT = Decimal("0.01")
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What is reported."""
+
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT", help=f"{', '.join(BY)}, tag:NAME, or all; may be repeated or joined by commas."
+        ),
+    ] = None
+    month: Annotated[str | None, typer.Option(help="Only this month, as 2026-11.", metavar="MONTH")] = None
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no host: the store's part alone.")] = False
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="The play money of sandboxes, and what stands there, instead.")
+    ] = False
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID_OR_NAME",
+            help="A deployment that is meant to stand, or what costs nobody knows how much; may be repeated.",
+        ),
+    ] = None
+
+    def ask(self, ft: Orchestrator) -> SpendingReport:
+        wanted = [part.strip() for one in self.by or ["backend"] for part in one.split(",")]
+        return ft.spending(
+            list(BY) if "all" in wanted else wanted,
+            month=self.month,
+            sandbox=self.sandbox,
+            offline=self.offline,
+            ignore=self.ignore or (),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fail:
+    """When the exit code is not 0."""
+
+    fail_if_over: Annotated[
+        bool,
+        typer.Option(
+            "--fail-if-over",
+            help="Exit with 6 when the budget is exceeded; with 4 when it may be, since what something costs "
+            "is not known.",
+        ),
+    ] = False
+    fail_if_idle: Annotated[
+        bool,
+        typer.Option(
+            "--fail-if-idle",
+            help="Exit with 1 when a deployment bills that is not known to be used; with 4 when none was "
+            "seen and an account could not be asked in full.",
+        ),
+    ] = False
+
+    def require(self, what: What, settings: Settings) -> None:
+        """Raises `UsageError` for a condition that could never be true."""
+        if self.fail_if_idle and what.offline:
+            raise UsageError("--fail-if-idle asks the hosts, and --offline does not")
+        if self.fail_if_over and what.sandbox:
+            raise UsageError("--fail-if-over does not go with --sandbox: no budget counts play money")
+        if self.fail_if_over and settings.budget_usd is None:
+            fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
+            raise UsageError("--fail-if-over needs a budget, and none is set", fix=fix)
+
+    def code(self, report: SpendingReport) -> int:
+        if self.fail_if_over and report.over:
+            return OverBudget.exit_code
+        if self.fail_if_idle and report.idle:
+            return 1
+        gaps = (self.fail_if_idle and report.gaps) or (self.fail_if_over and report.uncounted)
+        return HostUnavailable.exit_code if gaps else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tell:
+    """Who else is told."""
+
+    notify: Annotated[
+        bool, typer.Option("--notify", help="Tell the channels that the environment names, once.")
+    ] = False
+    notify_command: CommandOpt = None
+    notify_url: UrlOpt = None
+    notify_desktop: DesktopOpt = False
+
+    def settings(self, given: Settings) -> Settings | None:
+        """With the channels to tell; `None` when nobody is. Raises `UsageError`, `ConfigError`."""
+        if not (self.notify or self.notify_command or self.notify_url or self.notify_desktop):
+            return None
+        told = notify_of(given, self.notify_command, self.notify_url, self.notify_desktop)
+        if told == Notify():
+            raise UsageError("--notify: no channel is set", fix="ORCHESTRATE_NOTIFY_URL, or --notify-url")
+        return replace(given, notify=told)
+
+
+@grouped
+def spending(context: typer.Context, *, what: What, fail: Fail, tell: Tell, json: Json = False) -> None:
+    """What was spent, is committed and is left; then, by asking every configured account, all that still
+    bills or could, made from here or not, and what could not be asked."""
+    with orchestrator(context) as ft:
+        fail.require(what, ft.settings)
+        telling = tell.settings(ft.settings)
+        report = what.ask(ft)
+        if json:
+            print_json(report)
+        else:
+            _show(report)
+        code = fail.code(report)
+        for problem in watching.announce(telling, message(report)) if telling else ():
+            warn(f"notification failed: {problem}")
+            code = code or HostUnavailable.exit_code
+    if code:
+        raise typer.Exit(code)
+
+
+def message(report: SpendingReport) -> dict[str, Any]:
+    """What channels are told; a repeat of the command is another message."""
+    return {
+        "id": f"spending-{report.at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}",
+        "type": "spending.report",
+        "text": headline(report),
+        "sandbox": report.sandbox,
+        "month": report.month,
+        "spent_usd": str(report.total.spent_usd),
+        "committed_usd": str(report.total.committed_usd),
+        "unknown": len(report.total.unknown),
+        "uncounted": list(report.uncounted),
+        "budget_usd": _plain(report.budget_usd),
+        "left_usd": _plain(report.left_usd),
+        "over": report.over,
+        "usd_per_hour": _plain(report.usd_per_hour),
+        "at_least": report.at_least,
+        "idle": [
+            {
+                "backend": found.item.provider,
+                "kind": found.item.kind,
+                "id": found.item.id,
+                "foreign": found.foreign,
+                "usd_per_hour": _plain(found.item.usd_per_hour),
+            }
+            for found in report.idle
+        ],
+        "not_asked": [{"backend": one.backend, "reason": _gap(one)} for one in report.gaps],
+    }
+
+
+def _plain(usd: Decimal | None) -> str | None:
+    return None if usd is None else f"{usd:f}"
+
+
+# -- what people read -------------------------------------------------------------------------------------
+
+
+def headline(report: SpendingReport) -> str:
+    """How much, how much left, what still bills per hour."""
+    spent, committed = _up(report.total.spent_usd), _up(report.total.committed_usd)
+    when = f"{report.month}: " if report.month else ""
+    parts = [f"{when}{_usd(spent)} spent", f"{_usd(committed)} committed", _left(report, spent + committed)]
+    unknown = len(report.total.unknown)
+    some = f" (and what {count(unknown, 'run')} cost is not known)" if unknown else ""
+    return f"{', '.join(parts)}{some}; {_hourly(report)}"
+
+
+def _left(report: SpendingReport, used: Decimal) -> str:
+    budget, left = report.budget_usd, report.left_usd
+    if budget is None or left is None:
+        return "all play money" if report.sandbox else "no budget is set"
+    if report.over:
+        return f"{_usd(_up(-left))} over the budget of {rate(budget)}"
+    shown = left if report.month else min(left, budget - used)
+    return f"{_usd(max(shown, Decimal(0)).quantize(_CENT, ROUND_FLOOR))} left of {rate(budget)}"
+
+
+def _hourly(report: SpendingReport) -> str:
+    if report.offline:
+        return "what still bills was not asked"
+    if report.usd_per_hour is None:
+        return "what still bills is not known: no account answered"
+    least = "at least " if report.at_least else ""
+    asked = count(sum(one.asked for one in report.accounts), "account")
+    gaps = f"; {count(len(report.gaps), 'account')} could not be asked in full" if report.gaps else ""
+    if not report.billing:
+        return f"nothing bills by the hour on {asked} asked{gaps}"
+    foreign = sum(found.foreign for found in report.billing)
+    whose = f", {foreign} not made from here" if foreign else ""
+    things = count(len(report.billing), "thing")
+    return f"{least}{rate(report.usd_per_hour)} an hour still bills ({things}{whose}){gaps}"
+
+
+def _show(report: SpendingReport) -> None:
+    for part in shown(report):
+        out.print(part, soft_wrap=isinstance(part, Text))
+    for line in notes(report):
+        err.print(line, soft_wrap=True)
+
+
+def shown(report: SpendingReport) -> list[RenderableType]:
+    """The first line and the tables."""
+    head = Text(headline(report), style="bold red" if report.over else "bold")
+    parts: list[RenderableType] = [Text.assemble(SANDBOX, " ", head) if report.sandbox else head]
+    for breakdown in report.breakdown:
+        if breakdown.groups:
+            parts += ["", _breakdown(breakdown, report.total)]
+    return [*parts, "", _standing(report.standing)] if report.standing else parts
+
+
+def notes(report: SpendingReport) -> list[Text]:
+    """What could not be asked or seen."""
+    told: list[Text] = []
+    if report.uncounted and report.budget_usd is not None:
+        told.append(
+            _warning(
+                f"whether the budget holds is not known: nobody knows what {joined(list(report.uncounted))} "
+                "cost (leave one out with --ignore ID, or give a run up: orchestrate abandon RUN)"
+            )
+        )
+    if given_up := report.total.abandoned:
+        told.append(
+            Text(
+                f"given up: {joined(list(given_up))}; counted with the last that was known of their bills, "
+                "and their hosts are not asked about them",
+                style="dim",
+            )
+        )
+    unused: dict[str, list[str]] = {}
+    for one in report.accounts:
+        if one.expected and not one.asked:
+            told.append(_warning(f"{one.backend} could not be asked: {_gap(one)}"))
+        elif not one.asked:
+            unused.setdefault("no key" if one.keyless else one.reason or "", []).append(one.backend)
+        if one.elsewhere:
+            told.append(_warning(f"{one.backend}: {_other(one)}"))
+        for line in one.unseen:
+            text = f"{one.backend}: {line}"
+            told.append(_warning(text) if one.partial else Text(hide(text), style="dim"))
+    for reason, names in unused.items():
+        told.append(Text(hide(f"not asked, without runs here: {joined(names)} ({reason})"), style="dim"))
+    return told
+
+
+def _warning(text: str) -> Text:
+    return Text.assemble(("warning: ", "yellow"), hide(text))
+
+
+def _breakdown(breakdown: Breakdown, total: Sum) -> Table:
+    groups = breakdown.groups
+    shown = table(breakdown.by, "spent", "committed", "runs", "deployments", "cost not known", right=_NUMBERS)
+    spent, committed = [g.spent_usd for g in groups], [g.committed_usd for g in groups]
+    columns = [_column(spent), _column(committed)]
+    for g, first, second in zip(groups, *columns, strict=True):
+        shown.add_row(
+            g.key, first, second, count(g.runs), count(g.deployments), count(len(g.unknown) or None)
+        )
+    if len(groups) > 1:
+        sums = [_usd(_up(sum(column, Decimal(0)))) for column in (spent, committed)]
+        counts = (total.runs, total.deployments, len(total.unknown) or None)
+        last = ("total", *sums, *map(count, counts))
+        shown.add_row(*(Text(word, style="bold") for word in last))
+    return shown
+
+
+_NUMBERS = ("spent", "committed", "runs", "deployments", "cost not known")
+
+
+def _column(parts: Sequence[Decimal]) -> list[str]:
+    """Whole cents that add up to the total; what is less than its cent is not shown as nothing."""
+    return [
+        "under $0.01" if part and not shown else _usd(shown)
+        for part, shown in zip(parts, cents(parts), strict=True)
+    ]
+
+
+def _standing(standing: Sequence[Found]) -> Table:
+    names = ("still there", "what", "id", "name", "state", "bills", "$/hour", "whose")
+    shown = table(*names, right=("$/hour",), fold=("id", "name", "whose"))
+    for found in standing:
+        item = found.item
+        bills = {True: Text("yes", style="red"), False: Text("no"), None: Text("not known", style="yellow")}
+        price = item.usd_per_hour
+        shown.add_row(
+            item.provider,
+            item.kind,
+            item.id,
+            item.name or "",
+            item.state,
+            bills[item.bills],
+            NOTHING if price is None else rate(price),
+            _whose(found),
+        )
+    return shown
+
+
+def _whose(found: Found) -> Text:
+    idle = ("idle? ", "yellow") if found.idle else ""
+    if found.foreign:
+        return Text.assemble(idle, ("not made from here", "magenta"))
+    given_up = (", given up", "yellow") if found.abandoned else ""
+    return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""), given_up)
+
+
+def _gap(one: Asked) -> str:
+    if not one.asked:
+        return (one.reason or "it did not answer").removeprefix(f"{one.backend}: ")
+    return "; ".join([*one.unseen, *([_other(one)] if one.elsewhere else [])])
+
+
+def _other(one: Asked) -> str:
+    runs = joined(list(one.elsewhere))
+    return f"the account of this key ({one.account}) does not show {runs}, which may go on in another account"
+
+
+def _up(usd: Decimal) -> Decimal:
+    return usd.quantize(_CENT, ROUND_CEILING)
+
+
+def _usd(cents: Decimal) -> str:
+    return f"${cents:,.2f}"

@@ -1,0 +1,350 @@
+"""runs, show, events, metrics, checkpoints, cancel, pause, resume: the tracked runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.text import Text
+
+from orchestrate.commands.terminal.console import (
+    SANDBOX,
+    Json,
+    RunArg,
+    never_cut,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    stage_text,
+    table,
+)
+from orchestrate.commands.tuned.hosting import in_words
+from orchestrate.deployment import hourly
+from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
+from orchestrate.text import count, duration, limit, money, quoted
+from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
+from orchestrate.types.proof import badge
+from orchestrate.watching import UNSENT, UNSETTLED
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.service import Orchestrator
+
+Refresh = Annotated[
+    bool | None,
+    typer.Option(
+        "--refresh/--offline",
+        help="Ask the host, or show what is stored. Default: the host is asked until nothing can "
+        "change any more.",
+    ),
+]
+
+
+_ROOM_FOR_TAGS = 110
+"""Characters of a line."""
+
+
+def runs(
+    context: typer.Context,
+    provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this backend.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 30,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="The runs of sandboxes instead; inside one they are among all.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
+    with orchestrator(context) as ft:
+        asked = partial(ft.runs, provider=provider, status=status, limit=limit)
+        found = [run.record for run in asked(sandbox=sandbox or None)]
+        elsewhere = 0 if found or sandbox else len(asked(sandbox=True))
+        deployed = ft.deployments()
+    if json:
+        print_json(found)
+        return
+    if not found:
+        some = provider is not None or status is not None
+        if elsewhere:
+            note(f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox")
+            return
+        note("no run matches; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
+        return
+    from orchestrate.commands.terminal.live import cost_so_far
+
+    now = datetime.now(UTC)
+    cells: dict[str, list[str | Text]] = {
+        "run": [run.id for run in found],
+        "backend": [run.provider for run in found],
+        "model": [run.model for run in found],
+        "status": [stage_text(run, chip=not sandbox) for run in found],
+        "step": [f"{run.step or 0}/{run.total_steps}" if run.total_steps else "" for run in found],
+        "took": [_took(run, now) for run in found],
+        "cost": [money(cost_so_far(run)) for run in found],
+        "created": [_ago(run.created_at, now) for run in found],
+        "tags": [_tags(run) for run in found],
+    }
+    if not any(cells["step"]):
+        del cells["step"]
+    if out.width < _ROOM_FOR_TAGS or not any(cells["tags"]):
+        del cells["tags"]
+    shown = table(*cells, right=("step", "took", "cost"), fold=("model", "tags"))
+    for row in zip(*cells.values(), strict=True):
+        shown.add_row(*row)
+    never_cut(shown, *(cells.keys() - {"model", "tags"}))
+    if sandbox:
+        out.print(SANDBOX)
+    out.print(shown)
+    if deployed:
+        note(f"{hourly(deployed)}: orchestrate deployments")
+
+
+def _took(run: Run, now: datetime) -> str:
+    """From created to ended, or until now."""
+    if run.status.terminal and run.finished_at is None:
+        return ""
+    return duration(((run.finished_at or now) - run.created_at).total_seconds())
+
+
+def _tags(run: Run) -> str:
+    tags = cast("dict[str, str]", run.spec.get("tags") or {})
+    return ", ".join(f"{name}={value}" if value else name for name, value in tags.items())
+
+
+def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+    """One run: status, settings, progress, cost."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        record = _fresh(ft, handle, refresh)
+        evaluations = ft.evaluations(record.id)
+        deployed = handle.deployment()
+        proofs = handle.proofs()
+    if json:
+        more = {
+            "proofs": [p.to_dict() for p in proofs],
+            "evaluations": [e.to_dict() for e in evaluations],
+            "deployment": deployed.record.to_dict() if deployed is not None else None,
+        }
+        print_json(record.to_dict() | more)
+        return
+    facts: dict[str, str | Text | None] = {
+        "run": record.id,
+        "backend": f"{record.provider} at {record.host}",
+        "model": record.model,
+        "status": Text.assemble(stage_text(record), (_raw(record), "dim")),
+        "job": record.job_id,
+        "ref": record.ref,
+        "submit phase": record.phase.value,
+        "progress": f"step {record.step or 0} of {record.total_steps}" if record.total_steps else None,
+        "trained tokens": f"{record.trained_tokens:,}" if record.trained_tokens else None,
+        "tuned model": record.tuned_model,
+        "deployment": in_words(deployed) if deployed is not None else None,
+        "served as trained": badge(proofs) if record.status is JobStatus.SUCCEEDED or proofs else None,
+        "early stopped": "yes" if record.early_stopped else None,
+        "error": record.error.message if record.error else None,
+        "quote": _quote(record),
+        "host's estimate": f"{money(record.estimate_usd)}, before it began" if record.estimate_usd else None,
+        "limit": limit(record.max_cost_usd) if record.max_cost_usd is not None else None,
+        "bill": _bill(record),
+        "abandoned": record.abandoned,
+        "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "made by": record.made_by,
+        "idempotency key": record.idempotency_key,
+        "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
+        "data": record.dataset_digest[:16],
+        "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if v is not None),
+    }
+    for e in evaluations:
+        for c in e.contenders:
+            if c.run_id == record.id:
+                mine = [m for m in e.measures if m.contender == c.name and not m.slice]
+                facts |= {m.metric: _scored(e, c, m) for m in mine}
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        if value is not None:
+            out.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
+
+
+def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
+    difference = e.difference(c.name, m.metric)
+    rival = e.score(difference.against, m.metric) if difference else None
+    base = f"{rival.value:.3f} → " if rival else ""
+    return f"{base}{m.score.value:.3f} [{m.score.low:.3f}, {m.score.high:.3f}] n={m.score.n}"
+
+
+def events(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+    """What the host said about a run, oldest first."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        ft.provider(handle.record.provider).require(Feature.EVENTS)
+        _fresh(ft, handle, refresh)
+        found = handle.events()
+    if json:
+        print_json(found)
+        return
+    for e in found:
+        style = {"error": "red", "warning": "yellow"}.get(e.level, "default")
+        head = f"{e.at:%Y-%m-%d %H:%M:%S}  "
+        out.print(Text.assemble(head, (f"{e.level:<7}", style), f"  {e.message}"), soft_wrap=True)
+
+
+def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+    """Loss and other values by step."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        ft.provider(handle.record.provider).require(Feature.METRICS)
+        _fresh(ft, handle, refresh)
+        found = handle.metrics()
+    if json:
+        print_json(found)
+        return
+    names = list(dict.fromkeys(name for point in found for name in point.values))
+    for part in _side_by_side(names, out.width):
+        shown = table("step", *part, right=("step", *part))
+        for point in found:
+            shown.add_row(
+                str(point.step), *(f"{point.values[n]:.6g}" if n in point.values else "" for n in part)
+            )
+        out.print(shown)
+
+
+def _side_by_side(names: list[str], width: int) -> list[list[str]]:
+    """Columns that fit beside one another; what does not comes in a further table below."""
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name in names:
+        wide = max(len(name), 11) + 2
+        if parts[-1] and used + wide > width - 8:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += wide
+    return parts
+
+
+def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+    """Checkpoints of a run."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        ft.provider(handle.record.provider).require(Feature.CHECKPOINTS)
+        _fresh(ft, handle, refresh)
+        found = handle.checkpoints()
+    if json:
+        print_json(found)
+        return
+    shown = table("checkpoint", "step", "created", "model", right=("step",))
+    for c in found:
+        made = f"{c.created_at:%Y-%m-%d %H:%M:%S}" if c.created_at else ""
+        shown.add_row(c.id, str(c.step or ""), made, c.model or "")
+    out.print(shown)
+
+
+def cancel(context: typer.Context, run: RunArg, json: Json = False) -> None:
+    """End a run. What was trained so far is billed by most hosts. Exit code 5: it is not known yet whether it
+    has a job, which is ended as soon as it is found."""
+    with orchestrator(context) as ft:
+        after = ft.run(run).cancel()
+        _show_status(after, json=json)
+    if after.phase in UNSETTLED:
+        note("a job of it may be there; it is cancelled as soon as it is found:  orchestrate sync")
+        raise typer.Exit(OutcomeUnknown.exit_code)
+
+
+def pause(context: typer.Context, run: RunArg, json: Json = False) -> None:
+    """Pause a run, where the backend can."""
+    with orchestrator(context) as ft:
+        _show_status(ft.run(run).pause(), json=json)
+
+
+def resume(context: typer.Context, run: RunArg, json: Json = False) -> None:
+    """Go on with a paused or interrupted run."""
+    with orchestrator(context) as ft:
+        _show_status(ft.run(run).resume(), json=json)
+
+
+def abandon(
+    context: typer.Context,
+    run: RunArg,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the run.")],
+    json: Json = False,
+) -> None:
+    """Give up on a run: its host is no longer asked about it, and it no longer counts against the budget.
+    Ends nothing on the host."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        if handle.record.job_id is not None and not handle.status.terminal:
+            job, host = handle.record.job_id, handle.record.host
+            note(f"its job {job} may go on at {host} and be billed; end it there")
+        _show_status(handle.abandon(reason), json=json)
+
+
+def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
+    """The run as its host has it, or from the store once nothing more is to be learnt: then it needs no key
+    and no network."""
+    record = handle.record
+    if refresh is False or (
+        refresh is None and record.status.terminal and ft.store.runs.is_closed(record.id)
+    ):
+        return record
+    if record.job_id is None:
+        if record.phase in UNSENT:
+            note(f"nothing was sent yet; orchestrate resume {record.id}  sends it, cancel drops it")
+        elif not record.status.terminal:
+            note("the run has no job on the host yet; orchestrate sync settles a lost answer")
+        return record
+    try:
+        return handle.refresh()
+    except (ProviderError, SetupError) as error:
+        if refresh or not record.status.terminal:
+            raise
+        note(f"as stored; its host could not be asked for news: {error.message}")
+        return record
+
+
+def _show_status(run: Run, *, json: bool) -> None:
+    if json:
+        print_json(run)
+    else:
+        out.print(Text.assemble(f"{run.id}  {run.provider}  ", stage_text(run)))
+
+
+def _raw(run: Run) -> str:
+    return f"  (host: {run.raw_status})" if run.raw_status and run.raw_status != run.status.value else ""
+
+
+def _quote(run: Run) -> str | None:
+    if run.quote is None:
+        return None
+    if run.quote.unavailable:
+        return f"none: {run.quote.unavailable}"
+    gone = ", by what its host tells of its data: it was recovered" if run.quote.recalled else ""
+    return f"{quoted(run.quote)}{gone}"
+
+
+def _bill(run: Run) -> str | None:
+    if run.bill is None:
+        from orchestrate.quoting import spending
+
+        held = spending(run).committed_usd
+        told = f"bill not known; {money(held)} of the budget stays reserved" if held else "bill not known"
+        return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
+    final = "" if run.bill.final else "an estimate: "
+    over = run.max_cost_usd is not None and run.bill.usd > run.max_cost_usd
+    return f"{final}{money(run.bill.usd)} ({run.bill.origin})" + (", above its limit" if over else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v is not None) + "}"  # pyright: ignore[reportUnknownVariableType]
+    return str(value)
+
+
+def _ago(at: datetime, now: datetime) -> str:
+    seconds = (now - at).total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{max(0, seconds):.0f} s ago"

@@ -1,0 +1,144 @@
+"""worker, recover: watch all runs for as long as wanted, and rebuild a lost store."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from orchestrate import watching
+from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
+from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
+from orchestrate.errors import HostUnavailable, MissingKey
+from orchestrate.text import count, inert_json
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+    from orchestrate.watching import Choose, Lost, SyncReport
+
+
+def worker(
+    context: typer.Context,
+    provider: Annotated[
+        str, typer.Option("--provider", "-p", help="Backends to watch, joined by commas.", metavar="NAMES")
+    ] = "all",
+    notify_command: CommandOpt = None,
+    notify_url: UrlOpt = None,
+    notify_desktop: DesktopOpt = False,
+    webhooks: Annotated[
+        int | None,
+        typer.Option(
+            "--webhooks", metavar="PORT", help="Take OpenAI's webhooks on this loopback port (POST /openai)."
+        ),
+    ] = None,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no run is on its way.")] = False,
+    json: Json = False,
+) -> None:
+    """Watch the runs of this store until interrupted. Any number of workers may share one store."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda _signal, _frame: stop.set())
+    with orchestrator(context) as ft, contextlib.ExitStack() as stack:
+        notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
+        ft.settings = replace(ft.settings, notify=notify)
+        watcher = watching.watcher(ft, only=None if provider == "all" else ft.backends(provider))
+        if webhooks is not None:
+            for url in stack.enter_context(watching.webhooks(ft, webhooks, watcher.wake)):
+                note(f"taking webhooks on {url}")
+
+        def shown(reports: list[SyncReport]) -> None:
+            for problem in watcher.problems:
+                warn(problem)
+            for report in reports:
+                _tell(report, as_json=json)
+
+        watcher.run(stop, until_idle=until_idle, on_turn=shown)
+    if stop.is_set():
+        note("stopped watching; the runs go on")
+
+
+def recover(
+    context: typer.Context,
+    provider: Annotated[
+        str, typer.Option("--provider", "-p", help="Backends to search, joined by commas.", metavar="NAMES")
+    ] = "all",
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Take these, by id.", metavar="[RUN]...", show_default=False)
+    ] = None,
+    all_of_them: Annotated[
+        bool, typer.Option("--all", help="Take all without asking, including what colleagues submitted.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In a shared
+    account they may be a colleague's, so they are listed and asked for. Exit code 4: a backend that was
+    named, or that has a key, could not be searched."""
+    with orchestrator(context) as ft:
+        report = watching.recover(ft, provider, None if all_of_them else _choice(run))
+        synced = ft.sync()
+        unsearched = [f for f in report.failures if provider != "all" or _has_key(ft, f.provider)]
+    if json:
+        print_json({"recovery": msgspec.to_builtins(report), "sync": msgspec.to_builtins(synced)})
+    else:
+        for verb in ("recovered", "adopted"):
+            for run_id in getattr(report, verb):
+                out.print(f"{verb} {run_id}")
+        for ref in report.doubled:
+            warn(f"{ref} has more than one job; see  orchestrate events {ref}")
+        for failure in report.failures:
+            note(f"{failure.provider} was not searched: {failure.message}")
+        for run_id, words in report.counted.items():
+            note(f"{run_id} counts {words}")
+        for run_id in report.deployments:
+            warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
+        note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} known already")
+    if report.unpriced:
+        warn(f"no budget counts {len(report.unpriced)} of them until their hosts say what they cost:")
+        for run_id in report.unpriced:
+            note(f"  {run_id}: {report.reasons[run_id]}")
+    if report.offered:
+        note(f"{len(report.offered)} not taken; to take them:  orchestrate recover --all   (or name them)")
+    if report.doubled or (report.offered and not run):
+        raise typer.Exit(1)
+    if unsearched:
+        raise typer.Exit(HostUnavailable.exit_code)
+
+
+def _has_key(ft: Orchestrator, name: str) -> bool:
+    try:
+        ft.ready(name)
+    except MissingKey:
+        return False
+    return True
+
+
+def _choice(named: list[str] | None) -> Choose:
+    """Those that were named, else all or none after they were shown."""
+
+    def choose(lost: list[Lost]) -> list[str]:
+        if named:
+            return named
+        for job in lost:
+            when = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
+            note(f"{job.run_id}  {job.provider}  {job.status}  {job.model or ''}  {when}  in {job.account}")
+        asked = f"Take {count(len(lost), 'run')} into this store? A colleague's may be among them"
+        return [job.run_id for job in lost] if confirm(asked, yes=False) else []
+
+    return choose
+
+
+def _tell(report: SyncReport, *, as_json: bool) -> None:
+    moved = report.changed or report.adopted or report.not_made or report.alarms or report.hosting
+    if not moved:
+        return
+    if as_json:
+        sys.stdout.write(inert_json(msgspec.json.encode(report).decode()) + "\n")
+        sys.stdout.flush()
+    else:
+        out.print(str(report))

@@ -1,0 +1,230 @@
+"""gateway: OpenAI's HTTP API for fine-tuning, over any backend."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+import typer
+
+from orchestrate import text
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.types import GatewayKey
+
+if TYPE_CHECKING:
+    from orchestrate.service.gateway import Target
+
+app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    no_args_is_help=False,
+    help="OpenAI's API for fine-tuning over any backend: existing code changes its base URL.",
+)
+keys = typer.Typer(add_completion=False, no_args_is_help=True, help="Who may use the gateway, and for what.")
+app.add_typer(keys, name="keys")
+
+
+class GatewayShown(TypedDict):
+    url: str
+    models: dict[str, str]
+    """Name -> `model on backend`."""
+
+
+class KeyMade(TypedDict):
+    name: str
+    key: str
+
+
+class KeyShown(GatewayKey, frozen=True, kw_only=True):
+    used_usd: Decimal
+    open_jobs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where it answers."""
+
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000
+    host: Annotated[
+        str, typer.Option(help="An address of this machine; others than loopback need keys, and TLS.")
+    ] = "127.0.0.1"
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="A further host name by which it may be asked.")
+    ] = None
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy before it speaks TLS; clients need keys.")
+    ] = False
+    certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", help="PEM file: it speaks TLS itself.")
+    ] = None
+    certificate_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM file of its key.")] = None
+
+
+@app.callback()
+@grouped
+def gateway(context: typer.Context, *, where: Where, json: Json = False) -> None:
+    """Answer OpenAI's HTTP API for fine-tuning until interrupted: files, jobs, models, chat. The table
+    `gateway` of orchestrate.toml says which model on which backend stands behind a name."""
+    if context.invoked_subcommand is not None:
+        return
+    from orchestrate import watching
+    from orchestrate.service import gateway as service
+
+    with orchestrator(context) as ft, ended_by_signal() as ended:
+        told = service.read(
+            ft,
+            host=where.host,
+            port=where.port,
+            names=tuple(where.names or ()),
+            behind_proxy=where.behind_proxy,
+            certificate=service.certificate(where.certificate, where.certificate_key),
+        )
+        with service.serve(ft, told, watching.watcher(ft)) as up:
+            models = {name: _target(target) for name, target in told.models.items()}
+            if json:
+                print_json(GatewayShown(url=up.url, models=models))
+            else:
+                print_text(up.url)
+                for name, target in models.items():
+                    print_text(f"  {name}  is  {target}")
+            sys.stdout.flush()
+            if not models:
+                warn("no model is mapped: clients can tune nothing (docs/gateway.md)")
+            note("Ctrl-C lets what is being sent end, and stops; jobs go on, here when it is started again")
+            ended.wait()
+
+
+def _target(target: Target) -> str:
+    return f"{target.model} on {target.backend}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What the key may do."""
+
+    project: Annotated[str, typer.Option(help="Keys of one project see the same files, jobs and models.")] = (
+        "default"
+    )
+    backends: Annotated[list[str] | None, typer.Option("--backend", help="Only on this one; repeat it.")] = (
+        None
+    )
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Only this name may be asked for; repeat it.")
+    ] = None
+    map: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NAME=BACKEND:MODEL", help="A name of this key's own; repeat it."),
+    ] = None
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="USD", help="Over all jobs of the key.")
+    ] = None
+    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests.")] = None
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Jobs that have not ended.")] = None
+    expires: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Not taken from this day on (UTC).")
+    ] = None
+
+
+@keys.command("add")
+@grouped
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    *,
+    scope: Scope,
+    json: Json = False,
+) -> None:
+    """Make a client's key and print it, once: it is kept as a hash. From the first one on, keys are asked
+    for."""
+    from orchestrate.service import gateway as service
+
+    with orchestrator(context) as ft:
+        made, key = service.add_key(
+            ft,
+            name,
+            project=scope.project,
+            backends=scope.backends or (),
+            models=scope.models or (),
+            map=scope.map or (),
+            budget_usd=service.budget(scope.budget),
+            per_minute=scope.per_minute,
+            concurrent=scope.concurrent,
+            expires_at=scope.expires.replace(tzinfo=UTC) if scope.expires else None,
+        )
+    if json:
+        print_json(KeyMade(name=key.name, key=made))
+        return
+    print_text(made)
+    note("it is kept as a hash and cannot be shown again; gateways of this store take it from now on")
+
+
+@keys.command("ls")
+def ls(context: typer.Context, json: Json = False) -> None:
+    """All keys, with what their jobs take and what they may."""
+    from orchestrate.service import gateway as service
+
+    with orchestrator(context) as ft:
+        found = service.keys(ft)
+    if json:
+        print_json([{**key.to_dict(), "used_usd": usd, "open_jobs": jobs} for key, usd, jobs in found])
+        return
+    shown = table("name", "project", "state", "used", "jobs going on", "may")
+    for key, usd, jobs in found:
+        state = "revoked" if key.revoked_at else f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "-"
+        used = text.money(usd)
+        if key.budget_usd is not None:
+            used += f" of {text.money(key.budget_usd)}"
+        limits = [*key.backends, *key.models, *(f"{name}={target}" for name, target in key.map.items())]
+        limits += [f"{key.per_minute} requests a minute"] if key.per_minute else []
+        limits += [f"{key.concurrent} jobs at once"] if key.concurrent else []
+        shown.add_row(key.name, key.project, state, used, str(jobs), ", ".join(limits) or "all")
+    out.print(shown)
+
+
+@keys.command("revoke")
+def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Of the key.")]) -> None:
+    """Take a key no more, from its next request on. Its jobs go on."""
+    from orchestrate.service import gateway as service
+
+    with orchestrator(context) as ft:
+        service.revoke_key(ft, name)
+    note(f"the key {name} is not taken any more; its jobs go on (orchestrate runs)")
+
+
+@app.command("log")
+def log(
+    context: typer.Context,
+    key: Annotated[str | None, typer.Option(help="Only of this key.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The last so many.")] = 50,
+    json: Json = False,
+) -> None:
+    """Who changed what, and what was refused, oldest first."""
+    from orchestrate.service import gateway as service
+
+    with orchestrator(context) as ft:
+        found = service.entries(ft, key=key, limit=limit)
+    if json:
+        print_json(found)
+        return
+    shown = table("at", "key", "request", "status", "what")
+    for entry in found:
+        at, asked = f"{entry.at:%Y-%m-%d %H:%M:%S}", f"{entry.method} {entry.path}"
+        times = f" ({entry.times} times)" if entry.times > 1 else ""
+        what = entry.subject or entry.code or "-"
+        shown.add_row(at, entry.key or "-", asked, f"{entry.status}{times}", what)
+    out.print(shown)

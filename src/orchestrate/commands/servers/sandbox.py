@@ -1,0 +1,148 @@
+"""sandbox: local stand-ins of the three hosts, for trying things and for tests."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    note,
+    print_json,
+    print_text,
+    settings_of,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.server import Sandbox
+
+FIRST_PORT = 8751
+"""Of OpenAI's stand-in; Together's and Fireworks' follow."""
+
+app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    no_args_is_help=False,
+    help="Local stand-ins of the three hosts that really train. No key, no cost.",
+)
+
+HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Where jobs and files are kept.")]
+SpeedOpt = Annotated[float, typer.Option("--speed", min=0.01, help="How many times shorter the waits are.")]
+TrainOpt = Annotated[
+    bool, typer.Option("--train/--no-train", help="Train the tiny model, or only walk through the states.")
+]
+ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
+SlotsOpt = Annotated[int, typer.Option("--slots", min=1, help="Trainings at once.")]
+ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads of each training.")]
+AlsoOpt = Annotated[
+    list[str] | None,
+    typer.Option("--also", help="A host that a file describes, as in azure; on a free port. Repeatable."),
+]
+PortOpt = Annotated[
+    int, typer.Option("--port", min=0, max=65533, help="The first of three ports; 0 takes free ones.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """How the hosts are started."""
+
+    home: HomeOpt = None
+    speed: SpeedOpt = 1.0
+    train: TrainOpt = True
+    model: ModelOpt = None
+    slots: SlotsOpt = 1
+    threads: ThreadsOpt = 1
+    also: AlsoOpt = None
+
+
+@app.callback()
+@grouped
+def sandbox(
+    context: typer.Context,
+    *,
+    hosts: Hosts,
+    port: PortOpt = FIRST_PORT,
+    json: Json = False,
+) -> None:
+    """Starts the three hosts, prints the environment that clients need, and serves until interrupted.
+
+    Jobs outlive a restart: they are kept under the home folder, and one that was being trained goes on.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    kept = hosts.home or _default_home(context)
+    with _start(replace(hosts, home=kept), port) as running, ended_by_signal() as ended:
+        if json:
+            print_json({"sandbox": True, "env": running.env, "urls": running.urls, "home": str(running.home)})
+        else:
+            for name, value in running.env.items():
+                print_text(f"export {name}={shlex.quote(value)}")
+        sys.stdout.flush()
+        note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
+        note("copy the lines above into another shell; Ctrl-C stops the hosts")
+        ended.wait()
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@grouped
+def run(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="What to run.")],
+    *,
+    hosts: Hosts,
+    port: PortOpt = 0,
+) -> None:
+    """Runs a command with the sandbox's environment and stops the hosts when it ends; its exit code is kept.
+
+    Jobs are kept as those of `orchestrate sandbox` are, and whatever asks about one of them later starts the
+    hosts again; those of a sandbox that runs already are used.
+    """
+    from orchestrate.service.sandbox import joined
+
+    words = [*command, *context.args]
+    kept = hosts.home or _default_home(context)
+    with joined(kept, port, **_ways(hosts)) as env:
+        try:
+            child = subprocess.Popen(words, env={**os.environ, **env})
+        except OSError as error:
+            raise UsageError(f"{words[0]} cannot be run: {error}") from error
+        raise typer.Exit(_code_of(child))
+
+
+def _start(hosts: Hosts, port: int) -> AbstractContextManager[Sandbox]:
+    from orchestrate.service.sandbox import running
+
+    return running(port, home=hosts.home, **_ways(hosts))
+
+
+def _ways(hosts: Hosts) -> dict[str, Any]:
+    """All but the home."""
+    return {name: value for name, value in vars(hosts).items() if name != "home"} | {"also": hosts.also or ()}
+
+
+def _default_home(context: typer.Context) -> Path:
+    from orchestrate.service.sandbox import home_of
+
+    return home_of(settings_of(context))
+
+
+def _code_of(child: subprocess.Popen[bytes]) -> int:
+    """Ctrl-C reaches the child as well; it decides how to end, as it would without us."""
+    while True:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            continue
+        return code if code >= 0 else 128 - code

@@ -1,0 +1,220 @@
+"""serve: tuned models behind the chat completions API, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+import typer
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    note,
+    orchestrator,
+    print_json,
+    print_text,
+    warn,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.tuned.exporting import AcceptOpt, agreed, show_proof
+from orchestrate.errors import UsageError
+from orchestrate.types import Proof
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator, serving
+
+
+class Serving(TypedDict):
+    url: str
+    engine: str
+    why: str | None
+    models: list[str]
+    command: str | None
+    proofs: list[Proof]
+
+
+class Added(TypedDict):
+    model: str
+    url: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where it answers, and to whom."""
+
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000
+    host: Annotated[str, typer.Option(help="An address of this machine; others than loopback need keys.")] = (
+        "127.0.0.1"
+    )
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="A further host name by which it may be asked.")
+    ] = None
+    origins: Annotated[
+        list[str] | None,
+        typer.Option("--origin", help="A site whose pages may ask it, as https://app.example."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What answers, and how much at once."""
+
+    engine: Annotated[str, typer.Option(help="auto, transformers, llama.cpp, vllm.")] = "auto"
+    base: Annotated[str | None, typer.Option(help="Without a run: serve this base model alone.")] = None
+    most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Requests answered at once.")] = 32
+    most_waiting: Annotated[int, typer.Option("--queue", min=0, help="More wait; beyond them 429.")] = 128
+    most_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Of an answer whose request does not say.")
+    ] = 2048
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")] = None
+    four_bit: Annotated[
+        bool | None, typer.Option("--four-bit/--no-four-bit", help="Default: as the adapters were trained.")
+    ] = None
+    quantise: Annotated[str, typer.Option("--quantise", "--quantize", help="For llama.cpp.")] = "Q4_K_M"
+    engine_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine-arg", metavar="FLAG", help="For llama.cpp's server or vLLM, as it is; repeat it."
+        ),
+    ] = None
+    python: Annotated[
+        Path | None, typer.Option("--vllm-python", help="The python of the environment that has vLLM.")
+    ] = None
+    llama_python: Annotated[
+        Path | None, typer.Option(help="The python of the environment that has llama-cpp-python[server].")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instead:
+    """What else is done, and then nothing is served from here."""
+
+    into: Annotated[
+        str | None,
+        typer.Option("--into", metavar="URL", help="Add the adapters to this server, which runs already."),
+    ] = None
+    new_key: Annotated[
+        str | None,
+        typer.Option("--new-key", metavar="NAME", help="Make a client's key, print it once, and leave."),
+    ] = None
+    revoke_key: Annotated[
+        str | None, typer.Option("--revoke-key", metavar="NAME", help="Take no key of this name any more.")
+    ] = None
+
+
+@grouped
+def serve(
+    context: typer.Context,
+    *,
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs, or folders with adapters, of one base."),
+    ] = None,
+    where: Where,
+    how: How,
+    instead: Instead,
+    prove: Annotated[
+        bool, typer.Option(help="Prove that each model is what was trained, before anything else.")
+    ] = True,
+    accept_licence: AcceptOpt = None,
+    json: Json = False,
+) -> None:
+    """Serve tuned models and their base by name behind the chat completions API, until interrupted. Each is
+    proved first: where the proof fails, nothing is served and the exit code is 1."""
+    from orchestrate.service import serving
+
+    names = run or []
+    with orchestrator(context) as ft:
+        if instead.new_key is not None or instead.revoke_key is not None:
+            _keys(ft, instead.new_key, instead.revoke_key)
+            return
+        if not names and how.base is None:
+            raise UsageError("name a run, or --base MODEL")
+        accepted = agreed(ft, names, accept_licence)
+        if instead.into is not None:
+            _add(serving.add(ft, names, instead.into, accepted), json)
+            return
+        terms, choice = _terms(where, how), _choice(how)
+        with (
+            ended_by_signal() as ended,
+            serving.serve(ft, names, terms, choice, accept_licence=accepted) as up,
+        ):
+            if up.why is not None:
+                note(f"engine: {up.engine}, as {up.why}")
+            proofs = serving.prove(ft, up, names) if prove else []
+            failed = [p for p in proofs if p.state == "failed"]
+            for proof in failed if json else proofs:
+                show_proof(proof)
+            if failed:
+                warn("nothing is served; --no-prove serves it all the same")
+                raise typer.Exit(1)
+            shown = Serving(
+                url=f"{up.url}/v1",
+                engine=up.engine,
+                why=up.why,
+                models=list(up.models),
+                command=up.command,
+                proofs=proofs,
+            )
+            if json:
+                print_json(shown)
+            else:
+                print_text("\n  ".join([shown["url"], *shown["models"]]))
+            sys.stdout.flush()
+            note("Ctrl-C lets answers under way end, and stops")
+            ended.wait()
+
+
+def _terms(where: Where, how: How) -> serving.Terms:
+    from orchestrate.service import serving
+
+    return serving.Terms(
+        host=where.host,
+        port=where.port,
+        names=tuple(where.names or ()),
+        origins=tuple(where.origins or ()),
+        most_at_once=how.most_at_once,
+        most_waiting=how.most_waiting,
+        most_tokens=how.most_tokens,
+        threads=how.threads,
+        device=how.device,
+        four_bit=how.four_bit,
+    )
+
+
+def _choice(how: How) -> serving.Choice:
+    from orchestrate.service import serving
+
+    return serving.Choice(
+        engine=how.engine,
+        base=how.base,
+        python=how.python,
+        llama_python=how.llama_python,
+        quantise=how.quantise,
+        more=tuple(how.engine_args or ()),
+    )
+
+
+def _keys(ft: Orchestrator, new: str | None, revoked: str | None) -> None:
+    from orchestrate.service import serving
+
+    if revoked is not None:
+        serving.revoke_key(ft, revoked)
+        note(f"the key of {revoked} is no longer taken by servers that start from now on")
+    if new is not None:
+        print_text(serving.new_key(ft, new))
+        note("it is kept as a hash and cannot be shown again; servers that start from now on ask for a key")
+
+
+def _add(added: list[tuple[str, str, float]], json: bool) -> None:
+    if json:
+        print_json([Added(model=name, url=f"{url}/v1", seconds=seconds) for name, url, seconds in added])
+        return
+    for name, url, seconds in added:
+        print_text(f"{name}  {url}/v1")
+        note(f"{name} was loaded in {1000 * seconds:.0f} ms, while the others went on")

@@ -1,0 +1,1 @@
+"""Getting ready: files to begin with, keys, this machine, schemas."""

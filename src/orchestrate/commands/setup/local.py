@@ -1,0 +1,103 @@
+"""local: this machine as a backend. How fast it trains, and what fits into its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.training.translations import show_memory
+from orchestrate.errors import UsageError
+from orchestrate.text import size
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
+
+ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU when there is one.")]
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder; default: a random model of a fixed shape.")
+    ] = None,
+    threads: ThreadsOpt = None,
+    device: DeviceOpt = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to train.")] = 20.0,
+    json: Json = False,
+) -> None:
+    """Measures this machine's training speed by training; quotes for `local` use it from then on."""
+    from orchestrate.service import machine
+
+    with orchestrator(context) as ft:
+        home = ft.settings.home / "local"
+    note(f"training for about {seconds:.0f} s ...")
+    found = machine.measure(home, model=model, threads=threads, device=device, seconds=seconds)
+    if json:
+        print_json(found)
+        return
+    out.print(
+        f"{found.tokens_per_second:,.0f} tokens per second with {found.model} on {found.device}", end=""
+    )
+    out.print(f", {found.threads} threads" if found.device == "cpu" else "", end="")
+    out.print()
+    if found.peak_bytes is not None:
+        planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
+        resident = f"; the whole process {size(found.resident_bytes)}" if found.resident_bytes else ""
+        out.print(f"its tensors took {size(found.peak_bytes)} at most{planned}{resident}")
+    note(f"kept in {machine.bench_file(home)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What is trained, and how."""
+
+    adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
+    rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Of the adapter.")] = 16
+    length: Annotated[int, typer.Option(min=8, help="Tokens of the longest row.")] = 2048
+    rows: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 1
+    pairs: Annotated[bool, typer.Option(help="Preference pairs: a row is one of the two answers.")] = False
+    eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="The optimiser in 8 bits.")] = False
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Keep less for the backward pass.")] = False
+    precision: Annotated[str, typer.Option(help="bf16 or fp32; auto takes what suits the device.")] = "auto"
+
+
+@app.command()
+@grouped
+def memory(
+    model: Annotated[str, typer.Argument(help="Catalog name, model folder, or a size such as 8B.")],
+    *,
+    how: Trained,
+    device: DeviceOpt = None,
+    available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
+    json: Json = False,
+) -> None:
+    """The memory that training a model needs, by part, and whether it fits. Offline."""
+    from orchestrate.service import machine
+
+    if how.adapter not in ("qlora", "lora", "full"):
+        raise UsageError(f"--adapter takes qlora, lora or full; got {how.adapter!r}")
+    plan = machine.memory_plan(
+        model,
+        machine.Setup(
+            adapter=how.adapter,
+            precision=how.precision,
+            rank=how.rank,
+            rows=how.rows,
+            longest=how.length,
+            pairs=how.pairs,
+            gradient_checkpointing=how.gradient_checkpointing,
+            optimizer="paged_adamw_8bit" if how.eight_bit else "adamw",
+        ),
+        device=device,
+        available_bytes=int(available * 2**30) if available else None,
+    )
+    if json:
+        print_json(plan)
+    else:
+        show_memory(plan)

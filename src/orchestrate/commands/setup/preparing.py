@@ -1,0 +1,356 @@
+"""init, keys, doctor, providers: getting ready."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import re
+import sys
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.text import Text
+
+from orchestrate import config, days
+from orchestrate.commands.terminal.console import (
+    Json,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+    settings_of,
+    table,
+)
+from orchestrate.commands.terminal.options import by_default
+from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
+from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
+from orchestrate.pins import Pins, origin
+from orchestrate.types import Feature
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+
+_HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
+"""A server that generates data is named so in the key file."""
+
+_MARKS: dict[bool | None, tuple[str, str]] = {
+    True: ("ok", "green"),
+    False: ("wrong", "red"),
+    None: ("absent", "dim"),
+}
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
+    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a commented finetune.yaml, its JSON schema for editors, and orchestrate.toml."""
+    from orchestrate import specfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{folder} is not a folder", fix="orchestrate init FOLDER") from error
+    schema = jsonlib.dumps(specfile.json_schema(), indent=2) + "\n"
+    files = {
+        specfile.DEFAULT_NAME: specfile.template(),
+        specfile.SCHEMA_NAME: schema,
+        config.CONFIG_NAME: specfile.template(config.CONFIG_NAME),
+    }
+    present = [name for name in files if (folder / name).exists() and name != specfile.SCHEMA_NAME]
+    if present and not force:
+        raise UsageError(
+            f"{folder / present[0]} exists already; nothing was written", fix="orchestrate init --force"
+        )
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    written = [str(folder / name) for name in files]
+    if json:
+        print_json(written)
+    else:
+        print_text("\n".join(written))
+
+
+keys = typer.Typer(cls=by_default("list"), help="API keys, and the hosts they may go to: set, list, trust.")
+
+
+@keys.command("set")
+def keys_set(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Backend, as in together.")],
+    value: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+    value_option: Annotated[str | None, typer.Option("--value", hidden=True)] = None,
+    keyring: Annotated[
+        bool, typer.Option("--keyring", help="Keep it in the system's keyring instead of a file.")
+    ] = False,
+) -> None:
+    """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
+    pipe. The environment takes precedence over both."""
+    from orchestrate.service import backends
+
+    if value or value_option is not None:
+        raise UsageError(
+            "a key on the command line is seen by every program of this machine and kept in the shell's "
+            "history; it was not stored. Treat it as known to others",
+            fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
+        )
+    settings = settings_of(context)
+    also = backends.described_only(settings)
+    known = [*backends.with_keys(settings, also), *config.other_secrets()]
+    if name not in known and not _HOSTNAME.fullmatch(name):
+        raise UsageError(
+            f"there is no key of this name (not shown, as it may be a key itself); known: {', '.join(known)}"
+        )
+    given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    if not (key := given.strip()):
+        raise UsageError("the key is empty; nothing was written")
+    host = settings.hosts.get(name)
+    _require_a_host_of_its_own(name, key, host)
+    path = key_file()
+    if keyring:
+        place = write_keyring(name, key)
+        if name in read_keys(path):  # it would go before the keyring's
+            config.write_key(path, name, None)
+    else:
+        config.write_key(path, name, key)
+        place = str(path)
+    note(f"{name}: {config.Secret(key)} kept in {place}")
+    if host is None or host.base_url is None or key.startswith(config.SANDBOX_KEY_PREFIX):
+        return
+    if host.url_from_file:
+        note(f"{host.base_url} comes from {settings.config_file}")
+        note(f"if you trust it: orchestrate keys trust {name}")
+    elif not Pins(pin_file()).hosts(key):
+        _tie(key, host.base_url)
+        note(f"it goes to {origin(host.base_url)} and to no other host")
+
+
+def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | None) -> None:
+    """A real key that would be tied to this machine, as where a sandbox's exports are still set, is kept only
+    when that is meant. Raises `UsageError`."""
+    url = host.base_url if host is not None else None
+    local = url is not None and config.is_loopback(urlsplit(url).hostname or "")
+    if not local or key.startswith(config.SANDBOX_KEY_PREFIX):
+        return
+    told = f"the base URL of {name} is {url}, on this machine (a sandbox?), and the key would be tied to it"
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{told}; nothing was written",
+            fix=f"unset {name.upper().replace('-', '_')}_BASE_URL, or set the key at a terminal",
+        )
+    if not typer.confirm(f"{told}. Keep it?", err=True):
+        raise UsageError("nothing was written")
+
+
+@keys.command("list")
+def keys_list(context: typer.Context, json: Json = False) -> None:
+    """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
+    masked."""
+    from orchestrate.service import backends
+
+    settings = settings_of(context)
+    stored = read_keys(key_file())
+    rows: list[dict[str, Any]] = []
+    for name, host in backends.with_keys(settings).items():
+        variable = host.key_variable or ""
+        source = variable if os.environ.get(variable) else ("key file" if name in stored else "keyring")
+        masked = str(host.api_key) if host.api_key else None
+        rows.append(
+            {
+                "backend": name,
+                "key": masked,
+                "source": source if masked else None,
+                "variable": variable,
+                "hosts": _tied(host),
+            }
+        )
+    if json:
+        print_json(rows)
+        return
+    shown = table("backend", "key", "source", "tied to")
+    for row in rows:
+        shown.add_row(
+            row["backend"],
+            row["key"] or Text("none", "dim"),
+            row["source"] or Text(f"set {row['variable']}", "dim"),
+            ", ".join(row["hosts"]) or Text("not used yet" if row["key"] else "", "dim"),
+        )
+    out.print(shown)
+
+
+def _tied(host: config.HostConfig) -> list[str]:
+    if host.api_key is None:
+        return []
+    if host.sandbox:
+        return ["any sandbox"]
+    return list(Pins(pin_file()).hosts(host.api_key.reveal()))
+
+
+@keys.command("trust")
+def keys_trust(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Backend whose key it is.")] = None,
+    host: Annotated[
+        str | None, typer.Argument(help="As in https://llm.example.com; default: the configured base URL.")
+    ] = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="The prices, store and budget of this folder's project.")
+    ] = False,
+) -> None:
+    """Let a key be sent to another host. Each key is tied to the host that it was first used with. With
+    --project: let the files of a project say what is spent, as they are now."""
+    settings = settings_of(context)
+    if project:
+        _trust_project(settings)
+        return
+    if name is None:
+        raise UsageError("name a backend, or --project", fix="orchestrate keys trust NAME [https://HOST]")
+    known = settings.host(name)
+    if name not in settings.hosts:
+        raise UsageError(f"no backend is called {name!r}; known: {', '.join(settings.hosts)}")
+    if known.api_key is None:
+        raise MissingKey(name, known.key_variable or "")
+    url = host or known.base_url
+    if url is None:
+        raise UsageError(f"{name} has no base URL", fix=f"orchestrate keys trust {name} https://HOST")
+    config.require_safe_url(url, name)
+    _tie(known.api_key.reveal(), url)
+    note(f"{name}: {known.api_key} may go to {', '.join(_tied(known))}")
+
+
+def _trust_project(settings: config.Settings) -> None:
+    from orchestrate import trust
+
+    files = trust.deciding(settings)
+    if files:
+        trust.trusted(settings).add(files)
+    names = ", ".join(map(str, files))
+    note(f"trusted until changed: {names}" if files else "no project file here decides what is spent")
+
+
+def _tie(key: str, url: str) -> None:
+    try:
+        Pins(pin_file()).allow(key, url)
+    except OSError as error:
+        raise SetupError(
+            f"{pin_file()} cannot be written: {error}", fix="check its folder, or set ORCHESTRATE_KEYS"
+        ) from error
+
+
+@keys.command("remove")
+def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
+    """Forget a key of the key file and of the keyring."""
+    path = key_file()
+    stored = name in read_keys(path)
+    if stored:
+        config.write_key(path, name, None)
+    if forget_in_keyring(name) or stored:
+        note(f"{name}: removed")
+    else:
+        note(f"{path} holds no key called {name}, nor does the keyring")
+
+
+def doctor(context: typer.Context, json: Json = False) -> None:
+    """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
+    from orchestrate.service import doctor as surgery
+
+    checks = list(surgery.machine())
+    try:
+        with orchestrator(context) as ft:
+            for check in surgery.settings(ft):
+                checks.append(check)
+    except OrchestrateError as error:
+        name = "settings and store"
+        checks.append(surgery.Check(check=name, ok=False, detail=error.message, fix=error.fix))
+    if json:
+        print_json(checks)
+    else:
+        shown = table("", "check", "detail", "what to do")
+        for c in checks:
+            shown.add_row(Text(*_MARKS[c.ok]), c.check, c.detail, c.fix or "")
+        out.print(shown)
+    if any(c.ok is False for c in checks):
+        raise typer.Exit(3)
+
+
+providers = typer.Typer(cls=by_default("list"), help="Backends, and what each of them can do.")
+
+
+@providers.command("list")
+def list_providers(
+    context: typer.Context,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a commented description of a host, to be filled in.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Backends, what each of them can do, and why something is missing."""
+    from orchestrate.service import backends as known
+
+    if template:
+        print_text(known.template().rstrip())
+        return
+    today = days.today()
+    with orchestrator(context) as ft:
+        backends = [ft.provider(name) for name in ft.backends()]
+        if json:
+            print_json(
+                [
+                    {
+                        "name": b.config.name,
+                        "title": b.title,
+                        "host": b.host,
+                        "sandbox": b.sandbox,
+                        "features": sorted(b.features),
+                        "missing": {f.value: reason for f, reason in b.missing.items()},
+                        "ended": {f.value: reason for f, reason in b.ended(today).items()},
+                    }
+                    for b in backends
+                ]
+            )
+            return
+        names = [b.config.name for b in backends]
+        shown = table("feature", *names)
+        for feature in Feature:
+            shown.add_row(
+                feature.value.replace("_", " "),
+                *(_has(b, feature, today) for b in backends),
+            )
+        out.print(shown)
+        for b in backends:
+            for feature, reason in b.missing.items():
+                note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
+            for feature, reason in b.ended(today).items():
+                note(f"{b.config.name} has no {feature.value} any more: {reason}")
+        if also := known.described_only(ft.settings):
+            note(f"described, and yours with a key: {', '.join(also)}   (orchestrate keys set NAME)")
+
+
+def _has(backend: Provider, feature: Feature, today: date) -> Text:
+    if feature in backend.ended(today):
+        return Text("ended", "yellow")
+    return Text("yes", "green") if feature in backend.features else Text("-", "dim")
+
+
+def plugins(json: Json = False) -> None:
+    """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
+    from orchestrate.service import backends
+
+    rows = backends.plugins()
+    if json:
+        print_json(rows)
+    elif not rows:
+        note("no installed package adds a backend; docs/plugins.md says how to write one")
+    else:
+        shown = table("backend", "package", "version", "profile", "")
+        for row in rows:
+            error = Text(row.error or "loaded", "red" if row.error else "green")
+            shown.add_row(row.kind, row.package or "-", row.version or "-", row.profile, error)
+        out.print(shown)
+    if any(row.error for row in rows):
+        raise typer.Exit(3)

@@ -1,0 +1,225 @@
+"""The live view of runs: stage, step, loss sparkline, tokens per second, time left, cost so far."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from orchestrate.commands.terminal.console import STATUS_STYLE, err, stage_text, table, warn
+from orchestrate.text import count, duration, money
+from orchestrate.types import Event, JobStatus, MetricPoint, Run
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_BARS = "▁▂▃▄▅▆▇█"
+_STAGES = ("validating", "queued", "running", "finalizing", "succeeded")
+_KEPT_EVENTS = 4
+_PANEL_LINES = 6 + _KEPT_EVENTS
+_TOLD_IN_FULL = 20
+_STEPWISE = frozenset({"metrics", "progress"})
+"""Events that come with every few steps: a log that is not redrawn would hold little else."""
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """The values as a row of bars, at most `width` wide; a long series is averaged into that many cells."""
+    finite = [v for v in values if v == v and abs(v) != float("inf")]
+    if not finite:
+        return ""
+    size = max(1, -(-len(finite) // width))
+    cells = [sum(c) / len(c) for c in (finite[i : i + size] for i in range(0, len(finite), size))]
+    low, high = min(cells), max(cells)
+    span = (high - low) or 1.0
+    return "".join(_BARS[round((v - low) / span * (len(_BARS) - 1))] for v in cells)
+
+
+def seconds_left(run: Run, now: datetime) -> float | None:
+    """From the share of steps done since the start; `None` until there is one."""
+    if run.status is not JobStatus.RUNNING or run.started_at is None or not run.step or not run.total_steps:
+        return None
+    done = run.step / run.total_steps
+    return (now - run.started_at).total_seconds() * (1 - done) / done if done < 1 else 0.0
+
+
+def cost_so_far(run: Run) -> Decimal | None:
+    """The bill when there is one, else the quoted price times the share of the work done."""
+    if run.bill is not None:
+        return run.bill.usd
+    expected = None if run.quote is None or run.quote.unavailable else run.quote.expected_usd
+    if expected is None or not run.total_steps:
+        return None
+    return expected * Decimal(run.step or 0) / Decimal(run.total_steps)
+
+
+def share_done(run: Run) -> float:
+    """0 to 1, by steps where they are known, else by the host's percentage."""
+    if run.status is JobStatus.SUCCEEDED:
+        return 1.0
+    if run.total_steps:
+        return min(1.0, (run.step or 0) / run.total_steps)
+    return min(1.0, (run.percent or 0.0) / 100)
+
+
+def bar(share: float, width: int = 60) -> Text:
+    full = round(share * width)
+    return Text.assemble(("━" * full, "green"), ("━" * (width - full), "bright_black"))
+
+
+def stage_line(run: Run) -> Text:
+    """The stages of a run with the present one marked."""
+    text = Text()
+    for i, stage in enumerate(_STAGES):
+        if i:
+            text.append(" › ", style="dim")
+        here = stage == run.status.value
+        text.append(stage, style=f"bold {STATUS_STYLE.get(stage, 'white')}" if here else "dim")
+    if run.status.value not in _STAGES:
+        text.append(f"  {run.status.value}", style=f"bold {STATUS_STYLE.get(run.status.value, 'white')}")
+    return text
+
+
+def panel(
+    run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now: datetime, hint: str | None = None
+) -> RenderableType:
+    """One run as a block of lines; `hint` is what its reader should know or do."""
+    head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
+    if run.sandbox:
+        head.append("  ")
+        head.append(" SANDBOX ", style="reverse")
+    losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
+    rewards = [p.values["train_reward"] for p in metrics if "train_reward" in p.values]
+    names = ("valid_reward", "valid_loss")
+    valid = [p.values[n] for p in metrics for n in names if n in p.values]
+    speed = next(
+        (p.values["tokens_per_second"] for p in reversed(metrics) if "tokens_per_second" in p.values), None
+    )
+    left = seconds_left(run, now)
+    since = (run.finished_at or now) - (run.started_at or run.created_at)
+    cost = cost_so_far(run)
+    step = run.step or (metrics[-1].step if metrics else 0)
+    facts = [
+        f"step {step}/{run.total_steps}" if run.total_steps else f"step {step}",
+        f"reward {rewards[-1]:.3f} {sparkline(rewards)}" if rewards else "",
+        f"loss {losses[-1]:.4f} {sparkline(losses)}" if losses and not rewards else "",
+        f"valid {valid[-1]:.4f}" if valid else "",
+        f"{speed:,.0f} tok/s" if speed else "",
+        duration(since.total_seconds()) + (f", {duration(left)} left" if left is not None else ""),
+        f"cost {money(cost)}{'' if run.bill else ' est.'}" if cost is not None else "",
+    ]
+    lines: list[RenderableType] = [
+        head,
+        stage_line(run),
+        bar(share_done(run)),
+        Text("   ".join(f for f in facts if f)),
+    ]
+    shown = [e for e in events if e.type not in _STEPWISE][-_KEPT_EVENTS:]
+    lines += [
+        Text(f"  {e.at:%H:%M:%S} {e.message}", style="dim", overflow="ellipsis", no_wrap=True) for e in shown
+    ]
+    if run.error is not None:
+        lines.append(Text(f"  {run.error.message}", style="red"))
+    if hint is not None:
+        lines.append(Text(f"  {hint}", style="yellow"))
+    return Group(*lines, Text())
+
+
+def row(run: Run, metrics: Sequence[MetricPoint], now: datetime) -> tuple[str | Text, ...]:
+    """One of many runs, as a line of the table."""
+    losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
+    left = seconds_left(run, now)
+    return (
+        run.id,
+        run.provider,
+        run.model,
+        stage_text(run),
+        f"{run.step or 0}/{run.total_steps}" if run.total_steps else str(run.step or ""),
+        f"{losses[-1]:.4f} {sparkline(losses, 12)}" if losses else "",
+        duration(left) if left is not None else "",
+        money(cost_so_far(run)),
+    )
+
+
+_COLUMNS = ("run", "backend", "model", "status", "step", "loss", "left", "cost")
+
+
+Metrics = Callable[[str], Sequence[MetricPoint]]
+Events = Callable[[str], Sequence[Event]]
+
+
+class LiveView:
+    """Redraws all followed runs on a terminal, many of them as a table; without a terminal, prints each event
+    of a few, and each status of many, as a line. Goes to stderr. `metrics` and `events` give those of a run;
+    they are asked only for what is drawn."""
+
+    def __init__(self, metrics: Metrics, events: Events) -> None:
+        self._metrics, self._events = metrics, events
+        self._runs: dict[str, tuple[Run, str | None]] = {}
+        self._live = Live(console=err, refresh_per_second=4, transient=False) if err.is_terminal else None
+        self._seen: dict[str, tuple[str, int, str | None]] = {}
+        self._many = False
+
+    def __enter__(self) -> LiveView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was, with its cursor."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def warn(self, text: str) -> None:
+        warn(text)
+
+    def show(self, run: Run, hint: str | None = None) -> None:
+        """Takes the newest state of one run; it is drawn by `draw`."""
+        self._runs[run.id] = (run, hint)
+
+    def draw(self) -> None:
+        if self._live:
+            self._live.update(self._picture(datetime.now(UTC)))
+            return
+        self._many = self._many or len(self._runs) > _TOLD_IN_FULL
+        for run, hint in self._runs.values():
+            self._print(run, hint, () if self._many else self._events(run.id))
+
+    def _print(self, run: Run, hint: str | None, events: Sequence[Event]) -> None:
+        status, shown, hinted = self._seen.get(run.id, ("", 0, None))
+        for event in (e for e in events[shown:] if e.type not in _STEPWISE):
+            err.print(f"{event.at:%H:%M:%S} {run.provider}: {event.message}", soft_wrap=True)
+        if run.status.value != status:
+            mark = " (sandbox)" if run.sandbox else ""
+            err.print(f"{run.provider}: {run.status.value}{mark}", soft_wrap=True)
+        if hint is not None and hinted is None:  # a countdown is told once, not at every look
+            err.print(f"{run.provider}: {hint}", soft_wrap=True)
+        self._seen[run.id] = (run.status.value, len(events), hint)
+
+    def _picture(self, now: datetime) -> RenderableType:
+        runs = list(self._runs.values())
+        room = err.size.height - 2
+        if len(runs) * _PANEL_LINES <= room:
+            return Group(
+                *(panel(run, self._metrics(run.id), self._events(run.id), now, hint) for run, hint in runs)
+            )
+        # Those on their way first; what does not fit on the screen is counted.
+        runs.sort(key=lambda shown: (shown[0].status.terminal, shown[0].created_at))
+        shown = table(*_COLUMNS, right=("step", "left", "cost"), fold=())
+        for run, _ in runs[: max(room - 3, 1)]:
+            shown.add_row(*row(run, self._metrics(run.id), now))
+        counts = Counter(run.status.value for run, _ in runs)
+        total = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        hints = [Text(f"{run.id}: {hint}", style="yellow") for run, hint in runs if hint][:1]
+        return Group(shown, *hints, Text(f"{count(len(runs), 'run')}: {total}", style="dim"))

@@ -1,0 +1,1 @@
+"""A spec before and at its start: advice, checks, plans, quotes, the submit."""

@@ -1,0 +1,111 @@
+"""advise: prompt, few-shot, retrieval or tuning, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, warn
+from orchestrate.commands.terminal.options import ServingOptions, grouped
+from orchestrate.errors import UsageError
+from orchestrate.text import count
+
+if TYPE_CHECKING:
+    from orchestrate.reports.advice import Advice
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedOptions:
+    """What the answers must be."""
+
+    private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False
+    latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer.")] = None
+    changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
+        False
+    )
+    own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False
+    evaluated: Annotated[
+        str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")
+    ] = None
+    base_score: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="What the base model scores with your prompt: 0.86.")
+    ] = None
+    target: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="The score that is good enough: 0.9.")
+    ] = None
+
+
+@grouped
+def advise(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task, as for training.")],
+    *,
+    serving: ServingOptions,
+    model: Annotated[str, typer.Option(help="The open model that would be tuned; with --traffic.")] = (
+        "qwen3.5-9b"
+    ),
+    needed: NeedOptions,
+    json: Json = False,
+) -> None:
+    """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
+    Offline."""
+    from orchestrate.service import advice
+
+    if needed.evaluated and needed.base_score is not None:
+        raise UsageError("give --base-score or --eval, not both")
+    if needed.target is not None and needed.base_score is None and not needed.evaluated:
+        raise UsageError("--target is compared with what the base model scores: give --base-score or --eval")
+    if needed.target is not None and not 0 < needed.target <= 1:
+        raise UsageError(f"--target is a share above 0, to 1; got {needed.target:g}")
+    with orchestrator(context) as ft:
+        score = None if needed.base_score is None else advice.given_score(needed.base_score)
+        needs = advice.Needs(
+            private=needed.private,
+            latency_ms=needed.latency_ms,
+            changing=needed.changing,
+            own_gpu=needed.own_gpu,
+            base_score=advice.base_score(ft, needed.evaluated) if needed.evaluated else score,
+            target=needed.target,
+        )
+        use = serving.use()
+        totals = advice.totals(ft, file, model, use, private=needed.private) if use else []
+        found = ft.advise(file, needs, totals)
+    if json:
+        print_json(found)
+    else:
+        _show(found, Path(file).name)
+
+
+def _show(found: Advice, name: str) -> None:
+    from orchestrate.service import reports
+
+    f = found.facts
+    out.print(
+        f"{name}: {count(f.rows, f'{f.kind} row')}, on average {f.prompt_tokens:,.0f} tokens of prompt and "
+        f"{f.answer_tokens:,.0f} of answer; {count(f.distinct_answers, 'distinct answer')}; "
+        f"{f.copied_share:.0%} of their words are in the prompts; {f.json_share:.0%} are JSON; "
+        f"{f.duplicate_share:.0%} of the rows repeat",
+    )
+    for text in found.warnings:
+        warn(text)
+    close = ", but it is close" if found.close else ""
+    out.print()
+    out.print(found.best.way, style="bold", end="")
+    out.print(close)
+    for choice in found.choices:
+        mark = f"out: {choice.excluded}" if choice.excluded else f"{choice.points:+d}"
+        limited = f"  ({choice.limited})" if choice.limited else ""
+        out.print(f"  {choice.way.value}  {mark}{limited}")
+        for reason in choice.reasons:
+            out.print(f"      {reason}", style="dim")
+    if found.would_change:
+        out.print("\nWhat would change this: " + "; ".join(found.would_change))
+    if found.totals:
+        out.print()
+        out.print(reports.ownership_table(found.totals))
+    note(
+        "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
+    )

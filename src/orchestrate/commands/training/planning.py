@@ -1,0 +1,222 @@
+"""check, plan, quote: what a run would be and cost, before anything is sent. All offline."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.terminal.options import ProviderOpt, ServingOptions, SpecOptions, grouped
+from orchestrate.commands.terminal.rates import RateOpt, of_flags
+from orchestrate.commands.training.translations import show_translations
+from orchestrate.errors import UsageError
+from orchestrate.keys import hide, masked
+from orchestrate.text import count, money
+from orchestrate.types import Problem, Quote, Severity, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.quoting import LivePrice, Ownership
+
+_SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+_SHOWN = 40
+
+GpuHoursOpt = Annotated[
+    float | None, typer.Option(min=0, help="What an RFT job is assumed to need; no host says so beforehand.")
+]
+
+
+@grouped
+def check(
+    context: typer.Context,
+    *,
+    provider: ProviderOpt = "all",
+    asked: SpecOptions,
+    json: Json = False,
+) -> None:
+    """All reasons for which a backend would refuse the data or the spec. Offline; exit code 1 with errors."""
+    with orchestrator(context) as ft:
+        prepared = ft.prepare(asked.read(), provider)
+    problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
+    if json:
+        print_json({"backends": backends, "problems": problems})
+    else:
+        show_problems(problems)
+        for name in backends:
+            errors = [p for p in problems if p.severity is Severity.ERROR and _concerns(p, name)]
+            verdict = (count(len(errors), "error"), "red") if errors else ("ready", "green")
+            out.print(Text.assemble(f"{name}: ", verdict))
+    if any(p.severity is Severity.ERROR for p in problems):
+        raise typer.Exit(1)
+
+
+@grouped
+def plan(
+    context: typer.Context,
+    *,
+    provider: ProviderOpt = "all",
+    asked: SpecOptions,
+    strict: Annotated[bool, typer.Option(help="Refuse all that is not kept or exactly mapped.")] = False,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Plan these rows for a GPU of so many GiB (24GiB, 80GB), not for this machine.",
+        ),
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write into the spec what each backend has to go without.")
+    ] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Every setting, with the field that carries it, asked for or not.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """What each setting of the spec becomes on each backend, and the memory that training takes where it is
+    yours. Offline; exit code 2 when one is refused."""
+    with orchestrator(context) as ft:
+        if gpu_memory is not None:
+            local = {**ft.settings.local, "gpu_memory_gib": _gib(gpu_memory)}
+            ft.settings = dataclasses.replace(ft.settings, local=local)
+        measured = gpu_memory is not None
+        translations = ft.plan(asked.read(), provider, measured=measured)
+        if fix and _fix(asked, translations):
+            translations = ft.plan(asked.read(), provider, measured=measured)
+    if json:
+        print_json(masked([translation.to_dict() for translation in translations]))
+    else:
+        show_translations(translations, all=all)
+    if any(t.inexact if strict else t.refused for t in translations):
+        raise typer.Exit(2)
+
+
+def _gib(given: str) -> float:
+    """GiB of a size; a number alone is one."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", given.strip().lower())
+    if found is None:
+        raise UsageError(f"--gpu-memory is not a size: {given!r}", fix="for example 24 or 24GiB, or 80GB")
+    return float(found[1]) * (1e9 / 2**30 if found[2] == "gb" else 1.0)
+
+
+def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
+    """Whether something was written into the spec's file."""
+    from orchestrate import specfile
+    from orchestrate.files import write_whole
+
+    path = asked.file
+    fixable = {t.provider: t.overrides for t in translations if t.overrides is not None}
+    for name, fields in fixable.items():
+        write_whole(path, specfile.with_overrides(path, name, fields).encode())
+        note(f"{path}: overrides for {name} written: {', '.join(fields)}")
+    return bool(fixable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """What prices are taken."""
+
+    rate: RateOpt = None
+    gpu_hours: GpuHoursOpt = None
+
+
+@grouped
+def quote(
+    context: typer.Context,
+    *,
+    provider: ProviderOpt = "all",
+    asked: SpecOptions,
+    serving: ServingOptions,
+    priced: Priced,
+    live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
+    format: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
+    json: Json = False,
+) -> None:
+    """What the run would cost on each backend: low, expected, high, with source and age of each price.
+    Offline, unless --live; exit code 1 when no backend has a price."""
+    from orchestrate import quoting
+
+    if format not in ("table", "md"):
+        raise UsageError(f"--format takes table or md; got {format!r}")
+    if serving.compare_with and not serving.traffic:
+        raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
+    spec = asked.read()
+    use = serving.use()
+    hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
+    with orchestrator(context) as ft:
+        own = of_flags(priced.rate)
+        ft.rates = ft.rates.over(own)
+        prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False)
+        quoting.require_used(ft, prepared, own, serving=use is not None)
+        quotes = prepared.quotes
+        live_prices = quoting.live_prices(ft, prepared) if live else []
+        totals = quoting.ownership(ft, spec, quotes, use) if use else []
+    if json:
+        print_json(
+            {"quotes": quotes, "ownership": totals, "live": live_prices} if totals or live_prices else quotes
+        )
+    else:
+        _show_quotes(quotes, totals, live_prices, markdown=format == "md")
+    if all(q.unavailable for q in quotes):
+        raise typer.Exit(1)
+
+
+def _show_quotes(
+    quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], *, markdown: bool
+) -> None:
+    from orchestrate.service import reports
+
+    if markdown:
+        typer.echo(reports.quote_markdown(quotes), nl=False)
+        if totals:
+            typer.echo("\n" + reports.ownership_markdown(totals), nl=False)
+    else:
+        out.print(reports.quote_table(quotes))
+        if totals:
+            out.print()
+            out.print(reports.ownership_table(totals))
+        if live:
+            _show_live(live)
+
+
+def _show_live(prices: Sequence[LivePrice]) -> None:
+    shown = table(
+        "backend", "quoted", "host says", "difference", "", right=("quoted", "host says", "difference")
+    )
+    for p in prices:
+        remark = p.reason or ("within the quote's range" if p.within_band else "outside the quote's range")
+        difference = "-" if p.relative is None else f"{p.relative:+.1%}"
+        shown.add_row(p.provider, money(p.offline_usd), money(p.live_usd), difference, remark)
+    out.print()
+    out.print(shown)
+
+
+def show_problems(problems: Sequence[Problem]) -> None:
+    """The problems as a table, errors first; long lists are cut and the rest counted."""
+    if not problems:
+        return
+    order = list(Severity)
+    rows = sorted(problems, key=lambda p: (order.index(p.severity), p.source or "", p.row or 0))
+    shown = table("severity", "code", "row", "field", "what", "backends", right=("row",))
+    for p in rows[:_SHOWN]:
+        what = hide(p.message + (f"\n→ {p.fix}" if p.fix else ""))
+        shown.add_row(
+            Text(p.severity.value, _SEVERITY_STYLE[p.severity]),
+            p.code,
+            str(p.row or ""),
+            p.field or "",
+            what,
+            ", ".join(p.providers) or "all",
+        )
+    out.print(shown)
+    if len(rows) > _SHOWN:
+        note(f"... and {len(rows) - _SHOWN} more; --json prints all")
+
+
+def _concerns(problem: Problem, provider: str) -> bool:
+    return not problem.providers or provider in problem.providers

@@ -1,0 +1,253 @@
+"""submit: start the run on one or more backends."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from orchestrate.commands.terminal.console import (
+    SANDBOX,
+    Json,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    print_json,
+    report_error,
+    warn,
+)
+from orchestrate.commands.terminal.options import SpecOptions, grouped
+from orchestrate.commands.training.planning import show_problems
+from orchestrate.errors import DataError, OrchestrateError, UsageError
+from orchestrate.text import count, limit, money, quoted
+from orchestrate.types import JobStatus, Problem, Quote, Severity
+
+if TYPE_CHECKING:
+    from orchestrate.earlier import Earlier
+    from orchestrate.handle import RunHandle
+    from orchestrate.prepared import Prepared
+    from orchestrate.service import Orchestrator
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpendingOptions:
+    """What the user agrees to, and whose run it is."""
+
+    max_cost: Annotated[
+        str | None,
+        typer.Option(metavar="USD", help="Refuse when the high ends of all quotes together are above this."),
+    ] = None
+    max_cost_each: Annotated[
+        str | None, typer.Option(metavar="USD", help="Refuse when the high end of one quote is above this.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Submit even if the same run exists already.")] = (
+        False
+    )
+    key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="NAME", help="The same name always gives the same run."),
+    ] = None
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
+    ] = None
+
+
+@grouped
+def submit(
+    context: typer.Context,
+    *,
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
+    asked: SpecOptions,
+    spending: SpendingOptions,
+    strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
+    watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
+    json: Json = False,
+) -> None:
+    """Check, quote, upload and create exactly one job on each backend named.
+
+    Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
+    again, while it is open or a day after, needs --again.
+    """
+    spec = asked.read(max_cost=spending.max_cost)
+    with orchestrator(context, made_by=spending.by) as ft:
+        names = ft.backends(provider)
+        ft.require(spec, names)  # before any of the data is read, which can take a while
+        if watch:
+            from orchestrate import watching
+
+            watching.channels_of(ft.settings)
+        prepared = ft.prepare(spec, names)
+        earlier = ft.earlier(prepared, names, idempotency_key=spending.key)
+        new = [found for found in earlier if found.known is None]
+        caps = require_agreement(ft, prepared, new, spending, strict=strict)
+        runs: list[RunHandle] = []
+        try:
+            failures = submit_each(ft, prepared, earlier, caps, runs, strict=strict)
+        except BaseException as error:
+            _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
+            if isinstance(error, KeyboardInterrupt):
+                err.print("\ninterrupted; its progress is stored, and nothing is ever sent twice:")
+                err.print(
+                    "  orchestrate runs   names the run; orchestrate resume RUN  continues it",
+                    style="cyan",
+                )
+            raise
+        if watch and runs:
+            failures += _follow(ft, runs, json=json)
+        _finish(runs, failures, watch=watch, json=json)
+
+
+def require_agreement(
+    ft: Orchestrator, prepared: Prepared, new: list[Earlier], spending: SpendingOptions, *, strict: bool
+) -> dict[str, Decimal | None]:
+    """To a second run of the same, to what is wrong with the data, and to the price. Gives the limit of each
+    backend's run."""
+    for same in [] if spending.again else [found.same for found in new if found.same]:
+        if sys.stdin.isatty():  # without one it is the error's to say
+            warn(same.message)
+        # `--yes` agrees to a price, not to paying it twice.
+        if not confirm("Submit a second one?", yes=False):
+            raise same
+    names = [found.provider for found in new]
+    if not names:
+        return {}
+    each = None if spending.max_cost_each is None else _usd(spending.max_cost_each)
+    try:
+        caps = ft.preflight(prepared, names, strict=strict, max_cost_each_usd=each)
+    except DataError as error:
+        show_problems(error.problems)
+        raise
+    quotes = [prepared.offer(name).quote for name in names]
+    _announce(ft, names, quotes, caps)
+    _warn_of_rows(prepared, names)
+    limited = spending.max_cost is not None or each is not None
+    # A price of nothing that is not the host's own is no reason not to ask, and no limit acts on it.
+    unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
+    spends = unpriced or any(q.unavailable or q.high_usd > 0 for q in quotes)
+    if spends and (unpriced or not limited) and not confirm("Submit?", yes=spending.yes):
+        raise UsageError(
+            "not submitted: nobody agreed to the price",
+            fix="add --yes, or --max-cost USD to agree up to a limit",
+        )
+    return caps
+
+
+MOST_SORTS = 8
+
+
+def _warn_of_rows(prepared: Prepared, names: list[str]) -> None:
+    """What the files hold that would be trained otherwise than it is written, or not at all: of each sort the
+    first."""
+    sorts: dict[str, list[Problem]] = {}
+    for found in prepared.problems:
+        concerned = not found.providers or not set(names).isdisjoint(found.providers)
+        if found.severity is Severity.WARNING and found.source and concerned:
+            sorts.setdefault(found.code, []).append(found)
+    for first, *more in list(sorts.values())[:MOST_SORTS]:
+        place = f"row {first.row}: " if first.row else ""
+        warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
+    if sorts:
+        note(f"{count(sum(map(len, sorts.values())), 'warning')} of the data: orchestrate check")
+
+
+def _usd(given: str) -> Decimal:
+    try:
+        usd = Decimal(given)
+    except InvalidOperation:
+        usd = Decimal("nan")
+    if not usd.is_finite() or usd < 0:
+        raise UsageError(f"--max-cost-each is a number of US dollars, not {given!r}")
+    return usd
+
+
+def _announce(
+    ft: Orchestrator, names: list[str], quotes: list[Quote], caps: dict[str, Decimal | None]
+) -> None:
+    for name, quote in zip(names, quotes, strict=True):
+        backend = ft.provider(name)
+        head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
+        price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
+        err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
+        warnings = list(quote.warnings)
+        cap, gap = caps[name], backend.profile.cap_gap
+        if cap is not None and gap:
+            warnings.append(f"the limit of {limit(cap)} cannot end this run while it trains: {gap}")
+        for warning in warnings:
+            err.print("  ", end="")
+            warn(warning)
+
+
+def submit_each(
+    ft: Orchestrator,
+    prepared: Prepared,
+    earlier: list[Earlier],
+    caps: dict[str, Decimal | None],
+    runs: list[RunHandle],
+    *,
+    strict: bool,
+) -> list[OrchestrateError]:
+    """Adds each run to `runs` as it is made. One backend's refusal does not keep the others from running; it
+    is reported and decides the exit code."""
+    failures: list[OrchestrateError] = []
+    for found in earlier:
+        name, key = found.provider, found.idempotency_key
+        again = found.same is not None  # and agreed to
+        try:
+            run = ft.submit(
+                prepared,
+                name,
+                max_cost_usd=caps.get(name),
+                strict=strict,
+                idempotency_key=key,
+                again=again,
+                agree=_agrees,
+            )
+        except OrchestrateError as error:
+            failures.append(error)
+            report_error(error, as_json="--json" in sys.argv)
+            continue
+        runs.append(run)
+        told = f"run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else "")
+        note(f"{name}: {told}" + (f"; made before with this key, {run.status.value}" if found.known else ""))
+    return failures
+
+
+def _agrees(live: Quote) -> bool:
+    told = f"{live.provider}'s own estimate is {money(live.counted_usd)}, above the quote's high end"
+    return confirm(f"{told}. Go on?", yes=False)
+
+
+def _follow(ft: Orchestrator, runs: list[RunHandle], *, json: bool) -> list[OrchestrateError]:
+    from orchestrate.commands.runs.follow import follow
+
+    try:
+        follow(ft, runs)
+    except OrchestrateError as error:  # the runs were made; that is what has to be told
+        report_error(error, as_json=json)
+        return [error]
+    return []
+
+
+def _print_runs(runs: list[RunHandle], *, json: bool) -> None:
+    if json:
+        print_json([run.record for run in runs])
+        return
+    for run in runs:
+        sys.stdout.write(f"{run.id}\n")
+
+
+def _finish(runs: list[RunHandle], failures: list[OrchestrateError], *, watch: bool, json: bool) -> None:
+    _print_runs(runs, json=json)
+    if runs and not watch and not json:
+        note(f"follow with: orchestrate watch {' '.join(r.id for r in runs)}")
+    if failures:
+        raise typer.Exit(max(failure.exit_code for failure in failures))
+    ended_badly: list[Any] = [r for r in runs if r.status in (JobStatus.FAILED, JobStatus.CANCELLED)]
+    if watch and ended_badly:
+        raise typer.Exit(1)

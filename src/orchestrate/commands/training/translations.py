@@ -1,0 +1,168 @@
+"""What each setting of a spec becomes on each backend, as one table, and the memory that training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from orchestrate.commands.terminal.console import note, out, table
+from orchestrate.keys import hide
+from orchestrate.text import count, joined, size
+from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translation
+
+_STYLE = {Outcome.KEPT: "", Outcome.MAPPED: "cyan", Outcome.DEFAULTED: "dim", Outcome.REFUSED: "red"}
+_LEAST, _MOST = 8, 20
+"""Characters of one value in the table."""
+
+
+def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:
+    """A line for each setting and a column for each backend, what differs from the spec explained below, and
+    last what is refused.
+
+    Without `all` only what was asked for, and the backends' own values where they differ.
+    """
+    rows = {t.provider: {s.name: s for s in t.settings} for t in translations}
+    names = [n for n in dict.fromkeys(name for found in rows.values() for name in found) if n != "model"]
+    shown = [name for name in names if all or _matters([of.get(name) for of in rows.values()])]
+    plain = [] if all else [name for name in shown if _plain([of.get(name) for of in rows.values()])]
+    for t in translations:
+        out.print(Text.assemble((t.provider, "bold"), f"  {t.model}"))
+    out.print()
+    differing = [name for name in shown if name not in plain]
+    room = out.width - max((len(name) for name in differing), default=0) - 2
+    width = min(max(room // (len(rows) + 1) - 2, _LEAST), _MOST)
+    matrix = table("setting", "asked", *rows, fold=("asked", *rows))
+    for name in differing:
+        found = [of.get(name) for of in rows.values()]
+        asked = next((s.asked for s in found if s is not None and s.asked is not None), None)
+        matrix.add_row(name, _short(asked, width), *(_cell(s, width) for s in found))
+    out.print(matrix)
+    if plain:
+        note(f"kept as asked everywhere: {', '.join(plain)}")
+    note("~ not exactly what was asked; (...) the backend's own, nothing was asked")
+    _explain(shown, rows, all=all)
+    for t in translations:
+        _rest(t)
+    if hidden := len(names) - len(shown):
+        note(f"{count(hidden, 'setting')} that nobody asked for not shown: --all")
+    _verdict(translations)
+
+
+def _plain(found: Sequence[Setting | None]) -> bool:
+    return all(
+        s is not None and s.outcome is Outcome.KEPT and s.exact and (s.sent is None or s.sent == s.asked)
+        for s in found
+    )
+
+
+def _matters(found: Sequence[Setting | None]) -> bool:
+    """What was asked for; and what was not, where the backends' own values are known and differ."""
+    if any(s is not None and s.outcome is not Outcome.DEFAULTED for s in found):
+        return True
+    own = {str(s.sent) for s in found if s is not None and s.sent is not None}
+    return len(own) > 1
+
+
+def _cell(setting: Setting | None, width: int) -> Text:
+    if setting is None:
+        return Text("-", "dim")
+    style = _STYLE[setting.outcome]
+    if setting.outcome is Outcome.REFUSED:
+        return Text("refused", style)
+    value = _short(setting.asked if setting.sent is None else setting.sent, width - 2)
+    if setting.outcome is Outcome.DEFAULTED:
+        return Text(f"({value})" if value else "(its own)", style)
+    return Text(value if setting.exact else f"~ {value}", style if setting.exact else "yellow")
+
+
+def _short(value: Any, width: int) -> str:
+    """Numbers are never cut; of a long text the end is, and of a path the beginning."""
+    shown = "" if value is None else " ".join(str(value).split())
+    if len(shown) <= width or isinstance(value, int | float):
+        return shown
+    if "/" in shown and not isinstance(value, Mapping):
+        shown = shown.rsplit("/", 1)[1] or shown
+    return shown if len(shown) <= width else f"{shown[: width - 3]}..."
+
+
+def _explain(shown: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], *, all: bool) -> None:
+    """Each reason once, with all backends that have it."""
+    for name in shown:
+        reasons: dict[str, list[str]] = {}
+        for provider, found in rows.items():
+            setting = found.get(name)
+            if setting is not None and (text := _reason(setting, all=all)):
+                reasons.setdefault(text, []).append(provider)
+        for text, providers in reasons.items():
+            out.print(Text.assemble((name, "bold"), f" on {joined(providers)}: ", hide(text)))
+
+
+def _reason(setting: Setting, *, all: bool) -> str:
+    told = setting.outcome in (Outcome.MAPPED, Outcome.REFUSED) or not setting.exact
+    unsure = setting.authority not in (None, Authority.SDK)
+    if not (told or all or unsure):
+        return ""
+    parts = list(_parts(setting, all=all or unsure))
+    return "; ".join(parts)
+
+
+def _parts(setting: Setting, *, all: bool) -> Iterator[str]:
+    if setting.outcome is Outcome.REFUSED:
+        yield "refused"
+    elif setting.sent is not None and setting.sent != setting.asked and len(str(setting.sent)) > _LEAST:
+        yield _value(setting.sent)
+    if setting.rule:
+        yield setting.rule
+    if setting.wire and (all or not setting.rule):
+        known = setting.authority in (None, Authority.SDK)
+        yield f"sent as {setting.wire}" + ("" if known else f" (known from: {setting.authority})")
+
+
+def _rest(translation: Translation) -> None:
+    """The lines that would mend what is refused, and the memory plan."""
+    if translation.overrides is not None:
+        from orchestrate import specfile
+
+        note(f"with these lines it runs on {translation.provider} (--fix writes them):")
+        out.print(hide(specfile.overrides_block(translation.provider, translation.overrides)), style="cyan")
+    if translation.memory is not None:
+        show_memory(translation.memory, of=translation.provider)
+
+
+def _verdict(translations: Sequence[Translation]) -> None:
+    refused = [f"{s.name} on {t.provider}" for t in translations for s in t.refused]
+    others = [(t, s) for t in translations for s in t.inexact if s.outcome is not Outcome.REFUSED]
+    inexact = [f"{s.name} on {t.provider}" for t, s in others]
+    if inexact:
+        out.print(Text(f"{len(inexact)} not exact, which --strict refuses: {joined(inexact)}", "yellow"))
+    line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is refused"
+    out.print(Text(line, "red" if refused else "green"))
+
+
+def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
+    """The total, what it is made of, and what to change where it does not fit."""
+    whose = Text.assemble((of, "bold"), ": ") if of else Text()
+    device = "GPU" if plan.device == "cuda" else "CPU"
+    whole = f"{size(plan.total_bytes)} of memory on the {device}"
+    at = f" with {count(plan.rows, 'row')} of {count(plan.longest, 'token')} at once"
+    if plan.available_bytes is None:
+        verdict = ("", "")
+    elif plan.fits:
+        verdict = (f": fits its {size(plan.available_bytes)}", "green")
+    else:
+        verdict = (f": does not fit its {size(plan.available_bytes)}", "red")
+    out.print(Text.assemble(whose, (whole, "bold"), at, verdict))
+    parts = [f"{name} {size(part)}" for name, part in plan.parts.items() if part >= 2**20]
+    out.print(Text("  " + " + ".join(parts) + f"; the peak is at {plan.peak}", "dim"))
+    for line in plan.advice:
+        note(f"  try: {line}")
+    for line in plan.notes:
+        note(f"  ({line})")
+
+
+def _value(value: Any) -> str:
+    shown = str(value)
+    # A chat template is no value to read in a line.
+    return f"{shown.strip()[:40]}... ({len(shown):,} characters)" if len(shown) > 300 else shown

@@ -1,0 +1,249 @@
+"""export, merge, verify: a tuned model written out, several made one, and the proof of what is served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+    from orchestrate.types import Proof
+
+ModelArg = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, its beginning, 'last', or a folder with an adapter.")
+]
+AcceptOpt = Annotated[
+    list[str] | None,
+    typer.Option("--accept-licence", metavar="LICENCE", help="Agree to what the base's licence asks."),
+]
+STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How weights are written."""
+
+    dtype: Annotated[str, typer.Option(help="Of merged weights: bf16, fp16, fp32.")] = "bf16"
+    quantise: Annotated[
+        str, typer.Option("--quantise", "--quantize", help="Of a GGUF: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
+    ] = "Q4_K_M"
+    llama_cpp: Annotated[
+        Path | None, typer.Option(help="A checkout of llama.cpp; default: what is installed.")
+    ] = None
+    repo: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="On the hub; for --to hub.")] = None
+    whole: Annotated[bool, typer.Option(help="For --to hub: the merged model instead of the adapter.")] = (
+        False
+    )
+    upload: Annotated[
+        bool, typer.Option("--upload", help="For --to hub: upload it too, as a private model.")
+    ] = False
+
+
+@grouped
+def export(
+    context: typer.Context,
+    *,
+    run: ModelArg,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")],
+    to: Annotated[str, typer.Option("--to", help="peft, merged, gguf, gguf-lora, ollama, vllm, hub.")],
+    how: How,
+    prove: Annotated[
+        bool, typer.Option(help="Load the result and prove that it is what was trained.")
+    ] = True,
+    accept_licence: AcceptOpt = None,
+    json: Json = False,
+) -> None:
+    """Write a tuned model out for another engine: weights, tokenizer, chat template, stop tokens, model card,
+    passport, and the commands that run it there. Exit code 1 when the proof fails."""
+    from orchestrate.service import serving
+
+    with orchestrator(context) as ft:
+        subject = serving.subject(ft, run)
+        accepted = agreed(ft, [run], accept_licence)
+        made = serving.export(
+            ft,
+            subject,
+            to,
+            folder,
+            options=serving.Options(
+                dtype=how.dtype,
+                quantise=how.quantise,
+                llama_cpp=how.llama_cpp,
+                repo=how.repo,
+                whole=how.whole,
+            ),
+            accept_licence=accepted,
+            prove=prove,
+            tell=note,
+        )
+        if how.upload:
+            note(f"uploaded to {serving.upload(made, how.repo)}")
+    failed = made.proof is not None and made.proof.state == "failed"
+    if json:
+        print_json(made)
+    else:
+        for file in made.files:
+            note(f"{file.bytes:>12,}  {file.sha256[:16]}  {file.path}")
+        if made.proof is not None:
+            show_proof(made.proof)
+        for line in made.notes:
+            err.print(line, soft_wrap=True)
+        for command in made.commands:
+            print_text(command)
+    if failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging:
+    """How adapters become one."""
+
+    method: Annotated[str, typer.Option(help="svd, cat, ties, dare_ties, linear.")] = "svd"
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W", help="One for each run; default: all the same, together 1.")
+    ] = None
+    density: Annotated[
+        float | None, typer.Option(help="ties, dare_ties: the share of values that are kept; default 0.5.")
+    ] = None
+    rank: Annotated[int | None, typer.Option(min=1, help="svd: of the result; default: the greatest.")] = None
+
+    @property
+    def numbers(self) -> list[float] | None:
+        """Raises `UsageError`."""
+        if self.weights is None:
+            return None
+        try:
+            return [float(part) for part in self.weights.split(",")]
+        except ValueError:
+            raise UsageError(f"--weights takes numbers, as in 0.7,0.3; got {self.weights!r}") from None
+
+
+@grouped
+def merge(
+    context: typer.Context,
+    *,
+    run: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="Runs or folders with adapters of one base.")
+    ],
+    folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="New.")],
+    merging: Merging,
+    accept_licence: AcceptOpt = None,
+    json: Json = False,
+) -> None:
+    """Make one adapter of several of one base. Tells how far it is from their exact sum, and proves what was
+    written. Evaluate the result and each of its parts."""
+    from orchestrate.service import serving
+
+    with orchestrator(context) as ft:
+        accepted = agreed(ft, run, accept_licence)
+        made = serving.merge(
+            ft,
+            [serving.subject(ft, name) for name in run],
+            folder,
+            method=merging.method,
+            weights=merging.numbers,
+            density=merging.density,
+            rank=merging.rank,
+            accept_licence=accepted,
+        )
+    if json:
+        print_json(made)
+        return
+    note(
+        f"{made.method}, rank {made.rank} of {', '.join(map(str, made.ranks))}; {made.error:.1%} from the "
+        "exact sum"
+    )
+    if made.proof is not None:
+        show_proof(made.proof)
+    for line in made.notes:
+        err.print(line, soft_wrap=True)
+    print_text(made.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class At:
+    """Where it answers."""
+
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="URL|DIR|BACKEND", help="Default: the run's own backend.")
+    ] = None
+    model: Annotated[
+        str | None, typer.Option(help="Its name at the URL; default: the run's suffix or id.")
+    ] = None
+    base: Annotated[
+        str | None, typer.Option(help="The base's name at the URL; default: as the server tells.")
+    ] = None
+    key_variable: Annotated[str | None, typer.Option(help="The variable with the key for the URL.")] = None
+    base_gguf: Annotated[Path | None, typer.Option(help="For a GGUF adapter: its base as a GGUF file.")] = (
+        None
+    )
+
+
+@grouped
+def verify(context: typer.Context, *, run: ModelArg, at: At, json: Json = False) -> None:
+    """Prove that what answers somewhere is what was trained: token ids, canaries, log-probabilities, stop.
+    Exit code 1 when it is not. The result is kept with the run."""
+    from orchestrate.service import serving
+
+    with orchestrator(context) as ft:
+        asking = {name: value for name, value in vars(at).items() if name != "at"}
+        proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.Asking(**asking))
+    if json:
+        print_json(proof)
+    else:
+        show_proof(proof)
+    if proof.state == "failed":
+        raise typer.Exit(1)
+
+
+def show_proof(proof: Proof) -> None:
+    shown = table("stage", "", "what was seen", fold=("what was seen",))
+    for stage in proof.stages:
+        shown.add_row(stage.name, Text(stage.state, style=STYLES[stage.state]), stage.detail)
+    out.print(shown)
+    words = {"proved": "it is what was trained", "in part": "nothing failed, but not all could be seen"}
+    word = words.get(proof.state, "it is not what was trained")
+    out.print(
+        Text.assemble(
+            (proof.state, STYLES.get(proof.state, "red")), f": {word} ({proof.engine} at {proof.at})"
+        )
+    )
+    for stage in proof.stages:
+        if stage.fix:
+            warn(f"{stage.name}: {stage.fix}")
+
+
+def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
+    """The licences that are agreed to: those of the flag, and those that a person at a terminal says yes
+    to."""
+    from orchestrate.service import serving
+
+    accepted = list(given or [])
+    for licence in serving.asked(ft, names, accepted):
+        err.print(f"The base is under the {licence.title}. It asks of whoever passes it on or serves it:")
+        for ask in licence.asks:
+            err.print(f"  - {ask}", soft_wrap=True)
+        if licence.url:
+            err.print(f"  {licence.url}", soft_wrap=True)
+        if confirm("Do you agree?", yes=False):
+            accepted.append(licence.id)
+    return accepted

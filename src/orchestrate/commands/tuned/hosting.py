@@ -1,0 +1,292 @@
+"""deploy, undeploy, deployments: tuned models on GPUs of their hosts, which bill by the hour."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    RunArg,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.tuned.exporting import show_proof
+from orchestrate.errors import UsageError
+from orchestrate.text import money, rate
+from orchestrate.types import Deployment, DeploymentState
+
+if TYPE_CHECKING:
+    from orchestrate.config import Settings
+    from orchestrate.handle import DeploymentHandle
+
+
+PATIENCE_S = 900.0
+"""For a host to bring up GPUs."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is to be deployed, and up to which limits."""
+
+    shape: Annotated[
+        str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
+    ] = None
+    max_usd_per_hour: Annotated[
+        str | None, typer.Option(metavar="USD", help="Refuse when an hour with all replicas up costs more.")
+    ] = None
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="End it at this cost, by the hours that it was up.")
+    ] = None
+    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after this many hours.")] = None
+    idle: Annotated[
+        str | None, typer.Option(help="Let the host stop it after this long without a request: 30m, 2h.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="min_replicas, max_replicas, the backend's own."),
+    ] = None
+    accept_unknown_price: Annotated[
+        bool, typer.Option("--accept-unknown-price", help="Go on even if no price is known.")
+    ] = False
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
+    ] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the backend. Raises `UsageError`."""
+        found: dict[str, Any] = {}
+        for pair in self.settings or []:
+            name, sign, value = pair.partition("=")
+            if not sign or not name:
+                raise UsageError(f"--set takes NAME=VALUE; got {pair!r}")
+            found[name] = value
+        if self.shape is not None:
+            found["shape"] = self.shape
+        if self.idle is not None:
+            found["idle_minutes"] = _minutes(self.idle)
+        return found
+
+    @property
+    def limits(self) -> dict[str, Decimal | None]:
+        """Raises `UsageError`."""
+        return {
+            "max_usd_per_hour": _usd("--max-usd-per-hour", self.max_usd_per_hour),
+            "max_cost_usd": _usd("--max-cost", self.max_cost),
+            "max_hours": _hours(self.max_hours),
+        }
+
+
+@grouped
+def deploy(
+    context: typer.Context,
+    *,
+    run: RunArg,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="HOST", help="Upload the adapter to another host; default: its own."),
+    ] = None,
+    terms: Terms,
+    prove: Annotated[bool, typer.Option(help="Once it answers: prove that it is what was trained.")] = True,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until it answers, for the proof.")
+    ] = PATIENCE_S,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Put a tuned model on GPUs of its host, or its adapter on those of another. Bills by the hour until
+    `orchestrate undeploy`; a second call completes what an earlier one began. It is then proved (exit code 1
+    when the proof fails: it stays up)."""
+    from orchestrate.service import serving
+
+    options, limits = terms.options, terms.limits
+    with orchestrator(context, made_by=terms.by) as ft:
+        handle = ft.run(run)
+        handle.check()
+        host = to or handle.record.provider
+        price = handle.deployment_price(to, **options)
+        if price is None and not terms.accept_unknown_price:
+            raise UsageError(
+                f"not deployed: what an hour of it costs on {host} is not known", fix="--accept-unknown-price"
+            )
+        cost = "an unknown price" if price is None else f"{rate(price)} an hour, idle included"
+        what = handle.record.tuned_model if host == handle.record.provider else f"the adapter of {handle.id}"
+        err.print(f"{host} bills a deployment of {what} at {cost}.")
+        ends = _limits(limits["max_cost_usd"], limits["max_hours"])
+        err.print(f"It ends {ends}." if ends else "It has no limit: it bills until it is ended.")
+        if not confirm("Deploy?", yes=yes):
+            raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
+        if price is not None and limits["max_usd_per_hour"] is None:
+            limits["max_usd_per_hour"] = price  # what was agreed to
+        given: dict[str, Any] = {**limits, "accept_unknown_price": terms.accept_unknown_price, **options}
+        deployment = handle.deploy(to, **given)
+        if deployment.record.limited:
+            _watched(ft.settings)
+        record = deployment.record
+        if not json:
+            out.print(f"{record.host_id}  {record.raw_state}  {record.model or ''}")
+            note(f"take it down with: orchestrate undeploy {run}" + (f" --at {to}" if to else ""))
+        proof = None
+        if prove:
+            proof, why = serving.prove_deployed(ft, handle, deployment, wait)
+            if why is not None:
+                note(f"not proved: {why}")
+    if json:
+        print_json(record.to_dict() | {"proof": proof.to_dict() if proof is not None else None})
+    elif proof is not None:
+        show_proof(proof)
+    if proof is not None and proof.state == "failed":
+        raise typer.Exit(1)
+
+
+def undeploy(
+    context: typer.Context,
+    run: RunArg,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="HOST", help="Where; default: wherever it is up.")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until the host shows that it is gone.")
+    ] = 60.0,
+    json: Json = False,
+) -> None:
+    """Take a deployed model down, and ask the host until it shows that nothing of it runs any more. Exit code
+    5: something still does, and is asked to end again at each `orchestrate sync`."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        ended = handle.undeploy(at, patience_s=wait)
+        record = ended.record if ended is not None else None
+        cost = ended.spent_usd if ended is not None else None
+    down = record is None or record.state.over
+    if json:
+        state = "down" if down else "ending"
+        print_json({"run": handle.id, "state": state, "deployment": record.to_dict() if record else None})
+    elif record is None:
+        note(f"{at or handle.record.provider} has no deployment of it: nothing was up")
+    elif down:
+        spent = f"; about {money(cost)} by the hours that it was up" if cost else ""
+        note(f"down, as {record.provider} shows{spent}")
+    else:
+        price = f" at {rate(record.usd_per_hour)} an hour" if record.usd_per_hour is not None else ""
+        bills = f"it still bills{price}" if record.billing_since is not None else "it bills nothing now"
+        warn(
+            f"{record.provider} still has {record.host_id} ({record.raw_state}), asked to end: {bills}; "
+            f"look again with: orchestrate undeploy {run}   (or sync, worker)"
+        )
+    if not down:
+        raise typer.Exit(5)
+
+
+def deployments(
+    context: typer.Context,
+    all: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    json: Json = False,
+) -> None:
+    """The deployments of this store, newest first, as last seen; `orchestrate sync` asks the hosts."""
+    with orchestrator(context) as ft:
+        found = ft.deployments(over=None if all else False)
+        costs = [one.spent_usd for one in found]
+    if json:
+        print_json([one.record for one in found])
+        return
+    if not found:
+        note("nothing is deployed" if not all else "nothing was ever deployed")
+        return
+    names = ("run", "backend", "state", "an hour", "so far", "limit", "by", "made")
+    shown = table(*names, right=("an hour", "so far"))
+    for one, cost in zip(found, costs, strict=True):
+        r = one.record
+        shown.add_row(
+            r.run_id,
+            r.provider,
+            state_of(r),
+            money(r.usd_per_hour),
+            money(cost),
+            _limits(r.max_cost_usd, r.max_hours),
+            r.made_by or "",
+            f"{r.created_at:%Y-%m-%d %H:%M}",
+        )
+    out.print(shown)
+
+
+def state_of(deployment: Deployment) -> str:
+    """Its state, and what is wrong with it."""
+    word = deployment.state.value.replace("_", " ")
+    if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
+        word += ", not complete: deploy again"
+    return word + (" (sandbox)" if deployment.sandbox else "")
+
+
+def in_words(deployment: DeploymentHandle) -> str:
+    """`up, $8.00 an hour, about $16.00 so far, ends after 3 h`."""
+    record, cost = deployment.record, deployment.spent_usd
+    parts = [state_of(record)]
+    if record.usd_per_hour is not None and not record.state.over:
+        parts.append(f"{rate(record.usd_per_hour)} an hour")
+    if cost is not None:
+        parts.append(f"about {money(cost)} " + ("in all" if record.state.over else "so far"))
+    ends = _limits(record.max_cost_usd, record.max_hours)
+    if ends and not record.state.over:
+        parts.append(f"ends {ends}")
+    said = record.cause if record.cause is not None else record.problem
+    return ", ".join(parts) + (f" ({said})" if said else "")
+
+
+def _usd(flag: str, value: str | None) -> Decimal | None:
+    if value is None:
+        return None
+    try:
+        found = Decimal(value.removeprefix("$"))
+    except InvalidOperation:
+        found = Decimal("NaN")
+    if not found.is_finite() or found < 0:
+        raise UsageError(f"{flag} takes US dollars, such as 25 or 7.50; got {value!r}")
+    return found
+
+
+def _hours(value: float | None) -> Decimal | None:
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"--max-hours takes a number of hours, such as 8 or 0.5; got {value}")
+    return None if value is None else Decimal(str(value))
+
+
+def _minutes(text: str) -> int:
+    """`30m`, `2h`, or a number of minutes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|min|h)?", text.strip())
+    if found is None:
+        raise UsageError(f"--idle takes a time such as 30m or 2h; got {text!r}")
+    return round(float(found[1]) * (60 if found[2] == "h" else 1))
+
+
+def _limits(max_cost: Decimal | None, max_hours: Decimal | None) -> str:
+    parts = [f"at ${max_cost:.2f}"] if max_cost is not None else []
+    if max_hours is not None:
+        parts.append(f"after {max_hours.normalize():f} h")
+    return " or ".join(parts)
+
+
+def _watched(settings: Settings) -> None:
+    """A limit acts only while somebody looks."""
+    from orchestrate import watching
+
+    if sys.stderr.isatty() and sys.platform != "win32":
+        watching.background(settings).ensure()
+        note("a background watcher ends it at its limit, while this machine is on")
+    else:
+        note(
+            "the limit is enforced while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`"
+        )
