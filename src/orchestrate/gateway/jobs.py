@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
+_LONGEST_NAME = 100
+"""Of a model: the name of a tuned one has it within."""
 
 
 class Jobs:
@@ -68,7 +70,11 @@ class Jobs:
             return self._answer(call, known)
         asked = parse(CreateJob, call.body)
         wish, backend, hashes, name = self._wish(call, asked)
-        prepared = self._prepare(wish.spec, backend)
+        try:
+            prepared = self._prepare(wish.spec, backend)
+        except HostError:
+            self._require_contents(asked, hashes)
+            raise
         quote = prepared.offer(backend).quote
         id = f"ftjob-{secrets.token_hex(12)}"
         job = GatewayJob(
@@ -97,6 +103,10 @@ class Jobs:
         earlier = self._earlier(call, asked.model) if asked.model.startswith("ft:") else None
         name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
+        for param, told in (("model", name), ("suffix", asked.suffix or "")):
+            if len(told) > _LONGEST_NAME or not told.isprintable():
+                wanted = f"at most {_LONGEST_NAME} characters that can be printed"
+                raise HostError(422, f"Invalid value for '{param}': it has {wanted}", param=param)
         target = terms.target_of(name, self._terms.models, call.key)
         if target is None or (call.key.models and name not in call.key.models):
             raise no_model(asked.model, known)
@@ -146,10 +156,7 @@ class Jobs:
 
     def _allow(self, call: Call, asked: CreateJob, use: Use, job: GatewayJob) -> None:
         """Raises `HostError` above a limit of the key, and when a file was deleted just now."""
-        named = zip(job.files, (asked.training_file, asked.validation_file), strict=False)
-        for sha256, id in named:
-            if not self._files.contents.path(sha256).is_file():
-                raise no_file(str(id), "training_file" if id == asked.training_file else "validation_file")
+        self._require_contents(asked, job.files)
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             told = (
@@ -165,6 +172,13 @@ class Jobs:
         if job.quote_usd > left:
             told = f"the quote's high end, {money(job.quote_usd)}, is above what the key {key.name} has left"
             raise HostError(403, f"{told}, {money(max(left, left * 0))}", code="over_budget")
+
+    def _require_contents(self, asked: CreateJob, hashes: Sequence[str]) -> None:
+        """Raises `HostError` 404 for a file that was deleted since it was found."""
+        files = {"training_file": asked.training_file, "validation_file": asked.validation_file}
+        for (param, id), sha256 in zip(files.items(), hashes, strict=False):
+            if not self._files.contents.path(sha256).is_file():
+                raise no_file(str(id), param)
 
     # -- reading -------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from orchestrate.tracking import schema
 from orchestrate.tracking.budget import one_at_a_time
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import Database
-from orchestrate.tracking.gateway.objects import NoSuchPlace
+from orchestrate.tracking.gateway.objects import NoSuchPlace, unstorable
 from orchestrate.types import GatewayJob, SubmitPhase
 
 WINDOW = timedelta(hours=1)
@@ -137,11 +137,11 @@ class GatewayJobs:
 
     def get(self, id: str, project: str | None = None) -> GatewayJob | None:
         """`project` is whose it must be."""
-        return self._one(schema.gateway_jobs.c.id == id, project)
+        return None if unstorable(id) else self._one(schema.gateway_jobs.c.id == id, project)
 
     def of_model(self, name: str, project: str | None = None) -> GatewayJob | None:
         """The job that makes the model of this name."""
-        return self._one(schema.gateway_jobs.c.tuned == name, project)
+        return None if unstorable(name) else self._one(schema.gateway_jobs.c.tuned == name, project)
 
     def _one(self, where: Any, project: str | None) -> GatewayJob | None:
         table = schema.gateway_jobs
@@ -161,6 +161,8 @@ class GatewayJobs:
         metadata: Mapping[str, str] | None = None,
     ) -> list[GatewayJob]:
         """Newest first, those behind the id `after`. Raises `NoSuchPlace`."""
+        if after is not None and unstorable(after):
+            raise NoSuchPlace(after)
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
         query = query.order_by(table.c.at.desc(), table.c.id.desc())

@@ -91,12 +91,12 @@ class GatewayKeys:
         with self._db.reading() as connection:
             return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
 
-    def sweep(self) -> None:
+    def sweep(self, most: int = MOST_KEYLESS) -> None:
         """Whoever has no key cannot make the log longer than this."""
         table = schema.gateway_audit
         keyless = select(table.c.seq).where(table.c.key == "").order_by(table.c.seq.desc())
         with self._db.writing() as connection:
-            oldest = connection.execute(keyless.offset(MOST_KEYLESS).limit(1)).scalar()
+            oldest = connection.execute(keyless.offset(most).limit(1)).scalar()
             if oldest is not None:
                 connection.execute(table.delete().where(table.c.key == "", table.c.seq <= oldest))
 

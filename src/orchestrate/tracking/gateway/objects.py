@@ -20,6 +20,11 @@ FILE, UPLOAD, PART, PERMISSION = "file", "upload", "part", "permission"
 """Kinds."""
 
 
+def unstorable(id: str) -> bool:
+    """Whether nothing can be kept under it: no text of Postgres has the character 0."""
+    return "\0" in id
+
+
 class NoSuchPlace(LookupError):
     """A list was asked for behind an id that is not in it."""
 
@@ -63,6 +68,8 @@ class GatewayObjects:
         connection.execute(schema.gateway_objects.insert().values(**row, record=_json(entry)))
 
     def get(self, kind: str, project: str, id: str) -> Object | None:
+        if unstorable(id):
+            return None
         table = schema.gateway_objects
         query = select(table.c.record).where(_one(kind, id), table.c.project == project)
         with self._db.reading() as connection:
@@ -93,6 +100,8 @@ class GatewayObjects:
 
     def remove(self, kind: str, project: str, id: str) -> Object | None:
         """What was there."""
+        if unstorable(id):
+            return None
         table = schema.gateway_objects
         gone = table.delete().where(_one(kind, id), table.c.project == project).returning(table.c.record)
         with self._db.writing() as connection:
@@ -109,6 +118,8 @@ class GatewayObjects:
         oldest_first: bool = False,
     ) -> list[Object]:
         """Those behind the id `after`. Raises `NoSuchPlace`."""
+        if after is not None and unstorable(after):
+            raise NoSuchPlace(after)
         table = schema.gateway_objects
         query = select(table.c.record)
         query = query.where(table.c.kind == kind, table.c.project == project)
