@@ -1,7 +1,7 @@
-"""Programs of others, each in an environment of its own beside ours: what they ask for would not live with it.
+"""Programs of others, each in an environment of its own: what they ask for would not live beside ours.
 
-`python -m tests.outside` makes the environments (they need a package registry, and some gigabytes); tests that
-are marked `outside` use what is there and are skipped with the command where there is nothing.
+`python -m tests.outside` makes the environments, of some gigabytes, from a package registry. Tests that are
+marked `outside` use what is there, and are skipped with the command where there is nothing.
 """
 
 from __future__ import annotations

@@ -138,6 +138,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (_DATA, "models", "catalog.models:app", "Base models and their names on each backend."),
     (_DATA, "prices", "catalog.prices:app", "Prices, their sources and their age."),
+    (_SETUP, "demo", "setup.demo:demo", "The main job from end to end, on this machine. No key, no cost."),
     (_SETUP, "init", "setup.preparing:init", "Write a commented finetune.yaml and orchestrate.toml."),
     (_SETUP, "keys", "setup.preparing:keys", "Set, list and remove API keys."),
     (_SETUP, "doctor", "setup.preparing:doctor", "Check this machine, the keys and the store."),

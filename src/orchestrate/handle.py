@@ -212,7 +212,7 @@ class RunHandle:
 
     def _here(self) -> Provider:
         """The backend, when its key is of the account that the run is in. Raises `OtherAccount`."""
-        from orchestrate.tracking import accounts
+        from orchestrate.tracking.submitting import accounts
 
         accounts.require(self._ft.store, self.provider, self.record)
         return self.provider

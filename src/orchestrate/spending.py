@@ -262,7 +262,7 @@ class Spender:
         self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
     ) -> tuple[str | None, tuple[str, ...], str | None]:
         """The account, what is open and it does not show, and what went wrong."""
-        from orchestrate.tracking import accounts
+        from orchestrate.tracking.submitting import accounts
 
         try:
             account = backend.account().id

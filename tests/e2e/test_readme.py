@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
+from tests.paths import BUNDLED, ROOT
 
 from orchestrate.sandbox import running
 
@@ -35,9 +35,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     """A folder as the README supposes it, and the environment of a person who has the sandbox's keys."""
     folder = tmp_path_factory.mktemp("project")
     for name, (split, rows) in ROWS.items():
-        lines = (ROOT / f"fixtures/datasets/orders/{split}.jsonl").read_text().splitlines(keepends=True)
+        lines = (BUNDLED / f"orders/{split}.jsonl").read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(lines[:rows]))
-    (folder / "my-base").symlink_to(ROOT / "fixtures/models/tiny-chat")
+    (folder / "my-base").symlink_to(BUNDLED / "tiny-chat")
     [spec] = blocks("yaml")
     (folder / "finetune.yaml").write_text(spec)
     kept = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}

@@ -90,11 +90,6 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     host = model.on(provider)
     if host is None:
         raise _not_offered(model, name, provider)
-    if model.needs_checkout:
-        raise SpecError(
-            f"{model.name} is part of the source checkout, and this installation has none",
-            fix="clone the repository and install it with  pip install -e .",
-        )
     warnings = [shutdown_warning(model, provider, today or days.today())]
     if host.tunable == "unconfirmed":
         warnings.append(

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from orchestrate.config import SANDBOX_KEY_PREFIX
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import locked, private_folder
+from orchestrate.sandbox import SLOTS
 from orchestrate.sandbox.control import control_app
 from orchestrate.sandbox.faults import Fault
 from orchestrate.sandbox.front import Front
@@ -126,7 +127,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     speed: float = 1.0,
     model: str | None = None,
     train: bool = True,
-    slots: int = 1,
+    slots: int = SLOTS,
     threads: int = 1,
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,

@@ -3,6 +3,7 @@ takes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -15,7 +16,7 @@ from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.plan import PlannedMove as PlannedMove
 from orchestrate.service import parity
 from orchestrate.service.migrating import TAG, MigrationOrder, PreparedMigration
-from orchestrate.types import JobStatus, Record, Run
+from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
 
 Tell = Callable[[str], object]
+MOVED = "plan-moved"
+"""Records of the store: by the mark of a plan's path, the runs that it has moved."""
 
 
 class Carried(Record, frozen=True, kw_only=True):
@@ -92,6 +95,9 @@ class PreparedPlan:
         self._ft, self._path, self._again = ft, path, again
         self.plan = plans.read(path)
         self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
+        self.strays = self._strays()
+        """Runs that moving the plan's runs has made and that are no step of it now: on a backend that it
+        named before it was edited, tried again since, or of an entry that is skipped or was deleted."""
 
     def _step(self, entry: plans.Entry, order: MigrationOrder) -> _Step:
         wanted = replace(
@@ -121,8 +127,9 @@ class PreparedPlan:
 
     @property
     def high_usd(self) -> Decimal:
-        """The most that all of the plan costs: what was made before by its bill, else by its quote."""
-        return sum((_high_usd(step) for step in self.steps), Decimal(0))
+        """The most that all of the plan costs, with what it has cost before it was edited: what was made
+        before by its bill, else by its quote."""
+        return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
 
     def require_budget(self) -> None:
         """Raises `OverBudget` before anything is sent, and `UsageError` for a quote without a price."""
@@ -149,6 +156,7 @@ class PreparedPlan:
         entry's failure does not keep the others from being done. On this machine one is trained after the
         other."""
         self.require_budget()
+        self._note_moved()
         here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]
         made: dict[str, RunHandle] = {}
         problems: dict[str, str] = {}
@@ -162,6 +170,26 @@ class PreparedPlan:
             except OrchestrateError as error:
                 problems[step.entry.run] = error.message
         return [self._carried(step, made.get(step.entry.run), problems, folder, tell) for step in self.steps]
+
+    def _strays(self) -> list[Run]:
+        made = {step.known.id for step in self.steps if step.known is not None}
+        left = [self._ft.run(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
+        left += [str(r.data["run"]) for r in self._ft.store.history.records(MOVED, [self._mark])]
+        rehearsed = {id: self._ft.run(id).record.sandbox for id in left if self._ft.store.runs.exists(id)}
+        moved = [run for run in self._ft.store.runs.matching() if run.tags.get(TAG) in rehearsed]
+        return [run for run in moved if run.id not in made and run.sandbox == rehearsed[run.tags[TAG]]]
+
+    @property
+    def _mark(self) -> str:
+        return hashlib.sha256(str(self._path.resolve()).encode()).hexdigest()
+
+    def _note_moved(self) -> None:
+        """Before anything is sent, so that an entry that is deleted later takes nothing out of the sum."""
+        history = self._ft.store.history
+        noted = {record.data["run"] for record in history.records(MOVED, [self._mark])}
+        for step in self.steps:
+            if step.migration.old.id not in noted:
+                history.add_record(self._mark, MOVED, {"run": step.migration.old.id})
 
     def _submit(self, step: _Step) -> RunHandle:
         [target] = step.migration.proposal.targets
@@ -205,13 +233,19 @@ def _known(ft: Orchestrator, step: _Step, handle: RunHandle) -> Migration | None
 
 
 def _high_usd(step: _Step) -> Decimal:
-    known = step.known.record if step.known is not None else None
-    if known is not None and known.status.terminal:
-        return (
-            known.bill.usd if known.bill is not None else known.quote.high_usd if known.quote else Decimal(0)
-        )
+    if step.known is not None and step.known.record.status.terminal:
+        return cost_usd(step.known.record)
     [target] = step.migration.proposal.targets
     return target.quote.high_usd if target.quote is not None else Decimal(0)
+
+
+def cost_usd(run: Run) -> Decimal:
+    """The most that it has cost or will: in a sandbox what it would have, so that a rehearsal shows it."""
+    if run.phase is SubmitPhase.REFUSED:
+        return Decimal(0)
+    if run.bill is not None and run.status.terminal:
+        return run.bill.usd
+    return run.quote.high_usd if run.quote is not None else Decimal(0)
 
 
 def _with(found: Carried, **more: object) -> Carried:

@@ -21,7 +21,7 @@ from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, USUAL_ANSWER, Ju
 from orchestrate.evaluation.judges.rows import JudgeReport as JudgeReport
 from orchestrate.evaluation.rated import RatedAnswer
 from orchestrate.service.contenders import Contenders
-from orchestrate.tracking.reviews import PREFIX
+from orchestrate.tracking.records.reviews import PREFIX
 from orchestrate.types import Record, Rubric, Sampling
 
 if TYPE_CHECKING:

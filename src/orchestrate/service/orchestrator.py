@@ -253,7 +253,7 @@ class Orchestrator(Measuring):
         """
         from orchestrate import earlier, trust
         from orchestrate.service import submission
-        from orchestrate.tracking.repeats import already
+        from orchestrate.tracking.submitting.repeats import already
 
         [name] = self.backends(provider)
         if not isinstance(spec, Prepared):

@@ -13,13 +13,12 @@ import msgspec
 
 from orchestrate import days, files
 from orchestrate.catalog.licences import licence_of
-from orchestrate.data import Dataset
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation.asking import Asking, Progress, Purse
 from orchestrate.evaluation.evaluate import Asked, plan
-from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.items import Answer, Item
+from orchestrate.evaluation.prompts import prompts
 from orchestrate.keys import masked_url
 from orchestrate.migration import recordings
 from orchestrate.migration.covering import covering
@@ -103,7 +102,7 @@ class PreparedRecording:
         self._ft, self._order = ft, order
         run = ft.store.runs.get(name) if ft.store.runs.exists(name) else None
         path = str(order.prompts) if order.prompts is not None else _own_prompts(run, name)
-        found = held_out(Dataset.open(path))
+        found = prompts(path)
         self._covering = covering(found.items, order.most)
         self._source, self._found = masked_url(path), found
         self._silent_on = _silent_on(ft, run)

@@ -40,4 +40,4 @@ from orchestrate.service.reviewing import Planned as Planned
 from orchestrate.service.reviewing import ReviewResult as ReviewResult
 from orchestrate.spending import SpendingReport as SpendingReport
 from orchestrate.tracking import SyncReport as SyncReport
-from orchestrate.tracking.recovery import Recovery as Recovery
+from orchestrate.tracking.syncing.recovery import Recovery as Recovery

@@ -23,7 +23,7 @@ from orchestrate.evaluation.review.rows import FromReview as FromReview
 from orchestrate.evaluation.review.sheets import Imported as Imported
 from orchestrate.evaluation.review.sources import Source, source_of
 from orchestrate.files import private_folder
-from orchestrate.tracking.reviews import PREFIX
+from orchestrate.tracking.records.reviews import PREFIX
 from orchestrate.types import Rating, Record, Review, Rubric
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from orchestrate import specfile, trust
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
 from orchestrate.tracking import Submitter
-from orchestrate.tracking.submission import Submission
+from orchestrate.tracking.submitting.submission import Submission
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Prepared

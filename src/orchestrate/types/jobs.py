@@ -33,7 +33,7 @@ class JobStatus(StrEnum):
 
 
 class SubmitPhase(StrEnum):
-    """How far the submit protocol got; see `orchestrate.tracking.submit`."""
+    """How far the submit protocol got; see `orchestrate.tracking.submitting.submit`."""
 
     INTENT = "intent"
     UPLOADED = "uploaded"

@@ -342,6 +342,33 @@ def test_the_budget_is_that_of_all_quotes(ft: Orchestrator, runs: list[RunHandle
     assert plan.budget_usd - prepared.high_usd < Decimal("0.01")
 
 
+@pytest.mark.parametrize("edit", ["model", "skip", "deleted"])
+def test_what_was_paid_before_an_edit_counts(
+    ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, tmp_path: Path, edit: str
+) -> None:
+    path = tmp_path / "plan.yaml"
+    entry = f"  - run: {runs[2].id}\n    to: openai\n    model: gpt-4.1-mini\n    proof: false\n"
+    path.write_text(f"budget_usd: 1\nruns:\n{entry}")
+    [done] = carried(PreparedPlan(ft, path, order()), sandbox, tmp_path)
+    paid = ft.run(done.new_run or "").record.bill
+    assert paid is not None and paid.usd > 0
+    edited = {
+        "model": entry.replace("4.1-mini", "4o-mini"),
+        "skip": entry.replace("to: openai", "to: skip"),
+        "deleted": f"  - run: {runs[1].id}\n    to: openai\n    model: gpt-4.1-mini\n    proof: false\n",
+    }[edit]
+    path.write_text(f"budget_usd: 1\nruns:\n{edited}")
+    prepared = PreparedPlan(ft, path, order())
+    quotes = [s.migration.proposal.targets[0].quote for s in prepared.steps]
+    assert prepared.high_usd == paid.usd + sum((q.high_usd for q in quotes if q), Decimal(0))
+    tight = prepared.high_usd - paid.usd / 2
+    path.write_text(f"budget_usd: {tight}\nruns:\n{edited}")
+    sandbox.clear_requests()
+    with pytest.raises(OverBudget):
+        PreparedPlan(ft, path, order()).run(tmp_path / "reports", quiet)
+    assert not made(sandbox, "openai")
+
+
 class Killed:
     """Carries a plan out in a process of its own, which ends itself at the first or second job."""
 

@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 import pytest
 from safetensors import safe_open
-from tests.paths import DATASETS
+from tests.paths import BUNDLED
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.zstd import zstd
 
-ORDERS = DATASETS / "orders"
+ORDERS = BUNDLED / "orders"
 ROWS = 480
 Until = Callable[[Callable[[], Any]], Any]
 

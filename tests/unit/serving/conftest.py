@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.paths import ROOT, TINY
+from tests.paths import BUNDLED, TINY
 
 from orchestrate.types import Sheet
 
-ORDERS = ROOT / "fixtures" / "datasets" / "orders" / "validation.jsonl"
+ORDERS = BUNDLED / "orders" / "validation.jsonl"
 
 
 def in_process(tasks: list[dict[str, Any]], *, module: str = "worker") -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Asking a model on this machine, base or tuned, from a process that need not have torch.
 
-with Generator("fixtures/models/tiny-chat", adapter=folder) as model:
+with Generator("path/to/base", adapter=folder) as model:
     tuned = model.generate([[Message(role="user", content="Hi")]])
     base = model.generate([[Message(role="user", content="Hi")]], base=True)
 """

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, and_, or_, select
 
-from orchestrate.tracking import schema
-from orchestrate.tracking.budget import one_at_a_time
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.records.budget import one_at_a_time
 from orchestrate.types import GatewayJob
 
 Object = dict[str, Any]

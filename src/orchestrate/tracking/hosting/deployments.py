@@ -11,11 +11,11 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking import schema
-from orchestrate.tracking.budget import require_budget
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.ids import RUN_PREFIX, new_run_id
+from orchestrate.tracking.records.budget import require_budget
 from orchestrate.types import Deployment, DeploymentState, Record
 
 PREFIX = "dep-"

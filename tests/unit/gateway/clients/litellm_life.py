@@ -14,7 +14,7 @@ to = {
     "api_base": os.environ["OPENAI_BASE_URL"],
     "api_key": os.environ["OPENAI_API_KEY"],
 }
-file = litellm.create_file(file=Path(data).open("rb"), purpose="fine-tune", **to)
+file = litellm.create_file(file=(Path(data).name, Path(data).read_bytes()), purpose="fine-tune", **to)
 hyper = {"n_epochs": "2", "learning_rate_multiplier": "2.0"}
 job = litellm.create_fine_tuning_job(
     model=model, training_file=file.id, hyperparameters=hyper, suffix="lite", **to

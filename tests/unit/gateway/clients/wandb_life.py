@@ -13,7 +13,7 @@ from wandb.integration.openai.fine_tuning import WandbLogger
 
 model, data = sys.argv[1:]
 client = OpenAI()
-file = client.files.create(file=Path(data).open("rb"), purpose="fine-tune")
+file = client.files.create(file=(Path(data).name, Path(data).read_bytes()), purpose="fine-tune")
 job = client.fine_tuning.jobs.create(model=model, training_file=file.id, suffix="wandb")
 WandbLogger._logged_in = True  # to no server
 told = WandbLogger.sync(fine_tune_job_id=job.id, project="p", log_datasets=False)
