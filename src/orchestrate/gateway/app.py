@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -36,8 +37,7 @@ def app(ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str]) -> 
     handlers: dict[Any, Any] = {
         HostError: _told,
         OrchestrateError: _told,
-        404: _missing,
-        405: _missing,
+        HTTPException: _missing,
         Exception: _broken,
     }
     inner = Starlette(routes=list(routes), exception_handlers=handlers)
@@ -122,6 +122,8 @@ def _told(request: Request, error: Exception) -> Response:
 def _missing(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     told = f"{request.method} {request.url.path} is not served here"
+    if status not in (404, 405):
+        told = str(getattr(error, "detail", error))
     headers: dict[str, str] = getattr(error, "headers", None) or {}
     return refusals.answer(HostError(status, told, code="not_found", headers=headers))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
 from orchestrate.gateway import showing
@@ -26,6 +28,7 @@ from orchestrate.wire.openai.tuning import ExpiresAfter
 
 TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
 """The published description has no file with that one."""
+_MOST_TEXT = 1 << 16
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
@@ -47,7 +50,7 @@ class Files:
         return self._store.clock.now().timestamp()
 
     async def create(self, call: Call) -> Response:
-        async with Form(call.request, MAX_FILE) as form:
+        async with Form(call.request, _MOST_TEXT) as form:
             upload, purpose = form.get("file"), form.get("purpose")
             if not isinstance(upload, UploadFile):
                 raise HostError(422, "'file' is a required property", param="file")
@@ -114,11 +117,18 @@ class Files:
         if result := self._result(call, id):
             return Response(result[1], media_type="application/octet-stream")
         file = self.found(call.project, id)
-        path = self.contents.path(file["sha256"])
-        if not path.is_file():  # its folder is another one, or was restored without it
+        try:
+            # Open, it can be read to its end whoever deletes it.
+            content = self.contents.path(file["sha256"]).open("rb")
+        except FileNotFoundError as error:
+            self.found(call.project, id)  # it was deleted just now
             told = f"the content of {id} is not in {self.contents.folder} any more"
-            raise HostError(404, told, param="id", code="content_lost")
-        return FileResponse(path, media_type="application/octet-stream", filename=file["filename"])
+            raise HostError(404, told, param="id", code="content_lost") from error
+        headers = {
+            "content-length": str(file["bytes"]),
+            "content-disposition": f"attachment; filename*=utf-8''{quote(file['filename'], safe='')}",
+        }
+        return StreamingResponse(_blocks(content), media_type="application/octet-stream", headers=headers)
 
     def delete(self, call: Call) -> Any:
         id = call.path("id")
@@ -159,6 +169,12 @@ def require_file(name: str, purpose: str, size: int | None) -> None:
 def _expiry(form: Any) -> ExpiresAfter | None:
     told = {"anchor": form.get(_ANCHOR), "seconds": form.get(_SECONDS)}
     return None if told == dict.fromkeys(told) else parse(ExpiresAfter, told)
+
+
+def _blocks(content: IO[bytes]) -> Iterator[bytes]:
+    with content:
+        while block := content.read(1 << 20):
+            yield block
 
 
 def _shown(file: dict[str, Any]) -> dict[str, Any]:

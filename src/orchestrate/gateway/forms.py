@@ -17,8 +17,9 @@ class Form:
     """The form of a request, for the length of an `async with` block. Raises `HostError` 422 for what is
     none, 503 where there is no room for it."""
 
-    def __init__(self, request: Request, most: int) -> None:
-        self._opening = request.form(max_part_size=most)
+    def __init__(self, request: Request, most_text: int) -> None:
+        """`most_text`: bytes of a field that is no file, and is held in memory."""
+        self._opening = request.form(max_files=1, max_part_size=most_text)
 
     async def __aenter__(self) -> Any:
         try:

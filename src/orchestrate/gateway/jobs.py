@@ -76,9 +76,11 @@ class Jobs:
             self._require_contents(asked, hashes)
             raise
         quote = prepared.offer(backend).quote
-        id = f"ftjob-{secrets.token_hex(12)}"
+        id, up = f"ftjob-{secrets.token_hex(12)}", self._ft.store.clock.uptime()
         job = GatewayJob(
             id=id,
+            boot=up.boot,
+            uptime_s=up.seconds,
             key=call.key.name,
             project=call.project,
             created_at=self._ft.store.clock.now(),

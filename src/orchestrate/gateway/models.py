@@ -219,6 +219,8 @@ def _require_grader(grader: dict[str, Any]) -> None:
         if str(grader.get("type")) in get_args(kind.model_fields["type"].annotation):
             parse(kind, grader)
             return
+    if not isinstance(grader.get("name"), str):
+        raise HostError(422, "Invalid grader: it needs a name", param="grader.name", code="invalid_grader")
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there

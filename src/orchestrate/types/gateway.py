@@ -46,6 +46,9 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The name of the model that it is to make."""
     backend: str
     spec: dict[str, Any]
+    boot: str = ""
+    uptime_s: float = 0.0
+    """When it was made by the clock of the machine that made it, which nobody sets."""
     untuned: str = ""
     """The name that was asked for; where an earlier tuned model is trained on, the one that was asked for
     first."""

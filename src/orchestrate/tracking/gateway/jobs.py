@@ -98,12 +98,20 @@ class GatewayJobs:
                     fix="a new key for a new request",
                 )
             return None if row is None else GatewayJob.from_json(row.record)
-        since = stamp(self._db.clock.now() - WINDOW)
         repeated = true() if request.retries else table.c.fewest_retries > 0
-        same = and_(table.c.digest == request.digest, table.c.idempotency_key.is_(None), table.c.at >= since)
-        newest = query.where(same, repeated).order_by(table.c.at.desc()).limit(1)
-        row = connection.execute(newest).one_or_none()
-        return None if row is None else GatewayJob.from_json(row.record)
+        same = and_(table.c.digest == request.digest, table.c.idempotency_key.is_(None))
+        rows = connection.execute(query.where(same, repeated)).all()
+        aged = [(self._age(job), job) for job in (GatewayJob.from_json(row.record) for row in rows)]
+        recent = [pair for pair in aged if pair[0] <= WINDOW]
+        return min(recent, key=lambda pair: pair[0])[1] if recent else None
+
+    def _age(self, job: GatewayJob) -> timedelta:
+        """By the clock that counts since the machine's start where it is the same one: the wall clock may
+        have been set between a request and its repeat, and then a job would be made twice."""
+        up = self._db.clock.uptime()
+        if job.boot == up.boot:
+            return timedelta(seconds=up.seconds - job.uptime_s)
+        return abs(self._db.clock.now() - job.created_at)
 
     def _seen(self, connection: Connection, id: str, retries: int) -> None:
         """Once the first request has arrived, the next one that is no repeat is another."""
