@@ -144,7 +144,7 @@ def test_an_example(there: tuple[Gateway, str], example: dict[str, str], tmp_pat
     env = {"OPENAI_API_KEY": "no-key-here", "PATH": "/usr/local/bin:/usr/bin:/bin"}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    head = (tmp_path / "head").read_text().split("\r\n\r\n")[-2]
+    head = (tmp_path / "head").read_text().strip().split("\n\n")[-1]
     status = int(head.split()[1])
     body = done.stdout or (tmp_path / "file.jsonl").read_bytes()
     expected, word = REFUSED.get(name, (200, ""))

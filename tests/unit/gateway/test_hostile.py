@@ -7,10 +7,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import pytest
 from tests.unit.gateway.conftest import ASKED, Gateway, rows
+
+from orchestrate.gateway import app
+from orchestrate.web.server import Patient, listen, running
 
 NAMES = ["../../etc/passwd.jsonl", 'a"b\r\nx-evil: 1.jsonl', "é雪☃.jsonl", "a" * 5000 + ".jsonl", "\0.jsonl"]
 PATHS = [
@@ -120,17 +124,27 @@ def test_requests_that_come_one_behind_the_other_are_answered_in_order(gateway: 
     assert got.index("first") < got.index("second") < got.index('"object":"list"')
 
 
+class Impatient(Patient):
+    head_s = 1.0
+
+
 def test_clients_that_never_finish_a_request_are_cut_off_and_others_served(gateway: Gateway) -> None:
-    url = httpx.URL(gateway.url)
-    slow = [socket.create_connection((url.host, url.port)) for _ in range(100)]  # type: ignore[arg-type]
-    try:
-        for n, one in enumerate(slow):
-            one.sendall(b"GET /v1/models HT" if n % 2 else b"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\n")
-        with gateway.http() as http:
-            assert http.get("models").status_code == 200
-    finally:
-        for one in slow:
-            one.close()
+    door = app.app(gateway.ft, [], ())
+    with closing(listen(0)) as taking, running([(door, taking)], protocol=Impatient):
+        place = taking.getsockname()
+        slow = [socket.create_connection(place) for _ in range(60)]
+        try:
+            for n, one in enumerate(slow):
+                one.sendall((b"", b"GET /v1/models HT", b"GET /v1/models HTTP/1.1\r\nhost: a\r\nx: ")[n % 3])
+            with httpx.Client(base_url=f"http://127.0.0.1:{place[1]}") as http:
+                assert http.get("/health").status_code == 200
+                for one in slow:
+                    one.settimeout(20)
+                    assert one.recv(1) == b"", "hung up"
+                assert http.get("/health").status_code == 200
+        finally:
+            for one in slow:
+                one.close()
 
 
 def test_one_body_twice_at_once_is_two_jobs_without_a_sign_and_one_with(gateway: Gateway) -> None:
