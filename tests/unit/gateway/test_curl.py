@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.contract.backends import SPECS
-from tests.unit.gateway.conftest import Gateway, ended, gateway_of, rows
+from tests.unit.gateway.conftest import Gateway, ended, gateway_of, rows, until
 from tests.unit.gateway.test_published import described, wrong
 
 from orchestrate.sandbox.server import Sandbox
@@ -29,7 +29,9 @@ TABLE = {
     }
 }
 REFUSED: dict[str, tuple[int, str]] = {
+    "POST /fine_tuning/jobs DPO": (422, "also in train"),
     "POST /fine_tuning/jobs Validation file": (422, "also in train"),
+    "POST /fine_tuning/jobs Reinforcement": (422, "grader"),  # that host has graders of its own only
     "POST /fine_tuning/jobs W&B Integration": (422, "JSON"),  # a comma is missing in it
     "POST /chat/completions Image input": (422, "image"),
     "POST /completions No streaming": (422, "/v1/chat/completions"),
@@ -39,7 +41,7 @@ REFUSED: dict[str, tuple[int, str]] = {
     "POST /responses Web search": (422, "functions"),
     "POST /responses File search": (422, "functions"),
     "POST /fine_tuning/jobs/{fine_tuning_job_id}/pause": (422, "pause"),
-    "POST /fine_tuning/jobs/{fine_tuning_job_id}/resume": (422, "pause"),
+    "POST /fine_tuning/jobs/{fine_tuning_job_id}/resume": (422, "resume"),
 }
 """What is not answered here, and a word of why."""
 
@@ -80,10 +82,14 @@ def data_of(title: str) -> bytes:
     return "".join(json.dumps(turn) + "\n" for turn in turns).encode()
 
 
-def runnable(curl: str) -> str:
-    """Some examples break off a line too early, and a shell would take their addresses apart."""
+def runnable(example: dict[str, str]) -> str:
+    """Some examples break off a line too early, or leave their method out; and a shell would take their
+    addresses apart."""
+    method, curl = example["operation"].split(" ")[0], example["curl"]
     joined = re.sub(r"(?<!\\)\n(\s*-[A-Za-z] )", r" \\\n\1", curl)
-    return re.sub(r"(https://[^\s\\]+)", r'"\1"', joined)
+    quoted = re.sub(r"^(curl (?:-X [A-Z]+ )?)(\S+)", r'\1"\2"', joined)
+    said = method == "GET" or re.search(r"-X |-d |-F ", quoted)
+    return quoted if said else quoted.replace("curl ", f"curl -X {method} ", 1)
 
 
 class Things:
@@ -115,11 +121,15 @@ class Things:
         if told.startswith("cp_"):
             url = f"fine_tuning/checkpoints/{self.model}/permissions"
             return self._http.post(url, json={"project_ids": ["p"]}).json()["data"][0]["id"]
+        if self._operation.startswith("DELETE /models"):
+            job = self.named("ftjob-abc123")
+            until(lambda: self._http.get(f"fine_tuning/jobs/{job}").json()["status"] == "succeeded")
+            return self._http.get(f"fine_tuning/jobs/{job}").json()["fine_tuned_model"]
         return self.model
 
 
 _NAMES = re.compile(
-    r"file-[A-Za-z0-9]+|ftjob-[A-Za-z0-9]+|ft-[A-Za-z0-9]{20,}|upload_abc123|part_[a-z0-9]+|cp_\w+"
+    r"file-[A-Za-z0-9]+|ftjob-[A-Za-z0-9]+|ft-[A-Za-z0-9]{20,}|upload_abc123|part_(?:def456|ghi789)|cp_\w+"
     r"|ft:gpt-4o-mini[^/\"\s]*|VAR_\w+"
 )
 
@@ -132,7 +142,7 @@ def test_an_example(there: tuple[Gateway, str], example: dict[str, str], tmp_pat
     name = name_of(example)
     with gateway.http() as http:
         things, known = Things(http, example, model), dict[str, str]()
-        command = runnable(example["curl"])
+        command = runnable(example)
         for told in _NAMES.findall(command):
             known.setdefault(told, things.named(told))
         command = _NAMES.sub(lambda match: known[match.group()], command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import pytest
 from tests import command
 from tests.postgres_server import Postgres
 from tests.unit.gateway import worker
-from tests.unit.gateway.conftest import ASKED, gateway_of, rows, until
+from tests.unit.gateway.conftest import ASKED, gateway_of, own_port, rows, until
 
 from orchestrate import config
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
-from orchestrate.web.server import free_port
 
 ASKS = 12
 
@@ -29,7 +29,8 @@ def test_two_gateways_make_each_job_once(
 ) -> None:
     url, folder = postgres.store(), tmp_path / "files"
     homes = [tmp_path / name for name in ("one", "two")]
-    ports, processes = [free_port(), free_port()], []
+    ending, processes = ExitStack(), []
+    ports = [ending.enter_context(own_port()) for _ in homes]
     for home, port in zip(homes, ports, strict=True):
         home.mkdir()
         own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
@@ -72,6 +73,7 @@ def test_two_gateways_make_each_job_once(
         for process in processes:
             process.kill()
             process.join()
+        ending.close()
     own = {"ORCHESTRATE_HOME": str(homes[0]), "ORCHESTRATE_STORE": url}
     with Orchestrator(config.load(env={**sandbox.env, **own}, cwd=homes[0])) as ft:
         refs = {run.record.ref for run in ft.runs(limit=1000)}
