@@ -42,7 +42,7 @@ NOTIFY_VARIABLES = {
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
 """Of the home folder."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults", "gateway"}
+_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults", "gateway", "queue"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Settings:
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The file's table for `orchestrate.gateway`, which reads it."""
+    queue: Mapping[str, int] = field(default_factory=dict[str, int])
+    """By backend: how many runs may be open there for the queue to add one."""
     notify: Notify = field(default_factory=Notify)
     made_by: str = ""
     """Kept with each run: who made it, as `user@machine` unless it is given."""
@@ -151,6 +153,7 @@ def load(
         pins=pin_file(env),
         local=table(values.get("local", {}), path, "local"),
         gateway=table(values.get("gateway", {}), path, "gateway"),
+        queue=_slots(table(values.get("queue", {}), path, "queue"), path),
         notify=_notify(env),
         made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
         max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
@@ -204,6 +207,13 @@ def other_secrets() -> tuple[str, ...]:
 
 def _nearest(folder: Path) -> Path | None:
     return next((p / CONFIG_NAME for p in (folder, *folder.parents) if (p / CONFIG_NAME).is_file()), None)
+
+
+def _slots(values: Mapping[str, Any], path: Path | None) -> dict[str, int]:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{path}: queue.{name} must be a number of runs at once, got {value!r}")
+    return dict(values)
 
 
 def _money(value: Any, path: Path | None) -> Decimal | None:

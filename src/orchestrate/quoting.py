@@ -22,11 +22,11 @@ from orchestrate.costing import built_in as built_in
 from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
 from orchestrate.costing import spending as spending
-from orchestrate.costing.capacity import UTILISATION
 from orchestrate.costing.completions import completion_price as completion_price
-from orchestrate.costing.listing import clashes as clashes
-from orchestrate.costing.listing import current as current
-from orchestrate.costing.listing import prices_of as prices_of
+from orchestrate.costing.rates.listing import clashes as clashes
+from orchestrate.costing.rates.listing import current as current
+from orchestrate.costing.rates.listing import prices_of as prices_of
+from orchestrate.costing.serving.capacity import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.types import Feature, Quote, Record
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
     from orchestrate.profile import Profile
     from orchestrate.providers.adapters import Adapters
-    from orchestrate.providers.chat import Chat
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.spec import JobSpec
 
 Progress = Callable[[int, int], None]

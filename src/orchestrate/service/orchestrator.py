@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice, Needs
-    from orchestrate.service.models import ModelChanges
-    from orchestrate.service.sandbox import Inside
+    from orchestrate.service.setup.models import ModelChanges
+    from orchestrate.service.setup.sandbox import Inside
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
@@ -154,7 +154,7 @@ class Orchestrator(Measuring):
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
         """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
         the catalog."""
-        from orchestrate.service import models
+        from orchestrate.service.setup import models
 
         return models.changes(self, provider)
 
@@ -162,9 +162,9 @@ class Orchestrator(Measuring):
         self, file: str | Path, needs: Needs | None = None, totals: Sequence[Ownership] = ()
     ) -> Advice:
         """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
-        (`orchestrate.service.advice.Needs`), with reasons. `totals`, of `orchestrate.quoting.ownership`, add
-        the money. Offline. Raises `DataError` for a file that cannot be read."""
-        from orchestrate.service import advice
+        (`orchestrate.service.training.advice.Needs`), with reasons. `totals`, of `quoting.ownership`,
+        add the money. Offline. Raises `DataError` for a file that cannot be read."""
+        from orchestrate.service.training import advice
 
         return advice.advise(self, file, needs or advice.Needs(), totals)
 
@@ -252,7 +252,7 @@ class Orchestrator(Measuring):
         settles it); `ProviderError` when the host refused.
         """
         from orchestrate import earlier, trust
-        from orchestrate.service import submission
+        from orchestrate.service.training import submission
         from orchestrate.tracking.submitting.repeats import already
 
         [name] = self.backends(provider)
@@ -302,7 +302,7 @@ class Orchestrator(Measuring):
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate.service.submission import limits
+        from orchestrate.service.training.submission import limits
 
         names = self.backends(provider)
         return limits(
@@ -341,7 +341,7 @@ class Orchestrator(Measuring):
     def _handle(self, record: Run) -> RunHandle:
         if not record.sandbox:
             return RunHandle(self, record)
-        from orchestrate.service.sandbox import Inside
+        from orchestrate.service.setup.sandbox import Inside
 
         if record.host not in self._inside:
             self._inside[record.host] = Inside(self, record.host)
@@ -391,7 +391,7 @@ class Orchestrator(Measuring):
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _terms(self, gpu_hours: Decimal | None = None, checked: bool = True) -> Terms:
-        from orchestrate.service.continuation import continued
+        from orchestrate.service.training.continuation import continued
 
         return Terms(self.settings, self.rates, partial(continued, self), gpu_hours, checked)
 

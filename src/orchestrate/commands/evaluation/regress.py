@@ -16,7 +16,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
 if TYPE_CHECKING:
-    from orchestrate.service.regression import Regression
+    from orchestrate.service.evaluation.regression import Regression
 
 _STYLE = {"kept": "green", "forgot": "bold red", "inconclusive": "yellow", "not measurable": "dim"}
 
@@ -72,7 +72,7 @@ def regress(
     Each ability is kept, forgotten or inconclusive by an interval and a margin: too few rows are no proof
     that all is well.
     """
-    from orchestrate.service.regression import PreparedRegression, RegressionOrder, probe_names
+    from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
 
     if list_probes:
         print_json(probe_names()) if json else print_text("\n".join(probe_names()))

@@ -91,7 +91,7 @@ def keys_set(
 ) -> None:
     """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
     pipe. The environment takes precedence over both."""
-    from orchestrate.service import backends
+    from orchestrate.service.setup import backends
 
     if value or value_option is not None:
         raise UsageError(
@@ -151,7 +151,7 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
 def keys_list(context: typer.Context, json: Json = False) -> None:
     """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
     masked."""
-    from orchestrate.service import backends
+    from orchestrate.service.setup import backends
 
     settings = settings_of(context)
     stored = read_keys(key_file())
@@ -257,7 +257,7 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
-    from orchestrate.service import doctor as surgery
+    from orchestrate.service.setup import doctor as surgery
 
     checks = list(surgery.machine())
     try:
@@ -290,7 +290,7 @@ def list_providers(
     json: Json = False,
 ) -> None:
     """Backends, what each of them can do, and why something is missing."""
-    from orchestrate.service import backends as known
+    from orchestrate.service.setup import backends as known
 
     if template:
         print_text(known.template().rstrip())
@@ -339,7 +339,7 @@ def _has(backend: Provider, feature: Feature, today: date) -> Text:
 
 def plugins(json: Json = False) -> None:
     """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
-    from orchestrate.service import backends
+    from orchestrate.service.setup import backends
 
     rows = backends.plugins()
     if json:

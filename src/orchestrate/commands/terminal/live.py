@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -13,8 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import STATUS_STYLE, err, stage_text, table, warn
+from orchestrate.progress import cost_so_far, seconds_left, share_done
 from orchestrate.text import count, duration, money
-from orchestrate.types import Event, JobStatus, MetricPoint, Run
+from orchestrate.types import Event, MetricPoint, Run
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,33 +38,6 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     low, high = min(cells), max(cells)
     span = (high - low) or 1.0
     return "".join(_BARS[round((v - low) / span * (len(_BARS) - 1))] for v in cells)
-
-
-def seconds_left(run: Run, now: datetime) -> float | None:
-    """From the share of steps done since the start; `None` until there is one."""
-    if run.status is not JobStatus.RUNNING or run.started_at is None or not run.step or not run.total_steps:
-        return None
-    done = run.step / run.total_steps
-    return (now - run.started_at).total_seconds() * (1 - done) / done if done < 1 else 0.0
-
-
-def cost_so_far(run: Run) -> Decimal | None:
-    """The bill when there is one, else the quoted price times the share of the work done."""
-    if run.bill is not None:
-        return run.bill.usd
-    expected = None if run.quote is None or run.quote.unavailable else run.quote.expected_usd
-    if expected is None or not run.total_steps:
-        return None
-    return expected * Decimal(run.step or 0) / Decimal(run.total_steps)
-
-
-def share_done(run: Run) -> float:
-    """0 to 1, by steps where they are known, else by the host's percentage."""
-    if run.status is JobStatus.SUCCEEDED:
-        return 1.0
-    if run.total_steps:
-        return min(1.0, (run.step or 0) / run.total_steps)
-    return min(1.0, (run.percent or 0.0) / 100)
 
 
 def bar(share: float, width: int = 60) -> Text:

@@ -47,9 +47,9 @@ class Answerer:
         import torch
 
         from orchestrate.local.encoding.encoding import Template
-        from orchestrate.local.model import models
+        from orchestrate.local.model.files import models
         from orchestrate.local.model.loading import load_tokenizer, pick_device
-        from orchestrate.local.model.sampling import Sampler
+        from orchestrate.local.model.sampling.sampling import Sampler
 
         if request.get("threads"):
             torch.set_num_threads(request["threads"])
@@ -109,7 +109,7 @@ class Answerer:
         return self._tuned, self._tuned.disable_adapter()
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
-        from orchestrate.local.model.rounding import rounds
+        from orchestrate.local.model.sampling.rounding import rounds
 
         tools, most = request.get("tools"), request["max_tokens"]
         close: set[int] = set()

@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local import pipe
-from orchestrate.local.model.models import source
+from orchestrate.local.model.files.models import source
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply
 

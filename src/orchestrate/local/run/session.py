@@ -21,11 +21,11 @@ from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
-from orchestrate.local.model import models
-from orchestrate.local.model.added_tokens import add_tokens
+from orchestrate.local.model.adapters.added_tokens import add_tokens
+from orchestrate.local.model.adapters.starts import Beginning
+from orchestrate.local.model.files import models
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
-from orchestrate.local.model.sampling import Sampler
-from orchestrate.local.model.starts import Beginning
+from orchestrate.local.model.sampling.sampling import Sampler
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, with_reference
 from orchestrate.local.objectives.grading import Grader, refusal

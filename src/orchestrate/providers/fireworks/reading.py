@@ -15,8 +15,8 @@ from decimal import Decimal
 from typing import Any, cast
 
 from orchestrate.catalog import HostModel
-from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import NANO, money, number, ref_in, table, text, when, whole
+from orchestrate.providers.calls.payloads import payload
+from orchestrate.providers.calls.values import NANO, money, number, ref_in, table, text, when, whole
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint
 
 KINDS: Mapping[str, str] = {
