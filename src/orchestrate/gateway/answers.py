@@ -135,12 +135,14 @@ def _limit(host: Chat) -> str:
 
 
 def _first(stream: Iterator[Any]) -> list[Any]:
-    """At most one piece: what fails before it is an answer of its own, not the end of one. Raises
-    `HostError`."""
+    """One piece: what fails before it is an answer of its own, not the end of one. Raises `HostError`."""
     try:
-        return list(islice(stream, 1))
+        found = list(islice(stream, 1))
     except Exception as error:
         raise _broken(error) from error
+    if not found:
+        raise HostError(502, "the host's answer was empty", type="server_error", code="host_failed")
+    return found
 
 
 def _broken(error: Exception) -> HostError:

@@ -28,6 +28,8 @@ class GatewayKeys:
         """A new key; it cannot be shown again. Raises `UsageError` for a name that is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name, whose it is, has 1 to 64 characters")
+        if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
+            raise UsageError("the name of a key's project has 1 to 64 characters")
         made = PREFIX + secrets.token_urlsafe(32)
         values = {"name": key.name, "hash": hashed(made), "record": key.to_json().decode()}
         insert = self._db.insert(schema.gateway_keys).values(**values)
