@@ -47,6 +47,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (_WORK, "quote", "training.planning:quote", "What the run would cost on each backend. Offline."),
     (_WORK, "submit", "training.submit:submit", "Start the run on one or more backends. Spends money."),
+    (_WORK, "rerun", "training.rerun:rerun", "Make a run once more, here or on another backend."),
     (_WORK, "queue", "training.queue:app", "Runs that wait for a place, each submitted once, in order."),
     (_RUNS, "runs", "runs.tracked:runs", "All runs, newest first."),
     (_RUNS, "ui", "servers.ui:ui", "Runs, money, data and new runs as pages in the browser."),

@@ -254,7 +254,7 @@ class RunHandle:
 
     def downloaded(self) -> Artifact | None:
         """What `download` has put into the home folder, by what it wrote down."""
-        from orchestrate.providers import downloads
+        from orchestrate.providers.files import downloads
 
         return downloads.described(self._ft.settings.home / "models" / self.id)
 

@@ -6,6 +6,7 @@ under which name, in which book and for which day a rate is looked up. A quote w
 `max_seq_length`; "auto" epochs mean that the host decides.
 """
 
+from orchestrate.costing.hardware import gpu_memory_gb
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.rate import Lookup, Rate, require_used
 from orchestrate.costing.rates.book import (
@@ -59,6 +60,7 @@ __all__ = [
     "age_days",
     "base_price",
     "default_base",
+    "gpu_memory_gb",
     "cheapest",
     "own",
     "serving_terms",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate import description
 from orchestrate.errors import ConfigError, SetupError, UsageError
-from orchestrate.profile import built_in, described, not_loaded, plug_ins, profile
+from orchestrate.profile import built_in, described, not_loaded, places, plug_ins, profile
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 def names(settings: Settings) -> list[str]:
     """All backends, built-in first, then configured hosts, then plug-ins."""
-    return list(dict.fromkeys([*built_in(), *settings.extra_hosts, *settings.hosts.described, *plug_ins()]))
+    configured = [*settings.extra_hosts, *settings.hosts.described, *settings.hosts.placed]
+    return list(dict.fromkeys([*built_in(), *configured, *plug_ins()]))
 
 
 def known(settings: Settings) -> list[str]:
-    """`names` with the hosts that only a YAML file describes, which can be asked for by name."""
-    return list(dict.fromkeys([*names(settings), *described()]))
+    """`names` with the places and the hosts that a YAML file describes, which can be asked for by name."""
+    return list(dict.fromkeys([*names(settings), *described(), *places()]))
 
 
 def broken(settings: Settings) -> dict[str, SetupError]:
@@ -68,7 +69,7 @@ def provider_class(kind: str) -> type[Provider]:
     """The class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for a broken
     plug-in."""
     module, _, attribute = profile(kind).provider.partition(":")
-    if kind in built_in() or kind in described():
+    if kind in built_in() or kind in described() or kind in places():
         return getattr(import_module(module), attribute)
     try:
         return getattr(import_module(module), attribute)

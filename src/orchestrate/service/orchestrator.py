@@ -23,6 +23,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.service.measuring import Measuring
+from orchestrate.service.training.rerun import Rerunning
 from orchestrate.types import (
     Bill,
     Feature,
@@ -55,7 +56,7 @@ Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
 
 
-class Orchestrator(Measuring):
+class Orchestrator(Measuring, Rerunning):
     """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
     until it is needed; use as a context manager."""
 
@@ -338,14 +339,18 @@ class Orchestrator(Measuring):
     def _scope(self) -> bool | None:
         return None if self.settings.hosts.sandboxed else False
 
-    def _handle(self, record: Run) -> RunHandle:
+    def home_of(self, record: Run) -> Orchestrator:
+        """Where the run's backends are: here, or in its sandbox."""
         if not record.sandbox:
-            return RunHandle(self, record)
+            return self
         from orchestrate.service.setup.sandbox import Inside
 
         if record.host not in self._inside:
             self._inside[record.host] = Inside(self, record.host)
-        return RunHandle(self._inside[record.host], record)
+        return self._inside[record.host]
+
+    def _handle(self, record: Run) -> RunHandle:
+        return RunHandle(self.home_of(record), record)
 
     def spending(
         self,

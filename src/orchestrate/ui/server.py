@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.hosts import is_loopback
-from orchestrate.ui import actions, run, runs
+from orchestrate.ui import actions, compare, money, run, runs
 from orchestrate.ui.site import Site, static
 from orchestrate.web import server
 from orchestrate.web.guard import Guard
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from orchestrate.tracking import Watcher
 
 
+_PAGES = (runs, run, actions, compare, money)
+
+
 def app(site: Site) -> Starlette:
     """All pages, without the guard before them."""
     return Starlette(
-        routes=[static(), *runs.routes(site), *run.routes(site), *actions.routes(site)],
-        exception_handlers={OrchestrateError: site.error, HTTPException: site.error},
+        routes=[static(), *(route for page in _PAGES for route in page.routes(site))],
+        exception_handlers={OrchestrateError: site.error, HTTPException: site.error, Exception: site.error},
     )
 
 

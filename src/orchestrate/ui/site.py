@@ -123,7 +123,10 @@ class Site:
         if isinstance(error, HTTPException):
             told: dict[str, Any] = {"message": error.detail, "fix": None, "retryable": False}
             return self.page(request, "error.html", status=error.status_code, here="", **told)
-        assert isinstance(error, OrchestrateError)  # noqa: S101  the handlers are registered for these two
+        if not isinstance(error, OrchestrateError):
+            told = {"message": f"a defect of Orchestrate ({type(error).__name__})", "retryable": False}
+            told["fix"] = "please report it, with what the terminal of orchestrate ui shows"
+            return self.page(request, "error.html", status=500, here="", **told)
         status = 502 if isinstance(error, ProviderError) else 422
         if isinstance(error, UsageError) and not isinstance(error, SpecError):
             status = 404
@@ -190,7 +193,7 @@ def _templates() -> jinja2.Environment:
         size=text.size,
         quoted=text.quoted,
         day=_day,
-        compact=_compact,
+        compact=compact,
     )
     env.globals.update(
         stage=progress.stage,
@@ -220,6 +223,6 @@ def _day(at: datetime | None) -> str:
     return "" if at is None else f"{at:%Y-%m-%d %H:%M}"
 
 
-def _compact(value: Any) -> str:
+def compact(value: Any) -> str:
     """A value of a spec on one line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

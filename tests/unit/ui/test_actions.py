@@ -13,6 +13,7 @@ from orchestrate import JobSpec, JobStatus, Orchestrator, config
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.text import money, rate
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site
 
@@ -117,3 +118,18 @@ def test_no_key_and_no_token_is_in_a_page(
     for path in ("/", f"/runs/{ready}", f"/runs/{ready}/do/deploy", "/runs/none"):
         html = web.get(path).text
         assert not [key for key in keys if key in html], path
+
+
+def test_money_by_month_and_what_still_bills_with_the_way_to_end_it(
+    web: TestClient, ft: Orchestrator, ready: str
+) -> None:
+    report = ft.spending(["month"], sandbox=True, offline=True)
+    page = Parsed(web.get("/money").text)
+    assert money(report.total.spent_usd) in page.texts and report.breakdown[0].groups[0].key in page.texts
+    assert "play money" in page.text
+    up = ft.run(ready).deploy()
+    standing = Parsed(web.get("/money/standing?sandbox=1").text)
+    assert f"{rate(up.record.usd_per_hour)} an hour" in standing.text and up.record.usd_per_hour is not None
+    assert f"/runs/{ready}/do/undeploy" in standing.links
+    done(web, f"/runs/{ready}/do/undeploy")
+    assert f"/runs/{ready}/do/undeploy" not in Parsed(web.get("/money/standing?sandbox=1").text).links

@@ -11,7 +11,7 @@ import typer
 from orchestrate.commands.evaluation.judge import asking_bar, dollars, tell_plan
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, warn
 from orchestrate.commands.terminal.options import ServingOptions, grouped, models_given
-from orchestrate.commands.training.submit import SpendingOptions, require_agreement, submit_each
+from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.errors import UsageError
 from orchestrate.types import Sampling
 
@@ -201,7 +201,8 @@ def _submit(
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
     new = [found for found in earlier if found.known is None]
-    caps = require_agreement(ft, prepared.prepared, new, spending, strict=False)
+    how = Carrying(spending, strict=False, watch=False, json=False)
+    caps = require_agreement(ft, prepared.prepared, new, how)
     runs: list[RunHandle] = []
     failures = submit_each(ft, prepared.prepared, earlier, caps, runs, strict=False)
     if failures and not runs:

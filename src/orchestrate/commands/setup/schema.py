@@ -176,6 +176,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "plan": (list[Translation],),
     "quote": (list[Quote], Quoted),
     "submit": (list[Run],),
+    "rerun": (list[Run],),
     "queue add": (list[QueueEntry],),
     "queue ls": (list[QueueEntry],),
     "queue rm": (list[QueueEntry],),

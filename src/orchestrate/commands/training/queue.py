@@ -22,7 +22,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import SpecOptions, by_default, grouped
-from orchestrate.commands.training.submit import SpendingOptions, require_agreement
+from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
 from orchestrate.errors import UsageError
 from orchestrate.service import queueing
 from orchestrate.text import count, limit
@@ -77,7 +77,8 @@ def add(
         names = ft.backends(provider)
         ft.require(spec, names)
         prepared = ft.prepare(spec, names)
-        caps = require_agreement(ft, prepared, ft.earlier(prepared, names), spending, strict=strict)
+        how = Carrying(spending, strict, watch=False, json=json)
+        caps = require_agreement(ft, prepared, ft.earlier(prepared, names), how)
         made = [
             queueing.add(
                 ft, prepared, name, after=place.after or (), max_cost_usd=caps.get(name), first=place.first
