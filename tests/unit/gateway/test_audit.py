@@ -12,7 +12,7 @@ from tests.unit.gateway.conftest import gateway_of, until
 
 from orchestrate.gateway.audit import Audit
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service import gateway as service
+from orchestrate.service.serving import gateway as service
 from orchestrate.tracking import Store
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.types import AuditEntry, GatewayKey

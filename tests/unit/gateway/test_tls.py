@@ -13,7 +13,7 @@ from tests.unit.gateway.conftest import gateway_of
 
 from orchestrate.errors import SetupError
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service import gateway as service
+from orchestrate.service.serving import gateway as service
 
 
 def test_a_client_that_knows_the_authority_comes_in_and_no_other(sandbox: Sandbox, tmp_path: Path) -> None:
