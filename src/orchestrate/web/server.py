@@ -13,10 +13,11 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrate.errors import SetupError
 
@@ -49,7 +50,7 @@ class Patient(H11Protocol):
 
     def _await_head(self) -> None:
         """From the first moment on at which no request is under way."""
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle: Any = self.cycle  # none before the first request, though its type does not say so
         under_way = cycle is not None and not cycle.response_complete
         if under_way or self.transport.is_closing():
             self._head_came()

@@ -49,8 +49,13 @@ def test_keys_are_asked_for_once_there_is_one(keyed: Gateway) -> None:
     assert refusal(keyed, "wrong") == (401, "invalid_api_key")
     service.revoke_key(keyed.ft, "ann")
     assert refusal(keyed, ann) == (401, "invalid_api_key")
+    past = keyed.ft.store.clock.now() - timedelta(seconds=1)
+    assert refusal(keyed, key(keyed, "late", expires_at=past)) == (401, "invalid_api_key")
     with pytest.raises(UsageError, match="made already"):
         key(keyed, "ann")
+    for wrong in ("", "a" * 65, "a\0"):
+        with pytest.raises(UsageError, match="project"):
+            key(keyed, "whose", project=wrong)
     stored = b"".join(path.read_bytes() for path in keyed.ft.settings.home.glob("runs.sqlite3*"))
     assert ann.encode() not in stored
 
