@@ -33,7 +33,6 @@ REFUSED: dict[str, tuple[int, str]] = {
     "POST /fine_tuning/jobs Validation file": (422, "also in train"),
     "POST /fine_tuning/jobs Reinforcement": (422, "grader"),  # that host has graders of its own only
     "POST /fine_tuning/jobs W&B Integration": (422, "JSON"),  # a comma is missing in it
-    "POST /chat/completions Image input": (422, "image"),
     "POST /completions No streaming": (422, "/v1/chat/completions"),
     "POST /completions Streaming": (422, "/v1/chat/completions"),
     "POST /responses Image input": (422, "text"),
