@@ -114,6 +114,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     pause = _in_thread(RunHandle.pause)
     resume = _in_thread(RunHandle.resume)
     download = _in_thread(RunHandle.download)
+    downloaded = _in_thread(RunHandle.downloaded)
     deployment_price = _in_thread(RunHandle.deployment_price)
     deploy = _then(RunHandle.deploy, _Threaded[RunHandle]._deployment)
     deployment = _then(RunHandle.deployment, _Threaded[RunHandle]._maybe_deployment)

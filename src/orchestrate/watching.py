@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def watcher(ft: Orchestrator, *, only: Sequence[str] | None = None) -> Watcher:
     """One that follows the runs of the store (`only`: on these backends), submits what waits for them, and
     tells the channels of their ends."""
-    from orchestrate.service.queueing import QueueServer
+    from orchestrate.service.training.queueing import QueueServer
     from orchestrate.tracking import Watcher
 
     channels, feed = channels_of(ft.settings), QueueServer(ft, only)

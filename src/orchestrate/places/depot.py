@@ -226,7 +226,10 @@ class StoredRun:
         if (files := self.manifest(name)) is None:
             return False
         some = [file for file in files if not wanted or file.path in wanted]
-        self.depot.fetch_folder(some, target, f"{self.folder}/folders/{name}")
+        try:
+            self.depot.fetch_folder(some, target, f"{self.folder}/folders/{name}")
+        except FileNotFoundError:  # removed since for a newer one
+            return False
         return True
 
     def drop_folder(self, name: str) -> None:

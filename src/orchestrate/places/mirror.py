@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
 
+from orchestrate.errors import HostUnavailable
 from orchestrate.files import locked, opener, write_whole
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.rundir import RunDir, State
@@ -99,15 +101,26 @@ class Reporter:
             here[result] = self.run.path / result
         for name, path in here.items():
             if name not in self._folders and (name == result or (path / "manifest.json").is_file()):
-                try:
-                    self.stored.keep_folder(name, path)
-                except FileNotFoundError:  # the engine has removed it for a newer one
-                    self.stored.drop_folder(name)
-                else:
-                    self._folders.add(name)
-        for name in [name for name in self._folders - set(here) if name.startswith("step-")]:
+                self._send(name, path)
+        # One to go on from is there at every moment: the newest goes only when a newer one is whole.
+        steps = sorted(name for name in self._folders if name.startswith("step-"))
+        for name in [name for name in steps[:-1] if name not in here]:
             self.stored.drop_folder(name)
             self._folders.discard(name)
+
+    def _send(self, name: str, path: Path) -> None:
+        """Of links to its files: sending takes longer than the engine keeps a checkpoint."""
+        held = self.run.path / "outgoing" / name
+        try:
+            shutil.copytree(path, held, copy_function=os.link)
+            # The engine may be removing it for a newer one: then it is not all there.
+            if not name.startswith("step-") or checkpoints.verify(held) is not None:
+                self.stored.keep_folder(name, held)
+                self._folders.add(name)
+        except (FileNotFoundError, shutil.Error):
+            return
+        finally:
+            shutil.rmtree(held, ignore_errors=True)
 
     def _read(self, name: str) -> bytes:
         try:
@@ -154,7 +167,10 @@ def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
     """At the reader: all files of the result, or of the checkpoint, in which the folder lies."""
     parts = folder.relative_to(run.path).parts
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
-    stored.fetch_folder(name, run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1]))
+    target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])
+    if not stored.fetch_folder(name, target):
+        told = f"{stored.depot.url} does not hold all of {name} of {run.ref}"
+        raise HostUnavailable(stored.depot.url, told, fix=f"orchestrate checkpoints {run.ref}")
 
 
 def _take_parts(run: RunDir, stored: StoredRun, name: str) -> None:
@@ -180,9 +196,9 @@ def _take_checkpoints(run: RunDir, stored: StoredRun) -> None:
     for name in there:
         if not (run.checkpoints / name / "manifest.json").is_file():
             stored.fetch_folder(name, run.checkpoints / name, ("progress.json", "manifest.json"))
-    for one in checkpoints.listed(run.checkpoints):
-        if one.path.name not in there and not one.weights.is_dir():
-            (one.path / "manifest.json").unlink(missing_ok=True)
+    for path in run.checkpoints.glob("step-*"):
+        if path.name not in there and not (path / "adapter").is_dir() and not (path / "full").is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _show_life(run: RunDir, pulse: Pulse, data: bytes) -> None:

@@ -30,7 +30,7 @@ from orchestrate.places.claim import Claim
 from orchestrate.places.depot import Depot
 from orchestrate.places.mirror import Pulse, Reporter, restore
 from orchestrate.places.order import Order, read_order, unpack
-from orchestrate.places.switch import Switch
+from orchestrate.places.switch import Switch, boot_time
 from orchestrate.types import JobError
 
 REPORT_S = 10.0
@@ -56,13 +56,14 @@ class Errand:
         report_s: float = REPORT_S,
         grace_s: float = GRACE_S,
         end: Callable[[int], object] = os._exit,
+        clock: Callable[[], float] = boot_time,
     ) -> None:
         self.depot, self.stored = depot, depot.run(ref)
         self.run = RunDir(folder / ref)
         self.engine, self.report_s, self.grace_s, self.end = engine, report_s, grace_s, end
         self.order: Order = read_order(self.stored)
         self.claim = Claim(self.stored)
-        self.switch = Switch(self.order.limits, self.claim.earlier_s)
+        self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
         """The machine is taken away: set by a signal."""
         self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()

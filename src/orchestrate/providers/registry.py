@@ -59,6 +59,21 @@ def usable(settings: Settings) -> list[str]:
     return [name for name in names(settings) if name not in unusable]
 
 
+def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
+    """The names asked for, by commas or one by one; `all` are the usable ones. Raises `UsageError`."""
+    if wanted == "all":
+        return usable(settings)
+    there = known(settings)
+    asked = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
+    if unknown := [name for name in asked if name not in there]:
+        raise UsageError(
+            f"no backend is called {unknown[0]!r}; known: {', '.join(there)}", fix="orchestrate providers"
+        )
+    if not asked:
+        raise UsageError(f"name a backend; known: {', '.join(there)}")
+    return list(dict.fromkeys(asked))
+
+
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
     """The usable backends that are asked with a key; `also` are further ones."""
     hosts = {name: settings.host(name) for name in [*usable(settings), *also]}

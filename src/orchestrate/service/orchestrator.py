@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from orchestrate.deployment import DeploymentHandle
-from orchestrate.errors import DataError, UsageError
+from orchestrate.errors import DataError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.service.measuring import Measuring
@@ -115,17 +115,7 @@ class Orchestrator(Measuring, Rerunning):
         """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
         from orchestrate.providers import registry
 
-        if wanted == "all":
-            return registry.usable(self.settings)
-        known = registry.known(self.settings)
-        names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
-        if unknown := [n for n in names if n not in known]:
-            raise UsageError(
-                f"no backend is called {unknown[0]!r}; known: {', '.join(known)}", fix="orchestrate providers"
-            )
-        if not names:
-            raise UsageError(f"name a backend; known: {', '.join(known)}")
-        return list(dict.fromkeys(names))
+        return registry.chosen(self.settings, wanted)
 
     def provider(self, name: str) -> Provider:
         """The backend, ready to use; nothing is sent yet."""

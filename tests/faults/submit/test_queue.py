@@ -20,8 +20,8 @@ from tests.faults.world import CREATE, SETTLED
 
 from orchestrate import Orchestrator, config, watching
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.service import queueing
-from orchestrate.service.queueing import QueueServer
+from orchestrate.service.training import queueing
+from orchestrate.service.training.queueing import QueueServer
 from orchestrate.tracking import Store, sync
 from orchestrate.tracking.timing import settle_left_s
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run

@@ -4,6 +4,7 @@ that treats the run directory as the real one does; `test_training_away` has the
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.unit.places.depots import S3
 from orchestrate.local import Hyper, LocalJob, RunDir
 from orchestrate.local.job import Adapter, Supervised
 from orchestrate.local.run import checkpoints
+from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.rundir import now
 from orchestrate.places import claim, mirror
 from orchestrate.places.base import Limits
@@ -28,6 +30,7 @@ from orchestrate.places.depot import Depot
 from orchestrate.places.order import environment, place_order
 from orchestrate.places.remote import SILENT, Errand
 from orchestrate.places.switch import Switch
+from orchestrate.types import ArtifactFile
 
 ENGINE = str(Path(__file__).parent / "engine.py")
 
@@ -136,10 +139,11 @@ def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> 
 
 def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Path) -> None:
     """A dollar at 3600 dollars per hour is one second, of all attempts together."""
-    url = f"file://{tmp_path}/depot"
+    url, clock = f"file://{tmp_path}/depot", Clock()
     limits = Limits(max_usd=Decimal(1), usd_per_hour=Decimal(3600))
     place_order(Depot(url), job, limits)
-    away = errand(url, tmp_path / "there", engine=engine(0.4))
+    away = errand(url, tmp_path / "there", engine=engine(0.2), clock=clock)
+    threading.Thread(target=lambda: (wait(lambda: len(away.run.metrics()) > 2), clock.pass_(1.0))).start()
     assert away.work() == 0
     state = away.run.state()
     assert state.status == "paused" and 0 < state.step < 10
@@ -168,6 +172,9 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_a_run_that_goes_on
 
 class Clock:
     at = 1000.0
+
+    def pass_(self, seconds: float) -> None:
+        self.at += seconds
 
     def __call__(self) -> float:
         return self.at
@@ -239,6 +246,45 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_a_checkpoint_to_go_on_from_is_there_at_every_moment(job: LocalJob, tmp_path: Path) -> None:
+    """Also where the engine removes each one sooner than it can be sent."""
+    depot = Slow(f"file://{tmp_path}/depot")
+    run, stored = RunDir(tmp_path / "run"), depot.run("orc-a")
+    run.path.mkdir()
+    reporter, kept = mirror.Reporter(run, stored), list[str]()
+    for step in range(1, 6):
+        checkpoints.save(run.checkpoints, Progress(step=step, total_steps=9, kept=False), _fill)
+        depot.meanwhile = lambda: checkpoints.prune(run.checkpoints)
+        if step > 1:
+            depot.meanwhile = lambda step=step: (
+                checkpoints.save(run.checkpoints, Progress(step=step + 90, total_steps=9, kept=False), _fill),
+                checkpoints.prune(run.checkpoints),
+            )
+        reporter.report()
+        kept = [name for name in stored.folders() if stored.manifest(name) is not None]
+        assert kept, step
+        assert stored.fetch_folder(kept[-1], tmp_path / f"back-{step}")
+        assert checkpoints.verify(tmp_path / f"back-{step}") is not None
+        for path in run.checkpoints.glob("step-*"):
+            shutil.rmtree(path)
+
+
+class Slow(Depot):
+    """Something else happens while a file is sent."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def keep(self, path: Path, under: str = "blobs") -> ArtifactFile:
+        self.meanwhile()
+        return super().keep(path, under)
+
+
+def _fill(draft: Path) -> None:
+    (draft / "adapter").mkdir()
+    (draft / "adapter" / "adapter_model.safetensors").write_bytes(b"w" * 100)
+    (draft / "state.safetensors").write_bytes(b"s" * 100)
 
 
 def test_an_engine_ends_with_whoever_watches_it(tmp_path: Path) -> None:

@@ -74,7 +74,9 @@ from orchestrate.types import (
     Quote,
     Reply,
     Run,
+    Search,
     Translation,
+    Trial,
 )
 
 
@@ -177,6 +179,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "quote": (list[Quote], Quoted),
     "submit": (list[Run],),
     "rerun": (list[Run],),
+    "sweep": (list[Trial], list[Search]),
     "queue add": (list[QueueEntry],),
     "queue ls": (list[QueueEntry],),
     "queue rm": (list[QueueEntry],),

@@ -24,7 +24,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.options import SpecOptions, by_default, grouped
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
 from orchestrate.errors import UsageError
-from orchestrate.service import queueing
+from orchestrate.service.training import queueing
 from orchestrate.text import count, limit
 from orchestrate.types import QueueEntry, QueueState
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrate.service import Orchestrator
-    from orchestrate.service.queueing import Moved
+    from orchestrate.service.training.queueing import Moved
     from orchestrate.watching import SyncReport
 
 app = typer.Typer(
@@ -72,7 +72,7 @@ def add(
     """
     if spending.key is not None:
         raise UsageError("an entry of the queue is submitted once by itself; it takes no --idempotency-key")
-    spec = asked.read(max_cost=spending.max_cost)
+    spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)
         ft.require(spec, names)

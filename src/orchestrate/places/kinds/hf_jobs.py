@@ -25,13 +25,13 @@ from orchestrate.errors import (
     HostUnavailable,
     InvalidRequest,
     MissingExtra,
-    MissingKey,
     NotFound,
     OutcomeUnknown,
     PermissionRefused,
     ProviderError,
     QuotaExceeded,
     RateLimited,
+    SetupError,
     UnexpectedAnswer,
     UsageError,
 )
@@ -103,7 +103,9 @@ class HfJobs(AwayPlace):
         from huggingface_hub import get_token
 
         if self._make is None and not get_token():
-            raise MissingKey(self.name, "HF_TOKEN")
+            raise SetupError(
+                "there is no token for Hugging Face", fix="hf auth login, or export HF_TOKEN=..."
+            )
         super().require()
 
     @property

@@ -102,7 +102,8 @@ class PlannedProvider(Provider):
         )
         speed, hourly = self._speed(kind, body), self._hourly(body, rates)
         if hourly is None:
-            return Quote(provider=self.name, model=translation.model, unavailable=NO_PRICE)
+            reason = next((row.rule for row in translation.refused if row.rule), NO_PRICE)
+            return Quote(provider=self.name, model=translation.model, unavailable=reason)
         return costing.quote_hours_job(
             costing.Work(self.name, self.profile, spec, data, translation, resolved),
             speed=costing.Speed(
@@ -115,7 +116,7 @@ class PlannedProvider(Provider):
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
         del body
-        return throughput.estimate(self.home, kind)
+        return throughput.estimate(self.home, kind, load=machine.load())
 
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
         gpus = machine.gpus() if body.get("device") != "cpu" else ()

@@ -42,7 +42,7 @@ def add(
     """Lets a run wait for `provider`. What it comes `after`, entries and runs, must have succeeded before.
     Its quote is what was agreed to. Raises `UsageError` for what cannot be kept or would wait for ever."""
     offer = prepared.offer(provider)
-    spec = specfile.anchored(offer.spec).model_dump(mode="json", exclude_unset=True)
+    spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
         raise UsageError(
             "the spec holds a secret, which a queue must not keep",
