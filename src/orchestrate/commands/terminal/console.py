@@ -56,9 +56,11 @@ class _Console(Console):
         raise SystemExit(0)
 
 
-out = _Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
+out = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
 """Data; what a pipe gets."""
-err = _Console(stderr=True, highlight=False, markup=False, emoji=False, width=_WIDTH)
+err = _Console(
+    stderr=True, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else _WIDTH
+)
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
