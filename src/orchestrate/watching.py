@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 
 def watcher(ft: Orchestrator, *, only: Sequence[str] | None = None) -> Watcher:
-    """One that follows the runs of the store (`only`: on these backends) and tells the channels of their
-    ends."""
+    """One that follows the runs of the store (`only`: on these backends), submits what waits for them, and
+    tells the channels of their ends."""
+    from orchestrate.service.training.queueing import QueueServer
     from orchestrate.tracking import Watcher
 
-    return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels_of(ft.settings), only=only)
+    channels, feed = channels_of(ft.settings), QueueServer(ft, only)
+    return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels, only=only, feed=feed)
 
 
 def channels_of(settings: Settings) -> list[Messenger]:

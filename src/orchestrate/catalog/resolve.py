@@ -82,7 +82,7 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     that backend.
     """
     known = backend if isinstance(backend, Profile) else profile(backend)
-    provider = known.kind
+    provider = known.models_of or known.kind
     base = known.tuned_base(name) if known.tuned_base else None
     model = lookup(base or name)
     if model is None:
@@ -105,7 +105,7 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
 
 
 def _raw(name: str, known: Profile) -> ModelOnHost:
-    provider = known.kind
+    provider = known.models_of or known.kind
     if provider not in known_hosts():
         if _is_folder(name):
             return ModelOnHost(provider=provider, id=name)

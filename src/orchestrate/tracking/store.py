@@ -18,8 +18,10 @@ from orchestrate.tracking.records.agenda import Agenda
 from orchestrate.tracking.records.experiments import Experiments
 from orchestrate.tracking.records.history import History
 from orchestrate.tracking.records.notifications import Notifications
+from orchestrate.tracking.records.queue import Queue
 from orchestrate.tracking.records.reviews import Reviews
 from orchestrate.tracking.records.runs import Runs
+from orchestrate.tracking.records.searches import Searches
 
 
 class Store:
@@ -37,6 +39,8 @@ class Store:
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
         self.experiments = Experiments(self.database)
+        self.queue = Queue(self.database)
+        self.searches = Searches(self.database)
         self.gateway_keys = GatewayKeys(self.database)
         self.gateway_objects = GatewayObjects(self.database)
         self.gateway_jobs = GatewayJobs(self.database)

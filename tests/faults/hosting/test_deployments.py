@@ -234,7 +234,7 @@ def test_a_limit_that_has_come_ends_it_and_is_retried(
 
 
 def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
-    from orchestrate.costing.deployments import spending
+    from orchestrate.costing.spent.deployments import spending
     from orchestrate.tracking.records.budget import require_budget
 
     up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))

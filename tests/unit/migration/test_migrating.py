@@ -23,11 +23,11 @@ from orchestrate.migration.parity import parity
 from orchestrate.migration.targets import Needs
 from orchestrate.profile import profile
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service import account
-from orchestrate.service.account import PreparedPlan
-from orchestrate.service.migrating import TAG, MigrationOrder, PreparedMigration
-from orchestrate.service.parity import PreparedProof, report, results
-from orchestrate.service.recording import PreparedRecording, RecordOrder
+from orchestrate.service.migration import account
+from orchestrate.service.migration.account import PreparedPlan
+from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.service.migration.parity import PreparedProof, report, results
+from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
 
 AUTUMN, WINTER = date(2026, 11, 26), date(2027, 2, 1)

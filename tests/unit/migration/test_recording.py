@@ -26,13 +26,13 @@ from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.items import Item, item_id
 from orchestrate.evaluation.prompts import prompts
 from orchestrate.migration.covering import covering
-from orchestrate.providers.chat import Chat
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.chat.completions import Chat
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.sandbox.untrained import ANSWER
-from orchestrate.service import recording
-from orchestrate.service.contenders import Contenders
-from orchestrate.service.recording import PreparedRecording, RecordOrder
+from orchestrate.sandbox.training.untrained import ANSWER
+from orchestrate.service.evaluation.contenders import Contenders
+from orchestrate.service.migration import recording
+from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.types import Message, Sampling
 
 SHORT = Sampling(max_tokens=16)

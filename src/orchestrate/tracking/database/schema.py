@@ -32,6 +32,7 @@ from orchestrate.tracking.database.experiment_tables import (
     outcomes,
 )
 from orchestrate.tracking.database.metadata import metadata
+from orchestrate.tracking.database.queue_tables import queue, searches, trials
 
 VERSION = 5
 APPLICATION_ID = 0x4F524348
@@ -339,10 +340,11 @@ def _to_4(connection: Connection) -> None:
 
 
 def _to_5(connection: Connection) -> None:
-    """Tuned models among real users; the gateway's keys, files, jobs and audit."""
+    """Tuned models among real users; the gateway's keys, files, jobs and audit; runs that wait, and searches
+    of settings."""
     users = [experiments, experiment_phases, exposures, outcomes, experiment_counts]
     gateway = [gateway_keys, gateway_objects, gateway_jobs, gateway_audit]
-    metadata.create_all(connection, tables=[*users, *gateway])
+    metadata.create_all(connection, tables=[*users, *gateway, queue, searches, trials])
 
 
 STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}

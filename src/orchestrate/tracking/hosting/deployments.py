@@ -44,7 +44,7 @@ class Deployments:
     def add(self, deployment: Deployment, *, budget_usd: Decimal | None = None, note: str = "intent") -> None:
         """Writes it down before anything is sent. Raises `OverBudget` when what it may cost does not fit into
         what is left of `budget_usd`, and `UsageError` when its job has one that is not over."""
-        from orchestrate.costing.deployments import spending
+        from orchestrate.costing.spent.deployments import spending
 
         with self._db.writing() as connection:
             may_cost = spending(deployment, deployment.created_at).committed_usd

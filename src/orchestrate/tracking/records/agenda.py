@@ -1,4 +1,4 @@
-"""What watchers share through the store: who asks when, and which webhooks came in."""
+"""What watchers and viewers share through the store: who asks when, what changed, which webhooks came in."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ class Agenda:
     def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db
         self._leases = leases
+
+    def changed(self, since: datetime) -> list[Run]:
+        """The runs that were written since then, what was written last at the end."""
+        table = schema.runs
+        query = select(table.c.record).where(table.c.updated_at > stamp(since)).order_by(table.c.updated_at)
+        with self._db.reading() as connection:
+            return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim_due(self, provider: str, host: str, *, limit: int, soonest: timedelta = _SOONEST) -> list[Run]:
         """Takes up to `limit` active runs whose events and metrics are due, longest due first, and sets

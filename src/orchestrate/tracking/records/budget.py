@@ -44,7 +44,7 @@ def total_spending(connection: Connection, now: datetime | None = None) -> Spend
 
 def _deployed(connection: Connection, now: datetime) -> Spending:
     from orchestrate.costing import Spending
-    from orchestrate.costing.deployments import spending
+    from orchestrate.costing.spent.deployments import spending
 
     table = schema.deployments
     records = connection.execute(select(table.c.record).where(~table.c.sandbox)).scalars()

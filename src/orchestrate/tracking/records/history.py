@@ -140,6 +140,28 @@ class History:
         with self._db.reading() as connection:
             return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
 
+    def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
+        """About `most` points of each run at most, evenly over its steps, with the first and the last one."""
+        table, found = schema.metrics, {run_id: list[MetricPoint]() for run_id in run_ids}
+        with self._db.reading() as connection:
+            for start in range(0, len(run_ids), 500):
+                # Numbered without the records, so that the index alone is read for what is left out.
+                place = func.row_number().over(partition_by=table.c.run_id, order_by=table.c.step)
+                total = func.count().over(partition_by=table.c.run_id)
+                some = select(table.c.run_id, table.c.step, place.label("n"), total.label("total"))
+                n = some.where(table.c.run_id.in_(run_ids[start : start + 500])).subquery()
+                # As many as asked for: what is above a multiple of them begins the next one.
+                kept = (n.c.n * most % n.c.total < most) | (n.c.n == 1)
+                query = (
+                    select(table.c.run_id, table.c.record)
+                    .join(n, (table.c.run_id == n.c.run_id) & (table.c.step == n.c.step))
+                    .where(kept)
+                    .order_by(table.c.run_id, table.c.step)
+                )
+                for run_id, record in connection.execute(query):
+                    found[run_id].append(MetricPoint.from_json(record))
+        return found
+
     def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
         """Adds or replaces by id. One that the host no longer lists is kept."""
         table, known = schema.checkpoints, self.checkpoints(run_id)

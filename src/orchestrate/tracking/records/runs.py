@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
-from sqlalchemy import Column, Connection, Select, select
+from sqlalchemy import Column, Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
@@ -22,8 +22,9 @@ from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.leases import Lease, Leases
 from orchestrate.tracking.database.opened import Database
-from orchestrate.tracking.ids import REF_PREFIX, RUN_PREFIX, new_run_id, ref_of
+from orchestrate.tracking.ids import new_run_id, ref_of
 from orchestrate.tracking.records.budget import one_at_a_time, require_budget, total_spending
+from orchestrate.tracking.records.names import named, one
 from orchestrate.tracking.records.row import columns
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 Guard = Callable[[Connection, Run], None]
-
-_SOME = 5
-"""So many runs are named when a name fits several."""
 
 
 class Equal(TypedDict, total=False):
@@ -279,42 +277,7 @@ class Runs:
         """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
         newest), or `last`; without `sandboxes` that and the suffix mean no run of one. Raises `UsageError`
         when there is none or more than one."""
-        name = name.strip()
-        found = self._named(name, sandboxes)
-        if not found and name and (RUN_PREFIX.startswith(name) or REF_PREFIX.startswith(name)):
-            found = self.matching(limit=_SOME + 1)  # it is the beginning of every id
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            if not sandboxes and (hidden := self._named(name)):
-                raise UsageError(
-                    f"{name!r} would be {hidden[0].id}, a run of the sandbox: it has to be called by its id",
-                    fix=f"{hidden[0].id}, or the whole command as orchestrate sandbox run -- orchestrate ...",
-                )
-            raise UsageError(f"no run is called {name!r}", fix="orchestrate runs  lists them")
-        some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
-        more = " and more" if len(found) > _SOME else ""
-        raise UsageError(f"{name!r} fits several runs: {some}{more}", fix="give more of the id")
-
-    def _named(self, name: str, sandboxes: bool = True) -> list[Run]:
-        table = schema.runs
-        newest = select(table.c.record).order_by(table.c.created_at.desc())
-        meant = newest if sandboxes else newest.where(~table.c.sandbox)
-        exact = (table.c.id, table.c.ref, table.c.job_id)
-        bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
-        tries: list[Select[Any]] = [meant.limit(1)] if name in ("last", "latest") else []
-        # One by one and in no order: so an id is found by its index. A sweep looks up thousands.
-        tries += [select(table.c.record).where(c == name).limit(2) for c in exact]
-        if bare.isalnum():
-            tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(_SOME + 1))
-        tries.append(meant.where(table.c.name == name).limit(1))
-        if bare.isalnum() and len(bare) >= 3:
-            tries.append(newest.where(table.c.id.endswith(bare)).limit(_SOME + 1))
-        with self._db.reading() as connection:
-            for query in tries:
-                if rows := connection.execute(query).scalars().all():
-                    return [Run.from_json(row) for row in rows]
-        return []
+        return one(self._db, name.strip(), sandboxes=sandboxes)
 
     def matching(
         self,
@@ -375,7 +338,7 @@ class Runs:
 
     def exists(self, name: str) -> bool:
         """Whether `run` would find exactly one."""
-        return len(self._named(name.strip())) == 1
+        return len(named(self._db, name.strip())) == 1
 
     def of_key(self, idempotency_key: str) -> Run | None:
         """The run of a caller's own key."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
 from orchestrate.tracking.database.leases import LeaseHeld
@@ -50,6 +50,18 @@ _LOOKED_AT = (2.0, 30.0)
 _NEAR = (0.5, 2.0)
 
 
+class Feed(Protocol):
+    """What submits runs in its own time, as a queue."""
+
+    problems: list[str]
+
+    def turn(self) -> Sequence[object]: ...
+
+    def waiting(self) -> Sequence[object]:
+        """What is still to be submitted without anybody doing anything."""
+        ...
+
+
 @dataclass
 class _Account:
     key: str
@@ -74,6 +86,7 @@ class Watcher:
     bill: BillHook | None = None
     channels: Sequence[Channel] = ()
     only: Iterable[str] | None = None
+    feed: Feed | None = None
     timing: Timing = DEFAULT_TIMING
     per_minute: float = 60.0
     problems: list[str] = field(default_factory=list[str])
@@ -101,6 +114,9 @@ class Watcher:
         for name in self._wanted({*self.store.runs.open_providers(), *hosting}):
             reports += self._look(name)
         self._tell()
+        if self.feed is not None:  # after the sweep: what has ended makes room
+            self.feed.turn()
+            self.problems += self.feed.problems
         return reports
 
     def wait_s(self) -> float:
@@ -119,6 +135,8 @@ class Watcher:
         """Whether no run is on its way, and no deployment has a limit or is to be ended, on a host that this
         watcher reaches, and everything is told."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
+            return False
+        if self.feed is not None and self.feed.waiting():
             return False
         live = set(self.store.runs.live_hosts()) | self.store.deployments.to_watch()
         for name in self._wanted({name for name, _ in live}):

@@ -21,7 +21,7 @@ from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, 
 from orchestrate.data.operations.review import Entry, Review
 from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
-from orchestrate.providers.chat import chat_with
+from orchestrate.providers.chat.completions import chat_with
 
 ORDERS = BUNDLED / "orders" / "train.jsonl"
 ONE = Order(rows=10, parallel=1, hosts=hosts("openai", "together", "fireworks", "local"))
