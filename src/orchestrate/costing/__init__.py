@@ -43,7 +43,7 @@ from orchestrate.costing.training.hours import (
     watts,
 )
 from orchestrate.costing.training.jobs import Priced, lookup, quote_tokens_job, training_rate
-from orchestrate.costing.training.recalled import quote_recalled, spec_of
+from orchestrate.costing.training.recalled import quote_assumed, quote_recalled, spec_of
 
 __all__ = [
     "Accuracy",
@@ -82,6 +82,7 @@ __all__ = [
     "lookup",
     "local_rate",
     "caps",
+    "quote_assumed",
     "quote_recalled",
     "spec_of",
     "over_cap",

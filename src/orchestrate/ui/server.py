@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.hosts import is_loopback
-from orchestrate.ui import actions, compare, money, run, runs
+from orchestrate.ui import actions, compare, data, money, new, quote, run, runs
 from orchestrate.ui.site import Site, static
 from orchestrate.web import server
 from orchestrate.web.guard import Guard
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrate.tracking import Watcher
 
 
-_PAGES = (runs, run, actions, compare, money)
+_PAGES = (runs, run, actions, compare, money, quote, data, new)
 
 
 def app(site: Site) -> Starlette:

@@ -45,6 +45,14 @@ def quote_recalled(job: Priced, told: Recalled) -> Quote:
     return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
 
 
+def quote_assumed(job: Priced, told: Recalled) -> Quote:
+    """As `quote_recalled`, of data that there is not yet: so many rows with so many tokens."""
+    rows, tokens = told.rows or 0, told.train_tokens or 0
+    words = f"{rows:,} rows with {tokens:,} tokens in all, give or take {BAND['tokens']:.0%}"
+    size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))
+    return quote_sized_job(job, lambda: size)
+
+
 def size_of(profile: Profile, told: Recalled) -> JobSize:
     counted = told.train_tokens is not None
     tokens = _tokens(told.train_bytes) if told.train_tokens is None else told.train_tokens
