@@ -156,8 +156,9 @@ spread over them, which is not built.
 No GPU and no account was at hand. A Ray cluster ran for real, of one head with two CPUs, its worker and its
 head killed on the way. Of Hugging Face Jobs the real client ran against a stand-in for its HTTP, with real
 training in processes that had the job's environment alone, and the depot behind a server that speaks S3
-(moto). Not run: a depot at `hf://` or `gs://`, the hour of a real GPU, and so none of the hours and dollars
-above.
+(moto). Of KubeRay the real client of Kubernetes ran against a stand-in that takes what the operator's
+schema of a RayJob allows. Not run: a depot at `hf://` or `gs://`, the hour of a real GPU, and so none of
+the hours and dollars above.
 """
 
 

@@ -135,6 +135,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "servers.gateway:app",
         "The fine-tuning API that existing code calls, over any backend: it changes its base URL.",
     ),
+    (_SETUP, "mcp", "servers.mcp:mcp", "Tools for agents: look freely, spend only when a person agrees."),
     (
         _DATA,
         "advise",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     print_text,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -257,16 +257,6 @@ def opened(page: Path) -> None:
 
     if not webbrowser.open(page.resolve().as_uri()):
         warn(f"no browser was found; open {page} yourself")
-
-
-def dollars(text: str | None) -> Decimal | None:
-    try:
-        value = None if text is None else Decimal(text)
-    except InvalidOperation as error:
-        raise UsageError(f"--max-cost takes US dollars, not {text!r}") from error
-    if value is not None and not (value.is_finite() and value >= 0):
-        raise UsageError("--max-cost takes US dollars, 0 or more")
-    return value
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -167,6 +168,17 @@ class SpecOptions:
             option = f"--{next(iter(asked)).replace('_', '-')}"
             raise UsageError(f"{option} is for places away from here: {', '.join(places())}")
         return {f"provider_options.{name}.{key}": value for name in found for key, value in asked.items()}
+
+
+def dollars(given: str | None, option: str = "--max-cost") -> Decimal | None:
+    """Raises `UsageError` for what is no sum."""
+    try:
+        usd = None if given is None else Decimal(given)
+    except InvalidOperation:
+        usd = Decimal("nan")
+    if usd is not None and (not usd.is_finite() or usd < 0):
+        raise UsageError(f"{option} is a number of US dollars, not {given!r}")
+    return usd
 
 
 def models_given(given: list[str] | None) -> str | dict[str, str] | None:

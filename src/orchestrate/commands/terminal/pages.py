@@ -22,6 +22,7 @@ EXAMPLES = {
     "queue run": "orchestrate queue run",
     "runs": "orchestrate runs --provider together --status running",
     "ui": "orchestrate ui",
+    "mcp": "orchestrate mcp",
     "show": "orchestrate show last --refresh",
     "watch": "orchestrate watch last",
     "events": "orchestrate events last",
