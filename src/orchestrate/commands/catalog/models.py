@@ -171,4 +171,10 @@ def _ends(model: Model, today: date) -> Text:
 def _limits(host: HostModel) -> tuple[str, ...]:
     context = "/".join(f"{n:,}" for n in dict.fromkeys(host.context)) if host.context else "-"
     rank = str(host.max_rank) if host.max_rank else "-"
-    return ", ".join(host.methods), ", ".join(host.adapters), context, rank, host.tunable
+    return (
+        ", ".join(host.methods),
+        ", ".join(host.adapters) or "the host decides",
+        context,
+        rank,
+        host.tunable,
+    )
