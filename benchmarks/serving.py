@@ -6,7 +6,7 @@ A random Llama of about 10M parameters with an adapter of rank 8, whose tokenize
 weights in fp32, greedy. Every request asks for its own number of tokens, 16 to 96, none of which ends it,
 and only tokens that were asked for count. `generate` gets batches of 16 of the file's order and pads them,
 as a script would. llama.cpp gets the merged weights as a GGUF file in F32; its server is `llama-server`
-where it is on the PATH, else that of llama-cpp-python, which answers one request at a time. Each figure is
+where it is on the PATH, else that of xllamacpp, whose wheel suits processors of any age. Each figure is
 the best of two, loading left out."""
 
 from __future__ import annotations
@@ -149,18 +149,12 @@ def llama_cpp(
     [file] = Path(made.folder).glob("*.gguf")
     port = free_port("127.0.0.1")
     command = engines.llama_server(tuned, file, host="127.0.0.1", port=port, parallel=BATCH, python=python)
-    own = command.alive == "/health"
-    flags = (
-        ["--threads", str(threads), "--ctx-size", str(512 * BATCH)] if own else ["--n_threads", str(threads)]
-    )
-    if not own and python is None and not engines.bindings():
+    if not engines.found(command):
         yield None
         return
-    if own and not engines.found(command):
-        yield None
-        return
+    flags = ["--threads", str(threads), "--ctx-size", str(512 * BATCH)]
     with engines.started(command.with_more(flags)) as url:
-        yield url, "llama.cpp's llama-server" if own else "llama-cpp-python's server"
+        yield url, "llama.cpp's server" if python is None else f"llama.cpp's server of {python}"
 
 
 def main() -> None:

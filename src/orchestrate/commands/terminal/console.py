@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -204,6 +205,9 @@ class ErrorLine(Record, frozen=True, kw_only=True):
         sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     """Tells any error that ended the command, and returns the exit code."""
     if isinstance(error, OrchestrateError):
@@ -220,6 +224,14 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     if type(error).__name__ == "Abort":
         report_error(UsageError("cancelled at the question"), as_json=as_json)
         return 1
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = error.filename2 or error.filename
+        wrong = SetupError(
+            f"there is no room to write {where or 'more'}: {error.strerror}",
+            fix="free some, or write to another disk, and run it again: nothing was half written",
+        )
+        report_error(wrong, as_json=as_json)
+        return wrong.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         wrong = SetupError(
             f"{error.filename}: {error.strerror or error}", fix="check the path, its owner and its mode"
