@@ -146,7 +146,7 @@ def test_an_adapter_whose_configuration_is_broken_is_refused_with_its_folder(
 
 
 def test_a_full_disk_leaves_nothing_and_is_told_as_one(known: Known, tmp_path: Path) -> None:
-    """The files of one command may not be larger than 8 KB, as on a disk that has no more."""
+    """The files of one command may not be larger than 200 KB, as on a disk that has no more."""
     ended = command.run(
         [str(known.adapter), str(tmp_path / "x")], cwd=tmp_path, env=os.environ, program=on_a_full_disk
     )
@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_nothing_and_is_told_as_one(known: Known, tmp_path: P
 
 
 def on_a_full_disk(arguments: list[str]) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     os.environ["ORCHESTRATE_HOME"] = tempfile.mkdtemp()
     command.orchestrate(["export", *arguments, "--to", "peft", "--no-prove"])
