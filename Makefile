@@ -12,14 +12,22 @@ export OMP_NUM_THREADS ?= 1
 
 env: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.sandbox
+
+# What the demo needs alone, without the tools of those who work on it.
+$(VENV)/.sandbox: pyproject.toml | $(BIN)/python
+	@echo "Installing the package with what trains on this machine (torch, transformers, peft) into $(VENV)"
+	$(BIN)/pip install --disable-pip-version-check -e '.[sandbox]'
 	touch $@
 
-demo: env
-	$(BIN)/python examples/demo.py
+demo: $(VENV)/.sandbox
+	$(BIN)/orchestrate demo .demo
 
 test: env
 	$(PYTEST) -m 'not slow'

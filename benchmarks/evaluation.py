@@ -2,9 +2,9 @@
 
 python benchmarks/evaluation.py --rows 200 --adapter FOLDER
 
-The rows are those of fixtures/datasets/orders, as they are and behind five examples (`eval --shots 5`), the
-model the tiny one, greedy answers of at most 64 tokens. Without --adapter the base answers alone. Each figure
-is the best of --rounds, loading left out; the same precision everywhere. Prints a table in Markdown.
+The rows are the demo's orders, as they are and behind five examples (`eval --shots 5`), the model the tiny
+one, greedy answers of at most 64 tokens. Without --adapter the base answers alone. Each figure is the best
+of --rounds, loading left out; the same precision everywhere. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from orchestrate.local.model.loading import DTYPES
 from orchestrate.types import Message
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ROOT / "fixtures" / "models" / "tiny-chat"
+BUNDLED = ROOT / "src" / "orchestrate" / "bundled"
+TINY = BUNDLED / "tiny-chat"
 TOKENS = 64
 SHOTS = 5
 Prompts = list[list[Message]]
 
 
 def messages(file: str) -> Prompts:
-    lines = (ROOT / f"fixtures/datasets/orders/{file}.jsonl").read_text().splitlines()
+    lines = (BUNDLED / f"orders/{file}.jsonl").read_text().splitlines()
     return [
         [Message(role=m["role"], content=m["content"]) for m in json.loads(line)["messages"]]
         for line in lines

@@ -42,6 +42,7 @@ from orchestrate.serving.tuned import Tuned
 from orchestrate.web.server import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "src" / "orchestrate" / "bundled"
 CLIENTS = (1, 16)
 BATCH = 16
 NAME = "tuned"
@@ -56,7 +57,7 @@ def made(folder: Path) -> Tuned:
     trainer = trainers.BpeTrainer(vocab_size=4000, special_tokens=marks, initial_alphabet=alphabet)
     own.train_from_iterator((file.read_text() for file in sorted((ROOT / "docs").glob("*.md"))), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, pad_token=marks[0], eos_token=marks[2])
-    tokenizer.chat_template = (ROOT / "fixtures/models/tiny-chat/chat_template.jinja").read_text()
+    tokenizer.chat_template = (BUNDLED / "tiny-chat/chat_template.jinja").read_text()
     tokenizer.save_pretrained(str(folder / "base"))
     torch.manual_seed(0)
     shape = LlamaConfig(

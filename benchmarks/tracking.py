@@ -27,7 +27,7 @@ from orchestrate.providers import registry
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, sync, transitions
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Event, Job, JobHandle, JobStatus, MetricPoint
 
 SPEC = JobSpec(model="gpt-4.1-mini-2025-04-14", train="rows.jsonl")

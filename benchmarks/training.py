@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-ORDERS = ROOT / "fixtures" / "datasets" / "orders"
-TINY = ROOT / "fixtures" / "models" / "tiny-chat"
+BUNDLED = ROOT / "src" / "orchestrate" / "bundled"
+ORDERS = BUNDLED / "orders"
+TINY = BUNDLED / "tiny-chat"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 BATCH, RATE = 16, 1e-3
 SHAPES = {

@@ -26,18 +26,18 @@ from orchestrate.service import Orchestrator
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
-HOME = ROOT / ".demo"
+DEMO = ROOT / ".demo"
 
 
 def watch() -> Path:
     """The live view of the demo's runs, as it stands at their end."""
     with Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=118, file=nowhere, force_terminal=True)
-        with Orchestrator(config.load(home=HOME)) as ft:
-            for run in reversed(ft.runs()):
+        with Orchestrator(config.load(home=DEMO / "home")) as ft:
+            for run in reversed([*ft.runs(), *ft.runs(sandbox=True)]):
                 record = run.record
                 at = record.finished_at or record.updated_at
-                console.print(panel(record, run.metrics(), run.events(), at))
+                console.print(panel(record, run.metrics(), run.events(), at, width=118))
     path = IMAGES / "watch.svg"
     console.save_svg(str(path), title="orchestrate watch")
     return path
@@ -52,7 +52,7 @@ def report() -> Path:
     with tempfile.TemporaryDirectory() as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         flags += ["--disable-background-networking", f"--user-data-dir={profile}", "--window-size=1100,1500"]
-        page = (HOME / "report.html").as_uri()
+        page = (DEMO / "report.html").as_uri()
         subprocess.run([browser, *flags, f"--screenshot={path}", page], check=True, capture_output=True)
     return path
 

@@ -19,8 +19,9 @@ from orchestrate.costing import Rate
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "quotes.md"
-_SPEC = "orchestrate quote examples/orders/finetune.yaml"
-_PAIRS = "fixtures/datasets/formats/good/openai_preference.jsonl"
+FOLDER = ROOT / "src" / "orchestrate" / "bundled" / "orders"
+_SPEC = "orchestrate quote"
+_PAIRS = "../../../../fixtures/datasets/formats/good/openai_preference.jsonl"
 SECTIONS = {
     "The demo's orders, 600 rows; the bundled tiny model on this machine": f"{_SPEC} --format md",
     "The same with a model of 9 billion parameters on this machine too, and half a year of serving": (
@@ -45,7 +46,7 @@ def output(command: str) -> str:
         }
         done = subprocess.run(
             [sys.executable, "-m", "orchestrate.cli", *words],
-            cwd=ROOT,
+            cwd=FOLDER,
             env=env,
             stdout=subprocess.PIPE,
             text=True,
@@ -69,7 +70,9 @@ def _known() -> Iterator[str]:
 def page(on: date) -> str:
     parts = [
         "# Quotes for the fixtures on all backends",
-        f"Made on {on} by `python docs/quotes.py`, which runs the commands below; nothing was sent anywhere. "
+        f"Made on {on} by `python docs/quotes.py`, which runs the commands below in "
+        "`src/orchestrate/bundled/orders` (`orchestrate demo --files-only` writes it out); nothing was sent "
+        "anywhere. "
         "Prices age: run them again for today's. The hours on this machine are modelled until "
         "`orchestrate local bench` has measured it, and electricity is taken at the price of "
         "`orchestrate prices list --provider local`.",

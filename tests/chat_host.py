@@ -16,7 +16,7 @@ the error with which a 400 does."""
 
 
 def order_row(number: int) -> str:
-    """A row like those of fixtures/datasets/orders, another for each number."""
+    """A row like those of src/orchestrate/bundled/orders, another for each number."""
     cities = ("Lima", "Oslo", "Quito", "Hanoi", "Accra", "Turin", "Perth")
     goods = (
         "lamps",

@@ -28,7 +28,7 @@ from orchestrate.keys import pin_file, read_toml, user_and_machine
 from orchestrate.keys import read_keys as read_keys
 from orchestrate.keys import secret as secret
 from orchestrate.keys import write_key as write_key
-from orchestrate.profile import built_in, this_machine
+from orchestrate.profile import built_in, places, this_machine
 
 CONFIG_NAME = "orchestrate.toml"
 NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one
@@ -39,10 +39,11 @@ NOTIFY_VARIABLES = {
     "url": "ORCHESTRATE_NOTIFY_URL",
     "desktop": "ORCHESTRATE_NOTIFY_DESKTOP",
 }
+OWN_HOSTS = "ORCHESTRATE_OWN_HOSTS"
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
 """Of the home folder."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults", "gateway"}
+_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults", "gateway", "queue"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Settings:
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The file's table for `orchestrate.gateway`, which reads it."""
+    queue: Mapping[str, int] = field(default_factory=dict[str, int])
+    """By backend: how many runs may be open there for the queue to add one."""
     notify: Notify = field(default_factory=Notify)
     made_by: str = ""
     """Kept with each run: who made it, as `user@machine` unless it is given."""
@@ -82,6 +85,9 @@ class Settings:
     """Whether graders that are Python code may run on this machine. From a flag or the environment, never
     from a project's file or a spec: whoever brings the code must not be who allows it."""
 
+    own_hosts: frozenset[str] = frozenset()
+    """Backends whose machines are the user's own, as he says: a private spec may go there. From the
+    environment, never from a project's file, which comes with the spec."""
     max_download_bytes: int | None = None
     """See `HostConfig`."""
 
@@ -110,7 +116,10 @@ class Settings:
             options |= {**self.local, **host.options, "allow_grader_code": self.allow_grader_code}
         else:
             options |= host.options
-        return replace(host, options=options, max_download_bytes=self.max_download_bytes)
+            if host.kind in places():
+                options |= {"allow_grader_code": self.allow_grader_code}
+        own = name in self.own_hosts
+        return replace(host, options=options, own=own, max_download_bytes=self.max_download_bytes)
 
 
 def load(
@@ -151,9 +160,11 @@ def load(
         pins=pin_file(env),
         local=table(values.get("local", {}), path, "local"),
         gateway=table(values.get("gateway", {}), path, "gateway"),
+        queue=_slots(table(values.get("queue", {}), path, "queue"), path),
         notify=_notify(env),
         made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
         max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
+        own_hosts=frozenset(name.strip() for name in env.get(OWN_HOSTS, "").split(",") if name.strip()),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
 
@@ -204,6 +215,13 @@ def other_secrets() -> tuple[str, ...]:
 
 def _nearest(folder: Path) -> Path | None:
     return next((p / CONFIG_NAME for p in (folder, *folder.parents) if (p / CONFIG_NAME).is_file()), None)
+
+
+def _slots(values: Mapping[str, Any], path: Path | None) -> dict[str, int]:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{path}: queue.{name} must be a number of runs at once, got {value!r}")
+    return dict(values)
 
 
 def _money(value: Any, path: Path | None) -> Decimal | None:

@@ -43,7 +43,7 @@ class DeploymentHandle:
     @property
     def spent_usd(self) -> Decimal | None:
         """Hours up x price so far: an estimate, `None` when the price is not known."""
-        from orchestrate.costing.deployments import spent_usd
+        from orchestrate.costing.spent.deployments import spent_usd
 
         return spent_usd(self.record, self._ft.store.clock.now())
 

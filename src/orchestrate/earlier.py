@@ -10,7 +10,7 @@ from orchestrate.handle import Home, RunHandle
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Prepared
-    from orchestrate.tracking.repeats import Wish
+    from orchestrate.tracking.submitting.repeats import Wish
 
 
 class Earlier(NamedTuple):
@@ -27,7 +27,7 @@ class Earlier(NamedTuple):
 
 def found(home: Home, prepared: Prepared, backends: Sequence[str], key: str | None) -> list[Earlier]:
     """One for each backend. Raises `KeyTaken`."""
-    from orchestrate.tracking.repeats import already
+    from orchestrate.tracking.submitting.repeats import already
 
     earlier: list[Earlier] = []
     for name in backends:
@@ -38,6 +38,6 @@ def found(home: Home, prepared: Prepared, backends: Sequence[str], key: str | No
 
 
 def wish(home: Home, prepared: Prepared, provider: str, key: str | None) -> Wish:
-    from orchestrate.tracking.repeats import Wish
+    from orchestrate.tracking.submitting.repeats import Wish
 
     return Wish(prepared.offer(provider).spec, prepared.data.digest, home.provider(provider), key)

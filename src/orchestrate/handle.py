@@ -212,7 +212,7 @@ class RunHandle:
 
     def _here(self) -> Provider:
         """The backend, when its key is of the account that the run is in. Raises `OtherAccount`."""
-        from orchestrate.tracking import accounts
+        from orchestrate.tracking.submitting import accounts
 
         accounts.require(self._ft.store, self.provider, self.record)
         return self.provider
@@ -243,7 +243,7 @@ class RunHandle:
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
             return self._here().download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
-        from orchestrate.providers import downloads
+        from orchestrate.providers.files import downloads
 
         folder = models / self.id
         found = downloads.read(folder)
@@ -251,6 +251,12 @@ class RunHandle:
             found = self._here().download(self.record.handle, folder, progress=progress)
             downloads.write(folder, found)
         return found
+
+    def downloaded(self) -> Artifact | None:
+        """What `download` has put into the home folder, by what it wrote down."""
+        from orchestrate.providers.files import downloads
+
+        return downloads.described(self._ft.settings.home / "models" / self.id)
 
     def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
         """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
@@ -362,7 +368,7 @@ class RunHandle:
         self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
     ) -> Evaluation:
         """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
-        the further fields of `orchestrate.service.evaluation.EvaluationOrder`, as `limit` or `on`."""
+        the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
         return self._ft.evaluate([self], test, metrics=metrics, **order)
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:

@@ -22,6 +22,7 @@ from orchestrate.profile import (
     built_in_folders,
     describe_from,
     described,
+    places,
     plug_ins,
     profile,
 )
@@ -66,6 +67,8 @@ class HostConfig:
     """Of one model; `None` is what its base model is expected to take. From the environment only."""
     url_from_file: bool = False
     """The base URL is one of an `orchestrate.toml`, which may be another's."""
+    own: bool = False
+    """Whether the user says that its machines are his own; from the environment only."""
     management_token: Secret | None = None
     """Of the API that deploys, where it has a login of its own; from the environment only."""
     management_url: str | None = None
@@ -76,6 +79,11 @@ class HostConfig:
         if self.type == DESCRIBED:
             return self.profile or self.name
         return self.type or self.name
+
+    @property
+    def near(self) -> bool:
+        """Whether its address is one of this machine."""
+        return self.base_url is not None and is_loopback(urlsplit(self.base_url).hostname or "")
 
     @property
     def sandbox(self) -> bool:
@@ -154,6 +162,11 @@ class Hosts(Mapping[str, HostConfig]):
         known = known_profile(name)
         return known is None or known.url is not None
 
+    @property
+    def placed(self) -> list[str]:
+        """Places that the configuration has a table for; the others are known by name."""
+        return [name for name in places() if name in self._tables]
+
     def address(self, name: str) -> str | None:
         """The base URL of a host; its key is not looked for."""
         return self._described(name).base_url
@@ -166,7 +179,7 @@ class Hosts(Mapping[str, HostConfig]):
 
     def __contains__(self, name: object) -> bool:
         known = name in self._tables or name in built_in_folders() or name in plug_ins()
-        return known or name in described()
+        return known or name in described() or name in places()
 
     def __getitem__(self, name: str) -> HostConfig:
         if name not in self._found:

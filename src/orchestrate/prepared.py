@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from orchestrate import text
+from orchestrate.config import OWN_HOSTS
+from orchestrate.costing import size
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
 from orchestrate.providers.overrides import overrides
 from orchestrate.specfile import with_template
@@ -172,7 +174,8 @@ def translated(
         own = spec.on(name)
         own = terms.continued(own, name)
         found = provider.translate(own)
-        return own, replace(found, overrides=overrides(own, found, provider.translate))
+        found = replace(found, overrides=overrides(own, found, provider.translate))
+        return own, _kept_private(provider, own, found)
     except SpecError as error:
         return own, _refusal(name, "model", spec.model, error)
     except UsageError as error:
@@ -249,7 +252,14 @@ def _offer(
         reason = f"{error.message}: {error.fix}"
         quote = Quote(provider=name, model=spec.model_for(name), unavailable=reason)
     found = tuple(merged([*of_files, *problems]))
-    told = replace(quote, refused=_why_refused(found), unlisted=_unlisted(provider, spec))
+    told = replace(
+        quote,
+        refused=_why_refused(found),
+        unlisted=_unlisted(provider, spec),
+        rows=data.train.rows,
+        epochs=size.epochs_of(translation, provider.profile, data.train.rows),
+        batch_size=size.batch_of(translation),
+    )
     return Offer(name, spec, translation, found, told)
 
 
@@ -288,6 +298,19 @@ def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]
             continue  # that backend says what it lacks; the others can be counted
         found[tokenizer] = None
     return list(found)
+
+
+def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Translation:
+    """Refused where a private spec would leave the user's own machines; nothing in the spec helps then."""
+    if not spec.private or provider.own:
+        return found
+    told = (
+        f"it keeps the run on machines of your own, and {provider.title} is not known to be one; if it is: "
+        f"export {OWN_HOSTS}={provider.name}"
+    )
+    row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=told)
+    kept = [one for one in found.settings if one.name != "private"]
+    return replace(found, settings=(*kept, row), overrides=None)
 
 
 def _refusal(provider: str, name: str, asked: object, error: UsageError) -> Translation:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from orchestrate.types import Job
 
 GROUP = "orchestrate.providers"
+PLACES = "orchestrate.places"
+"""The group of entry points by which a package adds a place for the workers of our engine; each names a
+`Profile` as `away` makes it."""
 DESCRIBED = "openai-compatible"
 """The type of hosts that a YAML file describes."""
 OWN_DESCRIPTIONS = "hosts"
@@ -75,6 +78,10 @@ class Profile:
 
     # -- reaching it ---------------------------------------------------------------------------------------
     keyless: bool = False
+    place: str = ""
+    """Where our engine runs for it, as `package.module:Class`, when that is not this machine."""
+    models_of: str | None = None
+    """The kind whose models it has, when not its own."""
     near: bool = False
     """On this machine: asking costs nothing and may be done often."""
     url: str | None = None
@@ -188,6 +195,43 @@ def plug_ins() -> Mapping[str, EntryPoint]:
     return {point.name: point for point in sorted(found, key=lambda point: point.name)}
 
 
+@cache
+def places() -> Mapping[str, str | EntryPoint]:
+    """Kind -> module, or entry point, of the places away from here. Nothing of them is imported."""
+    entries = files(PLACES).joinpath("kinds").iterdir()
+    modules = sorted(e.name.removesuffix(".py") for e in entries if e.name.endswith(".py"))
+    ours = {name.replace("_", "-"): f"{PLACES}.kinds.{name}" for name in modules if not name.startswith("_")}
+    return {**{point.name: point for point in sorted(entry_points(group=PLACES))}, **ours}
+
+
+def away(kind: str, title: str, place: str) -> Profile:
+    """Of a place for the workers of our engine: the rows, models and settings are those of this machine."""
+    return replace(
+        this_machine(),
+        kind=kind,
+        title=title,
+        provider=f"{GROUP}.{this_machine().kind}.placed:{kind}",
+        rank=100,
+        near=False,
+        place=place,
+        models_of=this_machine().kind,
+    )
+
+
+@cache
+def _placed(kind: str) -> Profile:
+    point = places()[kind]
+    if isinstance(point, str):
+        return import_module(point).PROFILE
+    try:
+        found = point.load()
+    except Exception as error:
+        raise not_loaded(kind, error) from error
+    if not isinstance(found, Profile) or found.kind != kind or not found.place:
+        raise not_loaded(kind, f"{point.value} is not the Profile of a place of the kind {kind}")
+    return found
+
+
 def this_machine() -> Profile:
     """Of the backend that trains here, from weights."""
     return next(one for one in built_in().values() if one.near)
@@ -241,6 +285,8 @@ def profile(kind: str) -> Profile:
         return built_in()[kind]
     if (entry := described().get(kind)) is not None:
         return _described(kind, *entry)
+    if kind in places():
+        return _placed(kind)
     return _plugged(kind)
 
 
@@ -253,7 +299,7 @@ def _described(kind: str, file: Readable, name: str) -> Profile:
 def _plugged(kind: str) -> Profile:
     point = plug_ins().get(kind)
     if point is None:
-        known = ", ".join([*kinds(), *described()])
+        known = ", ".join([*kinds(), *described(), *places()])
         raise UsageError(f"no backend is called {kind!r}; known: {known}", fix="orchestrate providers")
     try:
         found = point.load()
@@ -265,7 +311,8 @@ def _plugged(kind: str) -> Profile:
 
 
 def not_loaded(kind: str, error: object) -> SetupError:
-    point = plug_ins().get(kind)
+    found = plug_ins().get(kind) or places().get(kind)
+    point = None if isinstance(found, str) else found
     where = f" from {point.dist.name} {point.dist.version}" if point and point.dist else ""
     return SetupError(
         f"the backend {kind!r}{where} could not be loaded: {error}", fix="update or uninstall that package"

@@ -22,13 +22,13 @@ from orchestrate.costing import built_in as built_in
 from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
 from orchestrate.costing import spending as spending
-from orchestrate.costing.capacity import UTILISATION
 from orchestrate.costing.completions import completion_price as completion_price
-from orchestrate.costing.listing import clashes as clashes
-from orchestrate.costing.listing import current as current
-from orchestrate.costing.listing import prices_of as prices_of
+from orchestrate.costing.rates.listing import clashes as clashes
+from orchestrate.costing.rates.listing import current as current
+from orchestrate.costing.rates.listing import prices_of as prices_of
+from orchestrate.costing.serving.capacity import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
-from orchestrate.types import Feature, Quote, Record
+from orchestrate.types import Feature, Quote, Recalled, Record
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
@@ -84,6 +84,30 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         relative=float((offline - told) / told) if told and offline is not None else None,
         within_band=quote.low_usd <= told <= quote.high_usd,
     )
+
+
+def assumed(ft: Orchestrator, spec: JobSpec, rows: int, tokens_a_row: int) -> list[Quote]:
+    """What each backend would take for so many rows of so many tokens, whose file need not be there yet;
+    cheapest first. Offline. One that is priced by its time needs
+    the file, and says so."""
+    told = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
+    found: list[Quote] = []
+    for name in ft.backends():
+        backend = ft.provider(name)
+        try:
+            resolved = backend.resolve(spec)
+        except SpecError as error:
+            found.append(Quote(provider=name, model="", unavailable=error.message))
+            continue
+        if backend.profile.near:
+            need = "its price is that of the time it takes, which needs the rows: orchestrate quote"
+            found.append(Quote(provider=name, model=resolved.name, unavailable=need))
+            continue
+        prices = costing.Prices(backend.prices, ft.rates)
+        found.append(
+            costing.quote_assumed(costing.Priced(name, backend.profile, spec, resolved, prices), told)
+        )
+    return sorted(found, key=lambda quote: quote.rank)
 
 
 def require_used(

@@ -128,6 +128,9 @@ class JobSpec(Part):
     max_cost_usd: Usd | None = Field(
         default=None, description="Refuse when the quote's high end is above this"
     )
+    private: bool | None = Field(
+        default=None, description="Refuse every backend that is not on machines of your own"
+    )
     tags: dict[str, str] = Field(default_factory=dict)
     wandb: WandB | None = None
     overrides: dict[str, dict[str, Any]] = Field(
@@ -156,13 +159,13 @@ class JobSpec(Part):
         if self.added_tokens is not None and len(set(self.added_tokens)) < len(self.added_tokens):
             raise ValueError("added_tokens names a token twice")
         for provider, fields in self.overrides.items():
-            if wrong := sorted(set(fields) & {"overrides", "train", "validation", "test"}):
+            if wrong := sorted(set(fields) & {"overrides", "train", "validation", "test", "private"}):
                 raise ValueError(
                     f"overrides.{provider} cannot change {wrong[0]}: "
                     + (
                         "it is the same for all backends"
                         if wrong[0] == "overrides"
-                        else "runs of one spec share their data"
+                        else "runs of one spec share their data, and where it may go"
                     )
                 )
             known = list(JobSpec.model_fields)
@@ -259,6 +262,7 @@ _LATER = frozenset(
         "eval_steps",
         "keep_best",
         "checkpoint_steps",
+        "private",
     }
 )
 _LATER_METHOD = frozenset({"earlier_thinking", "label_smoothing"})

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from orchestrate.costing import expenses
-from orchestrate.costing.expenses import BY as BY
-from orchestrate.costing.expenses import NONE as NONE
-from orchestrate.costing.expenses import Expense as Expense
-from orchestrate.costing.expenses import Sum as Sum
-from orchestrate.costing.expenses import cents as cents
+from orchestrate.costing.spent import expenses
+from orchestrate.costing.spent.expenses import BY as BY
+from orchestrate.costing.spent.expenses import NONE as NONE
+from orchestrate.costing.spent.expenses import Expense as Expense
+from orchestrate.costing.spent.expenses import Sum as Sum
+from orchestrate.costing.spent.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
 
@@ -262,7 +262,7 @@ class Spender:
         self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
     ) -> tuple[str | None, tuple[str, ...], str | None]:
         """The account, what is open and it does not show, and what went wrong."""
-        from orchestrate.tracking import accounts
+        from orchestrate.tracking.submitting import accounts
 
         try:
             account = backend.account().id

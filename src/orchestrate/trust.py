@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
 
 
+_LEADING = {"prices", "usd_per_hour", "depot", "address", "image", "pass_env"}
+"""Options of a host that say what is spent, or where data and keys go."""
+
+
 class _File(msgspec.Struct):
     files: dict[str, str] = {}
     """sha256 by full path."""
@@ -62,8 +66,8 @@ def deciding(settings: Settings) -> tuple[Path, ...]:
         return ()
     values = read_toml(path)
     hosts: dict[str, dict[str, Any]] = values.get("hosts", {})
-    priced = any("prices" in host.get("options", {}) for host in hosts.values())
-    own = [path] if priced or {"home", "store", "budget_usd"} & values.keys() else []
+    leading = any(_LEADING & host.get("options", {}).keys() for host in hosts.values())
+    own = [path] if leading or {"home", "store", "budget_usd"} & values.keys() else []
     rates = path.with_name("rates.yaml")
     return (*own, rates) if rates.is_file() else tuple(own)
 

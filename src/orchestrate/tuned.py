@@ -17,7 +17,7 @@ from orchestrate.deployment import require_open
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import private_folder, whole, write_whole
 from orchestrate.keys import secret, user_and_machine
-from orchestrate.local.model.models import config_of
+from orchestrate.local.model.files.models import config_of
 from orchestrate.local.weights.asking import ask
 from orchestrate.serving import agreements, combining
 from orchestrate.serving.export import forms

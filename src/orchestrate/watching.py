@@ -19,22 +19,24 @@ if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
     from orchestrate.tracking import SyncReport as SyncReport
     from orchestrate.tracking import Watcher
-    from orchestrate.tracking.background import Background
-    from orchestrate.tracking.channels import Messenger
-    from orchestrate.tracking.leases import Lease as Lease
-    from orchestrate.tracking.recovery import Choose as Choose
-    from orchestrate.tracking.recovery import Lost as Lost
-    from orchestrate.tracking.recovery import Recovery
-    from orchestrate.tracking.sweep import Failure as Failure
+    from orchestrate.tracking.database.leases import Lease as Lease
+    from orchestrate.tracking.syncing.recovery import Choose as Choose
+    from orchestrate.tracking.syncing.recovery import Lost as Lost
+    from orchestrate.tracking.syncing.recovery import Recovery
+    from orchestrate.tracking.syncing.sweep import Failure as Failure
+    from orchestrate.tracking.watching.background import Background
+    from orchestrate.tracking.watching.channels import Messenger
     from orchestrate.types import Run
 
 
 def watcher(ft: Orchestrator, *, only: Sequence[str] | None = None) -> Watcher:
-    """One that follows the runs of the store (`only`: on these backends) and tells the channels of their
-    ends."""
+    """One that follows the runs of the store (`only`: on these backends), submits what waits for them, and
+    tells the channels of their ends."""
+    from orchestrate.service.training.queueing import QueueServer
     from orchestrate.tracking import Watcher
 
-    return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels_of(ft.settings), only=only)
+    channels, feed = channels_of(ft.settings), QueueServer(ft, only)
+    return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels, only=only, feed=feed)
 
 
 def channels_of(settings: Settings) -> list[Messenger]:
@@ -42,7 +44,7 @@ def channels_of(settings: Settings) -> list[Messenger]:
     that cannot sign."""
     if settings.notify == config.Notify():
         return []
-    from orchestrate.tracking.channels import channels
+    from orchestrate.tracking.watching.channels import channels
 
     signs = settings.notify.url is not None
     secret = config.secret("notify-webhook", "ORCHESTRATE_NOTIFY_SECRET") if signs else None
@@ -58,7 +60,7 @@ def telling(ft: Orchestrator) -> Generator[list[str]]:
         ft.store.notifications.since(channel.name)
     yield problems
     if found:
-        from orchestrate.tracking.channels import tell
+        from orchestrate.tracking.watching.channels import tell
 
         problems += tell(ft.store, found)
 
@@ -66,7 +68,7 @@ def telling(ft: Orchestrator) -> Generator[list[str]]:
 def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
     """Tells the channels anything that has an `id`, a `type` and a `text`, once; returns what was not
     delivered."""
-    from orchestrate.tracking.channels import announce
+    from orchestrate.tracking.watching.channels import announce
 
     return announce(channels_of(settings), told)
 
@@ -82,7 +84,7 @@ def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> Abstr
     """Takes the hosts' webhooks on a port of this machine, `0` for a free one; gives the URLs. Raises
     `MissingKey` without a secret that they are signed with."""
     from orchestrate.profile import built_in
-    from orchestrate.tracking.webhooks import Sender, listening
+    from orchestrate.tracking.watching.webhooks import Sender, listening
 
     names = {f"{one.kind}-webhook": one for one in built_in().values() if one.webhook_variable}
     secrets = {name: config.secret(name, one.webhook_variable or "") for name, one in names.items()}
@@ -95,14 +97,14 @@ def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> Abstr
 
 def background(settings: Settings) -> Background:
     """The watcher that outlives its terminal."""
-    from orchestrate.tracking.background import Background
+    from orchestrate.tracking.watching.background import Background
 
     return Background(settings)
 
 
 def stop_background(settings: Settings) -> int:
     """Ends the background watchers of the home folder; the runs go on. Returns how many there were."""
-    from orchestrate.tracking.background import stop
+    from orchestrate.tracking.watching.background import stop
 
     return stop(settings)
 
@@ -125,7 +127,7 @@ def settle_left_s(ft: Orchestrator, run: Run) -> float | None:
 def main() -> int:
     """The background watcher's process; returns its exit code."""
     from orchestrate.service import Orchestrator
-    from orchestrate.tracking.background import run, say
+    from orchestrate.tracking.watching.background import run, say
 
     @contextmanager
     def watching() -> Generator[Watcher]:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests import command
 from tests.cli.conftest import Result
-from tests.paths import FIXTURES
+from tests.paths import BUNDLED, FIXTURES
 
 from orchestrate.data.operations.check import CheckReport
 from orchestrate.data.operations.convert import ConvertReport
@@ -24,10 +24,10 @@ from orchestrate.data.operations.inspect import InspectReport
 from orchestrate.data.operations.preview import PreviewReport
 from orchestrate.data.operations.split import SplitReport
 
-ORDERS = FIXTURES / "datasets" / "orders"
+ORDERS = BUNDLED / "orders"
 GOOD = FIXTURES / "datasets" / "formats" / "good"
 BAD = FIXTURES / "datasets" / "formats" / "bad"
-TINY = FIXTURES / "models" / "tiny-chat"
+TINY = BUNDLED / "tiny-chat"
 
 
 def run(*arguments: object, cwd: Path, code: int = 0) -> Result:

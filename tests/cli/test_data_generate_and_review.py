@@ -18,13 +18,13 @@ import pytest
 from tests import command
 from tests.chat_host import ChatHost, chat_host
 from tests.cli.conftest import Cli
-from tests.paths import DATASETS
+from tests.paths import BUNDLED
 
 from orchestrate.data.operations.generate import GenerateReport
 from orchestrate.data.operations.review import ExportReport
 from orchestrate.sandbox import running
 
-ORDERS = DATASETS / "orders" / "train.jsonl"
+ORDERS = BUNDLED / "orders" / "train.jsonl"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Cli
-from tests.paths import ROOT
+from tests.paths import BUNDLED
 from tests.unit.local.sessions import EXACT, answers, pairs, prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -19,7 +19,7 @@ def write(folder: Path, method: dict[str, Any], **more: Any) -> None:
     """YAML is a superset of JSON."""
     options = {"threads": 1, **more.pop("options", {})}
     spec = {
-        "model": {"local": str(ROOT / "fixtures" / "models" / "tiny-chat")},
+        "model": {"local": str(BUNDLED / "tiny-chat")},
         "train": "train.jsonl",
         "method": method,
         "adapter": "qlora",
@@ -101,7 +101,7 @@ def test_kto_from_pairs_to_an_evaluation(cli: Cli, tmp_path: Path) -> None:
     assert (made["rows"], made["written"], made["left_out"]) == (24, 48, 0)
     shown = cli("data", "inspect", "train.jsonl", "--json").json
     assert shown["labels"] == {"desirable": 24, "undesirable": 24}
-    tiny = str(ROOT / "fixtures" / "models" / "tiny-chat")
+    tiny = str(BUNDLED / "tiny-chat")
     sides = cli("data", "preview", "train.jsonl", "--model", tiny, "--rows", "2", "--json").json["rows"]
     assert [row["side"] for row in sides[:2]] == ["desirable", "undesirable"]
     assert all(row["trained"] > 0 for row in sides)

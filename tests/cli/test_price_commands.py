@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.paths import FIXTURES
+from tests.paths import BUNDLED
 
 Cli = Callable[..., Any]
-ORDERS, TINY = FIXTURES / "datasets" / "orders", FIXTURES / "models" / "tiny-chat"
+ORDERS, TINY = BUNDLED / "orders", BUNDLED / "tiny-chat"
 
 ALWAYS_OPEN = {"OPENAI_API_KEY": "sandbox-tests", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
 """OpenAI takes no new jobs from 2027-01-06 on; a sandbox goes on quoting. Nothing is sent there."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Cli
-from tests.paths import ROOT
+from tests.paths import BUNDLED, ROOT
 
 PAGE = (ROOT / "docs" / "quotes.md").read_text()
 SECTIONS = re.findall(r"^```sh\norchestrate ([^\n]+)\n```\n\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
@@ -34,7 +33,7 @@ def test_the_page_has_its_commands() -> None:
 
 @pytest.mark.parametrize(("command", "printed"), SECTIONS, ids=["tiny", "serving", "pairs"])
 def test_each_command_prints_what_the_page_shows(cli: Cli, command: str, printed: str) -> None:
-    now = cli(*shlex.split(command), cwd=Path(ROOT), **ALWAYS_OPEN)
+    now = cli(*shlex.split(command), cwd=BUNDLED / "orders", **ALWAYS_OPEN)
     assert now.code == 0, now.err
     expected = tables(printed)
     # a backend has a row of its own, and one for each other place that is shown to serve its adapter

@@ -24,8 +24,8 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview
 from orchestrate.evaluation.review.sheets import Imported
-from orchestrate.service import reviewing
-from orchestrate.tracking.runs import Intent
+from orchestrate.service.evaluation import reviewing
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
 
 ROWS = answered(

@@ -11,10 +11,10 @@ import pytest
 from openai import AuthenticationError, OpenAI
 from tests.cli.conftest import Cli
 from tests.cli.serving import served
-from tests.paths import ROOT
+from tests.paths import BUNDLED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-ORDERS = ROOT / "fixtures" / "datasets" / "orders"
+ORDERS = BUNDLED / "orders"
 
 
 def trained(cli: Cli, folder: Path, *more: str) -> str:

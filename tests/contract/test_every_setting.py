@@ -103,6 +103,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "suffix": WORDS,
     "continue_from": st.sampled_from(["earlier", "ft:gpt-4o-mini-2024-07-18:org::id", "ft-1", "a/b"]),
     "max_cost_usd": st.integers(0, 9),
+    "private": st.just(True),
     "tags": st.dictionaries(WORDS, WORDS, max_size=2),
     "wandb": some(name=WORDS, entity=WORDS, tags=st.just(["x"])).map(lambda v: {"project": "p", **v}),
     "provider_options": st.fixed_dictionaries(

@@ -25,8 +25,8 @@ from orchestrate.errors import (
     TrainingClosed,
     UnexpectedAnswer,
 )
-from orchestrate.providers.hosted import Retry, Wire, payload
-from orchestrate.providers.payloads import MASK, redact
+from orchestrate.providers.calls.hosted import Retry, Wire, payload
+from orchestrate.providers.calls.payloads import MASK, redact
 
 JOBS = "/v1/fine_tuning/jobs"
 HTML = Answer("<html><body><h1>Bad gateway</h1></body></html>", type="text/html")

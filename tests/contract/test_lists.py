@@ -15,7 +15,7 @@ from orchestrate import config
 from orchestrate.errors import ProviderError, UnexpectedAnswer
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
-from orchestrate.providers.hosted import Retry, Wire
+from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.types import JobHandle
 
 REF = "orc-1qrn0nq0kvxa"

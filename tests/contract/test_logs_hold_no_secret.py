@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrate.keys import Secret, hide
-from orchestrate.providers import logs
+from orchestrate.providers.calls import logs
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 

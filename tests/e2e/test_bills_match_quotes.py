@@ -8,14 +8,14 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from tests.paths import DATASETS
+from tests.paths import BUNDLED
 
 from orchestrate import config, costing, quoting
 from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
 
-ORDERS = DATASETS / "orders"
+ORDERS = BUNDLED / "orders"
 HOSTS = ("openai", "together", "fireworks")
 
 

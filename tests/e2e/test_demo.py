@@ -1,26 +1,26 @@
-"""`make demo`, as it is run by a newcomer: it ends well, and the tuned models are better by real training."""
+"""`orchestrate demo`, as a newcomer runs it: it ends well, and its tuned models are better by training."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Cli
-from tests.paths import ROOT
-
-pytestmark = pytest.mark.slow
+from tests.paths import BUNDLED
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path: Path, cli: Cli) -> None:
-    home = tmp_path / "home"  # the `cli` fixture's home, so that its runs can be asked about
-    words = [sys.executable, str(ROOT / "examples/demo.py"), "--home", str(home)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "SANDBOX" in done.stdout
-    runs = [*cli("runs", "--json").json, *cli("runs", "--sandbox", "--json").json]
+    done = cli("demo", "shown")
+    assert done.code == 0, done.out + done.err
+    assert [path.name for path in tmp_path.iterdir() if path.name != "keys.toml"] == ["shown"], (
+        "nothing elsewhere"
+    )
+    assert "SANDBOX" in done.out and str(tmp_path / "shown") in done.err
+    folder, own = tmp_path / "shown", {"ORCHESTRATE_HOME": ""}
+    listed = [cli("runs", *scope, "--json", cwd=folder, **own).json for scope in ([], ["--sandbox"])]
+    runs = [run for found in listed for run in found]
     assert {run["provider"]: run["sandbox"] for run in runs} == {
         "local": False,
         "openai": True,
@@ -28,7 +28,7 @@ def test_the_demo(tmp_path: Path, cli: Cli) -> None:
         "fireworks": True,
     }
     for run in runs:
-        [result] = cli("show", run["id"], "--offline", "--json").json["evaluations"]
+        [result] = cli("show", run["id"], "--offline", "--json", cwd=folder, **own).json["evaluations"]
         tuned, rival = (
             next(m["score"] for m in result["measures"] if m["contender"] == name)
             for name in (run["id"], next(d["against"] for d in result["differences"]))
@@ -36,13 +36,28 @@ def test_the_demo(tmp_path: Path, cli: Cli) -> None:
         assert tuned["n"] == 200
         assert tuned["low"] > rival["high"] + 0.3, run["provider"]
         assert {v["contender"]: v["decision"] for v in result["verdicts"]}[run["id"]] == "ship"
-    report = (home / "report.html").read_text()
+    report = (folder / "report.html").read_text()
     assert "SANDBOX" in report and "http://" not in report.replace("http://127.0.0.1", "").replace(
         "http://www.w3.org", ""
     )
-    asked = json.loads((ROOT / "fixtures/datasets/orders/test.jsonl").read_text().splitlines()[0])
-    assert json.loads(asked["messages"][-1]["content"]).keys() == json.loads(last_json(done.stdout)).keys()
+    asked = json.loads((BUNDLED / "orders" / "test.jsonl").read_text().splitlines()[0])
+    assert json.loads(asked["messages"][-1]["content"]).keys() == json.loads(last_json(done.out)).keys()
 
 
 def last_json(text: str) -> str:
     return [line for line in text.splitlines() if line.startswith("{")][-1]
+
+
+def test_its_files_are_written_and_never_over_those_of_others(tmp_path: Path, cli: Cli) -> None:
+    """The files alone: what they are is checked and quoted by the commands that the demo shows."""
+    assert cli("demo", "--files-only").code == 0
+    folder = tmp_path / "orchestrate-demo"
+    for name in ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl"):
+        assert (folder / name).read_bytes() == (BUNDLED / "orders" / name).read_bytes()
+    assert cli("check", cwd=folder).code == 0
+    assert cli("demo", "--files-only").code == 0, "again is no error"
+    (folder / "train.jsonl").write_text("mine\n")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refused = cli("demo")
+    assert refused.code == 2 and "train.jsonl is not the demo's" in refused.err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -12,7 +12,7 @@ from tests.paths import TINY
 from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.config import load
 from orchestrate.errors import UsageError
-from orchestrate.service.regression import PreparedRegression, RegressionOrder
+from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
 from orchestrate.types import Evaluation, Sampling
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Cli, Result
-from tests.paths import ROOT
+from tests.paths import BUNDLED
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
@@ -39,7 +39,7 @@ def quick() -> Iterator[Sandbox]:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     for name, rows in (("train", 30), ("validation", 6)):
-        lines = (ROOT / f"fixtures/datasets/orders/{name}.jsonl").read_text().splitlines(keepends=True)
+        lines = (BUNDLED / f"orders/{name}.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines[:rows]))
     (tmp_path / "finetune.yaml").write_text(
         "model: {openai: gpt-4o-mini, together: qwen3.5-9b, fireworks: qwen3-8b}\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Cli
-from tests.paths import ROOT
+from tests.paths import BUNDLED
 
 from orchestrate.local import RunDir
 
@@ -24,11 +24,11 @@ PATIENCE_S = 240
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     """Long enough to be killed in the middle: a kill needs a few steps before and after it."""
-    lines = (ROOT / "fixtures/datasets/orders/train.jsonl").read_text().splitlines(keepends=True)
+    lines = (BUNDLED / "orders/train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(lines[:240]))
     path = tmp_path / "finetune.yaml"
     path.write_text(
-        f"model: {ROOT / 'fixtures/models/tiny-chat'}\ntrain: train.jsonl\nadapter: qlora\nepochs: 4\n"
+        f"model: {BUNDLED / 'tiny-chat'}\ntrain: train.jsonl\nadapter: qlora\nepochs: 4\n"
         "batch_size: 8\nlearning_rate: 0.002\ncheckpoints: 8\nprovider_options: {local: {threads: 1}}\n"
     )
     return path

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from tests.paths import DATASETS, ROOT, TINY
+from tests.paths import BUNDLED, ROOT, TINY
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
@@ -34,7 +34,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
     """A team with a log, a base model of its own, and two jobs that it made with the official client."""
     folder = tmp_path_factory.mktemp("team")
     (folder / "my-base").symlink_to(TINY)
-    train, test = ((DATASETS / f"orders/{name}.jsonl").read_text().splitlines() for name in ("train", "test"))
+    train, test = ((BUNDLED / f"orders/{name}.jsonl").read_text().splitlines() for name in ("train", "test"))
     (folder / "log.jsonl").write_text("".join(_logged(json.loads(row)) for row in test[:12]))
     env = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}
     env |= {

@@ -14,8 +14,8 @@ from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.config import load
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.service.migrating import MigrationOrder, PreparedMigration
-from orchestrate.service.parity import Migration, PreparedProof, report
+from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration
+from orchestrate.service.migration.parity import Migration, PreparedProof, report
 from orchestrate.types import Sampling
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from orchestrate.providers import registry
 from orchestrate.sandbox import running
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import JobHandle, JobStatus
 
 pytestmark = pytest.mark.slow

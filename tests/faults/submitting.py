@@ -16,8 +16,8 @@ from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing
-from orchestrate.tracking.runs import Intent
-from orchestrate.tracking.submission import Submission
+from orchestrate.tracking.records.runs import Intent
+from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, pass_by
 from orchestrate.types import Quote, Run
 

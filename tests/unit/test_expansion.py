@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from orchestrate import specfile
-from orchestrate.costing import book
+from orchestrate.costing.rates import book
 from orchestrate.errors import ConfigError, OrchestrateError
 from orchestrate.expansion import Expands, require_bounded
 

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from orchestrate.ab.sequential import Labels, Means, gate_of_mean, gate_of_share
-from orchestrate.tracking.experiments import Recorded
+from orchestrate.tracking.records.experiments import Recorded
 from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 
 _LN10 = math.log(10)

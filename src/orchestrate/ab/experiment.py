@@ -18,7 +18,7 @@ from orchestrate.ab.plan import required
 from orchestrate.ab.rule import alphas, decide
 from orchestrate.errors import UsageError
 from orchestrate.tracking import Store
-from orchestrate.tracking.experiments import NewOutcome
+from orchestrate.tracking.records.experiments import NewOutcome
 from orchestrate.types import (
     Arm,
     ExperimentPhase,

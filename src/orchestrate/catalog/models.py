@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from datetime import date
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from orchestrate import description
+from orchestrate.bundled import bundled
 from orchestrate.description import Described
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
@@ -55,7 +55,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     hub: str | None = None
     """Id on the Hugging Face hub; what backends that load weights themselves train."""
     folder: str | None = None
-    """Of a bundled model: a folder of the source checkout."""
+    """Of a bundled model: a folder of `orchestrate/bundled`."""
     params_b: float | None = None
     """Billions of parameters; `None` where the makers do not tell."""
     active_params_b: float | None = None
@@ -90,7 +90,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def local_id(self) -> str | None:
         if self.folder is not None:
-            return str(_checkout() / self.folder)
+            return str(bundled(self.folder))
         return self.hub
 
     def on(self, provider: str) -> HostModel | None:
@@ -108,11 +108,6 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         return host.methods if host else ()
 
     @property
-    def needs_checkout(self) -> bool:
-        """Whether this is a bundled model and the package runs without its source checkout."""
-        return self.folder is not None and not (_checkout() / "pyproject.toml").is_file()
-
-    @property
     def open(self) -> bool:
         """Whether the weights can be had."""
         return self.local_id is not None
@@ -126,10 +121,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     described: dict[str, dict[str, HostModel]]
     """Of the hosts that a YAML file describes, by the names of the models."""
     comparison: str
-
-
-def _checkout() -> Path:
-    return Path(__file__).resolve().parents[3]
+    starters: tuple[str, ...]
 
 
 def _catalog() -> _Catalog:
@@ -163,6 +155,7 @@ def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
             for kind, told in described.items()
         },
         comparison=raw["comparison"],
+        starters=tuple(raw["starters"]),
     )
 
 
@@ -271,6 +264,11 @@ def ended_method(provider: str, method: str, today: date) -> str | None:
         return None
     model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
     return f"its last model for it, {model.name}, ended on {last.shutdown}"
+
+
+def starters() -> tuple[Model, ...]:
+    """What a new spec is proposed with, the likeliest first."""
+    return tuple(map(find, _catalog().starters))
 
 
 def comparison() -> Model:

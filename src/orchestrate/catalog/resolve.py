@@ -82,7 +82,7 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     that backend.
     """
     known = backend if isinstance(backend, Profile) else profile(backend)
-    provider = known.kind
+    provider = known.models_of or known.kind
     base = known.tuned_base(name) if known.tuned_base else None
     model = lookup(base or name)
     if model is None:
@@ -90,11 +90,6 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     host = model.on(provider)
     if host is None:
         raise _not_offered(model, name, provider)
-    if model.needs_checkout:
-        raise SpecError(
-            f"{model.name} is part of the source checkout, and this installation has none",
-            fix="clone the repository and install it with  pip install -e .",
-        )
     warnings = [shutdown_warning(model, provider, today or days.today())]
     if host.tunable == "unconfirmed":
         warnings.append(
@@ -110,7 +105,7 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
 
 
 def _raw(name: str, known: Profile) -> ModelOnHost:
-    provider = known.kind
+    provider = known.models_of or known.kind
     if provider not in known_hosts():
         if _is_folder(name):
             return ModelOnHost(provider=provider, id=name)

@@ -6,8 +6,23 @@ under which name, in which book and for which day a rate is looked up. A quote w
 `max_seq_length`; "auto" epochs mean that the host decides.
 """
 
-from orchestrate.costing.baseline import BasePrice, base_price, default_base
-from orchestrate.costing.bills import (
+from orchestrate.costing.hardware import gpu_memory_gb
+from orchestrate.costing.lines import age_days, worst_confidence
+from orchestrate.costing.rate import Lookup, Rate, require_used
+from orchestrate.costing.rates.book import (
+    RateBook,
+    built_in,
+    load,
+    parse_flag,
+    user_book,
+)
+from orchestrate.costing.rates.prices import Prices
+from orchestrate.costing.serving.baseline import BasePrice, base_price, default_base
+from orchestrate.costing.serving.elsewhere import rents
+from orchestrate.costing.serving.ownership import Ownership, Served, Use, cheapest, own, serving_terms
+from orchestrate.costing.serving.traffic import Traffic
+from orchestrate.costing.size import Work, tokenizer_for
+from orchestrate.costing.spent.bills import (
     Accuracy,
     Difference,
     Reconciliation,
@@ -17,16 +32,8 @@ from orchestrate.costing.bills import (
     quoted_hour,
     reconcile,
 )
-from orchestrate.costing.book import (
-    RateBook,
-    built_in,
-    load,
-    parse_flag,
-    user_book,
-)
-from orchestrate.costing.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
-from orchestrate.costing.elsewhere import rents
-from orchestrate.costing.hours import (
+from orchestrate.costing.spent.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
+from orchestrate.costing.training.hours import (
     Answers,
     HourlyRate,
     Speed,
@@ -35,14 +42,8 @@ from orchestrate.costing.hours import (
     rental_rate,
     watts,
 )
-from orchestrate.costing.jobs import Priced, lookup, quote_tokens_job, training_rate
-from orchestrate.costing.lines import age_days, worst_confidence
-from orchestrate.costing.ownership import Ownership, Served, Use, cheapest, own, serving_terms
-from orchestrate.costing.prices import Prices
-from orchestrate.costing.rate import Lookup, Rate, require_used
-from orchestrate.costing.recalled import quote_recalled, spec_of
-from orchestrate.costing.size import Work, tokenizer_for
-from orchestrate.costing.traffic import Traffic
+from orchestrate.costing.training.jobs import Priced, lookup, quote_tokens_job, training_rate
+from orchestrate.costing.training.recalled import quote_assumed, quote_recalled, spec_of
 
 __all__ = [
     "Accuracy",
@@ -59,6 +60,7 @@ __all__ = [
     "age_days",
     "base_price",
     "default_base",
+    "gpu_memory_gb",
     "cheapest",
     "own",
     "serving_terms",
@@ -80,6 +82,7 @@ __all__ = [
     "lookup",
     "local_rate",
     "caps",
+    "quote_assumed",
     "quote_recalled",
     "spec_of",
     "over_cap",

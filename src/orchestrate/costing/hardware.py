@@ -25,6 +25,12 @@ def table() -> Hardware:
     return msgspec.convert(yaml.safe_load(text), Hardware)
 
 
+def gpu_memory_gb(gpu: str) -> float | None:
+    """By the maker's data sheet; `None` for a card that is not in the table."""
+    name = closest(gpu, table().gpus)
+    return table().gpus[name][0] if name else None
+
+
 def closest(device: str, names: Iterable[str]) -> str | None:
     """Of the names whose words are all in the device's, the one with the most."""
     words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())

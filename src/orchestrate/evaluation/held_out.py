@@ -65,7 +65,7 @@ def held_out(
             continue
         if limit is not None and len(items) >= limit:
             break
-        found = _item(row.example, row.unread)
+        found = item_of(row.example, row.unread)
         if isinstance(found, str):
             left_out[found] += 1
             continue
@@ -88,7 +88,7 @@ def held_out(
     return HeldOut(tuple(_sliced(dataset, items, slices)), dict(left_out), repeated)
 
 
-def _item(example: Example, unread: Mapping[str, Any]) -> Item | str:
+def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
     """The item of a row, or why it is none."""
     tools: Sequence[dict[str, Any]] = getattr(example, "tools", None) or ()
     fields = dict(unread)

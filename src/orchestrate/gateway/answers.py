@@ -18,7 +18,7 @@ from orchestrate.gateway.calls import Call, parsed, read, streamed
 from orchestrate.gateway.engines import Engines
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.refusals import refusal_of
-from orchestrate.providers.values import plain
+from orchestrate.providers.calls.values import plain
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes
 from orchestrate.types import Feature, Run
 from orchestrate.wire.bodies import HostError, parse
@@ -27,7 +27,7 @@ from orchestrate.wire.openai.errors import error_body
 from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
-    from orchestrate.providers.chat import Chat
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.service.orchestrator import Orchestrator
 
 _HEADERS = {"x-accel-buffering": "no", "cache-control": "no-store"}

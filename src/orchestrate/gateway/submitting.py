@@ -20,10 +20,10 @@ from orchestrate.gateway.refusals import sentence
 from orchestrate.gateway.terms import Terms
 from orchestrate.handle import RunHandle
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.channels import NotDelivered, Webhook
-from orchestrate.tracking.leases import Lease, LeaseHeld
-from orchestrate.tracking.sweep import fetch_details
+from orchestrate.tracking.database.leases import Lease, LeaseHeld
+from orchestrate.tracking.syncing.sweep import fetch_details
 from orchestrate.tracking.transitions import UNSENT
+from orchestrate.tracking.watching.channels import NotDelivered, Webhook
 from orchestrate.types import GatewayJob, JobError, Run, SubmitPhase
 
 if TYPE_CHECKING:

@@ -216,4 +216,6 @@ class LocalJob(Record, frozen=True, kw_only=True):
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     paces: str | None = None
     """The file to which the worker adds how fast the run was (`speed.paces`)."""
+    resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
+    """Of the machine, for a worker that is not on this one (`places.base.Resources`)."""
     created_at: datetime

@@ -27,11 +27,11 @@ from orchestrate.errors import (
 )
 from orchestrate.files import locked, private_folder
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import accounts
 from orchestrate.tracking.ids import REF_PATTERN, new_id, run_id_of
-from orchestrate.tracking.recovery import run_of
-from orchestrate.tracking.sweep import conclude, fetch_details
-from orchestrate.tracking.worth import valued
+from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.syncing.recovery import run_of
+from orchestrate.tracking.syncing.sweep import conclude, fetch_details
+from orchestrate.tracking.syncing.worth import valued
 from orchestrate.types import Job, JobStatus, Run, Told
 
 if TYPE_CHECKING:

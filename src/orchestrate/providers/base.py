@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
     from orchestrate.profile import Profile
     from orchestrate.providers.adapters import Adapters
-    from orchestrate.providers.chat import Chat
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.spec import JobSpec
 
 Progress = Callable[[int, int], None]
@@ -217,8 +217,7 @@ class Provider(ABC):
         raise self._unsupported(Feature.CHECKPOINTS)
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Rows of the job's data as its trainer saw them, as many as the host keeps; empty while there are
-        none yet."""
+        """Rows of the job's data as its trainer saw them, as many as the host keeps, if any yet."""
         raise Unsupported(self.name, "rendered rows", "it does not show which tokens it makes of rows")
 
     def recall(self, job: Job) -> Recalled | None:
@@ -233,8 +232,7 @@ class Provider(ABC):
         return Told()
 
     def fetch_file(self, id: str, file: Path) -> None:
-        """Brings a data file of the account here, by the id that a job names. Raises `NotFound` where it is
-        gone."""
+        """Brings a data file of the account here, by the id that a job names. Raises `NotFound`."""
         raise Unsupported(self.name, "data files", "it does not hand out the files of its jobs")
 
     def billing(self) -> Billing:
@@ -281,8 +279,7 @@ class Provider(ABC):
         raise self._unsupported(Feature.DOWNLOAD)
 
     def sheet(self, job: JobHandle) -> Sheet | None:
-        """By what the tuned model is known where it is served, when its trainer kept that; else it is found
-        from the downloaded model."""
+        """By what the tuned model is known where it is served, when its trainer kept that."""
         del job
         return None
 
@@ -354,15 +351,20 @@ class Provider(ABC):
         return None
 
     def generator(self, job: JobHandle, *, checkpoint: str | None = None) -> Generator | None:
-        """The tuned model and its base as a process of this machine, where the backend is this machine."""
+        """The tuned model and its base as a process of this machine, where it can be."""
         return None
 
     # -- shared --------------------------------------------------------------------------------------------
 
     @property
     def host(self) -> str:
-        """Where requests go, for people and for the run record."""
+        """Where requests go, for people and for the record."""
         return self.config.base_url or self.name
+
+    @property
+    def own(self) -> bool:
+        """Whether what is sent stays on the user's own machines: this one, or those that he says are."""
+        return self.config.own or self.config.near or self.profile.near
 
     @property
     def prices(self) -> str:

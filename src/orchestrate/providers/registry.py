@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate import description
 from orchestrate.errors import ConfigError, SetupError, UsageError
-from orchestrate.profile import built_in, described, not_loaded, plug_ins, profile
+from orchestrate.profile import built_in, described, not_loaded, places, plug_ins, profile
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 def names(settings: Settings) -> list[str]:
     """All backends, built-in first, then configured hosts, then plug-ins."""
-    return list(dict.fromkeys([*built_in(), *settings.extra_hosts, *settings.hosts.described, *plug_ins()]))
+    configured = [*settings.extra_hosts, *settings.hosts.described, *settings.hosts.placed]
+    return list(dict.fromkeys([*built_in(), *configured, *plug_ins()]))
 
 
 def known(settings: Settings) -> list[str]:
-    """`names` with the hosts that only a YAML file describes, which can be asked for by name."""
-    return list(dict.fromkeys([*names(settings), *described()]))
+    """`names` with the places and the hosts that a YAML file describes, which can be asked for by name."""
+    return list(dict.fromkeys([*names(settings), *described(), *places()]))
 
 
 def broken(settings: Settings) -> dict[str, SetupError]:
@@ -58,6 +59,21 @@ def usable(settings: Settings) -> list[str]:
     return [name for name in names(settings) if name not in unusable]
 
 
+def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
+    """The names asked for, by commas or one by one; `all` are the usable ones. Raises `UsageError`."""
+    if wanted == "all":
+        return usable(settings)
+    there = known(settings)
+    asked = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
+    if unknown := [name for name in asked if name not in there]:
+        raise UsageError(
+            f"no backend is called {unknown[0]!r}; known: {', '.join(there)}", fix="orchestrate providers"
+        )
+    if not asked:
+        raise UsageError(f"name a backend; known: {', '.join(there)}")
+    return list(dict.fromkeys(asked))
+
+
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
     """The usable backends that are asked with a key; `also` are further ones."""
     hosts = {name: settings.host(name) for name in [*usable(settings), *also]}
@@ -68,7 +84,7 @@ def provider_class(kind: str) -> type[Provider]:
     """The class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for a broken
     plug-in."""
     module, _, attribute = profile(kind).provider.partition(":")
-    if kind in built_in() or kind in described():
+    if kind in built_in() or kind in described() or kind in places():
         return getattr(import_module(module), attribute)
     try:
         return getattr(import_module(module), attribute)

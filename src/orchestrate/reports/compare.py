@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec.structs import replace
 
 from orchestrate import costing
+from orchestrate.costing.lines import MTOK
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.flips import Flips
 from orchestrate.evaluation.pairing import Pairing
 from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.reports import documents, html, saving, terminal
+from orchestrate.reports.answer import answer
 from orchestrate.reports.judgement import findings, notes, reasons
 from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore, ended
 from orchestrate.text import inert, inert_json
-from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Translation
+from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Setting, Translation
 from orchestrate.types.proof import badge
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "md", "html", "csv", "json")
 _POINTS = 300
 """Points of a curve that a report keeps; a longer one is averaged in groups."""
+_BY_TOKEN = ("training", "usd_per_mtok")
 _NOT_SETTINGS = {"train", "validation", "test", "suffix", "tags", "max_cost_usd", "model", "wandb"}
 
 
@@ -36,9 +39,9 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".csv": "csv", ".json"
 class Comparison(ComparedRuns, frozen=True, kw_only=True):
     """What `compare` found, to be shown or saved."""
 
-    def table(self) -> RenderableType:
-        """For a terminal."""
-        return terminal.comparison_table(self)
+    def table(self, *, whole: bool = False) -> RenderableType:
+        """For a terminal: what a choice goes by, or the whole."""
+        return terminal.comparison_table(self, whole=whole)
 
     def render(self, format: str) -> str:
         """As text in which nothing acts on a terminal. Raises `UsageError` for a format that is not one of
@@ -55,7 +58,7 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         if format == "csv":
             return documents.csv_text(self)
         if format == "table":
-            return terminal.plain_text(self.table())
+            return terminal.plain_text(self.table(whole=True))
         raise UsageError(f"reports are written as {', '.join(FORMATS)}; got {format!r}")
 
     def save(self, path: str | Path) -> Path:
@@ -99,6 +102,7 @@ def compare(
     compared = tuple(_with_answers(c, answers or {}, regressions or {}) for c in compared)
     return Comparison(
         runs=compared,
+        answer=answer(compared, between),
         reasons=tuple(reasons(compared)),
         findings=(*findings(compared, between), *people),
         notes=tuple(notes(compared)),
@@ -123,10 +127,12 @@ def _with_answers(
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
-    """The backend where that is enough to tell the runs apart, else with model and the run's id. A run in a
-    sandbox says so in its label, and with it in every table, chart and sentence."""
+    """The backend where that is enough to tell the runs apart, else with model and the run's id. Beside runs
+    of real hosts one of a sandbox says so in its label, and with it in every table, chart and sentence."""
     labels = _distinct(runs)
-    return {run.id: f"{labels[run.id]} [SANDBOX]" if run.sandbox else labels[run.id] for run in runs}
+    if len({run.sandbox for run in runs}) == 1:
+        return labels
+    return {run.id: f"{labels[run.id]} (sandbox)" if run.sandbox else labels[run.id] for run in runs}
 
 
 def _distinct(runs: Sequence[Run]) -> dict[str, str]:
@@ -151,35 +157,49 @@ def _compared(
     translation: Translation | None,
 ) -> Compared:
     ordered = sorted(points, key=lambda p: p.step)
-    seconds = (
-        (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
-    )
-    tokens = run.trained_tokens or _last_tokens(ordered) or (run.quote.billed_tokens if run.quote else None)
-    known = any("tokens" in p.values for p in ordered)
-    axis = _axis(ordered, tokens, run.total_steps)
-    speeds = [p.values["tokens_per_second"] for p in ordered if "tokens_per_second" in p.values]
-    speed = (
-        fmean(speeds) if speeds else (tokens / seconds if tokens and seconds and run.trained_tokens else None)
-    )
+    trained, billed = run.trained_tokens or _last_tokens(ordered), _billed_tokens(run)
+    axis = _axis(ordered, trained or (run.quote.billed_tokens if run.quote else None), run.total_steps)
     train, valid = _curve(ordered, "train_loss", axis), _curve(ordered, "valid_loss", axis)
     reward = _curve(ordered, "valid_reward", axis) or _curve(ordered, "train_reward", axis)
     return Compared(
         run=run,
         label=label,
-        seconds=seconds,
-        tokens=tokens,
-        tokens_per_second=speed,
+        seconds=(run.finished_at - run.created_at).total_seconds() if run.finished_at else None,
+        trained_tokens=trained,
+        billed_tokens=billed,
+        tokens_per_second=_speed(run, ordered),
         train_loss=train[-1].value if train else None,
         valid_loss=_result(ordered, "valid_loss", valid),
         reward=_result(ordered, "valid_reward", reward),
         train_curve=_thinned(train),
         valid_curve=_thinned(valid),
-        tokens_known=known,
+        tokens_known=any("tokens" in p.values for p in ordered),
         settings=_settings(run, translation),
+        chosen=_chosen(run, translation),
         reconciliation=costing.reconcile(run),
         scores=_latest(run, results),
         serving=costing.serving_terms(run.provider, run.model),
     )
+
+
+def _speed(run: Run, points: Sequence[MetricPoint]) -> float | None:
+    """Tokens a second: as told, else over the time from its start to its end."""
+    told = [p.values["tokens_per_second"] for p in points if "tokens_per_second" in p.values]
+    if told:
+        return fmean(told)
+    if not (run.trained_tokens and run.finished_at and run.started_at):
+        return None
+    seconds = (run.finished_at - run.started_at).total_seconds()
+    return run.trained_tokens / seconds if seconds > 0 else None
+
+
+def _billed_tokens(run: Run) -> int | None:
+    """Of its bill where that goes by them, else of its quote."""
+    for lines in (run.bill.lines if run.bill else (), run.quote.lines if run.quote else ()):
+        counted = [line.quantity for line in lines if (line.component, line.unit) == _BY_TOKEN]
+        if counted:
+            return int(sum(counted) * MTOK)
+    return None
 
 
 def _last_tokens(points: Sequence[MetricPoint]) -> int | None:
@@ -223,14 +243,26 @@ def _thinned(points: Sequence[Point]) -> tuple[Point, ...]:
 
 def _settings(run: Run, translation: Translation | None) -> dict[str, str]:
     if translation is not None:
-        return {
-            row.name: f"{_value(row.sent if row.sent is not None else row.asked)}{_mark(row.outcome)}"
-            for row in translation.settings
-            if row.name not in _NOT_SETTINGS
-        }
-    return dict(
-        _flat({k: v for k, v in run.spec.items() if k not in _NOT_SETTINGS and v not in (None, {}, [])})
-    )
+        return {row.name: _shown(row) for row in translation.settings if row.name not in _NOT_SETTINGS}
+    return _asked(run)
+
+
+def _shown(row: Setting) -> str:
+    value = row.sent if row.sent is not None else row.asked
+    if value is None:
+        return f"left to the host{_mark(row.outcome)}"
+    return f"{_value(value)}{_mark(row.outcome)}"
+
+
+def _chosen(run: Run, translation: Translation | None) -> tuple[str, ...]:
+    if translation is None:
+        return tuple(_asked(run))
+    return tuple(row.name for row in translation.settings if row.asked is not None)
+
+
+def _asked(run: Run) -> dict[str, str]:
+    asked = {k: v for k, v in run.spec.items() if k not in _NOT_SETTINGS and v not in (None, {}, [])}
+    return dict(_flat(asked))
 
 
 def _mark(outcome: Outcome) -> str:
@@ -250,8 +282,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, st
 
 
 def _value(value: Any) -> str:
+    """As it would stand in a spec."""
+    if isinstance(value, Mapping):
+        inner = cast("Mapping[str, Any]", value)
+        return ", ".join(f"{name}={_value(part)}" for name, part in inner.items() if part is not None)
     if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # JSON values
+        return ", ".join(_value(item) for item in cast("Sequence[Any]", value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

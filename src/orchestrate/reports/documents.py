@@ -17,6 +17,7 @@ def markdown(comparison: ComparedRuns) -> str:
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
         parts.append("> **SANDBOX**: trained by a local stand-in on a tiny model, not by the hosts named.")
+    parts.append(f"**{markdown_text(comparison.answer.sentence)}**")
     if comparison.reasons:
         parts.append(f"**{rows.NOT_COMPARABLE}:**\n")
         parts[-1] += "\n".join(
@@ -64,7 +65,8 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
         "bill_origin": c.run.bill.origin if c.run.bill else None,
         "quote_error": c.reconciliation.total.relative if c.reconciliation else None,
         "seconds": c.seconds,
-        "tokens": c.tokens,
+        "trained_tokens": c.trained_tokens,
+        "billed_tokens": c.billed_tokens,
         "tokens_per_second": c.tokens_per_second,
         "train_loss": c.train_loss,
         "valid_loss": c.valid_loss,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
-from orchestrate.reports import html, saving, sections, svg, terminal
+from orchestrate.reports import charts, html, saving, sections, terminal
 from orchestrate.text import NOTHING, inert, inert_json
 from orchestrate.types import Evidence, ExperimentReport
 
@@ -153,17 +153,17 @@ def _body(report: ExperimentReport) -> str:
 
 def _curves(report: ExperimentReport) -> str:
     """The evidence of each metric as users were counted, and where it shows something."""
-    series: list[svg.Series] = []
+    series: list[charts.Series] = []
     for style, one in enumerate(e for e in report.evidence if e.curve):
         points = tuple((float(p.users), p.log10_e) for p in one.curve)
-        series.append(svg.Series(one.metric, ((0.0, 0.0), *points), style))
+        series.append(charts.Series(one.metric, ((0.0, 0.0), *points), style))
     if not series:
         return ""
     end = max(x for s in series for x, _ in s.points)
     bounds = {one.role: -math.log10(one.alpha) for one in report.evidence if one.role != "told" and one.curve}
     for role, bound in bounds.items():
-        series.append(svg.Series(f"shown: {role}", ((0.0, bound), (end, bound)), len(series)))
-    chart = svg.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")
+        series.append(charts.Series(f"shown: {role}", ((0.0, bound), (end, bound)), len(series)))
+    chart = charts.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")
     caption = (
         "Evidence against no difference, in either direction. A line that has crossed its bound once has "
         "shown a difference, however often it was looked at."

@@ -1,18 +1,21 @@
-"""A comparison as one HTML file: no network, no script; light, dark and printed; readable without colour."""
+"""A comparison as one HTML file, the answer first: no network, no script; light, dark and printed; on a
+phone; readable without colour."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
 from orchestrate import text
-from orchestrate.reports import rows, sections, svg
-from orchestrate.reports.records import ComparedRuns, billed, quoted
+from orchestrate.reports import cards, charts, rows, sections
+from orchestrate.reports.records import Compared, ComparedRuns, Point, bill_word, billed, quoted
 from orchestrate.types import Evaluation
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_SHORT = 34
+"""Characters of a cell that is never wrapped."""
 
 
 def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
@@ -20,21 +23,24 @@ def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
     title = "Comparison of " + text.joined([c.label for c in comparison.runs])
     mark = "SANDBOX: " if comparison.sandbox else ""
     body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="when">orchestrate, {(now or datetime.now(UTC)):%Y-%m-%d %H:%M} UTC</p>',
-        _banner(comparison),
+        cards.header(comparison, title, now or datetime.now(UTC)),
         _reasons(comparison),
-        _list(comparison.findings),
-        "<h2>Side by side</h2>",
-        _table(comparison, [(name, values, False) for name, values in rows.facts(comparison)]),
-        _losses(comparison),
-        _scores(comparison),
-        _evaluations(comparison),
-        _costs(comparison),
+        cards.cards(comparison),
+        cards.quality_and_cost(comparison),
+        _headed("What the numbers say", _list(comparison.findings)),
+        _broken(comparison),
+        _headed("Money", _money(comparison)),
+        _curves(comparison),
         _settings(comparison),
-        "<h2>Notes</h2>" + _list(comparison.notes) if comparison.notes else "",
+        _headed("Scores", _scores(comparison) + _evaluations(comparison)),
+        _headed("Side by side", _facts(comparison, rows.facts(comparison))),
+        _headed("Notes", _list(comparison.notes)),
     ]
     return document(mark + title, "\n".join(part for part in body if part))
+
+
+def _headed(heading: str, body: str) -> str:
+    return f"<h2>{heading}</h2>{body}" if body else ""
 
 
 def document(title: str, body: str) -> str:
@@ -45,18 +51,6 @@ def document(title: str, body: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _banner(comparison: ComparedRuns) -> str:
-    if not comparison.sandbox:
-        return ""
-    labels = [c.label for c in comparison.runs if c.run.sandbox]
-    who = "All runs" if len(labels) == len(comparison.runs) else text.joined(labels)
-    return (
-        f'<div class="sandbox" role="note"><strong>SANDBOX</strong> {escape(who)}: trained by a local '
-        "stand-in on a "
-        "tiny model, not by the host named. Nothing was billed.</div>"
     )
 
 
@@ -71,21 +65,26 @@ def _list(sentences: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in sentences) + "</ul>" if sentences else ""
 
 
+def _facts(comparison: ComparedRuns, facts: rows.Facts) -> str:
+    return _table(comparison, [(name, values, False) for name, values in facts])
+
+
 def _table(comparison: ComparedRuns, cells: Sequence[tuple[str, Sequence[str], bool]]) -> str:
-    heads = "".join(
-        f'<th scope="col"{" class=tag" if c.run.sandbox else ""}>{escape(c.label)}</th>'
-        for c in comparison.runs
-    )
+    heads = "".join(f'<th scope="col">{escape(c.label)}</th>' for c in comparison.runs)
     body = "".join(
         f'<tr{" class=differs" if differs else ""}><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{_badge(value) if name == rows.PROOF else escape(value)}</td>" for value in values)
+        + "".join(_cell(name, value) for value in values)
         + "</tr>"
         for name, values, differs in cells
     )
-    return (
-        "<div "
-        f'class="scroll"><table><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    head = f"<thead><tr><td></td>{heads}</tr></thead>"
+    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _cell(name: str, value: str) -> str:
+    if name == rows.PROOF:
+        return f"<td>{_badge(value)}</td>"
+    return f"<td{'' if len(value) <= _SHORT else ' class=long'}>{escape(value)}</td>"
 
 
 def _badge(value: str) -> str:
@@ -97,31 +96,39 @@ def _badge(value: str) -> str:
     return " ".join(shown)
 
 
-def _losses(comparison: ComparedRuns) -> str:
-    """Validation loss where a run has it, its training loss faint behind; training loss otherwise."""
-    series: list[svg.Series] = []
-    for i, c in enumerate(comparison.runs):
-        train = tuple((p.tokens, p.value) for p in c.train_curve)
-        valid = tuple((p.tokens, p.value) for p in c.valid_curve)
-        if len(valid) >= 2:
-            series.append(svg.Series(f"{c.label}, valid", valid, i))
-            series += [svg.Series(f"{c.label}, train", train, i, faint=True)] if train else []
-        elif train:
-            series.append(svg.Series(f"{c.label}, train", train, i))
-    if not series:
-        return ""
-    known = any(c.tokens for c in comparison.runs)
+def _curves(comparison: ComparedRuns) -> str:
+    """Validation with validation and training with training, each over one axis."""
+    known = any(c.trained_tokens for c in comparison.runs)
     axis = "tokens trained" if known else "steps"
-    chart = svg.lines(series, title=f"Loss over {axis}", x_name=axis, y_name="loss per token")
-    warned = [r.text for r in comparison.reasons if r.aspect == "loss"]
-    caption = f"Loss over one axis of {axis}. Thin lines: training loss of runs that have a validation loss."
-    return sections.figure("Loss", chart, " ".join([caption, *(f"Not on one scale: {w}." for w in warned)]))
+    warned = [f"Not on one scale: {r.text}." for r in comparison.reasons if r.aspect == "loss"]
+    found: list[str] = []
+    kinds: tuple[tuple[str, Callable[[Compared], Sequence[Point]]], ...] = (
+        ("Validation", lambda c: c.valid_curve if len(c.valid_curve) > 1 else ()),
+        ("Training", lambda c: c.train_curve),
+    )
+    for kind, curve in kinds:
+        series = [
+            charts.Series(c.label, tuple((p.tokens, p.value) for p in points), i)
+            for i, c in enumerate(comparison.runs)
+            if (points := curve(c))
+        ]
+        if not series:
+            continue
+        rewarded = all(c.reward is not None for c in comparison.runs if curve(c))
+        what = "reward" if rewarded else "loss"
+        unit = "reward" if rewarded else "loss per token"
+        title = f"{kind} {what} over {axis}"
+        chart = charts.lines(series, title=title, x_name=axis, y_name=unit, log=not rewarded)
+        without = [c.label for c in comparison.runs if not curve(c)]
+        missing = [f"{text.joined(without)}: none was told."] if without else []
+        found.append(sections.figure(f"{kind} {what}", chart, " ".join([*missing, *warned]), 3))
+    return _headed("Curves", "".join(found))
 
 
 def _scores(comparison: ComparedRuns) -> str:
     parts: list[str] = []
     for metric in rows.metrics(comparison):
-        items: list[svg.Interval] = []
+        items: list[charts.Interval] = []
         told: list[str] = []
         for i, c in enumerate(comparison.runs):
             found = rows.result(c, metric)
@@ -132,7 +139,7 @@ def _scores(comparison: ComparedRuns) -> str:
                     words = f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
                     name = f"{c.label}, {side}"
                     items.append(
-                        svg.Interval(name, score.value, score.low, score.high, words, i, side == "base")
+                        charts.Interval(name, score.value, score.low, score.high, words, i, side == "base")
                     )
             apart = found.difference
             flips = f"{apart.gained} rows gained, {apart.lost} lost of " if apart else ""
@@ -141,59 +148,63 @@ def _scores(comparison: ComparedRuns) -> str:
                 f"{c.label}: {flips}{count} ({digest[:12]}), answered by {found.contender.answered_by}"
             )
         if items:
-            chart = svg.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
+            chart = charts.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
             caption = (
                 f"Hollow: the base model; filled: the tuned one; lines: 95% intervals. {'; '.join(told)}."
             )
-            parts.append(sections.figure(f"Held-out {metric}", chart, caption))
+            parts.append(sections.figure(f"Held-out {metric}", chart, caption, 3))
     return "".join(parts)
+
+
+def _broken(comparison: ComparedRuns) -> str:
+    """What each run broke and fixed, the rows with their answers side by side."""
+    return _headed("Broken rows", "".join(sections.flipped(f) for c in comparison.runs for f in c.flips))
 
 
 def _evaluations(comparison: ComparedRuns) -> str:
     """The newest evaluation of each run in full, and what changed since an earlier one."""
-    shown: dict[str, str] = {}
-    newest_of: list[Evaluation] = []
-    for c in comparison.runs:
-        newest = max(c.scores, key=lambda e: e.evaluation.created_at, default=None)
-        if newest is not None and newest.evaluation.id not in shown:
-            one = newest.evaluation
-            newest_of.append(one)
-            shown[one.id] = f"<h2>{escape(one.id)}</h2>" + sections.evaluation(one, c.flips, charts=False)
+    newest = [one.evaluation for c in comparison.runs if (one := rows.newest_score(c)) is not None]
+    unique = list({one.id: one for one in newest}.values())
     again = [(c.label, pairing) for c in comparison.runs for pairing in c.asked_again]
     kept = "".join(
-        f"<h2>Did {escape(c.label)} forget anything</h2>{sections.regression(c.regression)}"
+        f"<h3>Did {escape(c.label)} forget anything</h3>{sections.regression(c.regression)}"
         for c in comparison.runs
         if c.regression is not None
     )
-    plots = sections.quality(newest_of) if newest_of else ""
-    return plots + "".join(shown.values()) + kept + sections.changed(again)
+    plots = sections.quality(unique) if unique else ""
+    return plots + "".join(_in_full(one) for one in unique) + kept + sections.changed(again)
 
 
-def _costs(comparison: ComparedRuns) -> str:
-    items: list[svg.Bar] = []
+def _in_full(one: Evaluation) -> str:
+    whole = sections.evaluation(one, (), charted=False)
+    return f"<details><summary>{escape(one.id)} in full</summary>{whole}</details>"
+
+
+def _money(comparison: ComparedRuns) -> str:
+    items: list[charts.Bar] = []
     for i, c in enumerate(comparison.runs):
-        quote = c.run.quote
-        price, bill = quoted(c), billed(c)
+        quote, price, bill = c.run.quote, quoted(c), billed(c)
         if quote is not None and price is not None:
-            low, high = float(quote.low_usd), float(quote.high_usd)
-            items.append(
-                svg.Bar(f"{c.label}, quoted", float(price), text.money(price), i, low, high, hollow=True)
-            )
+            ends = float(quote.low_usd), float(quote.high_usd)
+            name = f"{c.label}, quoted"
+            items.append(charts.Bar(name, float(price), text.money(price), i, *ends, hollow=True))
         if bill is not None:
-            items.append(svg.Bar(f"{c.label}, billed", float(bill), text.money(bill), i))
-    if not items:
-        return ""
-    chart = svg.bars(items, title="Training cost, quoted and billed", x_name="US dollars")
-    return sections.figure(
-        "Cost of training", chart, "Dashed: quoted, with its low and high end; filled: billed."
-    )
+            items.append(charts.Bar(f"{c.label}, {bill_word(c)}", float(bill), text.money(bill), i))
+    chart = ""
+    if items:
+        drawn = charts.bars(items, title="Cost of training", x_name="US dollars")
+        told = "Dashed: quoted, with its low and high end; filled: what came of it."
+        chart = sections.figure("Cost of training", drawn, told, 3)
+    facts = rows.money(comparison)
+    return chart + (_facts(comparison, facts) if facts else "")
 
 
 def _settings(comparison: ComparedRuns) -> str:
     found = rows.settings(comparison)
     if not found:
         return ""
-    differ = (
-        "Those that differ come first and are marked ≠." if any(d for _, _, d in found) else "None differ."
-    )
-    return f"<h2>Settings</h2><p>{differ}</p>" + _table(comparison, found)
+    differing = [row for row in found if row[2]]
+    told = "" if differing else "<p>None differs because somebody chose so.</p>"
+    shown = _table(comparison, differing) if differing else told
+    whole = f"<details><summary>All {len(found)} settings</summary>{_table(comparison, found)}</details>"
+    return f"<h2>Settings that differ</h2>{shown}{whole}"

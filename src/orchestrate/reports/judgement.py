@@ -11,9 +11,9 @@ from orchestrate.reports.records import (
     Reason,
     RunDifference,
     RunScore,
-    billed,
     ended,
-    quoted,
+    price,
+    priced_as,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
                 f"{text.joined(sorted(set(labels)))} on {what}" for what, labels in groups.items()
             )
             yield Reason(aspect="scores", text=f"{metric} was measured on different held-out rows: {who}")
-    if len(metrics) > 1 and not _shared(runs):
+    if len(metrics) > 1 and not shared(runs):
         yield Reason(
             aspect="scores",
             text=f"no metric was measured on all of them (there are {', '.join(sorted(metrics))})",
@@ -111,39 +111,36 @@ def findings(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) ->
 
 
 def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
-    priced = [
-        (cost, c) for c in runs if (cost := billed(c) if billed(c) is not None else quoted(c)) is not None
-    ]
-    if len(priced) < 2 or _mixed(runs) or len({c.run.dataset_digest for _, c in priced}) > 1:
+    priced = [(cost, c) for c in runs if (cost := price(c)) is not None]
+    if len(priced) < 2 or mixed(runs) or len({c.run.dataset_digest for _, c in priced}) > 1:
         return
     priced.sort(key=lambda pair: pair[0])
     (low, first), (high, last) = priced[0], priced[-1]
-    kind = "billed" if first.run.bill else "quoted"
     if low == high:
         yield f"They cost the same, {text.money(low)}."
         return
     times = f", {high / low:.1f} times as much" if low else ""
     yield (
-        f"{first.label} is the cheapest to train: {text.money(low)} ({kind}); {last.label} costs "
+        f"{first.label} is the cheapest to train: {priced_as(first)}; {last.label} costs "
         f"{text.money(high)}{times}."
     )
 
 
-def _mixed(runs: Sequence[Compared]) -> bool:
+def mixed(runs: Sequence[Compared]) -> bool:
     """Whether some ran in a sandbox and others did not."""
     return len({c.run.sandbox for c in runs}) > 1
 
 
 def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterable[str]:
-    if _mixed(runs):
+    if mixed(runs):
         return
     labels = {c.run.id: c.label for c in runs}
     paired = {
         (d.first, d.second, apart.metric): (d, apart) for d in between for apart in d.pairing.differences
     }
     told: set[str] = set()
-    for metric, pairs in _shared(runs).items():
-        ranked = sorted(pairs, key=lambda pair: _rank(pair[1]))
+    for metric, pairs in shared(runs).items():
+        ranked = sorted(pairs, key=lambda pair: rank(pair[1]))
         (first, top), (second, next_) = ranked[0], ranked[1]
         gap = f"{top.score.value:.3f} against {next_.score.value:.3f} of {second.label}"
         found = paired.get((second.run.id, first.run.id, metric)) or paired.get(
@@ -165,7 +162,8 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
             yield _told(key[2], labels, *found)
 
 
-def _rank(e: RunScore) -> float:
+def rank(e: RunScore) -> float:
+    """Sorts scores, the best first."""
     return e.score.value if e.metric.better == "lower" else -e.score.value
 
 
@@ -174,7 +172,7 @@ def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Differen
     rows = f"{text.count(d.pairing.items, 'row')} that both answered"
     if d.pairing.first_items == d.pairing.second_items == d.pairing.items:
         rows = text.count(d.pairing.items, "row")
-    gap = f"{second} minus {first} {_gap(apart)}, {rows}"
+    gap = f"{second} minus {first} {gap_words(apart)}, {rows}"
     if apart.score.value == 0:
         return f"On {metric} {first} and {second} score the same: {gap}."
     if not apart.shown:
@@ -183,13 +181,14 @@ def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Differen
     return f"On {metric} {more} scores higher than {less}: {gap}."
 
 
-def _gap(d: Difference) -> str:
+def gap_words(d: Difference) -> str:
+    """`+0.040 (+0.010 to +0.070), p = 0.0030`."""
     said = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
     p = d.p_corrected if d.p_corrected is not None else d.p_value
     return said if p is None else f"{said}, p {'< 0.0001' if p < 0.0001 else f'= {p:.4f}'}"
 
 
-def _shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
+def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
     """Metrics that all runs have on the same rows, for two runs or more."""
     found: dict[tuple[str, tuple[str, int]], list[tuple[Compared, RunScore]]] = {}
     for c in runs:
@@ -207,7 +206,7 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             plain = d.against.startswith("base") and not e.evaluation.contender(d.against).shots
             rival = "its base model" if plain else d.against
             flips = f"; {d.gained} rows gained, {d.lost} lost of {d.score.n}" if d.gained or d.lost else ""
-            gap = f"{_gap(d)}, {text.count(d.score.n, 'row')}{flips}"
+            gap = f"{gap_words(d)}, {text.count(d.score.n, 'row')}{flips}"
             worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
             if not d.shown:
                 yield f"{c.label} shows no difference to {rival} on {e.metric.name}: {gap}."
@@ -255,9 +254,8 @@ def notes(runs: Sequence[Compared]) -> list[str]:
     found: list[str] = []
     if any(c.run.sandbox for c in runs):
         found.append(
-            "SANDBOX: these jobs were trained by a local stand-in on a tiny model. Prices follow the "
-            "host's rates; "
-            "loss, scores and times say nothing about the host's real model."
+            "Prices of a sandbox follow the host's rates; loss, scores and times say nothing about the "
+            "host's real model."
         )
     guessed = [c.label for c in runs if c.train_curve and not c.tokens_known]
     if guessed:

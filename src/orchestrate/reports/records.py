@@ -61,7 +61,10 @@ class Compared(Record, frozen=True, kw_only=True):
     label: str
     """Short and unique within the comparison."""
     seconds: float | None
-    tokens: int | None
+    """From its creation to its end."""
+    trained_tokens: int | None
+    billed_tokens: int | None
+    """By its bill, else by its quote; `None` where something else than tokens is billed."""
     tokens_per_second: float | None
     train_loss: float | None
     """The last one."""
@@ -74,6 +77,8 @@ class Compared(Record, frozen=True, kw_only=True):
     tokens_known: bool = True
     """False when the token axis is the run's steps spread over its tokens."""
     settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    chosen: tuple[str, ...] = ()
+    """Those of its settings that somebody asked for."""
     reconciliation: costing.Reconciliation | None = None
     scores: tuple[RunScore, ...] = ()
     flips: tuple[Flips, ...] = ()
@@ -88,10 +93,19 @@ class Compared(Record, frozen=True, kw_only=True):
     that has no model yet."""
 
 
+class Answer(Record, frozen=True, kw_only=True):
+    """What a comparison comes to."""
+
+    sentence: str
+    run: str | None = None
+    """The id of the run to take, where there is one."""
+
+
 class ComparedRuns(Record, frozen=True, kw_only=True):
     """Runs side by side. `reasons` is empty when they may be compared in every respect."""
 
     runs: tuple[Compared, ...]
+    answer: Answer = Answer(sentence="")
     reasons: tuple[Reason, ...] = ()
     findings: tuple[str, ...] = ()
     """What the numbers say, in sentences."""
@@ -119,6 +133,24 @@ def quoted(compared: Compared) -> Decimal | None:
 
 def billed(compared: Compared) -> Decimal | None:
     return compared.run.bill.usd if compared.run.bill else None
+
+
+def price(compared: Compared) -> Decimal | None:
+    """What its training cost, or would cost."""
+    bill = billed(compared)
+    return quoted(compared) if bill is None else bill
+
+
+def bill_word(compared: Compared) -> str:
+    """What `price` is: a sandbox bills nothing."""
+    if compared.run.bill is None:
+        return "quoted"
+    return "would bill" if compared.run.sandbox else "billed"
+
+
+def priced_as(compared: Compared) -> str:
+    """`$0.76 (billed)`."""
+    return f"{text.money(price(compared))} ({bill_word(compared)})"
 
 
 def bill_error(compared: Compared) -> str:

@@ -7,16 +7,17 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from orchestrate import text
 from orchestrate.evaluation.flips import Flip, Flips
 from orchestrate.evaluation.pairing import Pairing
 from orchestrate.evaluation.regression.regress import Regression
-from orchestrate.reports import scores, svg
+from orchestrate.reports import charts, scores
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
 _SHOWN = 12
 """Broken and fixed items on a page, of each."""
 _EMPTY = "<em>(empty)</em>"
-_MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
+MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
 
 
 def figure(heading: str, chart: str, caption: str, level: int = 2) -> str:
@@ -35,18 +36,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for first, *rest in rows
     )
     whole = f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{whole}</div>'
+    return f'<div class="scroll" tabindex="0">{whole}</div>'
 
 
-def evaluation(one: Evaluation, flips: Sequence[Flips], *, charts: bool = True) -> str:
+def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
     """All of one evaluation: verdicts, scores, broken items, plots, slices, confusions."""
-    drawn = [_intervals(one, metric) for metric in one.metrics] if charts else []
+    drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
         f'<p class="when">{escape(scores.what_was_asked(one))}</p>',
-        "".join(_verdict(v) for v in one.verdicts),
+        verdicts(one),
         table(scores.SCORE_HEAD, scores.score_rows(one)),
         *drawn,
-        quality([one]) if charts else "",
+        quality([one]) if charted else "",
         "".join(flipped(f) for f in flips),
         "<h3>Who answered</h3>" + table(scores.CONTENDER_HEAD, scores.contender_rows(one)),
     ]
@@ -59,11 +60,15 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charts: bool = True) 
     return "\n".join(part for part in parts if part)
 
 
+def verdicts(one: Evaluation) -> str:
+    return "".join(_verdict(v) for v in one.verdicts)
+
+
 def _verdict(v: Verdict) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in v.reasons)
     kind = v.decision.replace(" ", "-")
     return (
-        f'<div class="verdict {kind}" role="note"><strong>{_MARKS[v.decision]} {escape(v.decision)}</strong> '
+        f'<div class="verdict {kind}" role="note"><strong>{MARKS[v.decision]} {escape(v.decision)}</strong> '
         f"{escape(v.contender)}<ul>{reasons}</ul></div>"
     )
 
@@ -72,7 +77,7 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
     if metric.kind == "amount":
         return ""
     items = [
-        svg.Interval(
+        charts.Interval(
             m.contender,
             m.score.value,
             m.score.low,
@@ -83,7 +88,7 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
         )
         for i, m in enumerate(m for m in one.measures if m.metric == metric.name and not m.slice)
     ]
-    chart = svg.intervals(items, title=f"{metric.name} of each contender", x_name=metric.name)
+    chart = charts.intervals(items, title=f"{metric.name} of each contender", x_name=metric.name)
     return figure(metric.name, chart, "Filled: tuned models; hollow: others; lines: 95% intervals.", 3)
 
 
@@ -98,14 +103,14 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
     asked = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
     found: list[str] = []
     for what, unit in (("cost", "US dollars an answer"), ("latency", "seconds an answer, median")):
-        items: list[svg.Place] = []
+        items: list[charts.Place] = []
         for i, (name, (c, s)) in enumerate(asked.items()):
             x = c.seconds if what == "latency" else c.usd_per_answer
             if x is not None:
-                items.append(svg.Place(name, float(x), s.value, s.low, s.high, i, c.kind != "tuned"))
+                items.append(charts.Place(name, float(x), s.value, s.low, s.high, i, c.kind != "tuned"))
         if len(items) > 1 and any(item.x for item in items):
             title = f"{metric.name} against {what}"
-            chart = svg.places(items, title=title, x_name=unit, y_name=metric.name)
+            chart = charts.places(items, title=title, x_name=unit, y_name=metric.name)
             rows = f"{first.items:,} items ({(first.items_digest or first.dataset_digest)[:12]})"
             caption = (
                 f"Up and to the left is better; lines: 95% intervals, over {rows}. Hollow: no tuned model."
@@ -115,30 +120,36 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
 
 
 def flipped(found: Flips) -> str:
-    """Broken items first, then fixed ones, the answers side by side with what differs marked."""
+    """Broken items, then fixed ones folded away: what was asked and expected, and both answers side by side
+    with what differs marked."""
+    who, against = escape(found.contender), escape(found.against)
     if not found.broken and not found.fixed:
-        return f"<p>No item changed between {escape(found.against)} and {escape(found.contender)}.</p>"
-    parts: list[str] = []
-    for kind, items, total in (
-        ("Broken", found.broken, found.broken_count),
-        ("Fixed", found.fixed, found.fixed_count),
-    ):
-        if items:
-            more = f", the first {_SHOWN}" if total > _SHOWN else ""
-            parts.append(f"<h3>{kind} by {escape(found.contender)}: {total:,}{more}</h3>")
-            parts += [_flip(found, item) for item in items[:_SHOWN]]
-    return "".join(parts)
+        return f"<p>No row changed between {against} and {who}.</p>"
+    rows = text.count(found.broken_count, "row")
+    first = f", the worst {_SHOWN}" if found.broken_count > _SHOWN else ""
+    heading = f"<h3>{who} broke {rows} that {against} has right{first}</h3>"
+    if not found.broken:
+        heading = f"<h3>{who} broke no row that {against} has right</h3>"
+    broken = "".join(_flip(found, item) for item in found.broken[:_SHOWN])
+    if not found.fixed:
+        return heading + broken
+    first = f", the first {_SHOWN}" if found.fixed_count > _SHOWN else ""
+    fixed = "".join(_flip(found, item) for item in found.fixed[:_SHOWN])
+    told = f"{text.count(found.fixed_count, 'row')} fixed by {who}{first}"
+    return f"{heading}{broken}<details><summary>{told}</summary>{fixed}</details>"
 
 
 def _flip(found: Flips, item: Flip) -> str:
     before, after = marked(item.before, item.after)
-    note = f"<p>{escape(item.note)}</p>" if item.note else ""
-    return (
-        f'<div class="flip"><p class="question">{escape(item.question)}</p>'
-        f'<p class="expected"><b>expected</b> {escape(item.expected)}</p>{note}'
-        f'<div class="sides"><div><b>{escape(found.against)}</b><p>{before or _EMPTY}</p></div>'
-        f"<div><b>{escape(found.contender)}</b><p>{after or _EMPTY}</p></div></div></div>"
+    sides = (
+        ("prompt", escape(item.question)),
+        ("expected", escape(item.expected)),
+        (escape(found.against), before),
+        (escape(found.contender), after),
     )
+    cells = "".join(f"<div><b>{name}</b><p>{said or _EMPTY}</p></div>" for name, said in sides)
+    note = f'<p class="when">{escape(item.note)}</p>' if item.note else ""
+    return f'<div class="flip">{cells}{note}</div>'
 
 
 def marked(before: str, after: str) -> tuple[str, str]:

@@ -9,31 +9,75 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrate import text
 from orchestrate.evaluation.flips import Flip, Flips
 from orchestrate.reports import rows, scores
 from orchestrate.reports.records import ComparedRuns
 from orchestrate.text import inert
 from orchestrate.types import Evaluation
 
+_DECIDING = frozenset(
+    {
+        "run",
+        "model",
+        "status",
+        "verdict",
+        "forgot",
+        "quoted",
+        "billed",
+        "would bill",
+        "cost an answer",
+        "serving",
+    }
+    | {"time, created to end", "train loss", "valid loss", "reward", rows.PROOF}
+)
+"""Facts by which runs are chosen, beside the scores; the others tell how they came about."""
+_FINDINGS = 3
 
-def comparison_table(comparison: ComparedRuns) -> RenderableType:
-    """Facts by row and runs by column, then settings that differ, then what may be said of them."""
+
+def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> RenderableType:
+    """The answer, then facts by row and runs by column, settings that differ, what may be said of them.
+    Unless `whole`, what a choice goes by: what is the same for all is one line, and further findings are
+    counted."""
     parts: list[RenderableType] = []
     if comparison.sandbox:
         parts.append(
             Text(" SANDBOX: trained by a local stand-in, not by the hosts named ", style="bold reverse")
         )
-    parts.append(_grid(comparison, rows.facts(comparison)))
+    parts += [Text(comparison.answer.sentence, style="bold"), Text()]
+    facts, alike = rows.facts(comparison), ""
+    if not whole:
+        facts, alike = _deciding(comparison, facts)
+    parts.append(_grid(comparison, facts))
+    if alike:
+        parts.append(Text(alike, style="dim"))
     differing = [(name, values) for name, values, differ in rows.settings(comparison) if differ]
     if differing:
         parts += [Text("\nSettings that differ", style="bold"), _grid(comparison, differing)]
     if comparison.reasons:
         parts.append(Text(f"\n{rows.NOT_COMPARABLE}:", style="bold red"))
         parts += [Text(f"  {reason.aspect}: {reason.text}") for reason in comparison.reasons]
-    if comparison.findings:
-        parts += [Text(), *(Text(finding) for finding in comparison.findings)]
-    parts += [Text(note, style="dim") for note in comparison.notes]
+    findings = comparison.findings if whole else comparison.findings[:_FINDINGS]
+    if findings:
+        parts += [Text(), *(Text(finding) for finding in findings)]
+    if left := len(comparison.findings) - len(findings):
+        parts.append(Text(f"{text.count(left, 'more finding')}, and all numbers: --all", style="dim"))
+    parts += [Text(note, style="dim") for note in comparison.notes if whole]
     return Group(*parts)
+
+
+def _deciding(comparison: ComparedRuns, facts: rows.Facts) -> tuple[rows.Facts, str]:
+    """What the runs differ in, and a line of what is the same for all."""
+    scored = rows.metrics(comparison)
+    kept = [
+        (name, values)
+        for name, values in facts
+        if name in _DECIDING or (name.partition(",")[0] in scored and not name.endswith("rows"))
+    ]
+    several = len(comparison.runs) > 1
+    same = [(name, values[0]) for name, values in kept if several and len(set(values)) == 1]
+    told = "the same for all: " + "; ".join(f"{name} {value}" for name, value in same) if same else ""
+    return [(name, values) for name, values in kept if (name, values[0]) not in same], told
 
 
 _COLOURS = {"ship": "bold green", "do not ship": "bold red", "not enough evidence": "bold yellow"}
@@ -70,8 +114,8 @@ def _flip(found: Flips, item: Flip) -> Text:
     return Text("\n".join(lines))
 
 
-def _line(text: str) -> str:
-    one_line = " ".join(inert(text).split())
+def _line(said: str) -> str:
+    one_line = " ".join(inert(said).split())
     return one_line if len(one_line) <= 200 else one_line[:199] + "…"
 
 

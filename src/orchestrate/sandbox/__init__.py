@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["running"]
 
+SLOTS = 3
+"""Trainings at once: one for each host, so that none waits for another's."""
+
 
 def running(  # noqa: PLR0913  each is a setting of its own
     *,
@@ -32,7 +35,7 @@ def running(  # noqa: PLR0913  each is a setting of its own
     speed: float = 1.0,
     model: str | None = None,
     train: bool = True,
-    slots: int = 1,
+    slots: int = SLOTS,
     threads: int = 1,
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,

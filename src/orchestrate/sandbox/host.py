@@ -24,7 +24,7 @@ from orchestrate.wire.bodies import parse as parse
 from orchestrate.wire.openai.pages import number as number
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.training import Trainer
+    from orchestrate.sandbox.training.trainer import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
 """How old a job must be for the lists of the request at hand to have it."""

@@ -22,14 +22,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from orchestrate.config import SANDBOX_KEY_PREFIX
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import locked, private_folder
-from orchestrate.sandbox.control import control_app
-from orchestrate.sandbox.faults import Fault
-from orchestrate.sandbox.front import Front
+from orchestrate.sandbox import SLOTS
+from orchestrate.sandbox.front.control import control_app
+from orchestrate.sandbox.front.faults import Fault
+from orchestrate.sandbox.front.requests import Front
 from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.jobs import Durations, Settings
 from orchestrate.sandbox.starts import AlreadyUp, Start, Ways, last_start
 from orchestrate.sandbox.state import Clock, State
-from orchestrate.sandbox.training import Trainer
+from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.web.server import listen, running
 
 
@@ -78,7 +79,7 @@ class Sandbox:
     fronts: Mapping[str, Front]
 
     def fault(self, host: str, kind: str, **fields: Any) -> None:
-        """Asks for a fault on one host; fields as in `orchestrate.sandbox.faults`."""
+        """Asks for a fault on one host; fields as in `orchestrate.sandbox.front.faults`."""
         self.fronts[host].faults.add([msgspec.convert({"kind": kind, **fields}, Fault)])
 
     def clear_faults(self) -> None:
@@ -126,7 +127,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     speed: float = 1.0,
     model: str | None = None,
     train: bool = True,
-    slots: int = 1,
+    slots: int = SLOTS,
     threads: int = 1,
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,

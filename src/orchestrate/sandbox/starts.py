@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.errors import SetupError
+from orchestrate.sandbox import SLOTS
 from orchestrate.sandbox.state import DATABASE, State
 
 
@@ -16,7 +17,7 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
 
     speed: float = 1.0
     train: bool = True
-    slots: int = 1
+    slots: int = SLOTS
     threads: int = 1
     model: str | None = None
     also: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ class Measuring:
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
         json."""
-        from orchestrate.service.comparison import compare
+        from orchestrate.service.evaluation.comparison import compare
 
         return compare(self._ft, runs)
 
@@ -43,8 +43,8 @@ class Measuring:
     ) -> Evaluation:
         """Runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, scored and compared
         with one another, and kept with the runs. `order`: the further fields of
-        `orchestrate.service.evaluation.EvaluationOrder`."""
-        from orchestrate.service.evaluation import EvaluationOrder, PreparedEvaluation
+        `orchestrate.service.evaluation.held_out.EvaluationOrder`."""
+        from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 
         wanted = EvaluationOrder(test=test, metrics=metrics, **order)
         with PreparedEvaluation(self._ft, runs, wanted) as prepared:
@@ -56,8 +56,8 @@ class Measuring:
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
         """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields
-        of `orchestrate.service.regression.RegressionOrder`."""
-        from orchestrate.service.regression import PreparedRegression, RegressionOrder
+        of `orchestrate.service.evaluation.regression.RegressionOrder`."""
+        from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
 
         with PreparedRegression(self._ft, run, RegressionOrder(**order)) as prepared:
             return prepared.run()
@@ -73,9 +73,10 @@ class Measuring:
     ) -> JudgeReport:
         """Training rows rated by a model, and parted by it: those with a score of at least `keep`, 0 to 1, in
         `output`, the others beside it. `terms`: the further fields of
-        `orchestrate.service.judging.JudgeTerms`, as `rubric` and `rated`. Raises `UsageError` for a judge
-        that was never held against people, `DataError` for one that agrees too little, `OverBudget`."""
-        from orchestrate.service import data, judging
+        `orchestrate.service.evaluation.judging.JudgeTerms`, as `rubric`. Raises `UsageError` for a
+        judge that was never held against people, `DataError` for one that agrees too little, `OverBudget`."""
+        from orchestrate.service.data import files as data
+        from orchestrate.service.evaluation import judging
 
         target = data.beside(str(file), "judged.jsonl") if output is None else Path(output)
         asked = judging.JudgeTerms(model=model, **terms)
@@ -85,15 +86,15 @@ class Measuring:
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
         """Holds a judge against what people said, in a file or in a review by its id, and remembers how far
         they agree: `unfit` says why it may not decide. `terms`: as for `judge`."""
-        from orchestrate.service import judging
+        from orchestrate.service.evaluation import judging
 
         return judging.calibrated(self._ft, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str, **order: Any) -> Desk:
         """What people are to rate: answers of runs, or a review by its id; made where there is none such yet.
-        `orchestrate.service.reviewing.serving` puts it on a page. `order`: the fields of
-        `orchestrate.service.reviewing.ReviewOrder`."""
-        from orchestrate.service import reviewing
+        `orchestrate.service.evaluation.reviewing.serving` puts it on a page. `order`: the fields of
+        `orchestrate.service.evaluation.reviewing.ReviewOrder`."""
+        from orchestrate.service.evaluation import reviewing
 
         names = [runs] if isinstance(runs, str) else [r if isinstance(r, str) else r.id for r in runs]
         return reviewing.opened(self._ft, names, reviewing.ReviewOrder(**order))
@@ -101,12 +102,12 @@ class Measuring:
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
         """Adds what people said of a review's tasks elsewhere, all of it or nothing, and gives how many that
         were. Raises `UsageError`."""
-        from orchestrate.service import reviewing
+        from orchestrate.service.evaluation import reviewing
 
         return reviewing.record(self._ft, reviewing.opened(self._ft, [review]), ratings)
 
     def rated(self, review: str) -> ReviewResult:
         """What was said in a review so far: preferences with intervals, agreement, notes."""
-        from orchestrate.service import reviewing
+        from orchestrate.service.evaluation import reviewing
 
         return reviewing.result(self._ft, reviewing.opened(self._ft, [review]))

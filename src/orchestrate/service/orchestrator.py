@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from orchestrate.deployment import DeploymentHandle
-from orchestrate.errors import DataError, UsageError
+from orchestrate.errors import DataError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.service.measuring import Measuring
+from orchestrate.service.training.rerun import Rerunning
 from orchestrate.types import (
     Bill,
     Feature,
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice, Needs
-    from orchestrate.service.models import ModelChanges
-    from orchestrate.service.sandbox import Inside
+    from orchestrate.service.setup.models import ModelChanges
+    from orchestrate.service.setup.sandbox import Inside
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
@@ -55,7 +56,7 @@ Backends = str | Sequence[str]
 """`"all"`, one name, names joined by commas, or a sequence of names."""
 
 
-class Orchestrator(Measuring):
+class Orchestrator(Measuring, Rerunning):
     """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
     until it is needed; use as a context manager."""
 
@@ -114,17 +115,7 @@ class Orchestrator(Measuring):
         """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
         from orchestrate.providers import registry
 
-        if wanted == "all":
-            return registry.usable(self.settings)
-        known = registry.known(self.settings)
-        names = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
-        if unknown := [n for n in names if n not in known]:
-            raise UsageError(
-                f"no backend is called {unknown[0]!r}; known: {', '.join(known)}", fix="orchestrate providers"
-            )
-        if not names:
-            raise UsageError(f"name a backend; known: {', '.join(known)}")
-        return list(dict.fromkeys(names))
+        return registry.chosen(self.settings, wanted)
 
     def provider(self, name: str) -> Provider:
         """The backend, ready to use; nothing is sent yet."""
@@ -154,7 +145,7 @@ class Orchestrator(Measuring):
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
         """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
         the catalog."""
-        from orchestrate.service import models
+        from orchestrate.service.setup import models
 
         return models.changes(self, provider)
 
@@ -162,9 +153,9 @@ class Orchestrator(Measuring):
         self, file: str | Path, needs: Needs | None = None, totals: Sequence[Ownership] = ()
     ) -> Advice:
         """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
-        (`orchestrate.service.advice.Needs`), with reasons. `totals`, of `orchestrate.quoting.ownership`, add
-        the money. Offline. Raises `DataError` for a file that cannot be read."""
-        from orchestrate.service import advice
+        (`orchestrate.service.training.advice.Needs`), with reasons. `totals`, of `quoting.ownership`,
+        add the money. Offline. Raises `DataError` for a file that cannot be read."""
+        from orchestrate.service.training import advice
 
         return advice.advise(self, file, needs or advice.Needs(), totals)
 
@@ -252,8 +243,8 @@ class Orchestrator(Measuring):
         settles it); `ProviderError` when the host refused.
         """
         from orchestrate import earlier, trust
-        from orchestrate.service import submission
-        from orchestrate.tracking.repeats import already
+        from orchestrate.service.training import submission
+        from orchestrate.tracking.submitting.repeats import already
 
         [name] = self.backends(provider)
         if not isinstance(spec, Prepared):
@@ -302,7 +293,7 @@ class Orchestrator(Measuring):
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate.service.submission import limits
+        from orchestrate.service.training.submission import limits
 
         names = self.backends(provider)
         return limits(
@@ -338,14 +329,18 @@ class Orchestrator(Measuring):
     def _scope(self) -> bool | None:
         return None if self.settings.hosts.sandboxed else False
 
-    def _handle(self, record: Run) -> RunHandle:
+    def home_of(self, record: Run) -> Orchestrator:
+        """Where the run's backends are: here, or in its sandbox."""
         if not record.sandbox:
-            return RunHandle(self, record)
-        from orchestrate.service.sandbox import Inside
+            return self
+        from orchestrate.service.setup.sandbox import Inside
 
         if record.host not in self._inside:
             self._inside[record.host] = Inside(self, record.host)
-        return RunHandle(self._inside[record.host], record)
+        return self._inside[record.host]
+
+    def _handle(self, record: Run) -> RunHandle:
+        return RunHandle(self.home_of(record), record)
 
     def spending(
         self,
@@ -391,7 +386,7 @@ class Orchestrator(Measuring):
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _terms(self, gpu_hours: Decimal | None = None, checked: bool = True) -> Terms:
-        from orchestrate.service.continuation import continued
+        from orchestrate.service.training.continuation import continued
 
         return Terms(self.settings, self.rates, partial(continued, self), gpu_hours, checked)
 

@@ -63,19 +63,12 @@ def combine(
         )
         notes = [NOTES[method]] if method in NOTES else []
         notes.append(ADVICE)
-        merging = {"method": told["method"], "density": density, "error": told["error"]}
-        merging["parts"] = [
+        made_of = [
             _part(name, weight, r, p)
             for name, weight, r, p in zip(names, given, told["ranks"], parts, strict=True)
         ]
-        passport = {
-            "kind": "adapter",
-            "base_model": base.base,
-            "base_model_hash": dress["base_hash"],
-            "merged": merging,
-            "created_at": datetime.now(UTC),
-        }
-        write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
+        merging = {"method": told["method"], "density": density, "error": told["error"], "parts": made_of}
+        _write_passport(draft, base, dress["base_hash"], merging)
         merged = Tuned(folder.name, draft, base.base, "adapter")
         write_whole(
             draft / "README.md", card(merged, "peft", [f"orchestrate serve {folder}"], notes).encode()
@@ -92,6 +85,17 @@ def combine(
         error=told["error"],
         notes=tuple(notes),
     )
+
+
+def _write_passport(draft: Path, base: Tuned, base_hash: str, merging: dict[str, Any]) -> None:
+    passport = {
+        "kind": "adapter",
+        "base_model": base.base,
+        "base_model_hash": base_hash,
+        "merged": merging,
+        "created_at": datetime.now(UTC),
+    }
+    write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
 
 
 def _part(name: str, weight: float, rank: int, tuned: Tuned) -> dict[str, Any]:

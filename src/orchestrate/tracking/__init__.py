@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING
 from orchestrate.attributes import late
 
 if TYPE_CHECKING:
-    from orchestrate.tracking.polling import Pace as Pace
-    from orchestrate.tracking.recovery import recover as recover
     from orchestrate.tracking.store import Store as Store
-    from orchestrate.tracking.submit import Submitter as Submitter
-    from orchestrate.tracking.submit import cancel as cancel
-    from orchestrate.tracking.submit import settle as settle
-    from orchestrate.tracking.submit import stored_spec as stored_spec
-    from orchestrate.tracking.sweep import SyncReport as SyncReport
-    from orchestrate.tracking.sweep import refresh as refresh
-    from orchestrate.tracking.sweep import sync as sync
+    from orchestrate.tracking.submitting.submit import Submitter as Submitter
+    from orchestrate.tracking.submitting.submit import cancel as cancel
+    from orchestrate.tracking.submitting.submit import settle as settle
+    from orchestrate.tracking.submitting.submit import stored_spec as stored_spec
+    from orchestrate.tracking.syncing.recovery import recover as recover
+    from orchestrate.tracking.syncing.sweep import SyncReport as SyncReport
+    from orchestrate.tracking.syncing.sweep import refresh as refresh
+    from orchestrate.tracking.syncing.sweep import sync as sync
     from orchestrate.tracking.timing import Timing as Timing
     from orchestrate.tracking.timing import settle_left_s as settle_left_s
-    from orchestrate.tracking.watcher import Watcher as Watcher
+    from orchestrate.tracking.watching.polling import Pace as Pace
+    from orchestrate.tracking.watching.watcher import Watcher as Watcher
 
 _PUBLIC = {
-    "Pace": "polling",
+    "Pace": "watching.polling",
     "Store": "store",
-    "Submitter": "submit",
-    "SyncReport": "sweep",
+    "Submitter": "submitting.submit",
+    "SyncReport": "syncing.sweep",
     "Timing": "timing",
-    "Watcher": "watcher",
-    "cancel": "submit",
-    "recover": "recovery",
-    "refresh": "sweep",
-    "settle": "submit",
-    "stored_spec": "submit",
+    "Watcher": "watching.watcher",
+    "cancel": "submitting.submit",
+    "recover": "syncing.recovery",
+    "refresh": "syncing.sweep",
+    "settle": "submitting.submit",
+    "stored_spec": "submitting.submit",
     "settle_left_s": "timing",
-    "sync": "sweep",
+    "sync": "syncing.sweep",
 }
 
 

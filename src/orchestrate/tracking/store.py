@@ -6,20 +6,22 @@ from typing import Self
 
 from sqlalchemy import Engine
 
-from orchestrate.tracking import engines
-from orchestrate.tracking.agenda import Agenda
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.database import Database
-from orchestrate.tracking.experiments import Experiments
+from orchestrate.tracking.database import engines
+from orchestrate.tracking.database.leases import Leases
+from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.gateway.jobs import GatewayJobs
 from orchestrate.tracking.gateway.keys import GatewayKeys
 from orchestrate.tracking.gateway.objects import GatewayObjects
-from orchestrate.tracking.history import History
 from orchestrate.tracking.hosting.deployments import Deployments
-from orchestrate.tracking.leases import Leases
-from orchestrate.tracking.notifications import Notifications
-from orchestrate.tracking.reviews import Reviews
-from orchestrate.tracking.runs import Runs
+from orchestrate.tracking.records.agenda import Agenda
+from orchestrate.tracking.records.experiments import Experiments
+from orchestrate.tracking.records.history import History
+from orchestrate.tracking.records.notifications import Notifications
+from orchestrate.tracking.records.queue import Queue
+from orchestrate.tracking.records.reviews import Reviews
+from orchestrate.tracking.records.runs import Runs
+from orchestrate.tracking.records.searches import Searches
 
 
 class Store:
@@ -37,6 +39,8 @@ class Store:
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
         self.experiments = Experiments(self.database)
+        self.queue = Queue(self.database)
+        self.searches = Searches(self.database)
         self.gateway_keys = GatewayKeys(self.database)
         self.gateway_objects = GatewayObjects(self.database)
         self.gateway_jobs = GatewayJobs(self.database)

@@ -76,6 +76,11 @@ from orchestrate.types.proof import Proof as Proof
 from orchestrate.types.proof import ProofStage as ProofStage
 from orchestrate.types.proof import Said as Said
 from orchestrate.types.proof import Sheet as Sheet
+from orchestrate.types.queueing import QueueEntry as QueueEntry
+from orchestrate.types.queueing import QueueState as QueueState
+from orchestrate.types.queueing import Search as Search
+from orchestrate.types.queueing import Trial as Trial
+from orchestrate.types.queueing import TrialState as TrialState
 from orchestrate.types.record import Record as Record
 from orchestrate.types.reviewing import Criterion as Criterion
 from orchestrate.types.reviewing import Rating as Rating

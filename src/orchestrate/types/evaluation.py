@@ -6,6 +6,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from msgspec import structs
+
 from orchestrate.types.record import Record
 
 
@@ -166,6 +168,18 @@ class Difference(Record, frozen=True, kw_only=True):
         """Whether a difference is shown, at 5% after the correction."""
         p = self.p_corrected if self.p_corrected is not None else self.p_value
         return p <= 0.05 if p is not None else self.score.low > 0 or self.score.high < 0
+
+    def turned(self) -> Difference:
+        """`against` minus `contender`."""
+        score = self.score
+        return structs.replace(
+            self,
+            contender=self.against,
+            against=self.contender,
+            score=structs.replace(score, value=-score.value, low=-score.high, high=-score.low),
+            gained=self.lost,
+            lost=self.gained,
+        )
 
 
 class Confusion(Record, frozen=True, kw_only=True):

@@ -234,8 +234,8 @@ def test_a_limit_that_has_come_ends_it_and_is_retried(
 
 
 def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
-    from orchestrate.costing.deployments import spending
-    from orchestrate.tracking.budget import require_budget
+    from orchestrate.costing.spent.deployments import spending
+    from orchestrate.tracking.records.budget import require_budget
 
     up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))
     own = {"sandbox": False, "id": "dep-1", "job_id": "another", "host": "https://host"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
-from tests.paths import FIXTURES
+from tests.paths import BUNDLED
 
 from orchestrate import config
 from orchestrate.costing import bill_run
@@ -141,8 +141,8 @@ def test_a_local_run_at_a_high_hourly_price(tmp_path: Path) -> None:
     """A real worker, whose hour costs so much that a moment of it is above the cap."""
     spec = JobSpec.parse(
         {
-            "model": str(FIXTURES / "models" / "tiny-chat"),
-            "train": str(FIXTURES / "datasets" / "orders" / "train.jsonl"),
+            "model": str(BUNDLED / "tiny-chat"),
+            "train": str(BUNDLED / "orders" / "train.jsonl"),
             "epochs": 100,
         }
     )

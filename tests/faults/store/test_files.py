@@ -21,8 +21,9 @@ from tests.faults.submitting import make_runs
 from orchestrate import config
 from orchestrate.errors import OrchestrateError, SetupError, StoreError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, schema, transitions
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking import Store, transitions
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Event
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

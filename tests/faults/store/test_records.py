@@ -17,8 +17,8 @@ from orchestrate.errors import OverBudget, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.leases import LeaseHeld, LeaseLost
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import (
     Bill,
     Checkpoint,

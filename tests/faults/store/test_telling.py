@@ -22,10 +22,11 @@ from tests.faults.submitting import submit
 from orchestrate.config import Notify, Secret
 from orchestrate.errors import ConfigError, RateLimited, UsageError
 from orchestrate.local.run.process import started
-from orchestrate.providers.hosted import retry_after
+from orchestrate.providers.calls.hosted import retry_after
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s
-from orchestrate.tracking.channels import (
+from orchestrate.tracking.clock import Clock, Uptime
+from orchestrate.tracking.watching.channels import (
     Command,
     Desktop,
     NotDelivered,
@@ -34,7 +35,6 @@ from orchestrate.tracking.channels import (
     channels,
     tell,
 )
-from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -26,9 +26,9 @@ from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageEr
 from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher
-from orchestrate.tracking.channels import Command, NotDelivered, Webhook, tell
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.webhooks import Sender, Untrusted, listening, take_hint
+from orchestrate.tracking.watching.channels import Command, NotDelivered, Webhook, tell
+from orchestrate.tracking.watching.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

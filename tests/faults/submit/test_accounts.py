@@ -20,7 +20,8 @@ from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, accounts, cancel, refresh, settle, sync
+from orchestrate.tracking import Store, Submitter, Timing, cancel, refresh, settle, sync
+from orchestrate.tracking.submitting import accounts
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -20,9 +20,10 @@ from tests.faults.submitting import submit
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync, unfinished
+from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.submission import Submission
+from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.syncing import unfinished
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

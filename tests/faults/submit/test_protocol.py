@@ -32,7 +32,7 @@ from orchestrate.errors import (
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, sync
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.leases import LeaseHeld, LeaseLost
+from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
 from orchestrate.tracking.transitions import ImpossibleTransition
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 

@@ -18,8 +18,8 @@ from tests.faults.world import CREATE, HOSTED
 from orchestrate import Orchestrator, config
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
 from orchestrate.handle import RunHandle
-from orchestrate.tracking.repeats import RECENT
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.records.runs import Intent
+from orchestrate.tracking.submitting.repeats import RECENT
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 

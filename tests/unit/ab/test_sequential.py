@@ -18,7 +18,7 @@ from scipy.stats import binom
 from orchestrate.ab.evidence import Unit, evidence, ratio_p, units
 from orchestrate.ab.people import Person, exposed
 from orchestrate.ab.sequential import PRIOR, Labels, Means, users_for
-from orchestrate.tracking.experiments import Recorded
+from orchestrate.tracking.records.experiments import Recorded
 from orchestrate.types import ExperimentPhase, Exposure, PlannedMetric
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -28,8 +28,8 @@ from orchestrate.costing import (
     parse_flag,
     quote_hours_job,
 )
-from orchestrate.costing.jobs import quote_sized_job
 from orchestrate.costing.size import JobSize
+from orchestrate.costing.training.jobs import quote_sized_job
 from orchestrate.data import TrainingData
 from orchestrate.profile import profile
 from orchestrate.spec import JobSpec

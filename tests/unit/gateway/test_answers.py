@@ -14,7 +14,7 @@ from tests.paths import TINY
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
 from tests.unit.serving.conftest import random_adapter
 
-from orchestrate.providers import downloads
+from orchestrate.providers.files import downloads
 from orchestrate.types import Artifact, GatewayJob
 
 pytestmark = [

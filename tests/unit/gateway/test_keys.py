@@ -15,7 +15,7 @@ from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows,
 from orchestrate.errors import UsageError
 from orchestrate.gateway import running, terms
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service import gateway as service
+from orchestrate.service.serving import gateway as service
 from orchestrate.tracking import Watcher
 from orchestrate.tracking.gateway.jobs import Request
 from orchestrate.tracking.ids import new_run_id, ref_of

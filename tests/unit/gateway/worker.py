@@ -13,8 +13,8 @@ from tests.unit.gateway.conftest import MODELS
 
 from orchestrate import config, watching
 from orchestrate.gateway import running, terms
-from orchestrate.service import submission
 from orchestrate.service.orchestrator import Orchestrator
+from orchestrate.service.training import submission
 
 BEFORE = ("before-taken", "after-taken")
 """Places at which the client has no answer yet."""

@@ -21,7 +21,7 @@ from together import Together
 from orchestrate import config
 from orchestrate.errors import UsageError
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service import importing
+from orchestrate.service.migration import importing
 from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.spec import JobSpec, LoRA
 from orchestrate.types import JobStatus

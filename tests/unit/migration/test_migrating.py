@@ -23,11 +23,11 @@ from orchestrate.migration.parity import parity
 from orchestrate.migration.targets import Needs
 from orchestrate.profile import profile
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service import account
-from orchestrate.service.account import PreparedPlan
-from orchestrate.service.migrating import TAG, MigrationOrder, PreparedMigration
-from orchestrate.service.parity import PreparedProof, report, results
-from orchestrate.service.recording import PreparedRecording, RecordOrder
+from orchestrate.service.migration import account
+from orchestrate.service.migration.account import PreparedPlan
+from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.service.migration.parity import PreparedProof, report, results
+from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
 
 AUTUMN, WINTER = date(2026, 11, 26), date(2027, 2, 1)
@@ -340,6 +340,33 @@ def test_the_budget_is_that_of_all_quotes(ft: Orchestrator, runs: list[RunHandle
     highs = [s.migration.proposal.targets[0].quote.high_usd for s in prepared.steps]  # type: ignore[union-attr]
     assert prepared.high_usd == sum(highs, Decimal(0)) and plan.budget_usd >= prepared.high_usd
     assert plan.budget_usd - prepared.high_usd < Decimal("0.01")
+
+
+@pytest.mark.parametrize("edit", ["model", "skip", "deleted"])
+def test_what_was_paid_before_an_edit_counts(
+    ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, tmp_path: Path, edit: str
+) -> None:
+    path = tmp_path / "plan.yaml"
+    entry = f"  - run: {runs[2].id}\n    to: openai\n    model: gpt-4.1-mini\n    proof: false\n"
+    path.write_text(f"budget_usd: 1\nruns:\n{entry}")
+    [done] = carried(PreparedPlan(ft, path, order()), sandbox, tmp_path)
+    paid = ft.run(done.new_run or "").record.bill
+    assert paid is not None and paid.usd > 0
+    edited = {
+        "model": entry.replace("4.1-mini", "4o-mini"),
+        "skip": entry.replace("to: openai", "to: skip"),
+        "deleted": f"  - run: {runs[1].id}\n    to: openai\n    model: gpt-4.1-mini\n    proof: false\n",
+    }[edit]
+    path.write_text(f"budget_usd: 1\nruns:\n{edited}")
+    prepared = PreparedPlan(ft, path, order())
+    quotes = [s.migration.proposal.targets[0].quote for s in prepared.steps]
+    assert prepared.high_usd == paid.usd + sum((q.high_usd for q in quotes if q), Decimal(0))
+    tight = prepared.high_usd - paid.usd / 2
+    path.write_text(f"budget_usd: {tight}\nruns:\n{edited}")
+    sandbox.clear_requests()
+    with pytest.raises(OverBudget):
+        PreparedPlan(ft, path, order()).run(tmp_path / "reports", quiet)
+    assert not made(sandbox, "openai")
 
 
 class Killed:

@@ -18,17 +18,18 @@ from tests.unit.migration.conftest import chat_rows
 
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.data import Dataset
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import DataError, OverBudget, UsageError
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.items import Item, item_id
+from orchestrate.evaluation.prompts import prompts
 from orchestrate.migration.covering import covering
-from orchestrate.providers.chat import Chat
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.chat.completions import Chat
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.sandbox.untrained import ANSWER
-from orchestrate.service import recording
-from orchestrate.service.contenders import Contenders
-from orchestrate.service.recording import PreparedRecording, RecordOrder
+from orchestrate.sandbox.training.untrained import ANSWER
+from orchestrate.service.evaluation.contenders import Contenders
+from orchestrate.service.migration import recording
+from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.types import Message, Sampling
 
 SHORT = Sampling(max_tokens=16)
@@ -84,33 +85,142 @@ def test_so_many_as_asked_each_once_in_the_order_of_the_file(texts: list[str], m
     assert covering(items(texts), most) == found
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        # As OpenAI's stored completions, LiteLLM's and Langfuse's logs, and LangSmith's runs have them.
-        {
-            "object": "chat.completion",
-            "messages": [{"role": "user", "content": "hi"}],
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}}],
+ASK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+CHOICES = {
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hello"}}]
+}
+SPEND = {
+    # The columns of LiteLLM_SpendLogs, as its database and its /spend/logs give them.
+    "request_id": "chatcmpl-1",
+    "call_type": "acompletion",
+    "api_key": "its hash",
+    "spend": 0.0001,
+    "total_tokens": 9,
+    "startTime": "2026-11-02T09:00:00.000Z",
+    "model": "gpt-4o-mini-2024-07-18",
+    "api_base": "https://api.openai.com",
+    "metadata": {"user_api_key_alias": "app", "status": "success"},
+    "cache_hit": "False",
+    "request_tags": [],
+    "messages": {},
+    "status": "success",
+}
+OBSERVATION = {
+    # Langfuse's export to a bucket: strings of JSON, names with underscores.
+    "id": "o-1",
+    "trace_id": "t-1",
+    "project_id": "p",
+    "type": "GENERATION",
+    "start_time": "2026-11-02 09:00:00.000000",
+    "provided_model_name": "gpt-4o-mini",
+    "usage_details": {"input": 8},
+    "level": "DEFAULT",
+}
+RUN = {
+    "id": "r-1",
+    "trace_id": "r-1",
+    "run_type": "llm",
+    "name": "ChatOpenAI",
+    "start_time": "2026-11-02T09:00:00",
+    "extra": {"metadata": {"ls_model_name": "gpt-4o-mini"}},
+}
+
+
+def lc(kind: str, text: str) -> dict[str, Any]:
+    """A message as LangChain serialises it."""
+    name = ["langchain", "schema", "messages", f"{kind}Message"]
+    return {"lc": 1, "type": "constructor", "id": name, "kwargs": {"content": text}}
+
+
+LOGS: dict[str, tuple[dict[str, Any], str]] = {
+    "stored": ({"object": "chat.completion", "id": "c", "messages": ASK, **CHOICES}, "hello"),
+    "stored, of its list": ({"object": "chat.completion", "input_messages": ASK, **CHOICES}, "hello"),
+    "responses": ({"instructions": "Be brief.", "input": "hi", "model": "gpt-4o-mini"}, ""),
+    "batch": ({"custom_id": "1", "url": "/v1/chat/completions", "body": {"model": "m", "messages": ASK}}, ""),
+    "litellm callback": ({"messages": ASK, "response": CHOICES}, "hello"),
+    "litellm": (
+        SPEND | {"proxy_server_request": {"model": "m", "messages": ASK}, "response": CHOICES},
+        "hello",
+    ),
+    "litellm, of psql": (
+        SPEND
+        | {
+            "messages": "{}",
+            "proxy_server_request": json.dumps({"body": {"messages": ASK}, "headers": {}}),
+            "response": json.dumps(CHOICES),
         },
-        {
-            "messages": [{"role": "user", "content": "hi"}],
-            "response": {"choices": [{"message": {"role": "assistant", "content": "hello"}}]},
+        "hello",
+    ),
+    "litellm, failed": (SPEND | {"proxy_server_request": {"messages": ASK}, "response": {}}, ""),
+    "langfuse": (
+        {"traceId": "t", "input": ASK, "output": {"role": "assistant", "content": "hello"}},
+        "hello",
+    ),
+    "langfuse, of a bucket": (
+        OBSERVATION | {"input": json.dumps({"messages": ASK}), "output": json.dumps("hello")[1:-1]},
+        "hello",
+    ),
+    "langfuse, failed": (OBSERVATION | {"input": json.dumps(ASK), "output": None}, ""),
+    "langsmith": (RUN | {"inputs": {"messages": ASK}, "outputs": CHOICES}, "hello"),
+    "langsmith, of langchain": (
+        RUN
+        | {
+            "inputs": {"messages": [[lc("System", "Be brief."), lc("Human", "hi")]]},
+            "outputs": {"generations": [[{"text": "hello", "message": lc("AI", "hello")}]]},
         },
-        {"input": [{"role": "user", "content": "hi"}], "output": {"role": "assistant", "content": "hello"}},
-        {
-            "inputs": {"messages": [{"role": "user", "content": "hi"}]},
-            "outputs": {"choices": [{"message": {"role": "assistant", "content": "hello"}}]},
-        },
-    ],
-    ids=["stored", "litellm", "langfuse", "langsmith"],
-)
-def test_prompts_come_from_logs(tmp_path: Path, row: dict[str, Any]) -> None:
+        "hello",
+    ),
+    "langsmith, of parquet": (
+        RUN | {"inputs": json.dumps({"messages": ASK}), "outputs": json.dumps(CHOICES)},
+        "hello",
+    ),
+    "langsmith, failed": (RUN | {"inputs": {"messages": ASK}, "outputs": None, "error": "timeout"}, ""),
+    "chat": ({"messages": ASK}, ""),
+    "prompt": ({"system": "Be brief.", "prompt": "hi"}, ""),
+}
+
+
+@pytest.mark.parametrize(("row", "answer"), LOGS.values(), ids=LOGS)
+def test_prompts_come_from_logs_with_an_answer_or_without(
+    tmp_path: Path, row: dict[str, Any], answer: str
+) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text((json.dumps(row) + "\n") * 2)
-    [first, _] = held_out(Dataset.open(path)).items
-    assert [(m.role, m.content) for m in first.prompt] == [("user", "hi")]
-    assert first.expected == "hello" and len(covering([first, first], None).items) == 1
+    found = prompts(str(path))
+    first, _ = found.items
+    assert [(m.role, m.content) for m in first.prompt] == [("system", "Be brief."), ("user", "hi")]
+    assert first.expected == answer and not found.left_out
+    assert len(covering(found.items, None).items) == 1
+
+
+def test_a_log_of_many_kinds_is_read_row_by_row_and_what_asks_nothing_is_counted(tmp_path: Path) -> None:
+    rows = [row for row, _ in LOGS.values()]
+    rows += [
+        RUN | {"run_type": "tool", "inputs": {"x": 1}, "outputs": {"y": 2}},
+        {"messages": ASK[:1]},
+        {"question": "which?", "options": ["this one here", "that one there"]},
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "[1]\nnot json\n")
+    found = prompts(str(path))
+    assert len(found.items) == len(LOGS) and sum(found.left_out.values()) == 5
+    assert any("options is not read" in why for why in found.left_out)
+    path.write_text("{}\n")
+    with pytest.raises(DataError, match="no prompt that can be asked"):
+        prompts(str(path))
+
+
+def test_prompts_without_answers_are_recorded(ft: Orchestrator, old: RunHandle, tmp_path: Path) -> None:
+    path = tmp_path / "asked.txt"
+    path.write_text("Which colour has the sky?\nWhich colour has the grass?\n")
+    with PreparedRecording(ft, old.id, RecordOrder(prompts=path, sampling=SHORT)) as prepared:
+        done = prepared.run()
+    assert (done.answered, done.prompts, done.expected) == (2, 2, 0)
+    lines = [json.loads(line)["messages"] for line in done.rows_file.read_text().splitlines()]
+    assert [[m["content"] for m in said] for said in lines] == [
+        ["Which colour has the sky?", ANSWER],
+        ["Which colour has the grass?", ANSWER],
+    ]
 
 
 def asked(sandbox: Sandbox) -> int:
@@ -208,15 +318,15 @@ def test_recorded_answers_become_rows_with_the_terms_told(
 
 
 def test_a_model_that_is_no_run_is_recorded_by_its_address(ft: Orchestrator, tmp_path: Path) -> None:
-    prompts = chat_rows(tmp_path / "log.jsonl", 0, 3)
+    path = chat_rows(tmp_path / "log.jsonl", 0, 3)
     with chat_host() as host:
         host.writes = lambda number, body: f"answer {number}"
         name = f"{host.url}=old-model"
-        with PreparedRecording(ft, name, RecordOrder(prompts=prompts, sampling=SHORT)) as prepared:
+        with PreparedRecording(ft, name, RecordOrder(prompts=path, sampling=SHORT)) as prepared:
             done = prepared.run()
         assert all(body["logprobs"] for body in host.bodies) and done.answered == 3
     silent = Contenders(ft, SHORT, "auto").of_model(f"record:{done.id}")
-    questions = silent.questions(held_out(Dataset.open(prompts)).items, 1)
+    questions = silent.questions(held_out(Dataset.open(path)).items, 1)
     assert {a.text for a in silent.respondent.ask(questions)} == {f"answer {n}" for n in (1, 2, 3)}
     with pytest.raises(UsageError, match="name the prompts"):
         PreparedRecording(ft, name, RecordOrder())

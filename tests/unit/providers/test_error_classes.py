@@ -17,8 +17,8 @@ from orchestrate.errors import (
     ProviderError,
     UnexpectedAnswer,
 )
-from orchestrate.providers import hosted
-from orchestrate.providers.hosted import STATUS_ERRORS, Wire
+from orchestrate.providers.calls import hosted
+from orchestrate.providers.calls.hosted import STATUS_ERRORS, Wire
 
 STATUS = {"APIStatusError", "HTTPStatusError"}
 """They carry the host's answer, so that its status decides."""

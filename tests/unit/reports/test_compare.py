@@ -68,15 +68,27 @@ def test_a_sandbox_is_not_the_real_host(run: Make, result: Result) -> None:
     found = compare([a, b], {}, {a.id: [result(a, 0.9)], b.id: [result(b, 0.5)]})
     assert "all" in aspects(found)
     assert found.sandbox
-    assert found.runs[1].label == "fireworks [SANDBOX]"
+    assert found.runs[1].label == "fireworks (sandbox)"
     assert not any("scores best" in text or "cheapest" in text for text in found.findings)
 
 
 def test_sandboxes_may_be_compared_with_each_other_and_are_marked(run: Make) -> None:
     found = compare([run("together", sandbox=True), run("fireworks", sandbox=True)])
     assert found.comparable
-    for format in ("table", "md", "html", "csv", "json"):
-        assert "SANDBOX" in found.render(format), format
+    for format in ("table", "md", "html"):
+        assert found.render(format).count("SANDBOX") <= 4, format  # in the head, and as a chip
+        assert "SANDBOX" in found.render(format)[: 4500 if format == "html" else 200], format
+    assert [row["sandbox"] for row in csv.DictReader(io.StringIO(found.render("csv")))] == ["true", "true"]
+    assert json.loads(found.render("json"))["sandbox"] is True
+
+
+def test_what_a_sandbox_would_bill_is_not_called_billed(run: Make) -> None:
+    found = compare([run("together", sandbox=True), run("fireworks", sandbox=True)])
+    for format in ("table", "md", "html"):
+        text = found.render(format)
+        assert "would bill" in text, format
+        assert "billed" not in text.replace("Nothing was billed", "").replace("billed tokens", ""), format
+    assert "would bill" not in compare([run("together")]).render("html")
 
 
 def test_different_models_have_different_losses(run: Make) -> None:
@@ -186,7 +198,7 @@ def test_csv_is_data(run: Make, result: Result) -> None:
     a = run("together", model="=HYPERLINK(1)")
     [row] = csv.DictReader(io.StringIO(compare([a], {}, {a.id: [result(a, 0.9)]}).render("csv")))
     assert row["billed_usd"] == "0.76"
-    assert row["seconds"] == "1200.0"
+    assert row["seconds"] == "1320.0"  # from created to finished
     assert float(row["exact_match.tuned"]) == 0.9
     assert float(row["quote_error"]) == pytest.approx((0.75 - 0.76) / 0.76)
     assert row["model"] == "'=HYPERLINK(1)"  # a spreadsheet must not run it
@@ -299,3 +311,111 @@ def test_each_number_says_rows_and_who_answered(run: Make, result: Result) -> No
         text = found.render(format)
         for told in ("the adapter on this machine", "ffffffffffff", "200", "0.002"):
             assert told in text, (format, told)
+
+
+# -- the answer --------------------------------------------------------------------------------------------
+
+
+def apart(first: str, second: str, value: float, p: float) -> RunDifference:
+    """Of the second minus the first."""
+    score = Score(value=value, low=value - 0.03, high=value + 0.03, n=200)
+    found = Difference(contender=second, against=first, metric="exact_match", score=score, p_value=p)
+    pairing = Pairing(
+        first="e1",
+        second="e2",
+        items=200,
+        first_items=200,
+        second_items=200,
+        same_answers=9,
+        differences=(found,),
+    )
+    return RunDifference(first=first, second=second, pairing=pairing)
+
+
+def bill(usd: str) -> Bill:
+    return Bill(usd=Decimal(usd), origin="total_price")
+
+
+def test_the_best_is_taken_when_a_difference_is_shown(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks", bill=bill("0.10"))
+    scores = {a.id: [result(a, 0.9)], b.id: [result(b, 0.5)]}
+    found = compare([a, b], {}, scores, between=[apart(a.id, b.id, -0.4, 0.001)]).answer
+    assert found.run == a.id
+    assert found.sentence == (
+        "Take together: best on exact_match, 0.900 (0.870 to 0.925), against fireworks (+0.400 (+0.370 to "
+        "+0.430), p = 0.0010, 200 rows), for $0.76 (billed) against $0.10 (billed)."
+    )
+
+
+def test_the_cheapest_is_taken_of_those_that_nothing_separates(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks", bill=bill("0.10"))
+    scores = {a.id: [result(a, 0.91)], b.id: [result(b, 0.9)]}
+    found = compare([a, b], {}, scores, between=[apart(a.id, b.id, -0.01, 0.6)]).answer
+    assert found.run == b.id
+    assert "the cheapest of the good ones, $0.10 (billed)" in found.sentence
+    assert "no difference is shown to together (-0.010 (-0.040 to +0.020), p = 0.6000" in found.sentence
+
+
+def test_what_is_not_better_than_its_base_is_no_choice(run: Make, result: Result) -> None:
+    a, b = run("together"), run("fireworks")
+    one = result(a, 0.9)
+    no = replace(one.differences[0], p_value=0.4, p_corrected=0.4)
+    scores = {a.id: [replace(one, differences=(no,))], b.id: [result(b, 0.5)]}
+    assert compare([a, b], {}, scores).answer.run == b.id
+    neither = compare([a], {}, {a.id: scores[a.id]}).answer
+    assert neither.run is None and neither.sentence.startswith("Not enough evidence to ship together")
+
+
+def test_many_runs_against_the_best_are_corrected_for_their_number(run: Make, result: Result) -> None:
+    """Holm by hand: of p = 0.03 and 0.04 twice 0.03 is 0.06, so that neither differs from the best."""
+    runs = [run("together"), run("fireworks", bill=bill("0.10")), run("local", bill=bill("0.20"))]
+    scores = {r.id: [result(r, s)] for r, s in zip(runs, (0.95, 0.9, 0.91), strict=True)}
+    pairs = [apart(runs[0].id, runs[1].id, -0.05, 0.03), apart(runs[0].id, runs[2].id, -0.04, 0.04)]
+    assert compare(runs, {}, scores, between=pairs).answer.run == runs[1].id
+    sure = [apart(runs[0].id, runs[1].id, -0.05, 0.02), apart(runs[0].id, runs[2].id, -0.04, 0.04)]
+    assert compare(runs, {}, scores, between=sure).answer.run == runs[0].id
+
+
+def test_nothing_is_chosen_where_nothing_can_be(run: Make, result: Result) -> None:
+    failed = run("together", status=JobStatus.FAILED)
+    assert compare([failed]).answer.sentence.startswith("No run has succeeded")
+    mixed = compare([run("together"), run("fireworks", sandbox=True)]).answer
+    assert mixed.run is None and "fireworks (sandbox) ran in a sandbox" in mixed.sentence
+    unscored = compare([run("together"), run("local", bill=bill("0.02"))]).answer
+    assert unscored.run is None and "orchestrate eval run-together run-local" in unscored.sentence
+    assert "local is the cheapest to train, $0.02 (billed)" in unscored.sentence
+
+
+# -- settings, tokens, the terminal ------------------------------------------------------------------------
+
+
+def test_only_what_somebody_chose_differs(run: Make) -> None:
+    def told(host: str, size: str, epochs: int) -> Translation:
+        rows = (
+            Setting(name="epochs", asked=epochs, outcome=Outcome.KEPT, sent=epochs),
+            Setting(name="batch_size", outcome=Outcome.DEFAULTED, sent=size),
+            Setting(name="seed", outcome=Outcome.DEFAULTED),
+        )
+        return Translation(provider=host, model="m", body={}, settings=rows)
+
+    a, b = run("together"), run("fireworks")
+    found = compare([a, b], translations={a.id: told("together", "max", 3), b.id: told("fireworks", "8", 4)})
+    text = found.render("table")
+    assert "epochs" in text and "batch_size" not in text
+    assert "None" not in found.render("html") and "left to the host" in found.render("html")
+
+
+def test_trained_and_billed_tokens_are_two(run: Make) -> None:
+    [one] = compare([run("together", trained_tokens=1_200_000)]).runs
+    assert (one.trained_tokens, one.billed_tokens) == (1_200_000, 1_500_000)
+
+
+def test_a_comparison_of_four_fits_on_a_screen(run: Make, result: Result) -> None:
+    from orchestrate.reports.terminal import plain_text
+
+    runs = [run(name) for name in ("together", "fireworks", "local", "openai")]
+    scores = {r.id: [result(r, 0.9 + i / 100)] for i, r in enumerate(runs)}
+    pairs = [apart(a.id, b.id, 0.01, 0.5) for i, a in enumerate(runs) for b in runs[i + 1 :]]
+    text = plain_text(compare(runs, {}, scores, between=pairs).table(), 100)
+    assert text.count("\n") <= 40
+    assert text.splitlines()[0].startswith("Take openai: on exact_match no difference is shown")

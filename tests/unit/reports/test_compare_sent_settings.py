@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrate import config
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.records.runs import Intent
 
 
 def test_settings_as_sent(tmp_path: Path) -> None:

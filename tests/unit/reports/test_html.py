@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from orchestrate.reports import Comparison, compare
-from orchestrate.reports.svg import ticks
+from orchestrate.reports.charts import ticks
+from orchestrate.reports.charts.drawing import log_ticks
 from orchestrate.types import Evaluation, JobStatus, MetricPoint, Run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -84,31 +85,40 @@ def test_what_came_from_outside_is_escaped(comparison: Comparison) -> None:
 
 def test_charts_are_well_formed_and_named(comparison: Comparison) -> None:
     charts = re.findall(r"<svg.*?</svg>", comparison.render("html"), re.DOTALL)
-    assert len(charts) == 5
     titles = [ElementTree.fromstring(chart).findtext("title") for chart in charts]
-    assert titles == [
-        "Loss over tokens trained",
+    assert titles[::2] == titles[1::2]  # each drawn for a page and for a phone
+    assert titles[::2] == [
+        "exact_match against cost of training",
+        "Cost of training",
+        "Validation loss over tokens trained",
+        "Training loss over tokens trained",
         "exact_match of base and tuned models",
         "exact_match against cost",
         "exact_match against latency",
-        "Training cost, quoted and billed",
     ]
 
 
 def test_series_differ_without_colour(comparison: Comparison) -> None:
-    chart = re.findall(r"<svg.*?</svg>", comparison.render("html"), re.DOTALL)[0]
+    charts = re.findall(r"<svg.*?</svg>", comparison.render("html"), re.DOTALL)
+    chart = next(c for c in charts if "Validation loss" in c)
     lines = re.findall(r'<path class="line s\d"([^>]*?) d=', chart)
     assert len(lines) == len(set(lines)) == 4  # a dash of its own each
     assert {"<circle", "<rect"} <= set(re.findall(r"<circle|<rect", chart))
-    for label in ("together, valid", "fireworks, valid", "local, valid"):
-        assert label in chart  # named at the line, not in a legend by colour
+    for label in ("together", "fireworks", "local"):
+        assert f">{label}</text>" in chart  # named at the line, not in a legend by colour
 
 
 def test_warnings_come_before_the_numbers(comparison: Comparison) -> None:
     text = comparison.render("html")
     places = [
         text.index(words)
-        for words in ("<strong>SANDBOX</strong>", "These runs are not comparable", "Side by side")
+        for words in (
+            "<strong>SANDBOX</strong>",
+            "<h1>",
+            "These runs are not comparable",
+            'class="card',
+            "<svg",
+        )
     ]
     assert places == sorted(places)
 
@@ -181,13 +191,14 @@ def test_light_and_dark_are_legible(page: Page, scheme: Literal["light", "dark"]
 
 
 def test_everything_is_on_the_page(page: Page) -> None:
-    assert page.locator("svg").count() == 5
-    assert page.locator("th.tag").first.inner_text() == "openai [SANDBOX]"
-    for width in (900, 400):
+    assert page.locator("svg:visible").count() == 7
+    assert page.locator(".chip").count() == 1
+    assert "openai (sandbox)" in page.locator("h2", has=page.locator(".chip")).inner_text()
+    for width in (900, 390):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     boxes = page.evaluate(
-        """() => [...document.querySelectorAll("svg")].flatMap(svg => {
+        """() => [...document.querySelectorAll("svg")].filter(svg => svg.checkVisibility()).flatMap(svg => {
             const outer = svg.getBoundingClientRect();
             return [...svg.querySelectorAll("text")].map(text => {
                 const box = text.getBoundingClientRect();
@@ -200,12 +211,62 @@ def test_everything_is_on_the_page(page: Page) -> None:
 
 def test_labels_of_a_chart_do_not_overlap(page: Page) -> None:
     charts = page.evaluate(
-        """() => [...document.querySelectorAll('svg')].map(svg =>
+        """() => [...document.querySelectorAll('svg.page')].map(svg =>
             [...svg.querySelectorAll('text.name')].map(node => node.getBoundingClientRect().top))"""
     )
     named = [places for places in charts if places]
-    assert [len(places) for places in named] == [4, 4, 4]
+    assert [len(places) for places in named] == [3, 4, 4, 4, 4]
     assert min(b - a for places in named for a, b in pairwise(sorted(places))) >= 10
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_letters_of_charts_keep_their_size(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    sizes = page.evaluate(
+        """() => [...document.querySelectorAll("svg")].filter(svg => svg.checkVisibility()).map(svg =>
+            12 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)"""
+    )
+    assert len(sizes) == 7 and min(sizes) >= 11
+
+
+def test_numbers_stand_on_one_line_on_a_phone(page: Page) -> None:
+    """Tables scroll, and the name of a row stays in sight."""
+    page.set_viewport_size({"width": 390, "height": 900})
+    lines = page.evaluate(
+        """() => [...document.querySelectorAll("td, dd b")].filter(e => /\\d/.test(e.innerText)
+            && e.innerText.length < 30 && e.checkVisibility()).map(e => {
+                const range = document.createRange(); range.selectNodeContents(e);
+                return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size;
+            })"""
+    )
+    assert len(lines) > 40 and set(lines) == {1}
+    scrolled = page.locator(".scroll").last
+    scrolled.evaluate("e => e.scrollLeft = 300")
+    assert scrolled.locator("tbody th").first.bounding_box()["x"] >= 0  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_the_answer_and_the_cards_are_on_the_first_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    heading = page.locator("h1").bounding_box()
+    figures = [page.locator(".card").first.locator("dd").nth(i).bounding_box() for i in range(4)]
+    assert heading and heading["y"] < 200
+    assert [box["y"] + box["height"] < 900 for box in figures if box] == [True] * 4  # score, gap, cost, time
+
+
+def test_log_ticks_are_round() -> None:
+    assert log_ticks(0.03, 4.2) == [0.05, 0.1, 0.2, 0.5, 1, 2]
+    assert log_ticks(0.61, 0.93) == ticks(0.61, 0.93)
+    assert log_ticks(1e-5, 1e3) == [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10, 100, 1000]
+
+
+def test_equal_steps_of_a_log_axis_are_equal_factors(run: Make) -> None:
+    a = run("local")
+    halving = [MetricPoint(step=s, values={"train_loss": 8.0 * 0.5**s}) for s in range(6)]
+    chart = re.findall(r"<svg.*?</svg>", compare([a], {a.id: halving}).render("html"), re.DOTALL)
+    [path] = re.findall(r'class="line[^>]* d="([^"]+)"', next(c for c in chart if "Training loss" in c))
+    heights = [float(y) for _, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
+    steps = [b - a for a, b in pairwise(heights)]
+    assert steps == pytest.approx([steps[0]] * 5, abs=0.11)
 
 
 def test_printing(page: Page) -> None:

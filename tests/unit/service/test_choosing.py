@@ -11,10 +11,11 @@ import pytest
 from orchestrate import Orchestrator, config
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.sandbox import running
-from orchestrate.service import data, machine
-from orchestrate.service.advice import Needs, base_score
-from orchestrate.service.generation import Writer
-from orchestrate.service.sandbox import running as running_at
+from orchestrate.service.data import files as data
+from orchestrate.service.data.generation import Writer
+from orchestrate.service.setup import machine
+from orchestrate.service.setup.sandbox import running as running_at
+from orchestrate.service.training.advice import Needs, base_score
 
 
 @pytest.fixture

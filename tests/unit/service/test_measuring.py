@@ -16,7 +16,7 @@ from orchestrate import AsyncOrchestrator, JobSpec, Orchestrator, config
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Answered
 from orchestrate.evaluation.review.desk import Desk
-from orchestrate.tracking.runs import Intent
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed, Rating
 
 QUESTIONS = ("one?", "two?", "three?", "four?")

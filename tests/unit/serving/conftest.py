@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.paths import ROOT, TINY
+from tests.paths import BUNDLED, TINY
 
 from orchestrate.types import Sheet
 
 if TYPE_CHECKING:
     from tests.unit.serving.gguf import Made
 
-ORDERS = ROOT / "fixtures" / "datasets" / "orders" / "validation.jsonl"
+ORDERS = BUNDLED / "orders" / "validation.jsonl"
 
 
 def in_process(tasks: list[dict[str, Any]], *, module: str = "worker") -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import Known
 
 from orchestrate import config
-from orchestrate.service import Orchestrator, experiments
+from orchestrate.service import Orchestrator
+from orchestrate.service.serving import experiments
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 
 pytestmark = [

@@ -26,7 +26,7 @@ pytestmark = [
 SCRIPT = """
 import sys
 from orchestrate.errors import OrchestrateError
-from orchestrate.service.serving import upload
+from orchestrate.service.serving.tuned import upload
 from orchestrate.types import Export
 made = Export(form="hub", folder=sys.argv[1], files=(), base_model="b", commands=())
 try:

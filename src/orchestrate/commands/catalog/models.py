@@ -13,8 +13,8 @@ from orchestrate.commands.terminal.console import Json, note, orchestrator, out,
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
-from orchestrate.service import models
-from orchestrate.service.models import HostModel, Model
+from orchestrate.service.setup import models
+from orchestrate.service.setup.models import HostModel, Model
 
 app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
 

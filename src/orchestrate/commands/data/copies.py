@@ -81,7 +81,7 @@ def convert(
 ) -> None:
     """Rows in another format: without loss, or not at all unless --allow-loss. Tickets and mails, with one
     message a row, become conversations: --thread, --role, --assistant."""
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
 
     format = data.format_of(settings_of(context), to)
     ending = "parquet" if to == "parquet" else "jsonl"
@@ -140,7 +140,7 @@ def split(
 ) -> None:
     """By content: the same row falls on the same side, also after rows were added. Conversations stay
     whole."""
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
 
     with (
         progress_bar("splitting") as progress,
@@ -180,7 +180,7 @@ def dedupe(
     json: Json = False,
 ) -> None:
     """Keep the first of each set of equal rows, and log the others."""
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
 
     with engine(reading.engine, reading.workers), progress_bar("comparing") as progress:
         report = data.dedupe(
@@ -207,7 +207,7 @@ def dedupe(
 @contextmanager
 def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Generator[str]:
     """The file, or the conversations that its messages make. Tells what is left out of them."""
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
 
     columns = data.columns_of(
         file,

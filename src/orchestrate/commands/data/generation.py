@@ -86,7 +86,8 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.service import data, generation
+    from orchestrate.service.data import files as data
+    from orchestrate.service.data import generation
 
     order = generation.Order(
         rows=rows,
@@ -128,7 +129,7 @@ def review(
 
     FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
     """
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
 
     if export is not None:
         report = data.Review(file).export(export)

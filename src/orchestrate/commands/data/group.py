@@ -45,7 +45,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
 
     name = tokenizer or data.counter(model)
     with progress_bar("reading") as progress:
@@ -100,7 +100,7 @@ def check(
     json: Json = False,
 ) -> None:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
 
     named = {"train": file, "validation": others.validation, "test": others.test}
     paths = {split: path for split, path in named.items() if path}
@@ -164,7 +164,7 @@ def preview(
 ) -> None:
     """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
     run by its host's own account of them."""
-    from orchestrate.service import data
+    from orchestrate.service.data import files as data
     from orchestrate.specfile import parse_settings
 
     if model is None and not Path(file).exists():

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrate.commands.data.options import FileArg, OutputOpt
-from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 
 if TYPE_CHECKING:
-    from orchestrate.service.judging import JudgePlan, JudgeReport
+    from orchestrate.service.evaluation.judging import JudgePlan, JudgeReport
 
 RubricOpt = Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")]
 KeyVariableOpt = Annotated[
@@ -68,7 +68,8 @@ def judge(
     The judge is first held against answers that people rated, and must agree with them. The price is told
     first. The same command goes on where it was interrupted, and pays nothing twice.
     """
-    from orchestrate.service import data, judging
+    from orchestrate.service.data import files as data
+    from orchestrate.service.evaluation import judging
 
     given: dict[str, Any] = {**vars(by), "max_cost_usd": dollars(by.max_cost)}
     del given["max_cost"]
@@ -125,7 +126,7 @@ def from_review(
     json: Json = False,
 ) -> None:
     """What people said of answers, as training rows for preference tuning. What makes no row is counted."""
-    from orchestrate.service import reviewing
+    from orchestrate.service.evaluation import reviewing
 
     if format not in ("dpo", "kto"):
         raise UsageError(f"--as takes dpo or kto; got {format!r}")

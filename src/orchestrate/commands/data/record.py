@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.data.options import OutputOpt
-from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
@@ -20,13 +20,13 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.service.recording import Due, Recording, RecordPlan
+    from orchestrate.service.migration.recording import Due, Recording, RecordPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def record(
     The price is told first. The same command goes on where it was interrupted, and pays nothing twice. The
     recording can be asked like a model: eval --model record:ID.
     """
-    from orchestrate.service import recording
+    from orchestrate.service.migration import recording
 
     with orchestrator(context) as ft:
         if shown.calendar or shown.listed:
@@ -194,7 +194,7 @@ def from_record(
     json: Json = False,
 ) -> None:
     """A recording as rows to train on. The terms of the model's host are told, and have to be agreed to."""
-    from orchestrate.service import recording
+    from orchestrate.service.migration import recording
 
     with orchestrator(context) as ft:
         found = recording.terms(ft, recording.named(ft, name))

@@ -87,7 +87,7 @@ def serve(
 ) -> None:
     """Begin an experiment or go on with it: a proxy before both models that speaks the chat completions API,
     until interrupted. The experiment goes on when it is started again."""
-    from orchestrate.service import experiments
+    from orchestrate.service.serving import experiments
 
     terms = experiments.ABTerms(
         host=where.host,
@@ -139,7 +139,7 @@ def status(
     json: Json = False,
 ) -> None:
     """What the evidence shows now, and what the rule says. It may be looked at as often as one likes."""
-    from orchestrate.service import experiments
+    from orchestrate.service.serving import experiments
 
     with orchestrator(context) as ft:
         found = experiments.found(ft, name)
@@ -172,7 +172,7 @@ def record(
 ) -> None:
     """Record outcomes from files of JSON lines: {"user": "u1", "metric": "resolved", "value": true}. A file
     can be given again, also when it has grown: nothing counts twice."""
-    from orchestrate.service import experiments
+    from orchestrate.service.serving import experiments
 
     with orchestrator(context) as ft:
         [experiment] = experiments.found(ft, name)
@@ -197,7 +197,7 @@ def stop(
     json: Json = False,
 ) -> None:
     """End an experiment, whatever it shows: everybody gets one model from then on."""
-    from orchestrate.service import experiments
+    from orchestrate.service.serving import experiments
 
     with orchestrator(context) as ft:
         [experiment] = experiments.found(ft, name)
@@ -219,7 +219,7 @@ def size(
     json: Json = False,
 ) -> None:
     """How many users it takes to see a difference in four of five experiments. Offline."""
-    from orchestrate.service import experiments
+    from orchestrate.service.serving import experiments
 
     if (rate is None) == (deviation is None):
         raise UsageError("give --rate of a right-or-wrong metric, or --deviation of a number")
@@ -239,7 +239,7 @@ def size(
 
 
 def _show(report: ExperimentReport, *, json: bool) -> None:
-    from orchestrate.service import experiments
+    from orchestrate.service.serving import experiments
 
     if json:
         print_json(report)

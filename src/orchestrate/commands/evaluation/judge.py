@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +22,13 @@ from orchestrate.commands.terminal.console import (
     print_text,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.service.evaluation import EvaluationOrder, EvaluationPlan
+    from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan
 
 FORMATS = ("table", "md", "html", "csv", "json")
 _TELL_EVERY_S = 5.0
@@ -132,6 +132,7 @@ class Decision:
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write a report: .html, .md, .json, .txt, .xml.")
     ] = None
+    open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False
     show: Annotated[int, typer.Option(min=0, help="Broken and fixed rows to print, of each.")] = 3
 
 
@@ -153,7 +154,7 @@ def evaluate(
     The price and what so many rows can show are told first. Answers are kept: the same command goes on where
     it was interrupted, and asks nothing twice. Exit code 6 when --max-cost is reached.
     """
-    from orchestrate.service.evaluation import PreparedEvaluation, metric_names, require_reports
+    from orchestrate.service.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
         print_json(metric_names()) if json else print_text("\n".join(metric_names()))
@@ -165,7 +166,8 @@ def evaluate(
         tell_plan(plan)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
-    _show(found, decision, json=json)
+        page = decision.output or (page_of(ft.settings.home, found.id) if decision.open_it else None)
+    _show(found, decision, page, json=json)
     if decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts)):
         if not found.verdicts:
             warn("--gate: there is no verdict, as there is nothing to compare with and no --target")
@@ -173,7 +175,7 @@ def evaluate(
 
 
 def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
-    from orchestrate.service.evaluation import EvaluationOrder
+    from orchestrate.service.evaluation.held_out import EvaluationOrder
 
     return EvaluationOrder(
         test=rows.test,
@@ -222,16 +224,18 @@ def tell_plan(plan: EvaluationPlan) -> None:
         note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
 
 
-def _show(found: Evaluation, decision: Decision, *, json: bool) -> None:
-    from orchestrate.service.evaluation import report
+def _show(found: Evaluation, decision: Decision, page: Path | None, *, json: bool) -> None:
+    from orchestrate.service.evaluation.held_out import report
 
     whole = report(found)
-    for path in filter(None, (decision.output, decision.junit)):
+    for path in filter(None, (page, decision.junit)):
         if path is decision.junit:
             path.write_text(whole.render("junit"), encoding="utf-8")
         else:
             whole.save(path)
         note(f"written: {path}")
+    if page is not None and decision.open_it:
+        opened(page)
     if json:
         print_json(found)
         return
@@ -239,14 +243,19 @@ def _show(found: Evaluation, decision: Decision, *, json: bool) -> None:
     note(f"each answer is in {found.items_file}")
 
 
-def dollars(text: str | None) -> Decimal | None:
-    try:
-        value = None if text is None else Decimal(text)
-    except InvalidOperation as error:
-        raise UsageError(f"--max-cost takes US dollars, not {text!r}") from error
-    if value is not None and not (value.is_finite() and value >= 0):
-        raise UsageError("--max-cost takes US dollars, 0 or more")
-    return value
+def page_of(home: Path, name: str) -> Path:
+    """Where a report is written that is to be shown, and was given no place."""
+    from orchestrate.files import private_folder
+
+    return private_folder(home / "reports") / f"{name}.html"
+
+
+def opened(page: Path) -> None:
+    """In the browser of `$BROWSER`, or the machine's own."""
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        warn(f"no browser was found; open {page} yourself")
 
 
 @contextmanager
@@ -278,22 +287,30 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write to this file; its ending decides.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Every number and finding, not only what a choice goes by.")
+    ] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
     json: Json = False,
 ) -> None:
-    """Runs side by side: settings, cost, loss, scores; says when they are not comparable, and why."""
+    """Runs side by side: which to take, why and how sure; says when they are not comparable, and why."""
     if format not in FORMATS:
         raise UsageError(f"--format takes {', '.join(FORMATS)}; got {format!r}")
     with orchestrator(context) as ft:
         comparison = ft.compare(run)
+        if open_it and output is None:
+            output = page_of(ft.settings.home, "comparison")
     if output is not None:
         comparison.save(output)
         if json:
             print_json({"output": str(output)})
         else:
             print_text(str(output))
+        if open_it:
+            opened(output)
     elif json or format == "json":
         print_text(comparison.render("json"))
     elif format == "table":
-        out.print(comparison.table())
+        out.print(comparison.table(whole=whole))
     else:
         print_text(comparison.render(format))

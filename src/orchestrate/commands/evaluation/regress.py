@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, print_text, table
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
 if TYPE_CHECKING:
-    from orchestrate.service.regression import Regression
+    from orchestrate.service.evaluation.regression import Regression
 
 _STYLE = {"kept": "green", "forgot": "bold red", "inconclusive": "yellow", "not measurable": "dim"}
 
@@ -72,7 +72,7 @@ def regress(
     Each ability is kept, forgotten or inconclusive by an interval and a margin: too few rows are no proof
     that all is well.
     """
-    from orchestrate.service.regression import PreparedRegression, RegressionOrder, probe_names
+    from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
 
     if list_probes:
         print_json(probe_names()) if json else print_text("\n".join(probe_names()))

@@ -26,7 +26,7 @@ from orchestrate.text import count
 from orchestrate.types import Score
 
 if TYPE_CHECKING:
-    from orchestrate.service.reviewing import Planned, ReviewOrder, ReviewResult
+    from orchestrate.service.evaluation.reviewing import Planned, ReviewOrder, ReviewResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
 """Krippendorff's own bounds of alpha."""
@@ -109,7 +109,7 @@ def review(
     The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones;
     each rater has an order of their own, and goes on where it was left. Serves until Ctrl-C.
     """
-    from orchestrate.service import reviewing
+    from orchestrate.service.evaluation import reviewing
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
     if sum(chosen) > 1:
@@ -146,7 +146,7 @@ def review(
 
 
 def _order(what: What) -> ReviewOrder:
-    from orchestrate.service.reviewing import ReviewOrder
+    from orchestrate.service.evaluation.reviewing import ReviewOrder
 
     fields: dict[str, Any] = vars(what) | {"contenders": what.contenders or ()}
     return ReviewOrder(**fields)
@@ -161,7 +161,7 @@ def _say(record: Any, line: str, *, json: bool) -> None:
 
 
 def _serve(desk: Any, place: Place, *, json: bool) -> None:
-    from orchestrate.service import reviewing
+    from orchestrate.service.evaluation import reviewing
 
     review = desk.review
     served = reviewing.serving(
@@ -192,7 +192,7 @@ def _serve(desk: Any, place: Place, *, json: bool) -> None:
 
 
 def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None, *, json: bool) -> None:
-    from orchestrate.service.reviewing import LIKENESS
+    from orchestrate.service.evaluation.reviewing import LIKENESS
 
     if json:
         print_json(plans)

@@ -14,15 +14,15 @@ from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
-    from orchestrate.service.account import Carried
-    from orchestrate.service.migrating import MigrationOrder
+    from orchestrate.service.migration.account import Carried
+    from orchestrate.service.migration.migrating import MigrationOrder
 
 _TOLD_EVERY = 25
 
 
 def write(ft: Orchestrator, path: Path, order: MigrationOrder, *, json: bool) -> None:
     """The plan of all runs. Nothing is sent."""
-    from orchestrate.service import account
+    from orchestrate.service.migration import account
 
     if not order.to:
         raise UsageError("say where the runs may go", fix="orchestrate migrate --all --plan F --to BACKENDS")
@@ -42,7 +42,8 @@ def carry_out(
     ft: Orchestrator, path: Path, order: MigrationOrder, *, yes: bool, again: bool, dry: bool, json: bool
 ) -> None:
     """What the plan says, within its budget; exit code 1 where an entry is not done."""
-    from orchestrate.service.account import PreparedPlan
+    from orchestrate.service.migration.account import PreparedPlan, cost_usd
+    from orchestrate.service.migration.migrating import TAG
 
     plan = PreparedPlan(ft, path, order, again=again)
     shown = table("run", "to", "model", "at most", "", fold=("model",))
@@ -51,6 +52,10 @@ def carry_out(
         high = target.quote.high_usd if target.quote is not None else None
         state = f"run {step.known.id}, {step.known.status.value}" if step.known is not None else "new"
         shown.add_row(step.entry.run, step.entry.to, target.model or "-", text.money(high), state)
+    for run in plan.strays:
+        shown.add_row(
+            run.tags[TAG], run.provider, run.model, text.money(cost_usd(run)), f"made before: {run.id}"
+        )
     err.print(shown)
     note(f"at most {text.money(plan.high_usd)} of the budget of {text.money(plan.plan.budget_usd)}")
     plan.require_budget()

@@ -11,7 +11,7 @@ from orchestrate import text
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, table, warn
 
 if TYPE_CHECKING:
-    from orchestrate.service.importing import Taken
+    from orchestrate.service.migration.importing import Taken
 
 SHOWN = 20
 EVERY = 250
@@ -34,7 +34,7 @@ def take(
     content, metrics, events, checkpoints, the tuned model and what it cost. It can be repeated, and goes on
     where it was interrupted. Then what is at stake: which models fall silent when, and what can be made
     again."""
-    from orchestrate.service import importing
+    from orchestrate.service.migration import importing
 
     def tell(what: str, done: int, of: int) -> None:
         if done % EVERY == 0 or done == of:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.evaluation.judge import asking_bar, dollars, tell_plan
+from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import ServingOptions, grouped, models_given
-from orchestrate.commands.training.submit import SpendingOptions, require_agreement, submit_each
+from orchestrate.commands.terminal.options import ServingOptions, dollars, grouped, models_given
+from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.errors import UsageError
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
     from orchestrate.service import Orchestrator
-    from orchestrate.service.migrating import MigrationOrder, PreparedMigration
-    from orchestrate.service.parity import Migration
+    from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration
+    from orchestrate.service.migration.parity import Migration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def migrate(
     if run is None or not where.to:
         raise UsageError("name a run and where it is to go", fix="orchestrate migrate RUN --to BACKEND")
     with orchestrator(context, made_by=spending.by) as ft:
-        from orchestrate.service.migrating import PreparedMigration
+        from orchestrate.service.migration.migrating import PreparedMigration
 
         prepared = PreparedMigration(ft, run, order)
         if not json or not steps.dry_run:
@@ -157,7 +157,7 @@ def _account(
 
 
 def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrder:
-    from orchestrate.service.migrating import MigrationOrder
+    from orchestrate.service.migration.migrating import MigrationOrder
 
     if proof.old not in ("auto", "live", "recorded"):
         raise UsageError(f"--old takes auto, live, recorded; got {proof.old!r}")
@@ -182,7 +182,7 @@ def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrde
 
 def _propose(prepared: PreparedMigration) -> None:
     from orchestrate.commands.terminal.console import err
-    from orchestrate.service.parity import proposal_table
+    from orchestrate.service.migration.parity import proposal_table
 
     err.print(proposal_table(prepared.proposal))
 
@@ -201,7 +201,8 @@ def _submit(
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
     new = [found for found in earlier if found.known is None]
-    caps = require_agreement(ft, prepared.prepared, new, spending, strict=False)
+    how = Carrying(spending, strict=False, watch=False, json=False)
+    caps = require_agreement(ft, prepared.prepared, new, how)
     runs: list[RunHandle] = []
     failures = submit_each(ft, prepared.prepared, earlier, caps, runs, strict=False)
     if failures and not runs:
@@ -211,7 +212,7 @@ def _submit(
 
 def finish(ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]]) -> Migration:
     """Waits for the new models, tells what comparing costs, and compares."""
-    from orchestrate.service.parity import PreparedProof
+    from orchestrate.service.migration.parity import PreparedProof
 
     for name, handle in handles:
         if not handle.status.terminal:
@@ -227,7 +228,7 @@ def finish(ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[st
 
 
 def _show(found: Migration, output: Path | None, *, json: bool) -> None:
-    from orchestrate.service.parity import report
+    from orchestrate.service.migration.parity import report
 
     whole = report(found)
     if output is not None:

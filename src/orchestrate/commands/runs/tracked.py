@@ -24,6 +24,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.deployment import hourly
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
+from orchestrate.progress import cost_so_far, seconds_taken
 from orchestrate.text import count, duration, limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.types.proof import badge
@@ -73,8 +74,6 @@ def runs(
             return
         note("no run matches; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
         return
-    from orchestrate.commands.terminal.live import cost_so_far
-
     now = datetime.now(UTC)
     cells: dict[str, list[str | Text]] = {
         "run": [run.id for run in found],
@@ -103,10 +102,8 @@ def runs(
 
 
 def _took(run: Run, now: datetime) -> str:
-    """From created to ended, or until now."""
-    if run.status.terminal and run.finished_at is None:
-        return ""
-    return duration(((run.finished_at or now) - run.created_at).total_seconds())
+    seconds = seconds_taken(run, now)
+    return "" if seconds is None else duration(seconds)
 
 
 def _tags(run: Run) -> str:

@@ -27,7 +27,7 @@ from orchestrate.commands.terminal.options import grouped
 from orchestrate.types import GatewayKey
 
 if TYPE_CHECKING:
-    from orchestrate.service.gateway import Target
+    from orchestrate.service.serving.gateway import Target
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -83,7 +83,7 @@ def gateway(context: typer.Context, *, where: Where, json: Json = False) -> None
     if context.invoked_subcommand is not None:
         return
     from orchestrate import watching
-    from orchestrate.service import gateway as service
+    from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft, ended_by_signal() as ended:
         told = service.read(
@@ -151,7 +151,7 @@ def add(
 ) -> None:
     """Make a client's key and print it, once: it is kept as a hash. From the first one on, keys are asked
     for."""
-    from orchestrate.service import gateway as service
+    from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft:
         made, key = service.add_key(
@@ -176,7 +176,7 @@ def add(
 @keys.command("ls")
 def ls(context: typer.Context, json: Json = False) -> None:
     """All keys, with what their jobs take and what they may."""
-    from orchestrate.service import gateway as service
+    from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft:
         found = service.keys(ft)
@@ -199,7 +199,7 @@ def ls(context: typer.Context, json: Json = False) -> None:
 @keys.command("revoke")
 def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Of the key.")]) -> None:
     """Take a key no more, from its next request on. Its jobs go on."""
-    from orchestrate.service import gateway as service
+    from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft:
         service.revoke_key(ft, name)
@@ -214,7 +214,7 @@ def log(
     json: Json = False,
 ) -> None:
     """Who changed what, and what was refused, oldest first."""
-    from orchestrate.service import gateway as service
+    from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft:
         found = service.entries(ft, key=key, limit=limit)

@@ -43,7 +43,9 @@ TrainOpt = Annotated[
     bool, typer.Option("--train/--no-train", help="Train the tiny model, or only walk through the states.")
 ]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
-SlotsOpt = Annotated[int, typer.Option("--slots", min=1, help="Trainings at once.")]
+SlotsOpt = Annotated[
+    int | None, typer.Option("--slots", min=1, help="Trainings at once; default: 3, one for each host.")
+]
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads of each training.")]
 AlsoOpt = Annotated[
     list[str] | None,
@@ -62,7 +64,7 @@ class Hosts:
     speed: SpeedOpt = 1.0
     train: TrainOpt = True
     model: ModelOpt = None
-    slots: SlotsOpt = 1
+    slots: SlotsOpt = None
     threads: ThreadsOpt = 1
     also: AlsoOpt = None
 
@@ -109,7 +111,7 @@ def run(
     Jobs are kept as those of `orchestrate sandbox` are, and whatever asks about one of them later starts the
     hosts again; those of a sandbox that runs already are used.
     """
-    from orchestrate.service.sandbox import joined
+    from orchestrate.service.setup.sandbox import joined
 
     words = [*command, *context.args]
     kept = hosts.home or _default_home(context)
@@ -122,18 +124,19 @@ def run(
 
 
 def _start(hosts: Hosts, port: int) -> AbstractContextManager[Sandbox]:
-    from orchestrate.service.sandbox import running
+    from orchestrate.service.setup.sandbox import running
 
     return running(port, home=hosts.home, **_ways(hosts))
 
 
 def _ways(hosts: Hosts) -> dict[str, Any]:
     """All but the home."""
-    return {name: value for name, value in vars(hosts).items() if name != "home"} | {"also": hosts.also or ()}
+    given = {name: value for name, value in vars(hosts).items() if name != "home" and value is not None}
+    return given | {"also": hosts.also or ()}
 
 
 def _default_home(context: typer.Context) -> Path:
-    from orchestrate.service.sandbox import home_of
+    from orchestrate.service.setup.sandbox import home_of
 
     return home_of(settings_of(context))
 

@@ -24,7 +24,8 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Proof
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator, serving
+    from orchestrate.service import Orchestrator
+    from orchestrate.service.serving import tuned as serving
 
 
 class Serving(TypedDict):
@@ -127,7 +128,7 @@ def serve(
 ) -> None:
     """Serve tuned models and their base by name behind the chat completions API, until interrupted. Each is
     proved first: where the proof fails, nothing is served and the exit code is 1."""
-    from orchestrate.service import serving
+    from orchestrate.service.serving import tuned as serving
 
     names = run or []
     with orchestrator(context) as ft:
@@ -172,7 +173,7 @@ def serve(
 
 
 def _terms(where: Where, how: How) -> serving.Terms:
-    from orchestrate.service import serving
+    from orchestrate.service.serving import tuned as serving
 
     return serving.Terms(
         host=where.host,
@@ -189,7 +190,7 @@ def _terms(where: Where, how: How) -> serving.Terms:
 
 
 def _choice(how: How) -> serving.Choice:
-    from orchestrate.service import serving
+    from orchestrate.service.serving import tuned as serving
 
     return serving.Choice(
         engine=how.engine,
@@ -202,7 +203,7 @@ def _choice(how: How) -> serving.Choice:
 
 
 def _keys(ft: Orchestrator, new: str | None, revoked: str | None) -> None:
-    from orchestrate.service import serving
+    from orchestrate.service.serving import tuned as serving
 
     if revoked is not None:
         serving.revoke_key(ft, revoked)

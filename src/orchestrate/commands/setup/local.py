@@ -32,7 +32,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measures this machine's training speed by training; quotes for `local` use it from then on."""
-    from orchestrate.service import machine
+    from orchestrate.service.setup import machine
 
     with orchestrator(context) as ft:
         home = ft.settings.home / "local"
@@ -78,7 +78,7 @@ def memory(
     json: Json = False,
 ) -> None:
     """The memory that training a model needs, by part, and whether it fits. Offline."""
-    from orchestrate.service import machine
+    from orchestrate.service.setup import machine
 
     if how.adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter takes qlora, lora or full; got {how.adapter!r}")

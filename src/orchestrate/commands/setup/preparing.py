@@ -1,13 +1,11 @@
-"""init, keys, doctor, providers: getting ready."""
+"""keys, doctor, providers: getting ready."""
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
 import re
 import sys
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -44,38 +42,6 @@ _MARKS: dict[bool | None, tuple[str, str]] = {
 }
 
 
-def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
-    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Json = False,
-) -> None:
-    """Write a commented finetune.yaml, its JSON schema for editors, and orchestrate.toml."""
-    from orchestrate import specfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"{folder} is not a folder", fix="orchestrate init FOLDER") from error
-    schema = jsonlib.dumps(specfile.json_schema(), indent=2) + "\n"
-    files = {
-        specfile.DEFAULT_NAME: specfile.template(),
-        specfile.SCHEMA_NAME: schema,
-        config.CONFIG_NAME: specfile.template(config.CONFIG_NAME),
-    }
-    present = [name for name in files if (folder / name).exists() and name != specfile.SCHEMA_NAME]
-    if present and not force:
-        raise UsageError(
-            f"{folder / present[0]} exists already; nothing was written", fix="orchestrate init --force"
-        )
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    written = [str(folder / name) for name in files]
-    if json:
-        print_json(written)
-    else:
-        print_text("\n".join(written))
-
-
 keys = typer.Typer(cls=by_default("list"), help="API keys, and the hosts they may go to: set, list, trust.")
 
 
@@ -91,7 +57,7 @@ def keys_set(
 ) -> None:
     """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
     pipe. The environment takes precedence over both."""
-    from orchestrate.service import backends
+    from orchestrate.service.setup import backends
 
     if value or value_option is not None:
         raise UsageError(
@@ -151,7 +117,7 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
 def keys_list(context: typer.Context, json: Json = False) -> None:
     """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
     masked."""
-    from orchestrate.service import backends
+    from orchestrate.service.setup import backends
 
     settings = settings_of(context)
     stored = read_keys(key_file())
@@ -257,7 +223,7 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
-    from orchestrate.service import doctor as surgery
+    from orchestrate.service.setup import doctor as surgery
 
     checks = list(surgery.machine())
     try:
@@ -290,7 +256,7 @@ def list_providers(
     json: Json = False,
 ) -> None:
     """Backends, what each of them can do, and why something is missing."""
-    from orchestrate.service import backends as known
+    from orchestrate.service.setup import backends as known
 
     if template:
         print_text(known.template().rstrip())
@@ -339,7 +305,7 @@ def _has(backend: Provider, feature: Feature, today: date) -> Text:
 
 def plugins(json: Json = False) -> None:
     """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
-    from orchestrate.service import backends
+    from orchestrate.service.setup import backends
 
     rows = backends.plugins()
     if json:

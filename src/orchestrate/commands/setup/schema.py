@@ -10,6 +10,7 @@ import typer
 from orchestrate.commands.evaluation.ab import ABListed, ABServing, Sized
 from orchestrate.commands.servers.gateway import GatewayShown, KeyMade, KeyShown
 from orchestrate.commands.servers.serve import Added, Serving
+from orchestrate.commands.servers.ui import UiShown
 from orchestrate.commands.terminal.console import ErrorLine, print_json
 from orchestrate.errors import UsageError
 from orchestrate.service.records import (
@@ -69,10 +70,13 @@ from orchestrate.types import (
     MetricPoint,
     Problem,
     Proof,
+    QueueEntry,
     Quote,
     Reply,
     Run,
+    Search,
     Translation,
+    Trial,
 )
 
 
@@ -174,6 +178,14 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "plan": (list[Translation],),
     "quote": (list[Quote], Quoted),
     "submit": (list[Run],),
+    "rerun": (list[Run],),
+    "sweep": (list[Trial], list[Search]),
+    "queue add": (list[QueueEntry],),
+    "queue ls": (list[QueueEntry],),
+    "queue rm": (list[QueueEntry],),
+    "queue pause": (list[QueueEntry],),
+    "queue resume": (list[QueueEntry],),
+    "queue run": (list[QueueEntry],),
     "runs": (list[Run],),
     "show": (RunShown,),
     "watch": (list[Run], Stopped),
@@ -207,6 +219,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "ab stop": (ExperimentReport,),
     "ab size": (Sized,),
     "gateway": (GatewayShown,),
+    "ui": (UiShown,),
     "gateway keys add": (KeyMade,),
     "gateway keys ls": (list[KeyShown],),
     "gateway log": (list[AuditEntry],),
@@ -247,12 +260,11 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
 
 def of(command: str) -> dict[str, Any]:
     """Raises `UsageError` for a command that has no `--json`."""
-    if command not in OUTPUTS:
-        command = f"{command} list"  # what a group does by itself
-    if command not in OUTPUTS:
-        raise UsageError(
-            f"no schema is called {command.removesuffix(' list')!r}; known: {', '.join(OUTPUTS)}"
-        )
+    # What a group does by itself.
+    named = next((n for n in (command, f"{command} list", f"{command} ls") if n in OUTPUTS), None)
+    if named is None:
+        raise UsageError(f"no schema is called {command!r}; known: {', '.join(OUTPUTS)}")
+    command = named
     found, parts = msgspec.json.schema_components(OUTPUTS[command], ref_template="#/$defs/{name}")
     schema = found[0] if len(found) == 1 else {"anyOf": list(found)}
     return {

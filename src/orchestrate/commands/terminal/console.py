@@ -23,8 +23,9 @@ from rich.text import Text
 
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.keys import hide
+from orchestrate.progress import stage
 from orchestrate.text import inert, inert_json
-from orchestrate.types import JobStatus, Record, Run, SubmitPhase
+from orchestrate.types import Record, Run
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -56,9 +57,11 @@ class _Console(Console):
         raise SystemExit(0)
 
 
-out = _Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
+out = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
 """Data; what a pipe gets."""
-err = _Console(stderr=True, highlight=False, markup=False, emoji=False, width=_WIDTH)
+err = _Console(
+    stderr=True, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else _WIDTH
+)
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
@@ -176,20 +179,8 @@ def status_text(status: str, *, sandbox: bool = False) -> Text:
 
 
 def stage_text(run: Run, *, chip: bool = True) -> Text:
-    """The status as last seen; before the host was asked for it, how far the submit came. `chip` marks a
-    sandbox's."""
-    unseen = run.status is JobStatus.SUBMITTING
-    return status_text(_STAGES[run.phase] if unseen else run.status.value, sandbox=run.sandbox and chip)
-
-
-_STAGES = {
-    SubmitPhase.INTENT: "not sent",
-    SubmitPhase.UPLOADED: "not sent",
-    SubmitPhase.SUBMITTING: "outcome unknown",
-    SubmitPhase.OUTCOME_UNKNOWN: "outcome unknown",
-    SubmitPhase.SUBMITTED: "submitted",
-    SubmitPhase.REFUSED: "refused",
-}
+    """How far a run has come, in a word. `chip` marks a sandbox's."""
+    return status_text(stage(run), sandbox=run.sandbox and chip)
 
 
 class ErrorLine(Record, frozen=True, kw_only=True):

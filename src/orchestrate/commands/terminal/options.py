@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -93,6 +94,15 @@ class SpecOptions:
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the spec.")
     ] = None
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="At a place: a type of GPU, auto or none.", metavar="TYPE")
+    ] = None
+    max_usd_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="At a place: no machine that costs more.")
+    ] = None
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="At a place: the run ends itself after so many hours.")
+    ] = None
 
     @property
     def file(self) -> Path:
@@ -101,12 +111,13 @@ class SpecOptions:
 
         path = self.spec or Path(specfile.DEFAULT_NAME)
         given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
+        given += (self.gpu, self.max_usd_per_hour, self.max_hours)
         if any(value is not None for value in given) or not path.exists():
             raise UsageError("--fix changes the spec's file: give the file, and no settings beside it")
         return path
 
-    def read(self, *, max_cost: str | None = None) -> JobSpec:
-        """Raises `SpecError`."""
+    def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
+        """`provider`: the backends for which it is read. Raises `SpecError`."""
         from orchestrate import specfile
 
         flags: dict[str, Any] = {
@@ -118,7 +129,7 @@ class SpecOptions:
             "max_cost_usd": max_cost,
         }
         given = {name: value for name, value in flags.items() if value is not None}
-        given |= specfile.parse_settings(self.settings or [])
+        given |= {**self._of_places(provider), **specfile.parse_settings(self.settings or [])}
         default = Path(specfile.DEFAULT_NAME)
         if self.spec is None and not default.exists() and {"model", "train"} <= given.keys():
             values: dict[str, Any] = {}
@@ -126,6 +137,39 @@ class SpecOptions:
                 specfile.put(values, name, value)
             return specfile.build(values, place="the command line")
         return specfile.load(self.spec or default, given)
+
+    def _of_places(self, provider: str) -> dict[str, Any]:
+        """What is asked of the machine, for each place among the backends. Raises `UsageError` where there is
+        none."""
+        asked = {
+            "gpu": self.gpu,
+            "max_usd_per_hour": self.max_usd_per_hour,
+            "max_hours": self.max_hours,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if not asked:
+            return {}
+        from orchestrate.profile import built_in, described, places
+
+        named = [name.strip() for name in provider.split(",")]
+        known = [*built_in(), *described()]
+        # An instance of a place has a name of its own.
+        found = list(places()) if provider == "all" else [name for name in named if name not in known]
+        if not found:
+            option = f"--{next(iter(asked)).replace('_', '-')}"
+            raise UsageError(f"{option} is for places away from here: {', '.join(places())}")
+        return {f"provider_options.{name}.{key}": value for name in found for key, value in asked.items()}
+
+
+def dollars(given: str | None, option: str = "--max-cost") -> Decimal | None:
+    """Raises `UsageError` for what is no sum."""
+    try:
+        usd = None if given is None else Decimal(given)
+    except InvalidOperation:
+        usd = Decimal("nan")
+    if usd is not None and (not usd.is_finite() or usd < 0):
+        raise UsageError(f"{option} is a number of US dollars, not {given!r}")
+    return usd
 
 
 def models_given(given: list[str] | None) -> str | dict[str, str] | None:

@@ -52,7 +52,7 @@ def advise(
 ) -> None:
     """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
     Offline."""
-    from orchestrate.service import advice
+    from orchestrate.service.training import advice
 
     if needed.evaluated and needed.base_score is not None:
         raise UsageError("give --base-score or --eval, not both")

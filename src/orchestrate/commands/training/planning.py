@@ -42,7 +42,7 @@ def check(
 ) -> None:
     """All reasons for which a backend would refuse the data or the spec. Offline; exit code 1 with errors."""
     with orchestrator(context) as ft:
-        prepared = ft.prepare(asked.read(), provider)
+        prepared = ft.prepare(asked.read(provider), provider)
     problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
     if json:
         print_json({"backends": backends, "problems": problems})
@@ -85,9 +85,9 @@ def plan(
             local = {**ft.settings.local, "gpu_memory_gib": _gib(gpu_memory)}
             ft.settings = dataclasses.replace(ft.settings, local=local)
         measured = gpu_memory is not None
-        translations = ft.plan(asked.read(), provider, measured=measured)
+        translations = ft.plan(asked.read(provider), provider, measured=measured)
         if fix and _fix(asked, translations):
-            translations = ft.plan(asked.read(), provider, measured=measured)
+            translations = ft.plan(asked.read(provider), provider, measured=measured)
     if json:
         print_json(masked([translation.to_dict() for translation in translations]))
     else:
@@ -145,7 +145,7 @@ def quote(
         raise UsageError(f"--format takes table or md; got {format!r}")
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
-    spec = asked.read()
+    spec = asked.read(provider)
     use = serving.use()
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context) as ft:

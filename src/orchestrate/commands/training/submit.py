@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from orchestrate.commands.terminal.console import (
     report_error,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, grouped
+from orchestrate.commands.terminal.options import SpecOptions, dollars, grouped
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.text import count, limit, money, quoted
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
     from orchestrate.prepared import Prepared
     from orchestrate.service import Orchestrator
+    from orchestrate.spec import JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,41 +76,64 @@ def submit(
     Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
     again, while it is open or a day after, needs --again.
     """
-    spec = asked.read(max_cost=spending.max_cost)
+    spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
-        names = ft.backends(provider)
-        ft.require(spec, names)  # before any of the data is read, which can take a while
-        if watch:
-            from orchestrate import watching
+        carry_out(ft, spec, ft.backends(provider), Carrying(spending, strict, watch, json))
 
-            watching.channels_of(ft.settings)
-        prepared = ft.prepare(spec, names)
-        earlier = ft.earlier(prepared, names, idempotency_key=spending.key)
-        new = [found for found in earlier if found.known is None]
-        caps = require_agreement(ft, prepared, new, spending, strict=strict)
-        runs: list[RunHandle] = []
-        try:
-            failures = submit_each(ft, prepared, earlier, caps, runs, strict=strict)
-        except BaseException as error:
-            _print_runs(runs, json=json)  # their jobs were made, and are billed, whatever ended the command
-            if isinstance(error, KeyboardInterrupt):
-                err.print("\ninterrupted; its progress is stored, and nothing is ever sent twice:")
-                err.print(
-                    "  orchestrate runs   names the run; orchestrate resume RUN  continues it",
-                    style="cyan",
-                )
-            raise
-        if watch and runs:
-            failures += _follow(ft, runs, json=json)
-        _finish(runs, failures, watch=watch, json=json)
+
+@dataclass(frozen=True)
+class Carrying:
+    """How a submit is carried out."""
+
+    spending: SpendingOptions
+    strict: bool
+    watch: bool
+    json: bool
+    repeated: str | None = None
+    """The id of a run that has ended and is meant to be made again: it is no reason to ask."""
+    tell: Callable[[Prepared], None] | None = None
+    """What is to be told before anything is asked."""
+
+
+def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> None:
+    """From the spec to its runs, on each of the backends."""
+    ft.require(spec, names)  # before any of the data is read, which can take a while
+    if how.watch:
+        from orchestrate import watching
+
+        watching.channels_of(ft.settings)
+    prepared = ft.prepare(spec, names)
+    if how.tell is not None:
+        how.tell(prepared)
+    earlier = ft.earlier(prepared, names, idempotency_key=how.spending.key)
+    new = [found for found in earlier if found.known is None]
+    caps = require_agreement(ft, prepared, new, how)
+    runs: list[RunHandle] = []
+    try:
+        failures = submit_each(ft, prepared, earlier, caps, runs, strict=how.strict)
+    except BaseException as error:
+        _print_runs(runs, json=how.json)  # their jobs were made, and are billed, whatever ended the command
+        if isinstance(error, KeyboardInterrupt):
+            err.print("\ninterrupted; its progress is stored, and nothing is ever sent twice:")
+            err.print(
+                "  orchestrate runs   names the run; orchestrate resume RUN  continues it",
+                style="cyan",
+            )
+        raise
+    if how.watch and runs:
+        failures += _follow(ft, runs, json=how.json)
+    _finish(runs, failures, watch=how.watch, json=how.json)
 
 
 def require_agreement(
-    ft: Orchestrator, prepared: Prepared, new: list[Earlier], spending: SpendingOptions, *, strict: bool
+    ft: Orchestrator, prepared: Prepared, new: list[Earlier], how: Carrying
 ) -> dict[str, Decimal | None]:
     """To a second run of the same, to what is wrong with the data, and to the price. Gives the limit of each
     backend's run."""
+    spending = how.spending
     for same in [] if spending.again else [found.same for found in new if found.same]:
+        if same.run_id == how.repeated:
+            continue
         if sys.stdin.isatty():  # without one it is the error's to say
             warn(same.message)
         # `--yes` agrees to a price, not to paying it twice.
@@ -117,9 +142,9 @@ def require_agreement(
     names = [found.provider for found in new]
     if not names:
         return {}
-    each = None if spending.max_cost_each is None else _usd(spending.max_cost_each)
+    each = dollars(spending.max_cost_each, "--max-cost-each")
     try:
-        caps = ft.preflight(prepared, names, strict=strict, max_cost_each_usd=each)
+        caps = ft.preflight(prepared, names, strict=how.strict, max_cost_each_usd=each)
     except DataError as error:
         show_problems(error.problems)
         raise
@@ -154,16 +179,6 @@ def _warn_of_rows(prepared: Prepared, names: list[str]) -> None:
         warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
     if sorts:
         note(f"{count(sum(map(len, sorts.values())), 'warning')} of the data: orchestrate check")
-
-
-def _usd(given: str) -> Decimal:
-    try:
-        usd = Decimal(given)
-    except InvalidOperation:
-        usd = Decimal("nan")
-    if not usd.is_finite() or usd < 0:
-        raise UsageError(f"--max-cost-each is a number of US dollars, not {given!r}")
-    return usd
 
 
 def _announce(

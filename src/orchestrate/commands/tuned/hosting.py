@@ -111,7 +111,7 @@ def deploy(
     """Put a tuned model on GPUs of its host, or its adapter on those of another. Bills by the hour until
     `orchestrate undeploy`; a second call completes what an earlier one began. It is then proved (exit code 1
     when the proof fails: it stays up)."""
-    from orchestrate.service import serving
+    from orchestrate.service.serving import tuned as serving
 
     options, limits = terms.options, terms.limits
     with orchestrator(context, made_by=terms.by) as ft:

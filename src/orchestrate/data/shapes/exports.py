@@ -1,12 +1,17 @@
-"""OpenAI's stored completions and Responses: a request with its answer in each row.
+"""OpenAI's stored completions and Responses, and LiteLLM's log of them: a request with its answer in each
+row.
 
-Source: the types of OpenAI's client (`ChatCompletion`, `Response`, `ResponseInputItem`).
+Sources: the types of OpenAI's client (`ChatCompletion`, `Response`, `ResponseInputItem`); the table
+`LiteLLM_SpendLogs` in LiteLLM's schema.prisma, and its `spend_tracking_utils`, by which `messages` is empty
+but for realtime calls and the request lies in `proxy_server_request`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, cast
+
+import msgspec
 
 from orchestrate.data.rows.examples import ChatExample
 from orchestrate.data.rows.problems import problem
@@ -23,6 +28,16 @@ def as_row(value: Any) -> Row:
 
 def as_list(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def parsed(value: Any) -> Any:
+    """JSON that was recorded as text as what it stands for, if that is an object or a list."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return value
 
 
 def _within(row: Row, name: str, used: Iterable[str]) -> tuple[Row, list[Problem]]:
@@ -65,6 +80,22 @@ def _stored(row: Row) -> Read:
     answer = first_choice(response)
     found += [*wrong, *several(response, "choices")]
     return example_of([*asked, *answer], row.get("tools") or request.get("tools"), "messages", found)
+
+
+def logged_request(row: Row) -> Row:
+    """What LiteLLM's proxy was asked: the body as it came, in older logs wrapped with its headers."""
+    request = as_row(parsed(row.get("proxy_server_request")))
+    return as_row(request.get("body")) or request
+
+
+def _litellm(row: Row) -> Read:
+    response = as_row(parsed(row.get("response")))
+    return _stored({"request": logged_request(row), "response": response})
+
+
+def _is_litellm(row: Row) -> bool:
+    answered = as_list(as_row(parsed(row.get("response"))).get("choices"))
+    return bool(answered) and bool(as_list(logged_request(row).get("messages")))
 
 
 def several(held: Row, name: str) -> list[Problem]:
@@ -164,7 +195,25 @@ REQUEST = frozenset(
 """What a request sets and an answer reports beside the words; none of it is trained."""
 NOTES = frozenset({"metadata", "child_runs", "observations"})
 """What holds labels, or other calls: told where there is text in it."""
+_SPEND = frozenset(
+    {
+        "request_id", "call_type", "api_key", "spend", "total_tokens", "prompt_tokens", "completion_tokens",
+        "startTime", "endTime", "completionStartTime", "model", "model_id", "model_group", "agent_id",
+        "mcp_namespaced_tool_name", "custom_llm_provider", "api_base", "user", "cache_hit", "cache_key",
+        "request_tags", "team_id", "organization_id", "end_user", "requester_ip_address", "messages",
+        "session_id", "status", "request_duration_ms",
+    }
+)  # fmt: skip
+"""Columns of a spend log that say nothing to a model."""
 SHAPES = (
+    Shape(
+        "litellm-spend",
+        "chat",
+        _SPEND | {"proxy_server_request", "response"},
+        _is_litellm,
+        _litellm,
+        NOTES,
+    ),
     Shape(
         "openai-responses",
         "chat",

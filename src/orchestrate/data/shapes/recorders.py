@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-import msgspec
-
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.chat import unread
 from orchestrate.data.shapes.exports import (
@@ -20,13 +18,14 @@ from orchestrate.data.shapes.exports import (
     as_row,
     example_of,
     first_choice,
+    parsed,
     several,
 )
 from orchestrate.data.shapes.parts import call, strays, text_of
 from orchestrate.data.shapes.shape import Read, Row, Shape
 from orchestrate.types import Problem
 
-_QUESTIONS = ("question", "input", "query", "prompt", "text", "human_input")
+QUESTIONS = ("question", "input", "query", "prompt", "text", "human_input")
 _ANSWERS = ("answer", "output", "response", "completion", "text", "result", "content", "expected_output")
 _LANGCHAIN = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
 
@@ -85,7 +84,7 @@ def _generated(value: Any) -> Row | None:
     return made | left
 
 
-class _Recorded:
+class Recorded:
     """Reads the messages of an input or an output; `found` tells what they hold beside."""
 
     def __init__(self, role: str, names: tuple[str, ...], used: Iterable[str] = ()) -> None:
@@ -143,22 +142,12 @@ class _Recorded:
             self.found += unread(left, (), place)
 
 
-def _parsed(value: Any) -> Any:
-    """JSON that was recorded as text as what it stands for, if that is an object or a list."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
-        return value
-    try:
-        return msgspec.json.decode(value)
-    except (msgspec.DecodeError, RecursionError):
-        return value
-
-
 def _recorded(asked: str, answered: tuple[str, ...], row: Row) -> Read:
     """An input with its output. An output that repeats the conversation is all of it."""
     name = next((n for n in answered if row.get(n) is not None), answered[0])
-    given, given_answer = _parsed(row.get(asked)), _parsed(row.get(name))
-    inputs = _Recorded("user", _QUESTIONS, {"tools", "system"})
-    outputs = _Recorded("assistant", _ANSWERS)
+    given, given_answer = parsed(row.get(asked)), parsed(row.get(name))
+    inputs = Recorded("user", QUESTIONS, {"tools", "system"})
+    outputs = Recorded("assistant", _ANSWERS)
     prompt = inputs.turns(given, asked) or _text(row.get(asked), "user")
     answer = outputs.turns(given_answer, name) or _text(row.get(name), "assistant")
     if prompt is None or answer is None:
@@ -225,7 +214,7 @@ SHAPES = (
         "langsmith",
         "chat",
         _TRACE | {"inputs", "outputs", "reference_outputs"},
-        lambda row: isinstance(row.get("inputs"), Mapping) and isinstance(row.get("outputs"), Mapping),
+        lambda row: all(isinstance(parsed(row.get(name)), Mapping) for name in ("inputs", "outputs")),
         _langsmith,
         NOTES,
     ),

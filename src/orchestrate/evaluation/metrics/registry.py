@@ -114,6 +114,12 @@ def check(written: Sequence[str]) -> None:
             raise UsageError(f"no metric is called {one!r}; known: auto, {', '.join(names())}")
 
 
+def better(written: str) -> Literal["higher", "lower", "neither"]:
+    """Which end of a metric is the good one."""
+    own_end = written in ("perplexity", "refusal", *conduct.AMOUNTS)
+    return _without_expected(written).used.better if own_end else "higher"
+
+
 def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
     """Raises `UsageError` for a name that is none or does not fit the rows, `MissingExtra`."""
     check(written)

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from orchestrate.local.answers import mixing
 from orchestrate.local.answers.drawing import Drawn, Luck, draw
-from orchestrate.local.model.caches import new_cache, takes
+from orchestrate.local.model.sampling.caches import new_cache, takes
 
 BASE = "__base__"
 """PEFT's name for rows without an adapter."""

@@ -36,8 +36,8 @@ from orchestrate.local.answers.batching import BASE, Batching, Row
 from orchestrate.local.answers.drawing import Luck
 from orchestrate.local.answers.speech import Model, Speech
 from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model import models
-from orchestrate.local.model.added_tokens import rows_of
+from orchestrate.local.model.adapters.added_tokens import rows_of
+from orchestrate.local.model.files import models
 from orchestrate.local.model.loading import (
     add_adapter,
     dequantize,
@@ -46,7 +46,7 @@ from orchestrate.local.model.loading import (
     load_tokenizer,
     pick_device,
 )
-from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.model.sampling.sampling import Sampler
 
 Send = Callable[[dict[str, Any]], None]
 

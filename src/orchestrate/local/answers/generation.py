@@ -1,6 +1,6 @@
 """Asking a model on this machine, base or tuned, from a process that need not have torch.
 
-with Generator("fixtures/models/tiny-chat", adapter=folder) as model:
+with Generator("path/to/base", adapter=folder) as model:
     tuned = model.generate([[Message(role="user", content="Hi")]])
     base = model.generate([[Message(role="user", content="Hi")]], base=True)
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator as PyGenerator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -18,7 +19,7 @@ import msgspec
 
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local import pipe
-from orchestrate.local.model.models import source
+from orchestrate.local.model.files.models import source
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply
 
@@ -135,8 +136,9 @@ class Generator:
         temperature: float = 0.0,
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
-    ) -> Iterator[str]:
-        """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools."""
+    ) -> PyGenerator[str, None, Reply]:
+        """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools; then
+        the whole of it is returned."""
         self.start()
         self._send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
         sent = ""
@@ -149,6 +151,7 @@ class Generator:
         whole = reply.content
         if whole.startswith(sent) and whole != sent:
             yield whole[len(sent) :]
+        return reply
 
     def likelihoods(
         self, rows: Sequence[Mapping[str, Any]], *, base: bool = False

@@ -16,7 +16,7 @@ from orchestrate.data.tokens.answers import Said
 from orchestrate.local.answers.batching import Row
 from orchestrate.local.answers.drawing import Drawn
 from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.model.sampling.sampling import Sampler
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 EVERY_TOKEN = 64

@@ -17,21 +17,21 @@ from transformers import AutoConfig, AutoTokenizer
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import LocalJob
-from orchestrate.local.model import experts
-from orchestrate.local.model.accelerating import Unfit, load_unsloth, use_liger
-from orchestrate.local.model.added_tokens import make_room, rows_of, spare, trained_rows
-from orchestrate.local.model.architectures import auto_class
+from orchestrate.local.model.adapters.added_tokens import make_room, rows_of, spare, trained_rows
+from orchestrate.local.model.adapters.names import fitting_keys
+from orchestrate.local.model.adapters.saved_modules import in_32_bits, saves_tied
+from orchestrate.local.model.adapters.starts import Beginning, begun
+from orchestrate.local.model.adapters.targets import expert_parameters, targets_of
 from orchestrate.local.model.engines import Choice, choose, precision
+from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.files.quantised import Quantised
 from orchestrate.local.model.head import Head
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.model.names import fitting_keys
-from orchestrate.local.model.quantised import Quantised
-from orchestrate.local.model.quantising import nf4
-from orchestrate.local.model.saved_modules import in_32_bits, saves_tied
-from orchestrate.local.model.shortcuts import turn_on
-from orchestrate.local.model.starts import Beginning, begun
-from orchestrate.local.model.targets import expert_parameters, targets_of
+from orchestrate.local.model.shortcuts.accelerating import Unfit, load_unsloth, use_liger
+from orchestrate.local.model.shortcuts.choosing import turn_on
+from orchestrate.local.model.weights import experts
+from orchestrate.local.model.weights.architectures import auto_class
+from orchestrate.local.model.weights.quantising import nf4
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.encoding.encoded import Rows, micro_batches
-from orchestrate.local.model.line import common_start, line_up
 from orchestrate.local.model.loaded import Loaded
+from orchestrate.local.model.shortcuts.line import common_start, line_up
 from orchestrate.local.objectives.losses import weighted_loss
 
 MOST_ROWS = 1 << 20

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from orchestrate.local.job import Adapter, Hyper, Method, Preferences, Reinforcement
-from orchestrate.local.model import engines, models
+from orchestrate.local.model import engines
+from orchestrate.local.model.files import models
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
 from orchestrate.types import MemoryPlan

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.local.model.quantised import Quantised
+from orchestrate.local.model.files.quantised import Quantised
 from orchestrate.types import Record
 
 LLAMA_LIKE = frozenset(

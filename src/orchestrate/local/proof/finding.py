@@ -20,7 +20,7 @@ from torch.nn.functional import log_softmax
 from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.errors import DataError
 from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.model.sampling.sampling import Sampler
 from orchestrate.local.proof.prompts import (
     ANSWER_TOKENS,
     CANARIES,

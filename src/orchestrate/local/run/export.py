@@ -16,9 +16,9 @@ import msgspec
 
 from orchestrate.files import whole_folder, write_whole
 from orchestrate.local.job import LocalJob
+from orchestrate.local.model.adapters.starts import as_plain_lora
+from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.model.starts import as_plain_lora
 from orchestrate.local.run.rundir import RunDir, now
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -63,12 +64,17 @@ def launch(job: LocalJob, home: Path) -> RunDir:
     return run
 
 
-def resume(run: RunDir) -> bool:
+def resume(
+    run: RunDir,
+    start: Callable[[RunDir], None] | None = None,
+    alive: Callable[[RunDir], bool] = RunDir.alive,
+) -> bool:
     """Starts a worker for a paused or interrupted job; False when one is at work or the job has ended. A
-    worker that has just paused is given time to end.
+    worker that has just paused is given time to end. `start` and `alive`: of a worker that runs elsewhere.
 
     Raises `RunFailed` when it does not."""
-    require_packages()
+    if start is None:
+        require_packages()
     with run.steering():
         if run.asked() == "pause":
             run.ask(None)
@@ -76,8 +82,8 @@ def resume(run: RunDir) -> bool:
     if state.status not in ("paused", "interrupted", "queued"):
         return False
     if state.status == "paused":
-        _wait_for_end(run)
-    if run.alive():
+        _wait_for_end(run, alive)
+    if alive(run):
         return False
     if state.status == "interrupted":
         told = (
@@ -86,13 +92,13 @@ def resume(run: RunDir) -> bool:
             else "the submit died before it started a worker; one is started now"
         )
         run.add_event(told, level="warning", type="interrupted", step=state.step)
-    start_worker(run)
+    (start or start_worker)(run)
     return True
 
 
-def _wait_for_end(run: RunDir) -> None:
+def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
     deadline = time.monotonic() + ENDING_S
-    while run.alive():
+    while alive(run):
         if time.monotonic() > deadline:
             raise RunFailed(
                 f"the worker of {run.ref} has paused and has not ended after {duration(ENDING_S)}",

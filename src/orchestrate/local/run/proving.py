@@ -15,9 +15,9 @@ import torch
 from orchestrate.files import write_whole
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.job import LocalJob
+from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.model.sampling import Sampler
+from orchestrate.local.model.sampling.sampling import Sampler
 from orchestrate.local.objectives.grpo import padded_attention
 from orchestrate.local.proof import finding, prompts
 from orchestrate.local.run.rundir import RunDir

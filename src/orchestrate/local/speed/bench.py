@@ -51,8 +51,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """`request`: model (folder or null), threads, device, seconds."""
     import torch
 
+    from orchestrate.local.model.files.models import open_folder
     from orchestrate.local.model.loading import pick_device
-    from orchestrate.local.model.models import open_folder
 
     if request.get("threads"):
         torch.set_num_threads(request["threads"])
@@ -148,7 +148,7 @@ def memory(
     Without `own_kernels` norms and attention are those that a GPU gets, whatever the device.
     """
     from orchestrate.local.job import Hyper
-    from orchestrate.local.model.kernels import undo
+    from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors
     from orchestrate.local.speed.peaks import held_bytes, peak_bytes
 
@@ -210,8 +210,8 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
     from orchestrate.local.job import Adapter, Hyper, LocalJob, Supervised
+    from orchestrate.local.model.files.models import open_folder
     from orchestrate.local.model.loading import load
-    from orchestrate.local.model.models import open_folder
     from orchestrate.local.run.rundir import now
 
     adapter = Adapter(

@@ -16,9 +16,9 @@ import msgspec
 import torch
 
 from orchestrate.errors import UsageError
+from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.files.quantised import PACKAGES, Quantised
 from orchestrate.local.model.loading import add_adapter, load_adapter, load_base
-from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.model.quantised import PACKAGES, Quantised
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COMBINED = "merged"

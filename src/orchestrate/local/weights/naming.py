@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from orchestrate.local.model.architectures import hollow
-from orchestrate.local.model.targets import names_of
+from orchestrate.local.model.adapters.targets import names_of
+from orchestrate.local.model.weights.architectures import hollow
 from orchestrate.local.weights.process import serve
 
 

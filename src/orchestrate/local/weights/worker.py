@@ -18,10 +18,10 @@ from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.data.tokens.chat_templates import message as as_shown
 from orchestrate.errors import DataError, UsageError
 from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model import models
-from orchestrate.local.model.architectures import auto_class
+from orchestrate.local.model.files import models
 from orchestrate.local.model.loading import DTYPES, load_adapter, load_base, load_tokenizer, pick_device
-from orchestrate.local.model.sampling import Sampler, stop_tokens
+from orchestrate.local.model.sampling.sampling import Sampler, stop_tokens
+from orchestrate.local.model.weights.architectures import auto_class
 from orchestrate.local.proof import finding, prompts
 from orchestrate.local.weights.merging import combine, merge
 from orchestrate.local.weights.process import serve

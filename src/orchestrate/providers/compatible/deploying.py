@@ -18,10 +18,10 @@ from msgspec import structs
 
 from orchestrate.description import Deployment, Described, Request
 from orchestrate.errors import MissingKey, NotFound, ProviderError, UnexpectedAnswer, UsageError
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.payloads import payload
+from orchestrate.providers.calls.values import plain, table, text, when
 from orchestrate.providers.dedicated import Replicas
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import plain, table, text, when
 from orchestrate.types import Endpoint, Job, JobStatus, Standing
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFound
 from orchestrate.files import write_whole
 from orchestrate.providers.base import Progress
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.payloads import Unreadable
-from orchestrate.providers.values import plain, text, whole
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.payloads import Unreadable
+from orchestrate.providers.calls.values import plain, text, whole
 from orchestrate.text import duration
 from orchestrate.types import Problem, Severity
 

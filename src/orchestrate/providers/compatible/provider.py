@@ -13,19 +13,20 @@ from orchestrate.config import HostConfig
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
 from orchestrate.files import new_folder
-from orchestrate.providers import accounts, archives, offline, standing, transfer
+from orchestrate.providers import accounts, offline, standing
 from orchestrate.providers.adapters import Adapters
 from orchestrate.providers.base import Progress
-from orchestrate.providers.clients import connect
+from orchestrate.providers.calls.clients import connect
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.values import plain, rows, suffix_tag, table, whole
 from orchestrate.providers.compatible import checking, reading
 from orchestrate.providers.compatible.adapters import DescribedAdapters
 from orchestrate.providers.compatible.deploying import Deploying
 from orchestrate.providers.compatible.sdk import SdkProvider
 from orchestrate.providers.compatible.translation import translate
 from orchestrate.providers.compatible.weights import fetch
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.registry import no_address
-from orchestrate.providers.values import plain, rows, suffix_tag, table, whole
 from orchestrate.types import (
     ADAPTER_JOB,
     Account,

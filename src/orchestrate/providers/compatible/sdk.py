@@ -24,13 +24,13 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import settings
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.chat import Chat
-from orchestrate.providers.clients import connect, wire_of
+from orchestrate.providers.calls.clients import connect, wire_of
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.pages import made_since
+from orchestrate.providers.chat.completions import Chat
 from orchestrate.providers.compatible import reading, recalled
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.pages import made_since
-from orchestrate.providers.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
+from orchestrate.providers.files.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
 from orchestrate.types import (
     Checkpoint,
     Event,
@@ -57,8 +57,8 @@ _REASONING = re.compile(r"(ft:)?o\d")
 
 
 class SdkProvider(Provider):
-    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.clients` for the options of a
-    host."""
+    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.calls.clients` for a host's
+    options."""
 
     status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
     ready_files: ClassVar[frozenset[str]] = frozenset({"processed"})

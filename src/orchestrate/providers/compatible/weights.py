@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.files import own_folder
-from orchestrate.providers import archives, transfer
 from orchestrate.providers.base import Progress
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.transfer import Stream
-from orchestrate.providers.values import plain, text
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.values import plain, text
+from orchestrate.providers.files import archives, transfer
+from orchestrate.providers.files.transfer import Stream
 
 if TYPE_CHECKING:
     from openai import OpenAI

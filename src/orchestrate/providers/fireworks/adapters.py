@@ -19,12 +19,12 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.providers import adapters
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.values import plain, table, text
 from orchestrate.providers.fireworks.connection import Connection
 from orchestrate.providers.fireworks.datasets import put_signed, require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.serving import Serving
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.values import plain, table, text
 from orchestrate.text import duration
 from orchestrate.types import Adapter
 

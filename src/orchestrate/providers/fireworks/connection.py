@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.config import HostConfig
 from orchestrate.errors import NotFound, UsageError
 from orchestrate.packages import require_recent
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.payloads import Unreadable
+from orchestrate.providers.calls.values import items, plain, table
 from orchestrate.providers.fireworks.datasets import require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.payloads import Unreadable
-from orchestrate.providers.values import items, plain, table
 from orchestrate.types import JobHandle
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from orchestrate.errors import (
     NotFound,
     UnexpectedAnswer,
 )
-from orchestrate.providers import transfer
 from orchestrate.providers.base import Progress
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.values import plain, table, text, whole
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.values import plain, table, text, whole
+from orchestrate.providers.files import transfer
 from orchestrate.text import duration
 from orchestrate.types import Problem, Severity
 

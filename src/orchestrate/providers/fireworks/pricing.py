@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import OverBudget
+from orchestrate.providers.calls.values import estimate_quote
 from orchestrate.providers.fireworks import reading
-from orchestrate.providers.values import estimate_quote
 from orchestrate.types import Quote
 
 if TYPE_CHECKING:

@@ -29,9 +29,13 @@ from orchestrate.errors import (
 )
 from orchestrate.files import new_folder
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
+from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.chat import Chat
+from orchestrate.providers.calls.hosted import Retry, Wire
+from orchestrate.providers.calls.pages import made_since
+from orchestrate.providers.calls.values import items, table, text
+from orchestrate.providers.chat.completions import Chat
+from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.fireworks import pricing, reading, recalled
 from orchestrate.providers.fireworks.adapters import FireworksAdapters
 from orchestrate.providers.fireworks.connection import PAGE, Connection
@@ -48,10 +52,7 @@ from orchestrate.providers.fireworks.translation import (
     translate,
 )
 from orchestrate.providers.fireworks.weights import Weights
-from orchestrate.providers.hosted import Retry, Wire
-from orchestrate.providers.pages import made_since
 from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.values import items, table, text
 from orchestrate.types import (
     ADAPTER_JOB,
     Account,

@@ -15,8 +15,8 @@ from decimal import Decimal
 from typing import Any, cast
 
 from orchestrate.catalog import HostModel
-from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import NANO, money, number, ref_in, table, text, when, whole
+from orchestrate.providers.calls.payloads import payload
+from orchestrate.providers.calls.values import NANO, money, number, ref_in, table, text, when, whole
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint
 
 KINDS: Mapping[str, str] = {
@@ -119,6 +119,8 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
         finished_at=ended if status.terminal else None,
         tuned_model=tuned_model(raw) if status is JobStatus.SUCCEEDED else None,
         trained_tokens=whole(progress.get("inputTokens")) or None,
+        epochs=whole(config.get("epochs")),
+        batch_size=whole(config.get("batchSizeSamples")),
         epoch=number(progress.get("epoch")),
         percent=number(progress.get("percent")),
         early_stopped=state == "JOB_STATE_EARLY_STOPPED",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from orchestrate.providers.calls.values import number, text, whole
 from orchestrate.providers.fireworks.reading import id_of, settings_of
-from orchestrate.providers.values import number, text, whole
 from orchestrate.types import Job, Recalled, Told
 
 METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}

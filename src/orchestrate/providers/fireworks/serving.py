@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from orchestrate import costing, days
 from orchestrate.errors import Conflict, NotFound, ProviderError, UnexpectedAnswer, UsageError
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.payloads import payload
+from orchestrate.providers.calls.values import items, plain, rows, table, text, when, whole
 from orchestrate.providers.dedicated import Replicas
 from orchestrate.providers.fireworks.profile import region_factor
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import items, plain, rows, table, text, when, whole
 from orchestrate.types import Endpoint, Standing
 
 if TYPE_CHECKING:

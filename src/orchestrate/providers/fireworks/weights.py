@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import InvalidRequest, PermissionRefused
 from orchestrate.files import own_folder
-from orchestrate.providers import archives, transfer
 from orchestrate.providers.base import Progress
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.values import plain, table
+from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.fireworks import reading
 from orchestrate.providers.fireworks.datasets import require_safe
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.values import plain, table
 
 if TYPE_CHECKING:
     import httpx

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import SetupError
 from orchestrate.local.job import Adapter
-from orchestrate.local.model import models
-from orchestrate.local.model.names import no_pattern
-from orchestrate.local.model.quantised import Quantised
+from orchestrate.local.model.adapters.names import no_pattern
+from orchestrate.local.model.files import models
+from orchestrate.local.model.files.quantised import Quantised
 from orchestrate.methods import LoRA, QLoRA
 from orchestrate.providers.local import continuing, naming
 from orchestrate.providers.settings import Rows

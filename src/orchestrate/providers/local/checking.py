@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate import catalog, costing
 from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, UsageError
-from orchestrate.local.model import models
+from orchestrate.local.model.files import models
 from orchestrate.local.run import launching
 from orchestrate.providers.local import naming
 from orchestrate.providers.local.translation import memory

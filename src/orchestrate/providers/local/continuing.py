@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate.local.model.names import ends, matches
+from orchestrate.local.model.adapters.names import ends, matches
 from orchestrate.providers.settings import Rows
 from orchestrate.text import count
 

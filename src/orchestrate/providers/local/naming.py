@@ -11,8 +11,8 @@ import msgspec
 
 from orchestrate.errors import OrchestrateError
 from orchestrate.local.job import Adapter
-from orchestrate.local.model import models
-from orchestrate.local.model.names import ALL_LINEAR, Misnamed, ModuleNames, misnamed, no_pattern
+from orchestrate.local.model.adapters.names import ALL_LINEAR, Misnamed, ModuleNames, misnamed, no_pattern
+from orchestrate.local.model.files import models
 from orchestrate.local.weights import asking
 from orchestrate.methods import LoRA
 

@@ -7,27 +7,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from orchestrate import costing
 from orchestrate.errors import Conflict, NotFound, ProviderError
 from orchestrate.files import private_folder
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
-from orchestrate.local.plan import fitting, throughput
 from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
+from orchestrate.places.base import Place, Resources
+from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
-from orchestrate.providers import offline, settings, standing
-from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.local import checking, reading, reinforcement, weights
+from orchestrate.providers import settings, standing
+from orchestrate.providers.base import Progress
+from orchestrate.providers.local import reading, weights
+from orchestrate.providers.local.planned import PlannedProvider
 from orchestrate.providers.local.profile import PROFILE
-from orchestrate.providers.local.translation import translate
 from orchestrate.types import (
     Account,
     Artifact,
@@ -39,11 +38,8 @@ from orchestrate.types import (
     JobError,
     JobHandle,
     JobStatus,
-    MemoryPlan,
     Message,
     MetricPoint,
-    Problem,
-    Quote,
     RemoteDataset,
     Reply,
     Sheet,
@@ -52,7 +48,6 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig
-    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
     from orchestrate.spec import JobSpec
@@ -61,7 +56,7 @@ MOST_RESTARTS = 5
 """Automatic ones; a worker that dies this often would die again."""
 
 
-class LocalProvider(Provider):
+class LocalProvider(PlannedProvider):
     """This machine. `config.options`: home (folder), threads, device (cpu, cuda), gpu_memory_gib (plan for
     a GPU of that size)."""
 
@@ -85,92 +80,14 @@ class LocalProvider(Provider):
         super().__init__(config)
         self._generators: dict[tuple[str, str | None], Generator] = {}
         """By job and checkpoint."""
+        self.place = self._place()
+
+    def _place(self) -> Place:
+        return ProcessPlace(self._runs)
 
     @property
     def host(self) -> str:
         return str(self.home)
-
-    @property
-    def home(self) -> Path:
-        """Everything of this backend lives below."""
-        given = self.config.options.get("home")
-        if given is None:
-            import platformdirs
-
-            given = platformdirs.user_data_dir("orchestrate")
-        return Path(str(given)).expanduser().resolve() / "local"
-
-    # -- offline -------------------------------------------------------------------------------------------
-
-    def translate(self, spec: JobSpec) -> Translation:
-        told = translate(self._as_local(spec), self.config.options)
-        return msgspec.structs.replace(told, provider=self.name)
-
-    def _as_local(self, spec: JobSpec) -> JobSpec:
-        """What the spec says for this instance under its own name, said for `local`."""
-        kind = self.kind
-        if self.name == kind:
-            return spec
-        options = spec.provider_options
-        own = {**options.get(kind, {}), **options.get(self.name, {})}
-        return spec.model_copy(
-            update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
-        )
-
-    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
-        return checking.memory_of_rows(spec, data, translation, self.config.options)
-
-    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        spec = self._as_local(spec)
-        found = offline.problems(self, spec, data, translation)
-        if spec.method.type == "rft":
-            found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
-            found += reinforcement.problems(self.name, spec, data)
-        return checking.joined(
-            found, checking.problems(self.name, spec, data, translation, self.config.options)
-        )
-
-    def quote(
-        self,
-        spec: JobSpec,
-        data: TrainingData,
-        translation: Translation,
-        rates: RateBook,
-        *,
-        gpu_hours: Decimal | None = None,
-    ) -> Quote:
-        del gpu_hours  # the time is modelled
-        for setting in translation.refused:
-            if setting.name in offline.NO_QUOTE:
-                return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
-        spec = self._as_local(spec)
-        resolved = self.resolve(spec)
-        body = translation.body
-        kind = throughput.kind_of(
-            parameters=fitting.active_parameters(translation.model, resolved.params_b)
-            or weights.parameters(translation.model),
-            adapter=body["adapter"]["type"],
-            method=msgspec.convert(body["method"], Method).word,
-            precision=body["precision"],
-            threads=body.get("threads"),
-            device=body.get("device"),
-        )
-        speed = throughput.estimate(self.home, kind)
-        gpus = machine.gpus() if body.get("device") != "cpu" else ()
-        return costing.quote_hours_job(
-            costing.Work(self.name, self.profile, spec, data, translation, resolved),
-            speed=costing.Speed(
-                tokens_per_second=speed.tokens_per_second, source=speed.source, factor=speed.factor
-            ),
-            hourly=costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates),
-            startup_seconds=(speed.besides.low, speed.besides.value, speed.besides.high),
-            answers=reinforcement.answers(spec),
-        )
-
-    def lookup(self, spec: JobSpec) -> Lookup:
-        found = machine.gpus() if self.config.options.get("device") != "cpu" else ()
-        device = found[0].name if found else "cpu"
-        return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -203,6 +120,7 @@ class LocalProvider(Provider):
         """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
         nothing."""
         body = settings.body(translation)
+        resources = msgspec.convert(body.get("resources", {}), Resources)
         job = LocalJob(
             ref=ref,
             model=translation.model,
@@ -223,10 +141,12 @@ class LocalProvider(Provider):
             chat_template=body.get("chat_template"),
             chat_template_kwargs=body.get("chat_template_kwargs", {}),
             spec=masked(spec.canonical()),
+            resources=body.get("resources", {}),
             created_at=now(),
         )
+        self.place.require()
         try:
-            run = launching.launch(job, self._runs)
+            run, made = RunDir.make(self._runs, job)
         except OSError as error:
             raise ProviderError(self.name, f"the run directory cannot be made: {error}") from error
         there = run.job()
@@ -234,20 +154,28 @@ class LocalProvider(Provider):
             raise Conflict(
                 self.name, f"{run.path} belongs to another job", fix="submit again: a new run gets a new ref"
             )
-        return reading.handle(run)
+        unsent = self.place.away and not run.written_state().terminal and not self.place.find(ref)
+        if made or unsent or not run.had_worker():
+            self.place.start(run, resources, ref)
+        return reading.handle(run, self.name)
 
     def find(self, ref: str) -> list[JobHandle]:
-        run = RunDir(self._runs / ref)
-        return [reading.handle(run)] if run.exists() else []
+        handles = {
+            found.ref: reading.handle(RunDir(self._runs / found.ref), self.name)
+            for found in self.place.find(ref)
+        }
+        return list(handles.values())
 
     # -- reading -------------------------------------------------------------------------------------------
 
     def get(self, job: JobHandle) -> Job:
-        return reading.job(self._run(job))
+        return self._told(self._run(job))
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         for run in runs(self._runs):
-            job = reading.job(run)
+            if not run.written_state().terminal:
+                self.place.look(run)
+            job = self._told(run)
             if since is not None and job.created_at is not None and job.created_at < since:
                 return
             yield job
@@ -270,15 +198,17 @@ class LocalProvider(Provider):
     def cancel(self, job: JobHandle) -> None:
         run = self._run(job)
         run.ask("cancel")
+        self.place.tell(run)
         self._settle(run, "cancelled")
 
     def pause(self, job: JobHandle) -> None:
         run = self._run(job)
         run.ask("pause")
+        self.place.tell(run)
         self._settle(run, "paused")
 
     def resume(self, job: JobHandle) -> None:
-        launching.resume(self._run(job))
+        self._restart(self._run(job))
 
     def recover(self, job: JobHandle) -> bool:
         """Restarts a worker that died without an end (killed, power cut); True when one was started.
@@ -287,15 +217,29 @@ class LocalProvider(Provider):
         """
         run = self._run(job)
         state = run.state()
-        if state.status != "interrupted":
+        if state.status != "interrupted" or not self.place.lost(run):
             return False
-        if state.attempt >= MOST_RESTARTS:
-            error = JobError(
-                code="worker_died", message=f"the worker died {state.attempt} times; see {run.log}"
-            )
+        attempts = max(state.attempt, self.place.starts(run))
+        if attempts >= MOST_RESTARTS:
+            error = JobError(code="worker_died", message=f"the worker died {attempts} times; see {run.log}")
             self._settle(run, "failed", error=error)
             return False
-        return launching.resume(run)
+        return self._restart(run)
+
+    def _restart(self, run: RunDir) -> bool:
+        self.place.require()
+
+        def start(run: RunDir) -> None:
+            self.place.start(run, msgspec.convert(run.job().resources, Resources), run.ref)
+
+        return launching.resume(run, start, self._at_work)
+
+    def _at_work(self, run: RunDir) -> bool:
+        self.place.look(run)
+        return not self.place.lost(run)
+
+    def _told(self, run: RunDir) -> Job:
+        return reading.job(run, self.name)
 
     def delete(self, job: JobHandle) -> None:
         """Cancels first; the folder goes once its worker has ended."""
@@ -305,12 +249,13 @@ class LocalProvider(Provider):
         self._close(job.job_id)
         self.cancel(job)
         deadline = time.monotonic() + 60
-        while run.alive() and time.monotonic() < deadline:
+        while (at_work := self._at_work(run)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        if run.alive():
+        if at_work:
             raise ProviderError(
                 self.name, f"the worker of {run.ref} is not stopping", fix="try again in a minute"
             )
+        self.place.forget(run)
         shutil.rmtree(run.path, ignore_errors=True)
 
     def _settle(self, run: RunDir, status: str, **changes: Any) -> None:
@@ -319,11 +264,14 @@ class LocalProvider(Provider):
             state = run.written_state()
             if not held or state.terminal or state.status == status:
                 return
+            if self.place.away and not self.place.lost(run):
+                return
             end = {"finished_at": now()} if STATUSES[status].terminal else {}
             run.write_state(
                 msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
             )
             run.add_event(f"{status}; no worker was running", type=status, step=state.step)
+            self.place.settle(run)
 
     # -- the tuned model -----------------------------------------------------------------------------------
 
@@ -332,6 +280,7 @@ class LocalProvider(Provider):
     ) -> Artifact:
         run = self._run(job)
         source = weights.of(run, checkpoint, self.name)
+        self.place.bring(run, source)
         files = weights.copied(source, dest, progress)
         return Artifact(
             kind=source.name,
@@ -375,6 +324,7 @@ class LocalProvider(Provider):
             run = self._run(job)
             local = run.job()
             folder = weights.of(run, checkpoint, self.name)
+            self.place.bring(run, folder)
             self._generators[key] = Generator(local.model, folder, threads=local.threads, device=local.device)
         return self._generators[key]
 
@@ -392,4 +342,5 @@ class LocalProvider(Provider):
         run = RunDir(self._runs / job.job_id)
         if not run.exists():
             raise NotFound(self.name, f"there is no run directory {run.path}")
+        self.place.look(run)
         return run

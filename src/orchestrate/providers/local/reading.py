@@ -17,11 +17,11 @@ STUCK_STEPS = 50.0
 and the drawing of answers come between steps."""
 
 
-def handle(run: RunDir) -> JobHandle:
-    return JobHandle(provider="local", job_id=run.ref, ref=run.ref)
+def handle(run: RunDir, provider: str = "local") -> JobHandle:
+    return JobHandle(provider=provider, job_id=run.ref, ref=run.ref)
 
 
-def job(run: RunDir) -> Job:
+def job(run: RunDir, provider: str = "local") -> Job:
     """As the run directory tells it; a worker that died shows as paused, with the reason in `error`. So does
     one that lives and does nothing, which stays what it is: it may go on."""
     state = run.state()
@@ -38,7 +38,7 @@ def job(run: RunDir) -> Job:
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
     return Job(
-        handle=handle(run),
+        handle=handle(run, provider),
         status=STATUSES.get(state.status, JobStatus.UNKNOWN),
         raw_status=state.status,
         model=told.model_name,

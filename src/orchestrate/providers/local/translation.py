@@ -11,7 +11,7 @@ import msgspec
 from orchestrate import catalog
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.local.job import DEFAULT_SAMPLES, Hyper
-from orchestrate.local.model import models
+from orchestrate.local.model.files import models
 from orchestrate.local.objectives import grading
 from orchestrate.local.objectives.isolation import isolation
 from orchestrate.local.plan import fitting

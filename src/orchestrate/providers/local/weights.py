@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrate.errors import ArtifactRefused, NotFound
 from orchestrate.files import new_folder, sha256, whole
-from orchestrate.local.model import gguf_files, models
+from orchestrate.local.model.files import gguf_files, models
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.providers.base import Progress

@@ -16,9 +16,9 @@ from orchestrate.catalog import HostModel, ModelOnHost
 from orchestrate.errors import PermissionRefused, TrainingClosed, UsageError
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, standing
+from orchestrate.providers.calls.hosted import headers_of
 from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.sdk import SdkProvider
-from orchestrate.providers.hosted import headers_of
 from orchestrate.providers.openai import checking
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
@@ -44,8 +44,8 @@ _HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not say how"
 
 
 class OpenAIProvider(SdkProvider):
-    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.clients` for the options of a
-    host."""
+    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.calls.clients` for a host's
+    options."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(

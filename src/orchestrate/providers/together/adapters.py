@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import ProviderError, UnexpectedAnswer, UsageError
-from orchestrate.providers import adapters, transfer
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers import adapters
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.values import items, plain, rows, table, text, whole
+from orchestrate.providers.files import transfer
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
-from orchestrate.providers.values import items, plain, rows, table, text, whole
 from orchestrate.types import Adapter
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from orchestrate.data import Dataset
 from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, HostUnavailable
 from orchestrate.providers.base import Progress
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.values import plain, table, text
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.values import plain, table, text
 from orchestrate.text import duration
 from orchestrate.types import Problem, Severity
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import TranslationRefused
-from orchestrate.providers.values import number, table, whole
+from orchestrate.providers.calls.values import number, table, whole
 from orchestrate.types import Outcome, Setting
 
 if TYPE_CHECKING:

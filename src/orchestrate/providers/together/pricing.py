@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate import text as say
 from orchestrate.errors import OverBudget, QuotaExceeded
-from orchestrate.providers.values import estimate_quote, money, number, text
+from orchestrate.providers.calls.values import estimate_quote, money, number, text
 from orchestrate.types import Quote
 
 if TYPE_CHECKING:

@@ -29,19 +29,10 @@ from orchestrate.errors import (
 )
 from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, archives, offline, settings, standing, transfer
+from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.chat import Chat
-from orchestrate.providers.hosted import Retry, Wire
-from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.together import limits as model_limits
-from orchestrate.providers.together import pricing, reading, recalled, weights
-from orchestrate.providers.together.adapters import TogetherAdapters
-from orchestrate.providers.together.files import Files
-from orchestrate.providers.together.profile import PROFILE
-from orchestrate.providers.together.serving import Serving
-from orchestrate.providers.together.translation import NO_RFT, tag, translate
-from orchestrate.providers.values import (
+from orchestrate.providers.calls.hosted import Retry, Wire
+from orchestrate.providers.calls.values import (
     items,
     plain,
     ref_in,
@@ -50,6 +41,16 @@ from orchestrate.providers.values import (
     tagged,
     text,
 )
+from orchestrate.providers.chat.completions import Chat
+from orchestrate.providers.files import archives, transfer
+from orchestrate.providers.settings import UNPAIRED
+from orchestrate.providers.together import limits as model_limits
+from orchestrate.providers.together import pricing, reading, recalled, weights
+from orchestrate.providers.together.adapters import TogetherAdapters
+from orchestrate.providers.together.files import Files
+from orchestrate.providers.together.profile import PROFILE
+from orchestrate.providers.together.serving import Serving
+from orchestrate.providers.together.translation import NO_RFT, tag, translate
 from orchestrate.types import (
     ADAPTER_JOB,
     Account,

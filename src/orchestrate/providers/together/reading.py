@@ -14,9 +14,9 @@ from typing import Any
 
 from orchestrate.catalog import HostModel, search
 from orchestrate.errors import UsageError
-from orchestrate.providers.payloads import payload
+from orchestrate.providers.calls.payloads import payload
+from orchestrate.providers.calls.values import nanos, number, rows, table, text, when, whole
 from orchestrate.providers.together.profile import PROFILE
-from orchestrate.providers.values import nanos, number, rows, table, text, when, whole
 from orchestrate.types import Checkpoint, Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Record
 
 STATUS_MAP: Mapping[str, JobStatus] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrate.providers.values import number, table, text, whole
+from orchestrate.providers.calls.values import number, table, text, whole
 from orchestrate.types import Job, Recalled, Told
 
 

@@ -13,10 +13,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError, UsageError
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.calls.payloads import payload
+from orchestrate.providers.calls.values import items, money, number, plain, rows, table, text, when, whole
 from orchestrate.providers.dedicated import Replicas
-from orchestrate.providers.hosted import Wire
-from orchestrate.providers.payloads import payload
-from orchestrate.providers.values import items, money, number, plain, rows, table, text, when, whole
 from orchestrate.types import Endpoint, Standing
 
 if TYPE_CHECKING:

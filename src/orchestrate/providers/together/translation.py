@@ -12,10 +12,10 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
+from orchestrate.providers.calls.values import suffix_room, suffix_tag
 from orchestrate.providers.settings import UNPAIRED, Rows
 from orchestrate.providers.together.fields import FIELDS
 from orchestrate.providers.together.profile import PROFILE
-from orchestrate.providers.values import suffix_room, suffix_tag
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Translation
 

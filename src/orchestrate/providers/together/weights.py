@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from orchestrate.errors import ArtifactRefused
 from orchestrate.files import new_folder
-from orchestrate.providers import archives, transfer
 from orchestrate.providers.base import Progress
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.files import archives, transfer
 from orchestrate.types import ArtifactFile
 
 

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import brought
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.shared import brought
+from orchestrate.sandbox.shared.billing import base_model
 from orchestrate.sandbox.state import token
 
 _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")

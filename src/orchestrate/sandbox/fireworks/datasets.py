@@ -12,10 +12,10 @@ from starlette.routing import BaseRoute
 
 from orchestrate.files import opener
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.fireworks.bodies import CreateDataset, UploadEndpoint
 from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.host import HostError, iso, json_answer, json_body, parse, route
+from orchestrate.sandbox.shared.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.state import token
 
 MAX_DIRECT = 150 * 1024 * 1024

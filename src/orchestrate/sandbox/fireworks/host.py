@@ -11,10 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import answers
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.billing import money
-from orchestrate.sandbox.files import Files
 from orchestrate.sandbox.fireworks.datasets import Datasets
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
 from orchestrate.sandbox.fireworks.models import Models
@@ -23,6 +20,9 @@ from orchestrate.sandbox.fireworks.rendering import samples
 from orchestrate.sandbox.fireworks.resources import Resources
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.shared import answers
+from orchestrate.sandbox.shared.billing import money
+from orchestrate.sandbox.shared.files import Files
 from orchestrate.sandbox.uploads import Taken
 from orchestrate.types import MetricPoint
 

@@ -10,15 +10,15 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import brought
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.archives import weights
-from orchestrate.sandbox.billing import base_model, context_of
 from orchestrate.sandbox.fireworks.bringing import Bringing
 from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.fireworks.shapes import Shapes
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.shared import brought
+from orchestrate.sandbox.shared.archives import weights
+from orchestrate.sandbox.shared.billing import base_model, context_of
 from orchestrate.sandbox.state import token
 
 _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")

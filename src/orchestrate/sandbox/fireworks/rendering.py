@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.sandbox.host import Host
-from orchestrate.sandbox.rendering import encoded, tokenizer_of
+from orchestrate.sandbox.shared.rendering import encoded, tokenizer_of
 from orchestrate.sandbox.uploads import read
 
 MOST = 20

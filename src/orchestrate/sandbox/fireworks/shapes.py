@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
+from orchestrate.sandbox.shared.billing import base_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

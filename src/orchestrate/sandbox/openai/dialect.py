@@ -23,12 +23,12 @@ from orchestrate import description
 from orchestrate.description import Deployment, Described, SettingRule
 from orchestrate.errors import UsageError
 from orchestrate.profile import described
-from orchestrate.sandbox import brought
-from orchestrate.sandbox.archives import weights
-from orchestrate.sandbox.files import StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.openai.host import OpenAIHost
+from orchestrate.sandbox.shared import brought
+from orchestrate.sandbox.shared.archives import weights
+from orchestrate.sandbox.shared.files import StoredFile
 from orchestrate.sandbox.state import token
 
 _ALWAYS = ("model", "training_file", "validation_file", "suffix", "seed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.training import Trainer
+from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.wire.openai import objects
 
 

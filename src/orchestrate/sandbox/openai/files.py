@@ -13,8 +13,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.files import opener
-from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
+from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.state import token
 from orchestrate.wire.openai import objects
 from orchestrate.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES

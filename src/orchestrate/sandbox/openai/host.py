@@ -14,8 +14,6 @@ from starlette.routing import BaseRoute
 
 from orchestrate.providers.openai.profile import auto_epochs
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.billing import base_model, tokenizer_of, training_usd
-from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
 from orchestrate.sandbox.openai import graders
@@ -23,6 +21,8 @@ from orchestrate.sandbox.openai.events import events_of
 from orchestrate.sandbox.openai.files import OpenAIFiles
 from orchestrate.sandbox.openai.models import OpenAIModels, organization
 from orchestrate.sandbox.openai.permissions import Permissions
+from orchestrate.sandbox.shared.billing import base_model, tokenizer_of, training_usd
+from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.uploads import Taken
 from orchestrate.wire.openai import objects

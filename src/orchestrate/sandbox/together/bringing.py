@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import brought
 from orchestrate.sandbox.host import Body, Host, HostError, json_answer, json_body, parse, route
+from orchestrate.sandbox.shared import brought
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.together.registry import PUBLIC, Registry, object_id
 

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import brought
-from orchestrate.sandbox.billing import base_model
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job
+from orchestrate.sandbox.shared import brought
+from orchestrate.sandbox.shared.billing import base_model
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.together.bringing import Bringing
 from orchestrate.sandbox.together.registry import Registry, listed

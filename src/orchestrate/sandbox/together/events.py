@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.sandbox.host import iso
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.training import Trainer
+from orchestrate.sandbox.training.trainer import Trainer
 
 _NAMES = {
     "train_loss": "train/loss",

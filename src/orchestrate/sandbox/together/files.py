@@ -11,8 +11,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.files import opener
-from orchestrate.sandbox.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
+from orchestrate.sandbox.shared.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.together.bodies import Abort, Complete, Initiate
 

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import answers, archives
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.billing import base_model, nano_usd
-from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.shared import answers, archives
+from orchestrate.sandbox.shared.billing import base_model, nano_usd
+from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.together.bodies import EstimatePrice, Preview
 from orchestrate.sandbox.together.endpoints import Endpoints
 from orchestrate.sandbox.together.events import events_of, metrics_of

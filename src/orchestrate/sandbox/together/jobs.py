@@ -6,10 +6,10 @@ import uuid
 from typing import Any
 
 from orchestrate.providers.together.profile import billed_tokens, unpacked_tokens
-from orchestrate.sandbox.billing import base_model, context_of, tokenizer_of, training_usd
-from orchestrate.sandbox.files import Files, StoredFile
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.shared.billing import base_model, context_of, tokenizer_of, training_usd
+from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.together.bodies import CreateJob, Dpo, FullType, LoraType, Sft
 from orchestrate.sandbox.together.limits import limits_of
 

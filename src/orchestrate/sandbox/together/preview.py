@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, TextExample
 from orchestrate.sandbox.host import Host, HostError
-from orchestrate.sandbox.rendering import encoded, tokenizer_of
+from orchestrate.sandbox.shared.rendering import encoded, tokenizer_of
 from orchestrate.sandbox.together.bodies import Preview
 from orchestrate.sandbox.together.limits import TAKEN, limits_of
 from orchestrate.sandbox.uploads import read

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import brought
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, route
 from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.shared import brought
 
 PUBLIC = "proj-together"
 """The project that holds the base models."""

@@ -18,7 +18,7 @@ import msgspec
 from orchestrate.errors import HostUnavailable, SetupError, UsageError
 from orchestrate.files import private_folder, write_whole
 from orchestrate.hosts import is_loopback
-from orchestrate.local.model.models import source
+from orchestrate.local.model.files.models import source
 from orchestrate.serving.server import keys as client_keys
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine

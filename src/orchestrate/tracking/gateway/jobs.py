@@ -17,10 +17,10 @@ import msgspec
 from sqlalchemy import Connection, and_, or_, select, true
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking import schema
-from orchestrate.tracking.budget import one_at_a_time
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.records.budget import one_at_a_time
 from orchestrate.types import GatewayJob, SubmitPhase
 
 WINDOW = timedelta(hours=1)

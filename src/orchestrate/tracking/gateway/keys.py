@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from sqlalchemy import select
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
 from orchestrate.types import AuditEntry, GatewayKey
 
 PREFIX = "orc-gw-"

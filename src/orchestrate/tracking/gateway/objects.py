@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import and_, or_, select
 
-from orchestrate.tracking import schema
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
 
 Object = dict[str, Any]
 

@@ -28,8 +28,8 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.text import duration
-from orchestrate.tracking import accounts
 from orchestrate.tracking.hosting import states
+from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.types import (
     ADAPTER_JOB,

@@ -11,11 +11,11 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking import schema
-from orchestrate.tracking.budget import require_budget
 from orchestrate.tracking.clock import stamp
-from orchestrate.tracking.database import Database
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.ids import RUN_PREFIX, new_run_id
+from orchestrate.tracking.records.budget import require_budget
 from orchestrate.types import Deployment, DeploymentState, Record
 
 PREFIX = "dep-"
@@ -44,7 +44,7 @@ class Deployments:
     def add(self, deployment: Deployment, *, budget_usd: Decimal | None = None, note: str = "intent") -> None:
         """Writes it down before anything is sent. Raises `OverBudget` when what it may cost does not fit into
         what is left of `budget_usd`, and `UsageError` when its job has one that is not over."""
-        from orchestrate.costing.deployments import spending
+        from orchestrate.costing.spent.deployments import spending
 
         with self._db.writing() as connection:
             may_cost = spending(deployment, deployment.created_at).committed_usd

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.costing.deployments import billed_by_month
+from orchestrate.costing.spent.deployments import billed_by_month
 from orchestrate.tracking.transitions import ImpossibleTransition
 from orchestrate.types import Deployment, DeploymentState, Endpoint, Standing
 

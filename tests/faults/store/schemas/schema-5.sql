@@ -247,6 +247,25 @@ CREATE TABLE uploads (
 	record TEXT NOT NULL, 
 	PRIMARY KEY (provider, host, account, digest)
 );
+CREATE TABLE queue (
+	id VARCHAR(64) NOT NULL, 
+	state VARCHAR(16) NOT NULL, 
+	position INTEGER NOT NULL, 
+	record TEXT NOT NULL, 
+	PRIMARY KEY (id)
+);
+CREATE TABLE searches (
+	id VARCHAR(64) NOT NULL, 
+	at VARCHAR(40) NOT NULL, 
+	record TEXT NOT NULL, 
+	PRIMARY KEY (id)
+);
+CREATE TABLE trials (
+	search_id VARCHAR(64) NOT NULL, 
+	number INTEGER NOT NULL, 
+	record TEXT NOT NULL, 
+	PRIMARY KEY (search_id, number)
+);
 CREATE UNIQUE INDEX outcomes_once ON outcomes (experiment, "key");
 CREATE INDEX outcomes_of ON outcomes (experiment, metric);
 CREATE INDEX runs_by_age ON runs (created_at);
@@ -267,4 +286,5 @@ CREATE INDEX gateway_jobs_open ON gateway_jobs (open);
 CREATE INDEX gateway_jobs_by_age ON gateway_jobs (project, at);
 CREATE INDEX gateway_jobs_by_request ON gateway_jobs ("key", digest);
 CREATE UNIQUE INDEX gateway_jobs_by_key ON gateway_jobs ("key", idempotency_key);
+CREATE INDEX queue_in_order ON queue (state, position);
 COMMIT;

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.paths import DATASETS
+from tests.paths import BUNDLED, DATASETS
 from tests.targets import hosts
 from tests.unit.data.operations.chat_files import chat, write
 
@@ -14,7 +14,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.operations.fix import fix
 
 BAD = DATASETS / "formats" / "bad"
-ORDERS = DATASETS / "orders" / "train.jsonl"
+ORDERS = BUNDLED / "orders" / "train.jsonl"
 REPAIRED = {
     "bad-role",
     "bad-content",

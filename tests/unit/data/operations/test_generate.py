@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.chat_host import ChatHost, chat_host, order_row
-from tests.paths import DATASETS
+from tests.paths import BUNDLED
 from tests.targets import hosts
 
 from orchestrate.config import HostConfig, Secret
@@ -21,9 +21,9 @@ from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, 
 from orchestrate.data.operations.review import Entry, Review
 from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
-from orchestrate.providers.chat import chat_with
+from orchestrate.providers.chat.completions import chat_with
 
-ORDERS = DATASETS / "orders" / "train.jsonl"
+ORDERS = BUNDLED / "orders" / "train.jsonl"
 ONE = Order(rows=10, parallel=1, hosts=hosts("openai", "together", "fireworks", "local"))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.paths import DATASETS
+from tests.paths import BUNDLED, DATASETS
 from tests.unit.data.operations.chat_files import chat, write
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.inspect import inspect
 
-ORDERS = DATASETS / "orders" / "train.jsonl"
+ORDERS = BUNDLED / "orders" / "train.jsonl"
 
 
 def test_inspect(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from orchestrate.data.tokens.counting import counter
 from orchestrate.data.tokens.tokenizer_files import REBUILT, read
 from orchestrate.errors import DataError
 
-TINY = Path(__file__).parents[4] / "fixtures" / "models" / "tiny-chat"
+TINY = Path(__file__).parents[4] / "src" / "orchestrate" / "bundled" / "tiny-chat"
 TEMPLATES = {"tiny": (TINY / "chat_template.jinja").read_text("utf-8"), "chatml": chat_templates.CHATML} | {
     file.name.removesuffix(".jinja"): file.read_text("utf-8")
     for file in files("trl").joinpath("chat_templates").iterdir()

@@ -14,7 +14,7 @@ import tiktoken.load
 import tiktoken_ext.openai_public as public
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.paths import FIXTURES
+from tests.paths import BUNDLED, FIXTURES
 
 from orchestrate.data import Dataset
 from orchestrate.data.rows.examples import (
@@ -28,8 +28,8 @@ from orchestrate.data.rows.examples import (
 from orchestrate.data.tokens.counting import batch_counter, counter, for_model, names, told
 from orchestrate.errors import SetupError, UsageError
 
-TINY = FIXTURES / "models" / "tiny-chat"
-ORDERS = FIXTURES / "datasets" / "orders" / "validation.jsonl"
+TINY = BUNDLED / "tiny-chat"
+ORDERS = BUNDLED / "orders" / "validation.jsonl"
 GOOD = FIXTURES / "datasets" / "formats" / "good"
 URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 

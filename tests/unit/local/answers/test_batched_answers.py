@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.paths import DATASETS, TINY
+from tests.paths import BUNDLED, TINY
 from tests.unit.local.families import make
 
 from orchestrate.data import Dataset
@@ -53,7 +53,7 @@ class Loaded:
 
 
 def evaluated(loaded: Any, folder: Path, batch: int | None = None) -> Evaluation:
-    items = held_out(Dataset.open(str(DATASETS / "orders" / "test.jsonl")), limit=ROWS).items
+    items = held_out(Dataset.open(str(BUNDLED / "orders" / "test.jsonl")), limit=ROWS).items
     sampling = Sampling(max_tokens=16, batch=batch)
     contender = Contender(name="base", kind="model", model="m", provider="local", served_by="here")
     candidate = by_generator(contender, loaded, sampling, "weights", base=True)
@@ -84,7 +84,7 @@ def test_answers_that_16_bits_turn_are_counted_and_told(tmp_path: Path) -> None:
     """Random weights are seldom sure: by a plain loop some of their answers are others than alone."""
     loaded = Loaded(make("llama", tmp_path / "m"), torch.bfloat16)
     found = evaluated(loaded, tmp_path / "together")
-    items = held_out(Dataset.open(str(DATASETS / "orders" / "test.jsonl")), limit=ROWS).items
+    items = held_out(Dataset.open(str(BUNDLED / "orders" / "test.jsonl")), limit=ROWS).items
     sampler, turned = loaded.answerer.sampler, 0
     prompts = [loaded.answerer._prompt([m.to_dict() for m in item.prompt], None) for item in items]
     with torch.inference_mode():

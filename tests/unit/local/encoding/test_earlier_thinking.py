@@ -18,7 +18,7 @@ from orchestrate.data import TrainingData
 from orchestrate.data.tokens.thinking import Earlier
 from orchestrate.local.encoding.encoded import encode_file
 from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model.added_tokens import add_tokens
+from orchestrate.local.model.adapters.added_tokens import add_tokens
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.paths import DATASETS, TINY
+from tests.paths import BUNDLED, TINY
 from tests.unit.data.tokens.test_chat_templates import CHATS, TEMPLATES
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, CompletionExample, TextExample
@@ -59,7 +59,7 @@ def test_other_rows_and_pieces_of_characters_too(theirs: Any) -> None:
 
 
 def test_neither_transformers_nor_torch_is_imported() -> None:
-    file = DATASETS / "orders" / "train.jsonl"
+    file = BUNDLED / "orders" / "train.jsonl"
     code = (
         "import sys; from orchestrate.local.encoding.preview import read_preview\n"
         f"[row] = read_preview({str(file)!r}, {str(TINY)!r}, 1, 1, None, False, {{}}).rows\n"

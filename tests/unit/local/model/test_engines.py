@@ -17,8 +17,8 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import machine
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model import engines
-from orchestrate.local.model.accelerating import load_unsloth
 from orchestrate.local.model.engines import COMPILE_TOKENS, EngineMissing, choose
+from orchestrate.local.model.shortcuts.accelerating import load_unsloth
 from orchestrate.local.run.rundir import now
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec

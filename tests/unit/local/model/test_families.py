@@ -20,8 +20,8 @@ from tests.unit.local.families import FAMILIES, SEEING, make
 from tests.unit.local.sessions import make_session
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
-from orchestrate.local.model.experts import held_of
 from orchestrate.local.model.loading import keep_four_bit_weights
+from orchestrate.local.model.weights.experts import held_of
 from orchestrate.local.run.session import Session
 
 pytestmark = [

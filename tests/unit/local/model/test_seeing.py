@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from tests.unit.local.families import SEEING, make
-from tests.unit.local.model.test_line import chats
+from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 from transformers import AutoModelForImageTextToText
 
 from orchestrate.local.answers.answering import Answerer
-from orchestrate.local.model.architectures import hollow
-from orchestrate.local.model.models import ModelFolder
-from orchestrate.local.model.targets import names_of
+from orchestrate.local.model.adapters.targets import names_of
+from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.weights.architectures import hollow
 from orchestrate.local.weights.merging import merge
 
 pytestmark = [

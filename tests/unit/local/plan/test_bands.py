@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.paths import TINY
-from tests.unit.local.model.test_line import chats
+from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 
 from orchestrate.config import HostConfig

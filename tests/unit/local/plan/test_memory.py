@@ -18,7 +18,7 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
 from orchestrate.local import machine
-from orchestrate.local.model import models
+from orchestrate.local.model.files import models
 from orchestrate.local.plan import throughput
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape

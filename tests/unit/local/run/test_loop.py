@@ -18,7 +18,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.machine import Load
-from orchestrate.local.model.fused import fuse
+from orchestrate.local.model.shortcuts.fused import fuse
 from orchestrate.local.objectives.base import collate, pack
 from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.run.rundir import RunDir, now

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.unit.local.families import make
-from tests.unit.local.model.test_line import chats
+from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 
 pytestmark = [

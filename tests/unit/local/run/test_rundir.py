@@ -230,7 +230,8 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys, orchestrate.local.run.rundir, orchestrate.local.run.launching, "
         "orchestrate.local.answers.generation, "
-        "orchestrate.local.model.models, orchestrate.local.plan.throughput, orchestrate.providers.local\n"
+        "orchestrate.local.model.files.models, orchestrate.local.plan.throughput, "
+        "orchestrate.providers.local\n"
         "import json\n"
         "print(json.dumps([m for m in ('torch', 'transformers', 'numpy', 'peft') if m in sys.modules]))"
     )

@@ -32,7 +32,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.providers import registry
-from orchestrate.providers.hosted import Wire
+from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.spec import DPO, RFT, JobSpec, WandB
 from orchestrate.types import Feature, JobHandle, JobStatus, Message, RemoteDataset, Severity

@@ -1,0 +1,58 @@
+"""ui: the pages of this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, TypedDict
+
+import typer
+
+from orchestrate.commands.terminal.console import (
+    Json,
+    ended_by_signal,
+    note,
+    orchestrator,
+    print_json,
+    print_text,
+)
+
+
+class UiShown(TypedDict):
+    url: str
+    read_only: bool
+
+
+def ui(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Pages that show and do nothing: for a wall, or a colleague.")
+    ] = False,
+    open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; another than this machine's own needs --read-only.")
+    ] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A host name of this machine from outside.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Runs, curves, money, quotes, data and new runs as pages in the browser, until Ctrl-C.
+
+    The link is the right to see them, and without --read-only to spend. The hosts are asked for news while it
+    runs; with --read-only nobody is asked, and `orchestrate worker` does that.
+    """
+    from orchestrate import watching
+    from orchestrate.ui.server import serving
+
+    with orchestrator(context) as ft, ended_by_signal() as ended:
+        watcher = None if read_only else watching.watcher(ft)
+        with serving(ft, watcher, host=host, port=port, names=name or (), read_only=read_only) as url:
+            print_json(UiShown(url=url, read_only=read_only)) if json else print_text(url)
+            sys.stdout.flush()
+            note("the link is the key to these pages; Ctrl-C ends them, and the runs go on")
+            if open:
+                import webbrowser
+
+                webbrowser.open(url)
+            ended.wait()

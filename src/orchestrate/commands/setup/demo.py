@@ -1,0 +1,169 @@
+"""demo: the main job from end to end, on this machine and without a key.
+
+Every step is a command of `orchestrate` that is printed before it is run. The local run is the real thing.
+The three hosts are stood in for by the sandbox: the real SDK clients talk to local servers that train the
+bundled tiny model in place of the host's. Nothing leaves this machine, and no key is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from orchestrate.bundled import bundled
+from orchestrate.commands.terminal.console import note, out, print_text
+from orchestrate.config import CONFIG_NAME
+from orchestrate.errors import UsageError
+
+_FOLDER = Path("orchestrate-demo")
+_FILES = ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl")
+_CONFIG = 'home = "home"   # the demo keeps its runs here; orders of this folder see them\n'
+_HOSTED = "openai,together,fireworks"
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write; made when absent.")] = _FOLDER,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train/--no-train", help="Without training: no torch, and so nothing to evaluate or to ask."
+        ),
+    ] = True,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Write the data and the spec, and run nothing.")
+    ] = False,
+) -> None:
+    """The main job from end to end, on this machine: check, quote, train, evaluate, compare. No key, no cost.
+
+    All that it writes is in FOLDER, where you can go on with its runs. To be rid of it, remove the folder.
+
+    Example: orchestrate demo --no-train
+    """
+    _write(folder)
+    if files_only:
+        print_text("\n".join(str(folder / name) for name in (*_FILES, CONFIG_NAME)))
+        return
+    took = "2 to 5 minutes on two cores" if train else "about a minute, without training"
+    note(f"takes {took}; writes to {folder.resolve()} alone, and asks nothing of any host")
+    _Demo(folder).go(train)
+
+
+def _write(folder: Path) -> None:
+    """The bundled files and a home of its own. Raises `UsageError` where other files lie in their places."""
+    texts = {name: (bundled("orders") / name).read_bytes() for name in _FILES}
+    texts[CONFIG_NAME] = _CONFIG.encode()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder", fix="orchestrate demo FOLDER")
+    for name, text in texts.items():
+        path = folder / name
+        if path.exists() and path.read_bytes() != text:
+            raise UsageError(
+                f"{path} is not the demo's, or was changed; nothing was written",
+                fix="orchestrate demo ANOTHER_FOLDER",
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+
+
+class _Demo:
+    """Runs commands of `orchestrate` in one folder and shows them as a person would type them there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        reached = ("_API_KEY", "_BASE_URL")
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not (name.startswith("ORCHESTRATE_") or name.endswith(reached))
+        }
+        keys = str(self.folder / "home" / "keys.toml")
+        self.env |= {"ORCHESTRATE_KEYS": keys, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+        self.env.setdefault("OMP_NUM_THREADS", "1")  # the matrices of the tiny model are too small for more
+        # What they print goes through us: they cannot see how wide the terminal is.
+        self.env.setdefault("COLUMNS", str(shutil.get_terminal_size((120, 24)).columns))
+
+    def go(self, train: bool) -> None:
+        started = time.monotonic()
+        self._say("1. Check the data, for every backend at once")
+        self._run("check")
+        self._say("2. What would it cost?", "Real prices of the hosts, from the rates of this package.")
+        self._run("quote")
+        runs = [*self._trained_here(), *self._hosted(train)] if train else self._hosted(train)
+        names = " ".join(runs)
+        if train:
+            self._say("5. Was it worth it? Base against tuned, on 200 rows that no run has seen")
+            self._run(f"eval {names}")
+        self._say("6. Side by side")
+        self._run(f"compare {names}")
+        self._run(f"compare {names} -o report.html")
+        if train:
+            self._say("7. Ask the tuned model")
+            self._run(f"chat {runs[0]} {shlex.quote(self._first_question())}")
+        self._say(
+            f"Done in {time.monotonic() - started:.0f} s",
+            f"report: {self.folder / 'report.html'}",
+            f"go on:  cd {shlex.quote(os.path.relpath(self.folder))}; orchestrate runs --sandbox",
+        )
+
+    def _trained_here(self) -> list[str]:
+        self._say("3. Train here: QLoRA on this CPU", "For real; the base is a tiny model made for tests.")
+        return self._run("submit --provider local --watch --yes --again").split()
+
+    def _hosted(self, train: bool) -> list[str]:
+        what = (
+            "really train, but the tiny model instead of the host's."
+            if train
+            else "do not train here (--no-train): their jobs walk through the states by the clock."
+        )
+        self._say(
+            "4. The same spec on three hosts",
+            "SANDBOX: local stand-ins of OpenAI, Together and Fireworks. They speak the hosts' protocols and",
+            what,
+            "With your key in the environment, the same line goes to the real host.",
+        )
+        way = [] if train else ["--no-train"]
+        submit = f"submit --provider {_HOSTED} --watch --max-cost 25 --again"
+        command = [sys.executable, "-m", "orchestrate.cli", *submit.split()]
+        shown = " ".join(["orchestrate sandbox run", *way, "-- orchestrate", submit])
+        return self._process(shown, ["sandbox", "run", *way, "--", *command]).split()
+
+    def _say(self, title: str, *lines: str) -> None:
+        out.print()
+        out.print(Text(f"== {title}", style="bold"))
+        for line in lines:
+            print_text(f"   {line}")
+
+    def _run(self, command: str) -> str:
+        """Runs one command line and returns its stdout; ends the demo when it fails."""
+        return self._process(f"orchestrate {command}", shlex.split(command))
+
+    def _process(self, shown: str, words: list[str]) -> str:
+        print_text(f"\n$ {shown}")
+        sys.stdout.flush()
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrate.cli", *words],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        print_text(done.stdout.rstrip("\n"))
+        if done.returncode != 0:
+            note(f"the demo stopped: {shown} ended with exit code {done.returncode}")
+            raise typer.Exit(done.returncode)
+        return done.stdout
+
+    def _first_question(self) -> str:
+        with (self.folder / "test.jsonl").open(encoding="utf-8") as rows:
+            return json.loads(rows.readline())["messages"][0]["content"]

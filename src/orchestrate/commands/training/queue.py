@@ -1,0 +1,225 @@
+"""queue: runs that wait for a place, one after another."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate import watching
+from orchestrate.commands.terminal.console import (
+    Json,
+    never_cut,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.options import SpecOptions, by_default, grouped
+from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
+from orchestrate.errors import UsageError
+from orchestrate.service.training import queueing
+from orchestrate.text import count, limit
+from orchestrate.types import QueueEntry, QueueState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrate.service import Orchestrator
+    from orchestrate.service.training.queueing import Moved
+    from orchestrate.watching import SyncReport
+
+app = typer.Typer(
+    cls=by_default("ls"),
+    help="Runs that wait for a place: each goes when its backend has room and what it comes after has "
+    "succeeded. `worker`, `watch` and `queue run` submit them.",
+)
+Names = Annotated[list[str], typer.Argument(metavar="ENTRY...", help="Entries, by a part of their ids.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceInQueue:
+    """When it goes."""
+
+    after: Annotated[
+        list[str] | None,
+        typer.Option("--after", metavar="ID", help="A run or an entry that must have succeeded; repeatable."),
+    ] = None
+    first: Annotated[bool, typer.Option("--first", help="Before all others.")] = False
+
+
+@app.command()
+@grouped
+def add(
+    context: typer.Context,
+    *,
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
+    asked: SpecOptions,
+    place: PlaceInQueue,
+    spending: SpendingOptions,
+    strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
+    json: Json = False,
+) -> None:
+    """Check and quote as submit does, ask for agreement to the price, and let the run wait.
+
+    What is submitted later is what was agreed to: other data or a dearer quote are held, and told.
+    """
+    if spending.key is not None:
+        raise UsageError("an entry of the queue is submitted once by itself; it takes no --idempotency-key")
+    spec = asked.read(provider, max_cost=spending.max_cost)
+    with orchestrator(context, made_by=spending.by) as ft:
+        names = ft.backends(provider)
+        ft.require(spec, names)
+        prepared = ft.prepare(spec, names)
+        how = Carrying(spending, strict, watch=False, json=json)
+        caps = require_agreement(ft, prepared, ft.earlier(prepared, names), how)
+        made = [
+            queueing.add(
+                ft, prepared, name, after=place.after or (), max_cost_usd=caps.get(name), first=place.first
+            )
+            for name in names
+        ]
+    if json:
+        print_json(made)
+        return
+    for entry in made:
+        out.print(entry.id)
+    note("it goes while one of these runs: orchestrate queue run, worker, watch")
+
+
+@app.command("ls")
+def list_entries(
+    context: typer.Context,
+    ended: Annotated[bool, typer.Option("--all", help="Those that have gone or were removed too.")] = False,
+    json: Json = False,
+) -> None:
+    """What waits, in the order in which it goes."""
+    with orchestrator(context) as ft:
+        entries, paused = queueing.entries(ft, ended=ended), ft.store.queue.paused
+    if json:
+        print_json(entries)
+        return
+    if paused:
+        warn("the queue is paused: orchestrate queue resume")
+    if not entries:
+        note("nothing waits: orchestrate queue add SPEC -p BACKEND")
+        return
+    columns: dict[str, list[str]] = {
+        "entry": [entry.id for entry in entries],
+        "backend": [entry.provider for entry in entries],
+        "model": [str(entry.spec.get("model", "")) for entry in entries],
+        "state": [entry.state.value for entry in entries],
+        "limit": [_limit(entry) for entry in entries],
+        "about": [_about(entry) for entry in entries],
+    }
+    shown = table(*columns, right=("limit",), fold=("model", "about"))
+    for row in zip(*columns.values(), strict=True):
+        shown.add_row(*row)
+    never_cut(shown, "entry", "backend", "state", "limit")
+    out.print(shown)
+
+
+@app.command()
+def rm(context: typer.Context, entries: Names, json: Json = False) -> None:
+    """Take entries out; what has its run already is ended by `cancel`."""
+    _each(context, entries, queueing.remove, json=json)
+
+
+@app.command()
+def pause(
+    context: typer.Context,
+    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
+    json: Json = False,
+) -> None:
+    """Hold these entries, or the whole queue; runs go on."""
+    _pause(context, entries, paused=True, json=json)
+
+
+@app.command()
+def resume(
+    context: typer.Context,
+    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
+    json: Json = False,
+) -> None:
+    """Let entries that are held, or the whole queue, go again."""
+    _pause(context, entries, paused=False, json=json)
+
+
+def _pause(context: typer.Context, entries: list[str] | None, *, paused: bool, json: bool) -> None:
+    if entries:
+        _each(context, entries, queueing.hold if paused else queueing.release, json=json)
+        return
+    with orchestrator(context) as ft:
+        ft.store.queue.pause(paused)
+        waiting = queueing.entries(ft)
+    if json:
+        print_json(waiting)
+    else:
+        note(f"the queue {'is paused' if paused else 'goes on'}; {count(len(waiting), 'run')} in it")
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    provider: Annotated[
+        str, typer.Option("--provider", "-p", help="Only for these backends, joined by commas.")
+    ] = "all",
+    until_empty: Annotated[bool, typer.Option("--until-empty", help="End when nothing waits.")] = False,
+    json: Json = False,
+) -> None:
+    """Submit what waits as room is made, until interrupted; the runs live on without it."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda _signal, _frame: stop.set())
+    told: list[Moved] = []
+    with orchestrator(context) as ft:
+        only = None if provider == "all" else ft.backends(provider)
+        watcher, server = watching.watcher(ft, only=only), queueing.QueueServer(ft, only)
+        watcher.feed = server
+
+        def after(_reports: list[SyncReport]) -> None:
+            for problem in watcher.problems:
+                warn(problem)
+            for moved in server.moved:
+                told.append(moved)
+                note(f"{moved.entry.id}: {moved.told}")
+            if until_empty and not server.waiting():
+                stop.set()
+
+        watcher.run(stop, on_turn=after)
+    if json:
+        print_json([moved.entry for moved in told])
+
+
+def _each(
+    context: typer.Context,
+    names: list[str],
+    change: Callable[[Orchestrator, str], QueueEntry],
+    *,
+    json: bool,
+) -> None:
+    with orchestrator(context) as ft:
+        changed = [change(ft, name) for name in names]
+    if json:
+        print_json(changed)
+        return
+    for entry in changed:
+        note(f"{entry.id} is {entry.state.value}")
+
+
+def _limit(entry: QueueEntry) -> str:
+    bounds = [usd for usd in (entry.max_cost_usd, entry.agreed_usd) if usd is not None]
+    return limit(max(bounds, default=Decimal(0))) if bounds else "none"
+
+
+def _about(entry: QueueEntry) -> str:
+    if entry.state is QueueState.WAITING and entry.after:
+        return f"after {', '.join(entry.after)}"
+    words = [entry.run_id, entry.note]
+    return "; ".join(word for word in words if word)

@@ -1,0 +1,64 @@
+"""rerun: a run once more, here or on another backend."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate.commands.terminal.console import Json, RunArg, note, orchestrator, warn
+from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.training.submit import Carrying, SpendingOptions, carry_out
+
+if TYPE_CHECKING:
+    from orchestrate.prepared import Prepared
+    from orchestrate.types import Run
+
+
+@grouped
+def rerun(
+    context: typer.Context,
+    run: RunArg,
+    *,
+    provider: Annotated[
+        str | None,
+        typer.Option("--provider", "-p", help="Backends, comma-separated; default: the run's own."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another value for a field.")
+    ] = None,
+    spending: SpendingOptions,
+    strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
+    watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
+    json: Json = False,
+) -> None:
+    """Make a run once more from the spec that was kept of it, on its backend or on another one.
+
+    Says whether the data are still those of the run, by their digest, and then checks, quotes and asks as any
+    submit does. A run of a sandbox is made again in the sandbox.
+    """
+    from orchestrate import specfile
+    from orchestrate.service.training.rerun import spec_of
+
+    changes: dict[str, Any] = specfile.parse_settings(settings or [])
+    if spending.max_cost is not None:
+        changes["max_cost_usd"] = spending.max_cost
+    with orchestrator(context, made_by=spending.by) as outside:
+        record = outside.run(run).record
+        ft = outside.home_of(record)
+        names = ft.backends(provider or record.provider)
+        spec = spec_of(record, names, changes)
+        repeated = record.id if record.status.terminal else None
+        tell = partial(_tell, record, changes)
+        carry_out(ft, spec, names, Carrying(spending, strict, watch, json, repeated, tell))
+
+
+def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
+    from orchestrate.service.training.rerun import changed_data
+
+    note(f"run {run.id} once more" + "".join(f", {name}={value}" for name, value in changes.items()))
+    if told := changed_data(run, prepared):
+        warn(told)
+    else:
+        note(f"the data are the same: digest {run.dataset_digest[:12]}")

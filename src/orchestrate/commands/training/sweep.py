@@ -1,0 +1,291 @@
+"""sweep: which settings are best, by trials that are runs as any other, within one budget."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrate import watching
+from orchestrate.commands.terminal.console import (
+    Json,
+    confirm,
+    err,
+    never_cut,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.options import SpecOptions, dollars, grouped
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.files import write_whole
+from orchestrate.text import count, money
+from orchestrate.types import Search, Trial, TrialState
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+    from orchestrate.service.training.searching import Searching
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceOptions:
+    """What varies, and which trial comes next."""
+
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="NAME=V1,V2", help="Values of a setting, or of provider; repeatable."),
+    ] = None
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option("--range", metavar="NAME=LOW:HIGH[:log]", help="Bounds of a number; repeatable."),
+    ] = None
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="grid, random or tpe.")] = "grid"
+    trials: Annotated[
+        int, typer.Option(min=0, help="At most so many; default: the whole grid, or 20.", show_default=False)
+    ] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Of random and tpe, and of shares of the data.")] = 0
+    first_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the training rows, for a first and cheaper round.")
+    ] = 1.0
+    survivors: Annotated[
+        int, typer.Option(min=0, help="Of it, so many in full; default: a third.", show_default=False)
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AimOptions:
+    """What is wanted, and within which limits."""
+
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
+    ] = "validation_loss"
+    test: Annotated[str | None, typer.Option(metavar="FILE", help="The rows of eval: targets.")] = None
+    prune: Annotated[
+        bool, typer.Option("--prune", help="End runs early whose loss falls behind the better half.")
+    ] = False
+    max_parallel: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="For all runs: no trial is made that could go above it.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenOptions:
+    """What is shown and written."""
+
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the best spec here.")
+    ] = None
+    show: Annotated[
+        str | None, typer.Option("--show", metavar="SWEEP", help="The trials of one; or last.")
+    ] = None
+    listed: Annotated[bool, typer.Option("--list", help="All sweeps, newest first.")] = False
+
+
+@grouped
+def sweep(
+    context: typer.Context,
+    *,
+    asked: SpecOptions,
+    vary: SpaceOptions,
+    aim: AimOptions,
+    seen: SeenOptions,
+    provider: Annotated[
+        str | None, typer.Option("--provider", "-p", help="The backend, unless it varies.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Try settings against one another: each trial is a run, made once, within one budget.
+
+    Interrupted, its runs go on; the same command again goes on with the same sweep.
+
+    Example: orchestrate sweep finetune.yaml -p local --grid learning_rate=1e-4,2e-4 --grid adapter.r=8,16
+    """
+    with orchestrator(context) as ft:
+        if seen.listed:
+            _list(ft.store.searches.all(), json=json)
+            return
+        from orchestrate.service.training import searching
+
+        if seen.show is not None:
+            _end(searching.Searching(ft, ft.store.searches.get(seen.show)), seen.output, json=json)
+            return
+        search = _begun(ft, asked, vary, aim, provider)
+        _agree(searching.price(ft, search), search, aim)
+        carried = searching.Searching(ft, search)
+        _carry_out(ft, carried)
+        _end(carried, seen.output, json=json)
+
+
+def _begun(
+    ft: Orchestrator, asked: SpecOptions, vary: SpaceOptions, aim: AimOptions, provider: str | None
+) -> Search:
+    from orchestrate.search import space
+    from orchestrate.service.training import searching
+
+    varied = space.parse(vary.grid or (), vary.ranges or ())
+    if (provider is None) == (space.PROVIDER not in varied.choices):
+        raise UsageError("name the backend once: --provider NAME, or --grid provider=A,B")
+    order = searching.Order(
+        space=varied,
+        sampler=vary.sampler,
+        trials=vary.trials,
+        target=aim.target,
+        test=aim.test,
+        share=vary.first_share,
+        survivors=vary.survivors,
+        prune=aim.prune,
+        max_parallel=aim.max_parallel,
+        max_cost_usd=dollars(aim.max_cost),
+        seed=vary.seed,
+    )
+    spec = asked.read(provider or "all")
+    return searching.begin(ft, spec, ft.backends(provider) if provider else [], order)
+
+
+def _agree(price: Any, search: Search, aim: AimOptions) -> None:
+    """To the price of the whole, before anything is sent."""
+    again = f", then {search.survivors} in full" if search.survivors else ""
+    err.print(
+        f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} expected, "
+        f"at most {money(price.high_usd)}; evaluations come on top"
+    )
+    for why in price.unpriced:
+        warn(f"no price: {why}")
+    limit_usd = search.max_cost_usd
+    if limit_usd is not None and price.unpriced:
+        raise UsageError("a trial has no price, so the limit cannot be kept", fix="leave --max-cost out")
+    if limit_usd is not None and price.expected_usd > limit_usd:
+        raise OverBudget(
+            "sweep",
+            price.expected_usd,
+            limit_usd,
+            figure="what is expected",
+            fix="fewer trials, or more money",
+        )
+    if limit_usd is None and (price.high_usd > 0 or price.unpriced) and not confirm("Begin?", yes=aim.yes):
+        raise UsageError(
+            "not begun: nobody agreed to the price", fix="add --yes, or --max-cost USD to agree up to a limit"
+        )
+
+
+def _carry_out(ft: Orchestrator, carried: Searching) -> None:
+    stop, shown = threading.Event(), dict[int, Trial]()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda _signal, _frame: stop.set())
+    watcher = watching.watcher(ft)
+    watcher.feed = None  # what waits in the queue is not this command's
+
+    def told(trials: list[Trial]) -> None:
+        for problem in watcher.problems:
+            warn(problem)
+        for trial in trials:
+            before = shown.get(trial.number)
+            if before is None or (before.state, before.run_id) != (trial.state, trial.run_id):
+                note(f"trial {trial.number} ({_settings(trial)}): {_state(trial)}")
+                shown[trial.number] = trial
+
+    carried.run(watcher.turn, stop, told)
+    if stop.is_set():
+        note("interrupted; its runs go on, and the same command again goes on with the sweep")
+        raise typer.Exit(130)
+
+
+def _end(carried: Searching, output: Path | None, *, json: bool) -> None:
+    trials, ranked = carried.trials, carried.ranked()
+    if output is not None and (best := carried.best_spec()) is not None:
+        backend, text = best
+        write_whole(output, text.encode())
+        note(f"the best spec: orchestrate submit {output} -p {backend}")
+    if json:
+        print_json(trials)
+    else:
+        _show(carried, trials, ranked)
+    if carried.stopped:
+        warn(carried.stopped)
+    if not ranked:
+        raise typer.Exit(1)
+
+
+def _show(carried: Searching, trials: list[Trial], ranked: list[Trial]) -> None:
+    rest = [trial for trial in trials if trial not in ranked]
+    names = sorted({name for trial in trials for name in trial.settings})
+    ordered = [*ranked, *rest]
+    columns: dict[str, list[str]] = {
+        "trial": [str(trial.number) for trial in ordered],
+        **{name: [_value(trial.settings.get(name)) for trial in ordered] for name in names},
+        carried.search.target: [_score(trial) for trial in ordered],
+        "rows": [f"{trial.share:.0%}" for trial in ordered],
+        "run": [trial.run_id or "" for trial in ordered],
+        "about": [trial.note or "" if trial.state is not TrialState.SCORED else "" for trial in ordered],
+    }
+    for name in ("rows", "about"):
+        if len(set(columns[name])) == 1 and columns[name][0] in ("", "100%"):
+            del columns[name]
+    shown = table(*columns, right=("trial", "rows"), fold=("about",))
+    for row in zip(*columns.values(), strict=True):
+        shown.add_row(*row)
+    never_cut(shown, *(columns.keys() - {"about"}))
+    out.print(shown)
+    if len(ranked) > 1:
+        note(_how_sure(carried, ranked))
+
+
+def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
+    first, *others = [trial for trial in ranked if trial.share == ranked[0].share]
+    words = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it is: "
+    close = [trial for trial in others if _overlap(first, trial)]
+    if close:
+        words += f"within its interval: {count(len(close), 'other')}; "
+    return words + f"prove it on other rows: orchestrate eval {first.run_id} --test FILE"
+
+
+def _overlap(one: Trial, other: Trial) -> bool:
+    bounds = (one.score_low, one.score_high, other.score)
+    return None not in bounds and bounds[0] <= bounds[2] <= bounds[1]  # type: ignore[operator]
+
+
+def _score(trial: Trial) -> str:
+    if trial.score is None:
+        return trial.state.value
+    interval = ""
+    if trial.score_low is not None and trial.score_high is not None:
+        interval = f" [{trial.score_low:.3f}, {trial.score_high:.3f}]"
+    return f"{trial.score:.4g}{interval}"
+
+
+def _state(trial: Trial) -> str:
+    if trial.state is TrialState.OPEN:
+        return f"run {trial.run_id}" if trial.run_id else "is being submitted"
+    return _score(trial) if trial.state is TrialState.SCORED else f"{trial.state.value}: {trial.note}"
+
+
+def _settings(trial: Trial) -> str:
+    return ", ".join(f"{name}={_value(value)}" for name, value in trial.settings.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _list(searches: list[Search], *, json: bool) -> None:
+    if json:
+        print_json(searches)
+        return
+    if not searches:
+        note("no sweep yet: orchestrate sweep --help")
+        return
+    shown = table("sweep", "model", "varies", "target", "trials", right=("trials",), fold=("model", "varies"))
+    for search in searches:
+        varies = ", ".join([*search.choices, *search.ranges])
+        model = str(search.spec.get("model", ""))
+        shown.add_row(search.id, model, varies, search.target, str(search.trials))
+    out.print(shown)

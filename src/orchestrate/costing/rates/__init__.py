@@ -1,0 +1,1 @@
+"""Rates as data, and how one is looked up."""

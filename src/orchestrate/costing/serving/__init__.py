@@ -1,0 +1,1 @@
+"""What a tuned model costs to run, against prompting a base model."""

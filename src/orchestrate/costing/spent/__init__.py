@@ -1,0 +1,1 @@
+"""What was spent, what is committed, and how good the quotes were."""

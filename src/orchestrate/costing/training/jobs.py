@@ -1,0 +1,248 @@
+"""The price of training, before anything is uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from orchestrate import text
+from orchestrate.catalog import ModelOnHost
+from orchestrate.costing.lines import MTOK, line, summed
+from orchestrate.costing.rate import Lookup, Rate
+from orchestrate.costing.rates.prices import Prices, names
+from orchestrate.costing.size import JobSize, Work, measure
+from orchestrate.costing.training import rules
+from orchestrate.types import Confidence, Quote, QuoteLine
+
+if TYPE_CHECKING:
+    from orchestrate.profile import Profile
+    from orchestrate.spec import JobSpec
+
+STALE_DAYS = 60
+"""A rate checked longer ago is warned about."""
+
+
+def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
+    """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
+    SFT."""
+    method = spec.method.type
+    adapter = "full" if spec.adapter.type == "full" else "lora"
+    found = prices.of(f"{method}_{adapter}", resolved) or prices.of(method, resolved)
+    sft = prices.of(f"sft_{adapter}", resolved) if found is None and method == "dpo" else None
+    if sft is not None and sft.usd_per_mtok is not None:
+        factor = profile.dpo_factor
+        return Rate(
+            provider=sft.provider,
+            method=f"dpo_{adapter}",
+            model=sft.model,
+            usd_per_mtok=sft.usd_per_mtok * factor,
+            start=sft.start,
+            checked=sft.checked,
+            confidence=Confidence.INFERRED if sft.confidence is Confidence.QUOTED else sft.confidence,
+            source=f"{factor} x SFT: {sft.source}",
+        )
+    return found
+
+
+def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
+    """For which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a machine
+    that is paid by the hour."""
+    if gpu is not None:
+        return Lookup(prices, ("electricity", "gpu_rental", "owned"), gpu=gpu)
+    method = spec.method.type
+    adapter = "full" if spec.adapter.type == "full" else "lora"
+    methods = (f"{method}_{adapter}", method, "minimum")
+    return Lookup(prices, methods, names(resolved), resolved.params_b, "H100" if method == "rft" else None)
+
+
+def quote_tokens_job(
+    work: Work,
+    *,
+    prices: Prices | None = None,
+    gpu_hours: Decimal | None = None,
+    sandbox: bool = False,
+) -> Quote:
+    """A hosted job that is billed by tokens (RFT: by GPU-hours, which only `gpu_hours` can tell).
+
+    `prices`: today's of the profile's kind, when not given. A model that is gone or without a published
+    price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs after its host has
+    closed.
+    """
+    priced = Priced(
+        work.provider,
+        work.profile,
+        work.spec,
+        work.resolved,
+        prices or Prices(work.profile.kind),
+        sandbox,
+    )
+    return quote_sized_job(priced, lambda: measure(work), gpu_hours=gpu_hours)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A job of which only the size is missing for a quote."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+    sandbox: bool = False
+
+
+def quote_sized_job(
+    job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
+) -> Quote:
+    """As `quote_tokens_job`, by a size from anywhere; it is asked for only where there is a price."""
+    provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
+
+    def none(reason: str) -> Quote:
+        return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
+
+    if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
+        return none(reason)
+    if spec.method.type == "rft":
+        return _quote_rft(provider, resolved, gpu_hours, prices, profile.hourly_factor(spec))
+    if profile.bills is None:
+        return none(f"{provider} does not say how it bills a job, so its price is not known")
+    rate = training_rate(resolved, spec, profile, prices)
+    if rate is None or rate.usd_per_mtok is None:
+        return none(_no_price(resolved, spec, prices))
+    if rate.usd_max is not None:
+        return none(
+            f"{provider} published only a range for {resolved.name}, "
+            f"{text.rate(rate.usd)} to {text.rate(rate.usd_max)} per million tokens "
+            f"({rate.source}, {rate.last_checked}); "
+            f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
+        )
+    gate = None if job.sandbox else profile.gated(prices.on)
+    gates = [gate] if gate else []
+    size = size_of()
+    billed = profile.bills(size, rate)
+    lines, notes = list(billed.lines), list(billed.notes)
+    undecided = None
+    if minimum := prices.of("minimum", resolved):
+        top_up = _minimum(lines, minimum)
+        if minimum.note and top_up.usd_high > 0:
+            notes.append(f"on its minimum: {minimum.note}")
+        lines.append(top_up)
+        if minimum.usd_max is not None and top_up.usd_high > 0:
+            span = text.span(minimum.usd, minimum.usd_max)
+            undecided = f"its minimum per job is {span} by model, and no table is published"
+    quote = summed(
+        provider=provider,
+        model=resolved.name,
+        lines=lines,
+        assumptions=[*size.notes, *notes],
+        warnings=[*resolved.warnings, *gates, *_rate_warnings(rate, prices.on)],
+        billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
+        open_end=billed.open_end,
+    )
+    return quote if undecided is None else replace(quote, undecided=undecided, expected_usd=None)
+
+
+def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
+    if closed := profile.closed(on):
+        return closed
+    host = resolved.host
+    if host is not None and host.no_new_jobs_after is not None and on >= host.no_new_jobs_after:
+        return f"{profile.title} has taken no new jobs for {resolved.name} since {host.no_new_jobs_after}"
+    if host is not None and host.tunable == "no":
+        return (
+            next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
+        )
+    return None
+
+
+def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
+    kind = prices.name
+    method = f"{spec.method.type}_{'full' if spec.adapter.type == 'full' else 'lora'}"
+    if not any(rate.provider == kind for rate in prices.book):
+        reason = f"there are no rates for {kind}"
+    elif not any(
+        rate.provider == kind and {method, spec.method.type} & {*rate.methods} for rate in prices.book
+    ):
+        reason = f"no price of {spec.method.type} on {kind} is known"
+    elif resolved.params_b is None:
+        reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
+    else:
+        reason = f"no price of {method} for {resolved.name} on {kind} was found"
+    return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK"
+
+
+def _quote_rft(
+    provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices, factor: Decimal
+) -> Quote:
+    rate = prices.of("rft", resolved, gpu="H100")
+    dearer = f", x {factor} for the region that was asked for" if factor != 1 else ""
+    if rate is None or hours is None:
+        each = f" at {text.rate(rate.usd)} per hour" if rate else ""
+        return Quote(
+            provider=provider,
+            model=resolved.name,
+            unavailable=f"RFT is billed by the time it takes{each}, which is not known before it has run; "
+            "give your own figure with --gpu-hours",
+            warnings=resolved.warnings,
+        )
+    return summed(
+        provider=provider,
+        model=resolved.name,
+        lines=[line("training", hours * factor, rate, note=f"hours as you gave them, on H100{dearer}")],
+        assumptions=[f"{hours} GPU-hours, your own figure", "tokens of a model grader are not included"],
+        warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
+    )
+
+
+def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
+    """The line that tops the others up to the minimum of a job; zero where they reach it."""
+    low, expected, high = minimum.band()
+    if minimum.usd_max is None:
+        low = high = expected  # a flat charge: what is uncertain about it is said by its confidence
+    else:
+        expected = high  # which one it is cannot be told, and the middle is none of them
+    top_low = rules.minimum_top_up(sum((entry.usd_low for entry in lines), Decimal(0)), low)
+    top = rules.minimum_top_up(sum((entry.usd for entry in lines), Decimal(0)), expected)
+    top_high = rules.minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
+    span = text.rate(low)
+    if low != high:
+        span += f" to {text.rate(high)}, by model; the table was not found"
+    return QuoteLine(
+        component="minimum",
+        quantity=Decimal(1),
+        unit="usd_per_job",
+        usd_per_unit=top,
+        # A small job costs its minimum whatever its tokens, so its top-up falls as the tokens' price rises.
+        usd_low=top_low,
+        usd=top,
+        usd_high=top_high,
+        note=f"tops the job up to the minimum of {span}",
+        own=minimum.own,
+        source=minimum.source,
+        as_of=minimum.as_of,
+        confidence=minimum.confidence,
+    )
+
+
+def _rate_warnings(rate: Rate, on: date) -> list[str]:
+    found: list[str] = []
+    age = (on - rate.last_checked).days
+    if age < -1:  # a day earlier is still the same one elsewhere
+        found.append(
+            f"this machine's clock says {on}, before the price was read ({rate.last_checked}): "
+            "set it, closing dates and prices go by it"
+        )
+    if rate.undated:
+        found.append(f"the price is from a copy without a date: {rate.source}")
+    elif rate.confidence is Confidence.INFERRED:
+        found.append(f"the price is inferred, not quoted: {rate.source}")
+    elif rate.confidence is Confidence.OLD:
+        found.append(f"the price is the newest found, but old ({rate.last_checked}): {rate.source}")
+    elif age > STALE_DAYS:
+        found.append(f"the price was last checked {age} days ago: {rate.source}")
+    return found

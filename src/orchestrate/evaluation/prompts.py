@@ -1,0 +1,62 @@
+"""The prompts of a file that is asked and not marked: rows with an answer, and those that only ask."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrate.data.files.sources import source
+from orchestrate.data.shapes import known
+from orchestrate.data.shapes.prompts import prompt_of
+from orchestrate.data.shapes.reading import parse, row_of
+from orchestrate.errors import DataError
+from orchestrate.evaluation.held_out import HeldOut, item_of
+from orchestrate.evaluation.items import Item
+from orchestrate.types import Severity
+
+
+def prompts(path: str) -> HeldOut:
+    """Each row by its own format: a log holds calls of many kinds, of which some have no answer. Raises
+    `DataError` when no row asks anything."""
+    items: list[Item] = []
+    left_out: Counter[str] = Counter()
+    for line in _lines(path):
+        value, _ = parse(line)
+        found = _item(cast("dict[str, Any]", value)) if isinstance(value, dict) else "rows that are no object"
+        if isinstance(found, str):
+            left_out[found] += 1
+        else:
+            items.append(found)
+    if not items:
+        why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "it is empty"
+        raise DataError(
+            f"{path} has no prompt that can be asked: {why}",
+            fix="rows with messages, prompt, input or question; or a log of OpenAI, LiteLLM, Langfuse or "
+            "LangSmith",
+        )
+    return HeldOut(tuple(items), dict(left_out))
+
+
+def _item(row: dict[str, Any]) -> Item | str:
+    shape = known.recognise(row)
+    read = row_of(row, shape) if shape is not None else None
+    found = item_of(read.example, read.unread) if read is not None and read.example is not None else None
+    if isinstance(found, Item):
+        return found
+    asked = prompt_of(row)
+    if not isinstance(asked, list):
+        return item_of(asked, {})
+    if isinstance(found, str):
+        return found
+    problems = [*asked, *(read.problems if read is not None else ())]
+    errors = [p.message for p in problems if p.severity is Severity.ERROR]
+    return f"rows that cannot be read ({errors[0]})" if errors else "rows in which nothing is asked"
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    with Path(source(path).lines).open("rb") as file:
+        for line in file:
+            if text := line.strip():
+                yield text

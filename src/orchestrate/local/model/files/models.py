@@ -1,0 +1,281 @@
+"""Where a model's files are. Torch-free: the backend and the checks use it too."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import ConfigError, UsageError
+from orchestrate.local.model.files import gguf_files
+from orchestrate.local.space import FULL
+from orchestrate.profile import this_machine
+from orchestrate.tensors import header_bytes, tensors
+
+WHOLE_HASH_LIMIT = 4 << 30
+"""Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
+minutes."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk that can be trained: configuration, safetensors, tokenizer."""
+
+    path: Path
+    hub_id: str | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return msgspec.json.decode((self.path / "config.json").read_bytes())
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a row, prompt and answer together; `None` where nothing is said."""
+        config = self.config
+        for given in (config, config.get("text_config") or {}):
+            for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+                if isinstance(limit := given.get(name), int) and limit > 0:
+                    return limit
+        return None
+
+    @property
+    def weights(self) -> list[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
+    def modules(self) -> list[str]:
+        """Names of the modules that have a matrix, from the headers of the weights, as far as they can be
+        read."""
+        names: set[str] = set()
+        for path in self.weights:
+            try:
+                found = tensors(path)
+            except ValueError:
+                continue
+            names.update(k.removesuffix(".weight") for k, t in found.items() if len(t.shape) == 2)
+        return sorted(names)
+
+    def precisions(self) -> dict[str, str]:
+        """Of each tensor in the files by name, as safetensors calls it (`BF16`), as far as they are read."""
+        found: dict[str, str] = {}
+        for path in self.weights:
+            try:
+                found.update({name: tensor.dtype for name, tensor in tensors(path).items()})
+            except ValueError:
+                continue
+        return found
+
+    def fingerprint(self) -> str:
+        """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to
+        read whole."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        size = sum(p.stat().st_size for p in self.weights)
+        for path in self.weights:
+            digest.update(path.name.encode())
+            if size <= WHOLE_HASH_LIMIT:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 22):
+                        digest.update(block)
+            else:
+                digest.update(header_bytes(path))
+                digest.update(str(path.stat().st_size).encode())
+        return f"{'sha256' if size <= WHOLE_HASH_LIMIT else 'headers'}:{digest.hexdigest()}"
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that the name points to, if it is one."""
+    path = Path(model).expanduser()
+    return path.resolve() if path.is_dir() else None
+
+
+def config_of(model: str) -> dict[str, Any] | None:
+    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine,
+    or a GGUF's header. Other weights need not be there."""
+    if file := gguf_file(model):
+        return gguf_files.config(file)
+    if folder := local_folder(model):
+        path = folder / "config.json"
+    else:
+        try:
+            from huggingface_hub import try_to_load_from_cache
+            from huggingface_hub.errors import HFValidationError
+        except ImportError:
+            return None
+        try:
+            found = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:
+            return None
+        if not isinstance(found, str):
+            return None
+        path = Path(found)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def source(name: str) -> str:
+    """Catalog name, folder or hub id -> folder or hub id. Raises `SpecError` for a name that is none of
+    them."""
+    if folder := local_folder(name):
+        return str(folder)
+    from orchestrate import catalog
+
+    resolved = catalog.resolve(name, this_machine().kind)
+    return str(local_folder(resolved.id) or resolved.id)
+
+
+def gguf_file(model: str) -> Path | None:
+    """The .gguf file that the name stands for: the file itself, or a folder whose only weights it is.
+
+    Raises `UsageError` when the folder has several."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.resolve()
+    if not path.is_dir() or list(path.glob("*.safetensors")):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(f.name for f in files[:4])
+        raise UsageError(f"{path} has several GGUF files: {names}", fix=f"name one, as in model: {files[0]}")
+    return files[0].resolve() if files else None
+
+
+def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
+    """Raises `UsageError` when the folder is not a model that can be trained."""
+    try:
+        msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise UsageError(f"{path} has no config.json: it is not a model folder") from error
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path / 'config.json'} is not a configuration: {error}") from error
+    if not list(path.glob("*.safetensors")):
+        other = [p.name for pattern in ("*.bin", "*.pt") for p in path.glob(pattern)]
+        raise UsageError(
+            f"{path} has no .safetensors weights"
+            + (f" (only {', '.join(sorted(other)[:3])})" if other else ""),
+            fix="convert them with model.save_pretrained(folder, safe_serialization=True); "
+            "pickled weights are not loaded, they can run code",
+        )
+    if missing := _missing_shards(path):
+        raise UsageError(
+            f"{path} is not whole: its index names {', '.join(missing[:3])}, missing or empty",
+            fix="download or copy the folder again",
+        )
+    return ModelFolder(path, hub_id)
+
+
+def here(model: str) -> ModelFolder | None:
+    """The folder that the name points to; `None` for a hub's id, and for a GGUF, which is unpacked first.
+
+    Raises `UsageError` for what is neither and for what cannot be trained, `ConfigError` where the package
+    that reads it is missing.
+    """
+    if file := gguf_file(model):
+        gguf_files.config(file)
+        return None
+    if folder := local_folder(model):
+        return open_folder(folder)
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
+        raise UsageError(
+            f"no model folder at {model}, and it is not a hub id (owner/name)",
+            fix=f"orchestrate models --provider {this_machine().kind}",
+        )
+    return None
+
+
+def _missing_shards(path: Path) -> list[str]:
+    """Files that the index names and that are not there."""
+    try:
+        index = msgspec.json.decode((path / "model.safetensors.index.json").read_bytes(), type=_Index)
+    except OSError:
+        return []
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path / 'model.safetensors.index.json'} is not an index: {error}") from error
+    files = sorted(set(index.weight_map.values()))
+    return [name for name in files if not (path / name).is_file() or not (path / name).stat().st_size]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def fetch(model: str) -> ModelFolder:
+    """The model's folder, downloaded from the hub when it is not on disk. Called by workers.
+
+    Raises `UsageError` for a name that is neither, `ConfigError` when the hub cannot be reached or refuses.
+    """
+    if file := gguf_file(model):
+        return open_folder(gguf_files.unpacked(file))
+    return here(model) or open_folder(Path(_download(model)), hub_id=model)
+
+
+def _download(model: str) -> str:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    hub: Any = huggingface_hub
+    try:
+        return hub.snapshot_download(
+            model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]
+        )
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"{model} is gated: its owner asks you to accept terms first",
+            fix=f"accept them at https://huggingface.co/{model}, then  hf auth login  or export HF_TOKEN=...",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UsageError(
+            f"the hub has no model {model}, or it is private",
+            fix="check the name; for a private one export HF_TOKEN=...",
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise _unreachable(model) from error
+    except OSError as error:
+        status = _status(error)
+        if status in (401, 403):
+            raise ConfigError(
+                f"the hub refuses {model} ({status}): the token is not valid or may not read it",
+                fix="hf auth login , or export HF_TOKEN=... with a token that may read this model",
+            ) from error
+        if status is not None:
+            raise ConfigError(
+                f"{model} is not on this machine, and the hub answered with {status}",
+                fix="try again later; what was downloaded so far is kept",
+            ) from error
+        if error.errno in (*FULL, errno.EACCES, errno.EROFS):
+            raise ConfigError(
+                f"{model} could not be stored: {error.strerror} ({error.filename})",
+                fix="free disk space, or export HF_HOME=... to a folder with room; downloads are kept",
+            ) from error
+        raise _unreachable(model) from error
+    except Exception as error:
+        # httpx's or httpx2's, by the version of the hub's client; it has tried some times itself.
+        if "TransportError" not in {kind.__name__ for kind in type(error).__mro__}:
+            raise
+        raise ConfigError(
+            f"the connection broke while {model} was downloaded: {error}",
+            fix="try again: whole files are kept, and nothing is taken for the model before all are there",
+        ) from error
+
+
+def _unreachable(model: str) -> ConfigError:
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return ConfigError(
+        f"{model} is not on this machine and the hub cannot be reached{offline}",
+        fix=f"connect once and run  hf download {model} , or give the path of a model folder",
+    )
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Of the answer behind the error, which may be some causes away."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if (code := getattr(response, "status_code", None)) is not None:
+            return int(code)
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,113 @@
+"""Puts the chosen accelerator into a model. What a library changes is compared with the model before it."""
+
+# torch, transformers, Liger and Unsloth describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.job import LocalJob
+from orchestrate.local.model.loaded import decoder_of
+from orchestrate.local.model.shortcuts.probes import CLOSE, distance
+
+
+class Unfit(RunFailed):
+    """The engine does not do for this architecture; another one does."""
+
+
+def compile_layers(inner: Any) -> None:
+    """Each decoder layer by itself: they are alike, so that one compilation serves them all, and what lies
+    around them (masks, head, loss) stays ours. Lengths are dynamic."""
+    for layer in decoder_of(inner).layers:
+        layer.compile(dynamic=True)
+
+
+def undo_compiling(inner: Any) -> None:
+    for layer in decoder_of(inner).layers:
+        layer._compiled_call_impl = None
+
+
+def use_liger(inner: Any) -> None:
+    """Liger's norms, rotation and gated product, into this instance alone; the loss stays ours.
+
+    Raises `Unfit` for an architecture that Liger does not know or changes, whose model must then be loaded
+    again. Written against Liger's documented functions; it needs Triton and a GPU.
+    """
+    liger: Any = import_module("liger_kernel.transformers")
+    kind = inner.config.get_text_config().model_type
+    apply = getattr(liger, f"apply_liger_kernel_to_{kind}", None)
+    if apply is None:
+        raise Unfit(f"Liger has no kernels for {kind} models", fix="engine: fused")
+    before = _states(inner)
+    apply(model=inner, cross_entropy=False, fused_linear_cross_entropy=False)
+    apart = distance(_states(inner), before)
+    if not apart <= CLOSE:
+        raise Unfit(
+            f"with Liger the model computes other states (relative distance {apart:.2g})", fix="engine: fused"
+        )
+
+
+NOT_UNSLOTH = (
+    "dora",
+    "init_lora_weights",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "exclude_modules",
+    "modules_to_save",
+    "target_parameters",
+)
+"""Settings of an adapter that it is not told."""
+
+
+def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(peft model, the transformers model inside it), loaded and patched by Unsloth. Masks and loss stay
+    ours: it gives hidden states only. It needs a GPU."""
+    adapter = job.adapter
+    asked = {
+        "packing": job.hyper.packing,
+        "continue_from": job.continue_from,
+        "added_tokens": job.added_tokens,
+    }
+    asked |= {f"adapter.{name}": getattr(adapter, name) for name in NOT_UNSLOTH}
+    if unfit := [name for name, value in asked.items() if value]:
+        raise RunFailed(f"engine unsloth does not support {', '.join(unfit)}", fix="engine: auto")
+    fast: Any = import_module("unsloth").FastLanguageModel
+    model, _ = fast.from_pretrained(
+        model_name=folder,
+        max_seq_length=length or 2048,
+        dtype=dtype,
+        load_in_4bit=adapter.type == "qlora",
+        full_finetuning=adapter.full,
+        use_gradient_checkpointing=job.hyper.gradient_checkpointing,
+    )
+    if adapter.full:
+        return model, model
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = fast.get_peft_model(
+        model,
+        r=adapter.rank,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.dropout or 0.0,
+        target_modules=linear if adapter.modules == "all-linear" else adapter.modules,
+        use_rslora=adapter.rslora,
+        use_gradient_checkpointing=job.hyper.gradient_checkpointing,
+        random_state=job.seed,
+    )
+    return model, model.get_base_model()
+
+
+@torch.no_grad()
+def _states(inner: Any) -> torch.Tensor:
+    embeddings = inner.get_input_embeddings().weight
+    ids = torch.arange(3, 35, device=embeddings.device)[None] % embeddings.shape[0]
+    training = inner.training
+    inner.eval()
+    states = decoder_of(inner)(input_ids=ids, use_cache=False).last_hidden_state.float()
+    inner.train(training)
+    return states

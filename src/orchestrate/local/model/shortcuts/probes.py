@@ -1,0 +1,258 @@
+"""Which of the engine's shortcuts a model bears: each is tried on made-up tokens, in evaluation and in
+training mode, and left out when the model then gives other states, lets rows see one another, or ends."""
+
+# torch and transformers describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrate.local.model.loaded import Loaded, TrainedOnly, decoder_of
+from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW
+from orchestrate.local.model.shortcuts.line import line_up
+
+CLOSE = 0.03
+"""Relative distance of hidden states that rounding to 16 bits explains."""
+APART = 0.005
+"""How much a row's states may change, relatively, with what another row says."""
+LENGTHS = (9, 5, 12, 7)
+SHARED = 3
+"""Tokens with which all of the made-up rows begin."""
+
+
+class Joined(NamedTuple):
+    """Rows in one input of the model."""
+
+    ids: Tensor
+    inputs: dict[str, Any]
+    own: list[slice]
+    """Of each row: the flat places of its own tokens, behind those that it shares with others."""
+    shared: slice
+    """Places of what all rows share; empty where each has its own."""
+
+
+Arrange = Callable[[Sequence[Any]], Joined]
+
+
+def reason_of(error: Exception) -> str:
+    said = str(error).strip().splitlines()
+    return f"the model ends in {type(error).__name__}: {said[0][:200] if said else 'no message'}"
+
+
+@contextmanager
+def as_before(device: torch.device) -> Generator[None]:
+    """Whatever is drawn inside, the random state afterwards is that before."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state() if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+
+
+def trains(loaded: Loaded) -> str | None:
+    """Why the model, as it stands, does not get through a forward and backward pass in training mode."""
+    ids, places = made_up(loaded), torch.tensor([3, 6, 9], device=loaded.device)
+    try:
+        with as_before(loaded.device), _training(loaded), torch.enable_grad():
+            states = loaded.hidden(ids, places).flatten(0, 1)[places]
+            torch.autograd.grad(
+                states.float().square().sum(), list(loaded.trainable.values()), allow_unused=True
+            )
+    except Exception as error:  # noqa: BLE001  whatever a model's code raises
+        return reason_of(error)
+    return None
+
+
+def made_up(loaded: Loaded) -> Tensor:
+    """Two rows of eight tokens."""
+    return _ids(loaded, 16, 7).view(2, 8)
+
+
+def draws(loaded: Loaded) -> bool:
+    """Whether a forward pass in training mode draws random numbers: dropout, of the adapter or of the model's
+    own."""
+    ids = _ids(loaded, 8, 7)[None]
+    with as_before(loaded.device), _training(loaded), torch.no_grad():
+        before = _random(loaded.device)
+        loaded.hidden(ids)
+        return not torch.equal(before, _random(loaded.device))
+
+
+def trained_only(loaded: Loaded) -> str | None:
+    """Puts the last layer's MLP to work on the trained places alone; else says why not."""
+    layers = getattr(decoder_of(loaded.inner), "layers", None)
+    mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
+    if mlp is None:
+        return "its last layer has no MLP of its own"
+    chosen, original = TrainedOnly(), mlp.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if chosen.places is None or args or kwargs:
+            return original(x, *args, **kwargs)
+        rows = x.reshape(-1, x.shape[-1])
+        out = original(rows[chosen.places][None])[0]
+        return torch.zeros_like(rows).index_copy(0, chosen.places, out).view(x.shape)
+
+    ids = made_up(loaded)
+    places = torch.tensor([3, 6, 9], device=loaded.device)
+    with loaded.judging(), torch.no_grad():
+        wanted = loaded.hidden(ids).flatten(0, 1)[places]
+        mlp.forward = forward
+        loaded.trained_only = chosen
+        try:
+            near = distance(loaded.hidden(ids, places).flatten(0, 1)[places], wanted) <= CLOSE
+            reason = None if near else "the model then has other states"
+        except Exception as error:  # noqa: BLE001  whatever a model's code raises
+            reason = reason_of(error)
+    reason = reason or trains(loaded)
+    if reason:
+        loaded.trained_only = None
+        mlp.forward = original
+    return reason
+
+
+def line_limit(loaded: Loaded) -> tuple[int, str | None]:
+    """Tokens up to which rows may lie in one line (`layout`); 0 with the reason when the model does not bear
+    it: it must be our attention's, keep the rows apart, and give each the states that it has alone."""
+    config = loaded.inner.config.get_text_config()
+    if loaded.device.type != "cpu":
+        return 0, "lines are for a CPU's attention"
+    if config._attn_implementation != NAME:
+        return 0, "the model keeps an attention of its own"
+    if reason := apart(loaded, _in_line, SHARED):
+        return 0, reason
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min([SHORT_ROW, *(w for w in windows if w)]), None
+
+
+def packs(loaded: Loaded) -> str | None:
+    """Why rows of this model must not lie one behind the other with positions that begin anew."""
+    return apart(loaded, lambda rows: _packed(rows, loaded.device), 0)
+
+
+def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
+    """Why rows that are arranged so are not what they are alone; `None` when they are. Their first `shared`
+    tokens are there once."""
+    chance = np.random.default_rng(0)
+    rows = [_ids(loaded, n, seed).cpu().numpy() for seed, n in enumerate(LENGTHS)]
+    beginning = chance.integers(3, 50, SHARED)
+    rows = [np.concatenate([beginning, row]) for row in rows]
+    # The second row says other things, of the same length.
+    changed = [rows[0], np.concatenate([beginning, np.roll(rows[1][SHARED:], 1)[::-1]]), *rows[2:]]
+    try:
+        with as_before(loaded.device):
+            with loaded.judging(), torch.no_grad():
+                joined, others = _states(loaded, arrange(rows)), _states(loaded, arrange(changed))
+                alone = [loaded.hidden(torch.from_numpy(r)[None].to(loaded.device))[0, shared:] for r in rows]
+            if any(not distance(a, b) <= CLOSE for a, b in zip(joined, alone, strict=True)):
+                return "a row then has other states than alone"
+            if any(not distance(joined[r], others[r]) <= APART for r in (0, 2, 3)):
+                return "a row's states then change with what another row says"
+            return _leak(loaded, arrange(rows))
+    except Exception as error:  # noqa: BLE001  whatever a model's code raises
+        return reason_of(error)
+
+
+def _leak(loaded: Loaded, joined: Joined) -> str | None:
+    """In training mode, by gradients: what a row's states owe to another row's tokens is not little but
+    nothing, whatever the weights are."""
+    embedded: list[Tensor] = []
+
+    def cut(_module: Any, _args: Any, out: Tensor) -> Tensor:
+        embedded.append(out.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = loaded.inner.get_input_embeddings().register_forward_hook(cut)
+    try:
+        with _training(loaded), torch.enable_grad():
+            states = loaded.hidden(joined.ids, **joined.inputs).flatten(0, 1).float()
+    finally:
+        hook.remove()
+    for r in (1, len(joined.own) - 1):
+        own = states[joined.own[r]]
+        toward = torch.linspace(-1, 2, own.numel(), device=own.device).view_as(own)
+        (slope,) = torch.autograd.grad((own * toward).sum(), embedded[0], retain_graph=True)
+        seen = (slope.flatten(0, 1) != 0).any(-1)
+        if not seen[joined.own[r]].any():
+            return "what a row sees cannot be told"
+        seen[joined.own[r]] = seen[joined.shared] = False
+        if seen.any():
+            return "a row then sees another row's tokens"
+    return None
+
+
+def _in_line(rows: Sequence[Any]) -> Joined:
+    line = line_up(rows, [range(len(rows))], [SHARED])
+    own = [slice(s, s + len(row) - SHARED) for s, row in zip(line.starts, rows, strict=True)]
+    positions = torch.from_numpy(line.positions)[None]
+    inputs = {"position_ids": positions, "layout": line.layout}
+    return Joined(torch.from_numpy(line.ids)[None], inputs, own, slice(0, SHARED))
+
+
+def _packed(rows: Sequence[Any], device: torch.device) -> Joined:
+    """Two lines of two rows each, the second one padded, as `objectives.base` packs them."""
+    lines = [rows[0:2], rows[2:4]]
+    width = max(sum(len(row) for row in line) for line in lines) + 2
+    ids = torch.zeros(2, width, dtype=torch.long)
+    positions = torch.zeros(2, width, dtype=torch.long)
+    own: list[slice] = []
+    for number, line in enumerate(lines):
+        at = 0
+        for row in line:
+            ids[number, at : at + len(row)] = torch.from_numpy(row)
+            positions[number, at : at + len(row)] = torch.arange(len(row))
+            own.append(slice(number * width + at, number * width + at + len(row)))
+            at += len(row)
+    return Joined(ids.to(device), {"position_ids": positions.to(device)}, own, slice(0, 0))
+
+
+def _states(loaded: Loaded, joined: Joined) -> list[Tensor]:
+    states = loaded.hidden(joined.ids, **joined.inputs).flatten(0, 1)
+    return [states[own] for own in joined.own]
+
+
+def head_is_understood(loaded: Loaded) -> bool:
+    """Whether decoder plus head gives the model's own logits, on a few tokens."""
+    ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
+    with loaded.judging(), torch.no_grad():
+        own = loaded.inner(input_ids=ids, use_cache=False).logits.float()
+        try:
+            ours = loaded.head.logits(loaded.hidden(ids))
+        except Exception:  # noqa: BLE001  whatever a model's code raises: its own logits are taken
+            return False
+    return ours.shape == own.shape and torch.allclose(own, ours, atol=1e-2, rtol=1e-2)
+
+
+@contextmanager
+def _training(loaded: Loaded) -> Generator[None]:
+    training = loaded.model.training
+    loaded.model.train()
+    try:
+        yield
+    finally:
+        loaded.model.train(training)
+
+
+def _random(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state() if device.type == "cuda" else torch.get_rng_state()
+
+
+def _ids(loaded: Loaded, count: int, seed: int) -> Tensor:
+    vocabulary = int(loaded.inner.get_input_embeddings().weight.shape[0])
+    ids = np.random.default_rng(seed).integers(3, vocabulary, count)
+    return torch.from_numpy(ids).to(loaded.device)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Of `a` from `b`, relative to the length of `b`."""
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()

@@ -1,0 +1,1 @@
+"""A model's own weights, read into the form that they are trained over."""

@@ -1,0 +1,213 @@
+"""What all places away from here share: the run directory lies in a depot, and here is a copy of it."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import ConfigError, OutcomeUnknown, OverBudget
+from orchestrate.files import opener, write_whole
+from orchestrate.local.run import launching, process
+from orchestrate.local.run.rundir import RunDir
+from orchestrate.places import claim, mirror
+from orchestrate.places.base import SILENCE_S, Place, Placed, Resources, Usage
+from orchestrate.places.depot import Depot
+from orchestrate.places.order import Order, environment, place_order
+from orchestrate.types import Record
+
+MARGIN_S = 60.0
+"""Beside the silence after which a worker ends itself: for its looking and ours."""
+
+FRESH_S = 30.0
+"""A sign of life that is younger needs no asking of the place."""
+
+
+class Starts(Record, frozen=True, kw_only=True):
+    """`.starts.json` of the copy here."""
+
+    count: int = 0
+    attempts: int = 0
+    """That had the run before the last start: what they reported says nothing of the one that comes."""
+
+
+class AwayPlace(Place):
+    """`name`: of the backend. `options`: `depot` (the URL of the folder of all runs), `silence_minutes`,
+    `pass_env` (further variables that its workers get) and those of the place."""
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self.name, self.options = name, options
+        self.silence_s = float(options.get("silence_minutes", SILENCE_S / 60)) * 60
+        self._depot: Depot | None = None
+
+    @property
+    def depot_url(self) -> str:
+        """Raises `ConfigError` where it is not set."""
+        if url := self.options.get("depot"):
+            return str(url)
+        raise ConfigError(
+            f"{self.name} needs a folder that its workers reach, for what goes there and comes back",
+            fix=f'[hosts.{self.name}.options] depot = "s3://bucket/runs"   in orchestrate.toml '
+            "(or gs://, hf://buckets/..., a shared disk as file:///...)",
+        )
+
+    @property
+    def depot(self) -> Depot:
+        if self._depot is None:
+            self._depot = Depot(self.depot_url)
+        return self._depot
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Of this machine's environment: what a worker needs to reach the depot and gated models. They go by
+        the place's own way for secrets and are in no order."""
+        more: list[str] = self.options.get("pass_env", [])
+        names = [*PASSED, *more]
+        return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+    def require(self) -> None:
+        _ = self.depot
+        launching.require_packages("pinning the worker's packages to the versions here")
+
+    # -- for each place --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+        """Starts one worker, tagged with the order's ref, whose environment has `env` and the secrets that it
+        needs. Called when none is there. Errors as `start`."""
+
+    # -- the contract ----------------------------------------------------------------------------------------
+
+    def start(self, run: RunDir, resources: Resources, ref: str) -> None:
+        if any(one.state in ("waiting", "running", "unknown") for one in self.find(ref)):
+            return
+        stored, resources = self.depot.run(ref), self._priced(resources)
+        order = place_order(self.depot, run.job(), resources.limits)
+        stored.write("control", (run.asked() or "").encode())
+        starts = _starts(run)
+        before = claim.attempts(stored)
+        kept = Starts(count=starts.count + 1, attempts=before)
+        write_whole(run.path / ".starts.json", kept.to_json())
+        self._await_it(run)
+        try:
+            self.submit(order, resources, environment(self.depot, order))
+        except OutcomeUnknown:
+            raise
+        except Exception:
+            (run.path / "worker.json").unlink(missing_ok=True)
+            raise
+
+    def _priced(self, resources: Resources) -> Resources:
+        """With the price as the place has it now. Raises `OverBudget`."""
+        hourly, limits = self.price(resources), resources.limits
+        if hourly is None:
+            return resources
+        if limits.most_usd_per_hour is not None and hourly.usd_per_hour > limits.most_usd_per_hour:
+            told = f"an hour of {hourly.machine}"
+            raise OverBudget(
+                self.name,
+                hourly.usd_per_hour,
+                limits.most_usd_per_hour,
+                what="max_usd_per_hour",
+                figure=told,
+                fix="raise max_usd_per_hour, or choose another gpu",
+            )
+        limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
+        return msgspec.structs.replace(resources, limits=limits)
+
+    def usage(self, ref: str) -> Usage | None:
+        """By the worker's own clock, where a place has none that is better."""
+        seconds = claim.used_s(self.depot.run(ref))
+        return Usage(seconds=seconds, usd=None, source="the worker's own clock")
+
+    # -- the run directory -----------------------------------------------------------------------------------
+
+    def look(self, run: RunDir) -> None:
+        reported = mirror.look(run, self.depot.run(run.ref), _starts(run).attempts)
+        state = run.written_state()
+        fresh = reported and (run.heartbeat_age() or 0.0) < FRESH_S
+        if fresh or state.terminal or state.status == "paused":
+            return
+        placed = self.state(run.ref)
+        if placed is None or placed.state == "unknown":
+            return
+        if placed.state == "ended":
+            if not reported:
+                self._tell_why(run, placed)
+            if run.had_worker():
+                os.utime(run.path / "worker.json", (0, 0))
+        elif not reported:
+            self._await_it(run)
+
+    def _tell_why(self, run: RunDir, placed: Placed) -> None:
+        """Once for each worker that ended before its first report: only its place has what it printed."""
+        mark = run.path / ".unreported"
+        if mark.is_file() and mark.read_text() == placed.id:
+            return
+        printed = self.output(run.ref)
+        last = printed.strip().rpartition("\n")[2]
+        told = placed.message or last or placed.raw_state
+        with open(run.log, "a", encoding="utf-8", opener=opener) as log:
+            log.write(printed + "\n")
+        run.add_event(f"the worker ended before it reported: {told}", level="error", type="interrupted")
+        write_whole(mark, placed.id.encode())
+
+    def tell(self, run: RunDir) -> None:
+        stored, word = self.depot.run(run.ref), run.asked()
+        stored.write("control", (word or "").encode())
+        placed = self.state(run.ref) if word else None
+        silent = (run.heartbeat_age() or 0.0) > process.FOREIGN_HEARTBEAT_S
+        if placed is not None and (placed.state == "waiting" or (placed.state == "running" and silent)):
+            self.stop(run.ref)
+
+    def settle(self, run: RunDir) -> None:
+        """Says in the depot too how a run without a worker was settled here."""
+        self.depot.run(run.ref).write("status.json", run.written_state().to_json())
+
+    def bring(self, run: RunDir, folder: Path) -> None:
+        mirror.bring(run, self.depot.run(run.ref), folder)
+
+    def lost(self, run: RunDir) -> bool:
+        """A worker of which its place knows nothing may still be at work. It ends itself when it cannot
+        report, and is waited for until it must have."""
+        placed = self.state(run.ref)
+        if placed is not None and placed.state != "unknown":
+            return placed.state == "ended"
+        age = run.heartbeat_age()
+        return age is None or age > self.silence_s + MARGIN_S
+
+    def starts(self, run: RunDir) -> int:
+        return _starts(run).count
+
+    def forget(self, run: RunDir) -> None:
+        self.depot.run(run.ref).remove()
+
+    def _await_it(self, run: RunDir) -> None:
+        """A worker is there or on its way, and has reported nothing yet."""
+        worker = process.WorkerId(pid=0, started="", machine=self.name)
+        write_whole(run.path / "worker.json", worker.to_json())
+
+
+def _starts(run: RunDir) -> Starts:
+    try:
+        return Starts.from_json((run.path / ".starts.json").read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return Starts()
+
+
+PASSED = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+)
+"""For S3 and what speaks as it does, and the hub. A GCS bucket is reached as the machine's own account."""

@@ -1,0 +1,197 @@
+"""The contract that every place keeps, built-in or from another package.
+
+A place holds a client and never a run's state: that is in the run directory. Errors are those of providers
+(`orchestrate.errors.ProviderError`, or a setup error); `start` alone may raise `OutcomeUnknown`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from orchestrate.local.run.rundir import RunDir
+from orchestrate.types import Record
+
+SILENCE_S = 600.0
+"""A worker that could not report for so long ends itself."""
+
+
+class Limits(Record, frozen=True, kw_only=True):
+    """When a worker away from here ends itself, whatever else happens. `None`: no limit."""
+
+    max_hours: float | None = None
+    """Of all attempts of the run together."""
+    max_usd: Decimal | None = None
+    usd_per_hour: Decimal | None = None
+    """What an hour of the machine costs; with it `max_usd` is a time."""
+    most_usd_per_hour: Decimal | None = None
+    """A machine that costs more is not taken."""
+    silence_s: float = SILENCE_S
+
+    @property
+    def seconds(self) -> float | None:
+        """The shorter of both, of all attempts together."""
+        found = [] if self.max_hours is None else [self.max_hours * 3600]
+        if self.max_usd is not None and self.usd_per_hour:
+            found.append(float(self.max_usd / self.usd_per_hour) * 3600)
+        return min(found, default=None)
+
+
+class Resources(Record, frozen=True, kw_only=True):
+    """What a worker needs of a machine, and how long it may have it."""
+
+    gpu: str | None = None
+    """By the name of its type, as `H100`; `None` is a machine without one."""
+    count: int = 1
+    machine: str | None = None
+    """The place's own word for the one that was chosen."""
+    spot: bool = False
+    """Cheaper, and taken away when another pays more."""
+    limits: Limits = Limits()
+
+    @property
+    def told(self) -> str:
+        return f"{self.count} x {self.gpu}" if self.gpu else "no GPU"
+
+
+class Hourly(Record, frozen=True, kw_only=True):
+    """What an hour of a machine costs."""
+
+    usd_per_hour: Decimal
+    machine: str
+    """The place's own word for it."""
+    source: str
+    as_of: datetime
+
+
+class Machine(Record, frozen=True, kw_only=True):
+    """One that a place offers, as known without asking it."""
+
+    name: str
+    """The place's own word."""
+    gpu: str | None = None
+    count: int = 0
+    """Of GPUs."""
+    memory_bytes: int | None = None
+    """Of one GPU."""
+    hourly: Hourly | None = None
+    """`None` where no price is known."""
+
+
+class Placed(Record, frozen=True, kw_only=True):
+    """A worker as its place knows it."""
+
+    id: str
+    """The place's own."""
+    ref: str
+    state: Literal["waiting", "running", "ended", "unknown"]
+    raw_state: str
+    """The place's own word."""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    message: str | None = None
+
+
+class Usage(Record, frozen=True, kw_only=True):
+    """What a run took, all of its attempts together."""
+
+    seconds: float
+    usd: Decimal | None
+    """`None` where the place sends no bill."""
+    source: str
+
+
+class Place(ABC):
+    """One place. A run has one ref, whatever attempts it takes."""
+
+    away: bool = True
+    """Whether a worker has another disk than this machine."""
+
+    @property
+    def own(self) -> bool:
+        """Whether its machines are certainly the user's own."""
+        return not self.away
+
+    def account(self) -> str | None:
+        """Whose workers these are; `None` where there is one account only."""
+        return None
+
+    def require(self) -> None:  # noqa: B027  most need nothing before the first call
+        """Raises a setup error where nothing can be started as things are."""
+
+    @abstractmethod
+    def start(self, run: RunDir, resources: Resources, ref: str) -> None:
+        """Starts one worker on the run directory. With a ref that has a worker, nothing is started.
+
+        Raises `OutcomeUnknown` when whether one was started cannot be told; any other `ProviderError` means
+        that none was.
+        """
+
+    @abstractmethod
+    def find(self, ref: str | None = None) -> list[Placed]:
+        """Workers of this ref, or of any run, newest first; those that have ended too, as long as the place
+        knows them. Raises unless the answer was a list."""
+
+    def state(self, ref: str) -> Placed | None:
+        """The newest one; `None`: the place knows of none."""
+        return next(iter(self.find(ref)), None)
+
+    @abstractmethod
+    def stop(self, ref: str) -> None:
+        """Ends all workers of the run at once; idempotent. What they have not reported is lost."""
+
+    def machines(self) -> tuple[Machine, ...]:
+        """What can be chosen of; offline. None: whatever is asked for is passed on."""
+        return ()
+
+    @abstractmethod
+    def price(self, resources: Resources) -> Hourly | None:
+        """What the place asks for such a machine now; `None` where nobody sends a bill. Raises `UsageError`
+        where it has none."""
+
+    @abstractmethod
+    def usage(self, ref: str) -> Usage | None:
+        """As the place itself measured it; `None` where it does not."""
+
+    # -- the run directory --------------------------------------------------------------------------------
+
+    def look(self, run: RunDir) -> None:  # noqa: B027  it lies here already
+        """Brings what was reported since the last time."""
+
+    def tell(self, run: RunDir) -> None:  # noqa: B027
+        """Passes on what the run directory here asks of the worker."""
+
+    def settle(self, run: RunDir) -> None:  # noqa: B027
+        """Passes on how a run that has no worker was settled here."""
+
+    def starts(self, run: RunDir) -> int:
+        """How often a worker was started, where it may end before it counts an attempt itself."""
+        del run
+        return 0
+
+    def output(self, ref: str) -> str:
+        """The last lines that the newest worker printed; nothing where the place keeps none."""
+        del ref
+        return ""
+
+    def bring(self, run: RunDir, folder: Path) -> None:  # noqa: B027
+        """Has all files of a checkpoint or of the result here."""
+
+    def lost(self, run: RunDir) -> bool:
+        """Whether no worker can be at work on it any more, so that another may be started."""
+        return not run.alive()
+
+    def forget(self, run: RunDir) -> None:  # noqa: B027
+        """Removes what the place keeps of an ended run."""
+
+    def close(self) -> None:  # noqa: B027
+        """Lets go of connections."""
+
+
+def newest_first(found: Iterable[Placed]) -> list[Placed]:
+    return sorted(found, key=lambda one: one.created_at.timestamp() if one.created_at else 0.0, reverse=True)

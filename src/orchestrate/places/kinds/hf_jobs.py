@@ -1,0 +1,299 @@
+"""Hugging Face Jobs: a container with a GPU by the minute. A job carries the ref of its run as a label, and
+is found by it.
+
+Options of `[hosts.hf-jobs.options]`: `depot`; `namespace` (an organisation; the user's own by default);
+`image` (one with `uv`). The token is that of `hf auth login` or HF_TOKEN; another hub than the public one is
+named by HF_ENDPOINT.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from orchestrate import costing
+from orchestrate.errors import (
+    AuthenticationFailed,
+    HostUnavailable,
+    InvalidRequest,
+    MissingExtra,
+    NotFound,
+    OutcomeUnknown,
+    PermissionRefused,
+    ProviderError,
+    QuotaExceeded,
+    RateLimited,
+    SetupError,
+    UnexpectedAnswer,
+    UsageError,
+)
+from orchestrate.files import private_folder, write_whole
+from orchestrate.places.away import AwayPlace
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
+from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.profile import away
+from orchestrate.types import Record
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobInfo
+
+PROFILE = away("hf-jobs", "Hugging Face Jobs", f"{__name__}:HfJobs")
+LABEL = "orchestrate-ref"
+OURS = {"orchestrate": "run"}
+RATES = "huggingface"
+"""The file of rates with what its page says."""
+FLAVORS: Mapping[str, tuple[str, str, int]] = {
+    "T4": ("t4-small", "T4", 16),
+    "L4": ("l4x1", "L4", 24),
+    "A10G-large": ("a10g-large", "A10G", 24),
+    "L40S": ("l40sx1", "L40S", 48),
+    "A100 80GB": ("a100-large", "A100", 80),
+    "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
+    "H200": ("h200", "H200", 141),
+}
+"""Name of the rate -> flavor, GPU and its memory in GB: what is known before the list was read once."""
+STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
+    "SCHEDULING": "waiting",
+    "RUNNING": "running",
+    "COMPLETED": "ended",
+    "CANCELED": "ended",
+    "ERROR": "ended",
+    "DELETED": "ended",
+}
+IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
+"""As `huggingface_hub.run_uv_job` takes it; that call warns that it is experimental, and `run_job` is not."""
+STOP_LATER_S = 900
+"""Between the worker's own end and the platform's, which loses what was not reported."""
+NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
+_REFUSALS: Mapping[int, type[ProviderError]] = {
+    401: AuthenticationFailed,
+    402: QuotaExceeded,
+    403: PermissionRefused,
+    404: NotFound,
+    429: RateLimited,
+}
+
+
+class Listed(Record, frozen=True, kw_only=True):
+    """The list of machines as it was read last."""
+
+    at: datetime
+    machines: tuple[Machine, ...]
+
+
+class HfJobs(AwayPlace):
+    """`api`: another client than the usual one."""
+
+    def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], HfApi] | None = None) -> None:
+        super().__init__(name, options)
+        self._make = api
+        self._namespace: str | None = None
+
+    def require(self) -> None:
+        if find_spec("huggingface_hub") is None:
+            raise MissingExtra("hf-jobs", "Hugging Face Jobs", "huggingface_hub")
+        from huggingface_hub import get_token
+
+        if self._make is None and not get_token():
+            raise SetupError(
+                "there is no token for Hugging Face", fix="hf auth login, or export HF_TOKEN=..."
+            )
+        super().require()
+
+    @property
+    def api(self) -> HfApi:
+        if self._make is not None:
+            return self._make()
+        from huggingface_hub import HfApi
+
+        return HfApi()
+
+    @property
+    def namespace(self) -> str:
+        if self._namespace is None:
+            with self._asked():
+                api: Any = self.api
+                self._namespace = str(self.options.get("namespace") or api.whoami()["name"])
+        return self._namespace
+
+    def account(self) -> str:
+        return f"namespace {self.namespace}"
+
+    # -- machines ------------------------------------------------------------------------------------------
+
+    def machines(self) -> tuple[Machine, ...]:
+        with suppress(OSError, msgspec.MsgspecError):
+            return Listed.from_json(self._list_file.read_bytes()).machines
+        return _published()
+
+    def price(self, resources: Resources) -> Hourly:
+        """From the list as it is now, which is kept."""
+        with self._asked():
+            found = tuple(_machine(one, datetime.now(UTC)) for one in self.api.list_jobs_hardware())
+        with suppress(OSError):
+            private_folder(self._list_file.parent)
+            write_whole(self._list_file, Listed(at=datetime.now(UTC), machines=found).to_json())
+        for machine in found:
+            if machine.name == resources.machine and machine.hourly is not None:
+                return machine.hourly
+        names = ", ".join(machine.name for machine in found)
+        raise UsageError(
+            f"Hugging Face Jobs has no {resources.machine} now", fix=f"gpu: one of {names}; or auto"
+        )
+
+    @property
+    def _list_file(self) -> Path:
+        return Path(str(self.options.get("home", "."))) / "places" / self.name / "machines.json"
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+        namespace, seconds = self.namespace, resources.limits.seconds
+        token = self._token()
+        python = ".".join(platform.python_version_tuple()[:2])
+        packages = [
+            word for pin in pins("local", more=("fsspec", *self.depot.packages)) for word in ("--with", pin)
+        ]
+        with self._asked(unknown=order.job.ref):
+            self.api.run_job(
+                image=str(self.options.get("image") or IMAGE.format(python)),
+                command=["uv", "run", *packages, "--python", python, "python", "-c", RUN_BOOT],
+                env=env,
+                secrets={**self.secrets, **({"HF_TOKEN": token} if token else {})},
+                flavor=resources.machine or "cpu-basic",
+                timeout=None if seconds is None else int(seconds + STOP_LATER_S),
+                name=order.job.ref,
+                labels={LABEL: order.job.ref, **OURS},
+                namespace=namespace,
+            )
+
+    def find(self, ref: str | None = None) -> list[Placed]:
+        return newest_first(_placed(job) for job in self._jobs(ref))
+
+    def stop(self, ref: str) -> None:
+        for job in self._jobs(ref):
+            if _word(job) not in ("ended", "unknown"):
+                with self._asked():
+                    self.api.cancel_job(job_id=job.id, namespace=self.namespace)
+
+    def usage(self, ref: str) -> Usage | None:
+        """Whole minutes of each job's running time as the host measured it, at the price of its machine."""
+        prices = {machine.name: machine.hourly for machine in self.machines()}
+        seconds, usd = 0.0, Decimal(0)
+        priced = True
+        for job in self._jobs(ref):
+            ran = (job.durations.running_secs if job.durations else None) or 0
+            hourly = prices.get(str(getattr(job.flavor, "value", job.flavor)))
+            seconds += ran
+            priced = priced and hourly is not None
+            usd += -(-ran // 60) * (hourly.usd_per_hour if hourly else Decimal(0)) / 60
+        told = "the host's durations, by the minute at its list price"
+        return Usage(seconds=seconds, usd=usd if priced else None, source=told)
+
+    def output(self, ref: str) -> str:
+        jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
+        if not jobs:
+            return ""
+        with self._asked():
+            lines = self.api.fetch_job_logs(job_id=jobs[-1].id, namespace=self.namespace, tail=40)
+            return "\n".join(line.rstrip("\n") for line in lines)
+
+    def _jobs(self, ref: str | None) -> list[JobInfo]:
+        labels = dict(OURS) if ref is None else {LABEL: ref}
+        with self._asked():
+            found = list(self.api.list_jobs(labels=labels, namespace=self.namespace))
+        # Should the filter ever be passed over, another's job must not be taken for this one.
+        return [job for job in found if labels.items() <= (job.labels or {}).items()]
+
+    def _token(self) -> str | None:
+        from huggingface_hub import get_token
+
+        return self.api.token if isinstance(self.api.token, str) else get_token()
+
+    @contextmanager
+    def _asked(self, unknown: str | None = None) -> Generator[None]:
+        """`unknown`: the ref of a request that makes something. Then any answer that does not certainly
+        refuse it, or none, raises `OutcomeUnknown`."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            yield
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status >= 500 and unknown is not None:
+                raise OutcomeUnknown(self.name, unknown, f"it answered with {status}") from error
+            kind = _REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
+            raise kind(self.name, f"{error.server_message or error}", status=status) from error
+        except ProviderError:
+            raise
+        except Exception as error:
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if unknown is not None and not kinds & NEVER_SENT:
+                raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
+            if "TransportError" in kinds or isinstance(error, OSError):
+                raise HostUnavailable(self.name, f"it could not be reached: {error}") from error
+            if isinstance(error, (KeyError, TypeError, ValueError)):
+                raise UnexpectedAnswer(self.name, f"its answer is not as described: {error!r}") from error
+            raise
+
+
+def _placed(job: JobInfo) -> Placed:
+    return Placed(
+        id=job.id,
+        ref=(job.labels or {}).get(LABEL, ""),
+        state=_word(job),
+        raw_state=_stage(job),
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        message=job.status.message,
+    )
+
+
+def _stage(job: JobInfo) -> str:
+    return str(getattr(job.status.stage, "value", job.status.stage))
+
+
+def _word(job: JobInfo) -> Literal["waiting", "running", "ended", "unknown"]:
+    return STAGES.get(_stage(job), "unknown")
+
+
+def _machine(one: Any, at: datetime) -> Machine:
+    """Of the host's list. Raises `UnexpectedAnswer` for a price per something else than a minute or hour."""
+    per_hour = {"minute": 60, "hour": 1}.get(one.unit_label)
+    if per_hour is None:
+        raise UnexpectedAnswer(PROFILE.kind, f"{one.name} is priced per {one.unit_label}")
+    gpu = one.accelerator
+    count = int(gpu.quantity) if gpu else 0
+    memory = int(float(gpu.vram.split()[0]) * 1e9 / count) if gpu else None
+    hourly = Hourly(
+        usd_per_hour=Decimal(one.unit_cost_micro_usd) * per_hour / 1_000_000,
+        machine=one.name,
+        source="the host's list of machines",
+        as_of=at,
+    )
+    return Machine(
+        name=one.name, gpu=gpu.model if gpu else None, count=count, memory_bytes=memory, hourly=hourly
+    )
+
+
+def _published() -> tuple[Machine, ...]:
+    """As its page says, until the list was read once."""
+    found: list[Machine] = []
+    for rate in costing.built_in():
+        flavor, gpu, gigabytes = FLAVORS.get(rate.gpu or "", ("", "", 0))
+        if rate.provider != RATES or rate.tier != "1x" or not flavor or rate.usd_per_gpu_hour is None:
+            continue
+        since = datetime(rate.start.year, rate.start.month, rate.start.day, tzinfo=UTC)
+        hourly = Hourly(usd_per_hour=rate.usd_per_gpu_hour, machine=flavor, source=rate.source, as_of=since)
+        memory = int(gigabytes * 1e9)
+        found.append(Machine(name=flavor, gpu=gpu, count=1, memory_bytes=memory, hourly=hourly))
+    return tuple(found)

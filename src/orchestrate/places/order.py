@@ -1,0 +1,195 @@
+"""What a worker away from here is given: the job, its data and its model by content, our own code and the
+versions of its packages, and when it must end."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from pathlib import Path
+
+import msgspec
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import orchestrate
+from orchestrate.errors import HostUnavailable, MissingExtra, RunFailed, UsageError
+from orchestrate.local.job import LocalJob
+from orchestrate.places.base import Limits
+from orchestrate.places.depot import Depot, StoredRun, safe
+from orchestrate.types import ArtifactFile, Record
+
+PACKAGE = "orchestrate-ft"
+
+
+class Order(Record, frozen=True, kw_only=True):
+    """`order.json`. Paths of the job are names of its files and folders; the worker puts its own there."""
+
+    job: LocalJob
+    files: dict[str, ArtifactFile]
+    """`train` and `validation`."""
+    folders: dict[str, tuple[ArtifactFile, ...]]
+    """`model` and `continue_from`, where they are folders; another model is fetched from its hub."""
+    code: str
+    """Hash of the blob with this very version of Orchestrate."""
+    limits: Limits
+
+
+def place_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
+    """Sends what is not there yet; the order is written last. One that is there keeps its job, since its
+    checkpoints are of it, and gets the new limits and the code as it is here. Raises `RunFailed` where a file
+    of the job is gone."""
+    stored = depot.run(job.ref)
+    if stored.read("order.json") is not None:
+        order = msgspec.structs.replace(read_order(stored), limits=limits, code=depot.keep_bytes(code()))
+    else:
+        try:
+            order = _new_order(depot, job, limits)
+        except FileNotFoundError as error:
+            raise RunFailed(f"{error.filename} is gone", fix="submit the run again") from error
+    stored.write("order.json", order.to_json())
+    return order
+
+
+def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
+    files = {"train": depot.keep(Path(job.train))}
+    if job.validation is not None:
+        files["validation"] = depot.keep(Path(job.validation))
+    folders: dict[str, tuple[ArtifactFile, ...]] = {}
+    for name, given in (("model", job.model), ("continue_from", job.continue_from)):
+        path = None if given is None else Path(given).expanduser()
+        if path is not None and path.is_dir():
+            folders[name] = depot.keep_folder(path)
+        elif path is not None and path.is_file():
+            folders[name] = (depot.keep(path),)
+    return Order(
+        job=msgspec.structs.replace(job, paces=None),
+        files=files,
+        folders=folders,
+        code=depot.keep_bytes(code()),
+        limits=limits,
+    )
+
+
+def read_order(stored: StoredRun) -> Order:
+    """Raises `HostUnavailable` where there is none, or none that this version can read."""
+    data = stored.read("order.json")
+    if data is None:
+        raise HostUnavailable(stored.depot.url, f"{stored.depot.url} holds no order for {stored.ref}")
+    try:
+        return Order.from_json(data)
+    except msgspec.MsgspecError as error:
+        told = f"the order of {stored.ref} is not one that this version can read: {error}"
+        raise HostUnavailable(stored.depot.url, told) from error
+
+
+def unpack(order: Order, depot: Depot, folder: Path) -> LocalJob:
+    """The job with the paths of what was fetched to the folder."""
+    paths: dict[str, str] = {}
+    for name, file in order.files.items():
+        depot.fetch(file, folder / name / safe(file.path))
+        paths[name] = str(folder / name / file.path)
+    for name, files in order.folders.items():
+        depot.fetch_folder(files, folder / name)
+        alone = name == "model" and len(files) == 1 and files[0].path.endswith(".gguf")
+        paths[name] = str(folder / name / files[0].path if alone else folder / name)
+    return msgspec.structs.replace(order.job, **paths)
+
+
+# -- the environment ----------------------------------------------------------------------------------------
+
+
+@cache
+def code() -> bytes:
+    """This package as it runs here, in an archive that Python imports from once unpacked; the same code gives
+    the same bytes."""
+    root = Path(orchestrate.__file__).parent
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                _add(archive, f"{root.name}/{path.relative_to(root).as_posix()}", path.read_bytes())
+        about = f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {version(PACKAGE)}\n"
+        _add(archive, f"{PACKAGE.replace('-', '_')}-{version(PACKAGE)}.dist-info/METADATA", about.encode())
+    return out.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+
+
+def pins(*extras: str, more: tuple[str, ...] = ()) -> list[str]:
+    """`name==version` of every package that this installation's `extras` stand on, as they are here. `more`:
+    further packages. Raises `MissingExtra` for one that is not installed here."""
+    found: dict[str, str] = {}
+    waiting = [(PACKAGE, frozenset(extras)), *((name, frozenset[str]()) for name in more)]
+    looked: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        name, wanted = waiting.pop()
+        if (name, wanted) in looked:
+            continue
+        looked.add((name, wanted))
+        try:
+            if name != PACKAGE:
+                found[name] = f"{name}=={_public(distribution(name).version)}"
+            waiting += _needed(name, wanted)
+        except PackageNotFoundError as error:
+            raise MissingExtra("local", "pinning the worker's packages to the versions here", name) from error
+    return sorted(found.values())
+
+
+def _needed(name: str, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    for line in requires(name) or ():
+        one = Requirement(line)
+        environments = [{"extra": extra} for extra in extras or {""}]
+        if one.marker is None or any(one.marker.evaluate(found) for found in environments):
+            yield canonicalize_name(one.name), frozenset(one.extras)
+
+
+def _public(version: str) -> str:
+    """A build of one's own (`2.13.0+cpu`) is another machine's `2.13.0`."""
+    return version.partition("+")[0]
+
+
+BOOT = """
+import hashlib, io, os, runpy, sys, tempfile, zipfile
+import fsspec
+digest = os.environ["ORCHESTRATE_CODE"]
+with fsspec.open(os.environ["ORCHESTRATE_DEPOT"] + "/blobs/" + digest) as file:
+    data = file.read()
+assert hashlib.sha256(data).hexdigest() == digest, "the code in the depot is not what was sent"
+folder = tempfile.mkdtemp()
+zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
+sys.path.insert(0, folder)
+os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ.get("PYTHONPATH", "")
+runpy.run_module("orchestrate.places.remote", run_name="__main__")
+"""
+"""The first thing that a worker away from here runs: it fetches our code, which no registry need have."""
+RUN_BOOT = "import os;exec(os.environ['ORCHESTRATE_BOOT'])"
+
+
+def environment(depot: Depot, order: Order) -> dict[str, str]:
+    """Of the worker's process; nothing in it is secret."""
+    return {
+        "ORCHESTRATE_BOOT": BOOT,
+        "ORCHESTRATE_CODE": order.code,
+        "ORCHESTRATE_DEPOT": depot.url,
+        "ORCHESTRATE_REF": order.job.ref,
+    }
+
+
+_GPU = re.compile(r"(?P<count>\d+)x(?P<left>.+)|(?P<gpu>[^:]+)(:(?P<many>\d+))?")
+
+
+def gpu_asked(text: str) -> tuple[str, int]:
+    """`H100`, `H100:2` or `2xH100`. Raises `UsageError`."""
+    found = _GPU.fullmatch(text.strip())
+    count = int(found["count"] or found["many"] or 1) if found else 0
+    if found is None or count < 1:
+        raise UsageError(
+            f"{text!r} names no GPU", fix="a type, or a type and how many, as in H100:2; or auto"
+        )
+    return (found["left"] or found["gpu"]).strip(), count

@@ -1,0 +1,240 @@
+"""The worker away from here: `python -m orchestrate.places.remote`, with what `order.environment` names.
+
+It fetches the order, goes on from what an earlier attempt left, has the engine's own worker train in a run
+directory of this machine, and reports to the depot. It ends with 0 when the depot says how the run stands,
+with 75 when it could not report for too long, and with 1 for any other end: then the run goes on from its
+newest checkpoint, with another attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from orchestrate.errors import HostUnavailable, OrchestrateError
+from orchestrate.files import PRIVATE_UMASK, write_whole
+from orchestrate.local.run import launching, process
+from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.places.claim import Claim
+from orchestrate.places.depot import Depot
+from orchestrate.places.mirror import Pulse, Reporter, restore
+from orchestrate.places.order import Order, read_order, unpack
+from orchestrate.places.switch import Switch, boot_time
+from orchestrate.types import JobError
+
+REPORT_S = 10.0
+GRACE_S = 120.0
+"""For a checkpoint, once the worker is to end."""
+LOOK_S = 0.2
+SILENT = 75
+ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
+_log = logging.getLogger(__name__)
+
+
+class Errand:
+    """One attempt at one run. `engine`: the command that trains in the run directory that it is given; `end`:
+    what ends this process from any of its threads."""
+
+    def __init__(
+        self,
+        depot: Depot,
+        ref: str,
+        folder: Path,
+        *,
+        engine: Sequence[str] = ENGINE,
+        report_s: float = REPORT_S,
+        grace_s: float = GRACE_S,
+        end: Callable[[int], object] = os._exit,
+        clock: Callable[[], float] = boot_time,
+    ) -> None:
+        self.depot, self.stored = depot, depot.run(ref)
+        self.run = RunDir(folder / ref)
+        self.engine, self.report_s, self.grace_s, self.end = engine, report_s, grace_s, end
+        self.order: Order = read_order(self.stored)
+        self.claim = Claim(self.stored)
+        self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
+        self.preempted = threading.Event()
+        """The machine is taken away: set by a signal."""
+        self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()
+        self._number = 0
+        self._reporter: Reporter | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def work(self) -> int:
+        for task in (self._guard, self._keep_reporting):
+            threading.Thread(target=task, daemon=True).start()
+        try:
+            settled = self._train()
+        except HostUnavailable:
+            _log.exception("the order could not be fetched")
+            return 1
+        except OrchestrateError as error:
+            self._fail(error)
+            settled = True
+        self._ending.set()
+        while not self._told.wait(LOOK_S):
+            if self._superseded.is_set():
+                _log.error("another attempt has the run; this one ends")
+                return 1
+        return 0 if settled else 1
+
+    def _train(self) -> bool:
+        """Whether the run is settled: it ended, or is paused."""
+        restore(self.run, self.stored)
+        job = unpack(self.order, self.depot, self.run.path.parent / "given")
+        write_whole(self.run.path / "job.json", msgspec.json.format(job.to_json()))
+        if not (self.run.path / "status.json").exists():
+            self.run.write_state(State(status="queued", updated_at=now()))
+        self._reporter = Reporter(self.run, self.stored)
+        if self.run.written_state().terminal:
+            return True
+        with self.run.log.open("ab") as log:
+            self._worker = subprocess.Popen(
+                [*self.engine, str(self.run.path)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                umask=PRIVATE_UMASK,
+                env=launching.worker_environment(self.order.job.threads),
+            )
+        try:
+            why = self._watch(self._worker)
+        finally:
+            self._worker.kill()
+            self._worker.communicate()  # closes its line
+        state = self.run.written_state()
+        if why is not None and not state.terminal:
+            self._left(why)
+            return bool(why)
+        return state.terminal or state.status == "paused"
+
+    def _watch(self, worker: subprocess.Popen[bytes]) -> str | None:
+        """Until the worker has ended. Why it was asked to, if it was; empty for a machine that is taken
+        away."""
+        why, until = None, 0.0
+        while worker.poll() is None and not self._superseded.is_set():
+            time.sleep(LOOK_S)
+            found = self.switch.due()
+            if why is None and (found is not None or self.preempted.is_set()):
+                why, until = found[1] if found else "", self.switch.clock() + self.grace_s
+                self.run.ask("pause")
+            if why is not None and self.switch.clock() > until:
+                break
+        return why
+
+    def _guard(self) -> None:
+        """Talks to nobody and waits for nobody, so that nothing that hangs keeps it from its end."""
+        over: float | None = None
+        while not self._told.wait(LOOK_S) and not self._superseded.is_set():
+            found = self.switch.due()
+            if found is None:
+                continue
+            over = over or self.switch.clock()
+            if found[0] == "silence" or self.switch.clock() - over > 2 * self.grace_s:
+                _log.error("%s; this worker ends", found[1])
+                if self._worker is not None:
+                    self._worker.kill()
+                self.end(SILENT)
+                return
+
+    def _left(self, reason: str) -> None:
+        """At a limit the run is paused, and the user may give it more. A machine that was taken away says
+        nothing of the run: another goes on."""
+        state = self.run.written_state()
+        if reason:
+            error = JobError(code="limit", message=f"the worker ended itself: {reason}")
+            told = msgspec.structs.replace(state, status="paused", stage=None, updated_at=now(), error=error)
+            self.run.add_event(error.message, level="warning", type="paused", step=state.step)
+        else:
+            told = msgspec.structs.replace(state, status="running", stage=None, updated_at=now())
+            self.run.add_event(
+                "the machine is taken away", level="warning", type="preempted", step=state.step
+            )
+        self.run.write_state(told)
+
+    # -- reporting -----------------------------------------------------------------------------------------
+
+    def _keep_reporting(self) -> None:
+        """Once more after the end, until that went through."""
+        while True:
+            last = self._ending.is_set()
+            with suppress(
+                HostUnavailable, OSError
+            ):  # the next one may go through; without any, the switch ends it
+                if not self._report(ended=last):
+                    self._superseded.set()
+                    return
+                if last:
+                    self._told.set()
+                    return
+            if last:
+                time.sleep(min(self.report_s, 1.0))
+            else:
+                self._ending.wait(self.report_s)
+
+    def _report(self, *, ended: bool) -> bool:
+        """False, with nothing sent, when another attempt has the run."""
+        if not self.claim.holds:
+            return False
+        word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
+        if word in ("pause", "cancel") and self.run.path.is_dir() and self.run.asked() != word:
+            self.run.ask(word)
+        if self._reporter is not None:
+            self._reporter.report()
+        self.claim.used(self.switch.used_s)
+        self._pulse(ended=ended)
+        self.switch.reported()
+        return True
+
+    def _pulse(self, *, ended: bool) -> None:
+        me = process.me()
+        self._number += 1
+        pulse = Pulse(
+            attempt=self.claim.number,
+            number=self._number,
+            pid=me.pid,
+            started=me.started,
+            machine=me.machine,
+            ended=ended,
+        )
+        self.stored.write("pulse.json", pulse.to_json())
+
+    def _fail(self, error: OrchestrateError) -> None:
+        told = JobError(code=type(error).__name__, message=f"{error}")
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        state = self.run.written_state()
+        self.run.write_state(
+            msgspec.structs.replace(state, status="failed", updated_at=now(), finished_at=now(), error=told)
+        )
+        self.run.add_event(told.message, level="error", type="failed")
+        self._reporter = self._reporter or Reporter(self.run, self.stored)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    depot = Depot(os.environ["ORCHESTRATE_DEPOT"])
+    seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
+    with TemporaryDirectory(prefix="orchestrate-") as folder:
+        errand = Errand(depot, os.environ["ORCHESTRATE_REF"], Path(folder), report_s=seconds)
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: errand.preempted.set())
+        code = errand.work()
+    if code:
+        # Threads that wait for a store that does not answer are not waited for.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

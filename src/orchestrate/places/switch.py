@@ -1,0 +1,56 @@
+"""The dead man's switch of a worker away from here: a bill ends even if nobody here can end it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestrate.places.base import Limits
+from orchestrate.text import duration, money
+
+
+def boot_time() -> float:
+    """Seconds that pass while a machine sleeps too, as they do on its bill."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+@dataclass
+class Switch:
+    """`earlier_s`: what other attempts of the run have used."""
+
+    limits: Limits
+    earlier_s: float = 0.0
+    clock: Callable[[], float] = boot_time
+    begun: float = field(init=False)
+    reported_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self.reported_at = self.clock()
+
+    @property
+    def used_s(self) -> float:
+        """By this attempt."""
+        return self.clock() - self.begun
+
+    def reported(self) -> None:
+        """A report went through."""
+        self.reported_at = self.clock()
+
+    def due(self) -> tuple[Literal["silence", "limit"], str] | None:
+        """Why the worker must end now; at a limit it can still say so."""
+        silent = self.clock() - self.reported_at
+        if silent >= self.limits.silence_s:
+            return "silence", f"no report went through for {duration(silent)}"
+        whole, used = self.limits.seconds, self.earlier_s + self.used_s
+        if whole is None or used < whole:
+            return None
+        if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
+            return "limit", f"it has run for {duration(used)}, and may for {duration(whole)}"
+        price, most = self.limits.usd_per_hour, self.limits.max_usd
+        return (
+            "limit",
+            f"{duration(used)} at {money(price)} per hour reach the {money(most)} that it may cost",
+        )

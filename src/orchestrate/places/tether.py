@@ -1,0 +1,21 @@
+"""A worker on a line: `python -m orchestrate.places.tether RUN_DIR`. It ends at once when whoever started it
+is gone, however that came: a worker that nobody watches reports to nobody and bills on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+
+def watch() -> None:
+    """Whoever started this process holds the other end of its standard input and writes nothing."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=watch, daemon=True).start()
+    from orchestrate.local.run.worker import main
+
+    raise SystemExit(main(sys.argv[1]))

@@ -1,0 +1,62 @@
+"""How far a run has come, as the terminal and the pages show it: a word, a share, the time left, the cost so
+far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+
+from orchestrate.types import JobStatus, MetricPoint, Run, SubmitPhase
+
+_STAGES = {
+    SubmitPhase.INTENT: "not sent",
+    SubmitPhase.UPLOADED: "not sent",
+    SubmitPhase.SUBMITTING: "outcome unknown",
+    SubmitPhase.OUTCOME_UNKNOWN: "outcome unknown",
+    SubmitPhase.SUBMITTED: "submitted",
+    SubmitPhase.REFUSED: "refused",
+}
+
+
+def stage(run: Run) -> str:
+    """The status as last seen; before the host was asked for it, how far the submit came."""
+    return _STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
+
+
+def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:
+    """As its host tells it, else the last one of which there is a value."""
+    return run.step or (metrics[-1].step if metrics else 0)
+
+
+def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
+    """0 to 1, by steps where they are known, else by the host's percentage, else by the steps expected."""
+    if run.status is JobStatus.SUCCEEDED:
+        return 1.0
+    total = run.total_steps or (run.expected_steps if run.percent is None else None)
+    return min(1.0, step_of(run, metrics) / total if total else (run.percent or 0.0) / 100)
+
+
+def seconds_left(run: Run, now: datetime, metrics: Sequence[MetricPoint] = ()) -> float | None:
+    """From the share of the work done since the start; `None` until there is some."""
+    done = share_done(run, metrics)
+    if run.status is not JobStatus.RUNNING or run.started_at is None or not done:
+        return None
+    return (now - run.started_at).total_seconds() * (1 - done) / done
+
+
+def seconds_taken(run: Run, now: datetime) -> float | None:
+    """From created to ended, or until now."""
+    if run.status.terminal and run.finished_at is None:
+        return None
+    return ((run.finished_at or now) - run.created_at).total_seconds()
+
+
+def cost_so_far(run: Run, metrics: Sequence[MetricPoint] = ()) -> Decimal | None:
+    """The bill when there is one, else the quoted price times the share of the work done."""
+    if run.bill is not None:
+        return run.bill.usd
+    expected = None if run.quote is None or run.quote.unavailable else run.quote.expected_usd
+    if expected is None or not (run.total_steps or run.expected_steps or run.percent):
+        return None
+    return expected * Decimal(str(share_done(run, metrics)))

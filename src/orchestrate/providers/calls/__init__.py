@@ -1,0 +1,1 @@
+"""How a host is called, and how its answers are read."""

@@ -1,0 +1,64 @@
+"""The official SDK's client for any host that speaks OpenAI's API, by configuration.
+
+    [hosts.mine]
+    type = "openai-compatible"
+    profile = "azure"                       # or another file of `orchestrate providers --profiles`
+    base_url = "https://NAME.openai.azure.com"
+    [hosts.azure.options]
+    api_version = "2025-04-01-preview"      # without it: Azure's v1 API, with base_url .../openai/v1
+    deployment = "my-tuned-model"           # what `chat` asks, since Azure serves deployments only
+
+Further options, of any host of this type: `headers` (table, sent with each request), `prices` (whose rates
+apply), `multipart_bytes` and `part_bytes` (from which size, and in which pieces, files are uploaded in
+parts), `retry_budget_s`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.packages import require_recent
+from orchestrate.providers.calls.hosted import Retry, Wire
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from orchestrate.config import HostConfig
+
+CONNECT_S = 10.0
+
+
+def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
+    """Nothing is sent yet; `key_header` carries the key, too, where a host asks for that. Raises
+    `MissingKey`.
+
+    Retries are off: `orchestrate.providers.calls.hosted.Wire` has them. Redirects are not followed: a POST
+    that is redirected might be sent twice or become a GET.
+    """
+    import openai
+
+    require_recent(openai.__name__)
+
+    timeout = openai.Timeout(config.timeout_s, connect=CONNECT_S)
+    shared: dict[str, Any] = {
+        "api_key": config.require_key().reveal(),
+        "max_retries": 0,
+        "timeout": timeout,
+        "http_client": openai.DefaultHttpxClient(timeout=timeout, follow_redirects=False),
+        "default_headers": {str(k): str(v) for k, v in config.options.get("headers", {}).items()},
+    }
+    if key_header is not None:
+        shared["default_headers"][key_header] = shared["api_key"]
+    version = config.options.get("api_version")
+    if version is None:
+        client = openai.OpenAI(base_url=config.base_url, **shared)
+    else:
+        client = openai.AzureOpenAI(azure_endpoint=config.base_url or "", api_version=str(version), **shared)
+    # The SDK fills these from the environment; which account is used is for the configuration to say.
+    client.organization = config.organization
+    client.project = config.project
+    return client
+
+
+def wire_of(config: HostConfig) -> Wire:
+    return Wire(config.name, retry=Retry.of(config))

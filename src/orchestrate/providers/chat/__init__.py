@@ -1,0 +1,1 @@
+"""Asking a model through the chat completions API."""

@@ -1,0 +1,82 @@
+"""Answers of the chat completions API as they are written, for the time of the first token."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from orchestrate.providers.calls.payloads import Unreadable
+from orchestrate.providers.calls.values import plain, rows, table, text, whole
+
+_SAID = ("content", "reasoning", "reasoning_content")
+
+
+class Timed:
+    """In the place of an SDK client's `chat.completions.create`: asks for a stream, gives the answer in the
+    form that it has without one, and keeps when the first piece of it came."""
+
+    def __init__(self, create: Callable[..., Any]) -> None:
+        self._create = create
+        self._local = threading.local()
+
+    @property
+    def first_seconds(self) -> float | None:
+        """Of this thread's last answer; `None` where it held no text."""
+        return getattr(self._local, "first", None)
+
+    def __call__(self, **options: Any) -> dict[str, Any]:
+        """A host that does not know `stream_options` is asked without: its tokens are then not told."""
+        try:
+            answer = self._ask({**options, "stream": True, "stream_options": {"include_usage": True}})
+        except Exception as error:
+            if getattr(error, "status_code", None) not in (400, 422):
+                raise
+            answer = self._ask({**options, "stream": True})
+        return answer
+
+    def _ask(self, options: dict[str, Any]) -> dict[str, Any]:
+        answer, self._local.first = _assembled(self._create, options)
+        return answer
+
+
+def _assembled(
+    send: Callable[..., Iterable[Any]], options: dict[str, Any]
+) -> tuple[dict[str, Any], float | None]:
+    started = time.monotonic()
+    first: float | None = None
+    message: dict[str, Any] = {"role": "assistant"}
+    calls: dict[int, dict[str, Any]] = {}
+    choice: dict[str, Any] = {"message": message}
+    whole_answer: dict[str, Any] = {"choices": [choice]}
+    for piece in send(**options):
+        chunk = plain(piece)
+        whole_answer |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+        for part in rows(chunk.get("choices"))[:1]:
+            delta = table(part.get("delta"))
+            for name in _SAID:
+                if said := text(delta.get(name)):
+                    first = first if first is not None else time.monotonic() - started
+                    message[name] = str(message.get(name, "")) + said
+            for call in rows(delta.get("tool_calls")):
+                first = first if first is not None else time.monotonic() - started
+                _add(calls, call)
+            if part.get("finish_reason"):
+                choice["finish_reason"] = part["finish_reason"]
+    if "finish_reason" not in choice:
+        # A proxy that gives up closes the stream as one that is whole: what came is no answer of the model.
+        raise Unreadable("it ended before the model had said that it is done")
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    return whole_answer, first
+
+
+def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
+    """A call comes in pieces: its name first, then its arguments bit by bit."""
+    index = whole(piece.get("index")) or 0
+    call = calls.setdefault(index, {"type": "function", "function": {"name": "", "arguments": ""}})
+    if id := text(piece.get("id")):
+        call["id"] = id
+    for name in ("name", "arguments"):
+        call["function"][name] += text(table(piece.get("function")).get(name)) or ""

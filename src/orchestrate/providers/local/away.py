@@ -1,0 +1,238 @@
+"""`AwayProvider`: our engine on a machine that is not this one. The same spec, rows, run directory and
+commands; the place that the profile names starts the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate import costing
+from orchestrate.errors import NotFound, SetupError, UsageError
+from orchestrate.local.plan import paces, throughput
+from orchestrate.local.plan.paces import Kind, Point
+from orchestrate.local.run.rundir import RunDir
+from orchestrate.places.away import AwayPlace
+from orchestrate.places.base import Machine, Resources
+from orchestrate.places.order import read_order
+from orchestrate.providers.local import checking, reading, renting
+from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.types import (
+    Account,
+    Billing,
+    Confidence,
+    Job,
+    JobHandle,
+    MemoryPlan,
+    Outcome,
+    Problem,
+    Setting,
+    Severity,
+    Standing,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Lookup, RateBook
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+STARTUP = Point(log=5.7, off=0.7)
+"""Seconds beside training: a machine, its packages and the model's weights, about five minutes."""
+
+
+class AwayProvider(LocalProvider):
+    """`config.options`: those of the place, see its module, and `home`."""
+
+    place: AwayPlace
+
+    def _place(self) -> AwayPlace:
+        module, _, name = self.profile.place.partition(":")
+        try:
+            found = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise SetupError(f"the place {self.kind!r} could not be loaded: {error}") from error
+        return found(self.name, self.config.options)
+
+    @property
+    def home(self) -> Path:
+        return super().home.with_name("places") / self.name
+
+    @property
+    def host(self) -> str:
+        return self.title
+
+    # -- offline -------------------------------------------------------------------------------------------
+
+    def translate(self, spec: JobSpec) -> Translation:
+        """As for this machine, with a GPU of the size that it is planned for."""
+        asked, engine = self._asked(spec), self._as_local(spec)
+        own = {**self._engine_options, "gpu_memory_gib": 1} if self._may_have_gpu(asked) else self._on_cpu
+        first = self._engine_translation(engine, own)
+        try:
+            machine, why = self._machine(spec, asked, first)
+            found = renting.resources(asked, machine, spec)
+        except UsageError as error:
+            told = error.message + (f": {error.fix}" if error.fix else "")
+            row = Setting(
+                name="provider_options.gpu", asked=asked.get("gpu"), outcome=Outcome.REFUSED, rule=told
+            )
+            return msgspec.structs.replace(first, settings=(*first.settings, row), memory=None)
+        whole = self._engine_translation(engine, self._planned_for(machine, found))
+        rows = renting.rows(asked, found, machine, why)
+        body = {**whole.body, "resources": found.to_dict(), "device": "cuda" if found.gpu else "cpu"}
+        return msgspec.structs.replace(whole, settings=(*whole.settings, *rows), body=body)
+
+    def _engine_translation(self, engine: JobSpec, options: Mapping[str, Any]) -> Translation:
+        from orchestrate.providers.local.translation import translate
+
+        return msgspec.structs.replace(translate(engine, options), provider=self.name)
+
+    def _asked(self, spec: JobSpec) -> dict[str, Any]:
+        """Of the machine: the spec's own, over what the configuration says for all runs."""
+        given = {**spec.provider_options.get(self.kind, {}), **spec.provider_options.get(self.name, {})}
+        said = {name: self.config.options[name] for name in renting.OPTIONS if name in self.config.options}
+        return {**said, **{name: value for name, value in given.items() if name in renting.OPTIONS}}
+
+    def _as_local(self, spec: JobSpec) -> JobSpec:
+        given = {**spec.provider_options.get(self.kind, {}), **spec.provider_options.get(self.name, {})}
+        own = {name: value for name, value in given.items() if name not in renting.OPTIONS}
+        options = {LocalProvider.kind: own} if own else {}
+        return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
+
+    @property
+    def _engine_options(self) -> dict[str, Any]:
+        return {"allow_grader_code": self.config.options.get("allow_grader_code") is True}
+
+    @property
+    def _on_cpu(self) -> dict[str, Any]:
+        return {**self._engine_options, "device": "cpu"}
+
+    def _may_have_gpu(self, asked: Mapping[str, Any]) -> bool:
+        machines = self.place.machines()
+        return asked.get("gpu", "auto") != "none" and (not machines or any(one.gpu for one in machines))
+
+    def _machine(
+        self, spec: JobSpec, asked: Mapping[str, Any], first: Translation
+    ) -> tuple[Machine | None, str]:
+        """Raises `UsageError`."""
+        if first.refused:
+            return None, "the settings that are refused come first"
+        billions = self.resolve(self._as_local(spec)).params_b
+        found = renting.fits(self.place.machines(), first.model, first.body, billions)
+        return renting.chosen(asked, found)
+
+    def _planned_for(self, machine: Machine | None, found: Resources) -> dict[str, Any]:
+        if found.gpu is None:
+            return self._on_cpu
+        size = machine.memory_bytes if machine else None
+        return {**self._engine_options, **({"gpu_memory_gib": size / 2**30} if size else {})}
+
+    def _plan_options(self, translation: Translation) -> Mapping[str, Any]:
+        plan = translation.memory
+        size = plan.available_bytes if plan else None
+        on_gpu = size is not None and plan is not None and plan.device == "cuda"
+        return {**self._engine_options, **({"gpu_memory_gib": size / 2**30} if on_gpu and size else {})}
+
+    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
+        options = self._plan_options(translation)
+        return checking.memory_of_rows(self._as_local(spec), data, translation, options)
+
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        found = super().check(spec, data, translation)
+        try:
+            self.place.require()
+        except SetupError as error:
+            found.append(
+                Problem(
+                    code="place-not-ready",
+                    message=error.message,
+                    severity=Severity.ERROR,
+                    providers=(self.name,),
+                    fix=error.fix,
+                )
+            )
+        return found
+
+    def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
+        gpu = msgspec.convert(body.get("resources", {}), Resources).gpu
+        there = msgspec.structs.replace(kind, device=gpu or "cpu", threads=kind.threads if gpu is None else 1)
+        found = throughput.estimate(self.home, there)
+        return msgspec.structs.replace(found, besides=paces.combined([STARTUP], least=throughput.UNPROVED))
+
+    def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
+        del rates  # the place has its own
+        found = msgspec.convert(body.get("resources", {}), Resources)
+        for machine in self.place.machines():
+            if machine.name == found.machine and (hourly := machine.hourly) is not None:
+                return costing.HourlyRate(
+                    component="rental",
+                    usd_per_hour=hourly.usd_per_hour,
+                    label=f"{found.told} ({hourly.machine})",
+                    source=hourly.source,
+                    as_of=hourly.as_of.date().isoformat(),
+                    confidence=Confidence.QUOTED,
+                    low_usd_per_hour=hourly.usd_per_hour,
+                    high_usd_per_hour=hourly.usd_per_hour,
+                )
+        return None
+
+    def lookup(self, spec: JobSpec) -> Lookup:
+        return costing.lookup(spec, self.resolve(spec), self.prices, gpu="cpu")
+
+    @property
+    def own(self) -> bool:
+        """With the depot, in which the rows lie."""
+        return self.config.own or (self.place.own and self.place.depot.on_disk)
+
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        return Account(id=self.place.account() or f"runs in {self.place.depot_url}", told=True)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _run(self, job: JobHandle) -> RunDir:
+        """One that was started from another machine, or whose copy here is gone, is in the depot."""
+        run = RunDir(self._runs / job.job_id)
+        if not run.exists():
+            stored = self.place.depot.run(job.job_id)
+            if stored.read("order.json") is None:
+                raise NotFound(self.name, f"neither {run.path} nor {self.place.depot_url} holds {job.job_id}")
+            RunDir.make(self._runs, read_order(stored).job)
+        return super()._run(job)
+
+    def _told(self, run: RunDir) -> Job:
+        """With what the place says that it cost."""
+        job = reading.job(run, self.name)
+        used = self.place.usage(run.ref)
+        if used is None:
+            return job
+        return msgspec.structs.replace(
+            job,
+            cost_usd=used.usd,
+            cost_origin=used.source if used.usd is not None else None,
+            payload={**job.payload, "used_seconds": used.seconds},
+        )
+
+    def billing(self) -> Billing:
+        """All workers that the place has of ours, also those of which nothing is known here."""
+        items = tuple(
+            Standing(
+                provider=self.name,
+                kind="job",
+                id=one.id,
+                name=one.ref,
+                state=one.raw_state.lower(),
+                bills=None if one.state == "unknown" else one.state == "running",
+                job_id=one.ref,
+                created_at=one.created_at,
+                note=one.message,
+            )
+            for one in self.place.find()
+            if one.state != "ended"
+        )
+        return Billing(items=items)

@@ -1,0 +1,21 @@
+"""The `Provider` class of each place away from here, made when it is looked up by its kind."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from orchestrate.profile import places, profile
+from orchestrate.providers.local.away import AwayProvider
+
+
+def __getattr__(kind: str) -> type[AwayProvider]:
+    if kind not in places():
+        raise AttributeError(kind)
+    return _made(kind)
+
+
+@cache
+def _made(kind: str) -> type[AwayProvider]:
+    found = profile(kind)
+    own = {"__doc__": f"{found.title}: our engine on a machine of it.", "profile": found}
+    return type(AwayProvider.__name__, (AwayProvider,), own)

@@ -1,0 +1,128 @@
+"""What the engine says of a spec before anything is started: settings, rows, memory, time and price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate import costing
+from orchestrate.local import machine
+from orchestrate.local.job import Method
+from orchestrate.local.plan import fitting, throughput
+from orchestrate.local.plan.paces import Kind
+from orchestrate.providers import offline
+from orchestrate.providers.base import Provider
+from orchestrate.providers.local import checking, reinforcement, weights
+from orchestrate.providers.local.translation import translate
+from orchestrate.types import MemoryPlan, Problem, Quote, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Lookup, RateBook
+    from orchestrate.data import TrainingData
+    from orchestrate.spec import JobSpec
+
+
+NO_PRICE = "no price is known of an hour of this machine"
+
+
+class PlannedProvider(Provider):
+    """The part of a backend over our engine that starts nothing."""
+
+    @property
+    def home(self) -> Path:
+        """Everything of this backend lives below."""
+        given = self.config.options.get("home")
+        if given is None:
+            import platformdirs
+
+            given = platformdirs.user_data_dir("orchestrate")
+        return Path(str(given)).expanduser().resolve() / "local"
+
+    def translate(self, spec: JobSpec) -> Translation:
+        told = translate(self._as_local(spec), self.config.options)
+        return msgspec.structs.replace(told, provider=self.name)
+
+    def _as_local(self, spec: JobSpec) -> JobSpec:
+        """What the spec says for this instance under its own name, said for `local`."""
+        kind = self.kind
+        if self.name == kind:
+            return spec
+        options = spec.provider_options
+        own = {**options.get(kind, {}), **options.get(self.name, {})}
+        return spec.model_copy(
+            update={"model": spec.model_for(self.name), "provider_options": {kind: own} if own else {}}
+        )
+
+    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
+        return checking.memory_of_rows(spec, data, translation, self.config.options)
+
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        spec = self._as_local(spec)
+        found = offline.problems(self, spec, data, translation)
+        if spec.method.type == "rft":
+            found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
+            found += reinforcement.problems(self.name, spec, data)
+        return checking.joined(
+            found, checking.problems(self.name, spec, data, translation, self._plan_options(translation))
+        )
+
+    def _plan_options(self, translation: Translation) -> Mapping[str, Any]:
+        """Of the machine for which memory is planned."""
+        del translation
+        return self.config.options
+
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        del gpu_hours  # the time is modelled
+        for setting in translation.refused:
+            if setting.name in offline.NO_QUOTE:
+                return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
+        spec = self._as_local(spec)
+        resolved = self.resolve(spec)
+        body = translation.body
+        kind = throughput.kind_of(
+            parameters=fitting.active_parameters(translation.model, resolved.params_b)
+            or weights.parameters(translation.model),
+            adapter=body["adapter"]["type"],
+            method=msgspec.convert(body["method"], Method).word,
+            precision=body["precision"],
+            threads=body.get("threads"),
+            device=body.get("device"),
+        )
+        speed, hourly = self._speed(kind, body), self._hourly(body, rates)
+        if hourly is None:
+            reason = next((row.rule for row in translation.refused if row.rule), NO_PRICE)
+            return Quote(provider=self.name, model=translation.model, unavailable=reason)
+        return costing.quote_hours_job(
+            costing.Work(self.name, self.profile, spec, data, translation, resolved),
+            speed=costing.Speed(
+                tokens_per_second=speed.tokens_per_second, source=speed.source, factor=speed.factor
+            ),
+            hourly=hourly,
+            startup_seconds=(speed.besides.low, speed.besides.value, speed.besides.high),
+            answers=reinforcement.answers(spec),
+        )
+
+    def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
+        del body
+        return throughput.estimate(self.home, kind, load=machine.load())
+
+    def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
+        gpus = machine.gpus() if body.get("device") != "cpu" else ()
+        return costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates)
+
+    def lookup(self, spec: JobSpec) -> Lookup:
+        found = machine.gpus() if self.config.options.get("device") != "cpu" else ()
+        device = found[0].name if found else "cpu"
+        return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)

@@ -1,0 +1,186 @@
+"""Which machine a run away from here gets: what was asked for, or the cheapest that it fits on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orchestrate.errors import UsageError
+from orchestrate.local.plan import fitting, throughput
+from orchestrate.places.base import SILENCE_S, Limits, Machine, Resources
+from orchestrate.places.order import gpu_asked
+from orchestrate.text import money, size
+from orchestrate.types import MemoryPlan, Outcome, Setting
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
+
+OPTIONS = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes")
+"""Of `provider_options.<place>`, beside the engine's own."""
+MOST_HOURS = 24.0
+"""Where nobody says how long a run may take: a bill has an end in any case."""
+
+
+NO_BF16 = ("T4", "V100", "P100")
+"""GPUs that do not multiply in bf16, in which the engine trains: they would be paid for many times over."""
+
+
+class Fit(NamedTuple):
+    """A machine, and the plan of the job on it; `None` where the model's size is not known."""
+
+    machine: Machine
+    plan: MemoryPlan | None
+
+    @property
+    def fits(self) -> bool:
+        return self.plan is not None and self.plan.fits is True
+
+    @property
+    def usd_per_work(self) -> Decimal:
+        """In which machines compare: by the hour over what is done in it."""
+        hourly = self.machine.hourly
+        work = operations(self.machine.gpu) if self.machine.gpu else throughput.CPU_THREAD_OPERATIONS
+        return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(work)
+
+
+def operations(gpu: str) -> float:
+    """Per second in a training step, by the name of a GPU's type."""
+    known = (value for key, value in throughput.GPU_OPERATIONS.items() if key in gpu.upper())
+    return next(known, throughput.OTHER_GPU_OPERATIONS)
+
+
+def fits(
+    machines: tuple[Machine, ...], model: str, body: Mapping[str, Any], billions: float | None
+) -> list[Fit]:
+    """Each machine with one GPU, cheapest for the work first."""
+    found: list[Fit] = []
+    for machine in machines:
+        if machine.count > 1 or (machine.gpu or "").upper() in NO_BF16:
+            continue
+        here = dict(body) if machine.gpu else {**body, "device": "cpu"}
+        plan = fitting.of_job(
+            model, here, billions=billions, gpu_bytes=machine.memory_bytes if machine.gpu else None
+        )
+        found.append(Fit(machine, plan))
+    return sorted(found, key=lambda fit: fit.usd_per_work)
+
+
+def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
+    """(the machine, why). Without a list of machines there is none to choose. Raises `UsageError`."""
+    wanted, most = asked.get("gpu", "auto"), _usd(asked, "max_usd_per_hour")
+    if not fitting_ones:
+        return None, "the place decides"
+    if wanted != "auto":
+        gpu, number = (None, 0) if str(wanted).lower() == "none" else gpu_asked(str(wanted))
+        if gpu is not None and gpu.upper() in NO_BF16:
+            told = f"a {gpu} does not multiply in bf16, in which the engine trains"
+            raise UsageError(told, fix="gpu: auto, or a newer one")
+        for fit in fitting_ones:
+            if _is(fit.machine, gpu, str(wanted)) and fit.machine.count == number:
+                return fit.machine, "asked for by name"
+        known = ", ".join(dict.fromkeys(fit.machine.gpu or "none" for fit in fitting_ones))
+        raise UsageError(f"there is no {wanted} here", fix=f"gpu: one of {known}; or auto")
+    cheap = [fit for fit in fitting_ones if most is None or _price(fit) <= most]
+    if not cheap:
+        raise UsageError(
+            f"every machine costs more than {money(most)} per hour", fix="raise max_usd_per_hour"
+        )
+    for fit in cheap:
+        if fit.machine.gpu and fit.fits:
+            return (
+                fit.machine,
+                "the cheapest for the work of those on which it fits",
+            )
+    largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
+    if largest.machine.gpu is None:
+        return largest.machine, "there is no GPU"
+    if largest.plan is not None and largest.plan.fits is None:
+        return largest.machine, "its memory is not known"
+    if largest.plan is not None:
+        needed = size(largest.plan.total_bytes)
+        raise UsageError(
+            f"it takes about {needed} and fits on no GPU that this place offers"
+            + (f" for {money(most)} per hour" if most is not None else ""),
+            fix="; or ".join(largest.plan.advice) or "choose a smaller model",
+        )
+    return largest.machine, "the largest: the model's size is not known"
+
+
+def _is(machine: Machine, gpu: str | None, wanted: str) -> bool:
+    if machine.name == wanted:
+        return True
+    if gpu is None or machine.gpu is None:
+        return gpu is machine.gpu
+    return set(gpu.upper().replace("-", " ").split()) <= set(machine.gpu.upper().replace("-", " ").split())
+
+
+def _price(fit: Fit) -> Decimal:
+    return fit.machine.hourly.usd_per_hour if fit.machine.hourly else Decimal("Infinity")
+
+
+def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) -> Resources:
+    """Raises `UsageError` for a value that does not do."""
+    hours = _usd(asked, "max_hours")
+    minutes = _usd(asked, "silence_minutes")
+    spot = asked.get("spot", False)
+    if not isinstance(spot, bool):
+        raise UsageError(f"spot must be true or false, got {spot!r}")
+    gpu, number = (machine.gpu, machine.count) if machine else (None, 0)
+    if machine is None and asked.get("gpu", "auto") not in ("auto", "none"):
+        gpu, number = gpu_asked(str(asked["gpu"]))
+    if number > 1:
+        raise UsageError(
+            f"the engine trains on one GPU, and {number} x {gpu} were asked for", fix=f"gpu: {gpu}"
+        )
+    hourly = machine.hourly if machine else None
+    return Resources(
+        gpu=gpu,
+        count=max(1, number),
+        machine=machine.name if machine else None,
+        spot=spot,
+        limits=Limits(
+            max_hours=float(hours) if hours is not None else MOST_HOURS,
+            max_usd=spec.max_cost_usd,
+            usd_per_hour=hourly.usd_per_hour if hourly else None,
+            most_usd_per_hour=_usd(asked, "max_usd_per_hour"),
+            silence_s=float(minutes) * 60 if minutes is not None else SILENCE_S,
+        ),
+    )
+
+
+def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, why: str) -> list[Setting]:
+    """What the plan says of it."""
+    at = f" ({machine.name})" if machine and machine.name != machine.gpu else ""
+    price = f", {money(found.limits.usd_per_hour)} per hour" if found.limits.usd_per_hour is not None else ""
+    hours = found.limits.max_hours
+    told = {
+        "gpu": (found.gpu or "none", f"{why}{at}{price}"),
+        "max_hours": (hours, "the worker ends itself then, and the platform too"),
+    }
+    settings: list[Setting] = []
+    for name in OPTIONS:
+        given = asked.get(name)
+        if given is None and name not in told:
+            continue
+        sent, rule = told.get(name, (given, None))
+        outcome = Outcome.DEFAULTED if given is None else Outcome.KEPT
+        if name == "gpu" and given is not None and given != sent:
+            outcome = Outcome.MAPPED
+        settings.append(
+            Setting(name=f"provider_options.{name}", asked=given, outcome=outcome, sent=sent, rule=rule)
+        )
+    return settings
+
+
+def _usd(asked: Mapping[str, Any], name: str) -> Decimal | None:
+    value = asked.get(name)
+    if value is None:
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if isinstance(value, bool) or not number.is_finite() or number <= 0:
+        raise UsageError(f"{name} must be a number above 0, got {value!r}")
+    return number

@@ -1,0 +1,1 @@
+"""What every request passes, and the pages that are the sandbox's own."""

@@ -1,0 +1,119 @@
+"""What may vary in a search: values to choose from, and ranges."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from orchestrate import specfile
+from orchestrate.errors import UsageError
+from orchestrate.types import Search
+
+PROVIDER = "provider"
+"""The name under which the backend varies; all others are fields of the spec."""
+Settings = Mapping[str, Any]
+Range = tuple[float, float, bool]
+_FIXED = ("train", "test", "tags", "max_cost_usd")
+"""What does not vary: trials on other rows are no trials of the same thing."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """By dotted names. A range is low, high, and whether it is searched on a log scale."""
+
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.choices, *self.ranges]
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """All choices with one another; ranges are left out."""
+        return [
+            dict(zip(self.choices, values, strict=True))
+            for values in itertools.product(*self.choices.values())
+        ]
+
+
+def of(search: Search) -> Space:
+    return Space(search.choices, search.ranges)
+
+
+def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
+    """`["learning_rate=1e-4,2e-4"]` and `["learning_rate=1e-5:1e-3:log"]`; values are read as YAML. Raises
+    `UsageError`."""
+    choices = dict(_choice(pair) for pair in grid)
+    bounds = dict(_range(pair) for pair in ranges)
+    twice = choices.keys() & bounds.keys()
+    if twice:
+        raise UsageError(f"{sorted(twice)[0]} is given as choices and as a range: one of them")
+    if not choices and not bounds:
+        raise UsageError(
+            "nothing varies", fix="--grid learning_rate=1e-4,2e-4   or --range NAME=LOW:HIGH:log"
+        )
+    for name in (*choices, *bounds):
+        if name.partition(".")[0] in _FIXED:
+            raise UsageError(f"{name} cannot vary: trials are compared with one another")
+    return Space(choices, bounds)
+
+
+def _choice(pair: str) -> tuple[str, tuple[Any, ...]]:
+    name, _, text = pair.partition("=")
+    values = specfile.parse_settings([f"{name}=[{text}]"], example="--grid learning_rate=1e-4,2e-4")
+    found = tuple(_number(value) for value in values[name.strip()])
+    if not found or any(value is None for value in found):
+        raise UsageError(f"--grid {name} needs values, joined by commas; got {text!r}")
+    if len(set(map(repr, found))) < len(found):
+        raise UsageError(f"--grid {name} has a value twice: {text!r}")
+    return name.strip(), found
+
+
+def _number(value: Any) -> Any:
+    """YAML takes `1e-4` for a text: it wants a dot."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return number if math.isfinite(number) else value
+
+
+def _range(pair: str) -> tuple[str, Range]:
+    name, _, text = pair.partition("=")
+    low, _, rest = text.partition(":")
+    high, _, scale = rest.partition(":")
+    try:
+        found = float(low), float(high), scale == "log"
+    except ValueError:
+        found = math.nan, math.nan, False
+    right = math.isfinite(found[0]) and math.isfinite(found[1]) and found[0] < found[1]
+    if not name.strip() or not right or scale not in ("", "log") or (found[2] and found[0] <= 0):
+        raise UsageError(
+            f"--range takes NAME=LOW:HIGH or NAME=LOW:HIGH:log, the low end above 0 for log; got {pair!r}"
+        )
+    return name.strip(), found
+
+
+def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, seed: int = 0) -> dict[str, Any]:
+    """The spec's plain values with a trial's settings, on a share of its training rows: a seeded sample."""
+    import copy
+
+    values = copy.deepcopy(dict(spec))
+    for name, value in settings.items():
+        if name != PROVIDER:
+            specfile.put(values, name, value)
+    if share < 1:
+        files: Any = values["train"]
+        each = cast("list[Any]", files) if isinstance(files, list) else [files]
+        values["train"] = [_sampled(one, share, seed) for one in each]
+    return values
+
+
+def _sampled(file: Any, share: float, seed: int) -> dict[str, Any]:
+    given: dict[str, Any] = {"path": file} if isinstance(file, str) else dict(file)
+    return {**given, "weight": float(given.get("weight", 1)) * share, "seed": given.get("seed", seed)}

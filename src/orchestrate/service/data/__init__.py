@@ -1,0 +1,1 @@
+"""Training data in files, and rows that a model writes."""

@@ -1,0 +1,310 @@
+"""From what a user names to who is asked: runs, their checkpoints and bases, models at any address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate import days
+from orchestrate import tuned as models
+from orchestrate.costing import Prices
+from orchestrate.costing.completions import completion_price
+from orchestrate.costing.lines import MTOK
+from orchestrate.costing.serving.ways import token_rates
+from orchestrate.deployment import require_open
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.evaluation.asking import Price, Respondent
+from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
+from orchestrate.migration import recordings
+from orchestrate.profile import this_machine
+from orchestrate.providers.calls.clients import connect, wire_of
+from orchestrate.providers.calls.hosted import Retry
+from orchestrate.providers.chat.completions import Chat, chat_with
+from orchestrate.providers.chat.endpoints import model_at
+from orchestrate.providers.chat.streaming import Timed
+from orchestrate.spec import JobSpec
+from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.local.answers.generation import Generator
+    from orchestrate.providers.base import Provider
+    from orchestrate.service.orchestrator import Orchestrator
+
+PLACES = ("auto", "host", "here")
+"""Beside the names of hosts to which a run's adapter was deployed."""
+EMBEDDED_AT_ONCE = 64
+
+
+def other_host(on: str) -> str | None:
+    """The backend that is named as the place, where one is."""
+    return None if on in PLACES else on
+
+
+class Contenders:
+    """Makes candidates; ends with its context what it started on this machine. Starts nothing that bills."""
+
+    def __init__(
+        self,
+        ft: Orchestrator,
+        sampling: Sampling,
+        on: str,
+        key_variable: str | None = None,
+        *,
+        stream: bool = False,
+        logprobs: bool = False,
+    ) -> None:
+        """`on`: `host` asks a run's endpoint, `here` downloads the adapter and answers on this machine,
+        `auto` takes the first that is possible, a backend's name asks the adapter that was deployed there.
+        `key_variable` has the key for models at an address. With `stream` hosts write their answers bit by
+        bit, and the first token has its time; with `logprobs` they are asked for those of their tokens."""
+        self._stream, self._logprobs = stream, logprobs
+        self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
+        self._open = ExitStack()
+        self._generators: dict[str, Generator] = {}
+
+    def close(self) -> None:
+        self._open.close()
+
+    def of_run(self, handle: RunHandle, checkpoint: str | None, *, base: bool) -> list[Candidate]:
+        """The tuned model, and with `base` the one that it was tuned from. Raises `UsageError` when `on` is
+        impossible."""
+        provider, run = handle.provider, handle.record
+        elsewhere = self._on not in (*PLACES, run.provider)
+        reachable = checkpoint is None and (elsewhere or self._reachable(handle))
+        if (elsewhere or self._on in ("host", run.provider)) and not reachable:
+            why = "serves no checkpoints" if checkpoint else "has no endpoint up for this model"
+            raise UsageError(
+                f"{provider.name} {why}",
+                fix=f"--on here, or orchestrate deploy {run.id}   (bills by the hour)",
+            )
+        name = f"{run.id}@{checkpoint}" if checkpoint else run.id
+        tuned = Contender(
+            name=name,
+            kind="tuned",
+            model=run.model,
+            provider=run.provider,
+            served_by="",
+            run_id=run.id,
+            checkpoint=checkpoint,
+        )
+        if elsewhere:
+            return self._at_other_host(handle, tuned, base=base)
+        generator = provider.generator(run.handle, checkpoint=checkpoint)
+        if generator is None and reachable and self._on != "here":
+            return self._on_host(handle, tuned, base=base)
+        return self._here(handle, tuned, generator, base=base)
+
+    def of_model(self, written: str) -> Candidate:
+        """Any model that answers somewhere, with the name of this machine's backend a model on it, or as
+        `record:ID` one whose answers were recorded."""
+        if written.startswith(recordings.WRITTEN):
+            return recordings.candidate(recordings.find(self._ft.store, written))
+        host, equals, model = written.partition("=")
+        if equals and host == this_machine().kind:
+            return self._plain_here(model, written)
+        at = model_at(self._ft.settings, written, self._key_variable)
+        chat = chat_with(
+            at.host,
+            at.model,
+            max_tokens=self._sampling.max_tokens,
+            temperature=self._sampling.temperature,
+            retry=Retry(),
+        )
+        contender = Contender(
+            name=written,
+            kind="model",
+            model=at.model,
+            provider=at.host.name,
+            served_by=at.address,
+            proof=self._proved_at(at.address, at.model),
+        )
+        return self._asked(contender, chat, completion_price(at.model, at.host.base_url))
+
+    def _asked(self, contender: Contender, chat: Chat, price: Price | None) -> Candidate:
+        if self._logprobs:
+            chat = chat.with_logprobs()
+        if not self._stream:
+            return by_chat(contender, chat, self._sampling, price)
+        timed = Timed(chat.create)
+        streaming = replace(chat, create=timed)
+        return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds)
+
+    def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
+        """Vectors of an embedding model, by the same words."""
+        at = model_at(self._ft.settings, written, self._key_variable)
+        wire, client = wire_of(at.host), connect(at.host)
+
+        def embed(texts: Sequence[str]) -> list[list[float]]:
+            found: list[list[float]] = []
+            for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+                part = list(texts[start : start + EMBEDDED_AT_ONCE])
+                answer = wire.read(partial(client.embeddings.create, model=at.model, input=part))
+                found += [one.embedding for one in sorted(answer.data, key=lambda one: one.index)]
+            return found
+
+        return embed
+
+    def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
+        """A model that judges or grades, by the same words."""
+        sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, temperature=temperature)
+        other = Contenders(self._ft, sampling, self._on, self._key_variable)
+        self._open.callback(other.close)
+        return other.of_model(written).respondent
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _reachable(self, handle: RunHandle) -> bool:
+        provider = handle.provider
+        if Feature.CHAT not in provider.features:
+            return False
+        if Feature.DEPLOY in provider.features:
+            return provider.endpoint(handle.record.handle) is not None
+        return True
+
+    def _on_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
+        provider, job = handle.provider, handle.record.handle
+        return [
+            self._at(provider, job, one, self._host_price(handle, one))
+            for one in self._kinds(provider, job, tuned, base=base)
+        ]
+
+    def _at_other_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
+        """The run's adapter where it was deployed. What its base costs by the token there is not known."""
+        provider = self._ft.provider(self._on)
+        deployment = require_open(self._ft, handle.id, self._on)
+        named = msgspec.structs.replace(tuned, name=f"{tuned.name} at {self._on}", provider=self._on)
+        return [
+            self._at(provider, deployment.handle, one, None)
+            for one in self._kinds(provider, deployment.handle, named, base=base)
+        ]
+
+    def _kinds(self, provider: Provider, job: JobHandle, tuned: Contender, *, base: bool) -> list[Contender]:
+        served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
+        endpoint = provider.endpoint(job) if Feature.DEPLOY in provider.features else None
+        per_hour = None if endpoint is None else endpoint.usd_per_hour or None
+        asked = self._served(tuned, served_by, provider.host)
+        kinds = [msgspec.structs.replace(asked, usd_per_hour=per_hour)]
+        return [*kinds, _base_of(tuned, served_by)] if base else kinds
+
+    def _at(self, provider: Provider, job: JobHandle, one: Contender, price: Price | None) -> Candidate:
+        sampling, base = self._sampling, one.kind == "base"
+        chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
+        if chat is not None:
+            return self._asked(one, chat, price)
+        return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price)
+
+    def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:
+        """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""
+        provider = handle.provider
+        if contender.kind == "tuned" and Feature.DEPLOY in provider.features:
+            return None
+        method = "inference_base" if contender.kind == "base" else "inference_tuned"
+        today = days.today()
+        try:
+            resolved = provider.resolve(JobSpec.parse(handle.record.spec))
+        except OrchestrateError:
+            return None
+        rates = token_rates(Prices(provider.prices, self._ft.rates, today), resolved, method)
+        if rates is not None:
+            into, out = (rate.usd for rate in rates)
+            return lambda prompt, completion: (prompt * into + completion * out) / MTOK
+        return completion_price(resolved.id) if contender.kind == "base" else None
+
+    def _here(
+        self, handle: RunHandle, tuned: Contender, generator: Generator | None, *, base: bool
+    ) -> list[Candidate]:
+        at = handle.provider.host
+        if generator is None:
+            handle.provider.require(Feature.DOWNLOAD)
+            from orchestrate.local import Generator as LocalGenerator
+
+            artifact = handle.download(checkpoint=tuned.checkpoint)
+            if artifact.base_model is None:
+                raise UsageError(
+                    f"the downloaded model in {artifact.folder} does not say which base it belongs to"
+                )
+            at = artifact.folder
+            generator = self._open.enter_context(LocalGenerator(artifact.base_model, adapter=Path(at)))
+        served_by = f"the adapter on this machine, base {generator.model}"
+        weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
+        found = [
+            by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)
+        ]
+        if base:
+            served_by = f"the base model on this machine, {generator.model}"
+            # A base under a 4-bit adapter is loaded in 4 bits, and answers differently.
+            weights = f"{fingerprint(generator.model)} {handle.record.spec.get('adapter')}"
+            found.append(
+                by_generator(_base_of(tuned, served_by), generator, self._sampling, weights, base=True)
+            )
+        return found
+
+    def _served(self, tuned: Contender, served_by: str, at: str) -> Contender:
+        """`at`: as a proof calls the place; one of the run is not one of its checkpoints."""
+        proofs = [p for p in models.proofs(self._ft, tuned.run_id or "") if p.at == at]
+        found = proofs[-1].badge if proofs and tuned.checkpoint is None else NOT_PROVED
+        return msgspec.structs.replace(tuned, served_by=served_by, proof=found)
+
+    def _proved_at(self, address: str, model: str) -> str | None:
+        """Of a tuned model that was proved at a URL under a name; `None` where none ever was."""
+        root = address.rstrip("/").removesuffix("/v1")
+        known = [p for p in models.proofs(self._ft) if p.at.removesuffix("/v1") == root and p.model == model]
+        return known[-1].badge if known else None
+
+    def _plain_here(self, model: str, written: str) -> Candidate:
+        from orchestrate.local import Generator as LocalGenerator
+
+        if model not in self._generators:
+            self._generators[model] = self._open.enter_context(LocalGenerator(model))
+        generator = self._generators[model]
+        contender = Contender(
+            name=written,
+            kind="model",
+            model=model,
+            provider=this_machine().kind,
+            served_by=f"this machine, {generator.model}",
+        )
+        return by_generator(contender, generator, self._sampling, fingerprint(generator.model), base=True)
+
+
+@dataclass(frozen=True)
+class _OneByOne:
+    """A backend that has `generate` alone."""
+
+    provider: Provider
+    job: JobHandle
+    base: bool
+    sampling: Sampling
+    threads: int = 1
+
+    def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
+        if tools:
+            raise UsageError(f"{self.provider.name} cannot be asked with tools", fix="--on here")
+        [reply] = self.provider.generate(
+            self.job,
+            [messages],
+            base=self.base,
+            max_tokens=self.sampling.max_tokens,
+            temperature=self.sampling.temperature,
+        )
+        return reply
+
+
+def _base_of(tuned: Contender, served_by: str) -> Contender:
+    short = tuned.model.rstrip("/").rsplit("/", 1)[-1]
+    return msgspec.structs.replace(
+        tuned,
+        name=f"base {short}",
+        kind="base",
+        served_by=served_by,
+        run_id=None,
+        checkpoint=None,
+        usd_per_hour=None,
+    )

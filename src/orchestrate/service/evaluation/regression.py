@@ -1,0 +1,181 @@
+"""Regression: whether a tuned model still does what its base does, on probes, own sets and others' tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrate.data import Dataset
+from orchestrate.deployment import used
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.asking import Asking, Progress, Purse
+from orchestrate.evaluation.evaluate import EvaluationPlan, plan
+from orchestrate.evaluation.held_out import held_out
+from orchestrate.evaluation.metrics import Context, Metric, registry
+from orchestrate.evaluation.regression import harness, probes
+from orchestrate.evaluation.regression.judging import ProbeResult
+from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
+from orchestrate.evaluation.regression.regress import Regression as Regression
+from orchestrate.evaluation.regression.regress import compared, probed, regression
+from orchestrate.service.evaluation import judging
+from orchestrate.service.evaluation.contenders import Contenders, other_host
+from orchestrate.text import count
+from orchestrate.types import Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.service.orchestrator import Orchestrator
+
+KIND = "regression"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionOrder:
+    """What is probed. `sets` are files of held-out rows, each with the metric that fits it or one that is
+    named: `rows.jsonl` or `rows.jsonl=token_f1`."""
+
+    probes: Sequence[str] = ("all",)
+    """Names of built-in ones, `all`, or none."""
+    sets: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    """Of lm-eval, where it is installed."""
+    tasks_folder: Path | None = None
+    margin: float | None = None
+    """Of right answers; default: 0.1 for probes and sets. General text has its own, in nats."""
+    limit: int | None = None
+    """Items of each set and documents of each task."""
+    on: str = "auto"
+    max_tokens: int = 200
+    max_cost_usd: Decimal | None = None
+    fresh: bool = False
+
+
+def probe_names() -> list[str]:
+    return list(probes.names())
+
+
+class PreparedRegression:
+    """As `PreparedEvaluation`: nothing was sent yet."""
+
+    def __init__(self, ft: Orchestrator, run: RunHandle | str, order: RegressionOrder) -> None:
+        """`run`: a run, or RUN@CHECKPOINT. Raises `UsageError` and `DataError` for what cannot be probed."""
+        name, _, checkpoint = run.partition("@") if isinstance(run, str) else (run, "", "")
+        self._handle = ft.run(name) if isinstance(name, str) else name
+        self._ft, self._order, self.notes = ft, order, list[str]()
+        sampling = Sampling(max_tokens=order.max_tokens)
+        self._asking = Asking(
+            ft.settings.home / "evaluations" / "answers", Purse(order.max_cost_usd), fresh=order.fresh
+        )
+        self._contenders = Contenders(ft, sampling, order.on)
+        wanted = _built_in(order)
+        own = [self._own(written) for written in order.sets]
+        self._handle.check()
+        try:
+            self._tuned, self._base = self._contenders.of_run(self._handle, checkpoint or None, base=True)
+        except BaseException:
+            self._contenders.close()
+            raise
+        self.probes = [p for p in (*wanted, *own) if self._possible(p)]
+        if not self.probes and not order.tasks:
+            self._contenders.close()
+            raise UsageError(
+                "; ".join(("nothing is left to probe", *self.notes)), fix="--set FILE, or --probes all"
+            )
+
+    def _possible(self, probe: Probe) -> bool:
+        if probe.needs == "likelihood" and None in (self._tuned.likelihood, self._base.likelihood):
+            where = self._tuned.contender.served_by
+            self.notes.append(
+                f"{probe.name} was left out: it needs log-probabilities, which {where} does not give"
+            )
+            return False
+        return True
+
+    def _own(self, written: str) -> Probe:
+        path, _, metric = written.partition("=")
+        found = held_out(Dataset.open(path), limit=self._order.limit)
+        self.notes += [f"{path}: {count(n, 'row')} left out: {why}" for why, n in found.left_out.items()]
+        context = Context(
+            items=found.items,
+            asking=self._asking,
+            respondent=self._contenders.respondent,
+            embed=self._contenders.embed,
+            held=lambda judge, kind: judging.known(self._ft, judge, kind),
+            allow_code=self._ft.settings.allow_grader_code,
+        )
+        [made] = registry.make([metric or "auto"], context)
+        used = made.used
+        if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
+            raise UsageError(f"{written}: {used.name} is no score of one answer, which a set needs")
+        title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
+        return Probe(Path(path).stem, title, found.items, made, self._margin)
+
+    @property
+    def _margin(self) -> float:
+        return POINTS_MARGIN if self._order.margin is None else self._order.margin
+
+    def __enter__(self) -> PreparedRegression:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._contenders.close()
+
+    def plan(self) -> EvaluationPlan:
+        """What all probes and sets together would ask; tasks of lm-eval are not in it."""
+        items = [item for p in self.probes if p.needs == "answers" for item in p.items]
+        return plan(items, [self._tuned, self._base], 1, self._asking)
+
+    def run(self, progress: Progress | None = None) -> Regression:
+        """Asks, judges, and keeps the result with the run."""
+        self._asking.progress = progress
+        results = [probed(p, self._tuned, self._base, self._asking) for p in self.probes]
+        results += self._tasks()
+        found = regression(
+            self._handle.id,
+            self._ft.store.clock.now(),
+            (self._tuned, self._base),
+            results,
+            self._asking,
+            self._handle.record.spec,
+            self.notes,
+        )
+        self._ft.store.history.add_record(self._handle.id, KIND, found)
+        used(self._ft, self._handle.id, other_host(self._order.on))
+        return found
+
+    def _tasks(self) -> list[ProbeResult]:
+        order = self._order
+        if not order.tasks:
+            return []
+        each = [
+            harness.run(c, order.tasks, order.tasks_folder, order.limit, self._asking)
+            for c in (self._tuned, self._base)
+        ]
+        names = (self._tuned.contender.name, self._base.contender.name)
+        return [compared(task, each[0][task], each[1][task], names, self._margin) for task in order.tasks]
+
+
+def _built_in(order: RegressionOrder) -> list[Probe]:
+    known = {probe.name: probe for probe in probes.built_in()}
+    wanted = list(known) if "all" in order.probes else [name for name in order.probes if name != "none"]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"no probe is called {name!r}; known: all, none, {', '.join(known)}")
+    margin = order.margin
+    found = [known[name] for name in wanted]
+    return [
+        p if margin is None or p.metric.used.kind == "amount" else replace(p, margin=margin) for p in found
+    ]
+
+
+def regressions(ft: Orchestrator, *run_ids: str) -> list[Regression]:
+    """Those in the store, oldest first."""
+    return [
+        msgspec.convert(record.data, Regression, strict=False)
+        for record in ft.store.history.records(KIND, run_ids or None)
+    ]

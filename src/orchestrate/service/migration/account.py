@@ -1,0 +1,259 @@
+"""A whole account moved by a plan: written for all runs, then carried out within its budget, as often as it
+takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import OrchestrateError, OverBudget, UsageError
+from orchestrate.migration import plan as plans
+from orchestrate.migration.inventory import shutdown
+from orchestrate.migration.plan import PlannedMove as PlannedMove
+from orchestrate.service.migration import parity
+from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.types import JobStatus, Record, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.migration.proposals import Migration
+    from orchestrate.service.orchestrator import Orchestrator
+
+Tell = Callable[[str], object]
+MOVED = "plan-moved"
+"""Records of the store: by the mark of a plan's path, the runs that it has moved."""
+
+
+class Carried(Record, frozen=True, kw_only=True):
+    """What came of one entry of a plan."""
+
+    run_id: str
+    provider: str
+    new_run: str | None = None
+    status: JobStatus | None = None
+    parity: str = ""
+    """`holds`, `does not hold`, `not shown`; empty where nothing was compared."""
+    report: str | None = None
+    problem: str | None = None
+    """Why it is not done; the same command tries again."""
+
+
+def proposed(ft: Orchestrator, order: MigrationOrder, tell: Tell) -> list[PlannedMove]:
+    """For every run that succeeded and whose model falls silent on an announced day, the soonest first; of
+    runs that were trained with the very same settings on the same data, the newest. Offline."""
+    found: list[PlannedMove] = []
+    seen: dict[tuple[str, str, str], str] = {}
+    for run in _leaving(ft):
+        told = f"{run.tuned_model or run.id}: {run.model} on {run.provider}, made {run.created_at:%Y-%m-%d}"
+        key = (run.provider, run.dataset_digest, run.spec_hash)
+        if run.dataset_digest and (same := seen.get(key)) is not None:
+            found.append(PlannedMove(run_id=run.id, told=told, skipped=f"the same as {same}"))
+            continue
+        seen[key] = run.id
+        found.append(_planned(ft, run, order, told))
+        tell(f"{len(found):,} runs looked at")
+    return found
+
+
+def _planned(ft: Orchestrator, run: Run, order: MigrationOrder, told: str) -> PlannedMove:
+    """One without held-out rows can be moved, and not be compared."""
+    try:
+        try:
+            prepared = PreparedMigration(ft, run.id, order)
+        except UsageError:
+            prepared = PreparedMigration(ft, run.id, replace(order, proof=False))
+    except OrchestrateError as error:
+        return PlannedMove(run_id=run.id, told=told, skipped=error.message)
+    return PlannedMove(run_id=run.id, told=told, proposal=prepared.proposal)
+
+
+def _leaving(ft: Orchestrator) -> list[Run]:
+    ended = ft.store.runs.matching(status=JobStatus.SUCCEEDED)
+    days = {run.id: shutdown(run.model, ft.provider(run.provider).profile) for run in ended}
+    runs = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
+    return sorted(runs, key=lambda run: (days[run.id], -run.created_at.timestamp()))  # pyright: ignore[reportArgumentType, reportCallIssue]  # days are known
+
+
+@dataclass(frozen=True)
+class _Step:
+    entry: plans.Entry
+    migration: PreparedMigration
+    known: RunHandle | None
+    """The new run, where it was made before."""
+
+
+class PreparedPlan:
+    """A plan of which nothing more was sent yet."""
+
+    def __init__(self, ft: Orchestrator, path: Path, order: MigrationOrder, *, again: bool = False) -> None:
+        """`order`: how parity is judged; the plan says where to. Raises `UsageError` for what is no plan, and
+        for an entry that cannot be carried out."""
+        self._ft, self._path, self._again = ft, path, again
+        self.plan = plans.read(path)
+        self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
+        self.strays = self._strays()
+        """Runs that moving the plan's runs has made and that are no step of it now: on a backend that it
+        named before it was edited, tried again since, or of an entry that is skipped or was deleted."""
+
+    def _step(self, entry: plans.Entry, order: MigrationOrder) -> _Step:
+        wanted = replace(
+            order,
+            to=[entry.to],
+            models={entry.to: entry.model} if entry.model else {},
+            test=entry.test,
+            margin=self.plan.margin,
+            proof=entry.proof and order.proof,
+        )
+        try:
+            migration = PreparedMigration(self._ft, entry.run, wanted)
+            [target] = migration.proposal.targets
+            if target.refused is not None:
+                raise UsageError(f"{entry.to} would refuse it: {target.refused}")
+            return _Step(entry, migration, migration.earlier(entry.to, again=self._again).known)
+        except OrchestrateError as error:
+            raise UsageError(
+                f"{self._path}: {entry.run} to {entry.to}: {error.message}",
+                fix=f"edit it, as with  to: {plans.SKIP}",
+            ) from error
+
+    @property
+    def new(self) -> list[_Step]:
+        """Those that are still to be submitted."""
+        return [step for step in self.steps if step.known is None]
+
+    @property
+    def high_usd(self) -> Decimal:
+        """The most that all of the plan costs, with what it has cost before it was edited: what was made
+        before by its bill, else by its quote."""
+        return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
+
+    def require_budget(self) -> None:
+        """Raises `OverBudget` before anything is sent, and `UsageError` for a quote without a price."""
+        for step in self.new:
+            [target] = step.migration.proposal.targets
+            if target.quote is None or target.quote.unavailable or target.quote.open_end:
+                why = target.quote.unavailable or target.quote.open_end if target.quote else "no quote"
+                raise UsageError(
+                    f"{step.entry.run} to {step.entry.to} has no price that a budget can hold: {why}",
+                    fix="skip it here, and migrate it alone",
+                )
+        if self.high_usd > self.plan.budget_usd:
+            raise OverBudget(
+                str(self._path),
+                self.high_usd,
+                self.plan.budget_usd,
+                what="its budget_usd",
+                figure="the sum of the high ends of its quotes",
+                fix="skip some of its runs, name cheaper backends, or raise budget_usd",
+            )
+
+    def run(self, folder: Path, tell: Tell) -> list[Carried]:
+        """Submits what is not submitted, waits, compares, and writes a report of each into `folder`. One
+        entry's failure does not keep the others from being done. On this machine one is trained after the
+        other."""
+        self.require_budget()
+        self._note_moved()
+        here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]
+        made: dict[str, RunHandle] = {}
+        problems: dict[str, str] = {}
+        for step in [*(s for s in self.steps if s not in here), *here]:
+            try:
+                handle = step.known or self._submit(step)
+                made[step.entry.run] = handle
+                tell(f"{step.entry.run}: run {handle.id} on {step.entry.to}, {handle.status.value}")
+                if step in here:
+                    handle.wait()
+            except OrchestrateError as error:
+                problems[step.entry.run] = error.message
+        return [self._carried(step, made.get(step.entry.run), problems, folder, tell) for step in self.steps]
+
+    def _strays(self) -> list[Run]:
+        made = {step.known.id for step in self.steps if step.known is not None}
+        left = [self._ft.run(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
+        left += [str(r.data["run"]) for r in self._ft.store.history.records(MOVED, [self._mark])]
+        rehearsed = {id: self._ft.run(id).record.sandbox for id in left if self._ft.store.runs.exists(id)}
+        moved = [run for run in self._ft.store.runs.matching() if run.tags.get(TAG) in rehearsed]
+        return [run for run in moved if run.id not in made and run.sandbox == rehearsed[run.tags[TAG]]]
+
+    @property
+    def _mark(self) -> str:
+        return hashlib.sha256(str(self._path.resolve()).encode()).hexdigest()
+
+    def _note_moved(self) -> None:
+        """Before anything is sent, so that an entry that is deleted later takes nothing out of the sum."""
+        history = self._ft.store.history
+        noted = {record.data["run"] for record in history.records(MOVED, [self._mark])}
+        for step in self.steps:
+            if step.migration.old.id not in noted:
+                history.add_record(self._mark, MOVED, {"run": step.migration.old.id})
+
+    def _submit(self, step: _Step) -> RunHandle:
+        [target] = step.migration.proposal.targets
+        limit = target.quote.high_usd if target.quote is not None else None
+        return step.migration.submit(step.entry.to, max_cost_usd=limit, again=self._again)
+
+    def _carried(
+        self, step: _Step, handle: RunHandle | None, problems: dict[str, str], folder: Path, tell: Tell
+    ) -> Carried:
+        found = Carried(run_id=step.migration.old.id, provider=step.entry.to)
+        if handle is None:
+            return _with(found, problem=problems.get(step.entry.run, "not submitted"))
+        try:
+            handle.wait()
+            result = _known(self._ft, step, handle) or self._proved(step, handle)
+        except OrchestrateError as error:
+            return _with(found, new_run=handle.id, status=handle.status, problem=error.message)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = parity.report(result).save(folder / f"{found.run_id}.html")
+        moved = next(m for m in result.moved if m.run_id == handle.id)
+        tell(f"{found.run_id}: {moved.parts[0].parity if moved.parts else moved.problem}")
+        return _with(
+            found,
+            new_run=handle.id,
+            status=handle.status,
+            parity=moved.parts[0].parity if moved.parts else "",
+            report=str(report),
+            problem=moved.problem if step.migration.order.proof else None,
+        )
+
+    def _proved(self, step: _Step, handle: RunHandle) -> Migration:
+        with parity.PreparedProof(self._ft, step.migration, [(step.entry.to, handle)]) as proof:
+            return proof.run()
+
+
+def _known(ft: Orchestrator, step: _Step, handle: RunHandle) -> Migration | None:
+    """The proof of an earlier try."""
+    proved = [m for m in parity.results(ft, step.migration.old.id) if m.evaluation is not None]
+    fit = [m for m in proved if any(one.run_id == handle.id for one in m.moved)]
+    return fit[-1] if fit else None
+
+
+def _high_usd(step: _Step) -> Decimal:
+    if step.known is not None and step.known.record.status.terminal:
+        return cost_usd(step.known.record)
+    [target] = step.migration.proposal.targets
+    return target.quote.high_usd if target.quote is not None else Decimal(0)
+
+
+def cost_usd(run: Run) -> Decimal:
+    """The most that it has cost or will: in a sandbox what it would have, so that a rehearsal shows it."""
+    if run.phase is SubmitPhase.REFUSED:
+        return Decimal(0)
+    if run.bill is not None and run.status.terminal:
+        return run.bill.usd
+    return run.quote.high_usd if run.quote is not None else Decimal(0)
+
+
+def _with(found: Carried, **more: object) -> Carried:
+    from msgspec.structs import replace as with_
+
+    return with_(found, **more)  # pyright: ignore[reportArgumentType]
+
+
+def write_plan(path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
+    """See `orchestrate.migration.plan.write`."""
+    plans.write(path, planned, margin)

@@ -1,0 +1,1 @@
+"""Tuned models in use, for the command line."""

@@ -1,0 +1,278 @@
+"""The queue: runs that wait for a place. One server at a time submits them, each exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from orchestrate import specfile
+from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
+from orchestrate.keys import is_masked, masked
+from orchestrate.spec import JobSpec
+from orchestrate.tracking.database.leases import LeaseHeld
+from orchestrate.tracking.records.queue import PREFIX
+from orchestrate.tracking.submitting.accounts import account_of, is_here
+from orchestrate.tracking.transitions import UNSENT
+from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.prepared import Prepared
+    from orchestrate.service.orchestrator import Orchestrator
+
+_LEASE_S = 30.0
+_SOON_S = 60.0
+_OPEN = (QueueState.WAITING, QueueState.HELD)
+_GOING = (QueueState.WAITING, QueueState.SUBMITTING)
+
+
+def add(
+    ft: Orchestrator,
+    prepared: Prepared,
+    provider: str,
+    *,
+    after: Sequence[str] = (),
+    max_cost_usd: Decimal | None = None,
+    first: bool = False,
+) -> QueueEntry:
+    """Lets a run wait for `provider`. What it comes `after`, entries and runs, must have succeeded before.
+    Its quote is what was agreed to. Raises `UsageError` for what cannot be kept or would wait for ever."""
+    offer = prepared.offer(provider)
+    spec = specfile.anchored(offer.spec).asked()
+    if is_masked(masked(spec)):
+        raise UsageError(
+            "the spec holds a secret, which a queue must not keep",
+            fix="submit it at once, or name its files without user name, password and token",
+        )
+    queue, quote, backend = ft.store.queue, offer.quote, ft.provider(provider)
+    account, before = account_of(ft.store, backend), tuple(_named(ft, name) for name in after)
+
+    def make(position: int) -> QueueEntry:
+        return QueueEntry(
+            id=queue.new_id(),
+            provider=provider,
+            spec=spec,
+            host=backend.host,
+            account=account,
+            digest=prepared.data.digest,
+            created_at=ft.store.clock.now(),
+            position=position,
+            after=before,
+            agreed_usd=None if quote.unavailable else quote.high_usd,
+            max_cost_usd=max_cost_usd if max_cost_usd is not None else offer.spec.max_cost_usd,
+            made_by=ft.settings.made_by or None,
+        )
+
+    return queue.add(make, first=first)
+
+
+def entries(ft: Orchestrator, *, ended: bool = False) -> list[QueueEntry]:
+    """In the order in which they go; without `ended` those that still wait or are held."""
+    return ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
+
+
+def remove(ft: Orchestrator, name: str) -> QueueEntry:
+    """Raises `UsageError` for one that has its run already."""
+    return _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
+
+
+def hold(ft: Orchestrator, name: str, why: str = "paused") -> QueueEntry:
+    return _changed(ft, name, lambda entry: replace(entry, state=QueueState.HELD, note=why))
+
+
+def release(ft: Orchestrator, name: str) -> QueueEntry:
+    """Lets one that is held wait again, for the account of the key at hand."""
+
+    def freed(entry: QueueEntry) -> QueueEntry:
+        account = account_of(ft.store, ft.provider(entry.provider))
+        return replace(entry, state=QueueState.WAITING, note=None, account=account)
+
+    return _changed(ft, name, freed)
+
+
+def _changed(ft: Orchestrator, name: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
+    def guarded(entry: QueueEntry) -> QueueEntry:
+        if entry.state in _OPEN:
+            return change(entry)
+        if entry.run_id is not None:
+            raise UsageError(f"{entry.id} is a run already", fix=f"orchestrate cancel {entry.run_id}")
+        if entry.state is QueueState.SUBMITTING:
+            raise UsageError(f"{entry.id} is being submitted", fix="cancel its run: orchestrate runs")
+        raise UsageError(f"{entry.id} was removed already", fix="orchestrate queue ls --all")
+
+    return ft.store.queue.change(ft.store.queue.get(name).id, guarded)
+
+
+def _named(ft: Orchestrator, name: str) -> str:
+    """The id of an entry or a run that another one comes after. Raises `UsageError`."""
+    if name.startswith(PREFIX):
+        entry = ft.store.queue.get(name)
+        if entry.state is QueueState.REMOVED:
+            raise UsageError(f"{entry.id} was removed from the queue: what comes after it would never go")
+        return entry.id
+    run = ft.run(name).record
+    if run.status.terminal and run.status is not JobStatus.SUCCEEDED:
+        raise UsageError(f"{run.id} has {run.status.value}: what comes after it would never go")
+    return run.id
+
+
+class Moved(NamedTuple):
+    """What became of an entry in a turn."""
+
+    entry: QueueEntry
+    told: str
+
+
+@dataclass
+class QueueServer:
+    """Submits what may go, turn by turn. Any number of servers may share a store: one at a time is at it.
+
+    `only` limits it to some backends.
+    """
+
+    ft: Orchestrator
+    only: Sequence[str] | None = None
+    problems: list[str] = field(default_factory=list[str])
+    """What went wrong in the last turn, one line each; it is tried again."""
+    moved: list[Moved] = field(default_factory=list[Moved])
+    """What became of entries in the last turn."""
+    _again: dict[str, float] = field(default_factory=dict[str, float])
+
+    def waiting(self) -> list[QueueEntry]:
+        """What would go in time without anybody doing anything."""
+        queue = self.ft.store.queue
+        entries = [] if queue.paused else queue.matching(_GOING)
+        return [entry for entry in entries if self.only is None or entry.provider in self.only]
+
+    def turn(self) -> list[Moved]:
+        """Looks at each entry that waits, once. Raises only `StoreError`."""
+        self.problems, self.moved = [], []
+        if self.waiting():
+            with suppress(LeaseHeld), self.ft.store.leases.hold("queue", _LEASE_S):
+                for entry in self.waiting():
+                    if moved := self._look(entry):
+                        self.moved.append(moved)
+        return self.moved
+
+    def _look(self, entry: QueueEntry) -> Moved | None:
+        if known := self._sent(entry):
+            return self._moved(entry, QueueState.SUBMITTED, run_id=known.id)
+        now = self.ft.store.clock.uptime().seconds
+        if now < self._again.get(entry.id, 0.0):
+            return None
+        try:
+            if not self._may_go(entry):
+                return None
+            entry = self.ft.store.queue.change(entry.id, _claimed)
+            run = self._submit(entry)
+        except _Taken:
+            return None
+        except OrchestrateError as error:
+            return self._failed(entry, error)
+        return self._moved(entry, QueueState.SUBMITTED, run_id=run.id)
+
+    def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
+        made = self.ft.store.runs.of_key(_key(entry, entry.attempt))
+        if error.retryable:
+            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(entry)
+            self.problems.append(f"{entry.id}: {error.message}")
+            if (
+                made is not None and made.phase is SubmitPhase.REFUSED
+            ):  # for good: the next try is another run
+                self.ft.store.queue.change(entry.id, lambda now: replace(now, attempt=entry.attempt + 1))
+            return None
+        if made is None or made.phase in UNSENT:
+            return self._moved(entry, QueueState.HELD, note=error.message)
+        # Refused by its host, or its answer was lost: a run as any other.
+        return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
+
+    def _sent(self, entry: QueueEntry) -> Run | None:
+        """Its run. One of an earlier attempt counts too: a host that said no may have made its job."""
+        for attempt in range(entry.attempt + 1):
+            run = self.ft.store.runs.of_key(_key(entry, attempt))
+            if run is not None and run.phase not in {*UNSENT, SubmitPhase.REFUSED}:
+                return run
+        return None
+
+    def _submit(self, entry: QueueEntry) -> Run:
+        prepared = self.ft.prepare(JobSpec.parse(entry.spec), entry.provider)
+        if prepared.data.digest != entry.digest:
+            raise DataError("the training data are not those whose price was agreed to")
+        quote = prepared.offer(entry.provider).quote
+        if entry.agreed_usd is not None and quote.high_usd > entry.agreed_usd:
+            raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
+        return self.ft.submit(
+            prepared,
+            entry.provider,
+            max_cost_usd=entry.max_cost_usd,
+            idempotency_key=_key(entry, entry.attempt),
+            again=True,
+        ).record
+
+    def _may_go(self, entry: QueueEntry) -> bool:
+        """Raises `UsageError` when what it comes after did not succeed."""
+        backend = self.ft.ready(entry.provider)
+        if backend.host != entry.host:
+            return False
+        if not is_here(self.ft.store, backend, entry.account):
+            raise UsageError(f"the key at hand is not of the account {entry.account}, for which it was added")
+        if entry.state is QueueState.SUBMITTING:
+            return True
+        if not all(self._succeeded(name) for name in entry.after):
+            return False
+        running = self.ft.store.runs.matching(provider=entry.provider, host=entry.host, active=True)
+        return len(running) < slots(self.ft, entry.provider)
+
+    def _succeeded(self, name: str) -> bool:
+        if name.startswith(PREFIX):
+            before = self.ft.store.queue.get(name)
+            if before.state is QueueState.REMOVED:
+                raise UsageError(f"{name}, which it comes after, was removed")
+            if before.run_id is None:
+                return False
+            name = before.run_id
+        [run] = self.ft.store.runs.of_ids([name]) or [None]
+        if run is None or (run.status.terminal and run.status is not JobStatus.SUCCEEDED):
+            state = "is not in this store" if run is None else f"has {run.status.value}"
+            raise UsageError(f"{name}, which it comes after, {state}")
+        return run.status is JobStatus.SUCCEEDED
+
+    def _moved(
+        self, entry: QueueEntry, state: QueueState, *, run_id: str | None = None, note: str | None = None
+    ) -> Moved:
+        told = f"run {run_id}" if run_id else f"{state.value}: {note}"
+
+        def change(now: QueueEntry) -> QueueEntry:
+            return replace(now, state=state, run_id=run_id, note=note)
+
+        return Moved(self.ft.store.queue.change(entry.id, change), told)
+
+
+def slots(ft: Orchestrator, provider: str) -> int:
+    """How many runs may be open on a backend for the queue to add one: `[queue]` of `orchestrate.toml`,
+    else one."""
+    return ft.settings.queue.get(provider, 1)
+
+
+def _key(entry: QueueEntry, attempt: int) -> str:
+    """The run's own key: by it a submit that was interrupted is found again, and never made twice."""
+    return f"queue-{entry.id}" + (f"-{attempt}" if attempt else "")
+
+
+def _again_s(entry: QueueEntry) -> float:
+    """A host that could not be reached is asked again less and less often."""
+    return _SOON_S * 2 ** min(entry.attempt, 5)
+
+
+class _Taken(Exception):
+    """Its user removed or held it since the turn began."""
+
+
+def _claimed(entry: QueueEntry) -> QueueEntry:
+    if entry.state not in _GOING:
+        raise _Taken
+    return replace(entry, state=QueueState.SUBMITTING)

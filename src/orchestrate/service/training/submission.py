@@ -1,0 +1,82 @@
+"""Submission: what is checked before anything is sent, and what sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate import specfile, trust
+from orchestrate.costing import caps, check_budget
+from orchestrate.errors import UsageError
+from orchestrate.tracking import Submitter
+from orchestrate.tracking.submitting.submission import Submission
+
+if TYPE_CHECKING:
+    from orchestrate.prepared import Prepared
+    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.types import Quote
+
+
+def limits(
+    ft: Orchestrator,
+    prepared: Prepared,
+    names: Sequence[str],
+    *,
+    strict: bool,
+    max_cost_usd: Decimal | None,
+    each_usd: Decimal | None,
+) -> dict[str, Decimal | None]:
+    """As `Orchestrator.preflight`."""
+    trust.require_to_spend(ft.settings, *(ft.provider(name) for name in names))
+    if not prepared.checked:
+        raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
+    committed_usd = Decimal(0)
+    for name in names:
+        offer = prepared.offer(name)
+        ft.require(offer.spec, name)
+        offer.require_fit(strict=strict)
+        sandbox = ft.provider(name).sandbox
+        budget_usd = None if sandbox else ft.settings.budget_usd
+        used_usd = Decimal(0) if budget_usd is None else ft.store.runs.spending().total_usd + committed_usd
+        check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
+        if not sandbox:
+            committed_usd += offer.quote.high_usd
+    offers = [prepared.offer(name) for name in names]
+    own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
+    limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
+    shares = caps([offer.quote for offer in offers], max_cost_usd=limit_usd, each_usd=each_usd)
+    return dict(zip(names, shares, strict=True))
+
+
+def submitter(ft: Orchestrator, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
+    """To one backend; `agree` is asked when the host's own estimate is above the quote's high end."""
+    made = Submitter(ft.store, ft.provider(name), budget_usd=ft.settings.budget_usd)
+    return made if agree is None else replace(made, agree=agree)
+
+
+def of(
+    ft: Orchestrator,
+    prepared: Prepared,
+    name: str,
+    *,
+    limit_usd: Decimal | None,
+    key: str | None,
+    again: bool,
+) -> Submission:
+    """What is asked of one backend, as it was prepared. `limit_usd` goes before the spec's own limit."""
+    offer = prepared.offer(name)
+    spec = specfile.anchored(offer.spec)
+    if limit_usd is not None:
+        spec = spec.model_copy(update={"max_cost_usd": limit_usd})
+    return Submission(
+        spec=spec,
+        translation=offer.translation,
+        data=prepared.data,
+        quote=offer.quote,
+        max_cost_usd=spec.max_cost_usd,
+        idempotency_key=key,
+        again=again,
+        made_by=ft.settings.made_by,
+    )

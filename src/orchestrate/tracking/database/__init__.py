@@ -1,0 +1,1 @@
+"""The tables, opening them, and the right to work on them."""

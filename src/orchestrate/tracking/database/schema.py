@@ -1,0 +1,357 @@
+"""The tables, the same on SQLite and Postgres, and the steps from each released schema to the next.
+
+Times are fixed-width ISO strings in UTC, money is the text of a `Decimal`, records are their JSON: both
+databases then hold the very same values. A run's row is the projection of its transitions; its `record` is
+the whole `Run`, the other columns are what is searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import (
+    DDL,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    event,
+    text,
+)
+
+from orchestrate.tracking.database.experiment_tables import (
+    experiment_counts,
+    experiment_phases,
+    experiments,
+    exposures,
+    outcomes,
+)
+from orchestrate.tracking.database.metadata import metadata
+from orchestrate.tracking.database.queue_tables import queue, searches, trials
+
+VERSION = 5
+APPLICATION_ID = 0x4F524348
+"""`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
+
+meta = Table(
+    "orchestrate_meta",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("ref", String(64), nullable=False, unique=True),
+    Column("name", String(64)),
+    Column("provider", String(64), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("sandbox", Boolean, nullable=False),
+    Column("phase", String(32), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("job_id", Text),
+    Column("spec_hash", String(64), nullable=False),
+    Column("dataset_digest", String(64), nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("updated_at", String(40), nullable=False),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("cancel_requested", Boolean, nullable=False, default=False),
+    # The run has ended and its last events, metrics and bill are here: nothing about it is asked again.
+    Column("closed", Boolean, nullable=False, default=False),
+    Column("due_at", String(40), nullable=False),
+    Column("bill_usd", Text),
+    Column("committed_usd", Text),
+    Column("record", Text, nullable=False),
+    Column("account", Text),
+    Column("idempotency_key", String(255)),
+    Column("made_by", Text),
+    Index("runs_by_age", "created_at"),
+    Index("runs_open", "closed", "provider"),
+    Index("runs_by_job", "provider", "job_id"),
+    Index("runs_by_key", "idempotency_key", unique=True),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(64), nullable=False, index=True),
+    Column("at", String(40), nullable=False),
+    Column("phase", String(32), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("raw_status", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("note", Text),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(64), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("from_host", Boolean, nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("events_once", "run_id", "id", unique=True),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("record", Text, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("record", Text, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("provider", String(64), primary_key=True),
+    Column("host", String(255), primary_key=True),
+    # Empty for what was uploaded before accounts were kept.
+    Column("account", String(255), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+records = Table(
+    "records",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(64), nullable=False, index=True),
+    Column("kind", String(32), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("owner", Text),
+    Column("fence", Integer, nullable=False),
+    Column("expires_at", String(40), nullable=False),
+    Column("boot", Text, nullable=False),
+    Column("expires_uptime", Float, nullable=False),
+)
+
+stamps = Table(
+    "stamps",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("boot", String(255), primary_key=True),
+    Column("uptime", Float, nullable=False),
+)
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("channel", String(255), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("at", String(40), nullable=False),
+)
+
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(255), primary_key=True),
+    Column("at", String(40), nullable=False),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("account", String(255), primary_key=True),
+    Column("since", String(40), nullable=False),
+    Column("until", String(40), nullable=False),
+)
+
+# Ids of one account, as several keys or a host that began to tell it give; an id without a row stands alone.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("provider", String(64), primary_key=True),
+    Column("host", String(255), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("first_id", String(255), nullable=False),
+)
+
+# A row is the projection of its transitions. One deployment of a job at a time is not over.
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("run_id", String(64), nullable=False, index=True),
+    Column("provider", String(64), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("job_id", Text, nullable=False),
+    Column("sandbox", Boolean, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("over", Boolean, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("updated_at", String(40), nullable=False),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("record", Text, nullable=False),
+)
+# As text: an Index with a condition for Postgres would load that dialect with every command.
+event.listen(
+    deployments,
+    "after_create",
+    DDL('CREATE UNIQUE INDEX deployments_once ON deployments (provider, job_id) WHERE NOT "over"'),
+)
+
+deployment_transitions = Table(
+    "deployment_transitions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("deployment_id", String(64), nullable=False, index=True),
+    Column("at", String(40), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("raw_state", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("note", Text),
+)
+
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# Only added to: of a rater's ratings of one task the last one stands.
+ratings = Table(
+    "ratings",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("review_id", String(64), nullable=False, index=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# How far a judge agrees with people; the last one of a judge stands.
+calibrations = Table(
+    "calibrations",
+    metadata,
+    Column("judge", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+gateway_keys = Table(
+    "gateway_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("record", Text, nullable=False),
+)
+
+# Files, uploads, their parts, permissions.
+gateway_objects = Table(
+    "gateway_objects",
+    metadata,
+    Column("kind", String(32), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("project", String(64), nullable=False),
+    Column("parent", String(255)),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("gateway_objects_by_age", "kind", "project", "at"),
+    Index("gateway_objects_of", "kind", "parent"),
+)
+
+gateway_jobs = Table(
+    "gateway_jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("project", String(64), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("fewest_retries", Integer, nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("run_id", String(64)),
+    Column("open", Boolean, nullable=False),
+    Column("tuned", String(255), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("gateway_jobs_by_age", "project", "at"),
+    Index("gateway_jobs_by_request", "key", "digest"),
+    Index("gateway_jobs_by_key", "key", "idempotency_key", unique=True),
+    Index("gateway_jobs_by_model", "tuned"),
+    Index("gateway_jobs_open", "open"),
+)
+
+gateway_audit = Table(
+    "gateway_audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("at", String(40), nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+
+def _to_2(connection: Connection) -> None:
+    """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
+    metadata.create_all(connection, tables=[deliveries, pauses])
+
+
+def _to_3(connection: Connection) -> None:
+    """The account of each run and upload, who made a run, a caller's own key for it, and deployments."""
+    metadata.create_all(connection, tables=[accounts, deployments, deployment_transitions])
+    for name in ("account", "idempotency_key", "made_by"):
+        kind = runs.c[name].type.compile(connection.dialect)
+        connection.execute(text(f"ALTER TABLE runs ADD COLUMN {name} {kind}"))
+    next(index for index in runs.indexes if index.name == "runs_by_key").create(connection)
+    kept = connection.execute(text("SELECT provider, host, digest, at, record FROM uploads")).mappings().all()
+    uploads.drop(connection)
+    uploads.create(connection)
+    if kept:
+        connection.execute(uploads.insert(), [{**row, "account": ""} for row in kept])
+
+
+def _to_4(connection: Connection) -> None:
+    """What people say of answers, and how far judges agree with them."""
+    metadata.create_all(connection, tables=[reviews, ratings, calibrations])
+
+
+def _to_5(connection: Connection) -> None:
+    """Tuned models among real users; the gateway's keys, files, jobs and audit; runs that wait, and searches
+    of settings."""
+    users = [experiments, experiment_phases, exposures, outcomes, experiment_counts]
+    gateway = [gateway_keys, gateway_objects, gateway_jobs, gateway_audit]
+    metadata.create_all(connection, tables=[*users, *gateway, queue, searches, trials])
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
+"""From the schema in the key to the next one."""
+
+
+def migrate(connection: Connection, version: int) -> None:
+    """Brings a store of an older schema up to `VERSION`, inside the caller's transaction."""
+    for step in range(version, VERSION):
+        STEPS[step](connection)

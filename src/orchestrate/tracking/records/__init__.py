@@ -1,0 +1,1 @@
+"""What a store keeps, a kind of records a module."""

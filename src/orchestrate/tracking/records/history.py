@@ -1,0 +1,325 @@
+"""What belongs to a run beside its row: steps, events, metrics, checkpoints, records, uploads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import ColumnElement, func, select
+
+from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.records import evaluations
+from orchestrate.types import (
+    Checkpoint,
+    Evaluation,
+    Event,
+    JobStatus,
+    MetricPoint,
+    RemoteDataset,
+    SubmitPhase,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Reconciliation
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a run, as it was written down when it happened."""
+
+    at: datetime
+    phase: SubmitPhase
+    status: JobStatus
+    raw_status: str | None
+    attempt: int
+    actor: str
+    """Machine, process and a random part of the one that wrote it."""
+    note: str | None
+
+
+class History:
+    """Adding is idempotent: what is there already, by its id or step, is not added again."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add_events(self, run_id: str, events: Iterable[Event], *, from_host: bool = True) -> list[Event]:
+        """The events that were new, in order."""
+        added: list[Event] = []
+        events = list(events)
+        if not events:
+            return added
+        with self._db.writing() as connection:
+            for event in events:
+                done = connection.execute(
+                    self._db.insert(schema.events)
+                    .values(
+                        run_id=run_id,
+                        id=event.id,
+                        from_host=from_host,
+                        at=stamp(event.at),
+                        record=event.to_json().decode(),
+                    )
+                    .on_conflict_do_nothing(index_elements=["run_id", "id"])
+                    .returning(schema.events.c.seq)
+                )
+                if done.scalar() is not None:
+                    added.append(event)
+        return added
+
+    def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
+        """Oldest first, in the order in which they came in; with `limit` the last ones."""
+        table = schema.events
+        query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.seq.desc())
+        if after is not None:
+            seq = select(table.c.seq).where(table.c.run_id == run_id, table.c.id == after).scalar_subquery()
+            query = query.where(table.c.seq > func.coalesce(seq, 0))
+        with self._db.reading() as connection:
+            rows = connection.execute(query.limit(limit)).scalars().all()
+        return [Event.from_json(row) for row in reversed(rows)]
+
+    def alarms(self, run_id: str) -> list[Event]:
+        """What we noticed ourselves and a person has to look at."""
+        table = schema.events
+        query = (
+            select(table.c.record)
+            .where(table.c.run_id == run_id, ~table.c.from_host, table.c.id.startswith("orchestrate-"))
+            .order_by(table.c.seq)
+        )
+        with self._db.reading() as connection:
+            found = [Event.from_json(row) for row in connection.execute(query).scalars()]
+        return [event for event in found if event.type == "alarm"]
+
+    def last_event_id(self, run_id: str) -> str | None:
+        """The host's newest event that is here; asking the host for more begins after it."""
+        table = schema.events
+        query = (
+            select(table.c.id)
+            .where(table.c.run_id == run_id, table.c.from_host)
+            .order_by(table.c.seq.desc())
+            .limit(1)
+        )
+        with self._db.reading() as connection:
+            return connection.execute(query).scalar()
+
+    def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
+        """Merges by step: a host may tell the training loss first and the validation loss later. Returns how
+        many steps were new or changed."""
+        table, points = schema.metrics, list(points)
+        known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
+        # Most polls bring nothing new, and a look needs no lock.
+        with self._db.reading() as connection:
+            known = {step: record for step, record in connection.execute(known_of)}
+        if all(_merged(known.get(point.step), point) == known.get(point.step) for point in points):
+            return 0
+        changed: set[int] = set()
+        with self._db.writing() as connection:
+            known = {step: record for step, record in connection.execute(known_of)}
+            for point in points:
+                record = _merged(known.get(point.step), point)
+                if record == known.get(point.step):
+                    continue
+                known[point.step] = record
+                changed.add(point.step)
+                insert = self._db.insert(table).values(run_id=run_id, step=point.step, record=record)
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["run_id", "step"], set_={"record": insert.excluded.record}
+                    )
+                )
+        return len(changed)
+
+    def metrics(self, run_id: str) -> list[MetricPoint]:
+        """In order of steps."""
+        table = schema.metrics
+        query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.step)
+        with self._db.reading() as connection:
+            return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
+
+    def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
+        """About `most` points of each run at most, evenly over its steps, with the first and the last one."""
+        table, found = schema.metrics, {run_id: list[MetricPoint]() for run_id in run_ids}
+        with self._db.reading() as connection:
+            for start in range(0, len(run_ids), 500):
+                # Numbered without the records, so that the index alone is read for what is left out.
+                place = func.row_number().over(partition_by=table.c.run_id, order_by=table.c.step)
+                total = func.count().over(partition_by=table.c.run_id)
+                some = select(table.c.run_id, table.c.step, place.label("n"), total.label("total"))
+                n = some.where(table.c.run_id.in_(run_ids[start : start + 500])).subquery()
+                # As many as asked for: what is above a multiple of them begins the next one.
+                kept = (n.c.n * most % n.c.total < most) | (n.c.n == 1)
+                query = (
+                    select(table.c.run_id, table.c.record)
+                    .join(n, (table.c.run_id == n.c.run_id) & (table.c.step == n.c.step))
+                    .where(kept)
+                    .order_by(table.c.run_id, table.c.step)
+                )
+                for run_id, record in connection.execute(query):
+                    found[run_id].append(MetricPoint.from_json(record))
+        return found
+
+    def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
+        """Adds or replaces by id. One that the host no longer lists is kept."""
+        table, known = schema.checkpoints, self.checkpoints(run_id)
+        new = [checkpoint for checkpoint in checkpoints if checkpoint not in known]
+        if not new:
+            return
+        with self._db.writing() as connection:
+            for checkpoint in new:
+                insert = self._db.insert(table).values(
+                    run_id=run_id, id=checkpoint.id, record=checkpoint.to_json().decode()
+                )
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["run_id", "id"], set_={"record": insert.excluded.record}
+                    )
+                )
+
+    def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """In order of steps; those without a step first."""
+        table = schema.checkpoints
+        with self._db.reading() as connection:
+            rows = connection.execute(select(table.c.record).where(table.c.run_id == run_id)).scalars()
+            found = [Checkpoint.from_json(row) for row in rows]
+        return sorted(found, key=lambda c: (c.step or 0, c.id))
+
+    # -- uploads -------------------------------------------------------------------------------------------
+
+    def record_upload(self, provider: str, host: str, account: str, remote: RemoteDataset) -> None:
+        """Remembers where an account keeps a dataset, so that the same content is never sent twice."""
+        insert = self._db.insert(schema.uploads).values(
+            provider=provider,
+            host=host,
+            account=account,
+            digest=remote.digest,
+            at=stamp(self._db.clock.now()),
+            record=remote.to_json().decode(),
+        )
+        with self._db.writing() as connection:
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["provider", "host", "account", "digest"],
+                    set_={"record": insert.excluded.record, "at": insert.excluded.at},
+                )
+            )
+
+    def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
+        """`None` asks for an upload from before accounts were kept."""
+        query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else RemoteDataset.from_json(row)
+
+    def forget_upload(self, provider: str, host: str, account: str | None, digest: str) -> None:
+        """The host no longer has it, or would not take it."""
+        with self._db.writing() as connection:
+            connection.execute(schema.uploads.delete().where(_upload(provider, host, account, digest)))
+
+    # -- records of other rooms ----------------------------------------------------------------------------
+
+    def add_record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> int:
+        """Keeps a JSON record of any room beside a run: `evaluation`, `artifact`, `endpoint` ... Returns its
+        id."""
+        values = {
+            "run_id": run_id,
+            "kind": kind,
+            "at": stamp(self._db.clock.now()),
+            "record": msgspec.json.encode(record).decode(),
+        }
+        with self._db.writing() as connection:
+            done = connection.execute(schema.records.insert().values(values))
+            key = done.inserted_primary_key
+            return int(key[0]) if key else 0
+
+    def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
+        """Oldest first; of all runs when none are named."""
+        table = schema.records
+        query = select(table).where(table.c.kind == kind).order_by(table.c.id)
+        if run_ids is not None:
+            query = query.where(table.c.run_id.in_(run_ids))
+        with self._db.reading() as connection:
+            return [
+                StoredRecord(
+                    id=row.id,
+                    run_id=row.run_id,
+                    at=datetime.fromisoformat(row.at),
+                    data=json.loads(row.record),
+                )
+                for row in connection.execute(query)
+            ]
+
+    def add_reconciliation(self, found: Reconciliation) -> None:
+        """Quote against bill of an ended run. A host that corrects its bill leads to another one."""
+        self.add_record(found.run_id, "reconciliation", found)
+
+    def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
+        """The last one of each run, oldest first; of all runs when none are named."""
+        found = self.records("reconciliation", run_ids or None)
+        last = {record.run_id: record.data for record in found}
+        from orchestrate.costing import Reconciliation
+
+        return [msgspec.convert(data, Reconciliation, strict=False) for data in last.values()]
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Beside each run of it; one without a run beside none."""
+        for run_id in evaluation.run_ids or [""]:
+            self.add_record(run_id, "evaluation", evaluation)
+
+    def evaluations(self, *run_ids: str) -> list[Evaluation]:
+        """Oldest first; of all runs when none are named."""
+        found = [evaluations.of(record.data) for record in self.records("evaluation", run_ids or None)]
+        return list({one.id: one for one in found}.values())
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def transitions(self, run_id: str) -> list[Transition]:
+        """Oldest first."""
+        table = schema.transitions
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                select(table).where(table.c.run_id == run_id).order_by(table.c.id)
+            ).all()
+        return [
+            Transition(
+                at=datetime.fromisoformat(row.at),
+                phase=SubmitPhase(row.phase),
+                status=JobStatus(row.status),
+                raw_status=row.raw_status,
+                attempt=row.attempt,
+                actor=row.actor,
+                note=row.note,
+            )
+            for row in rows
+        ]
+
+
+class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON record as it was given to `add_record`."""
+
+    id: int
+    run_id: str
+    at: datetime
+    data: dict[str, Any]
+
+
+def _merged(known: str | None, point: MetricPoint) -> str:
+    if known is None:
+        return point.to_json().decode()
+    old = MetricPoint.from_json(known)
+    new = MetricPoint(
+        step=point.step,
+        values=old.values | point.values,
+        at=point.at or old.at,
+        epoch=old.epoch if point.epoch is None else point.epoch,
+    )
+    return new.to_json().decode()
+
+
+def _upload(provider: str, host: str, account: str | None, digest: str) -> ColumnElement[bool]:
+    table = schema.uploads
+    place = (table.c.provider == provider) & (table.c.host == host) & (table.c.account == (account or ""))
+    return place & (table.c.digest == digest)

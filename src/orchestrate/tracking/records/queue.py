@@ -1,0 +1,96 @@
+"""Runs that wait for a place, in the order in which they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import Connection, func, select, text
+
+from orchestrate.errors import UsageError
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.ids import new_id
+from orchestrate.types import QueueEntry, QueueState
+
+PREFIX = "q-"
+_PAUSED = "queue-paused"
+
+
+class Queue:
+    """Safe to use from several threads and processes."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def new_id(self) -> str:
+        return new_id(PREFIX, self._db.clock.now())
+
+    def add(self, make: Callable[[int], QueueEntry], *, first: bool = False) -> QueueEntry:
+        """Adds what `make` gives for a position: behind all others, or before them."""
+        with self._db.writing() as connection:
+            _one_at_a_time(connection)  # two that add at once would take one position
+            edge = func.min if first else func.max
+            position = connection.execute(select(edge(schema.queue.c.position))).scalar()
+            entry = make((position or 0) + (-1 if first else 1))
+            connection.execute(schema.queue.insert().values(**_columns(entry)))
+        return entry
+
+    def matching(self, states: Iterable[QueueState] | None = None) -> list[QueueEntry]:
+        """Those that go first are first."""
+        table = schema.queue
+        query = select(table.c.record).order_by(table.c.position)
+        if states is not None:
+            query = query.where(table.c.state.in_([state.value for state in states]))
+        with self._db.reading() as connection:
+            return [QueueEntry.from_json(row) for row in connection.execute(query).scalars()]
+
+    def get(self, name: str) -> QueueEntry:
+        """By its id or a part of it at its beginning or end. Raises `UsageError` when none or several fit."""
+        bare = name.strip().removeprefix(PREFIX)
+        entries = self.matching() if bare else []
+        ids = [entry.id.removeprefix(PREFIX) for entry in entries]
+        found = [e for e, own in zip(entries, ids, strict=True) if own.startswith(bare) or own.endswith(bare)]
+        if len(found) == 1:
+            return found[0]
+        what = f"{name!r} fits several entries of the queue" if found else f"the queue has no entry {name!r}"
+        raise UsageError(what, fix="orchestrate queue ls --all")
+
+    def change(self, entry_id: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
+        """One entry by a function that sees it as it is now; what it raises changes nothing."""
+        table = schema.queue
+        query = select(table.c.record).where(table.c.id == entry_id).with_for_update()
+        with self._db.writing() as connection:
+            before = QueueEntry.from_json(connection.execute(query).scalar_one())
+            after = change(before)
+            if after != before:
+                connection.execute(table.update().where(table.c.id == entry_id).values(**_columns(after)))
+        return after
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing of it is submitted."""
+        query = select(schema.meta.c.value).where(schema.meta.c.key == _PAUSED)
+        with self._db.reading() as connection:
+            return connection.execute(query).scalar() is not None
+
+    def pause(self, paused: bool) -> None:
+        with self._db.writing() as connection:
+            if paused:
+                insert = self._db.insert(schema.meta).values(key=_PAUSED, value="yes")
+                connection.execute(insert.on_conflict_do_nothing())
+            else:
+                connection.execute(schema.meta.delete().where(schema.meta.c.key == _PAUSED))
+
+
+def _columns(entry: QueueEntry) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "state": entry.state.value,
+        "position": entry.position,
+        "record": entry.to_json().decode(),
+    }
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
+        connection.execute(text("LOCK TABLE queue IN EXCLUSIVE MODE"))

@@ -1,0 +1,373 @@
+"""The runs of a store: made, changed and found.
+
+Every change of a run is one transaction that appends a transition and rewrites the run's row as their
+projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import msgspec
+from sqlalchemy import Column, Connection, select
+from sqlalchemy.exc import IntegrityError
+
+from orchestrate.errors import UsageError
+from orchestrate.keys import masked
+from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.leases import Lease, Leases
+from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.ids import new_run_id, ref_of
+from orchestrate.tracking.records.budget import one_at_a_time, require_budget, total_spending
+from orchestrate.tracking.records.names import named, one
+from orchestrate.tracking.records.row import columns
+from orchestrate.tracking.transitions import UNSENT
+from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Spending
+    from orchestrate.spec import JobSpec
+
+Guard = Callable[[Connection, Run], None]
+
+
+class Equal(TypedDict, total=False):
+    """What the runs that are looked for have; `None` is anything."""
+
+    provider: str | None
+    host: str | None
+    closed: bool | None
+    sandbox: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """A run before anything of it is sent. `model` is what the backend calls it, where the spec does not
+    tell."""
+
+    spec: JobSpec
+    provider: str
+    model: str | None = None
+    dataset_digest: str
+    host: str
+    account: str | None = None
+    sandbox: bool = False
+    quote: Quote | None = None
+    max_cost_usd: Decimal | None = None
+    idempotency_key: str | None = None
+    made_by: str | None = None
+
+
+class Runs:
+    """Errors are `StoreError` with the way out. Writes are durable when a call returns."""
+
+    def __init__(self, db: Database, leases: Leases) -> None:
+        self._db = db
+        self._leases = leases
+
+    # -- making and changing -------------------------------------------------------------------------------
+
+    def create(self, intent: Intent, *, budget_usd: Decimal | None = None, guard: Guard | None = None) -> Run:
+        """Writes the intent, unless `guard` raises in the same transaction.
+
+        Raises `OverBudget` when the quote's high end does not fit into what is left of `budget_usd` over all
+        runs of this store; of processes that ask at once, only those that fit pass."""
+        now, spec = self._db.clock.now(), intent.spec
+        run = Run(
+            id=(run_id := new_run_id(now)),
+            ref=ref_of(run_id),
+            provider=intent.provider,
+            model=intent.model or spec.model_for(intent.provider),
+            spec=masked(spec.model_dump(mode="json", exclude_unset=True)),
+            spec_hash=spec.hash(),
+            dataset_digest=intent.dataset_digest,
+            host=intent.host,
+            account=intent.account,
+            sandbox=intent.sandbox,
+            phase=SubmitPhase.INTENT,
+            status=JobStatus.SUBMITTING,
+            created_at=now,
+            updated_at=now,
+            quote=intent.quote,
+            max_cost_usd=intent.max_cost_usd,
+            tags=dict(spec.tags),
+            idempotency_key=intent.idempotency_key,
+            made_by=intent.made_by,
+        )
+        with suppress(_SameId):
+            return self._insert(run, budget_usd, guard)
+        # The same millisecond and the same 20 random bits: another draw will not repeat it.
+        run_id = new_run_id(now)
+        return self._insert(msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id)), budget_usd, guard)
+
+    def _insert(self, run: Run, budget_usd: Decimal | None, guard: Guard | None) -> Run:
+        with self._db.writing() as connection:
+            if guard is not None:
+                one_at_a_time(connection)
+                guard(connection, run)
+            if budget_usd is not None and not run.sandbox and run.quote is not None:
+                require_budget(connection, run.provider, run.quote.high_usd, budget_usd)
+            self._insert_row(connection, run)
+            self._append(connection, run, attempt=0, note="intent")
+        return run
+
+    def restore(self, run: Run) -> None:
+        """Writes a run as it is, to rebuild a store. Raises `UsageError` when it is there already."""
+        try:
+            with self._db.writing() as connection:
+                self._insert_row(connection, run)
+                self._append(connection, run, attempt=0, note="recovered from the host")
+        except _SameId:
+            raise UsageError(f"run {run.id} is in this store already") from None
+
+    def _insert_row(self, connection: Connection, run: Run) -> None:
+        try:
+            connection.execute(schema.runs.insert().values(id=run.id, **columns(run, self._db.clock)))
+        except IntegrityError as error:
+            raise _SameId from error
+
+    def apply(
+        self,
+        run_id: str,
+        change: Callable[[Run], Run],
+        *,
+        lease: Lease | None = None,
+        note: str | None = None,
+        new_attempt: bool = False,
+    ) -> Run:
+        """Changes one run by a function of `orchestrate.tracking.transitions`, in one transaction.
+
+        `change` sees the run as it is now, not as the caller last saw it; what it raises is raised here and
+        changes nothing. Raises `LeaseLost` when `lease` is no longer the last one given.
+        """
+        with self._db.writing() as connection:
+            if lease is not None:
+                self._leases.require(connection, lease)
+            return self._apply(connection, run_id, change, note, new_attempt)
+
+    def apply_many(self, changes: Sequence[tuple[str, Callable[[Run], Run]]]) -> list[Run]:
+        """As `apply` for each, in one transaction. Returns the runs that did change."""
+        changed: list[Run] = []
+        with self._db.writing() as connection:
+            for run_id, change in sorted(changes, key=lambda pair: pair[0]):  # one order: no deadlocks
+                before = self._locked(connection, run_id)
+                after = self._apply(connection, run_id, change, None, False, before)
+                if after is not before:
+                    changed.append(after)
+        return changed
+
+    def _locked(self, connection: Connection, run_id: str) -> Run:
+        query = select(schema.runs.c.record).where(schema.runs.c.id == run_id).with_for_update()
+        record = connection.execute(query).scalar()
+        if record is None:
+            raise UsageError(f"no run is called {run_id}", fix="orchestrate runs")
+        return Run.from_json(record)
+
+    def _apply(
+        self,
+        connection: Connection,
+        run_id: str,
+        change: Callable[[Run], Run],
+        note: str | None,
+        new_attempt: bool,
+        before: Run | None = None,
+    ) -> Run:
+        before = before or self._locked(connection, run_id)
+        after = change(before)
+        if after is before:
+            return before
+        values = columns(after, self._db.clock)
+        table = schema.runs
+        attempt: int = connection.execute(select(table.c.attempt).where(table.c.id == run_id)).scalar_one()
+        if new_attempt:
+            attempt += 1
+            up = self._db.clock.uptime()
+            connection.execute(
+                schema.stamps.insert().values(run_id=run_id, attempt=attempt, boot=up.boot, uptime=up.seconds)
+            )
+        if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
+            # What was sent and refused is looked for once more: it may have been done all the same.
+            values["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
+        connection.execute(table.update().where(table.c.id == run_id).values(attempt=attempt, **values))
+        if note or (before.phase, before.status, before.raw_status) != (
+            after.phase,
+            after.status,
+            after.raw_status,
+        ):
+            self._append(connection, after, attempt, note)
+        return after
+
+    def _append(self, connection: Connection, run: Run, attempt: int, note: str | None) -> None:
+        connection.execute(
+            schema.transitions.insert().values(
+                run_id=run.id,
+                at=stamp(run.updated_at),
+                phase=run.phase.value,
+                status=run.status.value,
+                raw_status=run.raw_status,
+                attempt=attempt,
+                actor=self._db.actor,
+                note=note,
+            )
+        )
+
+    def take_estimate(self, run_id: str, usd: Decimal, budget_usd: Decimal | None, lease: Lease) -> Run:
+        """Keeps the host's own estimate. Raises `OverBudget` when what it asks for above what the run has
+        taken already does not fit into what is left of `budget_usd`."""
+        from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
+
+        with self._db.writing() as connection:
+            self._leases.require(connection, lease)
+            run = self._locked(connection, run_id)
+            taken = spending(run).total_usd
+            if budget_usd is not None and not run.sandbox and usd > taken:
+                require_budget(connection, run.provider, usd, budget_usd + taken)
+            return self._apply(
+                connection, run_id, lambda run: msgspec.structs.replace(run, estimate_usd=usd), None, False
+            )
+
+    def set_bill(self, run_id: str, bill: Bill) -> Run:
+        return self.apply(
+            run_id, lambda run: run if run.bill == bill else msgspec.structs.replace(run, bill=bill)
+        )
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> Run:
+        return self.apply(
+            run_id, lambda run: msgspec.structs.replace(run, tags=tags, updated_at=self._db.clock.now())
+        )
+
+    def close(self, run_id: str) -> None:
+        """Nothing about this run will be asked of its host again."""
+        self._set(run_id, closed=True)
+
+    def request_cancel(self, run_id: str) -> None:
+        """Whoever learns the job of this run is to cancel it."""
+        self._set(run_id, cancel_requested=True)
+
+    def cancel_requested(self, run_id: str) -> bool:
+        with self._db.reading() as connection:
+            query = select(schema.runs.c.cancel_requested).where(schema.runs.c.id == run_id)
+            return bool(connection.execute(query).scalar())
+
+    def _set(self, run_id: str, **values: Any) -> None:
+        with self._db.writing() as connection:
+            connection.execute(schema.runs.update().where(schema.runs.c.id == run_id).values(values))
+
+    def waited(self, run_id: str) -> float:
+        """Seconds, by this machine's uptime, since it sent the current attempt, or since it first looked at
+        an attempt that another machine sent or that it sent before its last start."""
+        table, runs, up = schema.stamps, schema.runs, self._db.clock.uptime()
+        with self._db.writing() as connection:
+            attempt = connection.execute(select(runs.c.attempt).where(runs.c.id == run_id)).scalar_one()
+            key = {"run_id": run_id, "attempt": attempt, "boot": up.boot}
+            connection.execute(
+                self._db.insert(table).values(**key, uptime=up.seconds).on_conflict_do_nothing()
+            )
+            first = connection.execute(select(table.c.uptime).filter_by(**key)).scalar_one()
+        return up.seconds - first
+
+    # -- finding -------------------------------------------------------------------------------------------
+
+    def get(self, name: str, *, sandboxes: bool = True) -> Run:
+        """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
+        newest), or `last`; without `sandboxes` that and the suffix mean no run of one. Raises `UsageError`
+        when there is none or more than one."""
+        return one(self._db, name.strip(), sandboxes=sandboxes)
+
+    def matching(
+        self,
+        *,
+        status: JobStatus | Iterable[JobStatus] | None = None,
+        phase: Iterable[SubmitPhase] | None = None,
+        active: bool | None = None,
+        tags: dict[str, str] | None = None,
+        limit: int | None = None,
+        **equal: Unpack[Equal],
+    ) -> list[Run]:
+        """Newest first. `active` asks for runs that have not ended."""
+        table = schema.runs
+        query = select(table.c.record).order_by(table.c.created_at.desc(), table.c.id.desc())
+        query = query.filter_by(**{name: value for name, value in equal.items() if value is not None})
+        if status is not None:
+            status = [status] if isinstance(status, JobStatus) else status
+            query = query.where(table.c.status.in_([s.value for s in status]))
+        if phase is not None:
+            query = query.where(table.c.phase.in_([p.value for p in phase]))
+        if active is not None:
+            ended = [s.value for s in JobStatus if s.terminal]
+            query = query.where(table.c.status.not_in(ended) if active else table.c.status.in_(ended))
+        with self._db.reading() as connection:
+            rows = connection.execute(query if tags else query.limit(limit)).scalars().all()
+        found = [Run.from_json(row) for row in rows]
+        if tags:
+            found = [run for run in found if tags.items() <= run.tags.items()][:limit]
+        return found
+
+    def open_providers(self, *, sandboxes: bool = True) -> list[str]:
+        """The backends of the runs about which something may still be learnt."""
+        table = schema.runs
+        query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
+        query = query if sandboxes else query.where(~table.c.sandbox)
+        with self._db.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def live_hosts(self) -> list[tuple[str, str]]:
+        """(backend, host) of the runs that have or may have a job which has not ended."""
+        table = schema.runs
+        ended = [s.value for s in JobStatus if s.terminal]
+        unsent = [p.value for p in UNSENT]
+        query = select(table.c.provider, table.c.host).distinct()
+        query = query.where(~table.c.closed, table.c.status.not_in(ended), table.c.phase.not_in(unsent))
+        with self._db.reading() as connection:
+            return [(row.provider, row.host) for row in connection.execute(query)]
+
+    def of_ids(self, run_ids: Iterable[str]) -> list[Run]:
+        """The runs of these ids, in no order; unknown ids are left out."""
+        return self._runs_among(schema.runs.c.id, run_ids)
+
+    def is_closed(self, run_id: str) -> bool:
+        """Whether nothing more is to be learnt about this run from its host."""
+        query = select(schema.runs.c.closed).where(schema.runs.c.id == run_id)
+        with self._db.reading() as connection:
+            return bool(connection.execute(query).scalar())
+
+    def exists(self, name: str) -> bool:
+        """Whether `run` would find exactly one."""
+        return len(named(self._db, name.strip())) == 1
+
+    def of_key(self, idempotency_key: str) -> Run | None:
+        """The run of a caller's own key."""
+        query = select(schema.runs.c.record).where(schema.runs.c.idempotency_key == idempotency_key)
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else Run.from_json(row)
+
+    def of_refs(self, refs: Iterable[str]) -> list[Run]:
+        """The runs, ended ones included, whose refs are among these."""
+        return self._runs_among(schema.runs.c.ref, refs)
+
+    def _runs_among(self, column: Column[str], values: Iterable[str]) -> list[Run]:
+        wanted, found = sorted(set(values)), list[Run]()
+        with self._db.reading() as connection:
+            for start in range(0, len(wanted), 500):
+                query = select(schema.runs.c.record).where(column.in_(wanted[start : start + 500]))
+                found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
+        return found
+
+    def spending(self) -> Spending:
+        """The sum of `costing.spending` over all runs and deployments; sandboxes are left out."""
+        with self._db.reading() as connection:
+            return total_spending(connection, self._db.clock.now())
+
+
+class _SameId(Exception):
+    pass
+
+
+def _reopened(before: Run, after: Run) -> bool:
+    return before.status.terminal and not after.status.terminal

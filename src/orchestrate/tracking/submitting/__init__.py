@@ -1,0 +1,1 @@
+"""Exactly one job for each submit."""

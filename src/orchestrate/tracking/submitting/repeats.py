@@ -1,0 +1,175 @@
+"""The same submit once more: a command repeated after a kill, a CI job retried, a second shell.
+
+A run is the same when its settings, its data (by content, wherever the files lie), its backend and its
+account are; the limit, the tags and the place of the files do not count. It stands in the way while it is
+open, and for `RECENT` after it was made when it succeeded: a CI job is mostly retried within a day, and
+training the same again so soon is rarely meant. One that failed or was cancelled does not: trying again is
+what its user wants.
+
+A caller's own key says it outright: the same key is the same run for ever, however it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, or_, select
+
+from orchestrate.errors import AlreadySubmitted, KeyTaken, SpecError, UsageError
+from orchestrate.keys import masked
+from orchestrate.spec import JobSpec
+from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.transitions import UNSENT, UNSETTLED
+from orchestrate.types import JobStatus, Run
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.tracking.store import Store
+
+RECENT = timedelta(hours=24)
+_LONGEST_KEY = 180
+_NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
+
+
+class Known(Exception):
+    """The run that a key has; nothing was made."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.id)
+        self.run = run
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one submit to one backend asks for."""
+
+    spec: JobSpec
+    digest: str
+    provider: Provider
+    key: str | None = None
+    """The caller's; where one submit asks for several backends, with a space and the backend's name. Raises
+    `UsageError` for what is no key."""
+
+    def __post_init__(self) -> None:
+        key, space, backend = ("none" if self.key is None else self.key).partition(" ")
+        right = not space or backend == self.provider.config.name
+        if not right or not key.isprintable() or not 0 < len(key) <= _LONGEST_KEY:
+            raise UsageError(
+                f"an idempotency key has 1 to {_LONGEST_KEY} characters and no spaces",
+                fix="--idempotency-key nightly-2026-11-25",
+            )
+
+    def known(self, store: Store) -> Run | None:
+        """The run of the key. Raises `KeyTaken` when it is another one's."""
+        with store.database.reading() as connection:
+            return self._known(connection)
+
+    def same(self, store: Store) -> Run | None:
+        """The newest run that is the same and stands in the way."""
+        with store.database.reading() as connection:
+            return self._same(connection, stamp(store.clock.now() - RECENT))
+
+    def guard(self, store: Store, *, again: bool) -> Callable[[Connection, Run], None]:
+        """To be called in the transaction that makes the run. Raises `Known`, `KeyTaken`, and
+        `AlreadySubmitted` unless `again`."""
+        since = stamp(store.clock.now() - RECENT)
+
+        def guard(connection: Connection, run: Run) -> None:
+            if known := self._known(connection):
+                raise Known(known)
+            if not again and (same := self._same(connection, since)):
+                raise already(same)
+
+        return guard
+
+    def _known(self, connection: Connection) -> Run | None:
+        if self.key is None:
+            return None
+        column = schema.runs.c.idempotency_key
+        bare = self.key.partition(" ")[0]
+        near = [self.key, bare] if self.key != bare else [self.key]
+        query = select(schema.runs.c.record).where(
+            or_(column.in_(near), column.startswith(f"{bare} ", autoescape=True))
+        )
+        found = [Run.from_json(row) for row in connection.execute(query).scalars()]
+        for run in found:
+            if run.idempotency_key == self.key:
+                if other := self._differences(connection, run):
+                    raise KeyTaken(bare, run.id, other)
+                return run
+        if alone := [run for run in found if (run.idempotency_key == bare) != (self.key == bare)]:
+            raise KeyTaken(bare, alone[0].id, ["set of backends"])
+        return None
+
+    def _same(self, connection: Connection, since: str) -> Run | None:
+        table = schema.runs
+        ended = [status.value for status in JobStatus if status.terminal]
+        query = (
+            select(table.c.record)
+            .where(table.c.dataset_digest == self.digest, table.c.provider == self.provider.config.name)
+            .where(table.c.host == self.provider.host)
+            .where(
+                or_(
+                    table.c.status.not_in(ended),
+                    (table.c.status == JobStatus.SUCCEEDED.value) & (table.c.created_at >= since),
+                )
+            )
+            .order_by(table.c.created_at.desc(), table.c.id.desc())
+        )
+        for row in connection.execute(query).scalars():
+            run = Run.from_json(row)
+            theirs = self.key is not None and run.idempotency_key is not None
+            if not theirs and not self._differences(connection, run):
+                return run
+        return None
+
+    def _differences(self, connection: Connection, run: Run) -> list[str]:
+        """In what a run is not the one that is asked for."""
+        if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
+            return [f"backend ({run.provider} at {run.host})"]
+        found: list[str] = []
+        if accounts.is_here_in(connection, self.provider, run.account) is False:
+            found.append(f"account ({run.account})")
+        if run.dataset_digest != self.digest:
+            found.append("data")
+        return found + _unlike(run.spec, self.spec)
+
+
+def already(run: Run) -> AlreadySubmitted:
+    return AlreadySubmitted(run.provider, run.id, _state(run), _next_step(run))
+
+
+def _state(run: Run) -> str:
+    if run.phase in UNSENT:
+        return "was not sent yet (another process may be at it, or it was interrupted)"
+    return "has no answer from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
+
+
+def _next_step(run: Run) -> str:
+    if run.phase in UNSENT or run.status is JobStatus.PAUSED:
+        return f"orchestrate resume {run.id}"
+    if run.phase in UNSETTLED:
+        return f"orchestrate sync, then orchestrate watch {run.id}"
+    return f"orchestrate {'show' if run.status.terminal else 'watch'} {run.id}"
+
+
+def _unlike(stored: dict[str, Any], spec: JobSpec) -> list[str]:
+    try:
+        earlier = _compared(JobSpec.parse(stored))
+    except SpecError:  # of an earlier version, or recovered: its settings are not known
+        return ["settings"]
+    now = _compared(spec)
+    return [
+        f"{name} ({earlier.get(name)}, not {value})" if not isinstance(value, dict | list) else name
+        for name, value in now.items()
+        if earlier.get(name) != value
+    ]
+
+
+def _compared(spec: JobSpec) -> dict[str, Any]:
+    return masked(spec.model_dump(mode="json", exclude=_NOT_COMPARED))

@@ -1,0 +1,1 @@
+"""The store brought up to date with the hosts, or rebuilt from them."""

@@ -1,0 +1,204 @@
+"""Rebuilding a lost store from the hosts' lists: each job with a ref of ours becomes a run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.tracking import transitions
+from orchestrate.tracking.hosting import upkeep
+from orchestrate.tracking.ids import REF_PATTERN, run_id_of
+from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.submitting.submit import Submitter
+from orchestrate.tracking.syncing.sweep import Failure
+from orchestrate.tracking.syncing.worth import valued
+from orchestrate.types import Job, JobStatus, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
+    from orchestrate.providers.base import Provider
+    from orchestrate.tracking.store import Store
+
+
+class Lost(msgspec.Struct, frozen=True, kw_only=True):
+    """A job with a ref of ours that the store does not know: of a lost store, or of a colleague's."""
+
+    provider: str
+    account: str
+    run_id: str
+    job_id: str
+    model: str | None
+    status: str
+    created_at: datetime | None
+
+
+class Recovery(msgspec.Struct, kw_only=True):
+    """What `recover` found, by run id."""
+
+    recovered: list[str] = []
+    adopted: list[str] = []
+    """Known runs without a job, which have one on the host."""
+    offered: list[Lost] = []
+    """Those that were found and not chosen."""
+    counted: dict[str, str] = {}
+    """By what a budget counts each recovered run, in words: what the host says, its rule for how the job
+    ended, or the high end of a quote of what it tells of the data."""
+    unpriced: list[str] = []
+    """Recovered runs that no budget can count."""
+    reasons: dict[str, str] = {}
+    """Why, by run id."""
+    known: list[str] = []
+    doubled: list[str] = []
+    """Refs with more than one job: the oldest became the run, an alarm names the others."""
+    deployments: list[str] = []
+    """Runs whose deployment was found on its host and is known now."""
+    failures: list[Failure] = []
+
+
+Choose = Callable[[list[Lost]], Collection[str]]
+"""Gives the ids of the runs to take."""
+
+
+def recover(
+    store: Store,
+    providers: Iterable[Provider],
+    choose: Choose | None = None,
+    rates: RateBook | None = None,
+) -> Recovery:
+    """Makes a run of each job with a ref of ours that the store does not know, or of those that are chosen;
+    changes nothing on a host. What the host does not say of its cost is taken at `rates`, by default the
+    built-in ones.
+
+    What only the lost store knew (the spec, the quote, the tags) is gone and left empty; ids and refs are the
+    old ones, since each can be told from the other. A following `sync` fetches events, metrics and bills.
+    """
+    report = Recovery()
+    providers = list(providers)
+    lost: list[tuple[Lost, Provider, list[Job]]] = []
+    for provider in providers:
+        try:
+            lost += _search(store, provider, report)
+        except OrchestrateError as error:
+            report.failures.append(_failure(provider, error))
+    offered = [entry for entry, _, _ in lost]
+    chosen = {entry.run_id for entry in offered}
+    if choose is not None and offered:
+        chosen &= set(choose(offered))
+    report.offered = [entry for entry in offered if entry.run_id not in chosen]
+    for entry, provider, jobs in lost:
+        if entry.run_id in chosen:
+            _take(store, provider, entry.account, jobs, _Books(report, rates))
+    for provider in providers:
+        try:
+            report.deployments += [deployment.run_id for deployment in upkeep.adopt(store, provider)]
+        except OrchestrateError as error:
+            failure = _failure(provider, error)
+            if failure not in report.failures:
+                report.failures.append(failure)
+    return report
+
+
+def _failure(provider: Provider, error: OrchestrateError) -> Failure:
+    return Failure(
+        provider=provider.config.name,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after_s=getattr(error, "retry_after_s", None),
+    )
+
+
+def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lost, Provider, list[Job]]]:
+    """The jobs that no run has. Runs of which the store knows no job get theirs at once."""
+    here = accounts.account_of(store, provider)
+    lost: list[tuple[Lost, Provider, list[Job]]] = []
+    by_ref: dict[str, list[Job]] = {}
+    for job in provider.list():
+        if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
+            by_ref.setdefault(job.handle.ref, []).append(job)
+    known = {run.ref: run for run in store.runs.of_refs(by_ref)}
+    for ref, jobs in by_ref.items():
+        jobs.sort(key=lambda job: (job.created_at is None, job.created_at, job.handle.job_id))
+        run = known.get(ref)
+        if run is None:
+            first = jobs[0]
+            entry = Lost(
+                provider=provider.config.name,
+                account=here,
+                run_id=run_id_of(ref),
+                job_id=first.handle.job_id,
+                model=first.model,
+                status=first.status.value,
+                created_at=first.created_at,
+            )
+            lost.append((entry, provider, jobs))
+            continue
+        report.known.append(run.id)
+        mine = (run.provider, run.host) == (provider.config.name, provider.host)
+        if mine and run.job_id is None and accounts.is_here(store, provider, run.account) is not False:
+            Submitter(store, provider).adopt(run, [job.handle for job in jobs])
+            report.adopted.append(run.id)
+    return lost
+
+
+class _Books(NamedTuple):
+    report: Recovery
+    rates: RateBook | None
+
+
+def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _Books) -> None:
+    ref, report = str(jobs[0].handle.ref), books.report
+    worth = valued(provider, jobs[0], books.rates)
+    run = run_of(
+        jobs[0],
+        provider,
+        account,
+        store.clock.now(),
+        id=run_id_of(ref),
+        ref=ref,
+        how="recovered",
+        spec=worth.spec,
+        estimate_usd=jobs[0].cost_usd,
+        quote=worth.quote,
+        bill=worth.bill,
+    )
+    store.runs.restore(run)
+    report.recovered.append(run.id)
+    if worth.words is not None:
+        report.counted[run.id] = worth.words
+    if worth.reason is not None and not run.sandbox:
+        report.unpriced.append(run.id)
+        report.reasons[run.id] = worth.reason
+    if others := [job.handle.job_id for job in jobs[1:]]:
+        report.doubled.append(ref)
+        Submitter(store, provider).alarm(run, set(others))
+
+
+def run_of(
+    job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
+) -> Run:
+    """As the host tells the job at `at`. `how` it was found is kept as a tag; `known`: further fields of the
+    run."""
+    run = Run(
+        id=id,
+        ref=ref,
+        provider=provider.config.name,
+        model=job.model or "unknown",
+        spec_hash="",
+        dataset_digest="",
+        host=provider.host,
+        account=account,
+        sandbox=provider.sandbox,
+        phase=SubmitPhase.SUBMITTED,
+        status=JobStatus.SUBMITTING,
+        job_id=job.handle.job_id,
+        job_kind=job.handle.kind,
+        created_at=job.created_at or at,
+        updated_at=at,
+        tags={how: at.date().isoformat()},
+        **known,
+    )
+    return transitions.observed(run, job, at)

@@ -1,0 +1,1 @@
+"""Going on with it for as long as wanted, and telling when a run ends."""

@@ -1,0 +1,156 @@
+"""Runs side by side: their curves over one another, only the settings that differ, cost and scores. Of a few
+of them also what the reports find; of a thousand, what a screen can hold."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from orchestrate.progress import cost_so_far
+from orchestrate.text import money
+from orchestrate.types import Evaluation, MetricPoint, Run
+from orchestrate.ui.curves import AXES, charts
+from orchestrate.ui.site import Copy, Site, compact, name_of
+from orchestrate.web import pages
+
+FEW = 12
+"""So many are compared in every respect; each two of them are."""
+_POINTS = {True: 1500, False: 200}
+"""Of a curve, by whether they are few."""
+_NOT_SETTINGS = {"suffix", "tags", "max_cost_usd", "provider_options"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run of the table."""
+
+    run: Run
+    cells: Sequence[str]
+    loss: str
+    cost: str
+    score: str
+
+
+def routes(site: Site) -> list[Route]:
+    def asked(request: Request) -> list[Run]:
+        ids = list(dict.fromkeys(request.query_params.getlist("run")))
+        known = {run.id: run for run in site.ft.store.runs.of_ids(ids)}
+        return [known.get(run_id) or site.ft.run(run_id).record for run_id in ids]
+
+    def page(request: Request) -> Response:
+        runs = asked(request)
+        names, lines = _table(site, runs)
+        few = 1 < len(runs) <= FEW
+        found = site.ft.compare(runs) if few else None
+        return site.page(
+            request,
+            "compare.html",
+            here="compare",
+            copy=_copy(runs),
+            runs=runs,
+            query=request.url.query,
+            names=names,
+            lines=lines,
+            found=found,
+            axes=AXES,
+            few=FEW,
+        )
+
+    def curves(request: Request) -> Response:
+        runs = asked(request)
+        axis = request.query_params.get("axis", AXES[0])
+        most = _POINTS[len(runs) <= FEW]
+        points = site.ft.store.history.sampled([run.id for run in runs], most)
+        named = _labelled(runs, points)
+        return pages.json(charts(named, axis if axis in AXES else AXES[0], most))
+
+    def report(request: Request) -> Response:
+        html = site.ft.compare(asked(request)).render("html")
+        return HTMLResponse(html, headers={"content-security-policy": _policy(html)})
+
+    return [
+        Route("/compare", page, methods=["GET"]),
+        Route("/compare/curves", curves, methods=["GET"]),
+        Route("/compare/report", report, methods=["GET"]),
+    ]
+
+
+def flat(values: Mapping[str, Any], under: str = "") -> dict[str, str]:
+    """Settings by their dotted names."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= flat(cast("dict[str, Any]", value), f"{under}{name}.")
+        elif value is not None:
+            found[under + name] = compact(value)
+    return found
+
+
+def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
+    """The names of what differs, and a line for each run."""
+    settings: list[dict[str, str]] = []
+    for run in runs:
+        spec = {name: value for name, value in run.spec.items() if name not in _NOT_SETTINGS}
+        settings.append({"backend": run.provider, **flat(spec), "data": run.dataset_digest[:12]})
+    names = list(dict.fromkeys(name for found in settings for name in found))
+    differ = [name for name in names if len({found.get(name) for found in settings}) > 1]
+    last = site.ft.store.history.sampled([run.id for run in runs], 1)
+    newest = {id: one for one in site.ft.store.history.evaluations() for id in one.run_ids}
+    return differ, [
+        Line(
+            run,
+            [found.get(name, "") for name in differ],
+            _loss(last[run.id]),
+            money(cost_so_far(run)),
+            _score(newest.get(run.id), run.id),
+        )
+        for run, found in zip(runs, settings, strict=True)
+    ]
+
+
+def _loss(points: Sequence[MetricPoint]) -> str:
+    values = [p.values["train_loss"] for p in points if "train_loss" in p.values]
+    return f"{values[-1]:.4f}" if values else ""
+
+
+def _score(found: Evaluation | None, run_id: str) -> str:
+    """Of the first metric, with its interval."""
+    mine = next((c for c in found.contenders if c.run_id == run_id), None) if found else None
+    score = found.score(mine.name) if found and mine else None
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})" if score else ""
+
+
+def _labelled(
+    runs: Sequence[Run], points: Mapping[str, Sequence[MetricPoint]]
+) -> dict[str, Sequence[MetricPoint]]:
+    """By their names, or where those are not one run's only, by their ids."""
+    names = [name_of(run) for run in runs]
+    return {
+        name if names.count(name) == 1 else run.id: points[run.id]
+        for name, run in zip(names, runs, strict=True)
+    }
+
+
+def _policy(html: str) -> str:
+    """Of a report, which has its style in itself: that style, and nothing else."""
+    styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() for style in styles]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    return f"default-src 'none'; style-src {allowed}; frame-ancestors 'none'"
+
+
+def _copy(runs: Sequence[Run]) -> Copy:
+    ids = [run.id for run in runs] or ["RUN", "RUN"]
+    return Copy(
+        command=f"orchestrate compare {' '.join(ids)}",
+        python="from orchestrate import Orchestrator\n\nwith Orchestrator() as ft:\n"
+        f"    for found in ft.compare({ids!r}).findings:\n        print(found)",
+    )

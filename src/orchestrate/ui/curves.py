@@ -1,0 +1,104 @@
+"""Curves of runs on one axis, as charts draw them: one list of places, and for each curve a value or nothing
+at each of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from orchestrate.types import MetricPoint
+
+AXES = ("steps", "tokens", "minutes")
+CHARTS: Mapping[str, tuple[str, ...]] = {
+    "loss": ("train_loss", "valid_loss"),
+    "reward": ("train_reward", "valid_reward"),
+    "accuracy": ("train_accuracy", "valid_accuracy"),
+    "learning rate": ("learning_rate",),
+    "gradient norm": ("grad_norm",),
+    "tokens a second": ("tokens_per_second",),
+}
+"""What is drawn together, by the name of its chart. What a host tells beside has a chart of its own."""
+_BESIDE = ("tokens", "result_step", "result_valid_loss")
+_PLACES = 1500
+"""On an axis; a screen has hardly more."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    label: str
+    places: Sequence[float]
+    values: Sequence[float]
+
+
+def charts(runs: Mapping[str, Sequence[MetricPoint]], axis: str, most: int = _PLACES) -> list[dict[str, Any]]:
+    """The charts of some runs, by their labels, as the page's script draws them. One without points on the
+    axis is left out."""
+    found: list[dict[str, Any]] = []
+    for name, metrics in _named(runs).items():
+        curves = [
+            curve
+            for label, points in runs.items()
+            for metric in metrics
+            if (curve := _curve(points, metric, axis, _label(label, metric, metrics, alone=len(runs) == 1)))
+        ]
+        if curves:
+            places, lines = aligned(curves, most)
+            series = [{"label": c.label, "values": line} for c, line in zip(curves, lines, strict=True)]
+            found.append({"name": name, "axis": axis, "places": places, "series": series})
+    return found
+
+
+def aligned(curves: Sequence[Curve], most: int) -> tuple[list[float], list[list[float | None]]]:
+    """The curves at common places: at their own, or, where those are too many, as means over `most` equal
+    parts of the axis."""
+    own = sorted({place for curve in curves for place in curve.places})
+    if len(own) <= most:
+        at = [dict(zip(curve.places, curve.values, strict=True)) for curve in curves]
+        return own, [[_rounded(values.get(place)) for place in own] for values in at]
+    low, width = own[0], (own[-1] - own[0]) / most
+    ends = [low + (i + 1) * width for i in range(most)]
+    lines: list[list[float | None]] = []
+    for curve in curves:
+        sums, counts = [0.0] * most, [0] * most
+        for place, value in zip(curve.places, curve.values, strict=True):
+            part = min(bisect_left(ends, place), most - 1)
+            sums[part] += value
+            counts[part] += 1
+        lines.append([_rounded(s / n) if n else None for s, n in zip(sums, counts, strict=True)])
+    return [_rounded(end - width / 2) or 0.0 for end in ends], lines
+
+
+def _named(runs: Mapping[str, Sequence[MetricPoint]]) -> dict[str, tuple[str, ...]]:
+    known = {name for metrics in CHARTS.values() for name in metrics} | {*_BESIDE}
+    others = {name for points in runs.values() for p in points for name in p.values if name not in known}
+    return {**CHARTS, **{name: (name,) for name in sorted(others)}}
+
+
+def _label(label: str, metric: str, metrics: Sequence[str], *, alone: bool) -> str:
+    kind = metric.partition("_")[0] if len(metrics) > 1 else metric.replace("_", " ")
+    return kind if alone else f"{label}, {kind}" if len(metrics) > 1 else label
+
+
+def _curve(points: Sequence[MetricPoint], metric: str, axis: str, label: str) -> Curve | None:
+    begun = next((p.at for p in points if p.at), None)
+    places: list[float] = []
+    values: list[float] = []
+    for point in points:
+        value = point.values.get(metric)
+        place: float | None = point.step
+        if axis == "tokens":
+            place = point.values.get("tokens")
+        elif axis == "minutes":
+            place = (point.at - begun).total_seconds() / 60 if point.at and begun else None
+        if value is not None and place is not None and isfinite(value) and isfinite(place):
+            places.append(place)
+            values.append(value)
+    return Curve(label, places, values) if places else None
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six digits: more are not seen, and a page of a thousand curves is a third of the size."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,224 @@
+"""The form of a new run, made of the spec's own schema: what becomes of each setting, what is wrong and what
+it costs stand beside it, and nothing is sent before a page that names the sum was agreed to."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from orchestrate import specfile
+from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
+from orchestrate.spec import JobSpec
+from orchestrate.types import Outcome, Severity
+from orchestrate.ui.site import Copy, Form, Site, first
+
+if TYPE_CHECKING:
+    from orchestrate.prepared import Offer
+
+_FIRST = (
+    "model",
+    "train",
+    "validation",
+    "method.type",
+    "adapter.type",
+    "adapter.r",
+    "epochs",
+    "learning_rate",
+)
+_LAST = ("batch_size", "seed", "suffix", "max_cost_usd")
+_WHOLE = ("overrides", "provider_options", "wandb", "early_stopping", "tags", "chat_template_kwargs")
+"""Tables, which are written as YAML."""
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting, as the schema has it."""
+
+    name: str
+    hint: str = ""
+    words: tuple[str, ...] = ()
+    kind: str = "text"
+    needed: bool = False
+    low: float | None = None
+
+
+def fields() -> tuple[list[Field], list[Field]]:
+    """Those that most runs set, and the others."""
+    schema = specfile.json_schema()
+    found: dict[str, Field] = {}
+    for name, part in cast("dict[str, Any]", schema["properties"]).items():
+        if name in ("method", "adapter"):
+            found |= _tagged(name, part, schema["$defs"])
+        else:
+            found[name] = _field(name, part, needed=name in schema["required"])
+    common = [name for name in (*_FIRST, *_LAST) if name in found]
+    return [found[name] for name in common], [one for name, one in found.items() if name not in common]
+
+
+def _field(name: str, part: Mapping[str, Any], *, needed: bool = False) -> Field:
+    kinds: list[Mapping[str, Any]] = [*part.get("anyOf", ()), part]
+    words = next((tuple(map(str, one["enum"])) for one in kinds if "enum" in one), ())
+    types = [one.get("type") for one in kinds]
+    if not words and "boolean" in types:
+        words = ("true", "false")
+    low = next((one[key] for one in kinds for key in ("minimum", "exclusiveMinimum") if key in one), None)
+    number = {"integer", "number"} & {*types}
+    return Field(name, part.get("description", ""), words, "number" if number else "text", needed, low)
+
+
+def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Field]:
+    """A word that chooses among kinds, and the settings of each kind."""
+    union = next(one for one in [*part.get("anyOf", ()), part] if "discriminator" in one)
+    mapping: dict[str, str] = union["discriminator"]["mapping"]
+    found = {f"{name}.type": Field(f"{name}.type", "", tuple(mapping))}
+    for word, place in mapping.items():
+        for inner, one in kinds[place.rpartition("/")[2]]["properties"].items():
+            dotted = f"{name}.{inner}"
+            if inner != "type" and dotted not in found:
+                found[dotted] = _field(dotted, {**one, "description": f"of {word}"})
+    return found
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the form says, as far as it can be read."""
+
+    spec: JobSpec | None = None
+    offer: Offer | None = None
+    wrong: list[str] = field(default_factory=list[str])
+    fix: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        offer = self.offer
+        return (
+            offer is not None
+            and not any(s.outcome is Outcome.REFUSED for s in offer.translation.settings)
+            and not any(p.severity is Severity.ERROR for p in offer.problems)
+        )
+
+    @property
+    def agreed_usd(self) -> Decimal | None:
+        """What is agreed to: the spec's own limit, or the high end of the price."""
+        if self.spec is None or self.offer is None or self.offer.quote.unavailable:
+            return self.spec.max_cost_usd if self.spec else None
+        return self.spec.max_cost_usd or self.offer.quote.high_usd or None
+
+
+def _values(given: Mapping[str, str]) -> dict[str, Any]:
+    """The spec's fields as the form has them, each read as YAML. Raises `UsageError`."""
+    asked = [f"{name}={value}" for name, value in given.items() if value and name not in ("provider", "word")]
+    values: dict[str, Any] = {}
+    for name, value in specfile.parse_settings(asked).items():
+        specfile.put(values, name, value)
+    return values
+
+
+def checked(site: Site, given: Mapping[str, str]) -> Checked:
+    """Never raises what a form may say wrongly: that is told beside it."""
+    if not given.get("model") or not given.get("train"):
+        return Checked()
+    spec: JobSpec | None = None
+    try:
+        spec = specfile.build(_values(given), place="the form")
+        return Checked(spec, site.ft.prepare(spec, given.get("provider", "")).offers[0])
+    except (UsageError, DataError, SetupError) as error:
+        return Checked(spec, None, error.message.splitlines(), error.fix)
+
+
+def routes(site: Site) -> list[Route]:
+    if site.read_only:
+        return []
+    common, others = fields()
+
+    def page(request: Request) -> Response:
+        given = {name: value.strip() for name, value in request.query_params.items()}
+        backends = site.ft.backends()
+        return site.page(
+            request,
+            "new.html",
+            here="new run",
+            copy=_copy(given),
+            given={"provider": backends[0], **given},
+            common=common,
+            others=others,
+            tables=_WHOLE,
+            backends=backends,
+            models=[model.name for model in site.ft.models()],
+            checked=checked(site, {"provider": backends[0], **given}),
+            shown=_SHOWN,
+        )
+
+    def confirm(request: Request) -> Response:
+        given = {name: value.strip() for name, value in request.query_params.items()}
+        found = checked(site, given)
+        if not found.ready or found.spec is None:
+            return page(request)
+        return site.page(
+            request,
+            "agree.html",
+            here="new run",
+            copy=_copy(given),
+            given=given,
+            checked=found,
+            backend=site.ft.provider(given["provider"]),
+            spec=json.dumps(found.spec.asked()),
+            key=f"ui-{secrets.token_hex(8)}",
+        )
+
+    def submit(request: Request, form: Form) -> str:
+        """A form that is sent twice makes one run: the second time it is the same as one that there is, or,
+        where another was agreed to, it has the first one's key."""
+        try:
+            spec = JobSpec.parse(json.loads(first(form, "spec")))
+        except ValueError as error:
+            raise UsageError("the form holds no spec: begin again") from error
+        limit = first(form, "max_cost_usd")
+        if not limit and first(form, "unknown") != "1":
+            raise UsageError(
+                "nobody agreed to a price that is not known", fix="tick that, or set max_cost_usd"
+            )
+        again = first(form, "again") == "1"
+        run = site.ft.submit(
+            spec,
+            first(form, "provider"),
+            max_cost_usd=limit or None,
+            idempotency_key=first(form, "key") if again else None,
+            again=again,
+        )
+        return f"/runs/{run.id}"
+
+    return [
+        Route("/new", page, methods=["GET"]),
+        Route("/new/confirm", confirm, methods=["GET"]),
+        site.action("/new", submit),
+    ]
+
+
+def _copy(given: Mapping[str, str]) -> Copy:
+    """The command and the Python that do the same."""
+    asked = {name: value for name, value in given.items() if value and name not in ("provider", "word")}
+    plain = ("model", "train", "validation", "epochs")
+    words = ["orchestrate", "submit", "--provider", given.get("provider") or "BACKEND"]
+    for name, value in asked.items():
+        words += [f"--{name}", value] if name in plain else ["--set", f"{name}={value}"]
+    try:
+        values = _values(given)
+    except OrchestrateError:
+        values = dict(asked)
+    return Copy(
+        command=shlex.join(words),
+        python="from orchestrate import JobSpec, Orchestrator\n\n"
+        f"spec = JobSpec.parse({values!r})\nwith Orchestrator() as ft:\n"
+        f"    run = ft.submit(spec, {given.get('provider') or 'BACKEND'!r})",
+    )

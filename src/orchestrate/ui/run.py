@@ -1,0 +1,185 @@
+"""The page of one run, in the order in which people need it: what it is worth, whether it is what was
+trained, what it costs, how it learns, what its host says, what became of its settings, what it left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.handle import DeploymentHandle, RunHandle
+from orchestrate.keys import masked
+from orchestrate.types import Event, JobStatus, Outcome, Run, Setting
+from orchestrate.types.proof import newest
+from orchestrate.ui import actions
+from orchestrate.ui.curves import AXES, charts
+from orchestrate.ui.runs import repeated, told
+from orchestrate.ui.site import Copy, Site
+from orchestrate.ui.work import Note
+from orchestrate.web import pages
+
+_EVENTS = 300
+"""The last ones are shown."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What of a run changes while it is looked at."""
+
+    run: Run
+    notes: list[Note]
+    verbs: list[actions.Verb]
+    deployments: list[DeploymentHandle]
+    events: list[Event]
+
+
+def routes(site: Site) -> list[Route]:
+    def page(request: Request) -> Response:
+        handle = site.ft.run(request.path_params["run"])
+        run = handle.record
+        return site.page(
+            request,
+            "run.html",
+            here="runs",
+            copy=_copy(run),
+            head=head_of(site, handle),
+            worth=_worth(site, handle),
+            proofs=newest(handle.proofs()),
+            axes=AXES,
+            settings=_settings(site, run),
+            checkpoints=handle.checkpoints(),
+            artifact=handle.downloaded(),
+            lineage=_lineage(site, run),
+            since=site.ft.store.clock.now().isoformat(),
+        )
+
+    def curves(request: Request) -> Response:
+        axis = request.query_params.get("axis", AXES[0])
+        if axis not in AXES:
+            raise UsageError(f"there is no axis {axis!r}; known: {', '.join(AXES)}")
+        handle = site.ft.run(request.path_params["run"])
+        return pages.json(charts({handle.id: handle.metrics()}, axis))
+
+    def stream(request: Request) -> Response:
+        return pages.event_stream(_changes(request, site, site.ft.run(request.path_params["run"])))
+
+    return [
+        Route("/runs/{run}", page, methods=["GET"]),
+        Route("/runs/{run}/curves", curves, methods=["GET"]),
+        Route("/runs/{run}/changes", stream, methods=["GET"]),
+    ]
+
+
+def head_of(site: Site, handle: RunHandle) -> Head:
+    run = handle.record
+    return Head(
+        run,
+        site.work.notes(run.id),
+        [] if site.read_only else actions.possible(site, handle),
+        [one for one in site.ft.deployments(over=None) if one.record.run_id == run.id],
+        site.ft.store.history.events(run.id, limit=_EVENTS),
+    )
+
+
+async def _changes(request: Request, site: Site, handle: RunHandle) -> AsyncIterator[str]:
+    """The parts that change, each time one did."""
+    seen: tuple[Any, ...] | None = None
+    base = request.scope.get("root_path", "")
+
+    def look() -> str | None:
+        nonlocal seen
+        handle.record = site.ft.store.runs.get(handle.id)
+        run, notes = handle.record, site.work.notes(handle.id)
+        last = site.ft.store.history.events(run.id, limit=1)
+        now = (run, notes, last, [d.record for d in site.ft.deployments()])
+        if now == seen:
+            return None
+        moved = seen is None or seen[0].step != run.step
+        seen = now
+        head, at = head_of(site, handle), datetime.now(UTC)
+        parts = ("status", "money", "events")
+        html = "".join(site.part("run_parts.html", part, head, base, at) for part in parts)
+        return told(html=html, points=moved)
+
+    async for event in repeated(request, site, look):
+        yield event
+
+
+@dataclass(frozen=True)
+class _Worth:
+    """The newest evaluation of a run, in the words of the reports."""
+
+    name: str
+    verdicts: Markup
+    broken: int
+    flips: Markup
+    whole: Markup
+
+
+def _worth(site: Site, handle: RunHandle) -> _Worth | None:
+    found = site.ft.evaluations(handle.id)
+    if not found:
+        return None
+    from orchestrate.service import reports
+    from orchestrate.service.evaluation.comparison import flips_of
+
+    try:
+        flips = flips_of(found[-1], handle.id)
+    except OrchestrateError:  # the answers were cleared away; the scores are kept with the run
+        flips = []
+    return _Worth(
+        found[-1].id,
+        Markup(reports.verdicts_html(found[-1])),  # noqa: S704  reports escape what came from outside
+        sum(one.broken_count for one in flips),
+        Markup("".join(map(reports.flipped_html, flips))),  # noqa: S704
+        Markup(reports.evaluation_html(found[-1], (), charted=False)),  # noqa: S704
+    )
+
+
+def _settings(site: Site, run: Run) -> tuple[list[Setting], list[Setting]]:
+    """What was asked for, and what the backend took by itself."""
+    from orchestrate.service.evaluation.comparison import sent
+
+    found = sent(site.ft, run)
+    rows: Sequence[Setting] = () if found is None else found.settings
+    shown = [Setting.from_dict(masked(row.to_dict())) for row in rows]
+    own = [row for row in shown if row.outcome is Outcome.DEFAULTED]
+    return [row for row in shown if row.outcome is not Outcome.DEFAULTED], own
+
+
+@dataclass(frozen=True)
+class _Lineage:
+    parent: str | None
+    parent_id: str | None
+    children: list[Run]
+    alike: list[Run]
+    """Runs of the same rows."""
+
+
+def _lineage(site: Site, run: Run) -> _Lineage:
+    parent = run.spec.get("continue_from")
+    others = [one.record for one in site.ft.runs(limit=1000, sandbox=run.sandbox) if one.id != run.id]
+    names = {run.id, run.tuned_model, run.job_id} - {None}
+    parent_id = next((one.id for one in others if parent in (one.id, one.tuned_model, one.job_id)), None)
+    return _Lineage(
+        parent,
+        parent_id if parent else None,
+        [one for one in others if one.spec.get("continue_from") in names],
+        [one for one in others if one.dataset_digest == run.dataset_digest][:8],
+    )
+
+
+def _copy(run: Run) -> Copy:
+    end = "" if run.status is not JobStatus.SUCCEEDED else f"\n    print(ft.compare([{run.id!r}]).findings)"
+    return Copy(
+        command=f"orchestrate show {run.id} --offline",
+        python="from orchestrate import Orchestrator\n\nwith Orchestrator() as ft:\n"
+        f"    run = ft.run({run.id!r})\n    print(run.record, run.metrics()[-1:]){end}",
+    )

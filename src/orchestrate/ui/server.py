@@ -1,0 +1,70 @@
+"""Serves the pages: from this machine only, unless they can do nothing but show, and to nobody without the
+link."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.hosts import is_loopback
+from orchestrate.ui import actions, compare, data, money, new, quote, run, runs
+from orchestrate.ui.site import Site, static
+from orchestrate.web import server
+from orchestrate.web.guard import Guard
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+    from orchestrate.tracking import Watcher
+
+
+_PAGES = (runs, run, actions, compare, money, quote, data, new)
+
+
+def app(site: Site) -> Starlette:
+    """All pages, without the guard before them."""
+    return Starlette(
+        routes=[static(), *(route for page in _PAGES for route in page.routes(site))],
+        exception_handlers={OrchestrateError: site.error, HTTPException: site.error, Exception: site.error},
+    )
+
+
+@contextmanager
+def serving(
+    ft: Orchestrator,
+    watcher: Watcher | None = None,
+    *,
+    host: str = server.LOOPBACK,
+    port: int = 0,
+    names: Collection[str] = (),
+    read_only: bool = False,
+) -> Generator[str]:
+    """Serves the pages for the length of a `with` block and gives their link, which is the right to see them
+    and, unless `read_only`, to spend. With a `watcher` the hosts are asked for news all the while.
+
+    `host`: an address of this machine that others reach, for pages that are read-only; `names`: what it is
+    called from there. Raises `SetupError` when the port cannot be had, `UsageError`."""
+    if not is_loopback(host) and not read_only:
+        raise UsageError(
+            f"pages that can spend are not shown to other machines ({host})",
+            fix="add --read-only, or reach this machine through a tunnel: ssh -L 8080:localhost:8080 ...",
+        )
+    site, token = Site(ft, read_only), secrets.token_urlsafe(24)
+    guard = Guard(app(site), tokens={token: "reader" if read_only else "owner"}, names=names)
+    watching = threading.Thread(
+        target=lambda: watcher and watcher.run(site.closing), name="ui-watcher", daemon=True
+    )
+    with server.serving(guard, host=host, port=port) as root:
+        watching.start()
+        try:
+            yield f"{root}/{token}/"
+        finally:
+            site.closing.set()
+            site.work.close()
+            watching.join(10)

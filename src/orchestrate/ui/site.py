@@ -1,0 +1,228 @@
+"""What all pages share: the look, the words, the safety, and how an error is told.
+
+Nothing here trusts a page: texts of others are escaped and inert, no script or style stands in a page itself,
+and each form carries a word that only a page of this server could know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from hmac import compare_digest
+from importlib.resources import files
+from mimetypes import guess_type
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import jinja2
+from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from orchestrate import progress, text
+from orchestrate.errors import OrchestrateError, ProviderError, SpecError, UsageError
+from orchestrate.keys import hide
+from orchestrate.types import Run
+from orchestrate.ui.work import Work
+
+if TYPE_CHECKING:
+    from orchestrate.service import Orchestrator
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    # `no-referrer` would take the origin from forms too, by which they are known as ours.
+    "referrer-policy": "same-origin",
+}
+_FILES = {
+    "app.css": ("orchestrate.ui", "static"),
+    "app.js": ("orchestrate.ui", "static"),
+    "chart.js": ("orchestrate.ui", "static"),
+    "htmx.min.js": ("orchestrate.ui", "static/vendor"),
+    "uPlot.iife.min.js": ("orchestrate.ui", "static/vendor"),
+    "uPlot.min.css": ("orchestrate.ui", "static/vendor"),
+    "report.css": ("orchestrate.reports", "."),
+}
+"""All that pages may load, and where it is: the reports' look is the pages' look."""
+
+Form = Mapping[str, Sequence[str]]
+Act = Callable[[Request, Form], Response | str]
+"""Does what a form asks for; a text is the path to go on to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """What a page shows, as a command and as Python."""
+
+    command: str
+    python: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """One running web app over one `Orchestrator`."""
+
+    ft: Orchestrator
+    read_only: bool = False
+    word: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    """In each form."""
+    work: Work = field(default_factory=Work, repr=False)
+    closing: threading.Event = field(default_factory=threading.Event, repr=False)
+    """Set when streams are to end."""
+
+    def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+        """A template with its values, and with those that all of them know."""
+        shown = (
+            _templates()
+            .get_template(name)
+            .render(
+                base=request.scope.get("root_path", ""),
+                site=self,
+                sandboxed=self.ft.settings.hosts.sandboxed,
+                now=datetime.now(UTC),
+                **values,
+            )
+        )
+        return HTMLResponse(shown, status, headers=_HEADERS)
+
+    def part(self, name: str, macro: str, *values: Any) -> str:
+        """What a macro of a template gives."""
+        made: Any = getattr(_templates().get_template(name).module, macro)
+        return str(made(*values))
+
+    def action(self, path: str, act: Act) -> Route:
+        """A POST of a form. Without our word in it, and in a read-only app, nothing is done."""
+
+        async def answer(request: Request) -> Response:
+            form = _form(await request.body())
+            if self.read_only:
+                raise HTTPException(403, "these pages are for reading only")
+            if not compare_digest(first(form, "word").encode(), self.word.encode()):
+                raise HTTPException(403, "this form is of an earlier start of the pages: open its page again")
+            done = await run_in_threadpool(act, request, form)
+            if isinstance(done, str):
+                return RedirectResponse(request.scope.get("root_path", "") + done, 303, headers=_HEADERS)
+            return done
+
+        return Route(path, answer, methods=["POST"])
+
+    def error(self, request: Request, error: Exception) -> Response:
+        """What went wrong, whether trying again helps, and the way out."""
+        if isinstance(error, HTTPException):
+            told: dict[str, Any] = {"message": error.detail, "fix": None, "retryable": False}
+            return self.page(request, "error.html", status=error.status_code, here="", **told)
+        if not isinstance(error, OrchestrateError):
+            told = {"message": f"a defect of Orchestrate ({type(error).__name__})", "retryable": False}
+            told["fix"] = "please report it, with what the terminal of orchestrate ui shows"
+            return self.page(request, "error.html", status=500, here="", **told)
+        status = 502 if isinstance(error, ProviderError) else 422
+        if isinstance(error, UsageError) and not isinstance(error, SpecError):
+            status = 404
+        told = {"message": error.message, "fix": error.fix, "retryable": error.retryable}
+        return self.page(request, "error.html", status=status, here="", **told)
+
+
+def first(form: Form | Mapping[str, Any], name: str, default: str = "") -> str:
+    """A field of a form, the first where it was sent several times."""
+    values = form.get(name) or (default,)
+    return str(values[0])
+
+
+def _form(body: bytes) -> Form:
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=2000)
+    except ValueError as error:
+        raise HTTPException(400, f"this is no form: {error}") from error
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def static() -> Route:
+    def answer(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _FILES:
+            raise HTTPException(404, "there is no such file")
+        kind = guess_type(name)[0] or "application/octet-stream"
+        # The address changes with the content, so what was loaded once is never asked for again.
+        return Response(_bytes(name), media_type=kind, headers={"cache-control": "private, max-age=31536000"})
+
+    return Route("/static/{version}/{name}", answer, methods=["GET"])
+
+
+@cache
+def _bytes(name: str) -> bytes:
+    package, folder = _FILES[name]
+    return files(package).joinpath(folder, name).read_bytes()
+
+
+@cache
+def _version() -> str:
+    return hashlib.sha256(b"".join(_bytes(name) for name in _FILES)).hexdigest()[:12]
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    env: Any = jinja2.Environment(
+        loader=jinja2.PackageLoader("orchestrate.ui"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain,
+    )
+    env.filters.update(
+        money=text.money,
+        limit=text.limit,
+        rate=text.rate,
+        duration=text.duration,
+        count=text.count,
+        size=text.size,
+        quoted=text.quoted,
+        day=_day,
+        compact=compact,
+    )
+    env.globals.update(
+        stage=progress.stage,
+        share_done=progress.share_done,
+        seconds_left=progress.seconds_left,
+        seconds_taken=progress.seconds_taken,
+        cost_so_far=progress.cost_so_far,
+        name=name_of,
+        version=_version(),
+    )
+    return env
+
+
+def name_of(run: Run) -> str:
+    """What its user calls it, where there is such a name."""
+    return run.spec.get("suffix") or run.id
+
+
+def _plain(value: Any) -> Any:
+    """Nothing secret, and nothing that turns the reading direction, goes into a page."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return text.inert(hide(value))
+    return "" if value is None else value
+
+
+def _day(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M}"
+
+
+def compact(value: Any) -> str:
+    """A value of a spec on one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,77 @@
+"""A run once more: on its backend, on another one, on data that are the same or are named as changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Cli
+
+from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.errors import AlreadySubmitted, DataError, UsageError
+from orchestrate.sandbox import running
+from orchestrate.types import JobStatus
+
+
+def write(file: Path, rows: int) -> Path:
+    said = (
+        [{"role": "user", "content": f"item {n}?"}, {"role": "assistant", "content": f"answer {n}"}]
+        for n in range(rows)
+    )
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in said))
+    return file
+
+
+def test_a_run_is_made_again_here_and_on_another_host(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", 12)
+    with running(train=False, speed=1000) as sandbox:
+        settings = config.load(env=sandbox.env, cwd=tmp_path, home=tmp_path / "home")
+        with Orchestrator(settings) as ft:
+            spec = JobSpec(model="qwen3-8b", train=str(train), epochs=2)
+            first = ft.submit(spec, "fireworks")
+            with pytest.raises(AlreadySubmitted):
+                ft.rerun(first)  # it is still on its way
+            assert first.wait(poll_s=0.02).status is JobStatus.SUCCEEDED
+            again = ft.rerun(first.id)
+            assert again.id != first.id and again.record.spec_hash == first.record.spec_hash
+            there = ft.rerun(first, "together", settings={"epochs": 3})
+            bodies = [asked["body"] for asked in sandbox.requests("together", method="POST")]
+            sent = [body for body in bodies if isinstance(body, dict) and "n_epochs" in body]
+            assert [(job["model"], job["n_epochs"]) for job in sent][-1] == ("Qwen/Qwen3-8B", 3)
+            assert there.record.dataset_digest == first.record.dataset_digest
+
+            write(train, 13)
+            jobs = len(ft.runs())
+            with pytest.raises(DataError, match=f"are not those of run {first.id}: their digest is"):
+                ft.rerun(first)
+            assert len(ft.runs()) == jobs
+            assert ft.rerun(first, other_data=True).record.dataset_digest != first.record.dataset_digest
+            with pytest.raises(UsageError, match="epoch"):
+                ft.rerun(first, settings={"epoch": 3})
+
+
+def test_the_command_says_whether_the_data_are_the_same_and_asks_for_the_price(
+    cli: Cli, tmp_path: Path
+) -> None:
+    train = write(tmp_path / "train.jsonl", 12)
+    first = cli("submit", "--provider", "local", "--model", "tiny-chat", "--train", str(train), "--yes")
+    run = first.out.strip()
+    assert cli("cancel", run).code == 0
+    refused = cli("rerun", run, "--set", "seed=9", "--max-cost", "0", "--set", "price.usd=1")
+    assert refused.code == 2 and "price" in refused.err
+    write(train, 13)
+    changed = cli("rerun", run, "--provider", "nowhere")
+    assert changed.code == 2 and "nowhere" in changed.err
+    changed = cli("rerun", run, "--set", "epochs=1", "--yes", "--json")
+    assert changed.code == 0, changed.err
+    assert f"warning: the data are not those of run {run}" in changed.err
+    [made] = changed.json
+    assert made["spec"]["epochs"] == 1
+    assert cli("cancel", made["id"]).code == 0 and cli("watch", made["id"]).code == 1
+    same = cli("rerun", made["id"], "--yes")
+    assert same.code == 0 and "the data are the same: digest" in same.err
+    assert cli("cancel", "last").code == 0
+    train.unlink()
+    gone = cli("rerun", run)
+    assert gone.code == 1 and "train.jsonl" in gone.err

@@ -1,0 +1,302 @@
+"""Runs that wait: each is submitted once, when there is room, and never other than it was agreed to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests import command
+from tests.faults.shop import Shop
+from tests.faults.submitting import MODELS, write_rows
+from tests.faults.world import CREATE, SETTLED
+
+from orchestrate import Orchestrator, config, watching
+from orchestrate.errors import ConfigError, UsageError
+from orchestrate.service.training import queueing
+from orchestrate.service.training.queueing import QueueServer
+from orchestrate.tracking import Store, sync
+from orchestrate.tracking.timing import settle_left_s
+from orchestrate.types import JobStatus, QueueEntry, QueueState, Run
+
+
+def add(shop: Shop, provider: str = "openai", *, epochs: int = 1, **how: Any) -> QueueEntry:
+    spec = shop.spec.model_copy(update={"epochs": epochs})
+    return queueing.add(shop.ft, shop.ft.prepare(spec, provider), provider, **how)
+
+
+def state(shop: Shop, entry: QueueEntry) -> QueueEntry:
+    return shop.ft.store.queue.get(entry.id)
+
+
+def ended(shop: Shop, run_id: str | None, status: JobStatus = JobStatus.SUCCEEDED) -> Run:
+    """As the store has it once its host has said so."""
+    assert run_id is not None
+    return shop.ft.store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, status=status))
+
+
+def test_one_goes_at_a_time_and_the_next_when_it_has_ended(shop: Shop) -> None:
+    first, second = add(shop), add(shop, epochs=2)
+    server = QueueServer(shop.ft)
+    assert [moved.entry.id for moved in server.turn()] == [first.id]
+    assert server.turn() == []
+    run = state(shop, first).run_id
+    assert (state(shop, second).state, shop.sent()) == (QueueState.WAITING, 1)
+    ended(shop, run)
+    assert [moved.entry.id for moved in server.turn()] == [second.id]
+    assert (server.waiting(), shop.sent()) == ([], 2)
+    found = shop.count("openai")
+    assert (found["lost"], found["doubled"]) == (0, 0)
+
+
+def test_as_many_go_as_the_settings_give_room_for(shop: Shop) -> None:
+    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 2})
+    for epochs in (1, 2, 3):
+        add(shop, epochs=epochs)
+    assert len(QueueServer(shop.ft).turn()) == 2
+
+
+def test_a_run_made_by_hand_takes_room_too(shop: Shop) -> None:
+    shop.ft.submit(shop.spec, "openai")
+    add(shop, epochs=2)
+    assert QueueServer(shop.ft).turn() == []
+
+
+def test_what_comes_after_another_goes_when_that_has_succeeded(shop: Shop) -> None:
+    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 5})
+    first = add(shop)
+    then = add(shop, epochs=2, after=[first.id])
+    server = QueueServer(shop.ft)
+    assert [moved.entry.id for moved in server.turn()] == [first.id]
+    ended(shop, state(shop, first).run_id)
+    assert [moved.entry.id for moved in server.turn()] == [then.id]
+
+
+def test_what_comes_after_a_failure_is_held_and_says_why(shop: Shop) -> None:
+    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 5})
+    first = add(shop)
+    then = add(shop, epochs=2, after=[first.id])
+    server = QueueServer(shop.ft)
+    server.turn()
+    run = ended(shop, state(shop, first).run_id, JobStatus.FAILED)
+    server.turn()
+    held = state(shop, then)
+    assert held.state is QueueState.HELD
+    assert f"{run.id}, which it comes after, has failed" in (held.note or "")
+    with pytest.raises(UsageError, match="would never go"):
+        add(shop, epochs=3, after=[run.id])
+    assert shop.sent() == 1
+
+
+def test_other_data_than_was_agreed_to_is_held_and_goes_again_when_it_is_back(shop: Shop) -> None:
+    entry, rows = add(shop), shop.rows.read_bytes()
+    shop.rows.write_bytes(rows + rows)
+    server = QueueServer(shop.ft)
+    server.turn()
+    assert (state(shop, entry).state, shop.sent()) == (QueueState.HELD, 0)
+    assert "data are not those" in (state(shop, entry).note or "")
+    shop.rows.write_bytes(rows)
+    queueing.release(shop.ft, entry.id)
+    server.turn()
+    assert (state(shop, entry).state, shop.sent()) == (QueueState.SUBMITTED, 1)
+
+
+def test_a_dearer_quote_than_was_agreed_to_is_held(shop: Shop) -> None:
+    entry = add(shop)
+    lower = msgspec.structs.replace(entry, agreed_usd=Decimal("0.000001"))
+    shop.ft.store.queue.change(entry.id, lambda _: lower)
+    QueueServer(shop.ft).turn()
+    held = state(shop, entry)
+    assert held.state is QueueState.HELD
+    assert "what was agreed to" in (held.note or "")
+
+
+def test_what_a_host_refuses_is_its_run_and_says_so(shop: Shop, hosts: Any) -> None:
+    hosts.fault("openai", "error", method="POST", path=CREATE["openai"], status=400)
+    entry = add(shop)
+    QueueServer(shop.ft).turn()
+    gone = state(shop, entry)
+    assert gone.state is QueueState.SUBMITTED
+    assert shop.ft.run(gone.run_id or "").record.status is JobStatus.FAILED
+    assert gone.note
+
+
+def test_a_host_that_is_down_is_tried_again(shop: Shop, hosts: Any) -> None:
+    write_rows(shop.rows, 13)  # which the host has not yet
+    hosts.fault("openai", "rate_limit", method="POST", path="files", retry_after=500.0, count=0)
+    entry, server = add(shop), QueueServer(shop.ft)
+    assert server.turn() == []
+    assert server.problems
+    hosts.clear_faults()
+    server._again.clear()  # a minute later
+    server.turn()
+    gone = state(shop, entry)
+    assert (gone.state, shop.sent()) == (QueueState.SUBMITTED, 1)
+    assert [run.id for run in shop.ft.runs() if run.status is not JobStatus.FAILED] == [gone.run_id]
+
+
+def test_removed_paused_and_first(shop: Shop) -> None:
+    one, two, three = add(shop), add(shop, epochs=2), add(shop, epochs=3, first=True)
+    assert [entry.id for entry in queueing.entries(shop.ft)] == [three.id, one.id, two.id]
+    queueing.remove(shop.ft, three.id[-5:])
+    queueing.hold(shop.ft, one.id)
+    shop.ft.store.queue.pause(True)
+    server = QueueServer(shop.ft)
+    assert (server.turn(), server.waiting()) == ([], [])
+    shop.ft.store.queue.pause(False)
+    assert [moved.entry.id for moved in server.turn()] == [two.id]
+    with pytest.raises(UsageError, match="is a run already"):
+        queueing.remove(shop.ft, two.id)
+    with pytest.raises(UsageError, match="was removed already"):
+        queueing.release(shop.ft, three.id)
+    with pytest.raises(UsageError, match="no entry"):
+        queueing.hold(shop.ft, "q-nothing")
+
+
+def test_an_entry_for_another_address_is_never_sent_to_this_one(shop: Shop) -> None:
+    """As one that was added in a sandbox, found by a server with the real key."""
+    entry = add(shop)
+    other = msgspec.structs.replace(entry, host="https://api.example.com/v1")
+    shop.ft.store.queue.change(entry.id, lambda _: other)
+    assert QueueServer(shop.ft).turn() == []
+    assert (state(shop, entry).state, shop.sent()) == (QueueState.WAITING, 0)
+
+
+def test_an_entry_for_another_account_is_held_until_its_user_says_so(shop: Shop) -> None:
+    entry = add(shop)
+    other = msgspec.structs.replace(entry, account="org-somebody")
+    shop.ft.store.queue.change(entry.id, lambda _: other)
+    server = QueueServer(shop.ft)
+    server.turn()
+    assert "org-somebody" in (state(shop, entry).note or "")
+    assert shop.sent() == 0
+    queueing.release(shop.ft, entry.id)
+    server.turn()
+    assert shop.sent() == 1
+
+
+def test_a_spec_with_a_secret_is_not_kept(shop: Shop) -> None:
+    options = {"openai": {"api_token": "sk-0123456789abcdef0123456789"}}
+    spec = shop.spec.model_copy(update={"provider_options": options})
+    prepared = shop.ft.prepare(spec, "openai")
+    with pytest.raises(UsageError, match="secret"):
+        queueing.add(shop.ft, prepared, "openai")
+    assert queueing.entries(shop.ft) == []
+
+
+@pytest.mark.parametrize("value", ["-1", "true", '"two"', "1.5"])
+def test_room_is_a_number(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "orchestrate.toml"
+    file.write_text(f"[queue]\nlocal = {value}\n")
+    with pytest.raises(ConfigError, match=r"queue\.local must be a number of runs"):
+        config.load(env={}, cwd=tmp_path, home=tmp_path, config_file=file)
+
+
+def test_many_that_add_at_once_take_places_of_their_own(store_url: str) -> None:
+    with Store.open(store_url) as store:
+
+        def one(number: int) -> QueueEntry:
+            return store.queue.add(
+                lambda position: QueueEntry(
+                    id=f"q-{number}",
+                    provider="paper",
+                    spec={"model": "m\u202e"},
+                    host="here",
+                    account="a",
+                    digest="d",
+                    created_at=store.clock.now(),
+                    position=position,
+                )
+            )
+
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(one, range(24)))
+        kept = store.queue.matching()
+    assert sorted(entry.position for entry in made) == list(range(1, 25))
+    assert kept == sorted(made, key=lambda entry: entry.position)
+
+
+def serve(arguments: list[str]) -> None:
+    [folder] = arguments
+    settings = config.load(cwd=Path(folder), home=Path(folder) / "home")
+    with Orchestrator(settings) as ft:
+        QueueServer(ft).turn()
+
+
+def served_until_killed(shop: Shop, hosts: Any) -> None:
+    log = shop.folder / "server.log"
+    env = {**os.environ, **shop.env}
+    streams = [Path(os.devnull), log, log]
+    child = command.start(serve, [str(shop.folder)], cwd=shop.folder, env=env, streams=streams)
+    deadline = time.monotonic() + 120
+    while hosts.fronts["openai"].faults.waiting():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    child.kill()
+    assert command.ended(child, 30) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["files$", CREATE["openai"]])
+def test_a_server_killed_in_the_middle_sends_nothing_twice(
+    shop: Shop, hosts: Any, path: str, tally: Any
+) -> None:
+    write_rows(shop.rows, 20 + len(path))  # which the host has not yet
+    entry = add(shop)
+    hosts.fault("openai", "slow", method="POST", path=path, delay_s=20.0)
+    served_until_killed(shop, hosts)
+    hosts.clear_faults()
+    server, deadline = QueueServer(shop.ft), time.monotonic() + 90
+    while state(shop, entry).state is not QueueState.SUBMITTED:  # its lease has to expire
+        assert time.monotonic() < deadline, server.problems
+        server.turn()
+        time.sleep(0.2)
+    while (left := settle_left(shop)) is not None:
+        time.sleep(left)
+        sync(shop.ft.store, shop.ft.ready, timing=SETTLED)
+    found = shop.count("openai")
+    tally(f"queue's server killed while it sends {path}", "openai", found)
+    assert (found["runs"], found["lost"], found["doubled"]) == (1, 0, 0)
+    assert shop.sent() <= 1
+
+
+def settle_left(shop: Shop) -> float | None:
+    [run] = shop.ft.runs()
+    return settle_left_s(shop.ft.store, run.provider, run.record, SETTLED)
+
+
+def test_a_watcher_submits_what_waits_and_is_not_idle_before(shop: Shop) -> None:
+    entry = add(shop)
+    watcher = watching.watcher(shop.ft)
+    assert not watcher.idle()
+    watcher.turn()
+    assert state(shop, entry).state is QueueState.SUBMITTED
+    assert not watching.watcher(shop.ft, only=["together"]).feed.waiting()  # type: ignore[union-attr]
+
+
+def test_the_commands(shop: Shop) -> None:
+    words = ["-p", "openai", f"--model={MODELS['openai']}", "--train", str(shop.rows), "--epochs", "1"]
+    refused = shop.type("queue", "add", *words)
+    assert refused.exit_code != 0, "nobody agreed to the price"
+    added = shop.type("queue", "add", *words, "--max-cost", "5")
+    assert added.exit_code == 0, added.output
+    listed = shop.type("queue")
+    assert "waiting" in listed.output
+    assert "openai" in listed.output
+    [entry] = msgspec.json.decode(shop.type("queue", "ls", "--json").stdout)
+    assert Decimal(entry["max_cost_usd"]) == 5
+    assert shop.type("queue", "pause").exit_code == 0
+    assert "paused" in shop.type("queue", "ls").output
+    assert shop.type("queue", "resume").exit_code == 0
+    done = shop.type("queue", "run", "--until-empty", "--json")
+    assert done.exit_code == 0, done.output
+    assert msgspec.json.decode(done.stdout)[0]["state"] == "submitted"
+    assert shop.sent() == 1
+    assert isinstance(shop.type("queue", "rm", entry["id"]).exception, UsageError)

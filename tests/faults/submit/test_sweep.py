@@ -1,0 +1,205 @@
+"""A search of settings over a host: each trial once, within the budget, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from tests.faults.shop import Shop
+from tests.faults.submitting import MODELS, write_rows
+
+from orchestrate.errors import UsageError
+from orchestrate.search import space
+from orchestrate.service.training import searching
+from orchestrate.service.training.searching import Order, Searching
+from orchestrate.tracking.database.leases import LeaseHeld
+from orchestrate.types import JobStatus, MetricPoint, Search, TrialState
+
+GRID = space.parse(["epochs=1,2,3"], [])
+
+
+def validation(shop: Shop) -> str:
+    file = shop.folder / "valid.jsonl"
+    file.write_bytes(write_rows(file, 10).read_bytes().replace(b"What is", b"Say what is"))
+    return str(file)
+
+
+def begun(shop: Shop, order: Order | None = None, **fields: Any) -> Search:
+    spec = shop.spec.model_copy(update={"validation": validation(shop)})
+    return searching.begin(shop.ft, spec, ["openai"], order or Order(space=GRID, **fields))
+
+
+def ended(shop: Shop, run_id: str, loss: float | None) -> None:
+    """As the store has it once its host has said so."""
+    store = shop.ft.store
+    if loss is not None:
+        store.history.add_metrics(run_id, [MetricPoint(step=5, values={"valid_loss": loss})])
+    store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, status=JobStatus.SUCCEEDED))
+    store.runs.close(run_id)
+
+
+def test_trials_are_made_in_turn_scored_and_ranked(shop: Shop) -> None:
+    search = begun(shop, max_parallel=2)
+    carried = Searching(shop.ft, search)
+    carried.turn()
+    assert [trial.note for trial in carried.trials] == [None, None]
+    first, second = carried.trials
+    assert (shop.sent(), [t.state for t in carried.trials]) == (2, [TrialState.OPEN] * 2)
+    ended(shop, first.run_id or "", 1.5)
+    carried.turn()
+    assert [t.state.value for t in carried.trials] == ["scored", "open", "open"]
+    ended(shop, second.run_id or "", 0.5)
+    ended(shop, carried.trials[2].run_id or "", None)
+    carried.turn()
+    assert [t.state.value for t in carried.trials] == ["scored", "scored", "failed"]
+    assert carried.trials[2].note == "its host told no validation loss"
+    assert [t.settings["epochs"] for t in carried.ranked()] == [2, 1]
+    backend, text = carried.best_spec() or ("", "")
+    assert backend == "openai"
+    assert "epochs: 2" in text
+    runs = [shop.ft.run(trial.run_id or "").record for trial in carried.trials]
+    assert {run.tags["sweep"] for run in runs} == {search.id}
+    assert [run.spec["epochs"] for run in runs] == [1, 2, 3]
+
+
+def test_the_same_search_again_goes_on_and_makes_nothing_twice(shop: Shop) -> None:
+    one = begun(shop, max_parallel=3)
+    Searching(shop.ft, one).turn()
+    again = begun(shop, max_parallel=1)
+    assert again.id == one.id
+    Searching(shop.ft, again).turn()
+    assert shop.sent() == 3
+    assert begun(shop, Order(space=space.parse(["epochs=1,2"], []))).id != one.id
+
+
+def test_a_kill_between_trial_and_run_sends_it_once(shop: Shop) -> None:
+    search = begun(shop)
+    carried = Searching(shop.ft, search)
+    carried.turn()
+    [trial] = carried.trials
+    # As it was written down before the answer came.
+    shop.ft.store.searches.change(search.id, 0, lambda now: msgspec.structs.replace(now, run_id=None))
+    carried.turn()
+    assert (carried.trials[0].run_id, shop.sent()) == (trial.run_id, 1)
+
+
+def test_no_trial_is_made_that_could_go_above_the_limit(shop: Shop) -> None:
+    price = searching.price(shop.ft, begun(shop))
+    assert price.expected_usd <= price.high_usd
+    search = begun(shop, max_parallel=3, max_cost_usd=price.high_usd / 2)
+    carried = Searching(shop.ft, search)
+    carried.turn()
+    assert 0 < shop.sent() < 3
+    assert "what is left of the sweep's limit" in (carried.stopped or "")
+    assert carried.spent_usd() <= price.high_usd / 2
+
+
+def test_the_price_of_a_grid_is_the_sum_of_its_quotes(shop: Shop) -> None:
+    search = begun(shop)
+    quotes = [
+        shop.ft.quote(
+            shop.spec.model_copy(update={"epochs": n, "validation": search.spec["validation"]}), "openai"
+        )[0]
+        for n in (1, 2, 3)
+    ]
+    price = searching.price(shop.ft, search)
+    assert price.high_usd == sum((quote.high_usd for quote in quotes), Decimal(0))
+    assert price.expected_usd == sum((quote.counted_usd for quote in quotes), Decimal(0))
+
+
+def test_survivors_of_a_share_are_trained_again_on_all_rows(shop: Shop) -> None:
+    write_rows(shop.rows, 60)
+    search = begun(shop, share=0.5, max_parallel=3)
+    assert search.survivors == 1
+    carried = Searching(shop.ft, search)
+    carried.turn()
+    for number, loss in enumerate((3.0, 1.0, 2.0)):
+        ended(shop, carried.trials[number].run_id or "", loss)
+    carried.turn()
+    *small, full = carried.trials
+    assert [trial.share for trial in small] == [0.5] * 3
+    assert (full.share, full.parent, full.settings) == (1.0, 1, {"epochs": 2})
+    record = shop.ft.run(full.run_id or "").record
+    assert record.dataset_digest == search.digest
+    assert shop.ft.run(small[0].run_id or "").record.dataset_digest != search.digest
+    ended(shop, full.run_id or "", 5.0)
+    carried.turn()
+    assert [trial.number for trial in carried.ranked()] == [3, 1, 2, 0], "in full before a share"
+    assert len(carried.trials) == 4
+
+
+@pytest.fixture
+def standing(hosts: Any) -> Iterator[None]:
+    """The hosts' clock stands: no job ends by itself."""
+    speed, hosts.clock.speed = hosts.clock.speed, 0.01
+    yield
+    hosts.clock.speed = speed
+
+
+@pytest.mark.usefixtures("standing")
+def test_what_falls_behind_is_cancelled(shop: Shop) -> None:
+    search = begun(shop, prune=True, max_parallel=3)
+    carried = Searching(shop.ft, search)
+    carried.turn()
+    store = shop.ft.store
+    for trial, loss in zip(carried.trials, (1.0, 2.0, 3.0), strict=True):
+        run_id = trial.run_id or ""
+        store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, total_steps=10))
+        store.history.add_metrics(run_id, [MetricPoint(step=3, values={"valid_loss": loss})])
+    carried.turn()
+    assert [t.state.value for t in carried.trials] == ["open", "pruned", "pruned"]
+    for trial in carried.trials[1:]:
+        status = shop.ft.run(trial.run_id or "").record.status
+        assert status in (JobStatus.CANCELLING, JobStatus.CANCELLED)
+
+
+def test_changed_data_stop_the_search(shop: Shop) -> None:
+    carried = Searching(shop.ft, begun(shop))
+    write_rows(shop.rows, 14)
+    carried.turn()
+    assert (carried.stopped, shop.sent()) == ("the training data have changed since the search began", 0)
+
+
+def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
+    search = begun(shop)
+    with shop.ft.store.leases.hold(search.id), pytest.raises(LeaseHeld):
+        Searching(shop.ft, search).run(lambda: None, threading.Event())
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        (Order(space=GRID, sampler="best"), "--sampler takes"),
+        (Order(space=space.parse([], ["epochs=1:3"])), "a grid has no ranges"),
+        (Order(space=GRID, share=0.0), "above 0"),
+        (Order(space=GRID, survivors=2), "goes with --first-share"),
+        (Order(space=GRID, target="loss"), "--target is"),
+        (Order(space=GRID, target="eval:nothing"), "no metric is called"),
+        (Order(space=GRID, target="eval:length"), "no good end"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(shop: Shop, order: Order, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        begun(shop, order)
+    assert told in str(caught.value)
+    assert shop.ft.store.searches.all() == []
+
+
+def test_a_loss_needs_validation_data(shop: Shop) -> None:
+    with pytest.raises(UsageError, match="needs validation data"):
+        searching.begin(shop.ft, shop.spec, ["openai"], Order(space=GRID))
+
+
+def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> None:
+    words = [f"--model={MODELS['openai']}", "--train", str(shop.rows), "--validation", validation(shop)]
+    words += ["-p", "openai", "--grid", "epochs=1,2"]
+    assert isinstance(shop.type("sweep", *words).exception, UsageError)
+    assert shop.sent() == 0
+    assert isinstance(shop.type("sweep", *words, "--grid", "provider=openai").exception, UsageError)
+    [listed] = msgspec.json.decode(shop.type("sweep", "--list", "--json").stdout)
+    assert listed["trials"] == 2
+    assert shop.type("sweep", "--show", "last").exit_code == 1, "it has no score yet"

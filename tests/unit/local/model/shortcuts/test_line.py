@@ -1,0 +1,163 @@
+"""Rows in one line, with and without a shared beginning, against each row alone: states, losses, slopes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.local.sessions import make_session, pairs
+
+from orchestrate.local.model.loaded import Loaded
+from orchestrate.local.model.shortcuts.kernels import attention
+from orchestrate.local.model.shortcuts.line import line_up
+from orchestrate.local.model.shortcuts.probes import line_limit
+from orchestrate.local.objectives.base import collate
+from orchestrate.local.run.session import Session
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+SYSTEM = "You answer in one word and never explain yourself, whatever is asked."
+
+
+def chats(path: Path, count: int, system: str | None = SYSTEM) -> Path:
+    with path.open("w", encoding="utf-8") as out:
+        for i in range(count):
+            messages = [
+                {"role": "user", "content": f"Is {i} even?" + " Think well." * (i % 3)},
+                {"role": "assistant", "content": "yes" if i % 2 == 0 else "no, odd"},
+            ]
+            first = [{"role": "system", "content": system}] if system else []
+            out.write(json.dumps({"messages": [*first, *messages]}) + "\n")
+    return path
+
+
+def gradients(session: Session, examples: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one step, in 32 bits."""
+    session.loop.optimizer.zero_grad()
+    sums = session.loop.objective.gradients(session.loop.train, examples, 4096, 1 << 20)
+    found = {n: p.grad.clone() for n, p in session.loop.parameters.items() if p.grad is not None}
+    return sums.loss / sums.weight, found
+
+
+def exact(session: Session) -> Session:
+    """In 32 bits, with a B that lets A have a gradient."""
+    session.loaded.model.float()
+    with torch.no_grad():
+        for name, parameter in session.loop.parameters.items():
+            if "lora_B" in name:
+                parameter.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    return session
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_line_of_rows_gives_the_step_of_rows_side_by_side(tmp_path: Path, method: str) -> None:
+    data = chats(tmp_path / "t.jsonl", 24) if method == "sft" else pairs(tmp_path / "t.jsonl", 24)
+    session = exact(make_session(tmp_path, data, method={"type": method}, adapter={"type": "lora"}))
+    batch = list(range(12))
+    seen: list[int] = []
+    loaded, collated = session.loaded, session.loop.objective.collate
+
+    def watch(*args: Any) -> Any:
+        made = collated(*args)
+        seen.append(made.ids.numel())
+        return made
+
+    session.loop.objective.collate = watch  # type: ignore[method-assign]
+    assert loaded.line_limit > 0 and loaded.shares and loaded.trained_only is not None
+    ours, our_gradients = gradients(session, batch)
+    loaded.shares = False
+    unshared, unshared_gradients = gradients(session, batch)
+    loaded.line_limit, loaded.trained_only = 0, None
+    padded, padded_gradients = gradients(session, batch)
+    assert seen[0] < 0.75 * seen[1] < seen[1] < seen[2]
+    assert ours == pytest.approx(padded, rel=1e-5)
+    assert unshared == pytest.approx(padded, rel=1e-5)
+    assert padded_gradients
+    for name, wanted in padded_gradients.items():
+        torch.testing.assert_close(our_gradients[name], wanted, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(unshared_gradients[name], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_that_are_trained_from_the_start_share_nothing(tmp_path: Path) -> None:
+    """Where each token carries loss, a shared token would be counted once instead of in each row."""
+    method = {"type": "sft", "train_on_inputs": True}
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method=method)
+    rows = session.loop.train
+    batch = collate(rows, range(12), 0, session.device, line=True, share=True)
+    assert batch.ids.numel() == rows.tokens - rows.examples  # each but its last token
+    assert len(batch.places) == batch.ids.numel()
+
+
+@pytest.mark.parametrize("job", [{"adapter": {"dropout": 0.1}}, {"hyper": {"neftune_alpha": 5.0}}])
+def test_dropout_and_noise_are_each_rows_own(tmp_path: Path, job: dict[str, Any]) -> None:
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"}, **job)
+    assert not session.loaded.shares
+    assert session.loop.objective.collate(session.loop.train, range(6)).ids.numel() > 6 * 15
+
+
+def test_a_model_whose_rows_would_mix_gets_no_line(tmp_path: Path) -> None:
+    """As in a layer with a state that runs on: a position sees the token before it, whosever it is."""
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
+    loaded = Loaded(session.loaded.model, session.loaded.inner, session.loaded.head, session.device)
+    assert line_limit(loaded) == (512, None)
+    mlp = loaded.inner.get_decoder().layers[0].mlp
+    original = mlp.forward
+    mlp.forward = lambda x: original(x) + 0.5 * torch.roll(x, 1, 1)
+    assert line_limit(loaded) == (0, "a row then has other states than alone")
+
+
+def test_a_window_limits_the_rows_of_a_line(tmp_path: Path) -> None:
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
+    session.loaded.inner.config.sliding_window = 40
+    assert line_limit(session.loaded) == (40, None)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    shared=st.integers(0, 6),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 99),
+)
+def test_attention_over_a_line_is_attention_over_each_row(
+    lengths: list[int], shared: int, kv_heads: int, seed: int
+) -> None:
+    rows = [list(range(shared)) + [100 * (r + 1) + t for t in range(n)] for r, n in enumerate(lengths)]
+    import numpy as np
+
+    line = line_up([np.array(r) for r in rows], [range(len(rows))], [shared])
+    assert len(line.ids) == shared + sum(lengths)
+    torch.manual_seed(seed)
+    places = [
+        [*range(shared), *range(start, start + n)] for start, n in zip(line.starts, lengths, strict=True)
+    ]
+    for row, at in zip(rows, places, strict=True):
+        assert line.ids[at].tolist() == row
+        assert line.positions[at].tolist() == list(range(len(row)))
+    q, k, v = (
+        torch.randn(1, h, len(line.ids), 8, dtype=torch.float32, requires_grad=True)
+        for h in (4, kv_heads, kv_heads)
+    )
+    toward = [torch.randn(1, len(at), 4, 8) for at in places]
+    module = SimpleNamespace(num_key_value_groups=4 // kv_heads, is_causal=True, training=True)
+    results: list[list[torch.Tensor]] = []
+    for ours in (True, False):
+        q.grad = k.grad = v.grad = None
+        if ours:
+            whole, _ = attention(module, q, k, v, None, layout=line.layout)
+            outs = [whole[:, at] for at in places]
+        else:
+            outs = [attention(module, q[:, :, at], k[:, :, at], v[:, :, at], None)[0] for at in places]
+        sum((o * t).sum() for o, t in zip(outs, toward, strict=True)).backward()  # type: ignore[union-attr]
+        assert q.grad is not None and k.grad is not None and v.grad is not None
+        results.append([torch.cat([o.detach() for o in outs], 1), q.grad, k.grad, v.grad])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)

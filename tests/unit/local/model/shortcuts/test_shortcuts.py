@@ -1,0 +1,171 @@
+"""A shortcut that a model does not bear is left out, and the run says so and trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.local.families import make
+from tests.unit.local.model.shortcuts.test_line import chats
+from tests.unit.local.sessions import make_session
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.model import engines, loading
+from orchestrate.local.model.shortcuts import accelerating
+from orchestrate.local.model.shortcuts.choosing import turn_on
+from orchestrate.local.model.shortcuts.probes import line_limit, packs
+from orchestrate.local.run.session import Session
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    adapter = {"type": "lora"}
+    return make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"}, adapter=adapter)
+
+
+def again(session: Session, **changes: Any) -> Any:
+    """The session's model as if it had just been loaded."""
+    from orchestrate.local.model.shortcuts.fused import unfuse
+    from orchestrate.local.model.shortcuts.kernels import undo
+
+    unfuse(session.loaded.model)
+    undo(session.loaded.inner)
+    fresh = {"line_limit": 0, "trained_only": None, "left_out": {}, **changes}
+    return dataclasses.replace(session.loaded, **fresh)
+
+
+def last_mlp(session: Session) -> Any:
+    return session.loaded.inner.get_decoder().layers[-1].mlp
+
+
+def test_attention_with_dropout_is_trained_in_padded_rows(tmp_path: Path) -> None:
+    """Which it is in training mode only: a look at the model in evaluation mode does not show it."""
+    folder = make("seed_oss", tmp_path / "model", attention_dropout=0.1, residual_dropout=0.1)
+    session = make_session(
+        tmp_path,
+        chats(tmp_path / "t.jsonl", 12),
+        method={"type": "sft"},
+        adapter={"type": "lora"},
+        model=str(folder),
+        hyper={"epochs": 1},
+    )
+    assert session.loaded.line_limit == 0 and not session.loaded.shares
+    (told,) = (e.message for e in session.run.events() if e.type == "left_out")
+    assert told.startswith("without rows in one line: the model ends in NotImplementedError")
+    session.loop.run()
+    assert len(session.run.metrics()) == 2
+
+
+def test_the_least_sight_of_another_row_is_one_too_much(session: Session) -> None:
+    """A millionth of what the token before says: far below rounding, as with a state that decays."""
+    loaded, mlp = session.loaded, last_mlp(session)
+    assert line_limit(loaded)[0] > 0 and packs(loaded) is None
+    original = mlp.forward
+    mlp.forward = lambda x: original(x) + 1e-6 * torch.roll(x, 1, 1)
+    assert line_limit(loaded) == (0, "a row then sees another row's tokens")
+    assert packs(loaded) == "a row then sees another row's tokens"
+
+
+def test_what_ends_with_our_layers_is_trained_with_the_libraries(session: Session) -> None:
+    mlp = last_mlp(session)
+    original = mlp.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if "forward" in vars(mlp.gate_proj) and mlp.training:
+            raise RuntimeError("no such layer\nthe second line")
+        return original(x)
+
+    loaded = again(session)
+    mlp.forward = forward
+    turn_on(loaded, session.job)
+    assert loaded.left_out == {"LoRA in one step": "the model ends in RuntimeError: no such layer"}
+    assert "forward" not in vars(mlp.gate_proj)
+    assert loaded.line_limit > 0  # the others are on
+
+
+def test_a_model_that_cannot_be_trained_says_so_before_the_first_step(session: Session) -> None:
+    mlp = last_mlp(session)
+    original = mlp.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if mlp.training:
+            raise ValueError("only for answers")
+        return original(x)
+
+    loaded = again(session)
+    mlp.forward = forward
+    with pytest.raises(RunFailed, match="cannot be trained as it is: the model ends in ValueError: only for"):
+        turn_on(loaded, session.job)
+
+
+def test_packing_that_a_model_does_not_bear_is_told(tmp_path: Path) -> None:
+    folder = make("opt", tmp_path / "model")
+    data = chats(tmp_path / "t.jsonl", 12)
+    hyper = {"packing": True}
+    tell = {
+        name: make_session(
+            tmp_path, data, method={"type": "sft"}, adapter={"type": "lora"}, ref=name, hyper=hyper, **job
+        )
+        for name, job in {
+            "plain": {"model": str(folder), "engine": "plain"},
+            "line": {"model": str(folder)},
+            "tiny": {},
+        }.items()
+    }
+    told = {n: [e for e in s.run.events() if e.type == "left_out"] for n, s in tell.items()}
+    assert told["tiny"] == []
+    assert {e.level for events in told.values() for e in events} == {"warning"}
+    assert told["plain"][0].message.startswith(
+        "packing is not done, rows of like length are padded instead: a"
+    )
+    assert told["line"][0].message.startswith(
+        "packing only of rows up to 512 tokens, longer ones are padded: a"
+    )
+    objective, rows = tell["plain"].loop.objective, tell["plain"].loop.train
+    assert len(objective.collate(rows, range(6)).ids) == 6  # side by side
+    packed = tell["tiny"]
+    packed.loaded.line_limit = 0
+    assert len(packed.loop.objective.collate(packed.loop.train, range(6)).ids) < 6
+
+
+def test_a_layer_that_does_not_compile_runs_as_it_is(session: Session) -> None:
+    loaded = again(session, choice=engines.Choice("compile", "asked for by name"))
+
+    def broken(*_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError("no kernel for this")
+
+    for layer in loaded.inner.get_decoder().layers:
+        # As torch's own `compile` leaves it; compiling itself takes a minute on a CPU.
+        layer.compile = lambda layer=layer, **_: setattr(layer, "_compiled_call_impl", broken)
+    turn_on(loaded, session.job)
+    assert loaded.choice.name == "plain"
+    assert loaded.left_out == {"torch.compile": "the model ends in RuntimeError: no kernel for this"}
+    assert loaded.hidden(torch.tensor([[5, 6, 7]])).shape[:2] == (1, 3)
+
+
+@pytest.mark.parametrize("engine", [None, "liger"])
+def test_a_family_that_liger_does_not_know_is_trained_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str | None
+) -> None:
+    """A stand-in for the package, which needs a GPU: it has kernels for nothing."""
+    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", ModuleType("liger_kernel.transformers"))
+    there = engines.Choice("liger", "liger-kernel is installed and there is a GPU")
+    monkeypatch.setattr(loading, "choose", lambda asked, *_: there if asked != "fused" else engines.PLAIN)
+    data = chats(tmp_path / "t.jsonl", 12)
+    if engine:
+        with pytest.raises(accelerating.Unfit, match="no kernels for llama"):
+            make_session(tmp_path, data, method={"type": "sft"}, engine=engine)
+        return
+    session = make_session(tmp_path, data, method={"type": "sft"})
+    assert session.loaded.left_out == {"Liger": "Liger has no kernels for llama models"}

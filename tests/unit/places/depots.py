@@ -1,0 +1,61 @@
+"""Stores of runs: in memory, on this disk, and S3 by a server that speaks it (moto, in its own process)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+
+class S3:
+    """`env`: of whoever asks it."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.log = (folder / "s3.log").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self.env = {
+            "AWS_ENDPOINT_URL": self.address,
+            "AWS_ACCESS_KEY_ID": "an-id",
+            "AWS_SECRET_ACCESS_KEY": "a-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx.put(f"{self.address}/runs", headers=_signed())
+                return
+            except httpx.TransportError:
+                assert time.monotonic() < deadline and self.process.poll() is None, "moto does not start"
+                time.sleep(0.05)
+
+    def freeze(self) -> None:
+        """Takes connections and answers nothing."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+def _signed() -> dict[str, str]:
+    """moto reads the region and checks nothing."""
+    return {"authorization": "AWS4-HMAC-SHA256 Credential=an-id/20260101/us-east-1/s3/aws4_request"}

@@ -1,0 +1,60 @@
+"""What a worker does to its run directory, without a model: ten steps, a checkpoint at every second one. Goes
+on from its newest checkpoint, and heeds `control`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.local.run import checkpoints
+from orchestrate.local.run.checkpoints import Progress
+from orchestrate.local.run.rundir import RunDir, now
+
+STEPS = 10
+
+
+def main(path: str, seconds: float, die_at: int = 0) -> None:
+    run = RunDir(path)
+    state = run.written_state()
+    whole, _ = checkpoints.newest_whole(run.checkpoints)
+    first = whole.progress.step if whole else 0
+    run.repair(first)
+    attempt = state.attempt + 1
+    run.add_event(f"attempt {attempt} begins after step {first}", type="started")
+    for step in range(first + 1, STEPS + 1):
+        if word := run.asked():
+            status = {"pause": "paused", "cancel": "cancelled"}[word]
+            state = msgspec.structs.replace(state, status=status, step=step - 1, updated_at=now())
+            run.write_state(state)
+            return
+        time.sleep(seconds)
+        run.add_metrics(step, {"train_loss": 1.0 / step, "attempt": float(attempt)})
+        if step % 2 == 0:
+            weights = f"weights of step {step}".encode()
+
+            def fill(draft: Path, weights: bytes = weights) -> None:
+                (draft / "adapter").mkdir()
+                (draft / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+
+            checkpoints.save(run.checkpoints, Progress(step=step, total_steps=STEPS), fill)
+        state = msgspec.structs.replace(
+            state, status="running", step=step, total_steps=STEPS, attempt=attempt, updated_at=now()
+        )
+        run.write_state(state)
+        if step == die_at and attempt == 1:
+            raise SystemExit(9)
+    (run.path / "adapter").mkdir()
+    (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"the weights of the end")
+    run.add_event("done", type="succeeded", step=STEPS)
+    run.write_state(
+        msgspec.structs.replace(
+            state, status="succeeded", result="adapter", finished_at=now(), updated_at=now()
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[-1], float(sys.argv[1]), int(sys.argv[2]))

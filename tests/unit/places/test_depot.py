@@ -1,0 +1,87 @@
+"""Runs behind fsspec: the same on a disk, in memory and in S3."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from orchestrate.errors import ArtifactRefused, HostUnavailable
+from orchestrate.places.depot import Depot, safe
+from orchestrate.types import ArtifactFile
+
+
+def test_files_are_replaced_whole_and_what_is_not_there_is_none(url: str) -> None:
+    depot = Depot(url)
+    assert depot.read("runs/a/status.json") is None and depot.names("runs/a") == []
+    depot.write("runs/a/status.json", b"one")
+    depot.write("runs/a/status.json", b"two")
+    assert depot.read("runs/a/status.json") == b"two"
+    assert depot.names("runs/a") == ["status.json"]
+    depot.remove("runs/a")
+    depot.remove("runs/a")
+    assert Depot(url).read("runs/a/status.json") is None
+
+
+def test_content_goes_up_once_and_comes_back_as_it_was(url: str, tmp_path: Path) -> None:
+    depot, source = Depot(url), tmp_path / "train.jsonl"
+    source.write_bytes(b"rows\n" * 1000)
+    file = depot.keep(source)
+    assert file.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert depot.keep(source) == file and depot.names("blobs") == [file.sha256]
+    depot.fetch(file, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    depot.write(f"blobs/{file.sha256}", b"other bytes")
+    with pytest.raises(ArtifactRefused, match="other bytes"):
+        depot.fetch(file, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_folder_is_there_when_its_manifest_is(url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000002"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "weights").write_bytes(b"w")
+    (folder / "progress.json").write_bytes(b"{}")
+    stored = Depot(url).run("orc-a")
+    stored.keep_folder(folder.name, folder)
+    assert stored.folders() == [folder.name]
+    assert stored.fetch_folder(folder.name, tmp_path / "part", only=["progress.json"])
+    assert [path.name for path in (tmp_path / "part").iterdir()] == ["progress.json"]
+    assert stored.fetch_folder(folder.name, tmp_path / "all")
+    assert (tmp_path / "all" / "adapter" / "weights").read_bytes() == b"w"
+    stored.depot.remove(f"{stored.folder}/folders/{folder.name}/manifest")
+    assert stored.manifest(folder.name) is None and not stored.fetch_folder(folder.name, tmp_path / "no")
+    stored.drop_folder(folder.name)
+    assert stored.folders() == []
+
+
+def test_a_growing_file_is_read_as_far_as_its_parts_are_unbroken(url: str) -> None:
+    stored = Depot(url).run("orc-a")
+    assert stored.parts("events.jsonl") == []
+    for number in (1, 2, 4):
+        stored.add_part("events.jsonl", (1, number), b"%d\n" % number)
+    assert stored.parts("events.jsonl") == [(1, 1), (1, 2)]
+    assert stored.parts("events.jsonl", after=(1, 1)) == [(1, 2)]
+    stored.add_part("events.jsonl", (2, 2), b"of an edition whose first part is not there yet\n")
+    assert stored.parts("events.jsonl") == [(1, 1), (1, 2)]
+    stored.add_part("events.jsonl", (2, 1), b"1\n")
+    assert stored.parts("events.jsonl", after=(1, 2)) == [(2, 1), (2, 2)]
+
+
+def test_a_store_that_cannot_be_asked_says_so_and_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "depot").write_text("a file where a folder should be")
+    depot = Depot(f"file://{tmp_path}/depot")
+    with pytest.raises(HostUnavailable, match="could not be asked to write"):
+        depot.write("runs/a/status.json", b"x")
+    with pytest.raises(HostUnavailable, match="no place for runs"):
+        Depot("nowhere://x")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../up", "", "c:\\x"])
+def test_a_manifest_leads_nowhere_else(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactRefused):
+        safe(path)
+    files = [ArtifactFile(path=path, bytes=1, sha256="0" * 64)]
+    with pytest.raises(ArtifactRefused):
+        Depot(f"file://{tmp_path}/depot").fetch_folder(files, tmp_path / "in")

@@ -1,0 +1,281 @@
+"""Hugging Face Jobs by its own client, unmodified, against a stand-in that speaks its HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from huggingface_hub import HfApi
+from tests.paths import TINY
+from tests.sending import create, upload
+from tests.unit.places import hub as hubs
+from tests.unit.places.depots import S3
+from tests.unit.places.hub import TOKEN, Hub
+
+from orchestrate import config
+from orchestrate.commands.terminal.options import SpecOptions
+from orchestrate.costing import built_in
+from orchestrate.data import TrainingData
+from orchestrate.errors import AuthenticationFailed, InvalidRequest, OutcomeUnknown, OverBudget, UsageError
+from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.places.base import Resources
+from orchestrate.places.kinds.hf_jobs import FLAVORS, LABEL, STAGES, HfJobs
+from orchestrate.places.order import pins
+from orchestrate.providers import registry
+from orchestrate.providers.local.away import AwayProvider
+from orchestrate.spec import JobSpec
+from orchestrate.types import JobStatus, Severity
+
+REF = "orc-0123456789ab"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """Jobs are made, and nothing is run."""
+    (tmp_path / "hub").mkdir()
+    with hubs.running(tmp_path / "hub", run=False) as found:
+        yield found
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
+    path.write_text(f"{json.dumps({'messages': messages})}\n" * 24)
+    return path
+
+
+def provider(hub: Hub, tmp_path: Path, depot: str | None = None, token: str = TOKEN) -> AwayProvider:
+    (tmp_path / "home").mkdir(exist_ok=True)
+    (tmp_path / "orchestrate.toml").write_text(
+        f'[hosts.hf-jobs.options]\ndepot = "{depot or f"file://{tmp_path}/depot"}"\n'
+    )
+    found = registry.make("hf-jobs", config.load(env={}, cwd=tmp_path, home=tmp_path / "home"))
+    assert isinstance(found, AwayProvider)
+    found.place = HfJobs("hf-jobs", found.config.options, lambda: HfApi(endpoint=hub.url, token=token))
+    return found
+
+
+def spec(rows: Path, **more: Any) -> JobSpec:
+    values: dict[str, Any] = {"model": str(TINY), "train": str(rows), "adapter": "lora", "epochs": 1}
+    return JobSpec.parse(values | more)
+
+
+def submit(found: AwayProvider, asked: JobSpec, ref: str = REF) -> Any:
+    data = TrainingData.open(asked.train, asked.validation)  # type: ignore[arg-type]
+    return create(found, asked, upload(found, asked, data), ref)
+
+
+def test_what_is_sent(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    found = provider(hub, tmp_path)
+    handle = submit(found, spec(rows, max_cost_usd=10, provider_options={"hf-jobs": {"gpu": "L4"}}))
+    assert handle.provider == "hf-jobs" and handle.job_id == REF
+    [sent] = hub.sent
+    assert sent["flavor"] == "l4x1" and sent["labels"][LABEL] == REF
+    assert sent["timeoutSeconds"] == pytest.approx(10 / Decimal("0.79998") * 3600 + 900, abs=1)
+    assert sent["secrets"]["HF_TOKEN"] == TOKEN
+    assert TOKEN not in json.dumps(sent["environment"]) + json.dumps(sent["command"])
+    with_ = [sent["command"][i + 1] for i, word in enumerate(sent["command"]) if word == "--with"]
+    assert {"torch", "transformers", "peft", "fsspec"} <= {pin.partition("==")[0] for pin in with_}
+    assert all("==" in pin and "+" not in pin for pin in with_) and with_ == pins("local", more=("fsspec",))
+    assert b"L4" in (tmp_path / "home" / "places" / "hf-jobs" / "runs" / REF / "job.json").read_bytes()
+
+
+def test_our_words_are_the_clients() -> None:
+    from huggingface_hub import JobHardware, JobStage
+
+    assert {stage.value for stage in JobStage} == set(STAGES)
+    assert {flavor for flavor, _, _ in FLAVORS.values()} <= {one.value for one in JobHardware}
+
+
+@pytest.mark.parametrize("fault", ["lost", "500 after", "garbled", "lost before", "500 before"])
+def test_a_lost_answer_makes_no_second_job(fault: str, hub: Hub, rows: Path, tmp_path: Path) -> None:
+    """Its run is found by its label, or, where no job was made, is sent again."""
+    found, asked = provider(hub, tmp_path), spec(rows)
+    hub.faults = [fault]
+    with pytest.raises(OutcomeUnknown):
+        submit(found, asked)
+    again = found.find(REF)
+    assert len(again) == (0 if fault.endswith("before") else 1)
+    for _ in range(3):
+        assert submit(found, asked).job_id == REF
+    assert len(hub.jobs) == 1 and found.find(REF)[0].job_id == REF
+
+
+def test_a_refusal_is_certain_and_another_ref_is_another_job(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    found, asked = provider(hub, tmp_path), spec(rows)
+    hub.faults = ["refused"]
+    with pytest.raises(InvalidRequest, match="no such flavor"):
+        submit(found, asked)
+    assert not hub.jobs
+    refs = [f"orc-00000000000{n}" for n in range(5)]
+    for ref in refs:
+        submit(found, asked, ref)
+    assert [found.find(ref)[0].ref for ref in refs] == refs
+    assert {item.name for item in found.billing().items} == set(refs), "page by page"
+    with pytest.raises(AuthenticationFailed):
+        provider(hub, tmp_path, token="hf_wrong").place.find(REF)
+
+
+def test_the_price_is_read_again_before_a_job_is_made(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    """What its page said once is what a quote has; a cap holds against the list as it is now."""
+    found = provider(hub, tmp_path)
+    asked = spec(rows, provider_options={"hf-jobs": {"gpu": "H200", "max_usd_per_hour": 4.99}})
+    with pytest.raises(OverBudget, match=r"\$5"):
+        submit(found, asked)
+    assert not hub.sent
+
+
+def test_the_bill_is_the_hosts_durations_at_its_price(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    """By hand: 61 and 3,599 seconds of an A100 are 2 and 60 minutes at $2.50002 an hour."""
+    found = provider(hub, tmp_path)
+    handle = submit(found, spec(rows, provider_options={"hf-jobs": {"gpu": "A100"}}))
+    [first] = hub.jobs
+    hub.end(first, "ERROR", "the machine died", ran_s=61)
+    assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle)
+    second = next(id for id in hub.jobs if id != first)
+    hub.end(second, "COMPLETED", ran_s=3599)
+    job = found.get(handle)
+    assert job.cost_usd == Decimal("2.50002") * 62 / 60 and "durations" in str(job.cost_origin)
+    assert job.payload["used_seconds"] == 3660
+
+
+def test_a_head_that_forgot_is_waited_for_until_no_worker_can_be_left(
+    hub: Hub, rows: Path, tmp_path: Path
+) -> None:
+    found = provider(hub, tmp_path)
+    handle = submit(found, spec(rows))
+    [id] = hub.jobs
+    hub.forgets.add(id)
+    run = RunDir(found.home / "runs" / REF)
+    place = found.place
+    assert not place.lost(run) and not found.recover(handle)
+    import os
+
+    long_ago = time.time() - place.silence_s - 120
+    os.utime(run.path / "worker.json", (long_ago, long_ago))
+    assert found.get(handle).status is JobStatus.PAUSED
+    assert found.recover(handle) and len(hub.jobs) == 2
+    assert not found.recover(handle) and len(hub.jobs) == 2
+
+
+def test_a_worker_that_dies_each_time_is_not_paid_for_without_end(
+    hub: Hub, rows: Path, tmp_path: Path
+) -> None:
+    found = provider(hub, tmp_path)
+    handle = submit(found, spec(rows))
+    for _ in range(20):
+        for id in hub.jobs:
+            if hub.jobs[id]["finishedAt"] is None:
+                hub.end(id, "ERROR", "no such image")
+        found.get(handle)
+        found.recover(handle)
+    assert len(hub.jobs) == 5
+    assert found.get(handle).status is JobStatus.FAILED
+    assert any("no such image" in event.message for event in found.events(handle))
+
+
+def test_cancelled_before_it_began_it_is_ended_there_too(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    found = provider(hub, tmp_path)
+    handle = submit(found, spec(rows))
+    found.cancel(handle)
+    assert [job["status"]["stage"] for job in hub.jobs.values()] == ["CANCELED"]
+    assert found.get(handle).status is JobStatus.CANCELLED
+    assert not found.recover(handle)
+
+
+def test_the_cheapest_gpu_on_which_it_fits_is_taken(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    """Qwen3 8B with QLoRA needs about 10 GB, and 70B in four bits more than any 24 GB card."""
+    found = provider(hub, tmp_path)
+    small = {row.name: row for row in found.translate(spec(rows, model="qwen3-8b", adapter="qlora")).settings}
+    large = {
+        row.name: row for row in found.translate(spec(rows, model="llama-3.3-70b", adapter="qlora")).settings
+    }
+    assert small["provider_options.gpu"].sent in ("L4", "L40S", "A100", "H200")
+    assert large["provider_options.gpu"].sent in ("A100", "RTX PRO 6000", "H200")
+    full = found.translate(spec(rows, model="llama-3.3-70b", adapter="full"))
+    [refused] = full.refused
+    assert refused.name == "provider_options.gpu" and "fits on no GPU" in str(refused.rule)
+    old = found.translate(spec(rows, provider_options={"hf-jobs": {"gpu": "T4"}}))
+    assert "bf16" in str(old.refused[0].rule)
+    two = found.translate(spec(rows, provider_options={"hf-jobs": {"gpu": "H200:2"}}))
+    assert [row.name for row in two.refused] == ["provider_options.gpu"]
+
+
+def test_a_quote_has_the_source_and_the_age_of_its_price(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    found = provider(hub, tmp_path)
+    asked = spec(rows, model="qwen3-8b", provider_options={"hf-jobs": {"gpu": "A100"}})
+    data = TrainingData.open(asked.train)  # type: ignore[arg-type]
+    quote = found.quote(asked, data, found.translate(asked), built_in())
+    [line] = quote.lines
+    assert line.usd_per_unit == Decimal("2.5") and line.as_of == "2026-11-25" and "hub-docs" in line.source
+    assert quote.low_usd < quote.expected_usd < quote.high_usd
+    found.place.price(Resources(gpu="A100", machine="a100-large"))
+    [line] = found.quote(asked, data, found.translate(asked), built_in()).lines
+    assert line.usd_per_unit == Decimal("2.50002") and "list of machines" in line.source
+    assert [p for p in found.check(asked, data, found.translate(asked)) if p.severity is Severity.ERROR] == []
+
+
+def test_a_command_asks_for_a_machine_at_places_alone(rows: Path, tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(f"model: qwen3-8b\ntrain: {rows}\n")
+    asked = SpecOptions(spec=file, gpu="L4", max_hours=2.0)
+    assert asked.read("together,hf-jobs").provider_options == {"hf-jobs": {"gpu": "L4", "max_hours": 2.0}}
+    with pytest.raises(UsageError, match="--gpu is for places away from here"):
+        asked.read("together,local")
+    assert SpecOptions(spec=file).read("all").provider_options == {}
+
+
+def test_a_copy_that_is_gone_is_made_again_from_the_depot(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    found = provider(hub, tmp_path)
+    handle = submit(found, spec(rows))
+    state = State(status="running", step=3, total_steps=9, updated_at=now(), attempt=1)
+    found.place.depot.run(REF).write("status.json", state.to_json())
+    run = RunDir(found.home / "runs" / REF)
+    for path in sorted(run.path.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    run.path.rmdir()
+    assert found.get(handle).step == 3 and RunDir(run.path).job().ref == REF
+
+
+@pytest.mark.slow
+def test_trained_over_there_killed_and_brought_home(s3: S3, rows: Path, tmp_path: Path) -> None:
+    """The real engine in processes that have the job's environment alone, its depot S3; its machine dies on
+    the way."""
+    (tmp_path / "hub").mkdir()
+    with hubs.running(tmp_path / "hub") as hub:
+        found = provider(hub, tmp_path, depot=f"s3://runs/{tmp_path.name}")
+        found.place.price(Resources(machine="cpu-basic"))
+        options = {"gpu": "none", "recovery_seconds": 0, "threads": 1}
+        asked = spec(rows, epochs=4, batch_size=2, seed=1, provider_options={"hf-jobs": options})
+        handle = submit(found, asked)
+        _wait(lambda: (found.get(handle).step or 0) >= 5, hub)
+        [first] = hub.jobs
+        hub.kill(first)
+        _wait(lambda: found.get(handle).status is JobStatus.PAUSED, hub)
+        assert found.recover(handle)
+        _wait(lambda: found.get(handle).status.terminal, hub)
+        job = found.get(handle)
+        assert job.status is JobStatus.SUCCEEDED and job.step == 48
+        steps = [point.step for point in found.metrics(handle) if "train_loss" in point.values]
+        assert steps == sorted(set(steps)) and steps[-1] == 48
+        [resumed] = [event for event in found.events(handle) if event.type == "resumed"]
+        assert (resumed.step or 0) > 0
+        artifact = found.download(handle, tmp_path / "tuned")
+        assert (tmp_path / "tuned" / "adapter_model.safetensors").is_file()
+        passport = msgspec.json.decode((tmp_path / "tuned" / "passport.json").read_bytes())
+        assert passport["ref"] == REF and artifact.kind == "adapter" and len(hub.jobs) == 2
+
+
+def _wait(ready: Callable[[], bool], hub: Hub) -> None:
+    deadline = time.monotonic() + 240
+    while not ready():
+        logs = [path.read_text()[-1500:] for path in hub.folder.glob("*.log")]
+        assert time.monotonic() < deadline, logs
+        time.sleep(0.3)

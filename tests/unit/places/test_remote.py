@@ -1,0 +1,327 @@
+"""A worker away from here: what it reports, how it goes on, and how it ends itself. Its engine is a small one
+that treats the run directory as the real one does; `test_training_away` has the real one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.paths import ROOT
+from tests.unit.places.depots import S3
+
+from orchestrate.local import Hyper, LocalJob, RunDir
+from orchestrate.local.job import Adapter, Supervised
+from orchestrate.local.run import checkpoints
+from orchestrate.local.run.checkpoints import Progress
+from orchestrate.local.run.rundir import now
+from orchestrate.places import claim, mirror
+from orchestrate.places.base import Limits
+from orchestrate.places.depot import Depot
+from orchestrate.places.order import environment, place_order
+from orchestrate.places.remote import SILENT, Errand
+from orchestrate.places.switch import Switch
+from orchestrate.types import ArtifactFile
+
+ENGINE = str(Path(__file__).parent / "engine.py")
+
+
+def engine(seconds: float = 0.0, die_at: int = 0) -> list[str]:
+    return [sys.executable, ENGINE, str(seconds), str(die_at)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> LocalJob:
+    (tmp_path / "train.jsonl").write_text('{"messages": []}\n')
+    return LocalJob(
+        ref="orc-a",
+        model="someone/some-model",
+        model_name="some-model",
+        train=str(tmp_path / "train.jsonl"),
+        method=Supervised(),
+        adapter=Adapter(type="lora", r=8),
+        hyper=Hyper(epochs=1),
+        created_at=now(),
+    )
+
+
+def errand(url: str, folder: Path, **more: object) -> Errand:
+    values = {"engine": engine(), "report_s": 0.05, "grace_s": 5.0, "end": lambda code: None} | more
+    folder.mkdir(exist_ok=True)
+    return Errand(Depot(url), "orc-a", folder, **values)  # pyright: ignore[reportArgumentType]
+
+
+def wait(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def test_a_reader_sees_what_the_worker_wrote(url: str, job: LocalJob, tmp_path: Path) -> None:
+    depot = Depot(url)
+    order = place_order(depot, job, Limits())
+    away = errand(url, tmp_path / "there")
+    assert away.order == order and away.work() == 0
+
+    here, stored = RunDir(tmp_path / "here"), depot.run("orc-a")
+    here.path.mkdir()
+    assert mirror.look(here, stored)
+    assert here.events() == away.run.events() and here.metrics() == away.run.metrics()
+    assert [point.step for point in here.metrics()] == list(range(1, 11))
+    assert here.state() == away.run.state() and here.state().status == "succeeded"
+    assert [one.path.name for one in checkpoints.listed(here.checkpoints)] == [
+        one.path.name for one in checkpoints.listed(away.run.checkpoints)
+    ]
+    assert not (here.path / "adapter").exists()
+    mirror.bring(here, stored, here.path / "adapter")
+    assert (here.path / "adapter" / "adapter_model.safetensors").read_bytes() == b"the weights of the end"
+    last = checkpoints.listed(here.checkpoints)[-1]
+    mirror.bring(here, stored, last.weights)
+    assert checkpoints.verify(last.path) is not None
+    assert not here.alive()  # it has said that it ends
+
+
+def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
+    url: str, job: LocalJob, tmp_path: Path
+) -> None:
+    """And the reader gets each step once, though the second attempt trains one again."""
+    place_order(Depot(url), job, Limits())
+    here, stored = RunDir(tmp_path / "here"), Depot(url).run("orc-a")
+    here.path.mkdir()
+    assert errand(url, tmp_path / "first", engine=engine(die_at=5)).work() == 1
+    mirror.look(here, stored)
+    assert here.state().status == "interrupted" and here.metrics()[-1].step == 5
+    assert errand(url, tmp_path / "second").work() == 0
+    assert mirror.look(here, stored, 1)
+    told = {point.step: point.values["attempt"] for point in here.metrics()}
+    assert len(here.metrics()) == len(told) == 10
+    assert told[4] == 1 and told[5] == 2, "step 5 came after the newest checkpoint"
+    assert "begins after step 4" in " ".join(event.message for event in here.events())
+    assert here.state().status == "succeeded" and claim.attempts(stored) == 2
+
+
+@pytest.mark.parametrize(("word", "end"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/depot"
+    place_order(Depot(url), job, Limits())
+    stored = Depot(url).run("orc-a")
+    asking = threading.Timer(0.5, lambda: stored.write("control", word.encode()))
+    asking.start()
+    assert errand(url, tmp_path / "there", engine=engine(0.3)).work() == 0
+    assert b'"status":"%s"' % end.encode() in (stored.read("status.json") or b"")
+
+
+def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/depot"
+    place_order(Depot(url), job, Limits())
+    first, codes = errand(url, tmp_path / "first", engine=engine(30.0)), list[int]()
+    thread = threading.Thread(target=lambda: codes.append(first.work()))
+    thread.start()
+    wait(lambda: Depot(url).read("runs/orc-a/pulse.json") is not None)
+    assert errand(url, tmp_path / "second").work() == 0
+    thread.join(60)
+    assert codes == [1]
+    told = RunDir(tmp_path / "here")
+    told.path.mkdir()
+    mirror.look(told, Depot(url).run("orc-a"))
+    assert told.state().status == "succeeded" and len(told.metrics()) == 10
+
+
+def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Path) -> None:
+    """A dollar at 3600 dollars per hour is one second, of all attempts together."""
+    url, clock = f"file://{tmp_path}/depot", Clock()
+    limits = Limits(max_usd=Decimal(1), usd_per_hour=Decimal(3600))
+    place_order(Depot(url), job, limits)
+    away = errand(url, tmp_path / "there", engine=engine(0.2), clock=clock)
+    threading.Thread(target=lambda: (wait(lambda: len(away.run.metrics()) > 2), clock.pass_(1.0))).start()
+    assert away.work() == 0
+    state = away.run.state()
+    assert state.status == "paused" and 0 < state.step < 10
+    assert state.error is not None and state.error.code == "limit" and "$1.00" in state.error.message
+    again = errand(url, tmp_path / "again", engine=engine(30.0))
+    assert again.claim.earlier_s >= 1.0
+    assert again.work() == 0 and again.run.metrics()[-1].step == state.step, "no time was left"
+    place_order(Depot(url), job, Limits())
+    assert errand(url, tmp_path / "more").work() == 0
+
+
+def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_a_run_that_goes_on(
+    job: LocalJob, tmp_path: Path
+) -> None:
+    url = f"file://{tmp_path}/depot"
+    place_order(Depot(url), job, Limits())
+    away = errand(url, tmp_path / "there", engine=engine(0.3))
+    threading.Timer(1.5, away.preempted.set).start()
+    assert away.work() == 1
+    here = RunDir(tmp_path / "here")
+    here.path.mkdir()
+    mirror.look(here, Depot(url).run("orc-a"))
+    assert here.state().status == "interrupted", "nobody paused it"
+    assert errand(url, tmp_path / "next").work() == 0
+
+
+class Clock:
+    at = 1000.0
+
+    def pass_(self, seconds: float) -> None:
+        self.at += seconds
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def test_when_the_switch_is_thrown() -> None:
+    """By hand: $30 at $2.50 an hour are 12 hours, of which earlier attempts used 5."""
+    clock = Clock()
+    limits = Limits(max_hours=20, max_usd=Decimal(30), usd_per_hour=Decimal("2.5"), silence_s=600)
+    assert limits.seconds == 12 * 3600
+    switch = Switch(limits, earlier_s=5 * 3600, clock=clock)
+    clock.at += 599
+    assert switch.due() is None
+    clock.at += 1
+    assert switch.due() is not None and switch.due()[0] == "silence"  # pyright: ignore[reportOptionalSubscript]
+    switch.reported()
+    clock.at = 1000.0 + 7 * 3600 - 1
+    switch.reported()
+    assert switch.due() is None
+    clock.at += 1
+    found = switch.due()
+    assert found is not None and found[0] == "limit" and "$30.00" in found[1]
+    assert Switch(Limits(), clock=clock).due() is None
+
+
+@pytest.mark.parametrize("cut", ["frozen", "gone"])
+def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
+    cut: str, job: LocalJob, tmp_path: Path
+) -> None:
+    """The store takes connections and answers nothing, or is not there: the first hangs whoever asks it."""
+    store = S3(tmp_path)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in store.env.items():
+                patch.setenv(name, value)
+            depot = Depot("s3://runs/cut")
+            order = place_order(depot, job, Limits(silence_s=4.0))
+            worker = subprocess.Popen(
+                [sys.executable, "-c", CUT, str(tmp_path), *engine(0.5)],
+                env={**os.environ, **environment(depot, order), "PYTHONPATH": str(ROOT / "src")},
+            )
+        pid = tmp_path / "orc-a" / "engine.pid"
+        wait(lambda: pid.exists() and len(RunDir(tmp_path / "orc-a").metrics()) > 1)
+        if cut == "frozen":
+            store.freeze()
+        else:
+            store.process.kill()
+        assert worker.wait(60) == SILENT
+        wait(lambda: not _lives(int(pid.read_text())))
+    finally:
+        store.close()
+
+
+CUT = """
+import os, sys
+from pathlib import Path
+from orchestrate.places.depot import Depot
+from orchestrate.places.remote import Errand
+folder, *engine = sys.argv[1:]
+note = 'echo $$ > "$4/engine.new"; mv "$4/engine.new" "$4/engine.pid"; exec "$0" "$@"'
+depot = Depot(os.environ["ORCHESTRATE_DEPOT"])
+errand = Errand(depot, "orc-a", Path(folder), engine=["/bin/sh", "-c", note, *engine], report_s=0.2)
+os._exit(errand.work())
+"""
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_checkpoint_to_go_on_from_is_there_at_every_moment(job: LocalJob, tmp_path: Path) -> None:
+    """Also where the engine removes each one sooner than it can be sent."""
+    depot = Slow(f"file://{tmp_path}/depot")
+    run, stored = RunDir(tmp_path / "run"), depot.run("orc-a")
+    run.path.mkdir()
+    reporter, kept = mirror.Reporter(run, stored), list[str]()
+    for step in range(1, 6):
+        checkpoints.save(run.checkpoints, Progress(step=step, total_steps=9, kept=False), _fill)
+        depot.meanwhile = lambda: checkpoints.prune(run.checkpoints)
+        if step > 1:
+            depot.meanwhile = lambda step=step: (
+                checkpoints.save(run.checkpoints, Progress(step=step + 90, total_steps=9, kept=False), _fill),
+                checkpoints.prune(run.checkpoints),
+            )
+        reporter.report()
+        kept = [name for name in stored.folders() if stored.manifest(name) is not None]
+        assert kept, step
+        assert stored.fetch_folder(kept[-1], tmp_path / f"back-{step}")
+        assert checkpoints.verify(tmp_path / f"back-{step}") is not None
+        for path in run.checkpoints.glob("step-*"):
+            shutil.rmtree(path)
+
+
+class Slow(Depot):
+    """Something else happens while a file is sent."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def keep(self, path: Path, under: str = "blobs") -> ArtifactFile:
+        self.meanwhile()
+        return super().keep(path, under)
+
+
+def _fill(draft: Path) -> None:
+    (draft / "adapter").mkdir()
+    (draft / "adapter" / "adapter_model.safetensors").write_bytes(b"w" * 100)
+    (draft / "state.safetensors").write_bytes(b"s" * 100)
+
+
+def test_an_engine_ends_with_whoever_watches_it(tmp_path: Path) -> None:
+    """Killed, a watcher can end nothing: its engine sees that the line is cut."""
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", WATCHER, sys.executable, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert watcher.stdout is not None
+    pid = int(watcher.stdout.readline())
+    assert _lives(pid)
+    os.kill(watcher.pid, signal.SIGKILL)
+    watcher.wait()
+    watcher.stdout.close()
+    wait(lambda: not _lives(pid))
+
+
+WATCHER = """
+import subprocess, sys, time
+code = (
+    "import threading, time; from orchestrate.places import tether; "
+    "threading.Thread(target=tether.watch, daemon=True).start(); time.sleep(300)"
+)
+worker = subprocess.Popen([sys.argv[1], "-c", code], stdin=subprocess.PIPE)
+time.sleep(1)
+print(worker.pid, flush=True)
+time.sleep(300)
+"""
+
+
+def test_the_order_has_what_was_sent_by_content(job: LocalJob, tmp_path: Path) -> None:
+    depot = Depot(f"file://{tmp_path}/depot")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    job = msgspec.structs.replace(job, model=str(tmp_path / "model"))
+    first = place_order(depot, job, Limits())
+    blobs = depot.names("blobs")
+    assert place_order(depot, job, Limits(max_hours=1)).code == first.code
+    assert depot.names("blobs") == blobs and len(blobs) == 3

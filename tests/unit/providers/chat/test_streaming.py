@@ -1,0 +1,120 @@
+"""A streamed answer is the answer that it is without a stream, and the first token has its time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from orchestrate.errors import HostUnavailable, UnexpectedAnswer
+from orchestrate.providers.calls.hosted import Retry, Wire
+from orchestrate.providers.chat.completions import Chat
+from orchestrate.providers.chat.streaming import Timed
+from orchestrate.types import Message
+
+
+def chunk(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q"'}}
+SAID: dict[str, Sequence[dict[str, Any]]] = {
+    "text": (chunk(role="assistant"), chunk(content="Hel"), chunk(content="lo")),
+    "call": (chunk(tool_calls=[CALL]), chunk(tool_calls=[{"index": 0, "function": {"arguments": ': "a"}'}}])),
+    "nothing": (chunk(role="assistant"),),
+}
+END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}}
+
+
+@pytest.fixture
+def host() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The model's name says what it writes; `old` knows no stream options, `cut` and `silent` end
+    before the answer does."""
+    bodies: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            bodies.append(body)
+            if body["model"] == "old" and "stream_options" in body:
+                self.send_error(400)
+                return
+            self.send_response(200 if body["model"] != "down" else 503)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            if body["model"] == "down":
+                return
+            time.sleep(0.05)
+            pieces = [*SAID.get(body["model"], SAID["text"]), END]
+            if body["model"] in ("cut", "silent"):
+                pieces = [*SAID["text"]] if body["model"] == "cut" else []
+            for piece in [*pieces, *([USAGE] if "stream_options" in body else [])]:
+                whole = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", **piece}
+                self.wfile.write(f"data: {json.dumps(whole)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            del format, args
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1", bodies
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def asked(url: str, model: str) -> tuple[Chat, Timed]:
+    client = OpenAI(base_url=url, api_key="a-key-of-tests", max_retries=0)
+    timed = Timed(client.chat.completions.create)
+    return Chat(Wire("host", retry=Retry(attempts=1)), timed, model), timed
+
+
+QUESTION = [Message(role="user", content="Hi")]
+
+
+def test_text_and_tokens(host: tuple[str, list[dict[str, Any]]]) -> None:
+    chat, timed = asked(host[0], "text")
+    started = time.monotonic()
+    reply = chat.ask(QUESTION)
+    assert (reply.content, reply.finish_reason, reply.model) == ("Hello", "stop", "m")
+    assert (reply.prompt_tokens, reply.completion_tokens) == (5, 2)
+    assert timed.first_seconds is not None and 0.04 < timed.first_seconds <= time.monotonic() - started
+
+
+def test_a_host_without_stream_options_tells_no_tokens(host: tuple[str, list[dict[str, Any]]]) -> None:
+    chat, timed = asked(host[0], "old")
+    reply = chat.ask(QUESTION)
+    assert reply.content == "Hello" and reply.prompt_tokens is None and timed.first_seconds is not None
+    assert len(host[1]) == 2
+
+
+def test_an_answer_without_text_has_no_first_token(host: tuple[str, list[dict[str, Any]]]) -> None:
+    chat, timed = asked(host[0], "nothing")
+    assert chat.ask(QUESTION).content == "" and timed.first_seconds is None
+
+
+def test_calls_come_in_pieces(host: tuple[str, list[dict[str, Any]]]) -> None:
+    answer = asked(host[0], "call")[1](model="call", messages=[{"role": "user", "content": "Hi"}])
+    [call] = answer["choices"][0]["message"]["tool_calls"]
+    assert call == {"type": "function", "id": "c1", "function": {"name": "find", "arguments": '{"q": "a"}'}}
+
+
+def test_a_host_that_is_down_is_one_without_a_stream_too(host: tuple[str, list[dict[str, Any]]]) -> None:
+    with pytest.raises(HostUnavailable):
+        asked(host[0], "down")[0].ask(QUESTION)
+
+
+@pytest.mark.parametrize("model", ["cut", "silent"])
+def test_a_stream_that_ends_early_is_no_answer(host: tuple[str, list[dict[str, Any]]], model: str) -> None:
+    """Half an answer would be kept as the model's own, and never asked for again."""
+    with pytest.raises(UnexpectedAnswer, match="before the model had said that it is done"):
+        asked(host[0], model)[0].ask(QUESTION)

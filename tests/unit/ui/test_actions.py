@@ -1,0 +1,135 @@
+"""Acts from pages, on hosts of a sandbox: asked about first with the sum, done once, refused to strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tests.unit.ui.page import Parsed
+
+from orchestrate import JobSpec, JobStatus, Orchestrator, config
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.text import money, rate
+from orchestrate.ui.server import app
+from orchestrate.ui.site import Site
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    home = tmp_path_factory.mktemp("sandbox")
+    with running(home=home, train=False, speed=1000, waits=Durations(file=0.0)) as found:
+        yield found
+
+
+@pytest.fixture
+def ft(sandbox: Sandbox, tmp_path: Path) -> Iterator[Orchestrator]:
+    env = {**sandbox.env, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ready(ft: Orchestrator, rows: Path) -> str:
+    """A run that has succeeded."""
+    run = ft.submit(JobSpec(model="qwen3-8b", train=str(rows), epochs=1), "fireworks")
+    assert run.wait(poll_s=0.02).status is JobStatus.SUCCEEDED
+    return run.id
+
+
+def done(web: TestClient, path: str, **more: str) -> str:
+    """Asks, agrees, and gives the page that follows."""
+    asked = Parsed(web.get(path).text)
+    assert asked.posts == [path]
+    answer = web.post(path, data=asked.fields | more)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def test_a_deployment_names_its_price_and_is_ended_again(
+    web: TestClient, ft: Orchestrator, ready: str
+) -> None:
+    page = Parsed(web.get(f"/runs/{ready}").text)
+    assert f"/runs/{ready}/do/deploy" in page.links and "SANDBOX" in page.texts
+    price = ft.run(ready).deployment_price()
+    asked = Parsed(web.get(f"/runs/{ready}/do/deploy").text)
+    assert price is not None and f"${price:.2f} an hour" in asked.text
+    assert ft.deployments() == [], "asking is not doing"
+    html = done(web, f"/runs/{ready}/do/deploy", max_hours="2", max_cost_usd="")
+    [up] = ft.deployments()
+    assert up.record.run_id == ready and up.record.max_hours == 2 and up.record.max_usd_per_hour == price
+    assert up.id in html and f"/runs/{ready}/do/undeploy" in Parsed(html).links
+    done(web, f"/runs/{ready}/do/undeploy")
+    assert ft.deployments() == []
+
+
+def test_a_download_is_shown_with_its_files(web: TestClient, ft: Orchestrator, ready: str) -> None:
+    html = done(web, f"/runs/{ready}/do/download")
+    artifact = ft.run(ready).downloaded()
+    assert artifact is not None and artifact.files[0].sha256[:16] in html
+
+
+def test_a_run_is_cancelled(web: TestClient, ft: Orchestrator, rows: Path, sandbox: Sandbox) -> None:
+    sandbox.clock.speed = 0.001
+    try:
+        run = ft.submit(JobSpec(model="qwen3-8b", train=str(rows), epochs=2), "together").id
+        assert "cancelling" in done(web, f"/runs/{run}/do/cancel")
+    finally:
+        sandbox.clock.speed = 1000
+        sandbox.skip(1_000_000)
+    assert ft.run(run).wait(poll_s=0.02).status is JobStatus.CANCELLED
+
+
+def test_what_a_host_refuses_is_told_with_the_way_out(web: TestClient, ready: str, site: Site) -> None:
+    answer = web.post(f"/runs/{ready}/do/cancel", data={"word": site.word})
+    assert answer.status_code == 200 and "succeeded" in answer.text, "a run that has ended stays so"
+    answer = web.post(f"/runs/{ready}/do/deploy", data={"word": site.word, "max_hours": "many"})
+    assert answer.status_code == 404 and "takes a number" in answer.text
+    assert "there is no" in web.post(f"/runs/{ready}/do/burn", data={"word": site.word}).text
+
+
+def test_forms_without_the_word_do_nothing(web: TestClient, ft: Orchestrator, ready: str) -> None:
+    for fields in ({}, {"word": ""}, {"word": "x" * 32}):
+        answer = web.post(f"/runs/{ready}/do/deploy", data=fields)
+        assert answer.status_code == 403 and "an earlier start" in answer.text
+    assert ft.deployments() == []
+
+
+def test_pages_for_reading_show_no_button_and_do_nothing(ft: Orchestrator, ready: str) -> None:
+    site = Site(ft, read_only=True)
+    with TestClient(app(site)) as web:
+        page = Parsed(web.get(f"/runs/{ready}").text)
+        assert page.posts == [] and not [
+            link for link in page.links if "/do/" in link or link.endswith("/new")
+        ]
+        assert Parsed(web.get(f"/runs/{ready}/do/deploy").text).posts == []
+        answer = web.post(f"/runs/{ready}/do/deploy", data={"word": site.word})
+        assert answer.status_code == 403 and ft.deployments() == []
+
+
+def test_no_key_and_no_token_is_in_a_page(
+    web: TestClient, ft: Orchestrator, ready: str, sandbox: Sandbox
+) -> None:
+    keys = [value for name, value in sandbox.env.items() if name.endswith("KEY")]
+    assert keys
+    for path in ("/", f"/runs/{ready}", f"/runs/{ready}/do/deploy", "/runs/none"):
+        html = web.get(path).text
+        assert not [key for key in keys if key in html], path
+
+
+def test_money_by_month_and_what_still_bills_with_the_way_to_end_it(
+    web: TestClient, ft: Orchestrator, ready: str
+) -> None:
+    report = ft.spending(["month"], sandbox=True, offline=True)
+    page = Parsed(web.get("/money").text)
+    assert money(report.total.spent_usd) in page.texts and report.breakdown[0].groups[0].key in page.texts
+    assert "play money" in page.text
+    up = ft.run(ready).deploy()
+    standing = Parsed(web.get("/money/standing?sandbox=1").text)
+    assert f"{rate(up.record.usd_per_hour)} an hour" in standing.text and up.record.usd_per_hour is not None
+    assert f"/runs/{ready}/do/undeploy" in standing.links
+    done(web, f"/runs/{ready}/do/undeploy")
+    assert f"/runs/{ready}/do/undeploy" not in Parsed(web.get("/money/standing?sandbox=1").text).links

@@ -1,0 +1,160 @@
+"""Before a run: the calculator against a quote of real rows, the data inspector against the command, and the
+form to the run that it makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tests.unit.ui.conftest import MARKUP
+from tests.unit.ui.page import Parsed
+from typer.testing import CliRunner
+
+from orchestrate import JobSpec, Orchestrator, config, quoting
+from orchestrate.cli import app as command
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.ui.server import app
+from orchestrate.ui.site import Site
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    home = tmp_path_factory.mktemp("sandbox")
+    with running(home=home, train=False, speed=1000, waits=Durations(file=0.0)) as found:
+        yield found
+
+
+@pytest.fixture
+def ft(sandbox: Sandbox, tmp_path: Path) -> Iterator[Orchestrator]:
+    env = {**sandbox.env, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as opened:
+        yield opened
+
+
+def test_the_calculator_agrees_with_a_quote_of_such_rows(ft: Orchestrator, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    turn = [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "answer " * 100}]
+    path.write_text("".join(json.dumps({"messages": turn}) + "\n" for _ in range(2000)))
+    spec = JobSpec(model="qwen3-8b", train=str(path), epochs=3)
+    data = ft.data(spec)
+    tokens = round(data.train.tokens("o200k").tokens / 2000)
+    real = {quote.provider: quote for quote in ft.quote(spec, "together,fireworks")}
+    for found in quoting.assumed(ft, spec, 2000, tokens):
+        if found.provider in real:
+            exact = real[found.provider].counted_usd
+            assert found.low_usd <= exact <= found.high_usd and abs(found.counted_usd / exact - 1) < Decimal(
+                "0.1"
+            )
+        else:
+            assert found.unavailable
+
+
+def test_the_calculator_recomputes_and_counts_serving(web: TestClient) -> None:
+    few, many = (
+        web.get("/quote", params={"rows": n, "row_tokens": 4000, "epochs": 10}).text for n in (2000, 20000)
+    )
+    assert few != many and "Training and 6 months of serving" in Parsed(few).text
+    assert (
+        "of serving"
+        not in Parsed(web.get("/quote", params={"requests": 0}).text).text.split("Months of serving")[1]
+    )
+    answer = web.get("/quote", params={"rows": "lots"})
+    assert answer.status_code == 404 and "rows is a whole number" in answer.text
+
+
+def test_the_inspector_says_what_the_commands_say(web: TestClient, ft: Orchestrator, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": MARKUP}]}
+        for n in range(20)
+    ]
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"messages": []}]) + "{broken\n"
+    )
+    html = web.get("/data", params={"path": str(path)}).text
+    page = Parsed(html)
+    assert not list(tmp_path.glob("*fixed*")), "the preview leaves no file"
+    done = CliRunner().invoke(command, ["data", "check", str(path), "--json"])
+    told = json.loads(done.stdout)
+    wrong = [p for p in told["report"]["problems"] if p["severity"] == "error"]
+    assert wrong and all(p["message"] in page.text for p in wrong), wrong
+    fixed = json.loads(CliRunner().invoke(command, ["data", "check", str(path), "--fix", "--json"]).stdout)[
+        "fix"
+    ]
+    changes = [json.loads(line) for line in Path(fixed["log"]).read_text().splitlines()]
+    assert f"What a repair would change: {len(changes)} line" in page.text
+    assert all(change["detail"] in page.text for change in changes)
+    assert "equal to row 1" in page.text and page.own == [] and "<img" not in html
+
+
+def test_a_file_that_cannot_be_read_is_told(web: TestClient, tmp_path: Path) -> None:
+    assert "level-error" not in web.get("/data").text
+    page = Parsed(web.get("/data", params={"path": str(tmp_path / "none.jsonl")}).text)
+    assert "none.jsonl" in page.text and page.text.count("Problems") == 0
+
+
+def form(rows: Path, **more: str) -> dict[str, str]:
+    return {"provider": "fireworks", "model": "qwen3-8b", "train": str(rows), "epochs": "2", **more}
+
+
+def test_the_form_has_every_setting_of_the_spec(web: TestClient) -> None:
+    names = Parsed(web.get("/new").text).fields.keys()
+    html = web.get("/new").text
+    for name in JobSpec.model_fields:
+        assert name in names or f'name="{name}"' in html or f'name="{name}.type"' in html, name
+    assert 'name="adapter.r"' in html and 'name="method.beta"' in html
+
+
+def test_what_becomes_of_it_and_what_it_costs_stand_beside(
+    web: TestClient, ft: Orchestrator, rows: Path
+) -> None:
+    spec = JobSpec.parse(
+        {"model": "qwen3-8b", "train": str(rows), "epochs": 2, "adapter": {"type": "lora", "r": 16}}
+    )
+    [offer] = ft.prepare(spec, "fireworks").offers
+    page = Parsed(web.get("/new", params=form(rows, **{"adapter.r": "16"})).text)
+    assert "adapter.r" in page.texts and "Ready." in page.texts
+    assert all(line.component in page.texts for line in offer.quote.lines)
+    wrong = Parsed(web.get("/new", params=form(rows, epochs="many")).text)
+    assert "epochs: must be a whole number, got 'many'" in wrong.text
+    nowhere = Parsed(web.get("/new", params=form(rows) | {"train": "none.jsonl"}).text)
+    assert "none.jsonl" in nowhere.text and "Ready." not in nowhere.texts
+
+
+def test_agreed_to_once_it_is_submitted_once(web: TestClient, ft: Orchestrator, rows: Path) -> None:
+    asked = web.get("/new/confirm", params=form(rows, suffix="tickets", max_cost_usd="5"))
+    page = Parsed(asked.text)
+    assert page.posts == ["/new"] and "at most $5.00" in page.text and "SANDBOX" in page.texts
+    assert ft.runs() == [], "asking is not doing"
+    fields = {name: value for name, value in page.fields.items() if name != "again"}
+    answer = web.post("/new", data=fields)
+    assert answer.status_code == 200 and "tickets" in answer.text, answer.text
+    assert "is the same" in web.post("/new", data=fields).text
+    [run] = ft.runs()
+    assert (run.record.max_cost_usd, run.record.spec["epochs"], run.record.provider) == (5, 2, "fireworks")
+    for _ in range(2):
+        assert web.post("/new", data={**fields, "again": "1"}).status_code == 200
+    assert len(ft.runs()) == 2, "another one was agreed to once"
+
+
+def test_above_the_limit_nothing_is_sent(web: TestClient, ft: Orchestrator, rows: Path) -> None:
+    page = Parsed(web.get("/new/confirm", params=form(rows)).text)
+    fields = {name: value for name, value in page.fields.items() if name != "again"}
+    answer = web.post("/new", data=fields | {"max_cost_usd": "0.0000001"})
+    assert answer.status_code == 422 and "nothing was sent" in answer.text and ft.runs() == []
+    assert "nobody agreed" in web.post("/new", data=fields | {"max_cost_usd": ""}).text
+
+
+def test_pages_for_reading_read_no_files_and_make_no_runs(ft: Orchestrator, rows: Path, site: Site) -> None:
+    with TestClient(app(Site(ft, read_only=True))) as web:
+        links = Parsed(web.get("/").text).links
+        assert not {"/data", "/new"} & {*links} and "/quote" in links
+        for path in ("/data", "/new", "/new/confirm"):
+            assert web.get(path, params={"path": str(rows)}).status_code == 404
+        assert web.post("/new", data={"word": site.word}).status_code == 404

@@ -1,0 +1,99 @@
+"""The page of all runs: what it finds, what it says, and that it is as the command says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from tests.unit.ui.conftest import ESCAPES, MARKUP, MakeRun, ended
+from tests.unit.ui.page import Parsed
+from typer.testing import CliRunner
+
+from orchestrate import Orchestrator
+from orchestrate.cli import app as command
+from orchestrate.types import JobStatus
+
+
+def shown(web: TestClient, query: str = "") -> Parsed:
+    answer = web.get(f"/{query}")
+    assert answer.status_code == 200, answer.text
+    return Parsed(answer.text)
+
+
+@pytest.fixture
+def three(make_run: MakeRun) -> list[str]:
+    tagged = {"tags": {"team": "search"}}
+    return [
+        make_run("tickets", step=3, total_steps=10).id,
+        make_run("mails", settings=tagged, tags={"team": "search"}, **ended()).id,
+        make_run("orders", settings={"model": "llama-3.1-8b"}, status=JobStatus.FAILED).id,
+    ]
+
+
+def test_filters_and_search_find_what_they_say(web: TestClient, three: list[str]) -> None:
+    tickets, mails, orders = three
+    assert shown(web).rows == [orders, mails, tickets], "newest first"
+    assert shown(web, "?status=failed").rows == [orders]
+    assert shown(web, "?q=QWEN+tick").rows == [tickets], "every word, in whatever names it"
+    assert shown(web, "?tag=team").rows == shown(web, "?tag=team%3Dsearch").rows == [mails]
+    assert shown(web, "?tag=team%3Dsupport").rows == []
+    assert shown(web, "?limit=1").rows == [orders]
+    assert "No run matches" in shown(web, "?q=nothing").text
+
+
+def test_a_row_says_where_a_run_stands(web: TestClient, three: list[str]) -> None:
+    page = shown(web)
+    assert f"/runs/{three[0]}" in page.links
+    for told in ("running", "3/10", "$0.60", "succeeded", "$2.50", "failed", "team=search"):
+        assert told in page.texts, f"{told} of {page.texts}"
+
+
+def test_the_command_on_the_page_finds_the_same_runs(
+    web: TestClient, ft: Orchestrator, three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = shown(web, "?status=succeeded&provider=local")
+    line = next(text for text in page.texts if text.startswith("orchestrate runs"))
+    monkeypatch.setenv("ORCHESTRATE_KEYS", str(tmp_path / "keys.toml"))
+    args = ["--home", str(ft.settings.home), *line.split()[1:], "--json"]
+    done = CliRunner().invoke(command, args)
+    assert [run["id"] for run in json.loads(done.stdout)] == page.rows == [three[1]]
+    python = next(text for text in page.texts if text.startswith("from orchestrate import"))
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(ft.settings.home))
+    seen: list[object] = []
+    exec(compile(python, "page", "exec"), {"print": seen.append})
+    assert [run.id for run in seen] == page.rows  # type: ignore[attr-defined]
+
+
+def test_an_empty_store_says_the_next_command(web: TestClient) -> None:
+    assert "orchestrate sandbox run -- orchestrate submit" in shown(web).text
+
+
+def test_runs_of_sandboxes_are_apart_and_marked(web: TestClient, make_run: MakeRun) -> None:
+    play = make_run("play", sandbox=True).id
+    assert "No runs but 1 run of sandboxes." in shown(web).text
+    page = shown(web, "?sandbox=1")
+    assert page.rows == [play] and "SANDBOX" in page.texts
+
+
+def test_hostile_names_are_text(web: TestClient, make_run: MakeRun) -> None:
+    tags = {"note": MARKUP, ESCAPES: "x"}
+    make_run("mails", settings={"model": MARKUP}, model=MARKUP, tags=tags)
+    page = shown(web)
+    assert page.own == [] and MARKUP in page.text
+    html = web.get("/").text
+    assert "\x1b" not in html and "\u202e" not in html and "<img" not in html
+
+
+def test_curves_in_rows_are_the_losses(web: TestClient, make_run: MakeRun) -> None:
+    run = make_run(points=100)
+    line, last = web.get("/sparks", params={"run": run.id}).json()[run.id]
+    points = [tuple(map(float, pair.split(","))) for pair in line.split()]
+    assert last == "1.0000" and points[0] == (0.0, 1.0) and points[-1] == (80.0, 15.0)
+    assert [y for _, y in points] == sorted(y for _, y in points), "the loss falls from top to bottom"
+
+
+def test_a_wrong_filter_is_told(web: TestClient) -> None:
+    answer = web.get("/?status=done")
+    assert answer.status_code == 404 and "this is no filter of runs" in answer.text
