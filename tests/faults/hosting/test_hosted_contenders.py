@@ -11,7 +11,7 @@ from tests.faults.shop import Shop
 from orchestrate import JobSpec
 from orchestrate.ab import Experiment
 from orchestrate.errors import UsageError
-from orchestrate.service import experiments
+from orchestrate.service.serving import experiments
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 
 HOSTED = ("openai", "together", "fireworks")

@@ -62,7 +62,6 @@ class Made:
     sheet: Sheet
     whole: Export
     adapter: Export
-    ollama: Export
     base_gguf: Path
 
 
@@ -79,7 +78,6 @@ def make(home: Path) -> Made:
         Sheet.from_dict(sheet),
         export(tuned, "gguf", home / "whole", Options(dtype="fp32", quantise="F32")),
         exported(tuned.folder, home),
-        export(tuned, "ollama", home / "ollama", Options(dtype="fp32", quantise="F32")),
         plain,
     )
 
@@ -101,3 +99,8 @@ def peft_of(made: Made) -> Path:
     if not folder.exists():
         export(made.tuned, "peft", folder)
     return folder
+
+
+def ollama_of(made: Made) -> Export:
+    options = Options(dtype="fp32", quantise="F32")
+    return export(made.tuned, "ollama", Path(made.whole.folder).parent / "ollama", options)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
-from tests.unit.serving.gguf import QUESTION, Made, file_of, peft_of
+from tests.unit.serving.gguf import QUESTION, Made, file_of, ollama_of, peft_of
 from tests.unit.serving.test_ollama import rendered_by_go
 
 from orchestrate.errors import UsageError
@@ -44,7 +44,7 @@ def test_fifty_prompts_get_the_same_greedy_ids_from_every_form(made: Made, tmp_p
     assert len({tuple(a["answer"]) for a in wanted["answers"]}) > 10
     found = [whole, laid]
     if shutil.which("go") is not None:
-        found.append(as_ollama(made.ollama, rows, tmp_path))
+        found.append(as_ollama(ollama_of(made), rows, tmp_path))
     for there in found:
         for seen, known in zip(there["answers"], wanted["answers"], strict=True):
             assert len(known["ids"]) > 30 and seen["ids"] == known["ids"]
