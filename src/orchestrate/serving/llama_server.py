@@ -25,6 +25,8 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--ctx-size", type=int, default=0, help="0: the model's")
     parser.add_argument("--threads", type=int, default=-1)
     parser.add_argument("--flash-attn", choices=("auto", "on", "off"), default="auto")
+    for cache in ("-k", "-v"):
+        parser.add_argument(f"--cache-type{cache}", choices=("f32", "f16", "bf16", "q8_0"), default="f16")
     parser.add_argument("--lora", action="append", default=[])
     parser.add_argument("--chat-template-file")
     parser.add_argument("--jinja", action="store_true", help="always, in both packages")
@@ -42,6 +44,8 @@ def native(asked: argparse.Namespace) -> None:
     kinds: Any = llama.llama_flash_attn_type
     words = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}
     given.flash_attn_type = kinds[f"LLAMA_FLASH_ATTN_TYPE_{words[asked.flash_attn]}"]
+    given.cache_type_k = llama.ggml_type[f"GGML_TYPE_{asked.cache_type_k.upper()}"]
+    given.cache_type_v = llama.ggml_type[f"GGML_TYPE_{asked.cache_type_v.upper()}"]
     if asked.lora:
         given.lora_adapters = [llama.CommonAdapterLoraInfo(path) for path in asked.lora]
     if asked.chat_template_file:
@@ -54,8 +58,9 @@ def native(asked: argparse.Namespace) -> None:
 def bindings(asked: argparse.Namespace) -> None:
     """By llama-cpp-python's server, without its penalty of 1.1 on repeated tokens: no flag sets that, it
     holds at temperature 0 too, and what answers would not be what was trained."""
-    if asked.lora or asked.chat_template_file or asked.flash_attn != "auto":
-        raise SystemExit("llama-cpp-python's server takes no --lora, template or --flash-attn: use xllamacpp")
+    caches = {asked.cache_type_k, asked.cache_type_v}
+    if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
+        raise SystemExit("llama-cpp-python's server takes no such flags: pip install xllamacpp")
     types: Any = import_module("llama_cpp.server.types")
     for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):
         request.model_fields["repeat_penalty"].default = 1.0

@@ -30,8 +30,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 TOOL = shutil.which("llama-server")
-EXACT = ("--threads", "1", "--flash-attn", "off")
-"""Its flash attention computes in 16 bits, also for weights of 32."""
+EXACT = ("--threads", "1", "--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32")
+"""Its flash attention and its cache are in 16 bits by default, also for weights of 32."""
 
 
 @contextmanager
