@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_nothing_and_is_told_as_one(known: Known, tmp_path: P
         [str(known.adapter), str(tmp_path / "x")], cwd=tmp_path, env=os.environ, program=on_a_full_disk
     )
     assert ended.code == 3, ended.err
-    assert b"there is no room to write" in ended.err and b"free some" in ended.err
+    assert b"no room on the disk" in ended.err and b"free some" in ended.err
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     err,
@@ -140,7 +141,10 @@ class Decision:
 def evaluate(
     context: typer.Context,
     run: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN...", help="Runs that succeeded; or RUN@CHECKPOINT.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN...", help="Runs that succeeded; or RUN@CHECKPOINT.", autocompletion=completing.runs
+        ),
     ] = None,
     *,
     rivals: Rivals,
@@ -282,7 +286,7 @@ def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], N
 
 def compare(
     context: typer.Context,
-    run: Annotated[list[str], typer.Argument(metavar="RUN...")],
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", autocompletion=completing.runs)],
     format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "table",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write to this file; its ending decides.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import signal
@@ -21,7 +20,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from orchestrate.commands.terminal import completing
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
+from orchestrate.files import FULL
 from orchestrate.keys import hide
 from orchestrate.progress import stage
 from orchestrate.text import inert, inert_json
@@ -65,7 +66,12 @@ err = _Console(
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
-RunArg = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its beginning, or 'last'.")]
+RunArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, its beginning, or 'last'.", autocompletion=completing.runs
+    ),
+]
 
 SANDBOX = Text(" SANDBOX ", style="reverse")
 
@@ -196,9 +202,6 @@ class ErrorLine(Record, frozen=True, kw_only=True):
         sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     """Tells any error that ended the command, and returns the exit code."""
     if isinstance(error, OrchestrateError):
@@ -215,14 +218,12 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     if type(error).__name__ == "Abort":
         report_error(UsageError("cancelled at the question"), as_json=as_json)
         return 1
-    if isinstance(error, OSError) and error.errno in _FULL:
-        where = error.filename2 or error.filename
-        wrong = SetupError(
-            f"there is no room to write {where or 'more'}: {error.strerror}",
-            fix="free some, or write to another disk, and run it again: nothing was half written",
+    if isinstance(error, OSError) and error.errno in FULL:
+        full = SetupError(
+            f"no room on the disk: {error.strerror}", fix="free some space, then run the same command again"
         )
-        report_error(wrong, as_json=as_json)
-        return wrong.exit_code
+        report_error(full, as_json=as_json)
+        return full.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         wrong = SetupError(
             f"{error.filename}: {error.strerror or error}", fix="check the path, its owner and its mode"

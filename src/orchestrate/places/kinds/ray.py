@@ -21,7 +21,6 @@ from importlib.util import find_spec
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from orchestrate import costing
 from orchestrate.errors import (
     ConfigError,
     HostUnavailable,
@@ -31,6 +30,7 @@ from orchestrate.errors import (
     OutcomeUnknown,
 )
 from orchestrate.hosts import is_loopback
+from orchestrate.places import owned
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import RUN_BOOT, Order, pins
@@ -93,29 +93,10 @@ class RayJobs(AwayPlace):
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        """The one that the configuration tells of; without it a worker gets a CPU."""
-        gpu, price = self.options.get("gpu"), self.options.get("usd_per_hour")
-        hourly = None if price is None else self._hourly(price)
-        memory = _memory(str(gpu), self.options.get("gpu_memory_gib")) if gpu else None
-        return (
-            Machine(
-                name="a worker",
-                gpu=str(gpu) if gpu else None,
-                count=1 if gpu else 0,
-                memory_bytes=memory,
-                hourly=hourly,
-            ),
-        )
+        return (owned.machine(self.name, self.options),)
 
     def price(self, resources: Resources) -> Hourly | None:
-        price = self.options.get("usd_per_hour")
-        return None if price is None else self._hourly(price)
-
-    def _hourly(self, price: object) -> Hourly:
-        source = f"hosts.{self.name}.options.usd_per_hour"
-        return Hourly(
-            usd_per_hour=Decimal(str(price)), machine="a worker", source=source, as_of=datetime.now(UTC)
-        )
+        return owned.hourly(self.name, self.options)
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
@@ -167,8 +148,8 @@ class RayJobs(AwayPlace):
             for one in self.find(ref)
             if one.started_at is not None
         )
-        price = self.options.get("usd_per_hour")
-        usd = None if price is None else Decimal(str(price)) * Decimal(str(seconds)) / 3600
+        hourly = owned.hourly(self.name, self.options)
+        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
         return Usage(
             seconds=seconds, usd=usd, source="the cluster's clock, at the price of the configuration"
         )
@@ -199,14 +180,6 @@ class RayJobs(AwayPlace):
             self._client = None
             told = f"the cluster at {self.address} could not be asked: {error}"
             raise HostUnavailable(self.name, told, fix="ray status; ray start --head") from error
-
-
-def _memory(gpu: str, gigabytes: object) -> int | None:
-    """As it is given, or as the maker's data sheet has it."""
-    if gigabytes is not None:
-        return int(float(str(gigabytes)) * 2**30)
-    known = costing.gpu_memory_gb(gpu)
-    return None if known is None else int(known * 1e9)
 
 
 def _placed(job: Any, ref: str) -> Placed:
