@@ -10,7 +10,7 @@ import pytest
 from orchestrate.config import HostConfig, Secret
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
-from orchestrate.providers.chat import at_chat
+from orchestrate.providers.chat.completions import at_chat
 from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.providers.together.translation import tag
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
