@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
+from orchestrate.commands.terminal.pages import reworded, worded
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
@@ -177,7 +178,7 @@ class LazyCommand(TyperCommand):
             single.command(name=self.name)(found)
             command = get_command(single)
         command.name = self.name
-        return command
+        return worded(command, str(self.name))
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
         return self.load().make_context(info_name, args, parent=parent, **extra)
@@ -190,6 +191,7 @@ class LazyGroup(TyperGroup):
             name: LazyCommand(panel=panel, name=name, target=target, help=help)
             for panel, name, target, help in COMMANDS
         }
+        reworded(self)
 
 
 app = typer.Typer(

@@ -139,6 +139,8 @@ def observed(run: Run, job: Job, at: datetime) -> Run:
     new |= {"status": job.status, "raw_status": job.raw_status}
     if job.early_stopped:
         new["early_stopped"] = True
+    if run.status is JobStatus.PAUSED and job.status is not JobStatus.PAUSED and job.error is None:
+        new["error"] = None  # why it was paused is over
     if (expected := _expected_steps(run, job)) is not None:
         new["expected_steps"] = expected
     if job.status.terminal and job.finished_at is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, warn
 from orchestrate.commands.terminal.options import ServingOptions, dollars, grouped, models_given
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
@@ -89,7 +90,10 @@ class Where:
 @grouped
 def migrate(
     context: typer.Context,
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run that succeeded.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="A run that succeeded.", autocompletion=completing.runs),
+    ] = None,
     *,
     where: Where,
     serving: ServingOptions,

@@ -20,6 +20,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from orchestrate.commands.terminal import completing
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.files import FULL
 from orchestrate.keys import hide
@@ -65,7 +66,12 @@ err = _Console(
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
-RunArg = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its beginning, or 'last'.")]
+RunArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, its beginning, or 'last'.", autocompletion=completing.runs
+    ),
+]
 
 SANDBOX = Text(" SANDBOX ", style="reverse")
 

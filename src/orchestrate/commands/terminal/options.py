@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from orchestrate.commands.terminal import completing
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Use
     from orchestrate.spec import JobSpec
 
-ProviderOpt = Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")]
+ProviderOpt = Annotated[
+    str,
+    typer.Option(
+        "--provider", "-p", help="Backends, comma-separated; or all.", autocompletion=completing.backends
+    ),
+]
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
@@ -85,7 +91,10 @@ class SpecOptions:
         None
     )
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--model", help="A model, or BACKEND=MODEL; may be repeated.", autocompletion=completing.models
+        ),
     ] = None
     train: Annotated[str | None, typer.Option("--train", help="Training data.")] = None
     validation: Annotated[str | None, typer.Option("--validation", help="Validation data.")] = None

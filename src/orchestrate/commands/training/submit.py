@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     SANDBOX,
     Json,
@@ -64,7 +65,12 @@ class SpendingOptions:
 def submit(
     context: typer.Context,
     *,
-    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
+    provider: Annotated[
+        str,
+        typer.Option(
+            "--provider", "-p", help="Backends, comma-separated.", autocompletion=completing.backends
+        ),
+    ],
     asked: SpecOptions,
     spending: SpendingOptions,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrate import watching
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
@@ -99,7 +100,10 @@ def sweep(
     aim: AimOptions,
     seen: SeenOptions,
     provider: Annotated[
-        str | None, typer.Option("--provider", "-p", help="The backend, unless it varies.")
+        str | None,
+        typer.Option(
+            "--provider", "-p", help="The backend, unless it varies.", autocompletion=completing.backend
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
