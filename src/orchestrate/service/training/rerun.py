@@ -50,7 +50,6 @@ class Rerunning:
         *,
         settings: Mapping[str, Any] | None = None,
         other_data: bool = False,
-        again: bool | None = None,
         **terms: Any,
     ) -> RunHandle:
         """A run that has ended once more, from its kept spec: on its backend or another one, with `settings`
@@ -63,4 +62,5 @@ class Rerunning:
         prepared = home.prepare(spec_of(record, [name], settings), name)
         if not other_data and (told := changed_data(record, prepared)):
             raise DataError(f"{told}; nothing was sent", fix="other_data=True, to train on them")
-        return home.submit(prepared, name, again=record.status.terminal if again is None else again, **terms)
+        given: dict[str, Any] = {"again": record.status.terminal, **terms}
+        return home.submit(prepared, name, **given)
