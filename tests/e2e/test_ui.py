@@ -163,7 +163,7 @@ def test_a_page_is_live_and_its_curves_come_into_view(browser: Browser, url: str
     tab = Tab(browser, url, "desktop", "light")
     page = tab.open("")
     expect(page.locator("#live")).to_have_text("live")
-    expect(page.locator("td.loss span").first).to_have_text(re.compile(r"^\d\.\d{4}$"))
+    expect(page.locator("td.loss:has(polyline)").first).to_have_text(re.compile(r"^ \d\.\d{4}$"))
     run = ft.run("t-together").id
     ft.store.runs.set_tags(run, {"team": "changed-since"})
     expect(page.locator(f"#{run}")).to_contain_text("changed-since")

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp
 from orchestrate.errors import SetupError
 
 LOOPBACK = "127.0.0.1"
+_LONGEST_HEAD = 1 << 18
+"""Bytes of a request before its body: an address may name a thousand runs."""
 
 
 @contextmanager
@@ -86,6 +88,7 @@ def running(
                 log_config=None,
                 access_log=False,  # an address may hold a token
                 server_header=False,
+                h11_max_incomplete_event_size=_LONGEST_HEAD,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 ssl_certfile=chain,
                 ssl_keyfile=key,
