@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Matrices of tiny models: more threads for one wait longer for one another than they calculate.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test test-slow lint check format clean
+.PHONY: env demo test test-slow test-outside lint check format clean
 
 env: $(VENV)/.installed
 
@@ -34,6 +34,11 @@ test: env
 
 test-slow: env
 	$(PYTEST) -m slow
+
+# Engines and clients of others, some gigabytes of them, each in an environment of its own under .outside/.
+test-outside: env
+	$(BIN)/python -m tests.outside
+	$(BIN)/python -m pytest -m outside
 
 lint: env
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ def watch() -> Path:
             for run in reversed([*ft.runs(), *ft.runs(sandbox=True)]):
                 record = run.record
                 at = record.finished_at or record.updated_at
-                console.print(panel(record, run.metrics(), run.events(), at))
+                console.print(panel(record, run.metrics(), run.events(), at, width=118))
     path = IMAGES / "watch.svg"
     console.save_svg(str(path), title="orchestrate watch")
     return path

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
+from orchestrate.commands.terminal.pages import reworded, worded
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
@@ -134,6 +135,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "servers.gateway:app",
         "The fine-tuning API that existing code calls, over any backend: it changes its base URL.",
     ),
+    (_SETUP, "mcp", "servers.mcp:mcp", "Tools for agents: look freely, spend only when a person agrees."),
     (
         _DATA,
         "advise",
@@ -143,7 +145,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_DATA, "models", "catalog.models:app", "Base models and their names on each backend."),
     (_DATA, "prices", "catalog.prices:app", "Prices, their sources and their age."),
     (_SETUP, "demo", "setup.demo:demo", "The main job from end to end, on this machine. No key, no cost."),
-    (_SETUP, "init", "setup.preparing:init", "Write a commented finetune.yaml and orchestrate.toml."),
+    (_SETUP, "init", "setup.start:init", "Write a spec: a commented one, or one that fits your data."),
     (_SETUP, "keys", "setup.preparing:keys", "Set, list and remove API keys."),
     (_SETUP, "doctor", "setup.preparing:doctor", "Check this machine, the keys and the store."),
     (_SETUP, "providers", "setup.preparing:providers", "Backends, and what each of them can do."),
@@ -176,7 +178,7 @@ class LazyCommand(TyperCommand):
             single.command(name=self.name)(found)
             command = get_command(single)
         command.name = self.name
-        return command
+        return worded(command, str(self.name))
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
         return self.load().make_context(info_name, args, parent=parent, **extra)
@@ -189,6 +191,7 @@ class LazyGroup(TyperGroup):
             name: LazyCommand(panel=panel, name=name, target=target, help=help)
             for panel, name, target, help in COMMANDS
         }
+        reworded(self)
 
 
 app = typer.Typer(

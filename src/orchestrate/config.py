@@ -56,6 +56,13 @@ class Notify:
     """A secret, since many hosts of webhooks put their token into the address."""
     desktop: bool = False
 
+    @property
+    def told(self) -> str:
+        """`by command and webhook`, in words."""
+        ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
+        used = [name for name, way in ways.items() if way]
+        return f"by {' and '.join(used)}" if used else "here alone"
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -20,6 +20,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""Of errors that mean that there is no room on a disk, or none of a quota."""
 PRIVATE_UMASK = 0o077
 """Of processes that write below the home folder only."""
 

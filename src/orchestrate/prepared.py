@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from orchestrate import text
 from orchestrate.config import OWN_HOSTS
+from orchestrate.costing import size
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
 from orchestrate.providers.overrides import overrides
 from orchestrate.specfile import with_template
@@ -251,7 +252,14 @@ def _offer(
         reason = f"{error.message}: {error.fix}"
         quote = Quote(provider=name, model=spec.model_for(name), unavailable=reason)
     found = tuple(merged([*of_files, *problems]))
-    told = replace(quote, refused=_why_refused(found), unlisted=_unlisted(provider, spec))
+    told = replace(
+        quote,
+        refused=_why_refused(found),
+        unlisted=_unlisted(provider, spec),
+        rows=data.train.rows,
+        epochs=size.epochs_of(translation, provider.profile, data.train.rows),
+        batch_size=size.batch_of(translation),
+    )
     return Offer(name, spec, translation, found, told)
 
 

@@ -3,10 +3,11 @@ far."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 
-from orchestrate.types import JobStatus, Run, SubmitPhase
+from orchestrate.types import JobStatus, MetricPoint, Run, SubmitPhase
 
 _STAGES = {
     SubmitPhase.INTENT: "not sent",
@@ -23,21 +24,25 @@ def stage(run: Run) -> str:
     return _STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
 
 
-def share_done(run: Run) -> float:
-    """0 to 1, by steps where they are known, else by the host's percentage."""
+def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:
+    """As its host tells it, else the last one of which there is a value."""
+    return run.step or (metrics[-1].step if metrics else 0)
+
+
+def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
+    """0 to 1, by steps where they are known, else by the host's percentage, else by the steps expected."""
     if run.status is JobStatus.SUCCEEDED:
         return 1.0
-    if run.total_steps:
-        return min(1.0, (run.step or 0) / run.total_steps)
-    return min(1.0, (run.percent or 0.0) / 100)
+    total = run.total_steps or (run.expected_steps if run.percent is None else None)
+    return min(1.0, step_of(run, metrics) / total if total else (run.percent or 0.0) / 100)
 
 
-def seconds_left(run: Run, now: datetime) -> float | None:
-    """From the share of steps done since the start; `None` until there is one."""
-    if run.status is not JobStatus.RUNNING or run.started_at is None or not run.step or not run.total_steps:
+def seconds_left(run: Run, now: datetime, metrics: Sequence[MetricPoint] = ()) -> float | None:
+    """From the share of the work done since the start; `None` until there is some."""
+    done = share_done(run, metrics)
+    if run.status is not JobStatus.RUNNING or run.started_at is None or not done:
         return None
-    done = run.step / run.total_steps
-    return (now - run.started_at).total_seconds() * (1 - done) / done if done < 1 else 0.0
+    return (now - run.started_at).total_seconds() * (1 - done) / done
 
 
 def seconds_taken(run: Run, now: datetime) -> float | None:
@@ -47,11 +52,11 @@ def seconds_taken(run: Run, now: datetime) -> float | None:
     return ((run.finished_at or now) - run.created_at).total_seconds()
 
 
-def cost_so_far(run: Run) -> Decimal | None:
+def cost_so_far(run: Run, metrics: Sequence[MetricPoint] = ()) -> Decimal | None:
     """The bill when there is one, else the quoted price times the share of the work done."""
     if run.bill is not None:
         return run.bill.usd
     expected = None if run.quote is None or run.quote.unavailable else run.quote.expected_usd
-    if expected is None or not run.total_steps:
+    if expected is None or not (run.total_steps or run.expected_steps or run.percent):
         return None
-    return expected * Decimal(run.step or 0) / Decimal(run.total_steps)
+    return expected * Decimal(str(share_done(run, metrics)))

@@ -325,6 +325,18 @@ _EXPECTED = {
     "finite_number": "a finite number",
 }
 """Pydantic's kinds of mistakes in the words of someone who writes YAML."""
+_BOUNDS = frozenset(
+    {
+        "greater_than",
+        "greater_than_equal",
+        "less_than",
+        "less_than_equal",
+        "literal_error",
+        "string_too_long",
+        "string_pattern_mismatch",
+    }
+)
+"""Those whose reason tells what is allowed, and not what was given."""
 
 
 def _shown(value: Any) -> str:
@@ -361,6 +373,8 @@ def _describe(
         reason = "required"
     elif item["type"] == "union_tag_invalid":
         reason = f"{item['ctx']['tag']!r} is not known; allowed: {item['ctx']['expected_tags']}"
+    elif item["type"] in _BOUNDS:
+        reason += f", got {_shown(item['input'])}"
     return f"  {place}{field}: {reason}"
 
 

@@ -121,3 +121,26 @@ def test_a_beginning_that_fits_one_run_is_enough(cli: Cli, project: None, hosts:
     run = cli("submit", "-p", "openai", "--yes", "--again", "--json", **hosts.env).json[0]["id"]
     for name in ("run", run[:5], run[-4:]):
         assert cli("show", name, "--offline", "--json").json["id"] == run
+
+
+def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any, tmp_path: Path) -> None:
+    from orchestrate import JobSpec
+    from orchestrate.tracking.records.runs import Intent
+
+    settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
+    with Store.open(settings.store_url) as store:
+        for model, team in (("gpt-4.1-mini", "ml"), ("qwen3-8b", "ops")):
+            spec = JobSpec(model=model, train="train.jsonl", tags={"team": team})
+            store.runs.create(Intent(spec=spec, provider="openai", dataset_digest="d" * 64, host="h"))
+    for words, models in (
+        (("--status", "not sent"), ["qwen3-8b", "gpt-4.1-mini"]),
+        (("--status", "running"), []),
+        (("--model", "QWEN"), ["qwen3-8b"]),
+        (("--tag", "team=ml"), ["gpt-4.1-mini"]),
+        (("--tag", "team", "--limit", "1"), ["qwen3-8b"]),
+        (("--tag", "owner"), []),
+    ):
+        found = cli("runs", "--json", *words)
+        assert [run["model"] for run in found.json] == models, words
+    wrong = cli("runs", "--status", "sleeping")
+    assert wrong.code == 2 and "not sent, outcome unknown, submitted" in wrong.err

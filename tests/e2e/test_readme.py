@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Cli
 from tests.paths import BUNDLED, ROOT
 
 from orchestrate.sandbox import running
@@ -93,5 +94,24 @@ def test_the_make_targets_and_links_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert f"\n{target}: " in makefile
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+    here = (
+        "https://github.com/orchestrate-ft/orchestrate/blob/main/",
+        "https://raw.githubusercontent.com/orchestrate-ft/orchestrate/main/",
+    )
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert len(links) > 10
+    for link in links:  # whole ones: the page is shown elsewhere too
+        assert link.startswith(here), link
+        assert (ROOT / link.partition("/main/")[2]).exists(), link
+
+
+def test_the_quote_that_is_shown_is_what_the_command_prints(cli: Cli) -> None:
+    [block] = re.findall(r"^\$ orchestrate quote\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    shown = [line.split() for line in block.splitlines()[1:]]
+    always_open = {"OPENAI_API_KEY": "sandbox-tests", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
+    quoted = {q["provider"]: q for q in cli("quote", "--json", cwd=BUNDLED / "orders", **always_open).json}
+    assert [row[0] for row in shown] == [row["provider"] for row in quoted.values()]
+    for backend, model, expected, *_ in shown:
+        assert quoted[backend]["model"] == model
+        if backend != "local":  # which goes by how busy the machine is
+            assert float(quoted[backend]["expected_usd"]) == pytest.approx(float(expected[1:]), rel=0.05)

@@ -14,6 +14,7 @@ from orchestrate.catalog.models import (
     lookup,
     search,
     shutdown_warning,
+    starters,
 )
 from orchestrate.catalog.resolve import ModelOnHost, resolve
 
@@ -34,4 +35,5 @@ __all__ = [
     "resolve",
     "search",
     "shutdown_warning",
+    "starters",
 ]

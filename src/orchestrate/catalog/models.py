@@ -121,6 +121,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     described: dict[str, dict[str, HostModel]]
     """Of the hosts that a YAML file describes, by the names of the models."""
     comparison: str
+    starters: tuple[str, ...]
 
 
 def _catalog() -> _Catalog:
@@ -154,6 +155,7 @@ def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
             for kind, told in described.items()
         },
         comparison=raw["comparison"],
+        starters=tuple(raw["starters"]),
     )
 
 
@@ -262,6 +264,11 @@ def ended_method(provider: str, method: str, today: date) -> str | None:
         return None
     model, last = max(offered, key=lambda pair: pair[1].shutdown or date.min)
     return f"its last model for it, {model.name}, ended on {last.shutdown}"
+
+
+def starters() -> tuple[Model, ...]:
+    """What a new spec is proposed with, the likeliest first."""
+    return tuple(map(find, _catalog().starters))
 
 
 def comparison() -> Model:

@@ -92,6 +92,17 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
     return default
 
 
+def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
+    """As asked for, or as the host is taken to choose."""
+    told = _whole(effective(translation, "epochs"))
+    return told or profile.default_epochs or profile.auto_epochs(rows)
+
+
+def batch_of(translation: Translation) -> int | None:
+    """Rows to a step; `None` where the host chooses."""
+    return _whole(effective(translation, "batch_size"))
+
+
 def measure(work: Work) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved

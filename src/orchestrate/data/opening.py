@@ -19,7 +19,7 @@ from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, scan
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes import known, unread
-from orchestrate.data.shapes.hints import advice
+from orchestrate.data.shapes.hints import advice, guessed
 from orchestrate.data.shapes.reading import parse, renamed
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.data.tokens import cache, counting
@@ -251,6 +251,22 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
             fix=advice(path, example),
         )
     raise DataError(f"{path}: no row can be read{f': {first}' if first else ', the file is empty'}")
+
+
+def columns_of(path: str) -> dict[str, str]:
+    """The mapping with which a file can be read: none where it needs none. A text with a label beside it is
+    a question with its answer. Raises `DataError` when the columns have names that tell nothing."""
+    lines = source(path)
+    rows = (parse(line)[0] for line in first_lines(lines.lines))
+    first = next((cast("dict[str, Any]", row) for row in rows if isinstance(row, dict)), {})
+    mapping = guessed(first)
+    try:
+        shape = sniff(path, first_lines(lines.lines), ())
+    except DataError:
+        if mapping is None:
+            raise
+        return mapping
+    return mapping if shape.kind == "text" and mapping and "answer" in mapping else {}
 
 
 def _listed(names: Counter[str]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
@@ -82,9 +83,10 @@ class Answers:
         answer = await run_in_threadpool(self._ask, run, asked, body)
         if not asked.stream:
             return JSONResponse({**plain(answer), "model": asked.model})
-        pieces = iterate_in_threadpool(_pieces(answer, asked.model))
-        first = await anext(pieces, None)
-        return StreamingResponse(_behind(first, pieces), media_type="text/event-stream", headers=_HEADERS)
+        stream = iter(answer)
+        first = await run_in_threadpool(_first, stream)
+        pieces = iterate_in_threadpool(_pieces(chain(first, stream), asked.model))
+        return StreamingResponse(pieces, media_type="text/event-stream", headers=_HEADERS)
 
     def _ask(self, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Any:
         """The SDK's answer, or its stream. Raises `HostError`."""
@@ -132,24 +134,34 @@ def _limit(host: Chat) -> str:
     return next((name for name in host.options if name.startswith("max")), "max_tokens")
 
 
-def _pieces(stream: Any, model: str) -> Iterator[str]:
+def _first(stream: Iterator[Any]) -> list[Any]:
+    """One piece: what fails before it is an answer of its own, not the end of one. Raises `HostError`."""
+    try:
+        found = list(islice(stream, 1))
+    except Exception as error:
+        raise _broken(error) from error
+    if not found:
+        raise HostError(502, "the host's answer was empty", type="server_error", code="host_failed")
+    return found
+
+
+def _broken(error: Exception) -> HostError:
+    """Of the SDKs' own kinds, of any host."""
+    if isinstance(error, OrchestrateError):
+        return refusal_of(error)
+    told = f"the host's answer broke off: {error}"
+    return HostError(502, told, type="server_error", code="host_failed")
+
+
+def _pieces(stream: Iterable[Any], model: str) -> Iterator[str]:
     """An SDK's stream as the API has it. What breaks within is told as its last piece."""
     try:
         for piece in stream:
             yield chat.event({**plain(piece), "model": model})
-    except Exception as error:  # noqa: BLE001  the SDKs' own kinds, of any host
-        told = error if isinstance(error, OrchestrateError) else None
-        refusal = refusal_of(told) if told else HostError(502, f"the host's answer broke off: {error}")
-        yield chat.event(error_body(refusal))
+    except Exception as error:  # noqa: BLE001  told to the client, whatever it is
+        yield chat.event(error_body(_broken(error)))
         return
     yield chat.DONE
-
-
-async def _behind(first: str | None, rest: AsyncIterable[str]) -> AsyncGenerator[str]:
-    if first is not None:
-        yield first
-    async for piece in rest:
-        yield piece
 
 
 async def _events(

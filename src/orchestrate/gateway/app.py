@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -16,9 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import refusals
+from orchestrate.gateway.audit import Audit
 from orchestrate.gateway.calls import anonymous
 from orchestrate.serving.server.front import bearer
-from orchestrate.types import AuditEntry, GatewayKey
+from orchestrate.types import GatewayKey
 from orchestrate.web.guard import Guard
 from orchestrate.wire.bodies import HostError
 from orchestrate.wire.openai.objects import MAX_FILE
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _HEALTH = "/health"
-_READS = ("GET", "HEAD")
 
 
 def app(ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str]) -> ASGIApp:
@@ -36,8 +37,7 @@ def app(ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str]) -> 
     handlers: dict[Any, Any] = {
         HostError: _told,
         OrchestrateError: _told,
-        404: _missing,
-        405: _missing,
+        HTTPException: _missing,
         Exception: _broken,
     }
     inner = Starlette(routes=list(routes), exception_handlers=handlers)
@@ -49,7 +49,7 @@ class _Door:
 
     def __init__(self, ft: Orchestrator, inner: ASGIApp) -> None:
         self._ft, self._inner = ft, inner
-        self._keys = ft.store.gateway_keys
+        self._keys, self._audit = ft.store.gateway_keys, Audit(ft.store)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == _HEALTH:
@@ -74,8 +74,7 @@ class _Door:
         except OrchestrateError as error:
             await refusals.answer(refusals.refusal_of(error))(scope, receive, noting)
         finally:
-            if scope["method"] not in _READS or status >= 400:
-                await run_in_threadpool(self._write, scope, key, status, code)
+            await run_in_threadpool(self._audit.write, scope, key, status, code)
 
     def _admitted(self, scope: Scope) -> GatewayKey:
         """Raises `HostError` 401, 429."""
@@ -102,23 +101,6 @@ class _Door:
                 )
         return key
 
-    def _write(self, scope: Scope, key: GatewayKey | None, status: int, code: str | None) -> None:
-        client = scope.get("client")
-        entry = AuditEntry(
-            at=self._ft.store.clock.now(),
-            key=key.name if key else "",
-            method=scope["method"],
-            path=str(scope["path"])[:500],
-            status=status,
-            subject=scope.get("state", {}).get("subject"),
-            code=code,
-            address=client[0] if client else None,
-        )
-        try:
-            self._keys.log(entry)
-        except OrchestrateError as error:
-            _log.warning("the log of the gateway cannot be written: %s", error.message)
-
 
 def _no_key(told: str) -> HostError:
     headers = {"www-authenticate": "Bearer"}
@@ -140,6 +122,8 @@ def _told(request: Request, error: Exception) -> Response:
 def _missing(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     told = f"{request.method} {request.url.path} is not served here"
+    if status not in (404, 405):
+        told = str(getattr(error, "detail", error))
     headers: dict[str, str] = getattr(error, "headers", None) or {}
     return refusals.answer(HostError(status, told, code="not_found", headers=headers))
 

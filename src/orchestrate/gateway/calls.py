@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
@@ -13,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrate.tracking.gateway.objects import NoSuchPlace
 from orchestrate.types import GatewayKey
 from orchestrate.wire.bodies import HostError
+from orchestrate.wire.openai.pages import no_place
 
 MAX_JSON = 8 << 20
 """Bytes of a body that is no file."""
@@ -45,6 +48,16 @@ class Call:
 
 
 Act = Callable[[Call], Any]
+
+
+@contextmanager
+def placed() -> Generator[None]:
+    """A list behind an id that is not in it is refused: an empty one would say that there is nothing more.
+    Raises `HostError` 404."""
+    try:
+        yield
+    except NoSuchPlace as error:
+        raise no_place(str(error)) from error
 
 
 def key_of(request: Request) -> GatewayKey:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -12,9 +12,9 @@ from starlette.routing import BaseRoute
 
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.gateway import asking, showing, terms
-from orchestrate.gateway.calls import Call, endpoint, retries
+from orchestrate.gateway.calls import Call, endpoint, placed, retries
 from orchestrate.gateway.files import Files
-from orchestrate.gateway.refusals import no_job, no_model, refusal_of, wrong_state
+from orchestrate.gateway.refusals import no_file, no_job, no_model, refusal_of, wrong_state
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.handle import RunHandle
 from orchestrate.text import count, money
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
+_LONGEST_NAME = 100
+"""Of a model: the name of a tuned one has it within."""
 
 
 class Jobs:
@@ -68,15 +70,22 @@ class Jobs:
             return self._answer(call, known)
         asked = parse(CreateJob, call.body)
         wish, backend, hashes, name = self._wish(call, asked)
-        prepared = self._prepare(wish.spec, backend)
+        try:
+            prepared = self._prepare(wish.spec, backend)
+        except HostError:
+            self._require_contents(asked, hashes)
+            raise
         quote = prepared.offer(backend).quote
-        id = f"ftjob-{secrets.token_hex(12)}"
+        id, up = f"ftjob-{secrets.token_hex(12)}", self._ft.store.clock.uptime()
         job = GatewayJob(
             id=id,
+            boot=up.boot,
+            uptime_s=up.seconds,
             key=call.key.name,
             project=call.project,
             created_at=self._ft.store.clock.now(),
             asked=call.body,
+            untuned=name,
             tuned=f"ft:{name}:{self._terms.organization}:{asked.suffix or ''}:{id[-8:]}",
             backend=backend,
             spec=wish.spec.asked(),
@@ -85,7 +94,7 @@ class Jobs:
             notes=(*wish.notes, _quoted(prepared, backend)),
         )
         self._reached("before-taken")
-        job, new = self._jobs.take(job, request, lambda use: self._allow(call, use, job))
+        job, new = self._jobs.take(job, request, lambda use: self._allow(call, asked, use, job))
         self._reached("after-taken")
         if new:
             self._submitting.take(job, prepared)
@@ -94,8 +103,12 @@ class Jobs:
     def _wish(self, call: Call, asked: CreateJob) -> tuple[asking.Wish, str, tuple[str, ...], str]:
         """What is to be trained, on which backend, on which contents, and the model's own name."""
         earlier = self._earlier(call, asked.model) if asked.model.startswith("ft:") else None
-        name = earlier.tuned.split(":")[1] if earlier else asked.model
+        name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
+        for param, told in (("model", name), ("suffix", asked.suffix or "")):
+            if len(told) > _LONGEST_NAME or not told.isprintable():
+                wanted = f"at most {_LONGEST_NAME} characters that can be printed"
+                raise HostError(422, f"Invalid value for '{param}': it has {wanted}", param=param)
         target = terms.target_of(name, self._terms.models, call.key)
         if target is None or (call.key.models and name not in call.key.models):
             raise no_model(asked.model, known)
@@ -143,8 +156,9 @@ class Jobs:
             raise refusal_of(error) from error
         return prepared
 
-    def _allow(self, call: Call, use: Use, job: GatewayJob) -> None:
-        """Raises `HostError` above a limit of the key."""
+    def _allow(self, call: Call, asked: CreateJob, use: Use, job: GatewayJob) -> None:
+        """Raises `HostError` above a limit of the key, and when a file was deleted just now."""
+        self._require_contents(asked, job.files)
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             told = (
@@ -160,6 +174,13 @@ class Jobs:
         if job.quote_usd > left:
             told = f"the quote's high end, {money(job.quote_usd)}, is above what the key {key.name} has left"
             raise HostError(403, f"{told}, {money(max(left, left * 0))}", code="over_budget")
+
+    def _require_contents(self, asked: CreateJob, hashes: Sequence[str]) -> None:
+        """Raises `HostError` 404 for a file that was deleted since it was found."""
+        files = {"training_file": asked.training_file, "validation_file": asked.validation_file}
+        for (param, id), sha256 in zip(files.items(), hashes, strict=False):
+            if not self._files.contents.path(sha256).is_file():
+                raise no_file(str(id), param)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -184,7 +205,10 @@ class Jobs:
     def listed(self, call: Call) -> Any:
         limit = number(call.request, "limit", 20, 1, 100)
         metadata = metadata_filter(call.request)
-        found = self._jobs.listed(call.project, after=call.query("after"), limit=limit + 1, metadata=metadata)
+        with placed():
+            found = self._jobs.listed(
+                call.project, after=call.query("after"), limit=limit + 1, metadata=metadata
+            )
         runs = {run.id: run for run in self._ft.store.runs.of_ids(j.run_id for j in found if j.run_id)}
         shown = [
             showing.job_body(job, runs.get(job.run_id or ""), self._terms.organization)
@@ -218,7 +242,7 @@ class Jobs:
             self._ft.provider(run.provider).require(Feature.CANCEL)
         job = self._jobs.change(job.id, lambda job: replace(job, cancel_asked=True))
         if run is not None and not run.status.terminal:
-            run = RunHandle(self._ft, run).cancel()
+            run = self._submitting.cancel(job, run)
         return self._answer(call, job, run)
 
     def pause(self, call: Call) -> Any:

@@ -17,11 +17,12 @@ from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint
 from orchestrate.gateway.refusals import no_model
 from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
+from orchestrate.tracking.gateway.objects import PERMISSION
 from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
 from orchestrate.wire.bodies import HostError, parse
 from orchestrate.wire.openai import objects
 from orchestrate.wire.openai.graders import graded
-from orchestrate.wire.openai.pages import page_with_ends
+from orchestrate.wire.openai.pages import page_of, page_with_ends
 from orchestrate.wire.openai.tuning import (
     LabelModelGrader,
     Permit,
@@ -33,7 +34,6 @@ from orchestrate.wire.openai.tuning import (
 if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
 
-_PERMISSION = "permission"
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _GRADERS = "/v1/fine_tuning/alpha/graders"
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
@@ -104,7 +104,7 @@ class Models:
         return objects.model(name, _CREATED, owner, shutdown)
 
     def _tuned(self, job: GatewayJob, run: Run) -> dict[str, Any]:
-        base = self._base(job.tuned.split(":")[1], GatewayKey(name="", created_at=job.created_at))
+        base = self._base(job.base, GatewayKey(name="", created_at=job.created_at))
         made = (run.finished_at or run.updated_at).timestamp()
         return objects.model(job.tuned, made, self._terms.organization, base["shutdown_date"])
 
@@ -138,7 +138,7 @@ class Models:
         if job is None:
             return None
         for checkpoint in {name, tuned}:
-            for told in self._objects.listed(_PERMISSION, job.project, parent=checkpoint):
+            for told in self._objects.listed(PERMISSION, job.project, parent=checkpoint):
                 if told["project_id"] == key.project:
                     return job
         return None
@@ -152,20 +152,26 @@ class Models:
             objects.permission(f"cp_{secrets.token_hex(12)}", project, at)
             for project in parse(Permit, call.body).project_ids
         ]
-        self._objects.add(_PERMISSION, call.project, made, parent=checkpoint)
+        self._objects.add(PERMISSION, call.project, made, parent=checkpoint)
         call.about(checkpoint)
         return page_with_ends(made, more=False)
 
     def permissions(self, call: Call) -> Any:
         checkpoint, project = self._own(call), call.query("project_id")
-        found = self._objects.listed(_PERMISSION, call.project, parent=checkpoint)
-        return page_with_ends([p for p in found if project in (None, p["project_id"])], more=False)
+        order = call.query("order") or "descending"
+        if order not in ("ascending", "descending"):
+            raise HostError(422, f"'{order}' is neither 'ascending' nor 'descending'", param="order")
+        found = self._objects.listed(
+            PERMISSION, call.project, parent=checkpoint, oldest_first=order == "ascending"
+        )
+        wanted = [one for one in found if project in (None, one["project_id"])]
+        return page_of(call.request, wanted, default=10)
 
     def forbid(self, call: Call) -> Any:
-        self._own(call)
-        id = call.path("id")
-        if self._objects.remove(_PERMISSION, call.project, id) is None:
-            raise HostError(404, f"No permission {id}", code="not_found")
+        checkpoint, id = self._own(call), call.path("id")
+        known = [one["id"] for one in self._objects.listed(PERMISSION, call.project, parent=checkpoint)]
+        if id not in known or self._objects.remove(PERMISSION, call.project, id) is None:
+            raise HostError(404, f"No permission {id} of {checkpoint}", code="not_found")
         call.about(id)
         return objects.deleted(id, "checkpoint.permission")
 
@@ -213,6 +219,8 @@ def _require_grader(grader: dict[str, Any]) -> None:
         if str(grader.get("type")) in get_args(kind.model_fields["type"].annotation):
             parse(kind, grader)
             return
+    if not isinstance(grader.get("name"), str):
+        raise HostError(422, "Invalid grader: it needs a name", param="grader.name", code="invalid_grader")
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there
@@ -225,7 +233,7 @@ def _may(key: GatewayKey, job: GatewayJob) -> bool:
     """Whether the key's own limits let it use what the job made."""
     if key.backends and job.backend not in key.backends:
         return False
-    return not key.models or job.tuned.split(":")[1] in key.models
+    return not key.models or job.base in key.models
 
 
 def _answers(job: GatewayJob, run: Run) -> bool:

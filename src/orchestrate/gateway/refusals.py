@@ -33,7 +33,7 @@ _SHOWN = 10
 
 
 def answer(error: HostError) -> JSONResponse:
-    passes = error.status == 429 or error.status >= 500
+    passes = error.status in (408, 429) or error.status >= 500
     status = 422 if error.status in (400, 409) else error.status
     headers = {"x-should-retry": "true" if passes else "false", **error.headers}
     return JSONResponse(error_body(error), status, headers=headers)

@@ -12,12 +12,14 @@ from orchestrate.errors import MissingExtra, UsageError
 from orchestrate.files import private_folder
 from orchestrate.gateway.answers import Answers
 from orchestrate.gateway.app import app
+from orchestrate.gateway.contents import Contents
 from orchestrate.gateway.engines import Engines
-from orchestrate.gateway.files import Contents, Files
+from orchestrate.gateway.files import Files
 from orchestrate.gateway.jobs import Jobs
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Terms
+from orchestrate.gateway.uploads import Uploads
 from orchestrate.hosts import is_loopback
 from orchestrate.web.server import serving
 
@@ -46,12 +48,14 @@ def serve(
     for target in terms.models.values():
         ft.backends(target.backend)
     contents = Contents(private_folder(terms.files), ft.store)
-    submitting = Submitting(ft, terms, contents, watcher, reached)
     files, models = Files(ft.store, contents), Models(ft, terms)
+    uploads = Uploads(ft.store, files)
+    sweeps = (files.sweep, uploads.sweep, contents.sweep, ft.store.gateway_keys.sweep)
+    submitting = Submitting(ft, terms, contents, watcher, reached, sweeps)
     jobs = Jobs(ft, terms, files, submitting, reached)
     engines = Engines(ft)
     answers = Answers(ft, models, engines)
-    routes = [*files.routes(), *jobs.routes(), *answers.routes(), *models.routes()]
+    routes = [*files.routes(), *uploads.routes(), *jobs.routes(), *answers.routes(), *models.routes()]
     try:
         with serving(
             app(ft, routes, terms.names),

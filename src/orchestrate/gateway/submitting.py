@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from orchestrate.errors import DataError, OrchestrateError, OutcomeUnknown, ProviderError, StoreError
 from orchestrate.gateway import showing
-from orchestrate.gateway.files import Contents
+from orchestrate.gateway.contents import Contents
 from orchestrate.gateway.refusals import sentence
 from orchestrate.gateway.terms import Terms
 from orchestrate.handle import RunHandle
@@ -24,7 +24,7 @@ from orchestrate.tracking.database.leases import Lease, LeaseHeld
 from orchestrate.tracking.syncing.sweep import fetch_details
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.tracking.watching.channels import NotDelivered, Webhook
-from orchestrate.types import GatewayJob, JobError, Run, SubmitPhase
+from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Prepared
@@ -38,6 +38,8 @@ _VIEW_S = 30.0
 _MOST_ATTEMPTS = 6
 _TELL_FOR = timedelta(days=1)
 _DETAILS_FOR = timedelta(minutes=1)
+_LONGEST_WAIT_S = 600.0
+_SWEEP_S = 3600.0
 Reached = Callable[[str], object]
 
 
@@ -51,14 +53,16 @@ class Submitting:
         contents: Contents,
         watcher: Watcher,
         reached: Reached = lambda place: None,
+        sweeps: Sequence[Callable[[], None]] = (),
     ) -> None:
-        """`reached` is told where a submit stands: tests kill the process there."""
+        """`reached` is told where a submit stands: tests kill the process there. `sweeps` are done at the
+        start and each hour."""
         self._ft, self._terms, self._contents, self._watcher = ft, terms, contents, watcher
-        self._reached = reached
+        self._reached, self._sweeps, self._sweep_at = reached, sweeps, 0.0
         self._jobs, self._runs = ft.store.gateway_jobs, ft.store.runs
         self._prepared: dict[str, Prepared] = {}
         self._at_work: set[str] = set()
-        self._failed_tells: dict[str, tuple[int, float]] = {}
+        self._tells, self._cancels = Patience(ft), Patience(ft)
         self._viewed: dict[str, float] = {}
         self._looking: dict[str, tuple[float, Lease | None]] = {}
         self._lock = threading.Lock()
@@ -119,10 +123,18 @@ class Submitting:
                 for job in self._jobs.unended():
                     self._look(job)
                 self._look_at()
-            except StoreError as error:
-                _log.warning("%s", error.message)
+                self._sweep_now_and_then()
+            except (StoreError, OSError) as error:
+                _log.warning("%s", error)
             self._woken.wait(_TURN_S)
             self._woken.clear()
+
+    def _sweep_now_and_then(self) -> None:
+        now = self._ft.store.clock.uptime().seconds
+        if now >= self._sweep_at:
+            self._sweep_at = now + _SWEEP_S
+            for sweep in self._sweeps:
+                sweep()
 
     def _look(self, job: GatewayJob) -> None:
         if self._due(job, self.run_of(job)):
@@ -131,7 +143,7 @@ class Submitting:
     def _due(self, job: GatewayJob, run: Run | None) -> bool:
         """Whether there is something to do about it now."""
         if job.ended_at is not None:
-            return self._ft.store.clock.uptime().seconds >= self._failed_tells.get(job.id, (0, 0.0))[1]
+            return self._tells.due(job.id)
         if job.again_at is not None:
             return job.again_at <= self._ft.store.clock.now()
         if job.error is not None or run is None or run.phase in UNSENT or run.id != job.run_id:
@@ -139,8 +151,26 @@ class Submitting:
         return run.status.terminal or self._uncancelled(job, run)
 
     def _uncancelled(self, job: GatewayJob, run: Run) -> bool:
-        """Whether the wish to cancel did not come to its run: the process was killed in between."""
-        return job.cancel_asked and not self._runs.cancel_requested(run.id)
+        """Whether the wish to cancel did not come to its run, or not to the host: the process was killed in
+        between, or the host could not be reached."""
+        if not job.cancel_asked or not self._cancels.due(job.id):
+            return False
+        known = run.phase is SubmitPhase.SUBMITTED and run.status is not JobStatus.CANCELLING
+        return known or not self._runs.cancel_requested(run.id)
+
+    def cancel(self, job: GatewayJob, run: Run) -> Run:
+        """Tried again later where the host could not be reached; a job whose cancel was refused goes on, and
+        is shown so. Raises `OrchestrateError`."""
+        try:
+            run = RunHandle(self._ft, run).cancel()
+        except OrchestrateError as error:
+            if error.retryable:
+                self._cancels.failed(job.id)
+            else:
+                self._jobs.change(job.id, lambda job: replace(job, cancel_asked=False))
+            raise
+        self._cancels.over(job.id)
+        return run
 
     def _begin(self, job: GatewayJob) -> None:
         with self._lock:
@@ -184,7 +214,7 @@ class Submitting:
         if job.ended_at is not None or job.error is not None or (over and job.again_at is None):
             self._end(job, run)
         elif run is not None and job.cancel_asked and (unsent or self._uncancelled(job, run)):
-            RunHandle(self._ft, run).cancel()
+            self.cancel(job, run)
         elif unsent or job.again_at is not None:
             self._submit(job)
 
@@ -204,7 +234,7 @@ class Submitting:
             job = self._jobs.change(job.id, lambda job: replace(job, run_id=run.id))
             self._watcher.wake()
             if job.cancel_asked:
-                RunHandle(self._ft, run).cancel()
+                self.cancel(job, run)
 
     def _run(self, job: GatewayJob) -> Run:
         spec = JobSpec.parse(job.spec)
@@ -259,8 +289,6 @@ class Submitting:
         """Whether the webhook knows of the end, or never will."""
         if self._webhook is None:
             return True
-        clock = self._ft.store.clock
-        tries, _ = self._failed_tells.get(job.id, (0, 0.0))
         ended = run.finished_at or run.updated_at if run else job.created_at
         status = showing.status_of(job, run)
         event = {
@@ -274,10 +302,28 @@ class Submitting:
             self._webhook.send_message(event)
         except NotDelivered as error:
             _log.warning("%s: %s", job.id, error.message)
-            if clock.now() - ended > _TELL_FOR:
+            if self._ft.store.clock.now() - ended > _TELL_FOR:
                 return True
-            wait = min(2.0**tries, 600.0)
-            self._failed_tells[job.id] = (tries + 1, clock.uptime().seconds + wait)
+            self._tells.failed(job.id)
             return False
-        self._failed_tells.pop(job.id, None)
+        self._tells.over(job.id)
         return True
+
+
+class Patience:
+    """When what has failed is tried again: each time after twice as long."""
+
+    def __init__(self, ft: Orchestrator) -> None:
+        self._clock = ft.store.clock
+        self._failed: dict[str, tuple[int, float]] = {}
+
+    def due(self, id: str) -> bool:
+        return self._clock.uptime().seconds >= self._failed.get(id, (0, 0.0))[1]
+
+    def failed(self, id: str) -> None:
+        tries, _ = self._failed.get(id, (0, 0.0))
+        wait = min(2.0**tries, _LONGEST_WAIT_S)
+        self._failed[id] = (tries + 1, self._clock.uptime().seconds + wait)
+
+    def over(self, id: str) -> None:
+        self._failed.pop(id, None)

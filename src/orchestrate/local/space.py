@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-
 from orchestrate.errors import RunFailed
+from orchestrate.files import FULL as FULL
 from orchestrate.text import count, size
 
-FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SPARE = 16 << 20
 """Metrics, events, logs."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
 from orchestrate.errors import (
     DataError,
@@ -21,6 +22,7 @@ from orchestrate.errors import (
     NotFound,
     OrchestrateError,
     PermissionRefused,
+    SetupError,
     SpecError,
     Unsupported,
     UsageError,
@@ -43,7 +45,6 @@ FILES = "host-file"
 DETAILS = "import"
 """Kinds of records in the store."""
 THREADS = 4
-_LOST = (NotFound, PermissionRefused, InvalidRequest, Unsupported)
 _PREFIX, _REF_PREFIX = "run-", "imp-"
 
 
@@ -58,11 +59,15 @@ class HostFile(msgspec.Struct, frozen=True, kw_only=True):
     """Of its rows, by which the same data are known again."""
     gone: str | None = None
     """Why it cannot be had."""
+    refused: bool = False
+    """The host has it perhaps, and does not give it out to this key today."""
 
 
 class ImportReport(msgspec.Struct, kw_only=True):
     provider: str
     account: str = ""
+    jobs: set[str] = set()
+    """Those of the account's list."""
     imported: list[str] = []
     known: int = 0
     """Jobs that are runs already."""
@@ -108,6 +113,7 @@ class Importer:
         report = ImportReport(provider=self._provider.config.name, account=account)
         for number, job in enumerate(self._provider.list(since=since), 1):
             self._tell("jobs listed", number, 0)
+            report.jobs.add(job.handle.job_id)
             if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) and not every:
                 report.left_out += 1
             elif (run := self._run_of(job, account)) is None:
@@ -165,12 +171,12 @@ class Importer:
     # -- what belongs to them ------------------------------------------------------------------------------
 
     def _complete(self, report: ImportReport, *, files: bool) -> None:
-        done = {record.run_id for record in self._store.history.records(DETAILS)}
+        done = {run_id for run_id, held in self._held() if all(map(self._there, held.values()))}
         name, host = self._provider.config.name, self._provider.host
         open_runs = [
             run
             for run in self._store.runs.matching(provider=name, host=host)
-            if run.imported and run.id not in done
+            if run.imported and run.id not in done and run.job_id in report.jobs  # not another account's
         ]
         told = {run.id: self._answer(run, report) for run in open_runs} if files else {}
         if files:
@@ -180,6 +186,8 @@ class Importer:
         def one(run: Run) -> tuple[Run, str | None]:
             try:
                 self._detail(run, told.get(run.id), known)
+            except SetupError:
+                raise
             except OrchestrateError as error:
                 return run, error.message
             return run, None
@@ -211,6 +219,16 @@ class Importer:
         if told is not None and len(mine) == len(ids) and run.status.terminal:
             self._store.history.add_record(run.id, DETAILS, record)
 
+    def _held(self) -> Iterator[tuple[str, dict[str, HostFile]]]:
+        """Of each run that was completed, its files by split."""
+        for record in self._store.history.records(DETAILS):
+            yield record.run_id, msgspec.convert(record.data.get("files", {}), dict[str, HostFile])
+
+    def lost(self) -> dict[str, str]:
+        """Run id -> why its training file cannot be had."""
+        held = {run_id: files["train"].gone for run_id, files in self._held() if "train" in files}
+        return {run_id: gone for run_id, gone in held.items() if gone is not None}
+
     # -- files ---------------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[HostFile]:
@@ -223,13 +241,17 @@ class Importer:
         return f"{self._provider.config.name} {self._provider.host}"[:64]
 
     def _fetch(self, ids: Sequence[str], report: ImportReport) -> None:
-        known = {file.id for file in self.files()}
-        waiting = [id for id in ids if id not in known]
+        known = {file.id: file for file in self.files()}
+        waiting = [id for id in ids if id not in known or not self._there(known[id])]
         for number, id in enumerate(waiting, 1):
             try:
-                found = self._fetched(id)
-            except _LOST as error:
+                found = self._moved(known.get(id)) or self._fetched(id)
+            except (NotFound, Unsupported) as error:
                 found = HostFile(id=id, gone=error.message)
+            except (PermissionRefused, InvalidRequest) as error:
+                found = HostFile(id=id, gone=error.message, refused=True)
+            except SetupError:  # no room on the disk, which the next file would not find either
+                raise
             except OrchestrateError as error:
                 report.problems[f"file {id}"] = error.message
                 continue
@@ -237,6 +259,18 @@ class Importer:
             report.files += found.gone is None
             report.files_gone += found.gone is not None
             self._tell("files fetched", number, len(waiting))
+
+    def _there(self, file: HostFile) -> bool:
+        """Whether nothing is to be fetched: it is on this disk, or was gone. A store that was restored or
+        copied knows of files that are not."""
+        if file.gone is not None:
+            return not file.refused
+        return file.path is not None and Path(file.path).is_file()
+
+    def _moved(self, file: HostFile | None) -> HostFile | None:
+        """A file that lies in this folder since the folder was moved."""
+        path = self._folder / f"{file.sha256}.jsonl" if file is not None else None
+        return structs.replace(file, path=str(path)) if file is not None and path and path.is_file() else None
 
     def _fetched(self, id: str) -> HostFile:
         folder = private_folder(self._folder)
@@ -249,7 +283,7 @@ class Importer:
         size, path = draft.stat().st_size, folder / f"{content.hexdigest()}.jsonl"
         draft.replace(path)
         return HostFile(
-            id=id, sha256=content.hexdigest(), bytes=size, path=str(path), rows_digest=_rows_digest(path)
+            id=id, sha256=content.hexdigest(), bytes=size, path=str(path), rows_digest=_rows_digest(id, path)
         )
 
 
@@ -257,13 +291,17 @@ def _silent(what: str, done: int, of: int) -> None:
     del what, done, of
 
 
-def _rows_digest(path: Path) -> str | None:
+def _rows_digest(id: str, path: Path) -> str:
+    """Raises `DataError` for what cannot be rows, as a proxy's page in their place: it is kept under another
+    name, and the file is asked for again."""
     from orchestrate.data import Dataset
 
     try:
         return Dataset.open(path).digest
-    except DataError:
-        return None
+    except DataError as error:
+        kept = path.with_suffix(".unread")
+        path.replace(kept)
+        raise DataError(f"what came as file {id} holds no rows; it lies in {kept}") from error
 
 
 def _spec(job: Job, told: Told, least: dict[str, Any]) -> dict[str, Any]:
@@ -290,4 +328,4 @@ def _with_files(run: Run, files: dict[str, HostFile]) -> Run:
     parts = [digests[0], digests[1] if len(digests) > 1 else "-"] if digests and digests[0] else []
     whole = hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest() if parts else ""
     spec = {**run.spec, **paths}
-    return msgspec.structs.replace(run, spec=spec, dataset_digest=whole)
+    return structs.replace(run, spec=spec, dataset_digest=whole)

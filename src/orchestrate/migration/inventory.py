@@ -3,17 +3,17 @@ again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate import catalog, description
 from orchestrate.errors import SpecError
 from orchestrate.types import JobStatus, Record, Run
 
 if TYPE_CHECKING:
-    from orchestrate.migration.importing import HostFile
     from orchestrate.profile import Profile
 
 
@@ -52,12 +52,16 @@ class Inventory(Record, frozen=True, kw_only=True):
 
 
 def inventory(
-    runs: Iterable[Run], profile: Profile, files: Iterable[HostFile], today: date, used: dict[str, datetime]
+    runs: Iterable[Run],
+    profile: Profile,
+    lost: Mapping[str, str],
+    today: date,
+    used: Mapping[str, datetime],
 ) -> Inventory:
-    """`used`: run id -> when a model was last asked from this store."""
-    gone = {file.id: file.gone for file in files if file.gone is not None}
+    """`lost`: run id -> why its training rows cannot be had; `used`: when its model was last asked from this
+    store."""
     rows = sorted(
-        (_held(run, profile, gone, today, used.get(run.id)) for run in runs),
+        (_held(run, profile, lost.get(run.id), today, used.get(run.id)) for run in runs),
         key=lambda held: (held.silent_on or date.max, held.made_at),
     )
     answering = [row for row in rows if row.tuned_model is not None and row.silent_on is not None]
@@ -73,11 +77,14 @@ def inventory(
     )
 
 
-def _held(run: Run, profile: Profile, gone: dict[str, str], today: date, used: datetime | None) -> Held:
+def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datetime | None) -> Held:
     silent_on = shutdown(run.model, profile)
-    path = run.spec.get("train")
-    here = isinstance(path, str) and path != "unknown"
-    data = "here" if here else "gone: " + next(iter(gone.values())) if gone else "unknown"
+    named = [path for path in _train_files(run.spec.get("train")) if path != "unknown"]
+    away = [path for path in named if "://" not in path and not Path(path).is_file()]
+    here = bool(named) and not away
+    if away and lost is None:
+        lost = f"{away[0]} is not there any more"
+    data = "here" if here else f"gone: {lost}" if lost else "unknown"
     return Held(
         run_id=run.id,
         provider=run.provider,
@@ -91,9 +98,16 @@ def _held(run: Run, profile: Profile, gone: dict[str, str], today: date, used: d
         trained_tokens=run.trained_tokens,
         last_use=used,
         data=data,
-        data_path=str(path) if here else None,
+        data_path=", ".join(named) if here else None,
         rebuild=_rebuild(run.model, profile, today) if here else "no: its training rows are not here",
     )
+
+
+def _train_files(train: Any) -> list[str]:
+    """Of a spec: one file, or those of a mix."""
+    if isinstance(train, list):
+        return [str(file.get("path")) for file in cast("list[dict[str, Any]]", train)]
+    return [train] if isinstance(train, str) else []
 
 
 def shutdown(model: str, profile: Profile) -> date | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -66,8 +67,11 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
     there = known(settings)
     asked = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
     if unknown := [name for name in asked if name not in there]:
+        close = difflib.get_close_matches(unknown[0].lower(), there, n=1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(
-            f"no backend is called {unknown[0]!r}; known: {', '.join(there)}", fix="orchestrate providers"
+            f"no backend is called {unknown[0]!r}{guess}; known: {', '.join(there)}",
+            fix="orchestrate providers",
         )
     if not asked:
         raise UsageError(f"name a backend; known: {', '.join(there)}")

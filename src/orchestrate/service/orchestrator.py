@@ -137,9 +137,11 @@ class Orchestrator(Measuring, Rerunning):
 
     def models(self, query: str = "", provider: str | None = None) -> list[Model]:
         """Base models whose names hold every word of `query`, with `provider` only those that it offers.
-        Offline."""
+        Offline. Raises `UsageError` for an unknown provider."""
         from orchestrate import catalog
 
+        if provider is not None:
+            self.backends(provider)
         return catalog.search(query, None if provider is None else self.settings.host(provider).kind)
 
     def model_changes(self, provider: Backends = "all") -> ModelChanges:

@@ -139,6 +139,10 @@ def observed(run: Run, job: Job, at: datetime) -> Run:
     new |= {"status": job.status, "raw_status": job.raw_status}
     if job.early_stopped:
         new["early_stopped"] = True
+    if run.status is JobStatus.PAUSED and job.status is not JobStatus.PAUSED and job.error is None:
+        new["error"] = None  # why it was paused is over
+    if (expected := _expected_steps(run, job)) is not None:
+        new["expected_steps"] = expected
     if job.status.terminal and job.finished_at is None:
         new["finished_at"] = at
     if all(getattr(run, name) == value for name, value in new.items()):
@@ -165,6 +169,16 @@ def _filled(run: Run, job: Job, at: datetime) -> Run:
     if job.early_stopped and not run.early_stopped:
         missing["early_stopped"] = True
     return _with(run, at, **missing) if missing else run
+
+
+def _expected_steps(run: Run, job: Job) -> int | None:
+    """Of what the host tells, else of what was quoted; `None` where it tells the total, or too little is
+    known."""
+    quote = run.quote
+    if quote is None or not quote.rows or job.total_steps is not None:
+        return None
+    epochs, batch = job.epochs or quote.epochs, job.batch_size or quote.batch_size
+    return epochs * -(-quote.rows // batch) if epochs and batch else None
 
 
 def _require(run: Run, to: SubmitPhase, *phases: SubmitPhase) -> None:

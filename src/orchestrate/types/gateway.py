@@ -46,6 +46,12 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The name of the model that it is to make."""
     backend: str
     spec: dict[str, Any]
+    boot: str = ""
+    uptime_s: float = 0.0
+    """When it was made by the clock of the machine that made it, which nobody sets."""
+    untuned: str = ""
+    """The name that was asked for; where an earlier tuned model is trained on, the one that was asked for
+    first."""
     files: tuple[str, ...] = ()
     """sha256 of the contents that are trained on."""
     quote_usd: Decimal | None = None
@@ -63,6 +69,11 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     told: bool = False
     """Its end, to the webhook, where there is one."""
     model_deleted: bool = False
+
+    @property
+    def base(self) -> str:
+        """`untuned`, of earlier records too, which have it in the tuned name only."""
+        return self.untuned or self.tuned.split(":")[1]
 
     @property
     def run_key(self) -> str:
@@ -83,3 +94,5 @@ class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     code: str | None = None
     """Of the refusal."""
     address: str | None = None
+    times: int = 1
+    """How many like it there were since the one that was written down before."""

@@ -115,6 +115,9 @@ class Job(Record, frozen=True, kw_only=True):
     trained_tokens: int | None = None
     step: int | None = None
     total_steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    """Of which the host trains: its own choice where it was left to it."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
@@ -260,6 +263,8 @@ class Run(Record, frozen=True, kw_only=True):
     trained_tokens: int | None = None
     step: int | None = None
     total_steps: int | None = None
+    expected_steps: int | None = None
+    """Of a host that tells no total: rows x epochs / batch."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False

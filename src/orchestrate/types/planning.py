@@ -180,6 +180,12 @@ class Quote(Record, frozen=True, kw_only=True):
     """Why the backend would refuse the job as it is."""
     unlisted: str | None = None
     """That nothing says that the host tunes the model at all."""
+    rows: int | None = None
+    """To train on."""
+    epochs: int | None = None
+    """As asked for, or as the host is taken to choose."""
+    batch_size: int | None = None
+    """Rows to a step; `None` where the host chooses."""
 
     @property
     def ranked(self) -> bool:

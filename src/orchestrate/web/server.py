@@ -13,15 +13,56 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrate.errors import SetupError
 
 LOOPBACK = "127.0.0.1"
 _LONGEST_HEAD = 1 << 18
 """Bytes of a request before its body: an address may name a thousand runs."""
+
+
+class Patient(H11Protocol):
+    """HTTP/1.1 that hangs up on a client whose request does not begin, or does not come to the end of its
+    head: uvicorn would wait for ever, and each of them takes a connection from the others."""
+
+    head_s = 30.0
+    """Seconds for it."""
+    _hanging_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._head_came()
+
+    def _await_head(self) -> None:
+        """From the first moment on at which no request is under way."""
+        cycle: Any = self.cycle  # none before the first request, though its type does not say so
+        under_way = cycle is not None and not cycle.response_complete
+        if under_way or self.transport.is_closing():
+            self._head_came()
+        elif self._hanging_up is None:
+            self._hanging_up = self.loop.call_later(self.head_s, self.transport.close)
+
+    def _head_came(self) -> None:
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+            self._hanging_up = None
 
 
 @contextmanager
@@ -75,14 +116,14 @@ def running(
     lifespan: bool = False,
 ) -> Generator[None]:
     """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
-    place of uvicorn's own; with `lifespan` the apps are told of the beginning and the end. Raises
+    place of `Patient`; with `lifespan` the apps are told of the beginning and the end. Raises
     `SetupError` for a certificate that cannot be used."""
     chain, key = certificate or (None, None)
     servers = [
         uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=protocol or "auto",
+                http=protocol or Patient,
                 ws="none",
                 lifespan="on" if lifespan else "off",
                 log_config=None,

@@ -26,7 +26,7 @@ from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageEr
 from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher
-from orchestrate.tracking.clock import Clock
+from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.watching.channels import Command, NotDelivered, Webhook, tell
 from orchestrate.tracking.watching.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.types import JobStatus, Run
@@ -100,6 +100,27 @@ def test_an_account_is_not_asked_before_it_is_due(store: Store, host: PaperHost)
     watcher.wake()
     watcher.turn()
     assert host.requests == ["list"], "details are due later than the list"
+
+
+class Later(Clock):
+    by = 0.0
+
+    def uptime(self) -> Uptime:
+        up = super().uptime()
+        return Uptime(up.boot, up.seconds + self.by)
+
+
+def test_a_watcher_with_nothing_to_ask_rests(store_url: str, host: PaperHost) -> None:
+    clock = Later()
+    with Store.open(store_url, clock=clock) as store:
+        run = submit(store, host, SPEC, DATA)
+        watcher = Watcher(store, lambda _: host)
+        end(host, run)
+        watcher.turn()
+        store.runs.close(run.id)
+        clock.by = 100_000.0  # the account was due long ago
+        watcher.turn()
+        assert watcher.wait_s() >= 1
 
 
 class Busy(PaperHost):

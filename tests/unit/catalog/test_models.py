@@ -11,6 +11,8 @@ from orchestrate.catalog import HostModel
 from orchestrate.data.tokens import counting
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.profile import profile
+from orchestrate.providers.registry import provider_class
+from orchestrate.types import Feature
 
 TODAY = date(2026, 11, 25)
 
@@ -120,7 +122,16 @@ def test_every_model_says_from_where_it_is_known() -> None:
     for model in catalog.all_models():
         for provider, host in model.hosts.items():
             assert host.sources, (model.name, provider)
-            assert host.methods and host.adapters, (model.name, provider)
+            assert host.methods, (model.name, provider)
+
+
+def test_adapters_are_listed_where_the_backend_lets_one_choose() -> None:
+    """As `providers` and `plan` tell it: a host that decides by itself lists none."""
+    chooses = {kind: Feature.LORA in provider_class(kind).features for kind in catalog.known_hosts()}
+    assert set(chooses.values()) == {True, False}
+    for model in catalog.all_models():
+        for provider, host in model.hosts.items():
+            assert bool(host.adapters) == chooses[provider], (model.name, provider)
 
 
 def test_every_tokenizer_can_count() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,16 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Itera
 def openai(gateway: Gateway) -> Iterator[OpenAI]:
     with gateway.client() as client:
         yield client
+
+
+@contextmanager
+def own_port() -> Iterator[int]:
+    """A port that nobody else gets, for a server that is killed and started again: while it is down, any
+    program of this machine that asks for a free port could be given it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))  # never listened on, so that the server may be bound to it too
+        yield held.getsockname()[1]
 
 
 def rows(n: int = 12, mark: str = "") -> bytes:

@@ -15,6 +15,7 @@ from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
 from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.providers.files import downloads
+from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Artifact, GatewayJob
 
 pytestmark = [
@@ -129,6 +130,27 @@ def test_completions_are_answered_here_and_refused_for_hosts(openai: OpenAI, hos
 def test_a_name_of_nobody_is_404_with_those_that_there_are(openai: OpenAI, hosted: str) -> None:
     with pytest.raises(sdk.NotFoundError, match=hosted):
         openai.chat.completions.create(model="ft:gpt-4:o::x", messages=ASK)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", ["error", "html", "half_body", "bad_json", "lost_answer"])
+def test_a_host_that_fails_before_its_first_word_is_an_error(
+    gateway: Gateway, sandbox: Sandbox, hosted: str, fault: str, stream: bool
+) -> None:
+    """Not an answer 200 that breaks off: then a client would not ask again."""
+    more = {"status": 503} if fault == "error" else {}
+    sandbox.fault("together", fault, method="POST", path="chat/completions", count=0, **more)
+    try:
+        with gateway.http() as http:
+            answer = http.post("chat/completions", json={"model": hosted, "messages": ASK, "stream": stream})
+    finally:
+        sandbox.clear_faults()
+    if fault in ("half_body", "bad_json") and stream and answer.status_code == 200:
+        last = [line for line in answer.text.splitlines() if line][-1]
+        assert "error" in json.loads(last.removeprefix("data: ")), "it had begun"
+        return
+    assert answer.status_code >= 500, answer.text
+    assert answer.headers["x-should-retry"] == "true" and answer.json()["error"]["message"]
 
 
 def test_permissions_of_a_checkpoint_are_made_listed_and_deleted(openai: OpenAI, hosted: str) -> None:

@@ -49,8 +49,13 @@ def test_keys_are_asked_for_once_there_is_one(keyed: Gateway) -> None:
     assert refusal(keyed, "wrong") == (401, "invalid_api_key")
     service.revoke_key(keyed.ft, "ann")
     assert refusal(keyed, ann) == (401, "invalid_api_key")
+    past = keyed.ft.store.clock.now() - timedelta(seconds=1)
+    assert refusal(keyed, key(keyed, "late", expires_at=past)) == (401, "invalid_api_key")
     with pytest.raises(UsageError, match="made already"):
         key(keyed, "ann")
+    for wrong in ("", "a" * 65, "a\0"):
+        with pytest.raises(UsageError, match="project"):
+            key(keyed, "whose", project=wrong)
     stored = b"".join(path.read_bytes() for path in keyed.ft.settings.home.glob("runs.sqlite3*"))
     assert ann.encode() not in stored
 
@@ -132,9 +137,9 @@ def test_rate_and_jobs_at_once_are_limited(keyed: Gateway) -> None:
 def test_the_log_tells_who_did_what(keyed: Gateway) -> None:
     who = key(keyed, "logged", backends=["together"])
     refusal(keyed, who, model=OTHER)
-    # The last is written down after its answer.
+    # Each is written down after its answer.
     until(lambda: len(service.entries(keyed.ft, key="logged")) == 2)
-    entries = service.entries(keyed.ft, key="logged")
+    entries = sorted(service.entries(keyed.ft, key="logged"), key=lambda entry: entry.status)
     assert [(e.method, e.path, e.status) for e in entries] == [
         ("POST", "/v1/files", 200),
         ("POST", "/v1/fine_tuning/jobs", 403),
@@ -152,3 +157,54 @@ def test_others_come_with_keys_over_tls_only(keyed: Gateway, tmp_path: Path) -> 
         return f"{caught.value} {caught.value.fix}"
 
     assert "--behind-proxy" in refused(host="0.0.0.0")
+
+
+def test_a_project_may_use_the_model_that_it_was_permitted(keyed: Gateway) -> None:
+    maker, guest = key(keyed, "permits", project="p4"), key(keyed, "guest", project="p5")
+    with keyed.client(maker) as client, keyed.http(guest) as http:
+        file = client.files.create(file=("t.jsonl", rows(mark="permit")), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=ASKED, training_file=file.id, suffix="shared")
+        name = ended(client, job.id).fine_tuned_model
+        chat = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+
+        def asked() -> tuple[int, str]:
+            answer = http.post("chat/completions", json=chat)
+            return answer.status_code, answer.json()["error"]["code"]
+
+        def continued() -> tuple[int, str]:
+            upload = {"file": ("t.jsonl", rows(mark="own"))}
+            own = http.post("files", files=upload, data={"purpose": "fine-tune"})
+            body = {"model": name, "training_file": own.json()["id"]}
+            answer = http.post("fine_tuning/jobs", json=body)
+            return answer.status_code, answer.json()["error"]["code"]
+
+        permissions = client.fine_tuning.checkpoints.permissions
+        assert asked() == (404, "model_not_found")
+        permission = permissions.create(name, project_ids=["p5", "p6"]).data[0]
+        assert permission.project_id == "p5"
+        assert asked() == (422, "model_not_deployed"), "found, and its host would have to serve it"
+        assert http.get(f"models/{name}").json()["id"] == name
+        # To use it is all: neither to see its job and its files, nor to give it on or away.
+        assert http.get(f"fine_tuning/jobs/{job.id}").status_code == 404
+        assert http.get(f"files/{file.id}/content").status_code == 404
+        for method, path in (("DELETE", ""), ("POST", "/permissions"), ("GET", "/permissions")):
+            url = f"fine_tuning/checkpoints/{name}{path}" if path else f"models/{name}"
+            body = {"project_ids": ["p7"]} if method == "POST" else None
+            assert http.request(method, url, json=body).status_code == 403, url
+        assert continued() == (404, "model_not_found")
+        permissions.delete(permission.id, fine_tuned_model_checkpoint=name)
+        assert asked() == (404, "model_not_found")
+        assert [one.project_id for one in permissions.list(name).data] == ["p6"]
+
+
+def test_a_name_may_have_colons(keyed: Gateway) -> None:
+    narrow = key(keyed, "colons", project="p8", map=["qwen3:8b=together:qwen3-8b"], models=["qwen3:8b"])
+    with keyed.client(narrow) as client:
+        file = client.files.create(file=("t.jsonl", rows(mark="colons")), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model="qwen3:8b", training_file=file.id, suffix="a:b")
+        name = ended(client, job.id).fine_tuned_model
+        assert name == f"ft:qwen3:8b:orchestrate:a:b:{job.id[-8:]}"
+        assert client.models.retrieve(name).id == name
+        assert name in [model.id for model in client.models.list()]
+        again = client.fine_tuning.jobs.create(model=name, training_file=file.id, suffix="again")
+        assert ended(client, again.id).fine_tuned_model.startswith("ft:qwen3:8b:orchestrate:again:")

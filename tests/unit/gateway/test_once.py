@@ -12,13 +12,12 @@ import pytest
 from openai import OpenAI
 from tests import command
 from tests.unit.gateway import worker
-from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows, until
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, own_port, rows, until
 
 from orchestrate import config
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.types import Job
-from orchestrate.web.server import free_port
 
 _STARTING = threading.Lock()
 """The fork server is asked by one thread at a time."""
@@ -69,7 +68,7 @@ def test_kill_9_at_each_place_loses_and_doubles_nothing(
     sandbox: Sandbox, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     places = [*worker.BEFORE, *worker.BEHIND]
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(10) as pool:
         found = list(pool.map(lambda place: _killed_at(place, sandbox, tmp_path), places))
     counts = {"runs": len(places), "jobs": sum(map(len, found)), "alarms": 0}
     lost = sum(not jobs for jobs in found)
@@ -80,12 +79,16 @@ def test_kill_9_at_each_place_loses_and_doubles_nothing(
 
 
 def _killed_at(place: str, sandbox: Sandbox, folder: Path) -> list[Job]:
+    with own_port() as port:
+        return _killed_on(port, place, sandbox, folder)
+
+
+def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Job]:
     """The jobs of the host that came of one request whose gateway was killed at a place and started again."""
     home = folder / place
     home.mkdir()
     own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
     env = {**{k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATE")}, **sandbox.env, **own}
-    port = free_port()
     streams = [home / name for name in ("in", "out", "err")]
     streams[0].touch()
 

@@ -25,7 +25,7 @@ BEHIND = (
 
 
 def main(arguments: list[str]) -> None:
-    """Home, port, and the place."""
+    """Home, port, the place, and the folder of files where gateways share one."""
     home, port, place = Path(arguments[0]), int(arguments[1]), arguments[2]
     killed = home / "killed"
 
@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> None:
     made: Any = submission.submitter
     submission.submitter = lambda *args: dataclasses.replace(made(*args), reached=reached)
     with Orchestrator(config.load(cwd=home)) as ft:
-        told = terms.read({"models": MODELS}, home, "here", port=port)
+        table = {"models": MODELS, "files": arguments[3]} if len(arguments) > 3 else {"models": MODELS}
+        told = terms.read(table, home, "here", port=port)
         with running.serve(ft, told, watching.watcher(ft), reached):
             (home / "up").touch()
             threading.Event().wait()

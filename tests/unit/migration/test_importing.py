@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
+import shutil
 import signal
 import time
 from datetime import date
@@ -27,6 +29,7 @@ from orchestrate.spec import JobSpec, LoRA
 from orchestrate.types import JobStatus
 
 READS = ("GET",)
+ANSWERED = {"role": "assistant", "content": "a"}
 
 
 def rows(n: int) -> bytes:
@@ -171,6 +174,100 @@ def test_files_that_are_gone_are_in_the_inventory(ft: Orchestrator, sandbox: San
     assert kept.silent_on == date(2027, 1, 14)
     assert taken.inventory.silent == ((date(2027, 1, 14), 2),)
     assert (taken.inventory.data_here, taken.inventory.data_gone) == (1, 1)
+
+
+def test_what_is_lost_is_told_of_the_run_that_lost_it(ft: Orchestrator, sandbox: Sandbox) -> None:
+    client, ids, first = made(sandbox)
+    client.files.delete(first)
+    importing.take(ft, "openai")
+    kept = ft.run(ids[1]).record.spec["train"]
+    Path(kept).unlink()
+    taken = importing.take(ft, "openai", files=False, details=False)
+    found = {row.run_id: row for row in taken.inventory.rows}
+    lost, away = (found[ft.run(id).id] for id in ids[:2])
+    assert first in lost.data and kept not in lost.data
+    assert away.data == f"gone: {kept} is not there any more"
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["files lost", "home moved"])
+def test_a_restored_store_fetches_the_files_that_it_knows_and_has_not(
+    ft: Orchestrator, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path, moved: bool
+) -> None:
+    made(sandbox)
+    importing.take(ft, "openai")
+    shutil.copytree(tmp_path / "home", tmp_path / "restored")
+    shutil.rmtree(tmp_path / "home" / "imported")
+    if not moved:
+        shutil.rmtree(tmp_path / "restored" / "imported")
+    sandbox.clear_requests()
+    env = own_env | {"ORCHESTRATE_HOME": str(tmp_path / "restored")}
+    with Orchestrator(config.load(env=env, cwd=tmp_path)) as again:
+        taken = importing.take(again, "openai")
+        trains = [str(run.spec["train"]) for run in again.store.runs.matching()]
+        assert importing.take(again, "openai").files == 0
+    assert (taken.imported, taken.known, taken.problems, taken.inventory.data_here) == (0, 2, {}, 2)
+    assert all(path.startswith(str(tmp_path / "restored")) for path in trains)
+    paths = [e["path"] for e in sandbox.requests("openai") if e["path"].endswith("/content")]
+    assert sum("result" not in path for path in paths) == (0 if moved else 2)
+
+
+CONTENT = r"/v1/files/file-(?!result).*/content"
+
+
+@pytest.mark.parametrize(("kind", "status"), [("error", 403), ("html", 200)], ids=["refused", "proxy's page"])
+def test_a_file_that_is_not_given_out_today_is_asked_for_again(
+    ft: Orchestrator, sandbox: Sandbox, kind: str, status: int
+) -> None:
+    _, ids, _ = made(sandbox)
+    sandbox.fault("openai", kind, path=CONTENT, status=status, count=2)
+    taken = importing.take(ft, "openai")
+    assert taken.inventory.data_here == 0 and bool(taken.problems) == (kind == "html")
+    assert all(ft.run(id).record.spec["train"] == "unknown" for id in ids[:2])
+    taken = importing.take(ft, "openai")
+    assert (taken.inventory.data_here, taken.files, taken.problems) == (2, 2, {})
+
+
+def test_another_key_says_nothing_of_the_jobs_of_the_first(
+    ft: Orchestrator, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
+) -> None:
+    made(sandbox)
+    sandbox.fault("openai", "html", path=CONTENT, count=2)
+    importing.take(ft, "openai")
+    other = own_env | {"OPENAI_API_KEY": "sandbox-of-another-team"}
+    with Orchestrator(config.load(env=other, cwd=tmp_path)) as theirs:
+        taken = importing.take(theirs, "openai")
+    assert not taken.inventory.rows and not taken.problems and taken.account.startswith("organization")
+    assert importing.take(ft, "openai").inventory.data_here == 2, "what it could not see was not lost"
+
+
+def full_import(arguments: list[str]) -> None:
+    """An import in a process of its own, on a disk on which files cannot grow beyond so many bytes."""
+
+    def tell(what: str, done: int, of: int) -> None:
+        del done, of
+        if what == "jobs listed":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(arguments[0]), resource.RLIM_INFINITY))
+
+    with Orchestrator(config.load(env=dict(os.environ), cwd=Path.cwd())) as ft:
+        importing.take(ft, "openai", tell=tell)
+
+
+def test_on_a_full_disk_nothing_half_is_kept_and_it_goes_on(
+    ft: Orchestrator, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
+) -> None:
+    client = openai(sandbox)
+    long = json.dumps({"messages": [{"role": "user", "content": "q" * 5_000}, ANSWERED]}).encode() + b"\n"
+    file = client.files.create(file=("long.jsonl", long * 1000), purpose="fine-tune").id
+    client.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", training_file=file)
+    sandbox.skip(3600)
+    ended = command.run([str(4 << 20)], cwd=tmp_path, env=own_env, program=full_import)
+    assert ended.code == 1 and b"SetupError: no room for" in ended.err
+    [run] = ft.store.runs.matching()
+    assert run.spec["train"] == "unknown", "no half of a file passes for the whole"
+    taken = importing.take(ft, "openai")
+    assert (taken.imported, taken.files, taken.problems) == (0, 1, {})
+    assert Path(str(ft.run(run.id).record.spec["train"])).read_bytes() == long * 1000
+    assert [p.suffix for p in (tmp_path / "home" / "imported").iterdir()] == [".jsonl"]
 
 
 def test_an_import_takes_nothing_of_the_budget(ft: Orchestrator, sandbox: Sandbox) -> None:

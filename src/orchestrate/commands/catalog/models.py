@@ -9,26 +9,41 @@ import typer
 from rich.text import Text
 
 from orchestrate import days
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.console import (
+    Json,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    settings_of,
+    table,
+)
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
-from orchestrate.service.setup import models
+from orchestrate.service.setup import backends, models
 from orchestrate.service.setup.models import HostModel, Model
 
 app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
 
-ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only those it can tune.")]
+ProviderFilter = Annotated[
+    str | None,
+    typer.Option("--provider", "-p", help="Only those it can tune.", autocompletion=completing.backend),
+]
 
 
 @app.command("list", hidden=True)
 @app.command()
 def search(
+    context: typer.Context,
     query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,
     provider: ProviderFilter = None,
     json: Json = False,
 ) -> None:
     """Models whose names hold all the words; all of them without words."""
+    if provider is not None:
+        backends.chosen(settings_of(context), provider)
     found = models.search(" ".join(query or []), provider)
     if json:
         print_json([_with_ids(m) for m in found])
@@ -80,7 +95,10 @@ def show(
 def refresh(
     context: typer.Context,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")
+        str,
+        typer.Option(
+            "--provider", "-p", help="Backends, comma-separated; or all.", autocompletion=completing.backends
+        ),
     ] = "all",
     json: Json = False,
 ) -> None:
@@ -153,4 +171,10 @@ def _ends(model: Model, today: date) -> Text:
 def _limits(host: HostModel) -> tuple[str, ...]:
     context = "/".join(f"{n:,}" for n in dict.fromkeys(host.context)) if host.context else "-"
     rank = str(host.max_rank) if host.max_rank else "-"
-    return ", ".join(host.methods), ", ".join(host.adapters), context, rank, host.tunable
+    return (
+        ", ".join(host.methods),
+        ", ".join(host.adapters) or "the host decides",
+        context,
+        rank,
+        host.tunable,
+    )

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from orchestrate import days
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import SANDBOX, Json, note, orchestrator, out, print_json, table
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.commands.terminal.rates import RateOpt, with_flags
@@ -30,7 +31,10 @@ _NONE_YET = "no run has both a quote and a final bill yet"
 
 app = typer.Typer(cls=by_default("list"), help="Prices, their sources and their age.")
 
-ProviderFilter = Annotated[str | None, typer.Option("--provider", "-p", help="Only of this provider.")]
+ProviderFilter = Annotated[
+    str | None,
+    typer.Option("--provider", "-p", help="Only of this provider.", autocompletion=completing.backend),
+]
 
 
 def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:

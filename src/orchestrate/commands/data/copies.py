@@ -23,6 +23,7 @@ from orchestrate.commands.data.options import (
     progress_bar,
 )
 from orchestrate.commands.data.views import note_rewritten
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, note, out, print_json, settings_of, table
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import MissingExtra, UsageError
@@ -60,7 +61,8 @@ def convert(
         str,
         typer.Option(
             help="openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, parquet, or "
-            "unpaired: two rows of each preference pair."
+            "unpaired: two rows of each preference pair.",
+            autocompletion=completing.formats,
         ),
     ],
     output: Annotated[

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrate.commands.data.options import FileArg, OutputOpt
-from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrate.commands.data.options import OutputOpt
-from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
+    never_cut,
     note,
     orchestrator,
     out,
@@ -20,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
@@ -168,20 +171,30 @@ def _show_list(found: list[Recording]) -> None:
 
 
 def _show_calendar(found: list[Due]) -> None:
-    rows = table(
-        "record by", "days left", "run", "tuned model", "recorded", "with", fold=("with", "tuned model")
-    )
-    for due in found:
-        left = f"{due.days_left:,}" if due.days_left >= 0 else "silent"
-        kept = f"{due.recorded:,} in {due.recording}" if due.recording else "-"
-        rows.add_row(f"{due.silent_on}", left, due.run_id, due.tuned_model, kept, due.command or "-")
-    out.print(rows)
+    for day, dues in groupby(found, key=lambda due: due.silent_on):
+        _show_day(day, list(dues))
     for name, day in {due.provider: due.no_new_jobs_after for due in found}.items():
         if day is not None:
             note(f"{name} takes no new jobs from {day} on")
     if not found:
         note("no tuned model of this store falls silent on an announced day")
         note("orchestrate import PROVIDER  takes the past jobs of an account into it")
+    elif any(due.command for due in found):
+        note("orchestrate record RUN [--prompts FILE]  keeps its answers; FILE where it has no own prompts")
+
+
+def _show_day(day: date, dues: list[Due]) -> None:
+    left = dues[0].days_left
+    rows = table("run", "recorded", "prompts", "tuned model", fold=("tuned model",))
+    for due in dues:
+        kept = f"{due.recorded:,} in {due.recording}" if due.recording else "no"
+        rows.add_row(due.run_id, kept, "its own" if due.prompts else "FILE", due.tuned_model)
+    never_cut(rows, "run", "recorded", "prompts")
+    out.print(
+        f"record by {day}, in {count(left, 'day')}" if left >= 0 else f"silent since {day}", style="bold"
+    )
+    out.print(rows)
+    out.print()
 
 
 def from_record(

@@ -47,7 +47,7 @@ def show_inspect(report: InspectReport) -> None:
         ("user turns", _counted(report.turns)),
         ("tools", _counted(report.tools)),
         ("labels", ", ".join(f"{k} {n:,} ({n / report.rows:.0%})" for k, n in report.labels.items() if n)),
-        ("languages", _counted(report.languages)),
+        ("languages", _counted(report.languages) and f"{_counted(report.languages)}{_of(report)}"),
         ("longest rows", ", ".join(f"{r.row} ({r.tokens:,})" for r in report.longest)),
         ("problems", _counted(report.problems)),
         ("digest", report.digest),
@@ -62,6 +62,12 @@ def show_inspect(report: InspectReport) -> None:
             bar = "█" * max(round(b.count / tallest * _BAR), 1 if b.count else 0)
             out.print(f"{b.low:>8,} - {b.high:<8,} {bar} {b.count:,}")
     note(report.guidance)
+
+
+def _of(report: InspectReport) -> str:
+    """Where the languages are those of the first rows alone."""
+    looked = sum(report.languages.values())
+    return f" (of the first {looked:,} of {report.rows:,} rows)" if looked < report.rows else ""
 
 
 def _counted(counts: dict[str, int], most: int = 8) -> str:

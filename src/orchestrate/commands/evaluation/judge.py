@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     err,
@@ -22,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     print_text,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -137,7 +138,10 @@ class Decision:
 def evaluate(
     context: typer.Context,
     run: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN...", help="Runs that succeeded; or RUN@CHECKPOINT.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN...", help="Runs that succeeded; or RUN@CHECKPOINT.", autocompletion=completing.runs
+        ),
     ] = None,
     *,
     rivals: Rivals,
@@ -255,16 +259,6 @@ def opened(page: Path) -> None:
         warn(f"no browser was found; open {page} yourself")
 
 
-def dollars(text: str | None) -> Decimal | None:
-    try:
-        value = None if text is None else Decimal(text)
-    except InvalidOperation as error:
-        raise UsageError(f"--max-cost takes US dollars, not {text!r}") from error
-    if value is not None and not (value.is_finite() and value >= 0):
-        raise UsageError("--max-cost takes US dollars, 0 or more")
-    return value
-
-
 @contextmanager
 def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
     """A bar on a terminal, else a line now and then."""
@@ -289,7 +283,7 @@ def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], N
 
 def compare(
     context: typer.Context,
-    run: Annotated[list[str], typer.Argument(metavar="RUN...")],
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", autocompletion=completing.runs)],
     format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "table",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write to this file; its ending decides.")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from orchestrate.commands.evaluation.judge import asking_bar, dollars
+from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, print_text, table
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import dollars, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
@@ -59,7 +60,10 @@ class Asking:
 def regress(
     context: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="A run that succeeded; or RUN@CHECKPOINT.")
+        str | None,
+        typer.Argument(
+            metavar="RUN", help="A run that succeeded; or RUN@CHECKPOINT.", autocompletion=completing.runs
+        ),
     ] = None,
     *,
     abilities: Abilities,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     ended_by_signal,
@@ -96,7 +97,12 @@ class Else:
 def review(
     context: typer.Context,
     run: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN...", help="Runs with an evaluation; or a review's id.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs with an evaluation; or a review's id.",
+            autocompletion=completing.runs,
+        ),
     ] = None,
     *,
     what: What,

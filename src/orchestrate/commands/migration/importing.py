@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrate import text
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, table, warn
+from orchestrate.commands.terminal.console import (
+    Json,
+    never_cut,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    table,
+    warn,
+)
 
 if TYPE_CHECKING:
-    from orchestrate.service.migration.importing import Taken
+    from orchestrate.service.migration.importing import Held, Inventory, Taken
 
 SHOWN = 20
 EVERY = 250
@@ -57,23 +67,65 @@ def take(
 
 def _show(taken: Taken) -> None:
     found = taken.inventory
-    shown = table("run", "model", "silent after", "cost", "data", "can be made again")
-    for row in found.rows[:SHOWN]:
-        silent = f"{row.silent_on} ({row.days_left} days)" if row.silent_on else "-"
-        cost = text.money(row.cost_usd) if row.cost_usd is not None else "-"
-        shown.add_row(row.run_id, row.tuned_model or row.model, silent, cost, row.data, row.rebuild)
-    out.print(shown)
+    for day, rows in groupby(found.rows[:SHOWN], key=lambda row: row.silent_on):
+        _show_day(day, list(rows))
     if len(found.rows) > SHOWN:
         note(f"and {len(found.rows) - SHOWN:,} more: --json has all")
+    _show_ways(found)
+    if not found.rows:
+        note(f"no jobs in {taken.account}: a key sees those of its own project or account only")
+        return
     note(f"{taken.imported:,} imported, {taken.known:,} known already, from {taken.account}")
     if taken.left_out:
-        note(f"{taken.left_out:,} that made no model are left out: --all takes them")
+        jobs = text.count(taken.left_out, "job that made no model is", "jobs that made no model are")
+        note(f"{jobs} left out: --all takes them")
     for day, models in found.silent:
-        warn(f"{text.count(models, 'tuned model')} on {taken.provider} fall silent after {day}")
+        falls = text.count(models, "tuned model falls", "tuned models fall")
+        warn(f"{taken.provider}: {falls} silent after {day}")
     unknown = f"; of {found.uncosted:,} it is not known" if found.uncosted else ""
-    note(f"they cost {text.money(found.cost_usd)}{unknown}; when they were last used the host does not tell")
-    note(f"training rows of {found.data_here:,} are here, of {found.data_gone:,} gone")
+    note(f"cost in all: {text.money(found.cost_usd)}{unknown}")
+    note(f"training rows: of {found.data_here:,} here, of {found.data_gone:,} gone")
     for name, problem in list(taken.problems.items())[:5]:
         warn(f"{name}: {problem}")
     if taken.problems:
         note(f"{len(taken.problems):,} not complete; the same command goes on with them")
+    elif found.silent:
+        note("orchestrate record --calendar   what to record before they are silent")
+
+
+def _show_day(day: date | None, rows: list[Held]) -> None:
+    left = rows[0].days_left
+    if day is None:
+        title = "no day announced on which it falls silent"
+    elif left is not None and left >= 0:
+        title = f"silent after {day}, in {text.count(left, 'day')}"
+    else:
+        title = f"silent since {day}"
+    used = any(row.last_use for row in rows)  # as this store saw it: the hosts do not tell
+    shown = table("run", "cost", "data", *(["last used"] if used else []), "model", fold=("model",))
+    for row in rows:
+        cost = text.money(row.cost_usd) if row.cost_usd is not None else "-"
+        last = [f"{row.last_use:%Y-%m-%d}" if row.last_use else "-"] if used else []
+        data = row.data.partition(":")[0]
+        shown.add_row(row.run_id, cost, data, *last, row.tuned_model or f"none: {row.status.value}")
+    never_cut(shown, "run", "cost", "data", "last used")
+    out.print(title, style="bold")
+    out.print(shown)
+    out.print()
+
+
+def _show_ways(found: Inventory) -> None:
+    """How each base can be made again, and what of the data is lost, said once."""
+    ways = {row.model: row.rebuild for row in found.rows if row.data == "here"}
+    if ways:
+        shown = table("base", "can be made again", fold=("can be made again",))
+        for model, way in sorted(ways.items())[:SHOWN]:
+            shown.add_row(model, way)
+        never_cut(shown, "base")
+        out.print(shown)
+        out.print()
+    lost = [row for row in found.rows if row.data.startswith("gone")]
+    for row in lost[:5]:
+        warn(f"{row.run_id}: its training rows are {row.data}; it cannot be made again without your own copy")
+    if len(lost) > 5:
+        note(f"and {len(lost) - 5:,} more whose rows are gone")

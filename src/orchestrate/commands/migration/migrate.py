@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.evaluation.judge import asking_bar, dollars, tell_plan
+from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import ServingOptions, grouped, models_given
+from orchestrate.commands.terminal.options import ServingOptions, dollars, grouped, models_given
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.errors import UsageError
 from orchestrate.types import Sampling
@@ -89,7 +90,10 @@ class Where:
 @grouped
 def migrate(
     context: typer.Context,
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run that succeeded.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="A run that succeeded.", autocompletion=completing.runs),
+    ] = None,
     *,
     where: Where,
     serving: ServingOptions,

@@ -18,6 +18,7 @@ import typer
 from rich.text import Text
 
 from orchestrate import watching
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     err,
@@ -57,7 +58,10 @@ HereOpt = Annotated[
 
 def watch(
     context: typer.Context,
-    run: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Default: all active.")] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Default: all active.", autocompletion=completing.runs),
+    ] = None,
     here: HereOpt = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the background watcher; runs go on.")] = False,
     notify_command: CommandOpt = None,

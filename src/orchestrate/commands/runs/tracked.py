@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.text import Text
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     SANDBOX,
     Json,
@@ -23,8 +25,8 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.deployment import hourly
-from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
-from orchestrate.progress import cost_so_far, seconds_taken
+from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError, UsageError
+from orchestrate.progress import cost_so_far, seconds_taken, stage
 from orchestrate.text import count, duration, limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.types.proof import badge
@@ -48,10 +50,56 @@ _ROOM_FOR_TAGS = 110
 """Characters of a line."""
 
 
+_ALL = 1_000_000
+_WORDS = (
+    "not sent",
+    "outcome unknown",
+    "submitted",
+    *(s.value for s in JobStatus if s is not JobStatus.SUBMITTING),
+)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which runs are listed, by what is shown of them."""
+
+    status: str | None
+    model: str | None
+    tag: str | None
+
+    def __post_init__(self) -> None:
+        if self.status is not None and self.status not in _WORDS:
+            raise UsageError(f"no status is called {self.status!r}; there are {', '.join(_WORDS)}")
+
+    @property
+    def any(self) -> bool:
+        return any(value is not None for value in (self.status, self.model, self.tag))
+
+    def fits(self, run: Run) -> bool:
+        name, equals, value = (self.tag or "").partition("=")
+        tags = cast("dict[str, str]", run.spec.get("tags") or {})
+        tagged = self.tag is None or (name in tags and (not equals or str(tags[name]) == value))
+        named = self.model is None or self.model.lower() in run.model.lower()
+        return tagged and named and (self.status is None or stage(run) == self.status)
+
+
 def runs(
     context: typer.Context,
-    provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this backend.")] = None,
-    status: Annotated[JobStatus | None, typer.Option(help="Only this status.")] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option("--provider", "-p", help="Only this backend.", autocompletion=completing.backend),
+    ] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD", help="Only this status, as it is shown: running, failed, 'not sent' ..."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Only models with this in their name.", autocompletion=completing.models),
+    ] = None,
+    tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Only with this tag.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 30,
     sandbox: Annotated[
         bool, typer.Option("--sandbox", help="The runs of sandboxes instead; inside one they are among all.")
@@ -60,15 +108,16 @@ def runs(
 ) -> None:
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
-        asked = partial(ft.runs, provider=provider, status=status, limit=limit)
-        found = [run.record for run in asked(sandbox=sandbox or None)]
-        elsewhere = 0 if found or sandbox else len(asked(sandbox=True))
+        wanted = _Wanted(status, model, tag)
+        asked = partial(ft.runs, provider=provider, limit=_ALL if wanted.any else limit)
+        found = [run.record for run in asked(sandbox=sandbox or None) if wanted.fits(run.record)][:limit]
+        elsewhere = 0 if found or sandbox else sum(wanted.fits(r.record) for r in asked(sandbox=True))
         deployed = ft.deployments()
     if json:
         print_json(found)
         return
     if not found:
-        some = provider is not None or status is not None
+        some = provider is not None or wanted.any
         if elsewhere:
             note(f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox")
             return

@@ -52,6 +52,10 @@ def worker(
             for url in stack.enter_context(watching.webhooks(ft, webhooks, watcher.wake)):
                 note(f"taking webhooks on {url}")
 
+        watched = "all backends" if provider == "all" else provider
+        note(f"watching {count(len(ft.active_runs()), 'run')} on their way, and new ones, of {watched}")
+        note(f"ends are told {notify.told}; Ctrl-C stops the watching, never a run")
+
         def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:
                 warn(problem)

@@ -224,5 +224,7 @@ def log(
     shown = table("at", "key", "request", "status", "what")
     for entry in found:
         at, asked = f"{entry.at:%Y-%m-%d %H:%M:%S}", f"{entry.method} {entry.path}"
-        shown.add_row(at, entry.key or "-", asked, str(entry.status), entry.subject or entry.code or "-")
+        times = f" ({entry.times} times)" if entry.times > 1 else ""
+        what = entry.subject or entry.code or "-"
+        shown.add_row(at, entry.key or "-", asked, f"{entry.status}{times}", what)
     out.print(shown)

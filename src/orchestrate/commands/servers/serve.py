@@ -76,7 +76,7 @@ class How:
     four_bit: Annotated[
         bool | None, typer.Option("--four-bit/--no-four-bit", help="Default: as the adapters were trained.")
     ] = None
-    quantise: Annotated[str, typer.Option("--quantise", "--quantize", help="For llama.cpp.")] = "Q4_K_M"
+    quantise: Annotated[str, typer.Option("--quantize", help="For llama.cpp.")] = "Q4_K_M"
     engine_args: Annotated[
         list[str] | None,
         typer.Option(

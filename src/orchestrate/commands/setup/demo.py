@@ -89,6 +89,7 @@ class _Demo:
         }
         keys = str(self.folder / "home" / "keys.toml")
         self.env |= {"ORCHESTRATE_KEYS": keys, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+        self.env.setdefault("OMP_NUM_THREADS", "1")  # the matrices of the tiny model are too small for more
         # What they print goes through us: they cannot see how wide the terminal is.
         self.env.setdefault("COLUMNS", str(shutil.get_terminal_size((120, 24)).columns))
 

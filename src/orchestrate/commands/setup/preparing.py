@@ -1,13 +1,11 @@
-"""init, keys, doctor, providers: getting ready."""
+"""keys, doctor, providers: getting ready."""
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
 import re
 import sys
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -42,38 +40,6 @@ _MARKS: dict[bool | None, tuple[str, str]] = {
     False: ("wrong", "red"),
     None: ("absent", "dim"),
 }
-
-
-def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
-    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Json = False,
-) -> None:
-    """Write a commented finetune.yaml, its JSON schema for editors, and orchestrate.toml."""
-    from orchestrate import specfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"{folder} is not a folder", fix="orchestrate init FOLDER") from error
-    schema = jsonlib.dumps(specfile.json_schema(), indent=2) + "\n"
-    files = {
-        specfile.DEFAULT_NAME: specfile.template(),
-        specfile.SCHEMA_NAME: schema,
-        config.CONFIG_NAME: specfile.template(config.CONFIG_NAME),
-    }
-    present = [name for name in files if (folder / name).exists() and name != specfile.SCHEMA_NAME]
-    if present and not force:
-        raise UsageError(
-            f"{folder / present[0]} exists already; nothing was written", fix="orchestrate init --force"
-        )
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    written = [str(folder / name) for name in files]
-    if json:
-        print_json(written)
-    else:
-        print_text("\n".join(written))
 
 
 keys = typer.Typer(cls=by_default("list"), help="API keys, and the hosts they may go to: set, list, trust.")

@@ -20,7 +20,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from orchestrate.commands.terminal import completing
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
+from orchestrate.files import FULL
 from orchestrate.keys import hide
 from orchestrate.progress import stage
 from orchestrate.text import inert, inert_json
@@ -56,13 +58,20 @@ class _Console(Console):
         raise SystemExit(0)
 
 
-out = _Console(highlight=False, markup=False, emoji=False, width=_WIDTH)
+out = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
 """Data; what a pipe gets."""
-err = _Console(stderr=True, highlight=False, markup=False, emoji=False, width=_WIDTH)
+err = _Console(
+    stderr=True, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else _WIDTH
+)
 """Progress, notes and errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
-RunArg = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its beginning, or 'last'.")]
+RunArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, its beginning, or 'last'.", autocompletion=completing.runs
+    ),
+]
 
 SANDBOX = Text(" SANDBOX ", style="reverse")
 
@@ -209,6 +218,12 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     if type(error).__name__ == "Abort":
         report_error(UsageError("cancelled at the question"), as_json=as_json)
         return 1
+    if isinstance(error, OSError) and error.errno in FULL:
+        full = SetupError(
+            f"no room on the disk: {error.strerror}", fix="free some space, then run the same command again"
+        )
+        report_error(full, as_json=as_json)
+        return full.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         wrong = SetupError(
             f"{error.filename}: {error.strerror or error}", fix="check the path, its owner and its mode"

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
-from orchestrate.commands.terminal.console import STATUS_STYLE, err, stage_text, table, warn
-from orchestrate.progress import cost_so_far, seconds_left, share_done
-from orchestrate.text import count, duration, money
+from orchestrate.commands.terminal.console import (
+    SANDBOX,
+    STATUS_STYLE,
+    err,
+    never_cut,
+    stage_text,
+    table,
+    warn,
+)
+from orchestrate.progress import cost_so_far, seconds_left, seconds_taken, share_done, step_of
+from orchestrate.text import count, duration, inert, money
 from orchestrate.types import Event, MetricPoint, Run
 
 if TYPE_CHECKING:
@@ -42,7 +53,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 def bar(share: float, width: int = 60) -> Text:
     full = round(share * width)
-    return Text.assemble(("━" * full, "green"), ("━" * (width - full), "bright_black"))
+    return Text.assemble(("━" * full, "green"), ("─" * (width - full), "bright_black"))
 
 
 def stage_line(run: Run) -> Text:
@@ -52,16 +63,24 @@ def stage_line(run: Run) -> Text:
         if i:
             text.append(" › ", style="dim")
         here = stage == run.status.value
-        text.append(stage, style=f"bold {STATUS_STYLE.get(stage, 'white')}" if here else "dim")
+        style = f"bold {STATUS_STYLE.get(stage, 'white')}" if here else "dim"
+        text.append(f"[{stage}]" if here else stage, style=style)
     if run.status.value not in _STAGES:
-        text.append(f"  {run.status.value}", style=f"bold {STATUS_STYLE.get(run.status.value, 'white')}")
+        text.append(f"  [{run.status.value}]", style=f"bold {STATUS_STYLE.get(run.status.value, 'white')}")
     return text
 
 
 def panel(
-    run: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now: datetime, hint: str | None = None
+    run: Run,
+    metrics: Sequence[MetricPoint],
+    events: Sequence[Event],
+    now: datetime,
+    hint: str | None = None,
+    *,
+    width: int = 100,
 ) -> RenderableType:
-    """One run as a block of lines; `hint` is what its reader should know or do."""
+    """One run as a block of lines, none of which ends within a word or number at this width; `hint` is what
+    its reader should know or do."""
     head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
     if run.sandbox:
         head.append("  ")
@@ -73,28 +92,27 @@ def panel(
     speed = next(
         (p.values["tokens_per_second"] for p in reversed(metrics) if "tokens_per_second" in p.values), None
     )
-    left = seconds_left(run, now)
-    since = (run.finished_at or now) - (run.started_at or run.created_at)
-    cost = cost_so_far(run)
-    step = run.step or (metrics[-1].step if metrics else 0)
+    left, taken = seconds_left(run, now, metrics), seconds_taken(run, now)
+    cost = cost_so_far(run, metrics)
     facts = [
-        f"step {step}/{run.total_steps}" if run.total_steps else f"step {step}",
+        _steps(run, metrics),
         f"reward {rewards[-1]:.3f} {sparkline(rewards)}" if rewards else "",
         f"loss {losses[-1]:.4f} {sparkline(losses)}" if losses and not rewards else "",
         f"valid {valid[-1]:.4f}" if valid else "",
         f"{speed:,.0f} tok/s" if speed else "",
-        duration(since.total_seconds()) + (f", {duration(left)} left" if left is not None else ""),
+        duration(taken) + (f", {duration(left)} left" if left is not None else ""),
         f"cost {money(cost)}{'' if run.bill else ' est.'}" if cost is not None else "",
     ]
     lines: list[RenderableType] = [
         head,
         stage_line(run),
-        bar(share_done(run)),
-        Text("   ".join(f for f in facts if f)),
+        bar(share_done(run, metrics)),
+        *(Text(line, no_wrap=True) for line in _flowing(facts, width)),
     ]
     shown = [e for e in events if e.type not in _STEPWISE][-_KEPT_EVENTS:]
     lines += [
-        Text(f"  {e.at:%H:%M:%S} {e.message}", style="dim", overflow="ellipsis", no_wrap=True) for e in shown
+        Text("  " + shorten(f"{e.at:%H:%M:%S} {inert(e.message)}", width - 2, placeholder=" …"), style="dim")
+        for e in shown
     ]
     if run.error is not None:
         lines.append(Text(f"  {run.error.message}", style="red"))
@@ -103,27 +121,78 @@ def panel(
     return Group(*lines, Text())
 
 
-def row(run: Run, metrics: Sequence[MetricPoint], now: datetime) -> tuple[str | Text, ...]:
-    """One of many runs, as a line of the table."""
+def _steps(run: Run, metrics: Sequence[MetricPoint]) -> str:
+    """`step 12/91`; `step 12 of about 91` where the host tells no total, and rows, epochs and batch do."""
+    step = step_of(run, metrics)
+    if run.total_steps:
+        return f"step {step}/{run.total_steps}"
+    return f"step {step} of about {run.expected_steps}" if run.expected_steps else f"step {step}"
+
+
+def _flowing(facts: Sequence[str], width: int) -> list[str]:
+    """Facts beside one another as far as the width goes: a line never ends within one."""
+    lines = [""]
+    for fact in filter(None, facts):
+        longer = f"{lines[-1]}   {fact}" if lines[-1] else fact
+        if lines[-1] and cell_len(longer) > width:
+            lines.append(fact)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def row(
+    run: Run, metrics: Sequence[MetricPoint], now: datetime, *, chip: bool = False
+) -> tuple[str | Text, ...]:
+    """One of many runs, as a line of the table; `chip` marks one of a sandbox among others."""
     losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
-    left = seconds_left(run, now)
+    left = seconds_left(run, now, metrics)
+    total, step = run.total_steps or run.expected_steps, step_of(run, metrics)
     return (
         run.id,
         run.provider,
         run.model,
-        stage_text(run),
-        f"{run.step or 0}/{run.total_steps}" if run.total_steps else str(run.step or ""),
+        stage_text(run, chip=chip),
+        f"{step}/{total}" if total else str(step or ""),
         f"{losses[-1]:.4f} {sparkline(losses, 12)}" if losses else "",
         duration(left) if left is not None else "",
-        money(cost_so_far(run)),
+        money(cost_so_far(run, metrics)),
     )
 
 
 _COLUMNS = ("run", "backend", "model", "status", "step", "loss", "left", "cost")
+_FIRST_TO_GO = ("loss", "left", "model", "backend")
+"""Columns that a narrow terminal does without; the others are never cut."""
+
+
+def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> Table:
+    """Runs as lines of a table, of whose columns as many are shown as have room whole."""
+    columns = list(_COLUMNS)
+    cells = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)}
+    needs = {name: max([cell_len(name), *(_wide(cell) for cell in cells[name])]) + 2 for name in columns}
+    for name in _FIRST_TO_GO:
+        if sum(needs[kept] for kept in columns) <= width:
+            break
+        columns.remove(name)
+    shown = table(*columns, right=("step", "left", "cost"), fold=())
+    for at in range(len(rows)):
+        shown.add_row(*(cells[name][at] for name in columns))
+    for column in shown.columns:
+        column.max_width = None
+    never_cut(shown, *columns)
+    return shown
+
+
+def _wide(cell: str | Text) -> int:
+    return cell.cell_len if isinstance(cell, Text) else cell_len(cell)
 
 
 Metrics = Callable[[str], Sequence[MetricPoint]]
 Events = Callable[[str], Sequence[Event]]
+
+
+def _picture() -> Live:
+    return Live(console=err, refresh_per_second=4, transient=False)
 
 
 class LiveView:
@@ -134,7 +203,8 @@ class LiveView:
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events
         self._runs: dict[str, tuple[Run, str | None]] = {}
-        self._live = Live(console=err, refresh_per_second=4, transient=False) if err.is_terminal else None
+        self._live = _picture() if err.is_terminal else None
+        self._width = err.width
         self._seen: dict[str, tuple[str, int, str | None]] = {}
         self._many = False
 
@@ -163,11 +233,22 @@ class LiveView:
 
     def draw(self) -> None:
         if self._live:
+            self._resized()
             self._live.update(self._picture(datetime.now(UTC)))
             return
         self._many = self._many or len(self._runs) > _TOLD_IN_FULL
         for run, hint in self._runs.values():
             self._print(run, hint, () if self._many else self._events(run.id))
+
+    def _resized(self) -> None:
+        """After a change of width the terminal has broken the lines of the old picture: it is drawn anew."""
+        if self._live is None or err.width == self._width:
+            return
+        self._width = err.width
+        self._live.stop()
+        err.clear()
+        self._live = _picture()
+        self._live.start()
 
     def _print(self, run: Run, hint: str | None, events: Sequence[Event]) -> None:
         status, shown, hinted = self._seen.get(run.id, ("", 0, None))
@@ -185,14 +266,20 @@ class LiveView:
         room = err.size.height - 2
         if len(runs) * _PANEL_LINES <= room:
             return Group(
-                *(panel(run, self._metrics(run.id), self._events(run.id), now, hint) for run, hint in runs)
+                *(
+                    panel(run, self._metrics(run.id), self._events(run.id), now, hint, width=err.width)
+                    for run, hint in runs
+                )
             )
         # Those on their way first; what does not fit on the screen is counted.
         runs.sort(key=lambda shown: (shown[0].status.terminal, shown[0].created_at))
-        shown = table(*_COLUMNS, right=("step", "left", "cost"), fold=())
-        for run, _ in runs[: max(room - 3, 1)]:
-            shown.add_row(*row(run, self._metrics(run.id), now))
+        drawn = runs[: max(room - 4, 1)]
+        mixed = len({run.sandbox for run, _ in drawn}) > 1
+        lines = [row(run, self._metrics(run.id), now, chip=mixed) for run, _ in drawn]
+        shown = many(lines, err.width)
         counts = Counter(run.status.value for run, _ in runs)
         total = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
         hints = [Text(f"{run.id}: {hint}", style="yellow") for run, hint in runs if hint][:1]
+        if not mixed and drawn[0][0].sandbox:
+            hints.append(SANDBOX)
         return Group(shown, *hints, Text(f"{count(len(runs), 'run')}: {total}", style="dim"))

@@ -6,19 +6,26 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
+from orchestrate.commands.terminal import completing
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Use
     from orchestrate.spec import JobSpec
 
-ProviderOpt = Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated; or all.")]
+ProviderOpt = Annotated[
+    str,
+    typer.Option(
+        "--provider", "-p", help="Backends, comma-separated; or all.", autocompletion=completing.backends
+    ),
+]
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
@@ -84,7 +91,10 @@ class SpecOptions:
         None
     )
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--model", help="A model, or BACKEND=MODEL; may be repeated.", autocompletion=completing.models
+        ),
     ] = None
     train: Annotated[str | None, typer.Option("--train", help="Training data.")] = None
     validation: Annotated[str | None, typer.Option("--validation", help="Validation data.")] = None
@@ -158,6 +168,17 @@ class SpecOptions:
             option = f"--{next(iter(asked)).replace('_', '-')}"
             raise UsageError(f"{option} is for places away from here: {', '.join(places())}")
         return {f"provider_options.{name}.{key}": value for name in found for key, value in asked.items()}
+
+
+def dollars(given: str | None, option: str = "--max-cost") -> Decimal | None:
+    """Raises `UsageError` for what is no sum."""
+    try:
+        usd = None if given is None else Decimal(given)
+    except InvalidOperation:
+        usd = Decimal("nan")
+    if usd is not None and (not usd.is_finite() or usd < 0):
+        raise UsageError(f"{option} is a number of US dollars, not {given!r}")
+    return usd
 
 
 def models_given(given: list[str] | None) -> str | dict[str, str] | None:

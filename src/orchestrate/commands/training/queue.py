@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate import watching
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     never_cut,
@@ -59,7 +60,12 @@ class PlaceInQueue:
 def add(
     context: typer.Context,
     *,
-    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
+    provider: Annotated[
+        str,
+        typer.Option(
+            "--provider", "-p", help="Backends, comma-separated.", autocompletion=completing.backends
+        ),
+    ],
     asked: SpecOptions,
     place: PlaceInQueue,
     spending: SpendingOptions,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, RunArg, note, orchestrator, warn
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, carry_out
@@ -23,7 +24,12 @@ def rerun(
     *,
     provider: Annotated[
         str | None,
-        typer.Option("--provider", "-p", help="Backends, comma-separated; default: the run's own."),
+        typer.Option(
+            "--provider",
+            "-p",
+            help="Backends, comma-separated; default: the run's own.",
+            autocompletion=completing.backends,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another value for a field.")

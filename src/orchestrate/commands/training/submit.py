@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     SANDBOX,
     Json,
@@ -22,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     report_error,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, grouped
+from orchestrate.commands.terminal.options import SpecOptions, dollars, grouped
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.text import count, limit, money, quoted
@@ -64,7 +65,12 @@ class SpendingOptions:
 def submit(
     context: typer.Context,
     *,
-    provider: Annotated[str, typer.Option("--provider", "-p", help="Backends, comma-separated.")],
+    provider: Annotated[
+        str,
+        typer.Option(
+            "--provider", "-p", help="Backends, comma-separated.", autocompletion=completing.backends
+        ),
+    ],
     asked: SpecOptions,
     spending: SpendingOptions,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
@@ -142,7 +148,7 @@ def require_agreement(
     names = [found.provider for found in new]
     if not names:
         return {}
-    each = None if spending.max_cost_each is None else _usd(spending.max_cost_each)
+    each = dollars(spending.max_cost_each, "--max-cost-each")
     try:
         caps = ft.preflight(prepared, names, strict=how.strict, max_cost_each_usd=each)
     except DataError as error:
@@ -179,16 +185,6 @@ def _warn_of_rows(prepared: Prepared, names: list[str]) -> None:
         warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
     if sorts:
         note(f"{count(sum(map(len, sorts.values())), 'warning')} of the data: orchestrate check")
-
-
-def _usd(given: str) -> Decimal:
-    try:
-        usd = Decimal(given)
-    except InvalidOperation:
-        usd = Decimal("nan")
-    if not usd.is_finite() or usd < 0:
-        raise UsageError(f"--max-cost-each is a number of US dollars, not {given!r}")
-    return usd
 
 
 def _announce(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrate import watching
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
@@ -24,7 +24,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, grouped
+from orchestrate.commands.terminal.options import SpecOptions, dollars, grouped
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.files import write_whole
 from orchestrate.text import count, money
@@ -100,7 +100,10 @@ def sweep(
     aim: AimOptions,
     seen: SeenOptions,
     provider: Annotated[
-        str | None, typer.Option("--provider", "-p", help="The backend, unless it varies.")
+        str | None,
+        typer.Option(
+            "--provider", "-p", help="The backend, unless it varies.", autocompletion=completing.backend
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -145,22 +148,11 @@ def _begun(
         survivors=vary.survivors,
         prune=aim.prune,
         max_parallel=aim.max_parallel,
-        max_cost_usd=_usd(aim.max_cost),
+        max_cost_usd=dollars(aim.max_cost),
         seed=vary.seed,
     )
-    return searching.begin(ft, asked.read(), ft.backends(provider) if provider else [], order)
-
-
-def _usd(given: str | None) -> Decimal | None:
-    if given is None:
-        return None
-    try:
-        usd = Decimal(given)
-    except InvalidOperation:
-        usd = Decimal("nan")
-    if not usd.is_finite() or usd < 0:
-        raise UsageError(f"--max-cost is a number of US dollars, not {given!r}")
-    return usd
+    spec = asked.read(provider or "all")
+    return searching.begin(ft, spec, ft.backends(provider) if provider else [], order)
 
 
 def _agree(price: Any, search: Search, aim: AimOptions) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -16,7 +18,6 @@ import typer
 from orchestrate.commands.terminal.console import (
     Json,
     RunArg,
-    err,
     note,
     orchestrator,
     out,
@@ -26,15 +27,21 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
-from orchestrate.text import count
+from orchestrate.text import count, inert
 from orchestrate.types import Message, Reply
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.service.serving.talking import Talk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """How the model is asked."""
 
-    system: Annotated[str | None, typer.Option(help="System message.")] = None
+    system: Annotated[
+        str | None, typer.Option(help='System message; default: that of the training data; "" for none.')
+    ] = None
     base: Annotated[bool, typer.Option(help="Ask the model it was tuned from instead.")] = False
     max_tokens: Annotated[int, typer.Option(min=1)] = 512
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0
@@ -45,6 +52,9 @@ class Asked:
     at: Annotated[
         str | None, typer.Option("--at", metavar="HOST", help="Another host that it was deployed to.")
     ] = None
+    on: Annotated[
+        str, typer.Option(help="host: its endpoint; here: the adapter, downloaded, on this machine; auto.")
+    ] = "auto"
 
 
 @grouped
@@ -59,19 +69,22 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk to a tuned model. Each message is asked in turn; without any, standard input is read line by
-    line. After an answer that calls tools, the next message is what the first of them gave, and so on."""
+    line, until /exit; /new begins a new conversation. After an answer that calls tools, the next message is
+    what the first of them gave, and so on."""
     if message and not all(text.strip() for text in message):
         raise UsageError("the message is empty; nothing was asked")
-    conversation = [Message(role="system", content=asked.system)] if asked.system else []
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
     options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
-    options |= {"at": asked.at} if asked.at is not None else {}
-    with orchestrator(context) as ft:
-        handle = ft.run(run)
-        handle.check()
+    with orchestrator(context) as ft, closing(_talk(ft.run(run), asked)) as talk:
+        opening = _opening(ft.run(run), asked)
+        conversation = list(opening)
         replies: list[Reply] = []
         called: list[dict[str, Any]] = []
         for text in message or _typed():
+            if text == _NEW and not message:
+                conversation, called = list(opening), []
+                note("a new conversation")
+                continue
             if called:
                 call = called.pop(0)
                 name = call["function"]["name"]
@@ -80,13 +93,14 @@ def chat(
                     continue
             else:
                 conversation.append(Message(role="user", content=text))
-            reply = handle.chat(conversation, **options)
+            pieces = None if json else _Pieces()
+            reply = talk.ask(conversation, pieces, **options)
             said = Message(role="assistant", content=reply.content, tool_calls=reply.tool_calls)
             conversation.append(said)
             called = list(reply.tool_calls)
             replies.append(reply)
-            if not json:
-                _show(reply, asked.max_tokens)
+            if pieces is not None:
+                _show(reply, asked.max_tokens, told=pieces.end())
     if called and conversation[-1].role == "tool":
         wanted = count(len(called), "further result")
         warn(f"the model was not asked again: of the tools that it called it waits for {wanted}")
@@ -115,11 +129,46 @@ class _Tool(msgspec.Struct):
     function: _Function
 
 
-def _show(reply: Reply, max_tokens: int) -> None:
-    """The answer, and the calls of tools as JSON; the thinking before it is no part of either."""
+def _talk(handle: RunHandle, asked: Asked) -> Talk:
+    from orchestrate.service.serving.talking import Talk
+
+    return Talk(handle, asked.on, asked.at)
+
+
+def _opening(handle: RunHandle, asked: Asked) -> list[Message]:
+    """The system message that was given, or the one that the model was trained with, which is said."""
+    from orchestrate.service.serving.talking import system_message
+
+    text = asked.system if asked.system is not None else system_message(handle)
+    if text and asked.system is None:
+        note(f"with the system message of its training data: {shorten(inert(text), 120, placeholder=' …')}")
+    return [Message(role="system", content=text)] if text else []
+
+
+class _Pieces:
+    """Writes an answer as it comes, in one colour with what follows."""
+
+    def __init__(self) -> None:
+        self._any = False
+
+    def __call__(self, piece: str) -> None:
+        self._any = True
+        sys.stdout.write(inert(piece))
+        sys.stdout.flush()
+
+    def end(self) -> bool:
+        """Whether the answer stands there already."""
+        if self._any:
+            sys.stdout.write("\n")
+        return self._any
+
+
+def _show(reply: Reply, max_tokens: int, *, told: bool) -> None:
+    """The answer unless it was `told` as it came, and the calls of tools as JSON; the thinking before it is
+    no part of either."""
     if reply.reasoning:
         note(f"thinking: {reply.reasoning}")
-    if reply.content or not reply.tool_calls:
+    if not told and (reply.content or not reply.tool_calls):
         out.print(reply.content, soft_wrap=True)
     for call in reply.tool_calls:
         print_text(dumps(call, ensure_ascii=False))
@@ -129,14 +178,23 @@ def _show(reply: Reply, max_tokens: int) -> None:
         warn(f"the answer was cut at {reply.completion_tokens or max_tokens} tokens  (--max-tokens)")
 
 
+_NEW = "/new"
+_EXITS = ("/exit", "/quit")
+
+
 def _typed() -> Iterator[str]:
-    """Lines of standard input, with a prompt on a terminal, until it ends."""
+    """Lines of standard input until it ends or says so; on a terminal with a prompt, and with what was typed
+    before under the arrow keys."""
     terminal = sys.stdin.isatty()
+    if terminal:
+        with suppress(ImportError):  # there is none on Windows
+            import_module("readline")
     while True:
-        if terminal:
-            err.print("you ", style="bold", end="")
-        line = sys.stdin.readline()
-        if not line:
+        try:
+            line = input("you ") if terminal else sys.stdin.readline()
+        except EOFError:
+            return
+        if (not line and not terminal) or line.strip() in _EXITS:
             return
         if line.strip():
             yield line.strip()

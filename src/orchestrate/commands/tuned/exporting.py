@@ -44,7 +44,7 @@ class How:
 
     dtype: Annotated[str, typer.Option(help="Of merged weights: bf16, fp16, fp32.")] = "bf16"
     quantise: Annotated[
-        str, typer.Option("--quantise", "--quantize", help="Of a GGUF: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
+        str, typer.Option("--quantize", help="Of a GGUF: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
     ] = "Q4_K_M"
     llama_cpp: Annotated[
         Path | None, typer.Option(help="A checkout of llama.cpp; default: what is installed.")

@@ -22,6 +22,15 @@ _SPLITS = frozenset(
 )
 
 
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+    "test": "test",
+    "holdout": "test",
+}
+
+
 def data_files(folder: Path) -> list[Path]:
     """The files with the rows, in order. Raises `DataError` when the folder holds several splits, or
     nothing."""
@@ -40,6 +49,18 @@ def data_files(folder: Path) -> list[Path]:
             shards[split].append(file)
     _require_one(folder, shards)
     return files
+
+
+def splits_of(folder: Path) -> dict[str, Path]:
+    """Split -> file, of the files that lie in a folder itself; one file alone is `train`. Empty where there
+    is none, or where several are of one split or of no split that their names tell. JSON and plain text are
+    not counted: they are settings and notes as often as rows."""
+    files = [p for p in sorted(folder.iterdir()) if _is_data(p, folder) and p.suffix not in (".json", ".txt")]
+    if len(files) == 1:
+        return {"train": files[0]}
+    found = {_NAMES.get(word): path for path in files if (word := _split(path.relative_to(folder)))}
+    splits = {name: path for name, path in found.items() if name is not None}
+    return splits if len(splits) == len(files) and "train" in splits else {}
 
 
 def _require_one(folder: Path, splits: dict[str, list[Path]]) -> None:

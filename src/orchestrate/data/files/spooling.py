@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import IO
 
 from orchestrate.errors import DataError
+from orchestrate.files import FULL
 
 _LOOKED_AT_BYTES = 16 << 20
 """The disk is looked at whenever so much was written, or as much as is kept."""
 _KEPT_BYTES = 512 << 20
 _KEPT_SHARE = 20
 """A twentieth of the disk, at most `_KEPT_BYTES`, is left to others."""
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Spool:
@@ -59,6 +58,6 @@ def spooled(path: Path, what: str, keep_bytes: int | None = None) -> Generator[S
             yield Spool(file, path.parent, what, keep_bytes)
     except BaseException as error:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:  # what was still to be written out
+        if isinstance(error, OSError) and error.errno in FULL:  # what was still to be written out
             raise _no_room(what, path.parent) from error
         raise

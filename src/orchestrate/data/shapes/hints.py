@@ -11,9 +11,15 @@ from typing import Any, cast
 from orchestrate.data.shapes.known import recognise
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "instruction", "question", "query", "input", "user", "human", "source", "problem"),
+    "prompt": (
+        "prompt", "instruction", "question", "query", "input", "user", "human", "source", "problem",
+        "request", "message", "body", "text", "content", "description", "review", "email", "comment",
+        "sentence", "utterance", "document", "article",
+    ),
     "completion": (
-        "completion", "response", "output", "answer", "assistant", "target", "reply", "solution", "summary",
+        "completion", "response", "output", "answer", "assistant", "target", "reply", "solution",
+        "resolution", "summary", "translation", "label", "category", "intent", "sentiment", "class", "topic",
+        "priority",
     ),
     "chosen": ("chosen", "preferred", "accepted", "winner"),
     "rejected": ("rejected", "dispreferred", "loser"),
@@ -29,19 +35,21 @@ def advice(path: str, row: Mapping[str, Any]) -> str:
         rows = cast("list[Any]", value) if isinstance(value, list) else []
         if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
             return f"the rows lie in the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
-    return f"name the columns: --map {_mapped(row)}"
+    mapped = guessed(row) or {"prompt": "COLUMN", "completion": "COLUMN"}
+    return f"name the columns: --map {','.join(f'{name}={column}' for name, column in mapped.items())}"
 
 
-def _mapped(row: Mapping[str, Any]) -> str:
+def guessed(row: Mapping[str, Any]) -> dict[str, str] | None:
+    """Field -> column, by how people name them; `None` where no column has such a name."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
     lists = {name: cast("list[Any]", value) for name, value in row.items() if isinstance(value, list)}
     if (talk := _named(_LISTS, lists)) is not None:
         first = lists[talk][:1]
         turns = bool(first) and isinstance(first[0], dict) and "from" in first[0]
-        return f"{'conversations' if turns else 'messages'}={talk}"
+        return {"conversations" if turns else "messages": talk}
     found = {wanted: _named(names, texts) for wanted, names in _NAMES.items()}
     if {"instruction", "context"} <= texts.keys() and found["completion"]:
-        return f"input=context,output={found['completion']}"
+        return {"input": "context", "output": found["completion"]}
     for wanted in (("prompt", "chosen", "rejected"), ("prompt", "completion"), ("text",)):
         columns = [found[name] for name in wanted]
         if all(columns) and len(set(columns)) == len(columns):
@@ -49,8 +57,8 @@ def _mapped(row: Mapping[str, Any]) -> str:
             chat = wanted[-1] == "completion" and not {"prompt", "completion"} & set(columns)
             names = ("question", "answer") if chat else wanted
             pairs = zip(names, columns, strict=True)
-            return ",".join(f"{name}={column}" for name, column in pairs if name != column)
-    return "prompt=COLUMN,completion=COLUMN"
+            return {name: column for name, column in pairs if column is not None and name != column}
+    return None
 
 
 def _named(names: Collection[str], columns: Collection[str]) -> str | None:

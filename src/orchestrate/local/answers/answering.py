@@ -47,14 +47,14 @@ class Answerer:
         import torch
 
         from orchestrate.local.encoding.encoding import Template
+        from orchestrate.local.model import threads
         from orchestrate.local.model.files import models
         from orchestrate.local.model.loading import load_tokenizer, pick_device
         from orchestrate.local.model.sampling.sampling import Sampler
 
-        if request.get("threads"):
-            torch.set_num_threads(request["threads"])
         self.torch = torch
         self.device = pick_device(request.get("device"))
+        torch.set_num_threads(threads.chosen(request.get("threads"), self.device))
         self.folder = models.fetch(request["model"])
         self.adapter = Path(request["adapter"]) if request.get("adapter") else None
         self.whole = self.adapter is not None and not (self.adapter / "adapter_config.json").is_file()

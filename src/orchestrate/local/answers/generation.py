@@ -10,7 +10,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator as PyGenerator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -135,8 +136,9 @@ class Generator:
         temperature: float = 0.0,
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
-    ) -> Iterator[str]:
-        """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools."""
+    ) -> PyGenerator[str, None, Reply]:
+        """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools; then
+        the whole of it is returned."""
         self.start()
         self._send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
         sent = ""
@@ -149,6 +151,7 @@ class Generator:
         whole = reply.content
         if whole.startswith(sent) and whole != sent:
             yield whole[len(sent) :]
+        return reply
 
     def likelihoods(
         self, rows: Sequence[Mapping[str, Any]], *, base: bool = False

@@ -24,10 +24,14 @@ from orchestrate.types import Record
 CPU_THREAD_OPERATIONS = 6e10
 """Per second and thread, in a step of the tiny model: seen on a server core of 2023 with AVX-512, 6-13e10."""
 GPU_OPERATIONS = {
+    "B300": 9e14,
+    "B200": 9e14,
     "H200": 4e14,
     "H100": 3.5e14,
     "A100": 1.4e14,
     "L40S": 1.2e14,
+    "PRO 6000": 1.8e14,
+    "5090": 8e13,
     "4090": 7e13,
     "3090": 3e13,
     "A10": 4e13,
@@ -119,22 +123,36 @@ def kind_of(
     )
 
 
-def estimate(home: Path, kind: Kind) -> Throughput:
+def estimate(home: Path, kind: Kind, *, load: float = 0.0) -> Throughput:
     """From what finished runs took, a measurement, and what such a machine is expected to do; nothing is
-    measured now."""
+    measured now. `load` is that of other processes on its cores: it makes the slow end slower."""
     ran = paces.read(paces.file_of(home))
     runs, benches = paces.speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
     speed = paces.combined(
         [*runs, *benches, _expected(kind)], least=UNPROVED, errors=paces.errors(kind, ran, told_by)
     )
+    slower = slowdown(kind, load, machine.cores())
+    source = _source(kind, ran, home, told_by)
+    if slower > 1.1:
+        cores = text.count(machine.cores(), "core")
+        source += f"; beside a load of {load:.1f} on {cores}: up to {slower:.1f} times as long"
     return Throughput(
-        tokens_per_second=speed.value / kind.operations,
-        factor=speed.factor,
-        source=_source(kind, ran, home, told_by),
+        tokens_per_second=speed.value / kind.operations / math.sqrt(slower),
+        factor=speed.factor * math.sqrt(slower),
+        source=source,
         told_by=told_by,
         besides=paces.combined([*paces.startups(kind, ran), STARTUP], least=UNPROVED),
     )
+
+
+def slowdown(kind: Kind, load: float, cores: int) -> float:
+    """How many times as long a step may take beside other processes. One thread gets its share of the cores;
+    several wait, in each product, for the one that got the least: two on two busy cores took the square."""
+    if kind.device != "cpu":
+        return 1.0
+    share = max(1.0, (load + kind.threads) / cores)
+    return share if kind.threads == 1 else share**2
 
 
 def _benches(kind: Kind, measured: list[Bench]) -> list[Point]:

@@ -21,6 +21,7 @@ from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
+from orchestrate.local.model import threads
 from orchestrate.local.model.adapters.added_tokens import add_tokens
 from orchestrate.local.model.adapters.starts import Beginning
 from orchestrate.local.model.files import models
@@ -53,9 +54,8 @@ class Session:
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
         """For what a method reads before the first step."""
-        if job.threads is not None:
-            torch.set_num_threads(job.threads)
         self.device = pick_device(job.device)
+        torch.set_num_threads(threads.of_run(run.path, job.threads, self.device))
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
         self.tokenizer = load_tokenizer(self._words(), job.chat_template, job.chat_template_kwargs)

@@ -46,6 +46,7 @@ def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> 
     ref = text(table(values.get("metadata")).get(REF_KEY))
     if ref is None:
         ref = ref_in(*(values.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")))
+    hyper = table(values.get("hyperparameters"))
     return Job(
         handle=JobHandle(provider=provider, job_id=str(values.get("id")), ref=ref),
         status=statuses.get(raw, JobStatus.UNKNOWN),
@@ -58,6 +59,8 @@ def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> 
         trained_tokens=whole(values.get("trained_tokens")),
         step=whole(values.get("trained_steps")),
         total_steps=whole(values.get("total_steps")),
+        epochs=whole(hyper.get("n_epochs")),
+        batch_size=whole(hyper.get("batch_size")),
         error=_error(table(values.get("error"))),
         payload=payload(answer),
     )

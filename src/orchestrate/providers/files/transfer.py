@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from orchestrate.errors import ArtifactRefused, ProviderError, UnexpectedAnswer
-from orchestrate.files import move_into_place, opener, own_folder, private_folder, write_whole
+from orchestrate.errors import ArtifactRefused, ProviderError, SetupError, UnexpectedAnswer
+from orchestrate.files import FULL, move_into_place, opener, own_folder, private_folder, write_whole
 from orchestrate.hosts import is_loopback
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
@@ -179,7 +179,7 @@ def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress
                 raise _again(provider, "the host's file has changed since the download began")
             part.start_over(etag, total)
         most = part.limit if total is None else total
-        with open(part.path, "ab", opener=opener) as out:
+        with _room(part.path), open(part.path, "ab", opener=opener) as out:
             done = out.tell()
             for chunk in answer.iter_bytes():
                 done += len(chunk)
@@ -195,6 +195,20 @@ def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress
             part.start_over()
         raise _again(provider, f"only {done} of {total} bytes arrived")
     return part
+
+
+@contextmanager
+def _room(file: Path) -> Generator[None]:
+    """A full disk is no fault of the host, and asking it again is no help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise SetupError(
+            f"no room for {file}: {error.strerror}",
+            fix="make room there; the same command goes on where this one stopped",
+        ) from error
 
 
 def _resume_headers(part: _Part) -> dict[str, str]:

@@ -119,6 +119,8 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
         finished_at=ended if status.terminal else None,
         tuned_model=tuned_model(raw) if status is JobStatus.SUCCEEDED else None,
         trained_tokens=whole(progress.get("inputTokens")) or None,
+        epochs=whole(config.get("epochs")),
+        batch_size=whole(config.get("batchSizeSamples")),
         epoch=number(progress.get("epoch")),
         percent=number(progress.get("percent")),
         early_stopped=state == "JOB_STATE_EARLY_STOPPED",

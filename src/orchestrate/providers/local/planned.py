@@ -116,7 +116,7 @@ class PlannedProvider(Provider):
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
         del body
-        return throughput.estimate(self.home, kind)
+        return throughput.estimate(self.home, kind, load=machine.load())
 
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
         gpus = machine.gpus() if body.get("device") != "cpu" else ()

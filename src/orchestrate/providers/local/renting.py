@@ -22,6 +22,10 @@ MOST_HOURS = 24.0
 """Where nobody says how long a run may take: a bill has an end in any case."""
 
 
+NO_BF16 = ("T4", "V100", "P100")
+"""GPUs that do not multiply in bf16, in which the engine trains: they would be paid for many times over."""
+
+
 class Fit(NamedTuple):
     """A machine, and the plan of the job on it; `None` where the model's size is not known."""
 
@@ -52,7 +56,7 @@ def fits(
     """Each machine with one GPU, cheapest for the work first."""
     found: list[Fit] = []
     for machine in machines:
-        if machine.count > 1:
+        if machine.count > 1 or (machine.gpu or "").upper() in NO_BF16:
             continue
         here = dict(body) if machine.gpu else {**body, "device": "cpu"}
         plan = fitting.of_job(
@@ -69,6 +73,9 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         return None, "the place decides"
     if wanted != "auto":
         gpu, number = (None, 0) if str(wanted).lower() == "none" else gpu_asked(str(wanted))
+        if gpu is not None and gpu.upper() in NO_BF16:
+            told = f"a {gpu} does not multiply in bf16, in which the engine trains"
+            raise UsageError(told, fix="gpu: auto, or a newer one")
         for fit in fitting_ones:
             if _is(fit.machine, gpu, str(wanted)) and fit.machine.count == number:
                 return fit.machine, "asked for by name"

@@ -44,8 +44,10 @@ def take(
     provider = ft.ready(name)
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)
-    runs = ft.store.runs.matching(provider=name, host=provider.host)
-    found = inventory(runs, provider.profile, importer.files(), days.today(), _used(ft, runs))
+    there = ft.store.runs.matching(provider=name, host=provider.host)
+    # Of this account: another key may see another one, and a new key of the same account has its jobs.
+    runs = [run for run in there if run.account == report.account or run.job_id in report.jobs]
+    found = inventory(runs, provider.profile, importer.lost(), days.today(), _used(ft, runs))
     return Taken(
         provider=name,
         account=report.account,

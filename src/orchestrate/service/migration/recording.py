@@ -25,6 +25,7 @@ from orchestrate.migration.covering import covering
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.recordings import Recording as Recording
 from orchestrate.service.evaluation.contenders import Contenders
+from orchestrate.tracking.ids import RUN_PREFIX
 from orchestrate.types import JobStatus, Record, Run, Sampling
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ class PreparedRecording:
     def __init__(self, ft: Orchestrator, name: str, order: RecordOrder) -> None:
         """`name`: a run, else a model as `eval --model` takes it. Raises `UsageError` and `DataError`."""
         self._ft, self._order = ft, order
-        run = ft.store.runs.get(name) if ft.store.runs.exists(name) else None
+        named = ft.store.runs.exists(name) or name.startswith(RUN_PREFIX)
+        run = ft.store.runs.get(name) if named else None
         path = str(order.prompts) if order.prompts is not None else _own_prompts(run, name)
         found = prompts(path)
         self._covering = covering(found.items, order.most)

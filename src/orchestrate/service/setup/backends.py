@@ -8,6 +8,7 @@ from orchestrate.errors import SetupError
 from orchestrate.profile import described, plug_ins
 from orchestrate.profile import template as template
 from orchestrate.providers import registry
+from orchestrate.providers.registry import chosen as chosen
 from orchestrate.providers.registry import with_keys as with_keys
 from orchestrate.types import Record
 

@@ -20,6 +20,7 @@ from orchestrate.errors import UsageError
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.gateway.objects import NoSuchPlace, unstorable
 from orchestrate.tracking.records.budget import one_at_a_time
 from orchestrate.types import GatewayJob, SubmitPhase
 
@@ -97,12 +98,20 @@ class GatewayJobs:
                     fix="a new key for a new request",
                 )
             return None if row is None else GatewayJob.from_json(row.record)
-        since = stamp(self._db.clock.now() - WINDOW)
         repeated = true() if request.retries else table.c.fewest_retries > 0
-        same = and_(table.c.digest == request.digest, table.c.idempotency_key.is_(None), table.c.at >= since)
-        newest = query.where(same, repeated).order_by(table.c.at.desc()).limit(1)
-        row = connection.execute(newest).one_or_none()
-        return None if row is None else GatewayJob.from_json(row.record)
+        same = and_(table.c.digest == request.digest, table.c.idempotency_key.is_(None))
+        rows = connection.execute(query.where(same, repeated)).all()
+        aged = [(self._age(job), job) for job in (GatewayJob.from_json(row.record) for row in rows)]
+        recent = [pair for pair in aged if pair[0] <= WINDOW]
+        return min(recent, key=lambda pair: pair[0])[1] if recent else None
+
+    def _age(self, job: GatewayJob) -> timedelta:
+        """By the clock that counts since the machine's start where it is the same one: the wall clock may
+        have been set between a request and its repeat, and then a job would be made twice."""
+        up = self._db.clock.uptime()
+        if job.boot == up.boot:
+            return timedelta(seconds=up.seconds - job.uptime_s)
+        return abs(self._db.clock.now() - job.created_at)
 
     def _seen(self, connection: Connection, id: str, retries: int) -> None:
         """Once the first request has arrived, the next one that is no repeat is another."""
@@ -136,11 +145,11 @@ class GatewayJobs:
 
     def get(self, id: str, project: str | None = None) -> GatewayJob | None:
         """`project` is whose it must be."""
-        return self._one(schema.gateway_jobs.c.id == id, project)
+        return None if unstorable(id) else self._one(schema.gateway_jobs.c.id == id, project)
 
     def of_model(self, name: str, project: str | None = None) -> GatewayJob | None:
         """The job that makes the model of this name."""
-        return self._one(schema.gateway_jobs.c.tuned == name, project)
+        return None if unstorable(name) else self._one(schema.gateway_jobs.c.tuned == name, project)
 
     def _one(self, where: Any, project: str | None) -> GatewayJob | None:
         table = schema.gateway_jobs
@@ -159,16 +168,19 @@ class GatewayJobs:
         limit: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[GatewayJob]:
-        """Newest first; none behind an `after` that is not there."""
+        """Newest first, those behind the id `after`. Raises `NoSuchPlace`."""
+        if after is not None and unstorable(after):
+            raise NoSuchPlace(after)
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
         query = query.order_by(table.c.at.desc(), table.c.id.desc())
         found: list[GatewayJob] = []
         with self._db.reading() as connection:
             if after is not None:
-                at = connection.execute(select(table.c.at).where(table.c.id == after)).scalar()
+                place = select(table.c.at).where(table.c.id == after, table.c.project == project)
+                at = connection.execute(place).scalar()
                 if at is None:
-                    return []
+                    raise NoSuchPlace(after)
                 query = query.where(or_(table.c.at < at, and_(table.c.at == at, table.c.id < after)))
             for row in connection.execute(query if metadata else query.limit(limit)).scalars():
                 job = GatewayJob.from_json(row)
@@ -185,10 +197,6 @@ class GatewayJobs:
         query = select(table.c.record).where(table.c.open).order_by(table.c.at)
         with self._db.reading() as connection:
             return [GatewayJob.from_json(row) for row in connection.execute(query).scalars()]
-
-    def trains_on(self, sha256: str) -> bool:
-        """Whether a job that has not ended needs this content."""
-        return any(sha256 in job.files for job in self.unended())
 
     def change(self, id: str, change: Callable[[GatewayJob], GatewayJob]) -> GatewayJob:
         """In one transaction: `change` sees the job as it is now. Raises `KeyError`."""

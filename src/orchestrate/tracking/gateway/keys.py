@@ -16,6 +16,8 @@ from orchestrate.tracking.database.opened import Database
 from orchestrate.types import AuditEntry, GatewayKey
 
 PREFIX = "orc-gw-"
+MOST_KEYLESS = 10_000
+"""Refused requests without a key that are kept."""
 
 
 class GatewayKeys:
@@ -26,6 +28,8 @@ class GatewayKeys:
         """A new key; it cannot be shown again. Raises `UsageError` for a name that is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name, whose it is, has 1 to 64 characters")
+        if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
+            raise UsageError("the name of a key's project has 1 to 64 characters")
         made = PREFIX + secrets.token_urlsafe(32)
         values = {"name": key.name, "hash": hashed(made), "record": key.to_json().decode()}
         insert = self._db.insert(schema.gateway_keys).values(**values)
@@ -88,6 +92,15 @@ class GatewayKeys:
             query = query.where(table.c.key == key)
         with self._db.reading() as connection:
             return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
+
+    def sweep(self, most: int = MOST_KEYLESS) -> None:
+        """Whoever has no key cannot make the log longer than this."""
+        table = schema.gateway_audit
+        keyless = select(table.c.seq).where(table.c.key == "").order_by(table.c.seq.desc())
+        with self._db.writing() as connection:
+            oldest = connection.execute(keyless.offset(most).limit(1)).scalar()
+            if oldest is not None:
+                connection.execute(table.delete().where(table.c.key == "", table.c.seq <= oldest))
 
 
 def hashed(key: str) -> str:

@@ -95,6 +95,8 @@ class Watcher:
     """The backends that could not be asked when they were last due."""
     _accounts: dict[str, _Account] = field(default_factory=dict[str, _Account])
     _unmade: dict[str, float] = field(default_factory=dict[str, float])
+    _open: list[str] = field(default_factory=list[str])
+    """With runs or deployments in the last turn."""
     _known_channels: set[str] = field(default_factory=set[str])
     _untold_since: float | None = None
     _untold: list[str] = field(default_factory=list[str])
@@ -111,7 +113,8 @@ class Watcher:
                 self.store.notifications.since(channel.name)
                 self._known_channels.add(channel.name)
         hosting = self.store.deployments.open_providers()
-        for name in self._wanted({*self.store.runs.open_providers(), *hosting}):
+        self._open = self._wanted({*self.store.runs.open_providers(), *hosting})
+        for name in self._open:
             reports += self._look(name)
         self._tell()
         if self.feed is not None:  # after the sweep: what has ended makes room
@@ -120,9 +123,10 @@ class Watcher:
         return reports
 
     def wait_s(self) -> float:
-        """Seconds until an account is due."""
-        now = self._now()
-        dues = [*(account.due for account in self._accounts.values()), *self._unmade.values()]
+        """Seconds until an account is due about which there is something to ask."""
+        now, accounts = self._now(), self._accounts
+        dues = [accounts[name].due for name in self._open if name in accounts]
+        dues += [at for name, at in self._unmade.items() if name in self._open]
         return max(0.0, min([due - now for due in dues], default=_IDLE_S))
 
     def wake(self, _run_id: str = "") -> None:

@@ -21,13 +21,20 @@ def page_with_ends(data: Sequence[Mapping[str, Any]], *, more: bool) -> dict[str
 
 
 def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int) -> dict[str, Any]:
-    """The page that a request asks for by `limit` and `after`. Raises `HostError` 400."""
+    """The page that a request asks for by `limit` and `after`. Raises `HostError` 400, 404."""
     limit = number(request, "limit", default, 1, 100)
     after = request.query_params.get("after")
     if after:
         places = [n for n, item in enumerate(entries) if item["id"] == after]
-        entries = entries[places[0] + 1 :] if places else []
+        if not places:
+            raise no_place(after)
+        entries = entries[places[0] + 1 :]
     return page_with_ends(entries[:limit], more=len(entries) > limit)
+
+
+def no_place(after: str) -> HostError:
+    """An empty page would say that there is nothing more."""
+    return HostError(404, f"There is no {after!r} in this list", param="after", code="not_found")
 
 
 def metadata_filter(request: Request) -> dict[str, str]:

@@ -103,12 +103,19 @@ class CreateJob(Body):
                 return (self.method.supervised or SupervisedMethod()).hyperparameters
 
 
+class ExpiresAfter(Body):
+    """When a file is gone by itself."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2592000)]
+
+
 class CreateUpload(Body):
     bytes: Annotated[int, Field(ge=1, le=8589934592)]
     filename: str
     mime_type: str
     purpose: Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
-    expires_after: dict[str, Any] | None = None
+    expires_after: ExpiresAfter | None = None
 
     @model_validator(mode="after")
     def _type_of_the_purpose(self) -> CreateUpload:

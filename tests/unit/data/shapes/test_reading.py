@@ -219,6 +219,8 @@ def test_answers_that_share_no_beginning_have_no_prompt(tmp_path: Path) -> None:
         ({"conversation": [{"from": "human", "value": "a"}]}, "conversations=conversation"),
         ({"dialog": [{"role": "user", "content": "a"}]}, "messages=dialog"),
         ({"content": "a"}, "text=content"),
+        ({"ticket_id": "7", "body": "a", "label": "b"}, "question=body,answer=label"),
+        ({"review": "a", "sentiment": "b"}, "question=review,answer=sentiment"),
         ({"a": 1}, "prompt=COLUMN"),
     ],
 )

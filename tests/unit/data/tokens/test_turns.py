@@ -127,8 +127,8 @@ def conversations(template: object) -> Conversations:
     return Conversations(template, NAMES, frozenset(MARKS.findall(str(template))) | {"<s>", "</s>"})
 
 
+@pytest.mark.parametrize("kind", KINDS)  # varies first, so that a template is compiled once for all kinds
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_span_has_its_own_messages_words_and_no_other_ones(name: str, kind: str) -> None:
     messages, tools = KINDS[kind]
     if (name.removesuffix("_training"), kind) in REFUSED:

@@ -1,0 +1,38 @@
+"""mcp: tools for agents."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrate.commands.terminal.console import orchestrator, print_text
+from orchestrate.commands.terminal.options import dollars
+from orchestrate.errors import MissingExtra
+
+
+def mcp(
+    context: typer.Context,
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="For all that is spent through it together.")
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only tools that look.")] = False,
+    skill: Annotated[bool, typer.Option("--skill", help="Print a skill file for agents, and end.")] = False,
+) -> None:
+    """Tools for agents over the Model Context Protocol, on stdin and stdout: a client starts this command.
+
+    Reading asks nobody. Whatever spends, ends or takes down is put to the person in front of the client, with
+    its sum, and not done by a client that cannot ask.
+
+    Example, in a client's settings: {"command": "orchestrate", "args": ["mcp", "--max-cost", "20"]}
+    """
+    try:
+        from orchestrate.mcp import server
+    except ImportError as error:
+        raise MissingExtra("mcp", "the server of tools for agents", "mcp") from error
+    if skill:
+        print_text(server.skill())
+        return
+    limit_usd = dollars(max_cost)
+    with orchestrator(context) as ft:
+        server.server(ft, max_cost_usd=limit_usd, read_only=read_only).run("stdio")

@@ -1,0 +1,62 @@
+"""What the shell offers while a command is typed: runs, backends, models, formats. An error offers nothing:
+the command itself will tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from orchestrate.errors import OrchestrateError
+
+
+def runs(incomplete: str) -> list[tuple[str, str]]:
+    """The newest, each with what it is, and `last`."""
+    found = [("last", "the newest")]
+    with suppress(OrchestrateError, OSError):
+        from orchestrate.service.setup import offering
+
+        for run in offering.runs():
+            found.append((run.id, f"{run.provider} {run.model} {run.status.value}"))
+    return [(id, told) for id, told in found if id.startswith(incomplete)]
+
+
+def backend(incomplete: str) -> list[str]:
+    """One backend."""
+    return _beginning(incomplete, _backends())
+
+
+def backends(incomplete: str) -> list[str]:
+    """Names joined by commas, of which the last is completed; or all."""
+    before, comma, last = incomplete.rpartition(",")
+    named = before.split(",") if comma else []
+    names = [name for name in _backends() if name not in named]
+    return [f"{before}{comma}{name}" for name in _beginning(last, names if comma else [*names, "all"])]
+
+
+def models(incomplete: str) -> list[str]:
+    """A model, or BACKEND=MODEL."""
+    from orchestrate.service.setup import offering
+
+    place, equals, name = incomplete.rpartition("=")
+    return [f"{place}{equals}{model}" for model in _beginning(name, offering.models())]
+
+
+def formats(incomplete: str) -> list[str]:
+    """Those that data are written in."""
+    with suppress(OrchestrateError, OSError):
+        from orchestrate.service.setup import offering
+
+        return _beginning(incomplete, offering.formats())
+    return []
+
+
+def _backends() -> list[str]:
+    with suppress(OrchestrateError, OSError):
+        from orchestrate.service.setup import offering
+
+        return offering.backends()
+    return []
+
+
+def _beginning(start: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(start)]

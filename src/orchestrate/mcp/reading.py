@@ -1,0 +1,172 @@
+"""Tools that only look. What they give is short: it fills an agent's context."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrate import specfile
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.progress import cost_so_far
+from orchestrate.service import Orchestrator
+from orchestrate.spec import JobSpec
+from orchestrate.types import JobStatus, Problem, Quote, Run, Severity
+
+_MOST_PROBLEMS = 20
+_LAST = 10
+
+
+class SpecGiven(BaseModel):
+    """What to train: a spec file, fields, or fields over a file's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str | None = Field(default=None, description="A YAML spec, as `orchestrate init` writes it.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of the spec by dotted names: model, train, validation, epochs, adapter.r ...",
+    )
+
+    def read(self) -> JobSpec:
+        """Raises `SpecError`."""
+        if self.file is not None:
+            return specfile.load(Path(self.file), self.settings)
+        values: dict[str, Any] = {}
+        for name, value in self.settings.items():
+            specfile.put(values, name, value)
+        return specfile.build(values)
+
+
+class Reading:
+    """The tools; each method is one, and its docstring is what the agent is told."""
+
+    def __init__(self, ft: Orchestrator) -> None:
+        self._ft = ft
+
+    def list_runs(
+        self,
+        provider: str | None = None,
+        status: JobStatus | None = None,
+        sandbox: bool = False,
+        limit: int = 20,
+    ) -> list[dict[str, Any]]:
+        """Fine-tuning runs, newest first, as last seen."""
+        found = self._ft.runs(provider=provider, status=status, limit=limit, sandbox=sandbox or None)
+        return [run_line(run.record) for run in found]
+
+    def show_run(self, run: str) -> dict[str, Any]:
+        """One run, by its id, a part of it, or `last`: settings, progress, cost, last events and metrics,
+        evaluations, deployment. The host is asked while it goes on."""
+        handle = self._ft.run(run)
+        record = handle.record if handle.record.status.terminal else handle.refresh()
+        deployment = handle.deployment()
+        return {
+            **run_line(record),
+            "spec": record.spec,
+            "error": record.error.message if record.error else None,
+            "quote": None if record.quote is None else quote_line(record.quote),
+            "bill_usd": record.bill.usd if record.bill else None,
+            "events": [event.message for event in handle.events()[-_LAST:]],
+            "metrics": [point.to_dict() for point in handle.metrics()[-_LAST:]],
+            "evaluations": [
+                {"id": e.id, "items": e.items, "measures": [m.to_dict() for m in e.measures if not m.slice]}
+                for e in self._ft.evaluations(record.id)
+            ],
+            "deployment": None if deployment is None else deployment.record.to_dict(),
+        }
+
+    def list_backends(self) -> list[dict[str, Any]]:
+        """Backends that can train, what each can do, and whether its key is at hand."""
+        backends = [self._ft.provider(name) for name in self._ft.backends()]
+        return [
+            {
+                "name": backend.config.name,
+                "title": backend.title,
+                "sandbox": backend.sandbox,
+                "features": sorted(feature.value for feature in backend.features),
+                "ready": backend.profile.keyless or backend.config.api_key is not None,
+            }
+            for backend in backends
+        ]
+
+    def list_models(self, query: str = "", provider: str | None = None) -> list[dict[str, Any]]:
+        """Base models that can be tuned, by words of their names; offline."""
+        return [{"name": model.name, "ids": model.ids} for model in self._ft.models(query, provider)]
+
+    def check(self, spec: SpecGiven, provider: str = "all") -> dict[str, Any]:
+        """Every reason for which a backend would refuse the spec or the data; offline."""
+        return problems(self._ft.check(spec.read(), provider))
+
+    def plan(self, spec: SpecGiven, provider: str = "all") -> list[dict[str, Any]]:
+        """What each setting becomes on each backend: kept, mapped, defaulted or refused; offline."""
+        return [plan.to_dict() for plan in self._ft.plan(spec.read(), provider)]
+
+    def quote(self, spec: SpecGiven, provider: str = "all") -> list[dict[str, Any]]:
+        """What training would cost on each backend, cheapest first, with what was assumed; offline."""
+        return [quote_line(quote) for quote in self._ft.quote(spec.read(), provider)]
+
+    def compare(self, runs: list[str]) -> str:
+        """Runs side by side, as Markdown: settings, cost, loss, scores."""
+        if not runs:
+            raise UsageError("name at least one run")
+        return self._ft.compare(runs).render("md")
+
+    def spending(self, month: str | None = None) -> dict[str, Any]:
+        """What was spent, is committed and still bills, by asking every account; `month` as 2026-11."""
+        return self._ft.spending(month=month).to_dict()
+
+
+def run_line(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "provider": run.provider,
+        "model": run.model,
+        "status": run.status.value,
+        "sandbox": run.sandbox,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "cost_usd": cost_so_far(run),
+        "created_at": run.created_at,
+        "tags": run.tags,
+    }
+
+
+def quote_line(quote: Quote) -> dict[str, Any]:
+    return {
+        "provider": quote.provider,
+        "model": quote.model,
+        "low_usd": quote.low_usd,
+        "expected_usd": quote.expected_usd,
+        "high_usd": quote.high_usd,
+        "unavailable": quote.unavailable,
+        "assumptions": list(quote.assumptions),
+        "warnings": list(quote.warnings),
+    }
+
+
+def problems(found: list[Problem]) -> dict[str, Any]:
+    """The errors first; of many the first ones, and how many there are."""
+    ordered = sorted(found, key=lambda one: one.severity is not Severity.ERROR)
+    return {
+        "errors": sum(one.severity is Severity.ERROR for one in found),
+        "problems": [one.to_dict() for one in ordered[:_MOST_PROBLEMS]],
+        "left_out": max(0, len(found) - _MOST_PROBLEMS),
+    }
+
+
+def told(tool: Callable[..., Any]) -> Callable[..., Any]:
+    """The tool, whose errors say what failed and what to do."""
+
+    @functools.wraps(tool)
+    def run(*args: Any, **given: Any) -> Any:
+        try:
+            return tool(*args, **given)
+        except OrchestrateError as error:
+            raise ToolError(f"{error}" + (f"\nto do: {error.fix}" if error.fix else "")) from error
+
+    return run

@@ -1,0 +1,48 @@
+"""The server: which tools there are, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from importlib.resources import files
+
+from mcp.server import MCPServer
+from mcp.types import ToolAnnotations
+
+from orchestrate import __version__
+from orchestrate.mcp import spending
+from orchestrate.mcp.reading import Reading, told
+from orchestrate.service import Orchestrator
+
+_ASKED = (
+    "Fine-tuning on several backends. Check and quote before anything is submitted. Whatever spends money, "
+    "ends or takes down asks the person in front of the client; never answer for them. Costs are US dollars."
+)
+
+
+def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: bool = False) -> MCPServer:
+    """`max_cost_usd`: for all that is spent through this server together."""
+    made = MCPServer("orchestrate", version=__version__, instructions=_ASKED)
+    look = ToolAnnotations(read_only_hint=True)
+    reading = Reading(ft)
+    for tool in (
+        reading.list_runs,
+        reading.show_run,
+        reading.list_backends,
+        reading.list_models,
+        reading.check,
+        reading.plan,
+        reading.quote,
+        reading.compare,
+        reading.spending,
+    ):
+        made.tool(annotations=look)(told(tool))
+    if not read_only:
+        act = ToolAnnotations(read_only_hint=False, destructive_hint=True)
+        for tool in spending.tools(ft, spending.Purse(max_cost_usd)):
+            made.tool(annotations=act)(told(tool))
+    return made
+
+
+def skill() -> str:
+    """A skill file for agents, as Markdown."""
+    return files("orchestrate").joinpath("templates", "SKILL.md").read_text(encoding="utf-8")

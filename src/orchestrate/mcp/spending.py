@@ -1,0 +1,183 @@
+"""Tools that spend, end or take down: each is put to a person first, with its sum."""
+
+# No deferred annotations: what a parameter is filled with is read from them while the tool is made.
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.resolve import Elicit, Resolve
+from pydantic import BaseModel, Field
+
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.mcp.reading import SpecGiven, run_line, told
+from orchestrate.service import Orchestrator
+from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.text import count, money, quoted
+
+
+class Agreement(BaseModel):
+    """What the person in front of the client says."""
+
+    answer: Literal["yes", "no"] = Field(description="Do it?")
+
+
+class Purse:
+    """What this server may spend in all, by the high ends of what was agreed to."""
+
+    def __init__(self, limit_usd: Decimal | None) -> None:
+        self.limit_usd = limit_usd
+        self.taken_usd = Decimal(0)
+        self._lock = threading.Lock()
+
+    def require(self, provider: str, high_usd: Decimal) -> None:
+        """Raises `OverBudget` for what would go above the limit."""
+        if self.limit_usd is not None and high_usd > self.limit_usd - self.taken_usd:
+            left = self.limit_usd - self.taken_usd
+            raise OverBudget(provider, high_usd, left, what="what is left of --max-cost of this server,")
+
+    def take(self, provider: str, high_usd: Decimal) -> None:
+        with self._lock:
+            self.require(provider, high_usd)
+            self.taken_usd += high_usd
+
+
+def tools(ft: Orchestrator, purse: Purse) -> list[Callable[..., Any]]:
+    """Each asks by a resolver of its own, which is run before the tool, and again when the answer comes: a
+    price that has changed since is another question."""
+
+    def ask_submit(spec: SpecGiven, provider: str, ctx: Context) -> Elicit[Agreement]:
+        [name] = ft.backends(provider)
+        asked = spec.read()
+        ft.require(asked, name)
+        prepared = ft.prepare(asked, name)
+        ft.preflight(prepared, name)
+        quote = prepared.offer(name).quote
+        if quote.unavailable and purse.limit_usd is not None:
+            raise UsageError(
+                f"{name} has no price for this, and this server has a limit: {quote.unavailable}"
+            )
+        purse.require(name, quote.high_usd)
+        price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
+        sandbox = "SANDBOX, nothing is billed. " if ft.provider(name).sandbox else ""
+        question = f"{sandbox}Train {quote.model} on {ft.provider(name).title}? {price}"
+        return put(ctx, question, f"orchestrate submit -p {name}")
+
+    def submit(
+        spec: SpecGiven, provider: str, agreed: Annotated[Agreement, Resolve(told(ask_submit))]
+    ) -> dict[str, Any]:
+        """Start exactly one training run on one backend. SPENDS MONEY: the person is asked, with the price.
+        Repeating the call does not make a second run of the same."""
+        require(agreed)
+        prepared = ft.prepare(spec.read(), provider)
+        high_usd = prepared.offer(provider).quote.high_usd
+        purse.take(provider, high_usd)
+        return run_line(ft.submit(prepared, provider, max_cost_usd=prepared_limit(high_usd)).record)
+
+    def ask_evaluate(runs: list[str], test: str | None, metric: str, ctx: Context) -> Elicit[Agreement]:
+        order = EvaluationOrder(test=test, metrics=[metric])
+        with PreparedEvaluation(ft, runs, order) as prepared:
+            planned = prepared.plan()
+        expected = planned.expected_usd
+        price = "no price by the token is known" if expected is None else f"about {money(expected)}"
+        purse.require("evaluate", expected or Decimal(0))
+        question = (
+            f"Ask {count(sum(a.questions for a in planned.asked), 'question')} on held-out rows? {price}"
+        )
+        return put(ctx, question, f"orchestrate eval {' '.join(runs)}")
+
+    def evaluate(
+        runs: list[str],
+        agreed: Annotated[Agreement, Resolve(told(ask_evaluate))],
+        test: str | None = None,
+        metric: str = "auto",
+    ) -> dict[str, Any]:
+        """Tuned models and their bases on held-out rows, with intervals. The answers cost money: the person
+        is asked, with the price."""
+        require(agreed)
+        order = EvaluationOrder(test=test, metrics=[metric])
+        with PreparedEvaluation(ft, runs, order) as prepared:
+            purse.take("evaluate", prepared.plan().expected_usd or Decimal(0))
+            found = prepared.run()
+        return {
+            "id": found.id,
+            "items": found.items,
+            "measures": [measure.to_dict() for measure in found.measures],
+            "differences": [difference.to_dict() for difference in found.differences],
+            "verdicts": [verdict.to_dict() for verdict in found.verdicts],
+        }
+
+    def ask_deploy(run: str, max_hours: float, ctx: Context) -> Elicit[Agreement]:
+        handle = ft.run(run)
+        usd_per_hour = handle.deployment_price()
+        if usd_per_hour is None:
+            raise UsageError(
+                "the price of an hour is not known", fix=f"orchestrate deploy {handle.id}  in a terminal"
+            )
+        purse.require(handle.record.provider, _hosting_usd(usd_per_hour, max_hours))
+        question = f"Deploy {handle.id} at {money(usd_per_hour)} an hour, for at most {max_hours:g} hours?"
+        return put(ctx, question, f"orchestrate deploy {handle.id}")
+
+    def deploy(
+        run: str, max_hours: float, agreed: Annotated[Agreement, Resolve(told(ask_deploy))]
+    ) -> dict[str, Any]:
+        """Put a tuned model on GPUs of its host, ended after `max_hours`. BILLS BY THE HOUR until then or
+        `undeploy`: the person is asked, with the price."""
+        require(agreed)
+        handle = ft.run(run)
+        usd_per_hour = handle.deployment_price() or Decimal(0)
+        purse.take(handle.record.provider, _hosting_usd(usd_per_hour, max_hours))
+        return handle.deploy(max_hours=max_hours, max_usd_per_hour=usd_per_hour).record.to_dict()
+
+    def ask_end(run: str, ctx: Context) -> Elicit[Agreement]:
+        handle = ft.run(run)
+        now = f"{handle.record.provider}, {handle.status.value}"
+        question = f"End {handle.id} ({now})? It cannot go on after that."
+        return put(ctx, question, f"orchestrate cancel {handle.id}")
+
+    def cancel(run: str, agreed: Annotated[Agreement, Resolve(told(ask_end))]) -> dict[str, Any]:
+        """End a run for good: the person is asked."""
+        require(agreed)
+        return run_line(ft.run(run).cancel())
+
+    def ask_undeploy(run: str, ctx: Context) -> Elicit[Agreement]:
+        handle = ft.run(run)
+        question = f"Take {handle.id} down? Whatever calls it gets no more answers."
+        return put(ctx, question, f"orchestrate undeploy {handle.id}")
+
+    def undeploy(run: str, agreed: Annotated[Agreement, Resolve(told(ask_undeploy))]) -> dict[str, Any]:
+        """Take a deployed model down, which ends its bill: the person is asked."""
+        require(agreed)
+        found = ft.run(run).undeploy()
+        return {"run": run, "deployment": None if found is None else found.record.to_dict()}
+
+    return [submit, evaluate, deploy, cancel, undeploy]
+
+
+def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
+    """The question to the person. Raises `UsageError` for a client that cannot ask one."""
+    capabilities = ctx.client_capabilities
+    if capabilities is None or capabilities.elicitation is None:
+        raise UsageError(
+            f"this client cannot ask its user, and nothing is done without: {question}",
+            fix=f"{command}   in a terminal",
+        )
+    return Elicit(question, Agreement)
+
+
+def require(agreed: Agreement) -> None:
+    """Raises `UsageError` unless the person said yes."""
+    if agreed.answer != "yes":
+        raise UsageError("nothing was done: the person said no")
+
+
+def prepared_limit(high_usd: Decimal) -> Decimal | None:
+    """What was agreed to is the limit; a run without a price has none."""
+    return high_usd or None
+
+
+def _hosting_usd(usd_per_hour: Decimal, hours: float) -> Decimal:
+    if not 0 < hours <= 24 * 31:
+        raise UsageError(f"max_hours is above 0 and at most a month; got {hours:g}")
+    return usd_per_hour * Decimal(str(hours))

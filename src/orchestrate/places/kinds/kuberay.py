@@ -1,0 +1,247 @@
+"""Kubernetes with the KubeRay operator: a RayJob for each attempt, a cluster of one machine that ends with
+it. Its name is the run's ref, which a namespace takes once; a later attempt has its number behind it.
+
+Options of `[hosts.kuberay.options]`: `depot`; `context` of the kubeconfig; `namespace`; `image`, with the Ray
+of `ray_version`; `gpu`, `gpu_memory_gib` and `usd_per_hour` as for `ray`; `cpus` and `memory` of the machine;
+`node_selector`; `secret`, a Secret of the namespace whose keys are a worker's environment, for the depot and
+the hub; `packages`: `pinned` (the default) or `image`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from orchestrate.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    HostUnavailable,
+    InvalidRequest,
+    MissingExtra,
+    NotFound,
+    OrchestrateError,
+    OutcomeUnknown,
+    PermissionRefused,
+    ProviderError,
+)
+from orchestrate.places import owned
+from orchestrate.places.away import AwayPlace
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
+from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.profile import away
+
+PROFILE = away("kuberay", "KubeRay", f"{__name__}:KubeRay")
+GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+OURS, LABEL = "orchestrate=run", "orchestrate-ref"
+STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
+    "": "waiting",
+    "Initializing": "waiting",
+    "Waiting": "waiting",
+    "Retrying": "waiting",
+    "Running": "running",
+    "Complete": "ended",
+    "Failed": "ended",
+    "ValidationFailed": "ended",
+    "Suspending": "ended",
+    "Suspended": "ended",
+}
+"""By `status.jobDeploymentStatus`. We suspend to stop, and nobody takes that back."""
+STOP_LATER_S = 900
+"""Between the worker's own end and the operator's, which loses what was not reported."""
+START_S = 3600
+"""For a machine and its packages."""
+KEPT_S = 600
+_REFUSALS: Mapping[int, type[ProviderError]] = {
+    401: AuthenticationFailed,
+    403: PermissionRefused,
+    404: NotFound,
+}
+
+
+class KubeRay(AwayPlace):
+    """`api`: another client than that of the kubeconfig, a `kubernetes.client.CustomObjectsApi`."""
+
+    def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], Any] | None = None) -> None:
+        super().__init__(name, options)
+        self._make, self._made = api, None
+        self.namespace = str(options.get("namespace", "default"))
+
+    def account(self) -> str:
+        return f"namespace {self.namespace} of {self.options.get('context', 'the current context')}"
+
+    def require(self) -> None:
+        if find_spec("kubernetes") is None:
+            raise MissingExtra("kuberay", "a cluster with KubeRay", "kubernetes")
+        if not self.options.get("image"):
+            raise ConfigError(
+                f"{self.name} needs an image with Ray",
+                fix=f'[hosts.{self.name}.options] image = "rayproject/ray:2.52.0-py311-gpu"',
+            )
+        super().require()
+
+    def machines(self) -> tuple[Machine, ...]:
+        return (owned.machine(self.name, self.options),)
+
+    def price(self, resources: Resources) -> Hourly | None:
+        return owned.hourly(self.name, self.options)
+
+    # -- jobs ------------------------------------------------------------------------------------------------
+
+    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+        ref = order.job.ref
+        earlier = len(self.find(ref))
+        name = ref if not earlier else f"{ref}-{earlier + 1}"
+        body = self.manifest(name, order, resources, env)
+        with self._asked(unknown=ref):
+            self._api.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
+
+    def manifest(
+        self, name: str, order: Order, resources: Resources, env: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """The RayJob; nothing in it is secret."""
+        import yaml
+
+        write: Any = yaml.safe_dump  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        runtime: dict[str, Any] = {"env_vars": dict(env)}
+        if self.options.get("packages", "pinned") != "image":
+            runtime["uv"] = pins("local", more=("fsspec", *self.depot.packages))
+        seconds = resources.limits.seconds
+        deadline = {} if seconds is None else {"activeDeadlineSeconds": int(seconds + STOP_LATER_S)}
+        return {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "RayJob",
+            "metadata": {
+                "name": name,
+                "labels": {"orchestrate": "run", LABEL: order.job.ref},
+            },
+            "spec": {
+                "entrypoint": f"python -c {shlex.quote(RUN_BOOT)}",
+                "jobId": name,
+                "runtimeEnvYAML": write(runtime),
+                "submissionMode": "K8sJobMode",
+                "backoffLimit": 0,
+                "preRunningDeadlineSeconds": START_S,
+                "shutdownAfterJobFinishes": True,
+                "ttlSecondsAfterFinished": KEPT_S,
+                "suspend": False,
+                **deadline,
+                "rayClusterSpec": self._cluster(resources),
+            },
+        }
+
+    def _cluster(self, resources: Resources) -> dict[str, Any]:
+        limits = {
+            "cpu": str(self.options.get("cpus", 4)),
+            "memory": str(self.options.get("memory", "32Gi")),
+            **({"nvidia.com/gpu": str(resources.count)} if resources.gpu else {}),
+        }
+        container: dict[str, Any] = {
+            "name": "ray-head",
+            "image": str(self.options["image"]),
+            "resources": {"limits": limits, "requests": limits},
+        }
+        if secret := self.options.get("secret"):
+            container["envFrom"] = [{"secretRef": {"name": str(secret)}}]
+        pod: dict[str, Any] = {"containers": [container]}
+        if selector := self.options.get("node_selector"):
+            pod["nodeSelector"] = dict(selector)
+        found: dict[str, Any] = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": pod}}}
+        version = self.options.get("ray_version")
+        return {**found, **({"rayVersion": str(version)} if version else {})}
+
+    def find(self, ref: str | None = None) -> list[Placed]:
+        selector = OURS if ref is None else f"{OURS},{LABEL}={ref}"
+        with self._asked():
+            found: Any = self._api.list_namespaced_custom_object(
+                GROUP, VERSION, self.namespace, PLURAL, label_selector=selector
+            )
+            return newest_first(_placed(one) for one in found["items"])
+
+    def stop(self, ref: str) -> None:
+        """The operator removes the cluster of a job that is suspended."""
+        for one in self.find(ref):
+            if one.state != "ended":
+                body = {"spec": {"suspend": True}}
+                with self._asked():
+                    self._api.patch_namespaced_custom_object(
+                        GROUP, VERSION, self.namespace, PLURAL, one.id, body
+                    )
+
+    def usage(self, ref: str) -> Usage | None:
+        seconds = sum(
+            ((one.finished_at or datetime.now(UTC)) - one.started_at).total_seconds()
+            for one in self.find(ref)
+            if one.started_at is not None
+        )
+        hourly = owned.hourly(self.name, self.options)
+        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
+        return Usage(
+            seconds=seconds, usd=usd, source="the operator's clock, at the price of the configuration"
+        )
+
+    @property
+    def _api(self) -> Any:
+        if self._made is None:
+            self._made = self._make() if self._make is not None else self._from_kubeconfig()
+        return self._made
+
+    def _from_kubeconfig(self) -> Any:
+        import kubernetes  # pyright: ignore[reportMissingTypeStubs]
+
+        library: Any = kubernetes
+        try:
+            client = library.config.new_client_from_config(context=self.options.get("context"))
+        except library.config.ConfigException as error:
+            raise ConfigError(
+                f"no cluster is configured: {error}", fix="kubectl config get-contexts"
+            ) from error
+        client.rest_client.pool_manager.connection_pool_kw["retries"] = False
+        return library.client.CustomObjectsApi(client)
+
+    @contextmanager
+    def _asked(self, unknown: str | None = None) -> Generator[None]:
+        """`unknown`: the ref of a request that makes something."""
+        from kubernetes.client.exceptions import ApiException  # pyright: ignore[reportMissingTypeStubs]
+
+        try:
+            yield
+        except OrchestrateError:
+            raise
+        except ApiException as error:
+            answer: Any = error
+            status = int(answer.status or 0)
+            if unknown is not None and status == 409:
+                return  # this very attempt is there already
+            if unknown is not None and status >= 500:
+                raise OutcomeUnknown(self.name, unknown, f"it answered with {status}") from error
+            kind = _REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
+            raise kind(self.name, f"{answer.reason}: {answer.body or ''}".strip(), status=status) from error
+        except Exception as error:
+            if unknown is not None:
+                raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
+            raise HostUnavailable(self.name, f"the cluster could not be asked: {error}") from error
+
+
+def _placed(one: Mapping[str, Any]) -> Placed:
+    status: Mapping[str, Any] = one.get("status") or {}
+    raw = str(status.get("jobDeploymentStatus", ""))
+    told = [str(status[name]) for name in ("reason", "message") if status.get(name)]
+    return Placed(
+        id=str(one["metadata"]["name"]),
+        ref=str(one["metadata"]["labels"][LABEL]),
+        state=STATES.get(raw, "unknown"),
+        raw_state=raw or "New",
+        created_at=_time(one["metadata"].get("creationTimestamp")),
+        started_at=_time(status.get("startTime")),
+        finished_at=_time(status.get("endTime")),
+        message=": ".join(told) or None,
+    )
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

@@ -1,0 +1,201 @@
+"""A Ray cluster, by its Jobs API. The run's ref is the submission id, which a cluster takes once; a later
+attempt has its number behind it.
+
+Options of `[hosts.ray.options]`: `address` (`http://127.0.0.1:8265` by default), `depot`, what a worker gets
+of the cluster (`gpu`, `gpu_memory_gib`) and what an hour of that costs (`usd_per_hour`, 0 where nobody pays);
+`packages`: `pinned` (the default: the worker's are those of here) or `image` (the cluster has all of them).
+
+Ray's own variables would take the place of the address without a word, and whoever reaches a cluster without
+authentication may run anything on it: both are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib.util import find_spec
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from orchestrate.errors import (
+    ConfigError,
+    HostUnavailable,
+    InvalidRequest,
+    MissingExtra,
+    OrchestrateError,
+    OutcomeUnknown,
+)
+from orchestrate.hosts import is_loopback
+from orchestrate.places import owned
+from orchestrate.places.away import AwayPlace
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
+from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.profile import away
+
+PROFILE = away("ray", "Ray", f"{__name__}:RayJobs")
+ADDRESS = "http://127.0.0.1:8265"
+OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {
+    "PENDING": "waiting",
+    "RUNNING": "running",
+    "STOPPED": "ended",
+    "SUCCEEDED": "ended",
+    "FAILED": "ended",
+}
+REF = "orchestrate-ref"
+
+
+class RayJobs(AwayPlace):
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        super().__init__(name, options)
+        self.address = str(options.get("address", ADDRESS)).rstrip("/")
+        self._client: Any = None
+
+    @property
+    def own(self) -> bool:
+        return is_loopback(urlsplit(self.address).hostname or "")
+
+    def account(self) -> str:
+        return f"cluster at {self.address}"
+
+    def require(self) -> None:
+        self._require_safe()
+        super().require()
+
+    def _require_safe(self) -> None:
+        if find_spec("ray") is None or find_spec("aiohttp_cors") is None:
+            raise MissingExtra("ray", "a Ray cluster", "ray[default]")
+        for variable in OVERRIDES:
+            if (given := os.environ.get(variable)) and given.rstrip("/") != self.address:
+                raise ConfigError(
+                    f"{variable} is {given}, and Ray would go there in place of {self.address}",
+                    fix=f"unset {variable}, or set hosts.{self.name}.options.address to it",
+                )
+        parts = urlsplit(self.address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"hosts.{self.name}.options.address is {self.address}: the Jobs API has an http address",
+                fix=f"for example {ADDRESS}; behind Kubernetes: kubectl port-forward svc/NAME-head-svc 8265",
+            )
+        if self.own:
+            return
+        if parts.scheme != "https" or os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            raise ConfigError(
+                f"{self.address} is not on this machine: it needs https and a token",
+                fix="start the cluster with RAY_AUTH_MODE=token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN here, "
+                "or come to it by a tunnel: ssh -L 8265:127.0.0.1:8265 HEAD",
+            )
+
+    # -- machines ------------------------------------------------------------------------------------------
+
+    def machines(self) -> tuple[Machine, ...]:
+        return (owned.machine(self.name, self.options),)
+
+    def price(self, resources: Resources) -> Hourly | None:
+        return owned.hourly(self.name, self.options)
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+        """The cluster refuses an id that it has had: of two submits of one attempt one is taken."""
+        ref = order.job.ref
+        earlier = self.find(ref)
+        id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
+        runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
+        if self.options.get("packages", "pinned") != "image":
+            runtime["uv"] = pins("local", more=("fsspec", *self.depot.packages))
+        with self._asked():
+            client = self._jobs
+        try:
+            client.submit_job(
+                entrypoint=f"python -c {shlex.quote(RUN_BOOT)}",
+                submission_id=id,
+                runtime_env=runtime,
+                metadata={REF: ref},
+                entrypoint_num_cpus=1,
+                entrypoint_num_gpus=resources.count if resources.gpu else None,
+            )
+        except Exception as error:
+            # Ray raises the same kind of error for a refusal and for an answer that was lost.
+            try:
+                there = any(one.id == id for one in self.find(ref))
+            except OrchestrateError:
+                raise OutcomeUnknown(self.name, ref, f"{error}") from error
+            if not there:
+                raise InvalidRequest(self.name, f"the cluster took no job: {error}") from error
+
+    def find(self, ref: str | None = None) -> list[Placed]:
+        with self._asked():
+            jobs: list[Any] = [job for job in self._jobs.list_jobs() if job.submission_id]
+        told: list[dict[str, str]] = [job.metadata or {} for job in jobs]
+        refs = [one.get(REF, "") for one in told]
+        ours = [(job, mine) for job, mine in zip(jobs, refs, strict=True) if mine and ref in (None, mine)]
+        return newest_first(_placed(job, mine) for job, mine in ours)
+
+    def stop(self, ref: str) -> None:
+        for one in self.find(ref):
+            if one.state != "ended":
+                with self._asked():
+                    self._jobs.stop_job(one.id)
+
+    def usage(self, ref: str) -> Usage | None:
+        seconds = sum(
+            ((one.finished_at or datetime.now(UTC)) - one.started_at).total_seconds()
+            for one in self.find(ref)
+            if one.started_at is not None
+        )
+        hourly = owned.hourly(self.name, self.options)
+        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
+        return Usage(
+            seconds=seconds, usd=usd, source="the cluster's clock, at the price of the configuration"
+        )
+
+    def output(self, ref: str) -> str:
+        placed = self.state(ref)
+        if placed is None:
+            return ""
+        with self._asked():
+            return str(self._jobs.get_job_logs(placed.id))[-8000:]
+
+    @property
+    def _jobs(self) -> Any:
+        if self._client is None:
+            self._require_safe()
+            from ray.job_submission import JobSubmissionClient
+
+            self._client = JobSubmissionClient(self.address)
+        return self._client
+
+    @contextmanager
+    def _asked(self) -> Generator[None]:
+        try:
+            yield
+        except OrchestrateError:
+            raise
+        except Exception as error:
+            self._client = None
+            told = f"the cluster at {self.address} could not be asked: {error}"
+            raise HostUnavailable(self.name, told, fix="ray status; ray start --head") from error
+
+
+def _placed(job: Any, ref: str) -> Placed:
+    raw = str(getattr(job.status, "value", job.status))
+    begun, ended = _time(job.start_time), _time(job.end_time)
+    return Placed(
+        id=str(job.submission_id),
+        ref=ref,
+        state=STATUSES.get(raw, "unknown"),
+        raw_state=raw,
+        created_at=begun,
+        started_at=begun,
+        finished_at=ended,
+        message=job.message,
+    )
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,34 @@
+"""What a shell may offer while a command is typed. Offline, and nothing is made: where there is no home
+folder yet there are no runs."""
+
+from __future__ import annotations
+
+from orchestrate import catalog, config
+from orchestrate.providers import registry
+from orchestrate.types import Run
+
+
+def backends() -> list[str]:
+    return registry.usable(config.load())
+
+
+def models() -> list[str]:
+    return [model.name for model in catalog.search("", None)]
+
+
+def formats() -> list[str]:
+    """Of files of training data, as `data convert` writes and `data inspect` reads them."""
+    from orchestrate.data.targets.tools import FORMATS
+
+    return [*registry.known(config.load()), *FORMATS]
+
+
+def runs(most: int = 50) -> list[Run]:
+    """The newest first."""
+    from orchestrate.service.orchestrator import Orchestrator
+
+    settings = config.load()
+    if not settings.home.exists():
+        return []
+    with Orchestrator(settings) as ft:
+        return [run.record for run in ft.runs(limit=most)]

@@ -1,0 +1,215 @@
+"""Tools for agents, by the official SDK's own client: what spends asks a person first, and spends once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import mcp
+import pytest
+from mcp.types import ElicitRequestParams, ElicitResult
+from tests.faults.shop import Shop
+from tests.faults.submitting import MODELS
+
+from orchestrate.mcp.server import server, skill
+from orchestrate.types import JobStatus
+
+ERAS = ["auto", "legacy"]
+"""The protocol in which a question is a round of its own, and the one in which it is a request back."""
+LOOKING = {
+    "list_runs",
+    "show_run",
+    "list_backends",
+    "list_models",
+    "check",
+    "plan",
+    "quote",
+    "compare",
+    "spending",
+}
+ACTING = {"submit", "evaluate", "deploy", "cancel", "undeploy"}
+
+
+class Person:
+    """Sits before the client."""
+
+    def __init__(self, answer: str = "yes", action: str = "accept") -> None:
+        self.answer, self.action = answer, action
+        self.asked: list[str] = []
+
+    async def __call__(self, _context: Any, params: ElicitRequestParams) -> ElicitResult:
+        self.asked.append(params.message)
+        content = {"answer": self.answer} if self.action == "accept" else None
+        return ElicitResult(action=self.action, content=content)  # type: ignore[arg-type]
+
+
+def with_client(
+    shop: Shop,
+    use: Callable[[Any], Awaitable[Any]],
+    person: Person | None = None,
+    *,
+    era: str = "auto",
+    **options: Any,
+) -> Any:
+    async def run() -> Any:
+        made = server(shop.ft, **options)
+        async with mcp.Client(made, elicitation_callback=person, mode=era) as client:  # type: ignore[arg-type]
+            return await use(client)
+
+    return asyncio.run(run())
+
+
+def spec(shop: Shop, **more: Any) -> dict[str, Any]:
+    return {"settings": {"model": MODELS["openai"], "train": str(shop.rows), "epochs": 1, **more}}
+
+
+def submitting(shop: Shop, **more: Any) -> Callable[[Any], Awaitable[Any]]:
+    return lambda client: client.call_tool("submit", {"spec": spec(shop, **more), "provider": "openai"})
+
+
+def said(result: Any) -> str:
+    return " ".join(part.text for part in result.content)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_a_run_is_made_once_after_a_person_said_yes_to_its_price(shop: Shop, era: str) -> None:
+    person = Person()
+    result = with_client(shop, submitting(shop), person, era=era)
+    assert not result.is_error, said(result)
+    [question] = person.asked
+    [quote] = shop.ft.quote(shop.spec, "openai")
+    assert question.startswith("SANDBOX, nothing is billed. Train ")
+    assert f"{quote.expected_usd:.4f}"[:4] in question
+    assert shop.sent() == 1
+    [run] = shop.ft.runs()
+    assert result.structured_content["id"] == run.id
+    again = with_client(shop, submitting(shop), person, era=era)
+    assert again.is_error
+    assert run.id in said(again)
+    assert shop.sent() == 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("person", [Person("no"), Person(action="decline"), Person(action="cancel")])
+def test_without_a_yes_nothing_is_sent(shop: Shop, era: str, person: Person) -> None:
+    result = with_client(shop, submitting(shop), person, era=era)
+    assert result.is_error
+    assert (shop.sent(), shop.ft.runs()) == (0, [])
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_a_client_that_cannot_ask_gets_the_command_instead(shop: Shop, era: str) -> None:
+    result = with_client(shop, submitting(shop), era=era)
+    assert result.is_error
+    assert "cannot ask its user" in said(result)
+    assert "orchestrate submit -p openai" in said(result)
+    assert shop.sent() == 0
+
+
+def test_all_that_is_spent_keeps_within_the_limit(shop: Shop) -> None:
+    [quote] = shop.ft.quote(shop.spec, "openai")
+    person = Person()
+
+    async def two(client: Any) -> list[Any]:
+        return [await submitting(shop, epochs=n)(client) for n in (1, 2)]
+
+    first, second = with_client(shop, two, person, max_cost_usd=quote.high_usd * Decimal("1.5"))
+    assert not first.is_error, said(first)
+    assert second.is_error
+    assert "what is left of --max-cost of this server" in said(second)
+    assert (len(person.asked), shop.sent()) == (1, 1), "nobody is asked about what cannot be"
+
+
+def test_an_end_is_asked_about_too(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "openai")
+    refused = with_client(shop, lambda c: c.call_tool("cancel", {"run": run.id}), Person("no"))
+    assert refused.is_error
+    assert run.refresh().status is not JobStatus.CANCELLED
+    person = Person()
+    with_client(shop, lambda c: c.call_tool("cancel", {"run": run.id}), person)
+    assert run.id in person.asked[0]
+    assert run.refresh().status in (JobStatus.CANCELLING, JobStatus.CANCELLED, JobStatus.SUCCEEDED)
+
+
+def test_the_tools_say_whether_they_only_look(shop: Shop) -> None:
+    async def listed(client: Any) -> Any:
+        return (await client.list_tools()).tools
+
+    found = {tool.name: tool.annotations.read_only_hint for tool in with_client(shop, listed)}
+    assert found == {**dict.fromkeys(LOOKING, True), **dict.fromkeys(ACTING, False)}
+    assert {tool.name for tool in with_client(shop, listed, read_only=True)} == LOOKING
+
+
+def test_looking_asks_nobody_and_shows_no_key(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "openai")
+
+    async def look(client: Any) -> list[Any]:
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("list_runs", {}),
+            ("show_run", {"run": run.id[-6:]}),
+            ("list_backends", {}),
+            ("list_models", {"query": "qwen3"}),
+            ("check", {"spec": spec(shop)}),
+            ("plan", {"spec": spec(shop), "provider": "openai"}),
+            ("quote", {"spec": spec(shop), "provider": "openai"}),
+            ("compare", {"runs": [run.id]}),
+            ("spending", {}),
+        ]
+        return [await client.call_tool(*call) for call in calls]
+
+    results = with_client(shop, look)
+    for result in results:
+        assert not result.is_error, said(result)
+        assert shop.env["OPENAI_API_KEY"] not in said(result)
+    runs, shown, backends, models, checked, planned, quoted, compared, _ = results
+    assert [line["id"] for line in runs.structured_content["result"]] == [run.id]
+    assert shown.structured_content["spec"]["train"] == str(shop.rows)
+    assert {"openai", "local"} <= {b["name"] for b in backends.structured_content["result"]}
+    assert all("qwen3" in m["name"] for m in models.structured_content["result"])
+    assert checked.structured_content["errors"] >= 0
+    assert planned.structured_content["result"][0]["provider"] == "openai"
+    [price] = shop.ft.quote(shop.spec, "openai")
+    assert Decimal(quoted.structured_content["result"][0]["high_usd"]) == price.high_usd
+    assert run.id in said(compared)
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "told"),
+    [
+        ("show_run", {"run": "nothing"}, "orchestrate runs"),
+        ("quote", {"spec": {"file": "/no/such.yaml"}}, "there is no spec at"),
+        ("quote", {"spec": {"settings": {"model": "m", "train": "t", "epocs": 3}}}, "epocs"),
+        ("plan", {"spec": {"settings": {"model": "m", "train": "t"}}, "provider": "nowhere"}, "nowhere"),
+        ("compare", {"runs": []}, "at least one run"),
+    ],
+)
+def test_an_error_says_what_to_do(shop: Shop, tool: str, given: dict[str, Any], told: str) -> None:
+    result = with_client(shop, lambda client: client.call_tool(tool, given))
+    assert result.is_error
+    assert told in said(result)
+
+
+def test_the_command_speaks_on_its_streams(shop: Shop) -> None:
+    """A real process, as a client starts it, with nothing but the protocol on stdout."""
+    import os
+    import sys
+
+    env = {**os.environ, **shop.env, "ORCHESTRATE_HOME": str(shop.settings.home)}
+    arguments = ["-m", "orchestrate.cli", "mcp", "--read-only"]
+    process = mcp.StdioServerParameters(command=sys.executable, args=arguments, env=env)
+
+    async def run() -> Any:
+        async with mcp.Client(process) as client:
+            return await client.call_tool("list_runs", {})
+
+    assert asyncio.run(run()).structured_content == {"result": []}
+
+
+def test_the_skill_names_tools_that_there_are() -> None:
+    text = skill()
+    assert text.startswith("---\nname: orchestrate\n")
+    for tool in ("check", "plan", "quote", "submit", "list_runs", "show_run", "evaluate", "undeploy"):
+        assert f"`{tool}`" in text
+        assert tool in LOOKING | ACTING

@@ -1,0 +1,117 @@
+"""Programs that people use, their own code unchanged, through a whole life: only the base URL is another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import outside
+from tests.unit.gateway.conftest import MODELS, Gateway, rows, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.outside]
+CLIENTS = Path(__file__).parent / "clients"
+HOSTED = [name for name, target in MODELS.items() if target["backend"] != "local"]
+
+
+@pytest.fixture(params=list(MODELS), ids=[target["backend"] for target in MODELS.values()])
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def data(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(rows(16, mark=request.node.name))
+    return path
+
+
+def env(gateway: Gateway, home: Path, **more: str) -> dict[str, str]:
+    """As in the shell of somebody who has set the base URL, and nothing else."""
+    own = {"OPENAI_BASE_URL": gateway.url, "OPENAI_API_KEY": "no-key-here", "HOME": str(home)}
+    return {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **own, **more}
+
+
+def told(command: list[str], folder: Path, env: dict[str, str]) -> dict[str, Any]:
+    """What a program says in its last line."""
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def life(gateway: Gateway, name: str, model: str, data: Path, **more: str) -> dict[str, Any]:
+    command = [outside.program(name), str(CLIENTS / f"{name}_life.py"), model, str(data)]
+    return told(command, data.parent, env(gateway, data.parent, **more))
+
+
+def chat_refusal(model: str) -> str | None:
+    """Hosts serve a tuned model where it is deployed; this machine answers."""
+    return "model_not_deployed" if model in HOSTED else None
+
+
+def test_litellm(gateway: Gateway, model: str, data: Path) -> None:
+    found = life(gateway, "litellm", model, data, LITELLM_LOCAL_MODEL_COST_MAP="True")
+    assert found["model"].startswith(f"ft:{model}:orchestrate:lite:")
+    assert (found["status"], found["cancelled"], found["provider"]) == ("succeeded", "cancelled", "openai")
+    assert found["listed"] and found["content"] and found["deleted"]
+
+
+def test_dspy(gateway: Gateway, model: str, data: Path) -> None:
+    found = life(gateway, "dspy", model, data, LITELLM_LOCAL_MODEL_COST_MAP="True")
+    assert found["model"].removeprefix("openai/").startswith(f"ft:{model}:orchestrate:")
+    assert "succeeded" in found["status"]
+    assert (found["refused"] is None) == (model not in HOSTED), found["refused"]
+
+
+def test_llamaindex(gateway: Gateway, model: str, data: Path) -> None:
+    found = life(gateway, "llamaindex", model, data)
+    assert found["status"] == "succeeded" and found["model"].startswith(f"ft:{model}:")
+    assert found["window"] > 100_000, "it looks the asked model's window up"
+    assert (found["refused"], found["gave_up"]) == (chat_refusal(model), True)
+
+
+def test_wandb(gateway: Gateway, model: str, data: Path) -> None:
+    offline = {"WANDB_MODE": "offline", "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+    found = life(gateway, "wandb", model, data, WANDB_DIR=str(data.parent), **offline)
+    assert "completed successfully" in found["told"] and found["run"]
+    assert found["model"].startswith(f"ft:{model}:") and (found["filename"], found["rows"]) == ("t.jsonl", 16)
+
+
+def test_instructor(gateway: Gateway, model: str, data: Path) -> None:
+    """Its command watches its jobs until it is interrupted."""
+    words = ["jobs", "create-from-file", str(data), "--model", model, "--n-epochs", "2", "--poll", "1"]
+    command = [outside.program("instructor", "instructor"), *words]
+    out = (data.parent / "out").open("wb")
+    own = env(gateway, data.parent, COLUMNS="200")
+    watching = subprocess.Popen(command, cwd=data.parent, env=own, stdout=out, stderr=out)
+    try:
+        with gateway.client() as client:
+
+            def succeeded() -> bool:
+                found = client.fine_tuning.jobs.list(limit=1).data
+                return bool(found) and (found[0].model, found[0].status) == (model, "succeeded")
+
+            def shown() -> bool:
+                assert watching.poll() is None, (data.parent / "out").read_text()[-2000:]
+                return succeeded() and "succeeded" in (data.parent / "out").read_text()
+
+            until(shown, 300)
+    finally:
+        watching.kill()
+        watching.wait()
+        out.close()
+
+
+def test_node(gateway: Gateway, model: str, data: Path) -> None:
+    shutil.copy(CLIENTS / "life.mjs", data.parent)
+    (data.parent / "node_modules").symlink_to(outside.node_modules("openai-node"))
+    node = shutil.which("node") or pytest.skip("node is not installed (Debian: apt-get install nodejs npm)")
+    found = told([str(node), "life.mjs", model], data.parent, env(gateway, data.parent))
+    assert found["status"] == "succeeded" and found["model"].startswith(f"ft:{model}:orchestrate:node:")
+    assert found["newest"] == "The job has successfully completed"
+    assert found["checkpoints"] and found["result"] and found["listed"] and found["deleted"]
+    assert found["refused"] == chat_refusal(model)
