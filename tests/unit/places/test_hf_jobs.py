@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -12,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from huggingface_hub import HfApi
-from tests.paths import TINY
+from tests.paths import ROOT, TINY
 from tests.sending import create, upload
 from tests.unit.places import hub as hubs
 from tests.unit.places.depots import S3
@@ -95,7 +98,9 @@ def test_our_words_are_the_clients() -> None:
 
 
 @pytest.mark.parametrize("fault", ["lost", "500 after", "garbled", "lost before", "500 before"])
-def test_a_lost_answer_makes_no_second_job(fault: str, hub: Hub, rows: Path, tmp_path: Path) -> None:
+def test_a_lost_answer_makes_no_second_job(
+    fault: str, hub: Hub, rows: Path, tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
     """Its run is found by its label, or, where no job was made, is sent again."""
     found, asked = provider(hub, tmp_path), spec(rows)
     hub.faults = [fault]
@@ -105,7 +110,10 @@ def test_a_lost_answer_makes_no_second_job(fault: str, hub: Hub, rows: Path, tmp
     assert len(again) == (0 if fault.endswith("before") else 1)
     for _ in range(3):
         assert submit(found, asked).job_id == REF
-    assert len(hub.jobs) == 1 and found.find(REF)[0].job_id == REF
+    jobs = len(hub.jobs)
+    counted = {"runs": 1, "jobs": jobs, "alarms": 0, "lost": int(not jobs), "doubled": max(0, jobs - 1)}
+    record_property("jobs", {"fault": f"a place: {fault}", "where": "hf-jobs", **counted})
+    assert jobs == 1 and found.find(REF)[0].job_id == REF
 
 
 def test_a_refusal_is_certain_and_another_ref_is_another_job(hub: Hub, rows: Path, tmp_path: Path) -> None:
@@ -156,8 +164,6 @@ def test_a_head_that_forgot_is_waited_for_until_no_worker_can_be_left(
     run = RunDir(found.home / "runs" / REF)
     place = found.place
     assert not place.lost(run) and not found.recover(handle)
-    import os
-
     long_ago = time.time() - place.silence_s - 120
     os.utime(run.path / "worker.json", (long_ago, long_ago))
     assert found.get(handle).status is JobStatus.PAUSED
@@ -242,6 +248,33 @@ def test_a_copy_that_is_gone_is_made_again_from_the_depot(hub: Hub, rows: Path, 
         path.unlink() if path.is_file() else path.rmdir()
     run.path.rmdir()
     assert found.get(handle).step == 3 and RunDir(run.path).job().ref == REF
+
+
+@pytest.mark.slow
+def test_by_the_commands_alone(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    """The answer to a submit is lost, and it finds the job that was made."""
+    (tmp_path / "o.toml").write_text(f'[hosts.hf-jobs.options]\ndepot = "file://{tmp_path}/depot"\n')
+    (tmp_path / "spec.yaml").write_text(f"model: qwen3-8b\ntrain: {rows}\nadapter: qlora\n")
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    env |= {"ORCHESTRATE_HOME": str(tmp_path / "home"), "ORCHESTRATE_CONFIG": str(tmp_path / "o.toml")}
+    env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "orchestrate.cli", *words]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    for word in ("check", "plan", "quote"):
+        done = run(word, "spec.yaml", "--provider", "hf-jobs")
+        assert done.returncode == 0, done.stdout + done.stderr
+    hub.faults = ["lost"]
+    done = run("submit", "spec.yaml", "--provider", "hf-jobs", "--max-cost", "5")
+    assert done.returncode == 0 and len(hub.jobs) == 1, done.stdout + done.stderr
+    assert run("sync").returncode == 0
+    [told] = json.loads(run("runs", "--json").stdout)
+    assert (told["status"], told["provider"]) == ("queued", "hf-jobs") and len(hub.jobs) == 1
+    [job] = hub.jobs.values()
+    assert job["labels"][LABEL] == told["ref"] and told["ref"] in run("spending").stdout
+    assert run("cancel", told["id"]).returncode == 0 and job["status"]["stage"] == "CANCELED"
 
 
 @pytest.mark.slow

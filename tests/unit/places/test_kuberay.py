@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -196,7 +196,11 @@ def test_a_job_ends_by_itself_with_its_cluster(
 
 @pytest.mark.parametrize("fault", ["lost", "500 after", "lost before", "500 before"])
 def test_a_lost_answer_makes_no_second_job(
-    fault: str, cluster: Cluster, spec: JobSpec, tmp_path: Path
+    fault: str,
+    cluster: Cluster,
+    spec: JobSpec,
+    tmp_path: Path,
+    record_property: Callable[[str, Any], None],
 ) -> None:
     found = provider(cluster, tmp_path)
     cluster.faults = [fault]
@@ -205,6 +209,9 @@ def test_a_lost_answer_makes_no_second_job(
     assert len(found.find(REF)) == (0 if fault.endswith("before") else 1)
     for _ in range(3):
         submit(found, spec)
+    jobs = len(cluster.jobs)
+    counted = {"runs": 1, "jobs": jobs, "alarms": 0, "lost": int(not jobs), "doubled": max(0, jobs - 1)}
+    record_property("jobs", {"fault": f"a place: {fault}", "where": "kuberay", **counted})
     assert list(cluster.jobs) == [REF]
 
 
