@@ -130,6 +130,9 @@ def running(
                 access_log=False,  # an address may hold a token
                 server_header=False,
                 h11_max_incomplete_event_size=_LONGEST_HEAD,
+                # Above what clients keep a connection for: httpx lets go after 5 seconds, which are uvicorn's
+                # own too, and a request that is sent just then is lost.
+                timeout_keep_alive=60,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 ssl_certfile=chain,
                 ssl_keyfile=key,
