@@ -127,6 +127,9 @@ def running(
                 log_config=None,
                 access_log=False,  # an address may hold a token
                 server_header=False,
+                # Above what clients keep a connection for: httpx lets go after 5 seconds, which are uvicorn's
+                # own too, and a request that is sent just then is lost.
+                timeout_keep_alive=60,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 ssl_certfile=chain,
                 ssl_keyfile=key,
