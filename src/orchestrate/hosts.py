@@ -102,7 +102,7 @@ class HostConfig:
             ask = self.url_from_file and not loopback
             family = mine.origins if (mine := known_profile(self.kind)) else frozenset[str]()
             if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
-                _log.warning(
+                _log.info(
                     "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
                     self.api_key,
                     self.name,

@@ -83,9 +83,27 @@ def test_runs_of_an_empty_store(cli: Cli) -> None:
     assert "no runs yet" in cli("runs").err
 
 
+def test_the_doctor_asks_the_hosts_whether_they_take_the_keys(cli: Cli) -> None:
+    from orchestrate.sandbox import running
+
+    with running(train=False) as sandbox:
+        gone = {"TOGETHER_BASE_URL": "http://127.0.0.1:9/v1"}
+        told = cli("doctor", "--online", "--json", **sandbox.env | gone)
+        checks = {c["check"]: c for c in told.json}
+        assert sandbox.count("openai") == 1 and sandbox.count("together") == 0
+        before = sandbox.count()
+        cli("doctor", **sandbox.env)
+        assert sandbox.count() == before, "nothing is sent unless it is asked for"
+    assert told.code == 3
+    assert checks["host openai"]["detail"] == "takes the key" and checks["host fireworks"]["ok"] is True
+    assert checks["host together"]["ok"] is False and checks["host together"]["detail"]
+
+
 def test_doctor_and_providers_speak_json(cli: Cli) -> None:
     checks = {c["check"]: c for c in cli("doctor", "--json").json}
     assert checks["python"]["ok"] is True and checks["store"]["ok"] is True
+    assert "core" in checks["processor"]["detail"] and "GiB" in checks["memory"]["detail"]
+    assert "free" in checks["disk"]["detail"]
     backends = {b["name"]: b for b in cli("providers", "--json").json}
     assert {"openai", "together", "fireworks", "local"} <= backends.keys()
     for backend in backends.values():

@@ -82,9 +82,9 @@ def test_a_key_is_not_sent_to_another_host(
 
 def test_the_first_use_is_told(cli: Cli, stranger: tuple[str, list[str]]) -> None:
     env = {"OPENAI_BASE_URL": stranger[0], "OPENAI_API_KEY": KEY}
-    first = cli("recover", "-p", "openai", **env)
+    first = cli("-v", "recover", "-p", "openai", **env)
     assert "first use of the API key sk-...ij of openai: it goes to" in " ".join(first.err.split())
-    assert "first use" not in cli("recover", "-p", "openai", **env).err
+    assert "first use" not in cli("-v", "recover", "-p", "openai", **env).err
 
 
 def test_a_project_that_names_a_further_host_needs_a_word(

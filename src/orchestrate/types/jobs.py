@@ -171,6 +171,10 @@ class Event(Record, frozen=True, kw_only=True):
     step: int | None = None
     data: dict[str, Any] = {}
 
+    def __str__(self) -> str:
+        level = "" if self.level == "info" else f"{self.level}: "
+        return f"{self.at:%H:%M:%S}  {level}{self.message}"
+
 
 class MetricPoint(Record, frozen=True, kw_only=True):
     """Values at one optimiser step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
@@ -286,6 +290,10 @@ class Run(Record, frozen=True, kw_only=True):
     abandoned: str | None = None
     """Why its user gave the run up, whatever its host does: it is not asked about and takes nothing of a
     budget but its last bill."""
+
+    def __str__(self) -> str:
+        mark = " SANDBOX" if self.sandbox else ""
+        return f"{self.id}  {self.provider}  {self.model}  {self.status.value}{mark}"
 
     @property
     def handle(self) -> JobHandle:

@@ -187,6 +187,13 @@ class Quote(Record, frozen=True, kw_only=True):
     batch_size: int | None = None
     """Rows to a step; `None` where the host chooses."""
 
+    def __str__(self) -> str:
+        if self.unavailable is not None:
+            return f"{self.provider}  {self.model}  no price: {self.unavailable}"
+        span = f"${self.low_usd:,f} to ${self.high_usd:,f}"
+        expected = "" if self.expected_usd is None else f"${self.expected_usd:,f} expected, "
+        return f"{self.provider}  {self.model}  {expected}{span}"
+
     @property
     def ranked(self) -> bool:
         """Whether it can be the cheapest: it has a price, and the job can be had for all that is known."""

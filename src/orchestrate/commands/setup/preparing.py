@@ -221,14 +221,20 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
         note(f"{path} holds no key called {name}, nor does the keyring")
 
 
-def doctor(context: typer.Context, json: Json = False) -> None:
-    """Check this machine, the keys and the store. Sends nothing; exit code 3 when something is wrong."""
+def doctor(
+    context: typer.Context,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the hosts whether they take the keys; bills nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check this machine, the keys and the store. Exit code 3 when something is wrong."""
     from orchestrate.service.setup import doctor as surgery
 
     checks = list(surgery.machine())
     try:
         with orchestrator(context) as ft:
-            for check in surgery.settings(ft):
+            for check in surgery.settings(ft, online=online):
                 checks.append(check)
     except OrchestrateError as error:
         name = "settings and store"

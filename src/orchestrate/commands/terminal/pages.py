@@ -88,7 +88,7 @@ EXAMPLES = {
     "keys list": "orchestrate keys list",
     "keys trust": "orchestrate keys trust openai",
     "keys remove": "orchestrate keys remove together",
-    "doctor": "orchestrate doctor",
+    "doctor": "orchestrate doctor --online",
     "providers list": "orchestrate providers list",
     "plugins": "orchestrate plugins",
     "sandbox run": "orchestrate sandbox run -- orchestrate submit -p openai --yes",

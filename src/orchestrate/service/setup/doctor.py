@@ -1,10 +1,11 @@
-"""The doctor: what is wrong with this machine, the keys or the store. Sends nothing."""
+"""The doctor: what is wrong with this machine, the keys or the store. Asks hosts only where it is told to."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -12,11 +13,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from orchestrate.deployment import hourly
-from orchestrate.errors import SetupError
+from orchestrate.errors import OrchestrateError, SetupError
+from orchestrate.local import machine as hardware
 from orchestrate.packages import require_recent
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
-from orchestrate.text import count
+from orchestrate.text import count, size
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "keyring": ("keyring",),
 }
+
+
+_LITTLE = 1 << 30
+"""Bytes: less does not hold a checkpoint of a small model."""
 
 
 class Check(Record, frozen=True, kw_only=True):
@@ -51,6 +57,12 @@ def machine() -> Iterator[Check]:
         ok=sys.version_info >= (3, 11),
         detail=f"{platform.python_version()} on {platform.platform()}",
     )
+    yield Check(
+        check="processor", ok=True, detail=f"{hardware.cpu_name()}, {count(hardware.cores(), 'core')}"
+    )
+    yield Check(check="memory", ok=True, detail=size(hardware.memory_bytes()))
+    gpus = [f"{gpu.name} with {size(gpu.memory_bytes)}" for gpu in hardware.gpus()]
+    yield Check(check="GPU", ok=True if gpus else None, detail=", ".join(gpus) or "none")
     for one in built_in().values():
         if one.sdk is not None:
             yield _installed(one.sdk)
@@ -64,8 +76,9 @@ def machine() -> Iterator[Check]:
         )
 
 
-def settings(ft: Orchestrator) -> Iterator[Check]:
-    """Keys, broken backends, home folder, store, deployments. Raises `StoreError` when the store cannot be
+def settings(ft: Orchestrator, *, online: bool = False) -> Iterator[Check]:
+    """Keys, broken backends, home folder, disk, store, deployments. `online` asks each host that there is a
+    key for whether it takes it, by the first page of its jobs. Raises `StoreError` when the store cannot be
     used."""
     for name, host in registry.with_keys(ft.settings).items():
         where = f" for {host.base_url}" if host.base_url else ""
@@ -75,9 +88,12 @@ def settings(ft: Orchestrator) -> Iterator[Check]:
             detail=f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
             fix=None if host.api_key else f"orchestrate keys set {name}",
         )
+        if online and host.api_key:
+            yield _asked(ft, name)
     for name, error in registry.broken(ft.settings).items():
         yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
     yield _home(ft.settings.home)
+    yield from _disk(ft.settings.home)
     runs = count(len(ft.runs(limit=1000)), "run")
     yield Check(check="store", ok=True, detail=f"{ft.store.place}, {runs}")
     if deployed := ft.deployments():
@@ -89,6 +105,25 @@ def settings(ft: Orchestrator) -> Iterator[Check]:
             detail=hourly(deployed) + doubt,
             fix="orchestrate sync" if unproven else "orchestrate deployments",
         )
+
+
+def _asked(ft: Orchestrator, name: str) -> Check:
+    """Whether the host takes the key: a read, which changes and bills nothing."""
+    try:
+        next(iter(ft.ready(name).list()), None)
+    except OrchestrateError as error:
+        return Check(check=f"host {name}", ok=False, detail=error.message, fix=error.fix)
+    return Check(check=f"host {name}", ok=True, detail="takes the key")
+
+
+def _disk(home: Path) -> Iterator[Check]:
+    try:
+        free = shutil.disk_usage(home).free
+    except OSError:
+        return  # there is no home folder, which is told
+    few = free < _LITTLE
+    fix = "make room, or choose another folder with --home" if few else None
+    yield Check(check="disk", ok=not few, detail=f"{size(free)} free for the home folder", fix=fix)
 
 
 def _home(home: Path) -> Check:

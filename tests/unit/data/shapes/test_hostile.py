@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,7 @@ def test_no_bytes_break_a_reader(line: bytes) -> None:
     assert read.example is None and read.problems
 
 
+@cache
 def _zeros(kind: str) -> bytes:
     """A gigabyte of zeros in a megabyte, or less."""
     if kind == "gz":
