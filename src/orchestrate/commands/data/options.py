@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from orchestrate.commands.terminal.console import err, note
+from orchestrate.commands.terminal.waiting import lines
 from orchestrate.errors import UsageError
 
 FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
@@ -76,7 +77,7 @@ def engine(name: str, workers: int | None) -> Generator[None]:
 
 @contextmanager
 def progress_bar(what: str) -> Generator[Progress]:
-    """A bar with rate and time left, on a terminal only."""
+    """A bar with rate and time left; where there is no terminal a line now and then."""
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
@@ -88,5 +89,11 @@ def progress_bar(what: str) -> Generator[Progress]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        task, told = bars.add_task(what, total=None), lines()
+
+        def tell(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+            if told is not None:
+                told.tell(what, done, total)
+
+        yield tell

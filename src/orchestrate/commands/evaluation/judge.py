@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import dollars, grouped
+from orchestrate.commands.terminal.waiting import lines
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan
 
 FORMATS = ("table", "md", "html", "csv", "json")
-_TELL_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,18 +267,16 @@ def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], N
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
-    told, answers = time.monotonic(), dict[str, int]()
+    told, answers = lines(), dict[str, int]()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         task = bars.add_task("asking", total=questions)
 
         def tell(name: str, done: int, of: int, usd: Decimal) -> None:
-            nonlocal told
             answers[name] = done
             spent = f", {money(usd)}" if usd else ""
             bars.update(task, completed=sum(answers.values()), description=f"{name}{spent}")
-            if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
-                told = time.monotonic()
-                note(f"{name}: {done:,} of {of:,}{spent}")
+            if told is not None:
+                told.tell(f"{name}: {done:,} of {of:,}{spent}; of all", sum(answers.values()), questions)
 
         yield tell
 

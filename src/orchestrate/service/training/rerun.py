@@ -62,4 +62,5 @@ class Rerunning:
         prepared = home.prepare(spec_of(record, [name], settings), name)
         if not other_data and (told := changed_data(record, prepared)):
             raise DataError(f"{told}; nothing was sent", fix="other_data=True, to train on them")
-        return home.submit(prepared, name, **{"again": record.status.terminal, **terms})
+        given: dict[str, Any] = {"again": record.status.terminal, **terms}
+        return home.submit(prepared, name, **given)
