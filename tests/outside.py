@@ -18,7 +18,7 @@ from tests.paths import ROOT
 FOLDER = Path(os.environ.get("ORCHESTRATE_OUTSIDE", ROOT / ".outside"))
 PYTHON = {
     "dspy": ["dspy"],
-    "instructor": ["instructor"],
+    "instructor": ["instructor", "tqdm"],
     "litellm": ["litellm"],
     "llamaindex": ["llama-index-finetuning", "llama-index-llms-openai", "mistralai<2"],
     "schemathesis": ["schemathesis"],
