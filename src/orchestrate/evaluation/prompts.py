@@ -33,8 +33,7 @@ def prompts(path: str) -> HeldOut:
         why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "it is empty"
         raise DataError(
             f"{path} has no prompt that can be asked: {why}",
-            fix="rows with messages, prompt, input or question; or a log of OpenAI, LiteLLM, Langfuse or "
-            "LangSmith",
+            fix="rows with messages, prompt, input or question; or a log: orchestrate record --help",
         )
     return HeldOut(tuple(items), dict(left_out))
 

@@ -26,7 +26,7 @@ _HEAD = """\
 # Edit it: `to` is a backend, or skip; `model` is what is trained there. Then carry it out, as often as is
 # needed until all is done; nothing is submitted twice:  orchestrate migrate --plan {name}
 #
-# budget_usd: the sum of the high ends of all quotes here must fit, together with what moving these runs has
+# budget_usd: the sum of the high ends of all quotes here must fit, and with it what moving these runs has
 # cost before, be it elsewhere; the answers of the proofs are not in it (--max-answers-cost limits those of
 # each run). margin: how much worse is still as good.
 """

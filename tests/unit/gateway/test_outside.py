@@ -75,7 +75,11 @@ def test_llamaindex(gateway: Gateway, model: str, data: Path) -> None:
 
 
 def test_wandb(gateway: Gateway, model: str, data: Path) -> None:
-    offline = {"WANDB_MODE": "offline", "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+    offline = {
+        "WANDB_MODE": "offline",
+        "WANDB_API_KEY": "0000000000000000000000000000000000000000",
+        "WANDB_SILENT": "true",
+    }
     found = life(gateway, "wandb", model, data, WANDB_DIR=str(data.parent), **offline)
     assert "completed successfully" in found["told"] and found["run"]
     assert found["model"].startswith(f"ft:{model}:") and (found["filename"], found["rows"]) == ("t.jsonl", 16)

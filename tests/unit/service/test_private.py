@@ -29,7 +29,7 @@ def service(tmp_path: Path, toml: str = "", **env: str) -> Orchestrator:
 def test_every_host_and_place_elsewhere_is_refused_in_plan_check_and_submit(
     spec: JobSpec, tmp_path: Path
 ) -> None:
-    with service(tmp_path, TOGETHER_API_KEY="a-key", FIREWORKS_API_KEY="a-key") as ft:
+    with service(tmp_path, TOGETHER_API_KEY="a-key-of-nobody", FIREWORKS_API_KEY="a-key-of-nobody") as ft:
         names = ["together", "fireworks", "hf-jobs", "local"]
         prepared = ft.prepare(spec, names)
         for name in names:
@@ -47,9 +47,9 @@ def test_a_host_is_ones_own_at_a_loopback_address_or_where_the_user_says_so(
     spec: JobSpec, tmp_path: Path
 ) -> None:
     near = '[hosts.together]\nbase_url = "http://127.0.0.1:9/v1"\n'
-    with service(tmp_path, near, TOGETHER_API_KEY="a-key") as ft:
+    with service(tmp_path, near, TOGETHER_API_KEY="a-key-of-nobody") as ft:
         assert not ft.prepare(spec, ["together"]).offer("together").translation.refused
-    with service(tmp_path, ORCHESTRATE_OWN_HOSTS="fireworks", FIREWORKS_API_KEY="k") as ft:
+    with service(tmp_path, ORCHESTRATE_OWN_HOSTS="fireworks", FIREWORKS_API_KEY="a-key-of-nobody") as ft:
         rows = ft.prepare(spec, ["fireworks"]).offer("fireworks").translation.refused
         assert "private" not in [row.name for row in rows]
 
@@ -58,7 +58,7 @@ def test_no_file_of_a_project_can_take_it_back(spec: JobSpec, tmp_path: Path) ->
     said = "[hosts.together]\nown = true\n"
     with (
         pytest.raises(ConfigError, match=r"unknown field hosts\.together\.own"),
-        service(tmp_path, said, TOGETHER_API_KEY="a-key") as ft,
+        service(tmp_path, said, TOGETHER_API_KEY="a-key-of-nobody") as ft,
     ):
         ft.prepare(spec, ["together"])
     with pytest.raises(SpecError, match="cannot change private"):

@@ -25,11 +25,11 @@ from orchestrate.bundled import bundled
 from orchestrate.commands.terminal.console import note, out, print_text
 from orchestrate.config import CONFIG_NAME
 from orchestrate.errors import SetupError, UsageError
+from orchestrate.profile import built_in, this_machine
 
 _FOLDER = Path("orchestrate-demo")
 _FILES = ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl")
 _CONFIG = 'home = "home"   # the demo keeps its runs here; orders of this folder see them\n'
-_HOSTED = "openai,together,fireworks"
 
 
 def demo(
@@ -109,7 +109,9 @@ class _Demo:
     def go(self, train: bool) -> None:
         started = time.monotonic()
         self._say("1. Check the data, for every backend at once")
-        self._run("check" if train else f"check --provider {_HOSTED}")  # this machine may lack what trains
+        self._run(
+            "check" if train else f"check --provider {_hosted_kinds()}"
+        )  # this machine may lack what trains
         self._say("2. What would it cost?", "Real prices of the hosts, from the rates of this package.")
         self._run("quote")
         runs = [*self._trained_here(), *self._hosted(train)] if train else self._hosted(train)
@@ -131,7 +133,7 @@ class _Demo:
 
     def _trained_here(self) -> list[str]:
         self._say("3. Train here: QLoRA on this CPU", "For real; the base is a tiny model made for tests.")
-        return self._run("submit --provider local --watch --yes --again").split()
+        return self._run(f"submit --provider {this_machine().kind} --watch --yes --again").split()
 
     def _hosted(self, train: bool) -> list[str]:
         what = (
@@ -139,14 +141,15 @@ class _Demo:
             if train
             else "do not train here (--no-train): their jobs walk through the states by the clock."
         )
+        titles = ", ".join(one.title for one in built_in().values() if not one.near)
         self._say(
             "4. The same spec on three hosts",
-            "SANDBOX: local stand-ins of OpenAI, Together and Fireworks. They speak the hosts' protocols and",
+            f"SANDBOX: local stand-ins of {titles}. They speak the hosts' protocols and",
             what,
             "With your key in the environment, the same line goes to the real host.",
         )
         way = [] if train else ["--no-train"]
-        submit = f"submit --provider {_HOSTED} --watch --max-cost 25 --again"
+        submit = f"submit --provider {_hosted_kinds()} --watch --max-cost 25 --again"
         command = [sys.executable, "-m", "orchestrate.cli", *submit.split()]
         shown = " ".join(["orchestrate sandbox run", *way, "-- orchestrate", submit])
         return self._process(shown, ["sandbox", "run", *way, "--", *command]).split()
@@ -180,3 +183,7 @@ class _Demo:
     def _first_question(self) -> str:
         with (self.folder / "test.jsonl").open(encoding="utf-8") as rows:
             return json.loads(rows.readline())["messages"][0]["content"]
+
+
+def _hosted_kinds() -> str:
+    return ",".join(one.kind for one in built_in().values() if not one.near)
