@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Matrices of tiny models: more threads for one wait longer for one another than they calculate.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test test-slow test-outside lint check format clean
+.PHONY: env demo test test-slow test-outside lint check format clean docs
 
 env: $(VENV)/.installed
 
@@ -48,6 +48,9 @@ lint: env
 
 check: lint
 	$(PYTEST) -m 'not slow' --cov --cov-report=
+
+docs: env
+	$(BIN)/zensical build --clean --strict
 
 format: env
 	$(BIN)/ruff check --fix .

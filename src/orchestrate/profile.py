@@ -90,6 +90,8 @@ class Profile:
     account_variable: str | None = None
     organization_variable: str | None = None
     project_variable: str | None = None
+    chat_url: str | None = None
+    """Where chats are answered, when not at `url`. Another base URL, of a sandbox as it is, answers both."""
     chat_path: str = ""
     """Where chat completions lie below the base URL, when not at its root."""
     chat_limit: str = "max_tokens"

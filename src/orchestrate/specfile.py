@@ -37,7 +37,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from error
-    values, lines = _parse(text, path)
+    values, lines = parse(text, path)
     for name in _DATA_FIELDS:
         if name in values:
             values[name] = _files_from(values[name], path.parent)
@@ -181,7 +181,7 @@ def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
     Raises `SpecError` with the lines to write where the file's form does not allow that.
     """
     before = path.read_bytes().decode("utf-8")
-    values, _ = _parse(before, path)
+    values, _ = parse(before, path)
     every = _as_table(values.get("overrides"))
     wanted = {**values, "overrides": {**every, provider: {**_as_table(every.get(provider)), **fields}}}
     after = _inserted(before, provider, fields)
@@ -256,7 +256,9 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
+def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
+    """The fields of a YAML file, and the line of each. Raises `SpecError` for what is no mapping, or gives a
+    field twice."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         require_bounded(node)
@@ -290,6 +292,10 @@ def _collect_lines(node: yaml.MappingNode, prefix: tuple[str, ...], lines: Lines
                 errors=[f"  line {line}: {'.'.join(name)}: given twice, first on line {lines[name]}"],
             )
         lines[name] = line
+        held: list[Any] = value.value if isinstance(value, yaml.SequenceNode) else []
+        for place, item in enumerate(held):
+            if isinstance(item, yaml.MappingNode):
+                _collect_lines(item, (*name, str(place)), lines, path)
         if isinstance(value, yaml.MappingNode):
             _collect_lines(value, name, lines, path)
 

@@ -144,3 +144,21 @@ def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any,
         assert [run["model"] for run in found.json] == models, words
     wrong = cli("runs", "--status", "sleeping")
     assert wrong.code == 2 and "not sent, outcome unknown, submitted" in wrong.err
+
+
+def test_a_report_is_opened_in_the_browser(cli: Cli, project: None, tmp_path: Path) -> None:
+    from orchestrate import JobSpec
+    from orchestrate.tracking.records.runs import Intent
+
+    settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
+    with Store.open(settings.store_url) as store:
+        spec = JobSpec(model="gpt-4.1-mini", train="train.jsonl")
+        run = store.runs.create(Intent(spec=spec, provider="openai", dataset_digest="d" * 64, host="h"))
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    done = cli("compare", run.id, "--open", BROWSER=f"{browser} %s")
+    assert done.code == 0, done.err
+    page = Path(done.out.strip())
+    assert (tmp_path / "opened").read_text().strip() == page.as_uri()
+    assert page.read_text().startswith("<!doctype html>") and "No run has succeeded" in page.read_text()

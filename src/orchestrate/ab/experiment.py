@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from orchestrate.ab.evidence import evidence, ratio_p, units
 from orchestrate.ab.outcomes import Given, OutcomesTaken, checked, key_of, of_user, read
-from orchestrate.ab.people import Person, exposed, new_salt, person
+from orchestrate.ab.people import Person, arm_at, exposed, new_salt, person
 from orchestrate.ab.plan import required
 from orchestrate.ab.rule import alphas, decide
 from orchestrate.errors import UsageError
@@ -138,6 +138,14 @@ class Experiment:
             return Assignment("tuned" if phase.share == 1 else "base", phase.number, False)
         given = self._expose(person(self._record.salt, of_user(user)), phase)
         return Assignment(given.arm, given.phase, True)
+
+    def guess(self, user: str | int) -> Assignment:
+        """The model that a user gets by what was last read of the store, which is not asked: nothing of it
+        counts."""
+        last = self._phases[-1] if self._phases else None
+        share = 0.0 if last is None else last.share
+        arm = arm_at(person(self._record.salt, of_user(user)).place, share)
+        return Assignment(arm, 0 if last is None else last.number, False)
 
     def _expose(self, who: Person, phase: ExperimentPhase) -> Exposure:
         known = self._seen.get(who.key)

@@ -7,15 +7,17 @@ one is answered by the base, and is no part of the experiment.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import httpx
 import msgspec
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -26,8 +28,8 @@ from starlette.routing import Route
 from orchestrate.ab.experiment import Assignment, Experiment
 from orchestrate.ab.outcomes import Given
 from orchestrate.ab.plan import COST, FAILED, FAILOVERS, LATENCY
-from orchestrate.ab.upstream import Answer, Upstream, ask, tokens, watched
-from orchestrate.errors import UsageError
+from orchestrate.ab.upstream import Answer, Upstream, ask, says_error, tokens, watched
+from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.serving.server.front import HANDLERS, Keyed, no_model, refused
 from orchestrate.types import Arm
 from orchestrate.web.guard import Guard
@@ -42,6 +44,11 @@ BROKEN = "streams that broke off"
 _USER_FIELDS = ("safety_identifier", "user")
 _PATHS = ("/chat/completions", "/completions", "/responses")
 _MOST_BODY = 32 << 20
+_log = logging.getLogger(__name__)
+STORE_S = 2.0
+"""For the store to say which model a user gets."""
+SILENT_S = 10.0
+"""It is left alone for, where it did not."""
 _CONNECT_S = 5.0
 
 
@@ -54,6 +61,8 @@ class Turn:
     user: str | None
     given: Assignment
     begun: float
+    counts: list[str] = field(default_factory=list[str])
+    """Told in the report beside the metrics."""
 
     @property
     def streamed(self) -> bool:
@@ -87,6 +96,9 @@ class Proxy:
         self._keys, self._user_header = keys or {}, user_header
         self._timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
         self._client: httpx.AsyncClient | None = None
+        self._silent_until = 0.0
+        # Threads of its own: a store that hangs does not take those that answers need.
+        self._asking_store = anyio.CapacityLimiter(8)
 
     def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> Guard:
         """With the guard of all local servers before it; to be served with its lifespan."""
@@ -118,13 +130,26 @@ class Proxy:
             raise no_model(str(asked), [name])
         user = self._user(request, values)
         path = request.url.path.removeprefix("/v1")
-        if user is None:
-            await run_in_threadpool(self._experiment.count, NOBODY)
-            given = Assignment("base", 0, False)
-        else:
-            given = await run_in_threadpool(self._experiment.assign, user)
+        given = Assignment("base", 0, False) if user is None else await self._given(user)
         turn = Turn(path, values, user, given, time.monotonic())
+        if user is None:
+            turn.counts.append(NOBODY)
         return self._told(turn, await self._heard(turn))
+
+    async def _given(self, user: str) -> Assignment:
+        """Nobody waits long for the store: while it says nothing, each user gets their model by what was last
+        known, and that counts as nothing."""
+        if time.monotonic() >= self._silent_until:
+            with anyio.move_on_after(STORE_S):
+                try:
+                    return await to_thread.run_sync(
+                        self._experiment.assign, user, abandon_on_cancel=True, limiter=self._asking_store
+                    )
+                except OrchestrateError as error:
+                    _log.warning("the store of %s cannot be used: %s", self._experiment.plan.name, error)
+            self._silent_until = time.monotonic() + SILENT_S
+            _log.warning("users of %s are not counted for %.0f s", self._experiment.plan.name, SILENT_S)
+        return self._experiment.guess(user)
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:
         """As it is written: nothing in it means anything here."""
@@ -144,7 +169,7 @@ class Proxy:
         if not wanted:
             return Heard(answer, "base", answer.failed)
         if answer.good:
-            await run_in_threadpool(self._experiment.count, FAILOVERS)
+            turn.counts.append(FAILOVERS)
         # What both refuse is the request's fault.
         return Heard(answer, "base", answer.good or tried is None or tried.failed)
 
@@ -170,22 +195,35 @@ class Proxy:
     async def _stream(self, turn: Turn, heard: Heard) -> AsyncGenerator[bytes]:
         """A stream that breaks off cannot be taken back: its end says so, and it counts as a failure."""
         tail = bytearray()
+        cut = ""
         async with aclosing(watched(heard.answer, tail)) as pieces:
             try:
                 async for piece in pieces:
                     yield piece
             except httpx.HTTPError as error:
-                heard = Heard(heard.answer, heard.arm, True)
-                self._at[heard.arm].heard(failed=True)
-                await run_in_threadpool(self._experiment.count, BROKEN)
-                words = f"the model's answer broke off ({type(error).__name__})"
-                yield event(error_body(HostError(502, words, type="server_error", code="cut"))).encode()
+                cut = f"the model's answer broke off ({type(error).__name__})"
+        if cut or says_error(bytes(tail)):
+            heard = Heard(heard.answer, heard.arm, True)
+            self._at[heard.arm].heard(failed=True)
+            turn.counts.append(BROKEN)
+        if cut:
+            yield event(error_body(HostError(502, cut, type="server_error", code="cut"))).encode()
         # Not reached where the client has left: what a model has not finished is no outcome.
         seconds = time.monotonic() - turn.begun
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(self._observe, turn, heard, bytes(tail), seconds)
 
     def _observe(self, turn: Turn, heard: Heard, body: bytes, seconds: float) -> None:
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            self._record(turn, heard, body, seconds)
+        except OrchestrateError as error:
+            _log.warning("an outcome of %s is lost: %s", self._experiment.plan.name, error)
+
+    def _record(self, turn: Turn, heard: Heard, body: bytes, seconds: float) -> None:
+        for what in turn.counts:
+            self._experiment.count(what)
         if turn.user is None:
             return
         seen = {FAILED: float(heard.failed)}

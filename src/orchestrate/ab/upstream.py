@@ -89,15 +89,45 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> Answer:
     headers = {name: response.headers[name] for name in _KEPT if name in response.headers}
     if response.status_code >= 400 or not streamed:
         try:
-            return Answer(response.status_code, headers, await response.aread())
+            body = await response.aread()
         finally:
             await response.aclose()
+        if response.status_code < 400 and not _answers(body):
+            return Answer(None, error=f"HTTP {response.status_code} with no answer in it")
+        return Answer(response.status_code, headers, body)
     rest = _pieces(response)
     try:
         first = await anext(rest)
     except StopAsyncIteration:
         return Answer(None, error="an empty stream")
+    if "text/event-stream" not in headers.get("content-type", "") or says_error(first):
+        await rest.aclose()
+        return Answer(None, error=f"HTTP {response.status_code} with no answer in it")
     return Answer(response.status_code, headers, first, rest)
+
+
+def _answers(body: bytes) -> bool:
+    """Whether a body is an answer: what stands between may say 200 and show a page of its own."""
+    found = _object(body)
+    return bool(found) and not found.get("error")
+
+
+def says_error(data: bytes) -> bool:
+    """Whether the last whole event of these bytes of a stream is an error."""
+    for line in reversed(data.splitlines()):
+        found = _object(line.removeprefix(b"data:")) if line.startswith(b"data:") else {}
+        if found:
+            return bool(found.get("error")) or found.get("type") in ("error", "response.failed")
+    return False
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """Empty for what is no JSON object."""
+    try:
+        found: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
@@ -129,10 +159,7 @@ def tokens(data: bytes) -> tuple[int, int] | None:
     for line in reversed(lines):
         if b'"usage"' not in line:
             continue
-        try:
-            body: Any = json.loads(line.removeprefix(b"data:"))
-        except ValueError:
-            continue
+        body = _object(line.removeprefix(b"data:"))
         for holder in (body, _field(body, "response")):
             for names in (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")):
                 found = [_field(_field(holder, "usage"), name) for name in names]

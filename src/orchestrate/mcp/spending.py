@@ -43,10 +43,17 @@ class Purse:
             self.taken_usd += high_usd
 
 
-def tools(ft: Orchestrator, purse: Purse) -> list[Callable[..., Any]]:
+Tool = Callable[..., Any]
+
+
+def tools(ft: Orchestrator, purse: Purse) -> list[Tool]:
     """Each asks by a resolver of its own, which is run before the tool, and again when the answer comes: a
     price that has changed since is another question."""
+    makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
+    return [make(ft, purse) for make in makers]
 
+
+def _submitting(ft: Orchestrator, purse: Purse) -> Tool:
     def ask_submit(spec: SpecGiven, provider: str, ctx: Context) -> Elicit[Agreement]:
         [name] = ft.backends(provider)
         asked = spec.read()
@@ -75,6 +82,10 @@ def tools(ft: Orchestrator, purse: Purse) -> list[Callable[..., Any]]:
         purse.take(provider, high_usd)
         return run_line(ft.submit(prepared, provider, max_cost_usd=prepared_limit(high_usd)).record)
 
+    return submit
+
+
+def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
     def ask_evaluate(runs: list[str], test: str | None, metric: str, ctx: Context) -> Elicit[Agreement]:
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
@@ -108,6 +119,10 @@ def tools(ft: Orchestrator, purse: Purse) -> list[Callable[..., Any]]:
             "verdicts": [verdict.to_dict() for verdict in found.verdicts],
         }
 
+    return evaluate
+
+
+def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
     def ask_deploy(run: str, max_hours: float, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
         usd_per_hour = handle.deployment_price()
@@ -130,6 +145,10 @@ def tools(ft: Orchestrator, purse: Purse) -> list[Callable[..., Any]]:
         purse.take(handle.record.provider, _hosting_usd(usd_per_hour, max_hours))
         return handle.deploy(max_hours=max_hours, max_usd_per_hour=usd_per_hour).record.to_dict()
 
+    return deploy
+
+
+def _ending(ft: Orchestrator, _purse: Purse) -> Tool:
     def ask_end(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
         now = f"{handle.record.provider}, {handle.status.value}"
@@ -141,6 +160,10 @@ def tools(ft: Orchestrator, purse: Purse) -> list[Callable[..., Any]]:
         require(agreed)
         return run_line(ft.run(run).cancel())
 
+    return cancel
+
+
+def _taking_down(ft: Orchestrator, _purse: Purse) -> Tool:
     def ask_undeploy(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
         question = f"Take {handle.id} down? Whatever calls it gets no more answers."
@@ -152,7 +175,7 @@ def tools(ft: Orchestrator, purse: Purse) -> list[Callable[..., Any]]:
         found = ft.run(run).undeploy()
         return {"run": run, "deployment": None if found is None else found.record.to_dict()}
 
-    return [submit, evaluate, deploy, cancel, undeploy]
+    return undeploy
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:

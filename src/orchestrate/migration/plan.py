@@ -3,6 +3,7 @@ out."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -14,9 +15,10 @@ from orchestrate import text
 from orchestrate.errors import UsageError
 from orchestrate.files import write_whole
 from orchestrate.migration.proposals import Proposal
-from orchestrate.specfile import yaml_text
+from orchestrate.specfile import parse, yaml_text
 from orchestrate.types import Record
 
+MOST_USD = Decimal(10**12)
 SKIP = "skip"
 """In the place of a backend."""
 _HEAD = """\
@@ -82,20 +84,20 @@ def write(path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
 
 def read(path: Path) -> Plan:
     """Raises `UsageError` for what is no plan, with the place."""
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values, _ = parse(path.read_text(encoding="utf-8"), path)
         plan = msgspec.convert(values, Plan, strict=False)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}",
             fix=f"orchestrate migrate --all --plan {path} --to BACKENDS",
         ) from error
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.ValidationError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no plan: {error}", fix="mend it, or have another one written") from error
-    if not plan.budget_usd.is_finite() or plan.budget_usd < 0:
+    if not plan.budget_usd.is_finite() or not 0 <= plan.budget_usd < MOST_USD:
         raise UsageError(f"{path}: budget_usd is a number of US dollars, not {plan.budget_usd}")
+    if not 0 < plan.margin < math.inf:
+        raise UsageError(f"{path}: margin is how much worse is still as good, above 0; not {plan.margin:g}")
     twice = {entry.run for entry in plan.runs if sum(e.run == entry.run for e in plan.runs) > 1}
     if twice:
         raise UsageError(f"{path} names {text.joined(sorted(twice))} twice", fix="one entry for each run")

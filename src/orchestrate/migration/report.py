@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table"}
 CANDIDATE_HEAD = ("backend", "model", "train", "a month", "served", "why")
 CHANGE_HEAD = ("what", "", "was", "becomes", "why")
-PARITY_HEAD = ("backend", "model", "on", "metric", "old", "new", "difference (95%)", "prompts", "parity")
+PARITY_HEAD = ("parity", "on", "backend", "model", "difference (95%)", "prompts", "metric", "old", "new")
+"""What decides stands first: a narrow screen shows the beginning of a table."""
 _MARKS = {"holds": "✓ holds", "does not hold": "✗ does not hold", "not shown": "? not shown"}
 
 
@@ -129,15 +130,15 @@ def parity_rows(migration: Migration) -> list[tuple[str, ...]]:
 
 def _parity(moved: Moved, part: Part, metric: MetricUsed) -> tuple[str, ...]:
     return (
+        _MARKS[part.parity],
+        part.slice or "all",
         moved.provider,
         moved.model,
-        part.slice or "all",
+        interval(metric, part.difference, signed=True),
+        f"{part.difference.n:,}",
         metric.name,
         f"{part.old.value:.3f}",
         f"{part.new.value:.3f}",
-        interval(metric, part.difference, signed=True),
-        f"{part.difference.n:,}",
-        _MARKS[part.parity],
     )
 
 

@@ -56,6 +56,11 @@ class AwayPlace(Place):
         )
 
     @property
+    def depot_on_disk(self) -> bool:
+        """Of this machine, as far as it can be told; one that is not set holds nothing."""
+        return str(self.options.get("depot", "/")).startswith(("file://", "/"))
+
+    @property
     def depot(self) -> Depot:
         if self._depot is None:
             self._depot = Depot(self.depot_url)

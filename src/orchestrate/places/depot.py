@@ -51,11 +51,6 @@ class Depot:
         self._disk = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
     @property
-    def on_disk(self) -> bool:
-        """Of this machine, as far as it can be told."""
-        return self._disk
-
-    @property
     def packages(self) -> tuple[str, ...]:
         """That the file system needs beside fsspec, as distributions."""
         module = type(self._system).__module__.partition(".")[0]

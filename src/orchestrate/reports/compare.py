@@ -61,6 +61,9 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
             return terminal.plain_text(self.table(whole=True))
         raise UsageError(f"reports are written as {', '.join(FORMATS)}; got {format!r}")
 
+    def _repr_html_(self) -> str:
+        return saving.framed(self.render("html"))
+
     def save(self, path: str | Path) -> Path:
         """Writes the report; the file's ending decides: .html, .md, .csv, .json, .txt. Raises
         `UsageError`."""

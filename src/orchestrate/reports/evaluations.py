@@ -51,6 +51,9 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
             return inert(terminal.plain_text(self.table()))
         raise UsageError(f"an evaluation is written as table, md, html, junit, json; got {format!r}")
 
+    def _repr_html_(self) -> str:
+        return saving.framed(self.render("html"))
+
     def save(self, path: str | Path) -> Path:
         """Writes it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises
         `UsageError`."""

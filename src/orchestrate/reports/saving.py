@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 
 from orchestrate.errors import UsageError
+
+
+def framed(page: str) -> str:
+    """A page as a notebook shows it: in a frame of its own, so that its style keeps to itself."""
+    style = "width: 100%; height: 44rem; border: 0"
+    return f'<iframe style="{style}" srcdoc="{escape(page, quote=True)}"></iframe>'
 
 
 def format_of(path: Path, endings: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,6 +123,8 @@ def _require(
             raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
     if weights is not None and len(weights) != len(parts):
         raise UsageError(f"{len(parts)} adapters take {len(parts)} weights; got {len(weights)}")
+    if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
+        raise UsageError(f"--weights takes finite numbers, not all of them 0; got {list(weights)}")
     if density is not None and "ties" not in method:
         raise UsageError(f"{method} takes no density: it prunes nothing", fix="--method ties , or dare_ties")
     if density is not None and not 0 < density <= 1:

@@ -25,16 +25,8 @@ from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import Tuned
 from orchestrate.wire.openai.servers import VLLM
 
-BINDINGS = """
-from llama_cpp.server import types
-for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):
-    request.model_fields["repeat_penalty"].default = 1.0
-    request.model_rebuild(force=True)
-from llama_cpp.server.__main__ import main
-main()
-"""
-"""llama-cpp-python's server, without its penalty of 1.1 on repeated tokens: no flag sets that, it holds at
-temperature 0 too, and what answers would not be what was trained (seen by the proof)."""
+SCRIPT = Path(__file__).with_name("llama_server.py")
+"""Run by a python that has one of llama.cpp's packages."""
 _OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_starlette")
 NOT_IN_VLLM = ("use_dora", "modules_to_save")
 """Of an adapter's configuration: what vLLM does not apply."""
@@ -118,22 +110,22 @@ def load_into(url: str, name: str, folder: Path) -> float:
 def llama_server(
     tuned: Tuned, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
 ) -> Command:
-    """llama.cpp's own server for a GGUF file, which brings its chat template; else that of
-    llama-cpp-python, of the environment of `python` or of ours. It answers one request at a time."""
+    """llama.cpp's server for a GGUF file, which brings its chat template: `llama-server`, else that of a
+    Python package, in the environment of `python` or in ours."""
     tool = shutil.which("llama-server")
-    if python is None and tool is None and bindings():
+    if python is None and tool is None and packaged():
         python = Path(sys.executable)
-    where = ("--host", host, "--port", str(port))
-    if python is not None:
-        words = (str(python), "-c", BINDINGS, "--model", str(file), "--model_alias", tuned.name)
-        return Command((*words, "--n_ctx", "0", *where), _url(host, port), alive="/v1/models")
-    words = (tool or "llama-server", "-m", str(file), "--alias", tuned.name, "--jinja", *where)
-    return Command((*words, "--parallel", str(parallel)), _url(host, port))
+    words = (tool or "llama-server",) if python is None else (str(python), str(SCRIPT))
+    flags = ("-m", str(file), "--alias", tuned.name, "--jinja", "--host", host, "--port", str(port))
+    # The package's server answers nothing before it is loaded, and llama-cpp-python has no /health.
+    alive = "/health" if python is None else "/v1/models"
+    return Command((*words, *flags, "--parallel", str(parallel)), _url(host, port), alive=alive)
 
 
-def bindings() -> bool:
-    """Whether llama-cpp-python is installed here with its server."""
-    return all(find_spec(name) is not None for name in ("llama_cpp", *_OF_ITS_SERVER))
+def packaged() -> bool:
+    """Whether a Python package with llama.cpp's server is installed here."""
+    bindings = all(find_spec(name) is not None for name in ("llama_cpp", *_OF_ITS_SERVER))
+    return find_spec("xllamacpp") is not None or bindings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +140,7 @@ class Here:
     @classmethod
     def seen(cls, vllm_python: Path | None, llama_python: Path | None) -> Here:
         """The pythons are those that the user named."""
-        llama = llama_python is not None or shutil.which("llama-server") is not None or bindings()
+        llama = llama_python is not None or shutil.which("llama-server") is not None or packaged()
         vllm = vllm_python is not None or shutil.which("vllm") is not None
         return cls(torch=find_spec("torch") is not None, gpu=bool(gpus()), vllm=vllm, llama_cpp=llama)
 

@@ -52,11 +52,18 @@ class Tuned:
     def config(self) -> dict[str, Any]:
         """Of the adapter. Raises `UsageError` for a whole model."""
         try:
-            return msgspec.json.decode((self.folder / "adapter_config.json").read_bytes())
+            return msgspec.json.decode(
+                (self.folder / "adapter_config.json").read_bytes(), type=dict[str, Any]
+            )
         except OSError as error:
             raise UsageError(
                 f"{self.name} is a whole model, not an adapter on a base",
                 fix="orchestrate export --to merged",
+            ) from error
+        except msgspec.MsgspecError as error:
+            raise UsageError(
+                f"the adapter_config.json in {self.folder} cannot be read: {error}",
+                fix="download or export the adapter again",
             ) from error
 
     @property
@@ -85,7 +92,7 @@ class Tuned:
     def passport(self) -> dict[str, Any]:
         """What came with the weights, else what the run's record says."""
         try:
-            return msgspec.json.decode((self.folder / "passport.json").read_bytes())
+            return msgspec.json.decode((self.folder / "passport.json").read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError):
             pass
         if self.run is None:

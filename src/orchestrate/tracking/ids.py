@@ -40,12 +40,6 @@ def run_id_of(ref: str) -> str:
     return RUN_PREFIX + ref.removeprefix(REF_PREFIX)
 
 
-def find_ref(text: str | None) -> str | None:
-    """The ref inside a host's name or suffix for a job, if there is one."""
-    match = REF_PATTERN.search(text or "")
-    return match.group() if match else None
-
-
 def _base32(number: int, width: int) -> str:
     digits: list[str] = []
     for _ in range(width):

@@ -123,6 +123,7 @@ def routes(site: Site) -> list[Route]:
             ),
             run=handle.record,
             asked=asked(handle, name),
+            checkpoint=request.query_params.get("checkpoint", "") if name == "download" else "",
         )
 
     def act(request: Request, form: Form) -> str:
@@ -142,7 +143,7 @@ def routes(site: Site) -> list[Route]:
 def _done(handle: RunHandle, name: str, form: Form) -> str:
     """Does it, and says how it went."""
     if name == "download":
-        artifact = handle.download()
+        artifact = handle.download(checkpoint=first(form, "checkpoint") or None)
         return f"{len(artifact.files)} files in {artifact.folder}"
     if name == "deploy":
         limits: dict[str, Any] = {

@@ -23,8 +23,10 @@ from orchestrate.web import pages
 
 FEW = 12
 """So many are compared in every respect; each two of them are."""
-_POINTS = {True: 1500, False: 200}
+_POINTS = {True: 1500, False: 100}
 """Of a curve, by whether they are few."""
+_OF_MANY = ("loss", "reward", "accuracy")
+"""The charts that are drawn of many."""
 _NOT_SETTINGS = {"suffix", "tags", "max_cost_usd", "provider_options"}
 
 
@@ -70,7 +72,8 @@ def routes(site: Site) -> list[Route]:
         most = _POINTS[len(runs) <= FEW]
         points = site.ft.store.history.sampled([run.id for run in runs], most)
         named = _labelled(runs, points)
-        return pages.json(charts(named, axis if axis in AXES else AXES[0], most))
+        only = None if len(runs) <= FEW else _OF_MANY
+        return pages.json(charts(named, axis if axis in AXES else AXES[0], most, only))
 
     def report(request: Request) -> Response:
         html = site.ft.compare(asked(request)).render("html")
@@ -102,13 +105,13 @@ def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
         settings.append({"backend": run.provider, **flat(spec), "data": run.dataset_digest[:12]})
     names = list(dict.fromkeys(name for found in settings for name in found))
     differ = [name for name in names if len({found.get(name) for found in settings}) > 1]
-    last = site.ft.store.history.sampled([run.id for run in runs], 1)
+    last = site.ft.store.history.last_points([run.id for run in runs])
     newest = {id: one for one in site.ft.store.history.evaluations() for id in one.run_ids}
     return differ, [
         Line(
             run,
             [found.get(name, "") for name in differ],
-            _loss(last[run.id]),
+            _loss(last.get(run.id)),
             money(cost_so_far(run)),
             _score(newest.get(run.id), run.id),
         )
@@ -116,9 +119,9 @@ def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
     ]
 
 
-def _loss(points: Sequence[MetricPoint]) -> str:
-    values = [p.values["train_loss"] for p in points if "train_loss" in p.values]
-    return f"{values[-1]:.4f}" if values else ""
+def _loss(point: MetricPoint | None) -> str:
+    value = point.values.get("train_loss") if point else None
+    return "" if value is None else f"{value:.4f}"
 
 
 def _score(found: Evaluation | None, run_id: str) -> str:

@@ -4,7 +4,7 @@ at each of them."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -33,11 +33,18 @@ class Curve:
     values: Sequence[float]
 
 
-def charts(runs: Mapping[str, Sequence[MetricPoint]], axis: str, most: int = _PLACES) -> list[dict[str, Any]]:
-    """The charts of some runs, by their labels, as the page's script draws them. One without points on the
-    axis is left out."""
+def charts(
+    runs: Mapping[str, Sequence[MetricPoint]],
+    axis: str,
+    most: int = _PLACES,
+    only: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The charts of some runs, by their labels, as the page's script draws them; `only` some of their names.
+    One without points on the axis is left out."""
     found: list[dict[str, Any]] = []
     for name, metrics in _named(runs).items():
+        if only is not None and name not in only:
+            continue
         curves = [
             curve
             for label, points in runs.items()

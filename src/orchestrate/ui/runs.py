@@ -22,9 +22,12 @@ from orchestrate.web import pages
 
 MOST = 1000
 """Runs on the page, unless more are asked for."""
+_AT_ONCE = 100
+"""Runs that the page comes with; it asks for the others once these are shown."""
 _LOOK_S = 1.0
 """Between two looks into the store, for as long as a page is open."""
-_SPARK = 32
+_SPARKED, _SPARK = 320, 32
+"""Points that are read for a curve in a row, and the means that are drawn of them."""
 _WIDTH, _HEIGHT = 80.0, 16.0
 
 
@@ -128,7 +131,8 @@ def routes(site: Site) -> list[Route]:
             here="runs",
             copy=wanted.copy,
             wanted=wanted,
-            runs=found,
+            runs=found[:_AT_ONCE],
+            total=len(found),
             statuses=[status.value for status in JobStatus],
             providers=sorted({run.provider for run in found} | {*site.ft.backends()}),
             tags=sorted({f"{name}={value}" for run in found for name, value in run.tags.items()}),
@@ -136,9 +140,13 @@ def routes(site: Site) -> list[Route]:
             since=site.ft.store.clock.now().isoformat(),
         )
 
+    def rest(request: Request) -> Response:
+        return site.page(request, "rest.html", runs=Wanted.of(request).found(site)[_AT_ONCE:])
+
     def sparks(request: Request) -> Response:
         ids = request.query_params.getlist("run")[:200]
-        return pages.json({run_id: spark(site.ft.store.history.metrics(run_id)) for run_id in ids})
+        points = site.ft.store.history.sampled(ids, _SPARKED)
+        return pages.json({run_id: spark(points[run_id]) for run_id in ids})
 
     def stream(request: Request) -> Response:
         wanted, since = Wanted.of(request), since_of(request)
@@ -146,6 +154,7 @@ def routes(site: Site) -> list[Route]:
 
     return [
         Route("/", page, methods=["GET"]),
+        Route("/rest", rest, methods=["GET"]),
         Route("/sparks", sparks, methods=["GET"]),
         Route("/changes", stream, methods=["GET"]),
     ]
@@ -172,7 +181,8 @@ async def _changes(request: Request, site: Site, wanted: Wanted, since: datetime
         if not shown:
             return None
         base, now = request.scope.get("root_path", ""), datetime.now(UTC)
-        sparked = [(run, spark(site.ft.store.history.metrics(run.id))) for run in shown[-50:]]
+        points = site.ft.store.history.sampled([run.id for run in shown], _SPARKED)
+        sparked = [(run, spark(points[run.id])) for run in shown]
         rows = [site.part("rows.html", "row", run, base, now, *drawn) for run, drawn in sparked]
         return told(html="".join(rows), since=since.isoformat())
 

@@ -22,6 +22,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from orchestrate.errors import SetupError
 
 LOOPBACK = "127.0.0.1"
+_LONGEST_HEAD = 1 << 18
+"""Bytes of a request before its body: an address may name a thousand runs."""
 
 
 class Patient(H11Protocol):
@@ -127,6 +129,7 @@ def running(
                 log_config=None,
                 access_log=False,  # an address may hold a token
                 server_header=False,
+                h11_max_incomplete_event_size=_LONGEST_HEAD,
                 # Above what clients keep a connection for: httpx lets go after 5 seconds, which are uvicorn's
                 # own too, and a request that is sent just then is lost.
                 timeout_keep_alive=60,

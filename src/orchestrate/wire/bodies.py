@@ -62,7 +62,7 @@ async def json_body(request: Request) -> dict[str, Any]:
 
     try:
         values = json.loads(await request.body() or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(400, f"We could not parse the JSON body of your request: {error}") from error
     if not isinstance(values, dict):
         raise HostError(400, "the JSON body of the request must be an object")

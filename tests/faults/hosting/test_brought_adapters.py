@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.faults.hosting.deployed import Killed, Moved, dies_at
 from tests.faults.shop import Shop
 
 from orchestrate import JobSpec
-from orchestrate.errors import Unsupported, UsageError
+from orchestrate.errors import OrchestrateError, Unsupported, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.tracking.hosting.deployer import Deployer, Terms
 from orchestrate.tuned import adapter_of
@@ -70,6 +71,8 @@ def bringer(tmp_path: Path, hosts: Any) -> Iterator[Bringer]:
 @pytest.mark.parametrize("own", OTHER)
 def test_an_adapter_is_priced_uploaded_and_put_up_at_another_host(bringer: Bringer, own: str) -> None:
     run, to = bringer.runs[own], OTHER[own]
+    early = bringer.shop.type("eval", run.id, "--test", str(bringer.shop.rows), "--on", to)
+    assert isinstance(early.exception, UsageError) and f"--to {to}" in (early.exception.fix or "")
     bringer.hosts.clear_requests()
     asked = bringer.shop.type("deploy", run.id, "--to", to)
     sent = [entry["path"] for entry in bringer.hosts.requests(to) if entry["method"] in ("POST", "PUT")]
@@ -89,6 +92,15 @@ def test_an_adapter_is_priced_uploaded_and_put_up_at_another_host(bringer: Bring
     bringer.hosts.skip(100)
     said = bringer.shop.type("chat", run.id, "hello", "--at", to)
     assert said.exit_code == 0 and "not trained" in said.output
+    tests = ("eval", run.id, "--test", str(bringer.shop.rows), "--limit", "2", "--json", "--on")
+    bringer.hosts.clear_requests()
+    scored = bringer.shop.type(*tests, to)
+    assert scored.exit_code == 0, scored.output
+    tuned, base = json.loads(scored.stdout)["contenders"]
+    assert (tuned["name"], tuned["provider"], base["provider"]) == (f"{run.id} at {to}", to, to)
+    asked_at = [host for host in OTHER for e in bringer.hosts.requests(host) if "completions" in e["path"]]
+    assert asked_at == [to] * 4
+    assert isinstance(bringer.shop.type(*tests, "nowhere").exception, OrchestrateError)
     assert f"--at {to}" in bringer.shop.type("deploy", run.id, "--to", to, "--yes", "--no-prove").output
     assert len(bringer.up(to)) == 1, "a second call makes no second one"
     assert bringer.shop.type("undeploy", run.id, "--at", to).exit_code == 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
@@ -118,15 +119,20 @@ def ended(store: Store, host: PaperHost) -> Run:
     return store.runs.get(run.id)
 
 
+def tagged(store: Store, run: Run) -> None:
+    now = store.clock.now()
+    store.runs.apply(run.id, lambda run: replace(run, tags={"kept": "yes"}, updated_at=now))
+
+
 def test_what_is_changed_about_an_old_end_is_no_end(store: Store, host: PaperHost) -> None:
     old, heard = ended(store, host), Deaf(hears=True)
     tell(store, [heard])
-    store.runs.set_tags(old.id, {"kept": "yes"})
+    tagged(store, old)
     tell(store, [heard])
     assert heard.told == []
     new = ended(store, host)
     tell(store, [heard])
-    store.runs.set_tags(new.id, {"kept": "yes"})
+    tagged(store, new)
     tell(store, [heard])
     assert heard.told == [new.id]
 

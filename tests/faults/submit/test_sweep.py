@@ -15,7 +15,8 @@ from tests.faults.submitting import MODELS, write_rows
 from orchestrate.errors import UsageError
 from orchestrate.search import space
 from orchestrate.service.training import searching
-from orchestrate.service.training.searching import Order, Searching
+from orchestrate.service.training.searching import Order
+from orchestrate.service.training.trials import Searching
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.types import JobStatus, MetricPoint, Search, TrialState
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from orchestrate.web.server import serving
@@ -22,7 +22,8 @@ class Model:
     name: str
     url: str = ""
     fault: str | int | None = None
-    """An HTTP status, `hang`, `cut` (in the midst of a stream) or `drop` (no answer)."""
+    """An HTTP status, `hang`, `cut` (in the midst of a stream), `drop` (no answer), `page` (of what stands
+    between, which says 200), `error` (in an answer that says 200), or `late error` (in the midst)."""
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     keys: list[str | None] = field(default_factory=list["str | None"])
 
@@ -32,6 +33,10 @@ class Model:
         self.keys.append(request.headers.get("authorization"))
         if self.fault == "hang":
             await asyncio.sleep(5)
+        if self.fault == "page":
+            return HTMLResponse("<h1>Please log in</h1>")
+        if self.fault == "error" and not body.get("stream"):
+            return JSONResponse({"error": {"message": "overloaded"}})
         if isinstance(self.fault, int):
             return JSONResponse({"error": {"message": f"refused with {self.fault}"}}, self.fault)
         if body["model"] != self.name:
@@ -48,6 +53,9 @@ class Model:
         for number, word in enumerate(said.split(" ")):
             if self.fault == "cut" and number == 2:
                 raise ConnectionResetError
+            if self.fault == ("late error" if number else "error"):
+                yield chat.event({"error": {"message": "overloaded", "type": "server_error"}})
+                return
             yield chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {"content": f"{word} "}, None)]))
         yield chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {}, "stop")]))
         yield chat.event(chat.chunk("id", 1, self.name, [], chat.usage(1000, 100)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -124,11 +127,14 @@ def test_the_async_client_and_its_stream_helper(place: Place) -> None:
     assert set(whole) == {"tuned-model says: x"} and last == "base-model says: x "
 
 
-@pytest.mark.parametrize("fault", [500, 404, 429, 400, "hang", "drop"])
-def test_the_base_answers_where_the_tuned_model_does_not(place: Place, fault: str | int) -> None:
+@pytest.mark.parametrize("fault", [500, 404, 429, 400, "hang", "drop", "page", "error"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_base_answers_where_the_tuned_model_does_not(
+    place: Place, fault: str | int, streamed: bool
+) -> None:
     place.tuned.fault = fault
     [user, *_] = place.users("tuned")
-    if fault == "drop":
+    if streamed or fault == "drop":
         said = "".join(c.choices[0].delta.content or "" for c in place.say(user, stream=True) if c.choices)
     else:
         raw = place.client.chat.completions.with_raw_response.create(
@@ -200,6 +206,14 @@ def test_a_stream_that_breaks_off_says_so_and_counts(place: Place) -> None:
     assert place.values("failed")["tuned"] == 1.0 and place.experiment.report().counts == {BROKEN: 1}
 
 
+def test_an_error_in_the_midst_of_a_stream_counts_as_one(place: Place) -> None:
+    place.tuned.fault = "late error"
+    [user, *_] = place.users("tuned")
+    with pytest.raises(openai.APIError, match="overloaded"):
+        list(place.say(user, stream=True))
+    assert place.values("failed")["tuned"] == 1.0 and place.experiment.report().counts == {BROKEN: 1}
+
+
 def test_a_client_that_leaves_is_no_outcome(place: Place) -> None:
     place.base.fault = place.tuned.fault = None
     [user, *_] = place.users("tuned")
@@ -214,6 +228,42 @@ def test_who_says_no_user_gets_the_base_and_is_no_part_of_it(place: Place) -> No
     assert place.say(None, user="").choices[0].message.content.startswith("base-model")
     report = place.experiment.report()
     assert report.users == {"base": 0, "tuned": 0} and report.counts == {NOBODY: 2}
+
+
+def test_a_store_that_is_locked_costs_no_user_an_answer(place: Place, tmp_path: Path) -> None:
+    """Each still gets their own model, as long as somebody else holds the store."""
+    [known, *_] = place.users("tuned")
+    place.say(known)
+    before = place.experiment.report().users
+    with closing(sqlite3.connect(tmp_path / "runs.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for n in range(6):
+            raw = place.client.chat.completions.with_raw_response.create(
+                model="bot", messages=words("x"), user=f"new {n}"
+            )
+            assert raw.headers["x-orchestrate-answered-by"] == place.experiment.guess(f"new {n}").arm
+            assert place.say(known).choices[0].message.content.startswith("tuned-model")
+        other.execute("ROLLBACK")
+    assert {place.experiment.assign(f"new {n}").arm for n in range(6)} == {"base", "tuned"}
+    for n in range(6):
+        assert place.experiment.guess(f"new {n}").arm == place.experiment.assign(f"new {n}").arm
+    assert sum(place.experiment.report().users.values()) == sum(before.values()) + 6
+
+
+@pytest.mark.parametrize("user", ["\ud800", "a\0b", "x" * 100_000, "é", "e\u0301", " ", "\u202e", "0"])
+def test_any_text_is_a_user_of_its_own(place: Place, user: str) -> None:
+    body = json.dumps({"model": "bot", "messages": words("x"), "user": user}).encode()
+    done = httpx.post(f"{place.url}/chat/completions", content=body)
+    assert done.status_code == 200 and done.headers["x-orchestrate-arm"] == place.experiment.assign(user).arm
+    assert sum(place.experiment.report().users.values()) == 1
+    one = json.dumps({"user": user, "metric": "resolved", "value": True, "id": user}).encode()
+    assert httpx.post(f"{place.url}/ab/outcomes", content=one).json()["recorded"] == 1
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"\xff\xfe", b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", b"{"])
+def test_bodies_that_are_no_requests_are_refused(place: Place, body: bytes) -> None:
+    for path in ("chat/completions", "ab/outcomes"):
+        assert httpx.post(f"{place.url}/{path}", content=body).status_code == 400
 
 
 def test_a_wrong_model_is_not_answered_by_the_base(place: Place) -> None:

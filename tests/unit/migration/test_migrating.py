@@ -6,11 +6,13 @@ import json
 import signal
 from datetime import date
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from openai import OpenAI
 from tests import command
 from tests.paths import TINY
 from tests.unit.migration.conftest import chat_rows
@@ -23,7 +25,7 @@ from orchestrate.migration.parity import parity
 from orchestrate.migration.targets import Needs
 from orchestrate.profile import profile
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.migration import account
+from orchestrate.service.migration import account, importing
 from orchestrate.service.migration.account import PreparedPlan
 from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
 from orchestrate.service.migration.parity import PreparedProof, report, results
@@ -305,6 +307,30 @@ def test_a_plan_is_written_edited_and_carried_out(
     assert {e["method"] for e in sandbox.requests("openai")} <= {"GET"}, "nothing is submitted or asked twice"
 
 
+def test_imported_models_are_the_same_by_their_settings_alone(ft: Orchestrator, sandbox: Sandbox) -> None:
+    with OpenAI(base_url=sandbox.env["OPENAI_BASE_URL"], api_key=sandbox.env["OPENAI_API_KEY"]) as client:
+        rows = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        lines = "".join(
+            json.dumps({"messages": [*rows, {"role": "user", "content": str(n)}, rows[1]]}) + "\n"
+            for n in range(10)
+        )
+        file = client.files.create(file=("t.jsonl", lines.encode()), purpose="fine-tune").id
+        ids = [
+            client.fine_tuning.jobs.create(model=model, training_file=file, seed=1, suffix=suffix).id
+            for model, suffix in (
+                ("gpt-4o-mini-2024-07-18", "a"),
+                ("gpt-4.1-2025-04-14", "a"),
+                ("gpt-4o-mini-2024-07-18", "b"),
+            )
+        ]
+    sandbox.skip(3600)
+    importing.take(ft, "openai")
+    planned = {one.run_id: one.skipped for one in account.proposed(ft, order("together"), quiet)}
+    first, other, last = (planned[ft.run(id).id] for id in ids)
+    assert other is None, "another base on the same rows is another model"
+    assert sorted([first is None, last is None]) == [False, True]
+
+
 def carried(prepared: PreparedPlan, sandbox: Sandbox, tmp_path: Path) -> list[account.Carried]:
     def tell(words: str) -> None:
         if ": run " in words:
@@ -324,6 +350,14 @@ def carried(prepared: PreparedPlan, sandbox: Sandbox, tmp_path: Path) -> list[ac
         "budget_usd: .nan\nruns: []",
         "budget_usd: .inf\nruns: []",
         "budget_usd: -1\nruns: []",
+        "budget_usd: 1e400\nruns: []",
+        "budget_usd: 1\nbudget_usd: 1000\nruns: []",
+        "budget_usd: 1\nruns: [{run: a, to: b, to: skip}]",
+        "budget_usd: 1\nmargin: .nan\nruns: []",
+        "",
+        "budget_usd: 1\nruns: " + "[" * 5000,
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{n}: &{n} [*{m}, *{m}, *{m}, *{m}, *{m}, *{m}]\n" for m, n in pairwise("abcdefghij")),
         "budget_usd: 1\nruns: [{run: \udce9, to: skip}]",
     ],
 )

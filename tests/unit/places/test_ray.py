@@ -65,6 +65,19 @@ def test_a_cluster_elsewhere_needs_https_and_a_token(monkeypatch: pytest.MonkeyP
         place(address="ray://10.0.0.7:10001").require()
 
 
+def test_a_private_run_stays_with_a_cluster_and_a_depot_of_this_machine(tmp_path: Path) -> None:
+    """Elsewhere the user has to say that they are his own."""
+
+    def own(options: str, **env: str) -> bool:
+        (tmp_path / "orchestrate.toml").write_text(f"[hosts.ray.options]\n{options}")
+        return registry.make("ray", config.load(env=env, cwd=tmp_path, home=tmp_path / "home")).own
+
+    assert own('depot = "file:///mnt/runs"\n') and own("")
+    assert not own('depot = "s3://bucket/runs"\n')
+    assert not own('depot = "file:///mnt/runs"\naddress = "https://10.0.0.7:8265"\n')
+    assert own('depot = "s3://bucket/runs"\n', ORCHESTRATE_OWN_HOSTS="other, ray")
+
+
 class Head:
     """A cluster of one machine, in a process group of its own."""
 

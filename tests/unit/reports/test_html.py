@@ -269,6 +269,16 @@ def test_equal_steps_of_a_log_axis_are_equal_factors(run: Make) -> None:
     assert steps == pytest.approx([steps[0]] * 5, abs=0.11)
 
 
+def test_a_notebook_shows_the_page_in_a_frame(browser: Browser, comparison: Comparison) -> None:
+    notebook = browser.new_page(viewport={"width": 1000, "height": 900})
+    notebook.set_content(f"<h1>cell</h1>{comparison._repr_html_()}")  # pyright: ignore[reportPrivateUsage]  # as notebooks call it
+    frame = notebook.frame_locator("iframe")
+    assert frame.locator(".card").count() == 4
+    assert frame.locator("h1").inner_text() == comparison.answer.sentence
+    assert colour(notebook, "body", "maxWidth") == "none"  # the page's style keeps to itself
+    notebook.close()
+
+
 def test_printing(page: Page) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert colour(page, "body", "color") == "rgb(0, 0, 0)"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.paths import BUNDLED, TINY
 
 from orchestrate.types import Sheet
+
+if TYPE_CHECKING:
+    from tests.unit.serving.gguf import Made
 
 ORDERS = BUNDLED / "orders" / "validation.jsonl"
 
@@ -68,3 +71,10 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     adapter, other = random_adapter(home / "one", 1), random_adapter(home / "other", 2)
     sheet = Sheet.from_dict(worker.sheet(str(TINY), str(adapter), [str(ORDERS)], precision="fp32"))
     return Known(adapter, other, sheet)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    from tests.unit.serving.gguf import make
+
+    return make(tmp_path_factory.mktemp("gguf"))

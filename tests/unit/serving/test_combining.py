@@ -109,6 +109,9 @@ def test_what_cannot_be_merged_is_refused(parts: list[Tuned], tmp_path: Path) ->
         assert not (tmp_path / "x").exists()
     with pytest.raises(UsageError, match="2 adapters take 2 weights"):
         combined(parts, tmp_path / "x", "svd", [1.0])
+    for weights in ([float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]):
+        with pytest.raises(UsageError, match="finite numbers"):
+            combined(parts, tmp_path / "x", "svd", weights)
 
 
 def test_linear_warns_as_its_authors_do(parts: list[Tuned], tmp_path: Path) -> None:

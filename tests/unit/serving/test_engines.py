@@ -116,23 +116,16 @@ def test_the_engine_that_nobody_named_is_chosen_by_what_is_here(
     assert chosen == engine and said in why
 
 
-def test_the_bindings_server_answers_where_llama_cpp_has_none(known: Known, tmp_path: Path) -> None:
-    """Of llama-cpp-python, which takes a compiler: its flags, and the path that it answers."""
-    python = os.environ.get("ORCHESTRATE_TEST_LLAMA_CPP_PYTHON")
-    command = engines.llama_server(
-        tuned(known),
-        tmp_path / "m.gguf",
-        host="127.0.0.1",
-        port=9,
-        parallel=4,
-        python=Path("/env/bin/python"),
-    )
-    words = list(command.words)
-    assert words[:2] == ["/env/bin/python", "-c"] and "repeat_penalty" in words[2]
-    assert words[words.index("--model_alias") + 1] == "one" and command.alive == "/v1/models"
-    if python is not None:
-        told = subprocess.run([python, *words[1:3], "--help"], capture_output=True, text=True)
-        assert all(word in told.stdout for word in words if word.startswith("--"))
+def test_a_python_package_gives_the_server_where_there_is_no_tool(known: Known, tmp_path: Path) -> None:
+    """Its script takes the flags of `llama-server` that we give it, in an environment without us."""
+    given: dict[str, Any] = {"host": "127.0.0.1", "port": 9, "parallel": 4}
+    command = engines.llama_server(tuned(known), tmp_path / "m.gguf", python=Path(sys.executable), **given)
+    assert command.words[:2] == (sys.executable, str(engines.SCRIPT)) and command.alive == "/v1/models"
+    bare = [sys.executable, "-I", "-S", *command.words[1:]]
+    told = subprocess.run([*bare, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(word in told for word in command.words if word.startswith("-"))
+    refused = subprocess.run([*bare, "--mlock"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "unrecognized arguments: --mlock" in refused.stderr
 
 
 @pytest.mark.slow

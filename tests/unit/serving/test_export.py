@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import resource
+import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from tests import command
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known, in_process, random_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -107,6 +114,16 @@ def test_the_command_for_vllm_names_a_rank_that_it_takes(tmp_path: Path) -> None
     assert f"--chat-template {tmp_path / 'x'}/chat_template.jinja" in command
 
 
+@pytest.mark.parametrize("form", ["peft", "merged", "vllm", "hub"])
+def test_commands_name_the_folder_as_a_shell_takes_it(form: str, known: Known, tmp_path: Path) -> None:
+    folder = tmp_path / "it's $HOME; x"
+    for line in written(known.adapter, form, folder).commands:
+        if line.startswith("from "):
+            assert ast.literal_eval(line.rpartition("(")[2].rstrip(")")) == str(folder)
+        else:
+            assert any(word.endswith(str(folder)) for word in shlex.split(line)), line
+
+
 @pytest.mark.parametrize(
     ("form", "said"), [("vllm", "DoRA"), ("gguf-lora", "DoRA"), ("onnx", "known: peft, merged")]
 )
@@ -115,6 +132,34 @@ def test_what_a_form_cannot_hold_is_refused_before_any_work(form: str, said: str
     with pytest.raises(UsageError, match=said):
         written(adapter, form, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
+def test_an_adapter_whose_configuration_is_broken_is_refused_with_its_folder(
+    text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(text, errors="surrogateescape")
+    (tmp_path / "adapter_model.safetensors").touch()
+    for form in ("peft", "vllm"):
+        with pytest.raises(UsageError, match=str(tmp_path)):
+            written(tmp_path, form, tmp_path / "x")
+
+
+def test_a_full_disk_leaves_nothing_and_is_told_as_one(known: Known, tmp_path: Path) -> None:
+    """The files of one command may not be larger than 200 KB, as on a disk that has no more."""
+    ended = command.run(
+        [str(known.adapter), str(tmp_path / "x")], cwd=tmp_path, env=os.environ, program=on_a_full_disk
+    )
+    assert ended.code == 3, ended.err
+    assert b"no room on the disk" in ended.err and b"free some" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def on_a_full_disk(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    os.environ["ORCHESTRATE_HOME"] = tempfile.mkdtemp()
+    command.orchestrate(["export", *arguments, "--to", "peft", "--no-prove"])
 
 
 def test_a_folder_that_holds_something_is_left_alone(known: Known, tmp_path: Path) -> None:
@@ -129,7 +174,7 @@ def test_a_folder_that_holds_something_is_left_alone(known: Known, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["peft", "merged"])
 def test_the_commands_of_the_card_run(form: str, known: Known, tmp_path: Path) -> None:
-    made = written(known.adapter, form, tmp_path / "x")
+    made = written(known.adapter, form, tmp_path / 'it\'s "x" here')
     asked = "ids = tokenizer('Hi', return_tensors='pt').input_ids"
     code = f"{made.commands[-1]}\n{asked}\nprint(model.generate(ids).shape)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,14 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from msgspec.structs import replace
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known, in_process
 
+from orchestrate.errors import UnexpectedAnswer
 from orchestrate.serving.proof.folder import FolderPlace
+from orchestrate.serving.proof.heard import Asked, Heard
 from orchestrate.serving.proof.host import HostPlace
+from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.types import JobHandle, Message, Proof, ProofStage, Reply, Sheet
+from orchestrate.types import Canary, JobHandle, Message, Probe, Proof, ProofStage, Reply, Sheet
 from orchestrate.types.proof import badge
 
 pytestmark = [
@@ -178,6 +183,90 @@ def test_at_a_host_that_tells_text_and_counts_each_is_caught_too(
     else:
         assert proof.state == "failed" and states(proof)[stage] == "failed", proof
         assert stage in proof.badge and proof.badge.startswith("failed: ")
+
+
+class Text:
+    """A place that tells text alone."""
+
+    at = model = engine = "x"
+
+    def __init__(self, told: Callable[[str], str]) -> None:
+        self.notes: list[str] = []
+        self._told = told
+
+    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
+        return [Asked(ids=p.ids) for p in probes]
+
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+        return [Heard(text=self._told(c.tuned.text), ended=c.tuned.ended) for c in canaries]
+
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        (lambda text: text.replace("\ufffd", ""), "proved"),
+        (lambda text: text.replace("\ufffd", "\ufffd\ufffd\ufffd"), "proved"),
+        (lambda text: text.replace("\ufffd", "?"), "failed"),
+        (lambda text: text.replace("\ufffd", "")[:-2], "failed"),
+    ],
+)
+def test_bytes_that_are_no_text_are_told_in_other_ways_and_are_no_other_answer(
+    told: Callable[[str], str], state: str, known: Known
+) -> None:
+    canaries = tuple(
+        replace(
+            c,
+            tuned=replace(c.tuned, text=f"\ufffdone\ufffd{n} and two\ufffd", ended=True),
+            base=replace(c.base, text=f"\ufffd{n} of others\ufffd"),
+        )
+        for n, c in enumerate(known.sheet.canaries)
+    )
+    proof = verify(replace(known.sheet, canaries=canaries), Text(told), run_id="r")
+    assert proof.state == state, proof
+
+
+LISTED: dict[str, Any] = {"data": [{"id": "tuned", "owned_by": "vllm"}]}
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [LISTED, {"data": [{"id": "tuned", "owned_by": "llamacpp"}]}, {"data": [{"id": "tuned"}]}, {"data": [3]}],
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<h1>Please log in</h1>",
+        b'{"error": {"message": "overloaded"}}',
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"choices": [], "tokens": [1], "prompt": "x"}',
+        b'{"choices": [null], "tokens": [1], "prompt": "x", "usage": 3}',
+        b'{"choices": [{"message": "x"}], "tokens": ["a"], "prompt": "x", "usage": [1]}',
+        b'{"choices": [{"message": {"content": "x"}, "logprobs": {"content": [3]}}], "tokens": [1]}',
+        b'{"choices": [{"message": {}, "logprobs": {"content": [{"logprob": 1, "bytes": [300]}]}}],'
+        b' "tokens": [1], "prompt": "x"}',
+    ],
+)
+def test_a_200_without_an_answer_is_told_as_one_and_is_no_verdict(
+    listed: dict[str, Any], body: bytes, known: Known
+) -> None:
+    """What stands between may say 200 and show a page of its own."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json=listed, request=request)
+        return httpx.Response(200, content=body, request=request)
+
+    place = UrlPlace(
+        "http://host.example", model="tuned", client=httpx.Client(transport=httpx.MockTransport(answer))
+    )
+    with pytest.raises(UnexpectedAnswer):
+        verify(known.sheet, place, run_id="r")
+    place.close()
 
 
 def test_a_badge_tells_the_last_proof_of_each_place() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -238,6 +239,63 @@ def test_what_cannot_be_kept_is_refused_with_the_field(
         ask(client, **more)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"temperature": 1e-320},
+        {"temperature": 2, "top_p": 1e-300, "presence_penalty": 2, "frequency_penalty": -2},
+        {"temperature": 1, "seed": -(2**63), "extra_body": {"top_k": 10**30}},
+        {"temperature": 1, "logit_bias": {str(n): -100 for n in range(400)}},
+        {"stop": ["\0", "\ud83d".encode("utf-16", "surrogatepass").decode("utf-16", "replace")]},
+    ],
+)
+def test_settings_at_their_edges_are_answered(more: dict[str, Any], client: OpenAI, served: Served) -> None:
+    assert ask(client, **more, max_tokens=4).choices and served.engine.restarts == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"logit_bias": {str(10**9): 1}},
+        {"logit_bias": {str(10**30): 1}},
+        {"seed": 10**30},
+        {"max_tokens": 10**30},
+        {"n": 17},
+        {"extra_body": {"logprobs": True, "top_logprobs": 10**9}},
+    ],
+)
+def test_what_no_model_can_do_is_refused_and_harms_nobody(
+    more: dict[str, Any], client: OpenAI, served: Served
+) -> None:
+    with pytest.raises(openai.BadRequestError):
+        ask(client, **{"temperature": 1, "max_tokens": 4, **more})
+    assert ask(client, max_tokens=4).choices and served.engine.restarts == 0
+
+
+def test_a_model_without_numbers_is_told_and_the_others_answer(
+    served: Served, client: OpenAI, home: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = random_adapter(tmp_path / "broken", 4)
+    weights = broken / "adapter_model.safetensors"
+    save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
+    [note] = notes(home)
+    add(home, Tuned("broken", broken, BASE, "adapter"), note.url)
+    wanted = ask(client, max_tokens=200).choices[0].message.content
+    with ThreadPoolExecutor(4) as pool:
+        beside = [pool.submit(ask, client, "one", max_tokens=200) for _ in range(3)]
+        for temperature in (0, 1):
+            with pytest.raises(openai.InternalServerError, match="no finite numbers"):
+                ask(client, "broken", temperature=temperature)
+        with pytest.raises(openai.APIError, match="no finite numbers"):
+            list(ask(client, "broken", stream=True, n=3))
+        assert {f.result().choices[0].message.content for f in beside} == {wanted}
+    assert served.engine.restarts == 0
+    admin = {"authorization": f"Bearer {note.admin_key}"}
+    httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "broken"}, headers=admin)
+
+
 def test_tokenize_gives_the_trainers_ids(served: Served, known: Known) -> None:
     for probe in known.sheet.probes:
         body = {"model": "one", "messages": probe.messages, "tools": probe.tools}
@@ -392,6 +450,47 @@ def test_models_that_do_not_go_together_are_refused_before_loading(known: Known,
     ):
         with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, Terms(port=0)):
             pass
+
+
+@pytest.mark.slow
+def test_what_changed_on_disk_is_not_served_by_the_next_process(known: Known, tmp_path: Path) -> None:
+    """An adapter that was deleted is a wrong name; of other weights nothing is answered, and it is told."""
+    base, other = tmp_path / "base", tmp_path / "other"
+    shutil.copytree(TINY, base)
+    shutil.copytree(known.other, other)
+    tuned = [Tuned("one", known.adapter, str(base), "adapter"), Tuned("other", other, str(base), "adapter")]
+    with (
+        serve(tuned, tmp_path, Terms(port=0, threads=1, four_bit=False)) as up,
+        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=60) as client,
+    ):
+        before = ask(client).choices[0].message.content
+        shutil.rmtree(other)
+        kill(up)
+        early = httpx.post(f"{up.url}/v1/chat/completions", json={"model": "one", "messages": QUESTION})
+        assert early.status_code == 200 or int(early.headers["retry-after"]) >= 2
+        assert ask(client).choices[0].message.content == before, "who comes again is answered"
+        with pytest.raises(openai.NotFoundError):
+            ask(client, "other")
+        [weights] = base.glob("*.safetensors")
+        os.utime(weights, (1, 1))
+        kill(up)
+        deadline = time.monotonic() + 120
+        while (health := httpx.get(f"{up.url}/health")).json()["status"] != "failing":
+            assert time.monotonic() < deadline, health.text
+            time.sleep(0.1)
+        done = httpx.post(f"{up.url}/v1/chat/completions", json={"model": "one", "messages": QUESTION})
+        assert done.status_code == 503 and "others than when this server was started" in done.text
+        shutil.copystat(TINY / weights.name, weights)
+        assert ask(client).choices[0].message.content == before, "it is tried again and again"
+        assert httpx.get(f"{up.url}/health").json() == {"status": "ok", "models": up.models, "failure": None}
+
+
+def kill(up: Served) -> None:
+    """Returns when the server has seen that its process is gone."""
+    assert up.engine.pid is not None
+    os.kill(up.engine.pid, signal.SIGKILL)
+    while up.engine.up:
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

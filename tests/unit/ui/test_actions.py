@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from starlette.testclient import TestClient
@@ -133,3 +134,18 @@ def test_money_by_month_and_what_still_bills_with_the_way_to_end_it(
     assert f"/runs/{ready}/do/undeploy" in standing.links
     done(web, f"/runs/{ready}/do/undeploy")
     assert f"/runs/{ready}/do/undeploy" not in Parsed(web.get("/money/standing?sandbox=1").text).links
+
+
+def test_a_checkpoint_is_downloaded_by_itself(web: TestClient, ft: Orchestrator, rows: Path) -> None:
+    run = ft.submit(JobSpec(model="qwen3-8b", train=str(rows), epochs=2, checkpoints=2), "together")
+    run.wait(poll_s=0.02)
+    one = run.checkpoints()[0].id
+    path = f"/runs/{run.id}/do/download"
+    [link] = [
+        link for link in Parsed(web.get(f"/runs/{run.id}").text).links if unquote(link).endswith(f"={one}")
+    ]
+    asked = Parsed(web.get(link).text)
+    assert asked.fields["checkpoint"] == one
+    assert " files in " in web.post(path, data=asked.fields).text
+    assert ft.run(run.id).downloaded() is None, "what lies there is not the end of the run"
+    assert list((ft.settings.home / "models").rglob("*.safetensors"))

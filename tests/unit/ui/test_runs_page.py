@@ -66,6 +66,13 @@ def test_the_command_on_the_page_finds_the_same_runs(
     assert [run.id for run in seen] == page.rows  # type: ignore[attr-defined]
 
 
+def test_a_page_comes_with_its_first_runs_and_asks_for_the_others(web: TestClient, make_run: MakeRun) -> None:
+    made = [make_run(f"run-{n}").id for n in range(105)]
+    page, rest = shown(web), Parsed(web.get("/rest").text)
+    assert page.rows + rest.rows == made[::-1] and len(rest.rows) == 5
+    assert "105 runs" in page.texts and "5 more are coming" in page.texts
+
+
 def test_an_empty_store_says_the_next_command(web: TestClient) -> None:
     assert "orchestrate sandbox run -- orchestrate submit" in shown(web).text
 

@@ -191,7 +191,10 @@ def _show_day(day: date, dues: list[Due]) -> None:
         rows.add_row(due.run_id, kept, "its own" if due.prompts else "FILE", due.tuned_model)
     never_cut(rows, "run", "recorded", "prompts")
     out.print(
-        f"record by {day}, in {count(left, 'day')}" if left >= 0 else f"silent since {day}", style="bold"
+        f"record by {day}, in {count(left, 'day')}"
+        if left >= 0
+        else f"silent after {day}, {count(-left, 'day')} ago",
+        style="bold",
     )
     out.print(rows)
     out.print()

@@ -57,9 +57,12 @@ class Rivals:
         str | None,
         typer.Option(metavar="NAME", help="With whom all others are compared; default: a run's own base."),
     ] = None
-    on: Annotated[str, typer.Option(help="host: its endpoint; here: the adapter on this machine; auto.")] = (
-        "auto"
-    )
+    on: Annotated[
+        str,
+        typer.Option(
+            help="host: its endpoint; here: the adapter on this machine; auto; HOST: deployed there."
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def _show_day(day: date | None, rows: list[Held]) -> None:
     elif left is not None and left >= 0:
         title = f"silent after {day}, in {text.count(left, 'day')}"
     else:
-        title = f"silent since {day}"
+        title = f"silent after {day}, {text.count(-(left or 0), 'day')} ago"
     used = any(row.last_use for row in rows)  # as this store saw it: the hosts do not tell
     shown = table("run", "cost", "data", *(["last used"] if used else []), "model", fold=("model",))
     for row in rows:

@@ -87,7 +87,8 @@ class How:
         Path | None, typer.Option("--vllm-python", help="The python of the environment that has vLLM.")
     ] = None
     llama_python: Annotated[
-        Path | None, typer.Option(help="The python of the environment that has llama-cpp-python[server].")
+        Path | None,
+        typer.Option(help="The python of the environment that has xllamacpp, or llama-cpp-python[server]."),
     ] = None
 
 

@@ -204,7 +204,7 @@ class LiveView:
         self._metrics, self._events = metrics, events
         self._runs: dict[str, tuple[Run, str | None]] = {}
         self._live = _picture() if err.is_terminal else None
-        self._width = err.width
+        self._width: int = err.width
         self._seen: dict[str, tuple[str, int, str | None]] = {}
         self._many = False
 

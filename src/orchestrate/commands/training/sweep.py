@@ -32,7 +32,7 @@ from orchestrate.types import Search, Trial, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
-    from orchestrate.service.training.searching import Searching
+    from orchestrate.service.training.trials import Searching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +117,14 @@ def sweep(
         if seen.listed:
             _list(ft.store.searches.all(), json=json)
             return
-        from orchestrate.service.training import searching
+        from orchestrate.service.training import searching, trials
 
         if seen.show is not None:
-            _end(searching.Searching(ft, ft.store.searches.get(seen.show)), seen.output, json=json)
+            _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output, json=json)
             return
         search = _begun(ft, asked, vary, aim, provider)
         _agree(searching.price(ft, search), search, aim)
-        carried = searching.Searching(ft, search)
+        carried = trials.Searching(ft, search)
         _carry_out(ft, carried)
         _end(carried, seen.output, json=json)
 

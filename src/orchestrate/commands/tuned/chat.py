@@ -100,7 +100,7 @@ def chat(
             called = list(reply.tool_calls)
             replies.append(reply)
             if pieces is not None:
-                _show(reply, asked.max_tokens, told=pieces.end())
+                _show(reply, asked.max_tokens, written=pieces.end())
     if called and conversation[-1].role == "tool":
         wanted = count(len(called), "further result")
         warn(f"the model was not asked again: of the tools that it called it waits for {wanted}")
@@ -163,12 +163,12 @@ class _Pieces:
         return self._any
 
 
-def _show(reply: Reply, max_tokens: int, *, told: bool) -> None:
-    """The answer unless it was `told` as it came, and the calls of tools as JSON; the thinking before it is
-    no part of either."""
+def _show(reply: Reply, max_tokens: int, *, written: bool) -> None:
+    """The answer unless it was `written` as it came, and the calls of tools as JSON; the thinking before it
+    is no part of either."""
     if reply.reasoning:
         note(f"thinking: {reply.reasoning}")
-    if not told and (reply.content or not reply.tool_calls):
+    if not written and (reply.content or not reply.tool_calls):
         out.print(reply.content, soft_wrap=True)
     for call in reply.tool_calls:
         print_text(dumps(call, ensure_ascii=False))

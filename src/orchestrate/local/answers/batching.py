@@ -166,8 +166,8 @@ class Batching:
             batch.drop_ended()
 
     def step(self) -> Iterator[tuple[Row, Drawn]]:
-        """Each row with its next token. Rows that end are marked; who takes the token may end more of
-        them."""
+        """Each row with its next token. Rows that end are marked, also those for which the model gives no
+        numbers; who takes the token may end more of them."""
         with torch.inference_mode():
             for name in list(self._batches):
                 batch = self._batches[name]
@@ -220,6 +220,10 @@ class Batching:
 
     def _take(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[Row, Drawn]]:
         for row, drawn in zip(rows, draw(logits, [(r.luck, r.counts) for r in rows]), strict=True):
+            if drawn.failed:
+                row.ended = True
+                yield row, drawn
+                continue
             row.ids.append(drawn.id)
             row.counts[drawn.id] += 1
             over = len(row.ids) >= row.room

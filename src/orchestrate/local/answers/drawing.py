@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-6
+"""Below it the division overflows, and the likeliest token is as good as certain."""
+
 
 @dataclass
 class Luck:
@@ -41,13 +44,19 @@ class Drawn:
     logprob: float | None = None
     """Nats, by the model itself: before temperature, penalties and biases."""
     tops: tuple[tuple[int, float], ...] = ()
+    failed: bool = False
+    """The model gave no finite numbers: `id` means nothing."""
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Drawn]:
     """`logits`: [rows, vocabulary]. Each row comes with the tokens that it has drawn so far."""
-    likeliest: list[int] = logits.argmax(dim=-1).tolist()
+    values, ids = logits.max(dim=-1)
+    finite: list[bool] = values.isfinite().tolist()
+    likeliest: list[int] = ids.tolist()
     return [
-        Drawn(likeliest[n]) if luck.plain else _one(logits[n].float().cpu(), luck, counts)
+        Drawn(likeliest[n], failed=not finite[n])
+        if luck.plain or not finite[n]
+        else _one(logits[n].float().cpu(), luck, counts)
         for n, (luck, counts) in enumerate(rows)
     ]
 
@@ -77,7 +86,7 @@ def _changed(logits: Tensor, luck: Luck, counts: Counter[int]) -> Tensor:
 
 
 def _chosen(logits: Tensor, luck: Luck) -> int:
-    if luck.temperature <= 0:
+    if luck.temperature < LEAST_TEMPERATURE:
         return int(logits.argmax())
     odds = torch.softmax(logits / luck.temperature, dim=-1)
     if luck.top_k or luck.top_p < 1:

@@ -209,6 +209,8 @@ class Engine:
         model = self._model(wish.model)
         if not prompt:
             raise Refused("the prompt is empty", "invalid_prompt")
+        if any(int(id) >= len(model.template.tokenizer) for id in wish.logit_bias):
+            raise Refused("logit_bias has ids that the tokenizer does not have", "invalid_logit_bias")
         room = model.sampler.room(prompt, wish.max_tokens or self.loading.most_tokens)
         if room < (wish.max_tokens or 1):
             most = model.sampler.context
@@ -273,7 +275,12 @@ class Engine:
     def step(self, send: Send) -> None:
         for row, drawn in self.batching.step():
             speech = self._speeches[id(row)]
-            if message := speech.take(drawn):
+            if drawn.failed:
+                words = (
+                    f"{speech.model.name} gives no finite numbers: its weights are broken, or overflow here"
+                )
+                send({"id": row.key, "error": words, "code": "no_numbers"})
+            elif message := speech.take(drawn):
                 send({"id": row.key, **message})
             if row.ended:
                 self._speeches.pop(id(row), None)
@@ -368,6 +375,7 @@ def main(arguments: Sequence[str] = ()) -> int:
                 "ready": True,
                 "models": list(engine.models),
                 "context": context,
+                "folder": str(engine.folder.path),
                 "seconds": time.perf_counter() - begun,
             }
         )

@@ -70,6 +70,7 @@ STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 }
 IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
 """As `huggingface_hub.run_uv_job` takes it; that call warns that it is experimental, and `run_job` is not."""
+NO_TOKEN, LOG_IN = "there is no token for Hugging Face", "hf auth login, or export HF_TOKEN=..."
 STOP_LATER_S = 900
 """Between the worker's own end and the platform's, which loses what was not reported."""
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
@@ -103,9 +104,7 @@ class HfJobs(AwayPlace):
         from huggingface_hub import get_token
 
         if self._make is None and not get_token():
-            raise SetupError(
-                "there is no token for Hugging Face", fix="hf auth login, or export HF_TOKEN=..."
-            )
+            raise SetupError(NO_TOKEN, fix=LOG_IN)
         super().require()
 
     @property
@@ -222,10 +221,12 @@ class HfJobs(AwayPlace):
     def _asked(self, unknown: str | None = None) -> Generator[None]:
         """`unknown`: the ref of a request that makes something. Then any answer that does not certainly
         refuse it, or none, raises `OutcomeUnknown`."""
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
         try:
             yield
+        except LocalTokenNotFoundError as error:
+            raise SetupError(NO_TOKEN, fix=LOG_IN) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status >= 500 and unknown is not None:

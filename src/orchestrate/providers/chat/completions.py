@@ -150,5 +150,8 @@ def chat_with(
 def at_chat(config: HostConfig) -> HostConfig:
     """A host with the address at which it takes `/chat/completions`."""
     root = (config.base_url or "").rstrip("/")
-    path = profile(config.kind).chat_path if config.kind in kinds() else ""
+    if config.kind not in kinds():
+        return config
+    known = profile(config.kind)
+    path, root = known.chat_path, known.chat_url or root if root == known.url else root
     return replace(config, base_url=root + path) if path and not root.endswith("/v1") else config

@@ -186,7 +186,7 @@ class AwayProvider(LocalProvider):
     @property
     def own(self) -> bool:
         """With the depot, in which the rows lie."""
-        return self.config.own or (self.place.own and self.place.depot.on_disk)
+        return self.config.own or (self.place.own and self.place.depot_on_disk)
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 

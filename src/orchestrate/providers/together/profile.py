@@ -144,6 +144,7 @@ PROFILE = Profile(
     ),
     sdk="together",
     project_variable="TOGETHER_PROJECT_ID",
+    chat_url="https://api-inference.together.ai",
     chat_path="/v1",
     rules=RULES,
     dialect=Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),

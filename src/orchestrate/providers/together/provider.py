@@ -78,8 +78,6 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-INFERENCE_URL = "https://api-inference.together.ai"
-
 
 class TogetherProvider(Provider):
     profile: ClassVar[Profile] = PROFILE
@@ -358,7 +356,7 @@ class TogetherProvider(Provider):
     def _inference_url(self) -> str:
         """The real host answers chats under another name; any other server under its own."""
         base = self.config.base_url or PROFILE.url or ""
-        return INFERENCE_URL if base == PROFILE.url else base
+        return PROFILE.chat_url or base if base == PROFILE.url else base
 
     def _filled(self, translation: Translation, remote: RemoteDataset) -> dict[str, Any]:
         """The body with the files, and with the rank that the host wants beside any other LoRA setting."""

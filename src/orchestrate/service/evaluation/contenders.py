@@ -17,6 +17,7 @@ from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
 from orchestrate.costing.lines import MTOK
 from orchestrate.costing.serving.ways import token_rates
+from orchestrate.deployment import require_open
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
@@ -37,7 +38,13 @@ if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
 
 PLACES = ("auto", "host", "here")
+"""Beside the names of hosts to which a run's adapter was deployed."""
 EMBEDDED_AT_ONCE = 64
+
+
+def other_host(on: str) -> str | None:
+    """The backend that is named as the place, where one is."""
+    return None if on in PLACES else on
 
 
 class Contenders:
@@ -54,9 +61,9 @@ class Contenders:
         logprobs: bool = False,
     ) -> None:
         """`on`: `host` asks a run's endpoint, `here` downloads the adapter and answers on this machine,
-        `auto` takes the first that is possible. `key_variable` has the key for models at an address. With
-        `stream` hosts write their answers bit by bit, and the first token has its time; with `logprobs` they
-        are asked for those of their tokens."""
+        `auto` takes the first that is possible, a backend's name asks the adapter that was deployed there.
+        `key_variable` has the key for models at an address. With `stream` hosts write their answers bit by
+        bit, and the first token has its time; with `logprobs` they are asked for those of their tokens."""
         self._stream, self._logprobs = stream, logprobs
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
@@ -69,8 +76,9 @@ class Contenders:
         """The tuned model, and with `base` the one that it was tuned from. Raises `UsageError` when `on` is
         impossible."""
         provider, run = handle.provider, handle.record
-        reachable = checkpoint is None and self._reachable(handle)
-        if self._on == "host" and not reachable:
+        elsewhere = self._on not in (*PLACES, run.provider)
+        reachable = checkpoint is None and (elsewhere or self._reachable(handle))
+        if (elsewhere or self._on in ("host", run.provider)) and not reachable:
             why = "serves no checkpoints" if checkpoint else "has no endpoint up for this model"
             raise UsageError(
                 f"{provider.name} {why}",
@@ -86,6 +94,8 @@ class Contenders:
             run_id=run.id,
             checkpoint=checkpoint,
         )
+        if elsewhere:
+            return self._at_other_host(handle, tuned, base=base)
         generator = provider.generator(run.handle, checkpoint=checkpoint)
         if generator is None and reachable and self._on != "here":
             return self._on_host(handle, tuned, base=base)
@@ -160,28 +170,35 @@ class Contenders:
 
     def _on_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
         provider, job = handle.provider, handle.record.handle
+        return [
+            self._at(provider, job, one, self._host_price(handle, one))
+            for one in self._kinds(provider, job, tuned, base=base)
+        ]
+
+    def _at_other_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
+        """The run's adapter where it was deployed. What its base costs by the token there is not known."""
+        provider = self._ft.provider(self._on)
+        deployment = require_open(self._ft, handle.id, self._on)
+        named = msgspec.structs.replace(tuned, name=f"{tuned.name} at {self._on}", provider=self._on)
+        return [
+            self._at(provider, deployment.handle, one, None)
+            for one in self._kinds(provider, deployment.handle, named, base=base)
+        ]
+
+    def _kinds(self, provider: Provider, job: JobHandle, tuned: Contender, *, base: bool) -> list[Contender]:
         served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
         endpoint = provider.endpoint(job) if Feature.DEPLOY in provider.features else None
         per_hour = None if endpoint is None else endpoint.usd_per_hour or None
         asked = self._served(tuned, served_by, provider.host)
         kinds = [msgspec.structs.replace(asked, usd_per_hour=per_hour)]
-        if base:
-            kinds.append(_base_of(tuned, served_by))
-        found: list[Candidate] = []
-        for one in kinds:
-            chat = provider.chat(
-                job,
-                base=one.kind == "base",
-                max_tokens=self._sampling.max_tokens,
-                temperature=self._sampling.temperature,
-            )
-            price = self._host_price(handle, one)
-            if chat is not None:
-                found.append(self._asked(one, chat, price))
-            else:
-                alone = _OneByOne(provider, job, one.kind == "base", self._sampling)
-                found.append(by_chat(one, alone, self._sampling, price))
-        return found
+        return [*kinds, _base_of(tuned, served_by)] if base else kinds
+
+    def _at(self, provider: Provider, job: JobHandle, one: Contender, price: Price | None) -> Candidate:
+        sampling, base = self._sampling, one.kind == "base"
+        chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
+        if chat is not None:
+            return self._asked(one, chat, price)
+        return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price)
 
     def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:
         """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""

@@ -41,7 +41,7 @@ from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.comparison import asked_before
-from orchestrate.service.evaluation.contenders import PLACES, Contenders
+from orchestrate.service.evaluation.contenders import Contenders, other_host
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
 
@@ -97,8 +97,8 @@ class PreparedEvaluation:
 
     def __init__(self, ft: Orchestrator, runs: Sequence[RunHandle | str], order: EvaluationOrder) -> None:
         registry.check(order.metrics)
-        if order.on not in PLACES:
-            raise UsageError(f"--on takes {', '.join(PLACES)}; got {order.on!r}")
+        if (host := other_host(order.on)) is not None:
+            ft.provider(host)
         if not runs and not order.models:
             raise UsageError("name a run or a --model to evaluate", fix="orchestrate runs  lists them")
         if order.sampling.samples > 1 and order.sampling.temperature == 0:
@@ -228,7 +228,7 @@ class PreparedEvaluation:
             found = replace(found, notes=(*found.notes, *self._asked_again(found)))
         self._ft.store.history.add_evaluation(found)
         for handle in self._handles:
-            used(self._ft, handle.id)
+            used(self._ft, handle.id, other_host(self._order.on))
         return found
 
     def _asked_again(self, found: Evaluation) -> Iterator[str]:

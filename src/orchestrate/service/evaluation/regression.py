@@ -23,7 +23,7 @@ from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
 from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.evaluation.regression.regress import compared, probed, regression
 from orchestrate.service.evaluation import judging
-from orchestrate.service.evaluation.contenders import Contenders
+from orchestrate.service.evaluation.contenders import Contenders, other_host
 from orchestrate.text import count
 from orchestrate.types import Sampling
 
@@ -145,7 +145,7 @@ class PreparedRegression:
             self.notes,
         )
         self._ft.store.history.add_record(self._handle.id, KIND, found)
-        used(self._ft, self._handle.id)
+        used(self._ft, self._handle.id, other_host(self._order.on))
         return found
 
     def _tasks(self) -> list[ProbeResult]:

@@ -10,12 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import OrchestrateError, OverBudget, UsageError
+from orchestrate.errors import OrchestrateError, OverBudget, SpecError, UsageError
 from orchestrate.migration import plan as plans
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.plan import PlannedMove as PlannedMove
 from orchestrate.service.migration import parity
-from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.service.migration.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
+from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def proposed(ft: Orchestrator, order: MigrationOrder, tell: Tell) -> list[Planne
     seen: dict[tuple[str, str, str], str] = {}
     for run in _leaving(ft):
         told = f"{run.tuned_model or run.id}: {run.model} on {run.provider}, made {run.created_at:%Y-%m-%d}"
-        key = (run.provider, run.dataset_digest, run.spec_hash)
+        key = (run.provider, run.dataset_digest, _settings(run))
         if run.dataset_digest and (same := seen.get(key)) is not None:
             found.append(PlannedMove(run_id=run.id, told=told, skipped=f"the same as {same}"))
             continue
@@ -57,6 +58,16 @@ def proposed(ft: Orchestrator, order: MigrationOrder, tell: Tell) -> list[Planne
         found.append(_planned(ft, run, order, told))
         tell(f"{len(found):,} runs looked at")
     return found
+
+
+def _settings(run: Run) -> str:
+    """By which a model is another one. An imported run has no hash of a spec that the host does not know all
+    of; one whose spec cannot be read is like no other."""
+    try:
+        spec = JobSpec.parse(run.spec)
+    except SpecError:
+        return run.id
+    return spec.model_dump_json(exclude={*NOT_COMPARED, "suffix"})
 
 
 def _planned(ft: Orchestrator, run: Run, order: MigrationOrder, told: str) -> PlannedMove:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -38,7 +39,7 @@ TAG = "migrated_from"
 MARGIN = 0.05
 REQUESTS = 1000
 """A day, where no traffic is given."""
-_NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
+NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 """Fields of a spec by which a migration is not another one."""
 
 
@@ -76,7 +77,7 @@ class PreparedMigration:
     def __init__(self, ft: Orchestrator, run: RunHandle | str, order: MigrationOrder) -> None:
         """Raises `UsageError` for a run that cannot be moved, or whose parity could not be shown, and
         `DataError` where its rows are gone. Offline."""
-        if order.margin <= 0:
+        if not 0 < order.margin < math.inf:
             raise UsageError(f"--margin is how much worse is still as good, above 0; got {order.margin:g}")
         registry.check(order.metrics)
         handle = ft.run(run) if isinstance(run, str) else run
@@ -286,7 +287,7 @@ class PreparedMigration:
 
     def _key(self, name: str, attempt: int) -> str:
         spec = self._require().offer(name).spec
-        settings = spec.model_dump(mode="json", exclude=_NOT_COMPARED)
+        settings = spec.model_dump(mode="json", exclude=NOT_COMPARED)
         mark = hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
         return f"migrate-{self.old.id}-{mark}" + (f"-{attempt}" if attempt else "")
 

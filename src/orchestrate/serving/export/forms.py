@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,10 @@ class Draft:
 
     def ask(self, task: str, *, module: str = "worker", **fields: Any) -> dict[str, Any]:
         return self.work([{"task": task, **fields}], module=module)[0]
+
+    def at(self, file: str = "") -> str:
+        """Where a file of it will be, as a shell takes it."""
+        return shlex.quote(str(self.target / file))
 
     @property
     def slug(self) -> str:
@@ -140,8 +145,8 @@ def _peft(draft: Draft) -> None:
     draft.commands.append(
         "from peft import AutoPeftModelForCausalLM\n"
         "from transformers import AutoTokenizer\n\n"
-        f'model = AutoPeftModelForCausalLM.from_pretrained("{draft.target}", dtype="auto")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{draft.target}")'
+        f'model = AutoPeftModelForCausalLM.from_pretrained({str(draft.target)!r}, dtype="auto")\n'
+        f"tokenizer = AutoTokenizer.from_pretrained({str(draft.target)!r})"
     )
     if draft.tuned.four_bit:
         draft.notes.append(
@@ -177,11 +182,11 @@ def _merged(draft: Draft) -> None:
             if file.suffix in (".safetensors", ".json") and file.name != "passport.json":
                 shutil.copyfile(file, draft.folder / file.name)
         draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=target)
-    draft.commands += [f"vllm serve {draft.target} --served-model-name {draft.slug}"]
+    draft.commands += [f"vllm serve {draft.at()} --served-model-name {draft.slug}"]
     draft.commands.append(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{draft.target}", dtype="auto")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{draft.target}")'
+        f'model = AutoModelForCausalLM.from_pretrained({str(draft.target)!r}, dtype="auto")\n'
+        f"tokenizer = AutoTokenizer.from_pretrained({str(draft.target)!r})"
     )
 
 
@@ -203,7 +208,7 @@ def _vllm(draft: Draft) -> None:
         )
     draft.commands.append(
         f"vllm serve {draft.tuned.base_name} --enable-lora --max-lora-rank {rank} "
-        f"--lora-modules {draft.slug}={draft.target} --chat-template {draft.target}/chat_template.jinja"
+        f"--lora-modules {draft.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
     draft.notes.append("ask for it by its name: vLLM answers as the base under the base's name")
 
@@ -242,7 +247,7 @@ def _gguf(draft: Draft) -> str:
         "other "
         "tokens, which  orchestrate verify  sees"
     )
-    draft.commands += [f"llama-server -m {draft.target / name} --jinja --alias {draft.slug}"]
+    draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.slug}"]
     return name
 
 
@@ -264,8 +269,8 @@ def _gguf_lora(draft: Draft) -> None:
         outtype="f32" if draft.options.dtype == "fp32" else "f16",
     )
     draft.commands.append(
-        f"llama-server -m BASE.gguf --lora {draft.target / name} --jinja "
-        f"--chat-template-file {draft.target / 'chat_template.jinja'} --alias {draft.slug}"
+        f"llama-server -m BASE.gguf --lora {draft.at(name)} --jinja "
+        f"--chat-template-file {draft.at('chat_template.jinja')} --alias {draft.slug}"
     )
     draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, best in 16 bits")
 
@@ -308,7 +313,7 @@ def _ollama(draft: Draft) -> None:
     written = ollama.modelfile(name, pieces, draft.dress["stop_words"], draft.dress["context"])
     write_whole(draft.folder / "Modelfile", written.encode())
     draft.commands[:0] = [
-        f"ollama create {draft.slug} -f {draft.target / 'Modelfile'}",
+        f"ollama create {draft.slug} -f {draft.at('Modelfile')}",
         f"ollama run {draft.slug}",
     ]
 
@@ -316,7 +321,7 @@ def _ollama(draft: Draft) -> None:
 def _hub(draft: Draft) -> None:
     (_merged if draft.options.whole or not draft.tuned.adapter else _peft)(draft)
     repo = draft.options.repo or f"OWNER/{draft.slug}"
-    draft.commands.insert(0, f"hf upload {repo} {draft.target} .")
+    draft.commands.insert(0, f"hf upload {shlex.quote(repo)} {draft.at()} .")
     draft.notes.insert(0, "nothing was uploaded; read what is in the folder before you publish it")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, cast
 
 import httpx
+import msgspec
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, NotFound, UnexpectedAnswer, UsageError
 from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard, along
@@ -15,6 +16,38 @@ from orchestrate.types import Canary, Probe
 TIMEOUT_S = 120.0
 NOBODY = "no-such-model-7f3a"
 """A name that no server has."""
+
+
+class Entry(msgspec.Struct):
+    logprob: float | None
+    token: str = ""
+    bytes: list[Annotated[int, msgspec.Meta(ge=0, le=255)]] | None = None
+
+
+class Logprobs(msgspec.Struct):
+    """Of chats in `content`, of completions in the others."""
+
+    content: list[Entry] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+
+
+class Said(msgspec.Struct):
+    content: str | None = None
+
+
+class Choice(msgspec.Struct):
+    """What is read of an answer."""
+
+    text: str | None = None
+    message: Said | None = None
+    logprobs: Logprobs | None = None
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+
+
+class Answer(msgspec.Struct):
+    choices: Annotated[list[Choice], msgspec.Meta(min_length=1)]
 
 
 class UrlPlace:
@@ -56,8 +89,11 @@ class UrlPlace:
         found = body.get("data")
         if not isinstance(found, list):
             raise UnexpectedAnswer(self._root, "its list of models is no list")
-        entries: list[Mapping[str, Any]] = found  # pyright: ignore[reportUnknownVariableType]  # of JSON objects
-        models = {str(m.get("id")): m for m in entries}
+        try:
+            entries = msgspec.convert(found, list[dict[str, Any]])
+        except msgspec.ValidationError as error:
+            raise UnexpectedAnswer(self._root, f"its list of models holds no models: {error}") from error
+        models: dict[str, Mapping[str, Any]] = {str(m.get("id")): m for m in entries}
         if self.model not in models:
             raise NotFound(
                 self._root,
@@ -103,15 +139,18 @@ class UrlPlace:
         done = self._post("/v1/chat/completions", {**asked, "max_tokens": 1, "temperature": 0})
         if done.status_code != 200:
             return Asked(refused=_message(done))
-        usage: dict[str, Any] = self._body(done).get("usage") or {}
-        counted = usage.get("prompt_tokens")
+        usage: Any = self._body(done).get("usage")
+        counted: Any = cast("dict[str, Any]", usage).get("prompt_tokens") if isinstance(usage, dict) else None
         return Asked(count=counted if isinstance(counted, int) else None)
 
     def _ids(self, path: str, body: dict[str, Any]) -> Asked:
         done = self._post(path, body)
         if done.status_code != 200:
             return Asked(refused=_message(done))
-        return Asked(ids=self._body(done).get("tokens"))
+        try:
+            return Asked(ids=msgspec.convert(self._body(done).get("tokens"), list[int]))
+        except msgspec.ValidationError as error:
+            raise UnexpectedAnswer(self._root, f"{path} gives no tokens: {error}") from error
 
     # -- answers ---------------------------------------------------------------------------------------------
 
@@ -149,8 +188,10 @@ class UrlPlace:
             raise UnexpectedAnswer(
                 self._root, f"{name} refuses a prompt ({done.status_code}): {_message(done)}"
             )
-        choices: list[dict[str, Any]] = self._body(done).get("choices") or [{}]
-        return _heard(choices[0])
+        try:
+            return _heard(msgspec.convert(self._body(done), Answer).choices[0])
+        except msgspec.ValidationError as error:
+            raise UnexpectedAnswer(self._root, f"{path} gives no answer: {error}") from error
 
     # -- HTTP ------------------------------------------------------------------------------------------------
 
@@ -186,24 +227,22 @@ class UrlPlace:
         return body  # pyright: ignore[reportUnknownVariableType]  # JSON objects have string keys
 
 
-def _heard(choice: Mapping[str, Any]) -> Heard:
-    message: Mapping[str, Any] = choice.get("message") or {}
-    text = choice.get("text") if "text" in choice else message.get("content")
-    told: Any = choice.get("logprobs") or {}
-    if "token_logprobs" in told:
-        values, pieces = told["token_logprobs"], [str(t).encode() for t in told.get("tokens") or ()]
+def _heard(choice: Choice) -> Heard:
+    told = choice.logprobs or Logprobs()
+    if told.token_logprobs is not None:
+        values, pieces = told.token_logprobs, [t.encode() for t in told.tokens or ()]
     else:
-        entries: list[Mapping[str, Any]] = told.get("content") or []
-        values = [e["logprob"] for e in entries]
-        pieces = [bytes(e["bytes"]) if e.get("bytes") else str(e["token"]).encode() for e in entries]
-    ids = choice.get("token_ids")
-    reason = choice.get("finish_reason")
+        entries = told.content or []
+        values = [e.logprob for e in entries]
+        pieces = [e.token.encode() if e.bytes is None else bytes(e.bytes) for e in entries]
+    numbers = [v for v in values if v is not None]
+    text = choice.text if choice.message is None else choice.message.content
     return Heard(
         text=text or "",
-        ended=None if reason is None else reason == "stop",
-        ids=ids if ids else None,
+        ended=None if choice.finish_reason is None else choice.finish_reason == "stop",
+        ids=choice.token_ids or None,
         pieces=pieces or None,
-        logprobs=values or None,
+        logprobs=numbers if numbers and len(numbers) == len(values) else None,
     )
 
 

@@ -146,9 +146,15 @@ def _shared(heard: Heard, known: Said) -> float:
     """How far an answer follows a known one, as a share of the known one."""
     if heard.ids is not None:
         return _alike(heard.ids, known.ids) / max(1, len(known.ids))
-    said, wanted = heard.text.strip(), known.text.strip()
+    said, wanted = _words(heard.text), _words(known.text)
     whole = said == wanted and 1.0
     return whole or _alike(said, wanted) / (len(wanted) + 1)
+
+
+def _words(text: str) -> str:
+    """Text as every server tells it: bytes that are no UTF-8 are U+FFFD to some, one for each byte or for
+    several, and left out by others."""
+    return text.replace("\ufffd", "").strip()
 
 
 def _alike(one: Sequence[object], other: Sequence[object]) -> int:
@@ -216,14 +222,14 @@ def _agreement(canaries: Sequence[Canary], heard: Sequence[Heard], apart: float 
 
 
 def _agrees(heard: Heard, known: Said) -> bool:
-    said, wanted = heard.text.strip(), known.text.strip()
+    said, wanted = _words(heard.text), _words(known.text)
     return said == wanted if known.ended else said.startswith(wanted[: len(said)]) and bool(said)
 
 
 def _stop(sheet: Sheet, heard: Sequence[Heard]) -> ProofStage:
     late = early = right = own = 0
     for canary, answer in zip(sheet.canaries, heard, strict=True):
-        said, wanted = answer.text.strip(), canary.tuned.text.strip()
+        said, wanted = _words(answer.text), _words(canary.tuned.text)
         if not canary.tuned.ended:
             early += bool(answer.ended) and len(said) < len(wanted) and wanted.startswith(said)
         elif said == wanted:

@@ -134,7 +134,7 @@ class Answering:
                 except (EngineLost, EngineRefused) as error:
                     if not heads:
                         raise
-                    told = lost() if isinstance(error, EngineLost) else refusal_of(error)
+                    told = lost(error) if isinstance(error, EngineLost) else refusal_of(error)
                     yield chat.event(error_body(told))
                     return
             usage = self._count(form.model, heads, ends)

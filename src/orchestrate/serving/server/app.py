@@ -106,7 +106,8 @@ class Api:
 
     async def health(self, request: Request) -> Response:
         del request
-        body = {"status": "ok" if self.engine.up else "starting", "models": self.names()}
+        status = "ok" if self.engine.up else "failing" if self.engine.failure else "starting"
+        body = {"status": status, "models": self.names(), "failure": self.engine.failure or None}
         return JSONResponse(body, 200 if self.engine.up else 503)
 
     async def metrics(self, request: Request) -> Response:

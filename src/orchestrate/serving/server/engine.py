@@ -4,13 +4,17 @@ dies."""
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from itertools import count
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -19,12 +23,17 @@ from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.local import pipe
 from orchestrate.local.run.launching import require_packages, worker_environment
 
-MOST_RESTARTS = 5
-"""In a row, without an answer between them."""
+_log = logging.getLogger(__name__)
+LONGEST_REST_S = 60
+"""Between two tries to start a process that does not start, and the longest that clients are told to wait."""
 
 
 class EngineLost(Exception):
-    """The process died while it answered; another one is being started."""
+    """The process is gone; another one is being started, which may take `retry_s`."""
+
+    def __init__(self, message: str, retry_s: int) -> None:
+        super().__init__(message)
+        self.message, self.retry_s = message, retry_s
 
 
 class EngineRefused(Exception):
@@ -46,14 +55,16 @@ class Engine:
         self.context: int | None = None
         self.load_seconds = 0.0
         self.restarts = 0
-        self._failures = 0
+        self.failure = ""
+        """Why the process cannot be started, while it cannot."""
+        self._ends = threading.Event()
+        self._stamps: dict[str, list[tuple[str, int, int]]] = {}
         self._worker: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._numbers = count(1)
         self._waiting: dict[str, Callable[[dict[str, Any] | None], None]] = {}
         self._reader: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._closing = False
         self._up = threading.Event()
 
     @property
@@ -64,9 +75,21 @@ class Engine:
     def pid(self) -> int | None:
         return self._worker.pid if self._worker is not None else None
 
+    @property
+    def retry_s(self) -> int:
+        """How long it takes until another process is up, as the last one did."""
+        return min(LONGEST_REST_S, max(2, math.ceil(self.load_seconds)))
+
+    def _lost(self) -> EngineLost:
+        words = "the model's process ended while it answered; another one is being started"
+        if self.failure:
+            words = f"the model's process cannot be started again: {self.failure}"
+        return EngineLost(words, self.retry_s)
+
     def start(self) -> None:
         """Returns when the model is loaded. Raises what loading raised, `RunFailed` when the process died."""
         require_packages("serving on this machine")
+        begun = time.monotonic()
         threads = self._loading.get("threads")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
         worker = subprocess.Popen(
@@ -82,14 +105,29 @@ class Engine:
         assert worker.stdout is not None  # noqa: S101  opened as a pipe
         line = worker.stdout.readline()
         told: dict[str, Any] = msgspec.json.decode(line) if line.endswith(b"\n") else {}
-        if not told.get("ready"):
+        try:
+            if not told.get("ready"):
+                raise self._error(told)
+            self._require_same(told["folder"])
+        except OrchestrateError:
             worker.kill()
-            worker.wait()
-            raise self._error(told)
-        self.context, self.load_seconds = told["context"], told["seconds"]
+            _over(worker)
+            raise
+        self.context, self.load_seconds, self.failure = told["context"], time.monotonic() - begun, ""
         self._up.set()
         self._reader = threading.Thread(target=self._read, args=(worker,), daemon=True, name="engine")
         self._reader.start()
+
+    def _require_same(self, base: str) -> None:
+        """Other weights than those that were first loaded are not served under their names: nobody has
+        proved them. Raises `RunFailed`."""
+        for folder in (base, *self.models.values()):
+            seen = _stamp(folder)
+            if self._stamps.setdefault(folder, seen) != seen:
+                raise RunFailed(
+                    f"the weights in {folder} are others than when this server was started",
+                    fix="start it again: it is then proved again",
+                )
 
     def _error(self, told: Mapping[str, Any]) -> OrchestrateError:
         if told:
@@ -104,7 +142,7 @@ class Engine:
 
     def close(self) -> None:
         """Lets what is under way end for a moment."""
-        self._closing = True
+        self._ends.set()
         worker = self._worker
         if worker is not None:
             pipe.end(worker)
@@ -132,14 +170,14 @@ class Engine:
 
         with self._lock:
             if not self.up:
-                raise EngineLost
+                raise self._lost()
             self._waiting[key] = deliver
         try:
             self._write({"op": op, "id": key, **fields})
             while True:
                 message = await arrived.get()
                 if message is None:
-                    raise EngineLost
+                    raise self._lost()
                 if "error" in message:
                     raise EngineRefused(message["error"], message["code"])
                 yield message
@@ -153,6 +191,7 @@ class Engine:
         """Adds an adapter; the seconds that it took."""
         message = await self.ask("load", name=name, folder=folder)
         self.models[name] = folder
+        self._stamps[folder] = _stamp(folder)
         return float(message["seconds"])
 
     async def unload(self, name: str) -> None:
@@ -164,7 +203,7 @@ class Engine:
     def _write(self, message: Mapping[str, Any]) -> None:
         worker = self._worker
         assert worker is not None and worker.stdin is not None  # noqa: S101  started before
-        with suppress(OSError):  # it has died: the thread that reads sees that too
+        with suppress(OSError, ValueError):  # it has died: the thread that reads sees that too
             worker.stdin.write(msgspec.json.encode(message) + b"\n")
             worker.stdin.flush()
 
@@ -174,13 +213,11 @@ class Engine:
         for line in worker.stdout:
             if line.endswith(b"\n"):
                 message = decode(line)
-                self._failures = 0
                 with self._lock:
                     deliver = self._waiting.get(str(message.pop("id", None)))
                 if deliver is not None:
                     deliver(message)
-        worker.wait()
-        worker.stdout.close()
+        _over(worker)
         with self._lock:
             self._up.clear()
             lost, self._waiting = self._waiting, {}
@@ -189,9 +226,39 @@ class Engine:
         self._again()
 
     def _again(self) -> None:
-        while not self._closing and self._failures < MOST_RESTARTS:
-            self._failures += 1
+        """Starts another process, as long as it takes: what is missing may come back."""
+        rest = 1
+        while not self._ends.is_set():
             self.restarts += 1
-            with suppress(OrchestrateError):
+            self._leave_out()
+            try:
                 self.start()
                 return
+            except OrchestrateError as error:
+                self.failure = error.message
+                _log.error("the model's process cannot be started again: %s", error)
+            self._ends.wait(rest)
+            rest = min(LONGEST_REST_S, 2 * rest)
+
+    def _leave_out(self) -> None:
+        """Adapters whose files are gone since: the others are answered all the same. A whole model's are
+        not: the base never answers in its place."""
+        if self._loading["base_name"] in self.models:
+            return
+        config = "adapter_config.json"
+        for name in [n for n, folder in self.models.items() if not (Path(folder) / config).is_file()]:
+            _log.error("the files of %s are gone from %s: it is served no more", name, self.models.pop(name))
+
+
+def _over(worker: subprocess.Popen[bytes]) -> None:
+    worker.wait()
+    for stream in (worker.stdin, worker.stdout):
+        with suppress(OSError):  # it did not take all that was written
+            if stream is not None:
+                stream.close()
+
+
+def _stamp(folder: str) -> list[tuple[str, int, int]]:
+    """By which other weights in a folder are seen, without reading them."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return [(f.name, (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]

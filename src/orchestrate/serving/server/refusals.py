@@ -9,7 +9,7 @@ from orchestrate.serving.server.engine import EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full
 from orchestrate.wire.bodies import HostError
 
-_STATUSES = {"model_not_found": 404}
+_STATUSES = {"model_not_found": 404, "no_numbers": 500}
 
 
 @contextmanager
@@ -20,17 +20,19 @@ def asking() -> Generator[None]:
     except EngineRefused as error:
         raise refusal_of(error) from error
     except EngineLost as error:
-        raise lost() from error
+        raise lost(error) from error
 
 
 def refusal_of(error: EngineRefused) -> HostError:
-    return HostError(_STATUSES.get(error.code, 400), error.message, code=error.code)
+    status = _STATUSES.get(error.code, 400)
+    type = "server_error" if status == 500 else "invalid_request_error"
+    return HostError(status, error.message, type=type, code=error.code)
 
 
-def lost() -> HostError:
-    """The process died; clients of the API ask again by themselves."""
-    told = "the model's process ended while it answered; another one is being started"
-    return HostError(503, told, type="server_error", code="engine_lost", headers={"retry-after": "2"})
+def lost(error: EngineLost) -> HostError:
+    """Clients of the API ask again by themselves."""
+    headers = {"retry-after": str(error.retry_s)}
+    return HostError(503, error.message, type="server_error", code="engine_lost", headers=headers)
 
 
 def full(error: Full) -> HostError:

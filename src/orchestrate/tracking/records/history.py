@@ -140,6 +140,18 @@ class History:
         with self._db.reading() as connection:
             return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
 
+    def last_points(self, run_ids: Sequence[str]) -> dict[str, MetricPoint]:
+        """The newest point of each run that has one."""
+        table, found = schema.metrics, dict[str, MetricPoint]()
+        with self._db.reading() as connection:
+            for start in range(0, len(run_ids), 500):
+                last = select(table.c.run_id, func.max(table.c.step).label("step")).group_by(table.c.run_id)
+                n = last.where(table.c.run_id.in_(run_ids[start : start + 500])).subquery()
+                join = (table.c.run_id == n.c.run_id) & (table.c.step == n.c.step)
+                query = select(table.c.run_id, table.c.record).join(n, join)
+                found |= {run_id: MetricPoint.from_json(row) for run_id, row in connection.execute(query)}
+        return found
+
     def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
         """About `most` points of each run at most, evenly over its steps, with the first and the last one."""
         table, found = schema.metrics, {run_id: list[MetricPoint]() for run_id in run_ids}

@@ -236,11 +236,6 @@ class Runs:
             run_id, lambda run: run if run.bill == bill else msgspec.structs.replace(run, bill=bill)
         )
 
-    def set_tags(self, run_id: str, tags: dict[str, str]) -> Run:
-        return self.apply(
-            run_id, lambda run: msgspec.structs.replace(run, tags=tags, updated_at=self._db.clock.now())
-        )
-
     def close(self, run_id: str) -> None:
         """Nothing about this run will be asked of its host again."""
         self._set(run_id, closed=True)

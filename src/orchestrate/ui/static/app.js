@@ -47,7 +47,10 @@ function put(html, holder) {  // each element takes the place of the one with it
 }
 
 document.addEventListener("visibilitychange", connect);
-document.addEventListener("htmx:afterSettle", () => { if (find("[data-stream]") !== streamed) { connect(); curves(); } });
+document.addEventListener("htmx:afterSettle", () => {
+  if (find("[data-stream]") !== streamed) connect();
+  curves();
+});
 
 // -- curves in rows ------------------------------------------------------------------------------------------
 let waiting = new Set(), watcher = null;
@@ -72,8 +75,12 @@ async function drawn() {
   if (!answer.ok) return;
   for (const [id, [line, last]] of Object.entries(await answer.json())) {
     const cell = document.getElementById(id)?.querySelector("td.loss");
-    cell?.querySelector("polyline").setAttribute("points", line);
-    if (cell) cell.querySelector("span").textContent = last;
+    if (!cell || !line) continue;
+    const made = document.createElement("template");
+    made.innerHTML = '<svg class="spark" viewBox="0 0 80 16" preserveAspectRatio="none" aria-hidden="true"><polyline/></svg>';
+    made.content.querySelector("polyline").setAttribute("points", line);
+    cell.dataset.spark = line;
+    cell.replaceChildren(made.content, ` ${last}`);
   }
 }
 

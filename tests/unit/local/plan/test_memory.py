@@ -116,7 +116,7 @@ def test_a_name_that_is_no_model_is_explained() -> None:
 
 def test_no_hub_is_explained(tmp_path: Path) -> None:
     code = (
-        "from orchestrate.errors import ConfigError\nfrom orchestrate.local.model import models\n"
+        "from orchestrate.errors import ConfigError\nfrom orchestrate.local.model.files import models\n"
         "try: models.fetch('nobody/has-this-model')\nexcept ConfigError as error: print(error, error.fix)"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

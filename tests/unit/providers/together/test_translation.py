@@ -10,6 +10,7 @@ import pytest
 from orchestrate.config import HostConfig, Secret
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
+from orchestrate.providers.chat.completions import at_chat
 from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.providers.together.translation import tag
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
@@ -243,9 +244,9 @@ def test_check_says_what_the_host_would(together: TogetherProvider, tmp_path: Pa
     ],
 )
 def test_where_chats_go(base: str, url: str) -> None:
-    provider = TogetherProvider(
-        HostConfig(name="together", api_key=Secret("key-of-the-tests"), base_url=base)
-    )
+    config = HostConfig(name="together", api_key=Secret("key-of-the-tests"), base_url=base)
+    assert f"{at_chat(config).base_url}/chat/completions" == url, "what asks without the SDK asks there too"
+    provider = TogetherProvider(config)
     client = provider._client().with_options(base_url=provider._inference_url)
     assert str(client._prepare_url("/v1/chat/completions")) == url
     provider.close()

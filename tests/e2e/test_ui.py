@@ -1,0 +1,192 @@
+"""Every page in a real browser: phone and desktop, light and dark, by keyboard, without serious findings of
+axe, and with nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tests.unit.reports.conftest import make_result
+from tests.unit.ui.conftest import ESCAPES, MARKUP
+
+from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.types import Event, Verdict
+from orchestrate.ui.server import serving
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; install one, e.g. apt-get install chromium")
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project")
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    turn = [
+        {"role": "user", "content": MARKUP + ESCAPES},
+        {"role": "assistant", "content": "It ships today."},
+    ]
+    path.write_text("".join(json.dumps({"messages": turn, "n": n}) + "\n" for n in range(40)) + "{broken\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def ft(folder: Path, rows: Path) -> Iterator[Orchestrator]:
+    """Runs of two hosts of a sandbox, one of them deployed and judged, with hostile texts in them."""
+    good = folder / "good.jsonl"
+    good.write_text("".join(rows.read_text().splitlines(keepends=True)[:40]))
+    with running(home=folder / "sandbox", train=False, speed=1000, waits=Durations(file=0.0)) as sandbox:
+        env = {**sandbox.env, "ORCHESTRATE_KEYS": str(folder / "keys.toml")}
+        with Orchestrator(config.load(env=env, cwd=folder, home=folder / "home")) as opened:
+            for backend in ("together", "fireworks"):
+                tags = {"note": MARKUP, "team": "support"}
+                spec = JobSpec(model="qwen3-8b", train=str(good), epochs=1, suffix=f"t-{backend}", tags=tags)
+                run = opened.submit(spec, backend)
+                run.wait(poll_s=0.02)
+                event = Event(
+                    id="hostile", at=run.record.created_at, level="warning", message=MARKUP + ESCAPES
+                )
+                opened.store.history.add_events(run.id, [event])
+                verdict = Verdict(contender=run.id, decision="ship", reasons=(MARKUP,))
+                opened.store.history.add_evaluation(make_result(run.record, 0.8, verdicts=(verdict,)))
+            opened.run("t-fireworks").deploy(max_hours=2)
+            yield opened
+
+
+@pytest.fixture(scope="module")
+def url(ft: Orchestrator) -> Iterator[str]:
+    with serving(ft) as found:
+        yield found
+
+
+class Tab:
+    """One window. What it asks for elsewhere, what its policy blocks and its scripts break on is an error."""
+
+    def __init__(self, browser: Browser, url: str, size: str, scheme: str) -> None:
+        looks: Any = {"viewport": SIZES[size], "color_scheme": scheme}
+        self.page: Page = browser.new_page(**looks)
+        self.url = url
+        self.wrong: list[str] = []
+        self.page.on("request", lambda r: r.url.startswith((url, "data:")) or self.wrong.append(r.url))
+        self.page.on("console", lambda m: m.type == "error" and self.wrong.append(m.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+
+    def open(self, path: str) -> Page:
+        self.page.goto(self.url + path)
+        return self.page
+
+    def sound(self) -> None:
+        """Nothing wrong so far, nothing beside the window, nothing that axe finds serious."""
+        assert self.wrong == []
+        assert "owned" not in self.page.title()
+        wide = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{self.page.url} is {wide} pixels too wide"
+        found = Axe().run(self.page).response["violations"]
+        serious = [v for v in found if v["impact"] in ("serious", "critical")]
+        bad = [(v["id"], [node["html"][:160] for node in v["nodes"]][:3]) for v in serious]
+        assert bad == [], self.page.url
+
+
+def paths(ft: Orchestrator, rows: Path) -> list[str]:
+    one, two = (run.id for run in ft.runs())
+    good = quote(str(rows.with_name("good.jsonl")))
+    form = f"provider=together&model=qwen3-8b&train={good}&epochs=2"
+    return [
+        "", "?q=nothing", f"runs/{one}", f"runs/{one}/do/deploy", f"compare?run={one}&run={two}",
+        "compare", "money", "quote", "data", f"data?path={quote(str(rows))}",
+        "new", f"new?{form}", f"new/confirm?{form}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desktop", "dark")])
+def test_every_page_is_sound(
+    browser: Browser, url: str, ft: Orchestrator, rows: Path, size: str, scheme: str
+) -> None:
+    tab = Tab(browser, url, size, scheme)
+    for path in paths(ft, rows):
+        page = tab.open(path)
+        if ("runs/" in path and "/do/" not in path) or "compare?" in path:
+            expect(page.locator("canvas").first).to_be_visible()
+        if path == "money":
+            expect(page.locator("#standing .sum")).to_be_visible()
+        tab.sound()
+        expect(page.locator(".sandbox")).to_be_visible()
+    tab.open("runs/run-none")
+    expect(tab.page.get_by_role("alert")).to_contain_text("no run is called")
+    tab.page.close()
+
+
+def test_by_keyboard_from_the_runs_to_a_comparison(browser: Browser, url: str) -> None:
+    tab = Tab(browser, url, "desktop", "light")
+    page = tab.open("")
+    for key in ("j", "x", "j", "x", "c"):
+        page.keyboard.press(key)
+    page.wait_for_url(re.compile("compare"))
+    expect(page.locator(".tall tbody tr")).to_have_count(2)
+    page.keyboard.press("1")
+    page.wait_for_url(url)
+    page.keyboard.press("/")
+    page.keyboard.type("together")
+    expect(page.locator("tr[id]")).to_have_count(1)
+    page.keyboard.press("Escape")
+    page.locator("h1").click()
+    page.keyboard.press("?")
+    expect(page.locator("#keys")).to_be_visible()
+    tab.sound()
+
+
+def test_a_page_is_live_and_its_curves_come_into_view(browser: Browser, url: str, ft: Orchestrator) -> None:
+    tab = Tab(browser, url, "desktop", "light")
+    page = tab.open("")
+    expect(page.locator("#live")).to_have_text("live")
+    expect(page.locator("td.loss:has(polyline)").first).to_have_text(re.compile(r"^ \d\.\d{4}$"))
+    run = ft.run("t-together").id
+    ft.store.runs.set_tags(run, {"team": "changed-since"})
+    expect(page.locator(f"#{run}")).to_contain_text("changed-since")
+    assert tab.wrong == []
+
+
+def test_sliders_recompute_and_a_form_ends_in_a_run(
+    browser: Browser, url: str, ft: Orchestrator, rows: Path
+) -> None:
+    tab = Tab(browser, url, "phone", "dark")
+    page = tab.open("quote")
+    before = page.locator("#answer").inner_text()
+    page.locator('input[name="rows"]').fill("20000")
+    expect(page.locator("#answer")).not_to_have_text(before)
+    page = tab.open("new")
+    page.locator('select[name="provider"]').select_option("together")
+    page.locator('input[name="model"]').fill("qwen3-8b")
+    page.locator('input[name="train"]').fill(str(rows.with_name("good.jsonl")))
+    page.locator('input[name="seed"]').fill("7")
+    page.locator('input[name="seed"]').blur()
+    expect(page.locator("#beside .good")).to_have_text("Ready.")
+    page.get_by_role("button", name="Go on to the price").click()
+    expect(page.locator(".sum")).to_contain_text("expected")
+    page.get_by_role("button", name=re.compile("^Submit")).click()
+    expect(page.locator("#status .state")).to_be_visible()
+    assert ft.runs()[0].record.spec["seed"] == 7 and tab.wrong == []
