@@ -221,6 +221,9 @@ def _require_grader(grader: dict[str, Any]) -> None:
             return
     if not isinstance(grader.get("name"), str):
         raise HostError(422, "Invalid grader: it needs a name", param="grader.name", code="invalid_grader")
+    if not isinstance(grader.get("image_tag", ""), str):
+        told = "Invalid grader: image_tag must be text"
+        raise HostError(422, told, param="grader.image_tag", code="invalid_grader")
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +101,15 @@ def test_instructor(gateway: Gateway, model: str, data: Path) -> None:
                 found = client.fine_tuning.jobs.list(limit=1).data
                 return bool(found) and (found[0].model, found[0].status) == (model, "succeeded")
 
-            def shown() -> bool:
+            def going_on() -> bool:
                 assert watching.poll() is None, (data.parent / "out").read_text()[-2000:]
-                return succeeded() and "succeeded" in (data.parent / "out").read_text()
+                return succeeded()
 
-            until(shown, 300)
+            until(going_on, 300)
+        time.sleep(3)  # it looks each second, and shows its table when it is interrupted
+        watching.send_signal(signal.SIGINT)
+        watching.wait(30)
+        assert "succeeded" in (data.parent / "out").read_text()
     finally:
         watching.kill()
         watching.wait()
