@@ -258,7 +258,8 @@ def columns_of(path: str) -> dict[str, str]:
     a question with its answer. Raises `DataError` when the columns have names that tell nothing."""
     lines = source(path)
     rows = (parse(line)[0] for line in first_lines(lines.lines))
-    first = next((cast("dict[str, Any]", row) for row in rows if isinstance(row, dict)), {})
+    objects = (cast("dict[str, Any]", row) for row in rows if isinstance(row, dict))
+    first = next(objects, dict[str, Any]())
     mapping = guessed(first)
     try:
         shape = sniff(path, first_lines(lines.lines), ())
