@@ -41,7 +41,7 @@ from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.comparison import asked_before
-from orchestrate.service.evaluation.contenders import Contenders, other_host
+from orchestrate.service.evaluation.contenders import PLACES, Contenders, other_host
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
 
@@ -98,7 +98,11 @@ class PreparedEvaluation:
     def __init__(self, ft: Orchestrator, runs: Sequence[RunHandle | str], order: EvaluationOrder) -> None:
         registry.check(order.metrics)
         if (host := other_host(order.on)) is not None:
-            ft.provider(host)
+            try:
+                ft.provider(host)
+            except UsageError as error:
+                places = ", ".join(PLACES)
+                raise UsageError(f"--on takes {places} or a backend: {error.message}") from error
         if not runs and not order.models:
             raise UsageError("name a run or a --model to evaluate", fix="orchestrate runs  lists them")
         if order.sampling.samples > 1 and order.sampling.temperature == 0:
