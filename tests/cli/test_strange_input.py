@@ -74,7 +74,7 @@ def test_only_keys_that_something_reads_are_kept(cli: Cli, tmp_path: Path) -> No
 
 def test_what_cannot_be_written_is_said_with_its_path(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "not a folder" in cli("init", "file").err
+    assert "the file is empty" in cli("init", "file").err
     under = cli("init", "file/inside")
     assert under.code == 3 and "file/inside" in under.err and "defect" not in under.err
     for home in ("file", "/dev/null"):
