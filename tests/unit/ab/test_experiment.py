@@ -365,7 +365,7 @@ def test_the_report_is_a_page_a_table_and_json(store: Store, tmp_path: Path) -> 
     experiment.count("<script>alert(1)</script>\x1b[2J")
     report = experiment.report()
     page = pages.save(report, tmp_path / "r.html").read_text()
-    assert page.count("<figure") == 1 and page.count("<svg") == 2, "one chart, drawn for a page and for a phone"
+    assert page.count("<figure") == 1 and page.count("<svg") == 2, "once for a page, once for a phone"
     assert "resolved" in page and "<script>" not in page and "\x1b" not in page
     table = pages.save(report, tmp_path / "r.txt").read_text()
     assert "running at 50%" in table and "better" in table and "\x1b" not in table
