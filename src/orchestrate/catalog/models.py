@@ -202,10 +202,18 @@ def find(name: str) -> Model:
     """By canonical name, alias, hub id or host's id, in any case. Raises `UsageError` with suggestions."""
     if model := lookup(name):
         return model
-    close = difflib.get_close_matches(name.lower(), list(_catalog().by_name), n=8, cutoff=0.5)
-    names = list(dict.fromkeys(_catalog().by_name[key].name for key in close))[:3]
+    names = like(name)
     hint = f"; did you mean {' or '.join(names)}?" if names else ""
     raise UsageError(f"no model is called {name!r}{hint}", fix="orchestrate models  lists them")
+
+
+def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[str]:
+    """Up to three names of models, with `provider` of those it offers, that a misspelt one may mean; `least`
+    says how alike they have to be, 0 to 1."""
+    by_name = _catalog().by_name
+    offered = [key for key, model in by_name.items() if provider is None or model.on(provider) is not None]
+    close = difflib.get_close_matches(name.lower(), offered, n=8, cutoff=least)
+    return list(dict.fromkeys(by_name[key].name for key in close))[:3]
 
 
 def search(query: str = "", provider: str | None = None) -> list[Model]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import costing, days
+from orchestrate import catalog, costing, days
 from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NO_QUOTE = ("model", "method", "method.type")
 """Refusals after which there is nothing to price."""
+_ALIKE = 0.85
+"""A host may have models that the catalog has not: only what is all but the same name is a slip."""
 
 
 def wandb_key(config: HostConfig) -> str:
@@ -59,6 +61,9 @@ def problems(
         model = provider.resolve(spec)
     except UsageError:
         return found  # the translation's row of the model says so
+    if model.model is None and (meant := catalog.like(model.id, least=_ALIKE, provider=provider.kind)):
+        told = f"{model.id} is not among the models that are known here; did you mean {' or '.join(meant)}?"
+        found.append(_problem(name, "model-unknown", told, field="model", severity=Severity.WARNING))
     for dataset in (data.train, data.validation):
         if dataset is not None:
             found += _of_file(provider, spec, dataset, model, validation=dataset is data.validation)

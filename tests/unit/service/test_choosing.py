@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate import Orchestrator, config
+from orchestrate import JobSpec, Orchestrator, config
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.sandbox import running
 from orchestrate.service.data import files as data
@@ -45,6 +45,18 @@ def test_models_are_those_that_hold_the_words_and_that_the_host_offers(ft: Orche
         "a configured host has its type's models"
     )
     assert ft.models("no such model") == []
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [("gpt-4.1-minni", "gpt-4.1-mini"), ("gpt-4.1-mini", None), ("our-own-model-2026", None)],
+)
+def test_a_slip_in_a_models_name_is_told_where_a_host_lets_any_name_through(
+    ft: Orchestrator, rows: Path, named: str, meant: str | None
+) -> None:
+    found = ft.check(JobSpec(model=named, train=str(rows)), "openai")
+    told = [problem.message for problem in found if problem.code == "model-unknown"]
+    assert [f"did you mean {meant}?" in line for line in told] == ([True] if meant else [])
 
 
 def test_changes_name_the_hosts_that_cannot_be_asked(ft: Orchestrator) -> None:
