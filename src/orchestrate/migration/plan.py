@@ -68,14 +68,14 @@ class PlannedMove(Record, frozen=True, kw_only=True):
         return target[1] if target is not None else Decimal(0)
 
 
-def write(path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
-    """With the reasons as comments. Raises `UsageError` where there is such a file: a person may have edited
-    it."""
+def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
+    """With the reasons as comments. `moved_usd`: what moving these runs has cost before. Raises `UsageError`
+    where there is such a file: a person may have edited it."""
     if path.exists():
         raise UsageError(
             f"{path} is there already, perhaps edited", fix="carry it out without --all, or name another file"
         )
-    budget = sum((one.high_usd for one in planned), Decimal(0))
+    budget = sum((one.high_usd for one in planned), moved_usd)
     lines = [_HEAD.format(name=path.name), f"budget_usd: {_up(budget)}", f"margin: {margin:g}", "runs:"]
     for one in planned:
         lines += _entry(one)

@@ -272,7 +272,7 @@ def quiet(words: str) -> None:
 
 def written(ft: Orchestrator, path: Path) -> plans.Plan:
     wanted = order("openai", models={"openai": "gpt-4.1-mini"})
-    account.write_plan(path, account.proposed(ft, wanted, quiet), 0.2)
+    account.write_plan(ft, path, account.proposed(ft, wanted, quiet), 0.2)
     return plans.read(path)
 
 

@@ -27,9 +27,10 @@ def write(ft: Orchestrator, path: Path, order: MigrationOrder, *, json: bool) ->
     if not order.to:
         raise UsageError("say where the runs may go", fix="orchestrate migrate --all --plan F --to BACKENDS")
     if path.exists():
-        account.write_plan(path, [], order.margin)  # says so before any data are read
+        # Says so before any data are read.
+        account.write_plan(ft, path, [], order.margin)
     planned = account.proposed(ft, order, _quiet())
-    account.write_plan(path, planned, order.margin)
+    account.write_plan(ft, path, planned, order.margin)
     moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
     if json:
         print_json(planned)

@@ -250,6 +250,13 @@ def _high_usd(step: _Step) -> Decimal:
     return target.quote.high_usd if target.quote is not None else Decimal(0)
 
 
+def _moved_usd(ft: Orchestrator, planned: Sequence[PlannedMove]) -> Decimal:
+    """What moving these runs has cost before there was a plan, which the plan's budget counts too."""
+    old = {one.run_id: ft.run(one.run_id).record.sandbox for one in planned if one.skipped is None}
+    moved = [run for run in ft.store.runs.matching() if run.tags.get(TAG) in old]
+    return sum((cost_usd(run) for run in moved if run.sandbox == old[run.tags[TAG]]), Decimal(0))
+
+
 def cost_usd(run: Run) -> Decimal:
     """The most that it has cost or will: in a sandbox what it would have, so that a rehearsal shows it."""
     if run.phase is SubmitPhase.REFUSED:
@@ -265,6 +272,6 @@ def _with(found: Carried, **more: object) -> Carried:
     return with_(found, **more)  # pyright: ignore[reportArgumentType]
 
 
-def write_plan(path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
+def write_plan(ft: Orchestrator, path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
     """See `orchestrate.migration.plan.write`."""
-    plans.write(path, planned, margin)
+    plans.write(path, planned, margin, _moved_usd(ft, planned))
