@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from msgspec.structs import replace
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.unit.reports.conftest import make_result
 from tests.unit.ui.conftest import ESCAPES, MARKUP
@@ -165,7 +166,8 @@ def test_a_page_is_live_and_its_curves_come_into_view(browser: Browser, url: str
     expect(page.locator("#live")).to_have_text("live")
     expect(page.locator("td.loss:has(polyline)").first).to_have_text(re.compile(r"^ \d\.\d{4}$"))
     run = ft.run("t-together").id
-    ft.store.runs.set_tags(run, {"team": "changed-since"})
+    at = ft.store.clock.now()
+    ft.store.runs.apply(run, lambda now: replace(now, tags={"team": "changed-since"}, updated_at=at))
     expect(page.locator(f"#{run}")).to_contain_text("changed-since")
     assert tab.wrong == []
 
