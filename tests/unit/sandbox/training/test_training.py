@@ -27,7 +27,7 @@ Until = Callable[[Callable[[], Any]], Any]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with running(home=tmp_path_factory.mktemp("trained"), speed=20) as sandbox:
+    with running(home=tmp_path_factory.mktemp("trained"), speed=20, slots=1) as sandbox:
         yield sandbox
 
 
