@@ -15,7 +15,7 @@ from orchestrate.commands.terminal.console import (
     SANDBOX,
     Json,
     RunArg,
-    never_cut,
+    filled,
     note,
     orchestrator,
     out,
@@ -139,13 +139,9 @@ def runs(
         del cells["step"]
     if out.width < _ROOM_FOR_TAGS or not any(cells["tags"]):
         del cells["tags"]
-    shown = table(*cells, right=("step", "took", "cost"), fold=("model", "tags"))
-    for row in zip(*cells.values(), strict=True):
-        shown.add_row(*row)
-    never_cut(shown, *(cells.keys() - {"model", "tags"}))
     if sandbox:
         out.print(SANDBOX)
-    out.print(shown)
+    out.print(filled(cells, right=("step", "took", "cost"), fold=("model", "tags")))
     if deployed:
         note(f"{hourly(deployed)}: orchestrate deployments")
 

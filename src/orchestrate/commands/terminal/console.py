@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -160,6 +160,15 @@ def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None =
             no_wrap=not wraps,
             max_width=None if wraps else 44,
         )
+    return made
+
+
+def filled(cells: Mapping[str, Sequence[str | Text]], *, right: Sequence[str], fold: Sequence[str]) -> Table:
+    """A table of these columns, each by its name. Only what may `fold` is ever wrapped."""
+    made = table(*cells, right=right, fold=fold)
+    for row in zip(*cells.values(), strict=True):
+        made.add_row(*row)
+    never_cut(made, *(cells.keys() - set(fold)))
     return made
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
@@ -14,12 +12,12 @@ from orchestrate import watching
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
-    never_cut,
+    ended_by_signal,
+    filled,
     note,
     orchestrator,
     out,
     print_json,
-    table,
     warn,
 )
 from orchestrate.commands.terminal.options import SpecOptions, by_default, grouped
@@ -124,11 +122,7 @@ def list_entries(
         "limit": [_limit(entry) for entry in entries],
         "about": [_about(entry) for entry in entries],
     }
-    shown = table(*columns, right=("limit",), fold=("model", "about"))
-    for row in zip(*columns.values(), strict=True):
-        shown.add_row(*row)
-    never_cut(shown, "entry", "backend", "state", "limit")
-    out.print(shown)
+    out.print(filled(columns, right=("limit",), fold=("model", "about")))
 
 
 @app.command()
@@ -180,11 +174,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Submit what waits as room is made, until interrupted; the runs live on without it."""
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda _signal, _frame: stop.set())
     told: list[Moved] = []
-    with orchestrator(context) as ft:
+    with ended_by_signal() as stop, orchestrator(context) as ft:
         only = None if provider == "all" else ft.backends(provider)
         watcher, server = watching.watcher(ft, only=only), queueing.QueueServer(ft, only)
         watcher.feed = server

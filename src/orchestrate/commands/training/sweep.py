@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +13,9 @@ from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
+    ended_by_signal,
     err,
-    never_cut,
+    filled,
     note,
     orchestrator,
     out,
@@ -182,9 +181,7 @@ def _agree(price: Any, search: Search, aim: AimOptions) -> None:
 
 
 def _carry_out(ft: Orchestrator, carried: Searching) -> None:
-    stop, shown = threading.Event(), dict[int, Trial]()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda _signal, _frame: stop.set())
+    shown = dict[int, Trial]()
     watcher = watching.watcher(ft)
     watcher.feed = None  # what waits in the queue is not this command's
 
@@ -197,7 +194,8 @@ def _carry_out(ft: Orchestrator, carried: Searching) -> None:
                 note(f"trial {trial.number} ({_settings(trial)}): {_state(trial)}")
                 shown[trial.number] = trial
 
-    carried.run(watcher.turn, stop, told)
+    with ended_by_signal() as stop:
+        carried.run(watcher.turn, stop, told)
     if stop.is_set():
         note("interrupted; its runs go on, and the same command again goes on with the sweep")
         raise typer.Exit(130)
@@ -234,11 +232,7 @@ def _show(carried: Searching, trials: list[Trial], ranked: list[Trial]) -> None:
     for name in ("rows", "about"):
         if len(set(columns[name])) == 1 and columns[name][0] in ("", "100%"):
             del columns[name]
-    shown = table(*columns, right=("trial", "rows"), fold=("about",))
-    for row in zip(*columns.values(), strict=True):
-        shown.add_row(*row)
-    never_cut(shown, *(columns.keys() - {"about"}))
-    out.print(shown)
+    out.print(filled(columns, right=("trial", "rows"), fold=("about",)))
     if len(ranked) > 1:
         note(_how_sure(carried, ranked))
 
