@@ -207,6 +207,11 @@ class PaperHost(Provider):
         draft.write_text(json.dumps(json.loads(file.read_text()) | values))
         draft.replace(file)
 
+    def show(self) -> None:
+        """The jobs that were late appear now."""
+        for job in self.jobs():
+            self.set(job["id"], appears=0.0)
+
     def jobs(self, ref: str | None = None) -> list[dict[str, Any]]:
         """All that the host has, shown or not."""
         found = [json.loads(f.read_text()) for f in sorted((self.folder / "jobs").glob("*.json"))]

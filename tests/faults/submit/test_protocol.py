@@ -38,6 +38,7 @@ from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhas
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience_s=1.0)
+OPEN = replace(QUICK, margin_s=600.0)  # what is not known stays so, however busy the machine is
 DATA: Any = Paper()
 
 
@@ -129,16 +130,16 @@ def test_a_lost_answer_is_settled_at_once_when_the_job_shows(store: Store, host:
 
 
 def test_a_job_that_shows_late_is_adopted_and_nothing_is_sent_twice(store: Store, host: PaperHost) -> None:
-    host.faults["late_s"] = 0.3
+    host.faults["late_s"] = 1e6
     with pytest.raises(OutcomeUnknown):
-        submit(store, host, SPEC, DATA, timing=QUICK)
+        submit(store, host, SPEC, DATA, timing=OPEN)
     run = store.runs.get("last")
     assert run.phase is SubmitPhase.OUTCOME_UNKNOWN
     with pytest.raises(OutcomeUnknown, match="not settled"):
-        submit(store, host, SPEC, DATA, run_id=run.id, timing=QUICK)
-    assert sync(store, lambda _: host, timing=QUICK).unsettled == [run.id]
-    time.sleep(0.35)
-    report = sync(store, lambda _: host, timing=QUICK)
+        submit(store, host, SPEC, DATA, run_id=run.id, timing=OPEN)
+    assert sync(store, lambda _: host, timing=OPEN).unsettled == [run.id]
+    host.show()
+    report = sync(store, lambda _: host, timing=OPEN)
     assert report.adopted == [run.id]
     assert store.runs.get(run.id).job_id == host.jobs()[0]["id"]
     assert host.posts() == 1
@@ -188,12 +189,13 @@ class Moved(Clock):
 def test_a_clock_that_is_set_a_day_off_changes_nothing(store_url: str, host: PaperHost, days: int) -> None:
     clock = Moved()
     with Store.open(store_url, clock=clock) as store:
-        host.faults["late_s"] = 0.3
+        host.faults["late_s"] = 1e6
         with pytest.raises(OutcomeUnknown):
-            submit(store, host, SPEC, DATA, timing=QUICK)
+            submit(store, host, SPEC, DATA, timing=OPEN)
         clock.days = days
-        run = settle(store, host, store.runs.get("last"), timing=QUICK)
+        run = settle(store, host, store.runs.get("last"), timing=OPEN)
         assert run.phase is SubmitPhase.OUTCOME_UNKNOWN, "a day on the wall is not the settle time"
+        host.show()
         run = settled(store, host, run)
         assert run.job_id == host.jobs()[0]["id"]
         host.set(str(run.job_id), state="done")
