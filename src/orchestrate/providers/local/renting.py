@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
-from orchestrate.places.base import SILENCE_S, Limits, Machine, Resources
+from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources
 from orchestrate.places.order import gpu_asked
 from orchestrate.text import money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
@@ -81,7 +81,11 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
                 return fit.machine, "asked for by name"
         known = ", ".join(dict.fromkeys(fit.machine.gpu or "none" for fit in fitting_ones))
         raise UsageError(f"there is no {wanted} here", fix=f"gpu: one of {known}; or auto")
-    cheap = [fit for fit in fitting_ones if most is None or _price(fit) <= most]
+    spot = asked.get("spot") is True
+    there = [fit for fit in fitting_ones if fit.machine.spot is not None] if spot else fitting_ones
+    if not there:
+        raise UsageError("no machine of this place can be had as spot", fix="spot: false")
+    cheap = [fit for fit in there if most is None or _price(fit, spot=spot) <= most]
     if not cheap:
         raise UsageError(
             f"every machine costs more than {money(most)} per hour", fix="raise max_usd_per_hour"
@@ -115,8 +119,13 @@ def _is(machine: Machine, gpu: str | None, wanted: str) -> bool:
     return set(gpu.upper().replace("-", " ").split()) <= set(machine.gpu.upper().replace("-", " ").split())
 
 
-def _price(fit: Fit) -> Decimal:
-    return fit.machine.hourly.usd_per_hour if fit.machine.hourly else Decimal("Infinity")
+def _price(fit: Fit, *, spot: bool) -> Decimal:
+    hourly = _hourly(fit.machine, spot=spot)
+    return hourly.usd_per_hour if hourly else Decimal("Infinity")
+
+
+def _hourly(machine: Machine, *, spot: bool) -> Hourly | None:
+    return machine.spot if spot else machine.hourly
 
 
 def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) -> Resources:
@@ -133,7 +142,10 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
         raise UsageError(
             f"the engine trains on one GPU, and {number} x {gpu} were asked for", fix=f"gpu: {gpu}"
         )
-    hourly = machine.hourly if machine else None
+    if spot and machine is not None and machine.spot is None:
+        told = f"{machine.name} cannot be had as spot: there is no such price for it"
+        raise UsageError(told, fix="spot: false, or another gpu")
+    hourly = _hourly(machine, spot=spot) if machine else None
     return Resources(
         gpu=gpu,
         count=max(1, number),
