@@ -70,7 +70,9 @@ class Task:
         known = {"name", "resources", "envs", "secrets", "setup", "run"}
         if wrong := set(config) - known:
             raise InvalidSkyPilotConfigError(f"unknown fields: {wrong}")
-        return Task(config)
+        task = Task(dict(config))
+        config.clear()
+        return task
 
 
 def launch(task: Task, name: str) -> str:

@@ -18,12 +18,12 @@ from tests.unit.places.worlds import WORLDS, World
 from orchestrate.data import TrainingData
 from orchestrate.errors import InvalidRequest, OutcomeUnknown, OverBudget
 from orchestrate.local.run.rundir import RunDir
-from orchestrate.places.base import PRICE, Hourly
+from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.depot import Depot
 from orchestrate.places.remote import Errand
 from orchestrate.prepared import _kept_private
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.spec import JobSpec
+from orchestrate.spec import Full, JobSpec
 from orchestrate.types import JobStatus
 
 REF = "orc-0123456789ab"
@@ -209,3 +209,22 @@ def test_a_refusal_is_certain(world: World, found: AwayProvider, spec: JobSpec) 
     with pytest.raises(InvalidRequest):
         submit(found, on(world, spec))
     assert not world.jobs()
+
+
+def test_several_gpus_of_one_machine(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """A process for each, where the model fits on each; what does not is not split over them."""
+    if world.name == "kuberay":
+        world.options = world.options.replace('"L40S"', '"H100:2"')
+    found = world.provider(tmp_path)
+    found.place.price(Resources(gpu=world.gpu, machine="a100-large"))
+    two = {"hf-jobs": "H200:8"}.get(world.name, "H100:2")
+    plan = found.translate(on(world, spec, gpu=two))
+    assert not plan.refused, plan.refused
+    count = int(two.partition(":")[2])
+    assert plan.body["hyper"]["processes"] == count == plan.body["resources"]["count"]
+    large = on(world, spec.model_copy(update={"model": "llama-3.3-70b", "adapter": Full()}), gpu=two)
+    [refused] = found.translate(large).refused
+    assert "holds the model whole" in str(refused.rule)
+    found.place.close()

@@ -45,10 +45,10 @@ def place(bridge: Bridge, tmp_path: Path, **options: Any) -> Sky:
     return Sky("sky", given, bridge, settle_s=0)
 
 
-def submit(found: Sky, tmp_path: Path, resources: Resources = H100) -> None:
+def submit(found: Sky, tmp_path: Path, resources: Resources = H100, ref: str = REF) -> None:
     (tmp_path / "train.jsonl").write_text('{"messages": []}\n')
     job = LocalJob(
-        ref=REF,
+        ref=ref,
         model="someone/some-model",
         model_name="some-model",
         train=str(tmp_path / "train.jsonl"),

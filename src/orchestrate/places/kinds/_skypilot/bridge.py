@@ -71,8 +71,9 @@ def _number(value: Any) -> float | None:
 
 def launch(task: dict[str, Any]) -> str:
     """The id of the request; the job is made later, see `jobs`."""
-    sky = import_module("sky")
-    return str(_jobs().launch(sky.Task.from_yaml_config(task), name=task["name"]))
+    name = task["name"]  # its loader takes the fields out
+    made = import_module("sky").Task.from_yaml_config(task)
+    return str(_jobs().launch(made, name=name))
 
 
 def jobs(name: str) -> list[dict[str, Any]]:
