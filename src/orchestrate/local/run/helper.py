@@ -48,7 +48,7 @@ def main(path: str, rank: int, processes: int, meeting: Path) -> None:
         orders: list[Any] = [None]
         dist.broadcast_object_list(orders, src=0)
         try:
-            parallel.together(loop.objective, loop.train, loop.parameters, orders[0], rank)
+            parallel.at_once(loop.objective, loop.train, loop.parameters, orders[0], rank)
         except torch.OutOfMemoryError:
             parallel.give_back(loop.loaded.device)
         for parameter in loop.parameters.values():

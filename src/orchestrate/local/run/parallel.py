@@ -110,7 +110,7 @@ class Group:
         order = Step(shares, step.total, step.max_tokens, step.max_rows, step.seed)
         try:
             dist.broadcast_object_list([order], src=0)
-            return together(objective, rows, parameters, order, 0)
+            return at_once(objective, rows, parameters, order, 0)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
@@ -148,7 +148,7 @@ def split(batch: Sequence[int], lengths: Sequence[int], processes: int) -> tuple
     return tuple(tuple(share) for share in shares)
 
 
-def together(
+def at_once(
     objective: Objective,
     rows: Rows,
     parameters: Mapping[str, torch.nn.Parameter],
