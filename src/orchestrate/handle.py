@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +21,7 @@ from orchestrate.types import (
     Feature,
     Job,
     JobStatus,
+    Listing,
     Message,
     MetricPoint,
     Proof,
@@ -71,6 +71,11 @@ class RunHandle:
         r = self.record
         return f"<RunHandle {r.id} {r.provider} {r.status.value}{' SANDBOX' if r.sandbox else ''}>"
 
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.progress(self.record, self.metrics(), self.events())
+
     @property
     def id(self) -> str:
         return self.record.id
@@ -97,37 +102,19 @@ class RunHandle:
         on_change: Callable[[RunHandle], object] | None = None,
         poll_s: float | None = None,
         timeout_s: float | None = None,
+        live: bool = True,
     ) -> Run:
         """Returns when the run has ended, whatever the end; `check()` raises if it was not a success.
 
         Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
-        not answer is asked again. Raises `TimeoutError` after `timeout_s`.
+        not answer is asked again. In a notebook the run is drawn in the cell's output meanwhile, unless
+        `live` is false. Raises `TimeoutError` after `timeout_s`.
         """
-        from orchestrate.tracking import Pace
+        from orchestrate.waiting import Told, wait
 
-        near = self.record.sandbox or self.provider.config.base_url is None
-        pace = Pace(poll_s, near=near)
-        started = time.monotonic()
-        seen = 0
-        while True:
-            record = pace.attempt(self.refresh) or self.record
-            if record.status is JobStatus.PAUSED:
-                self.provider.recover(record.handle)
-            events = self.events()
-            for event in events[seen:]:
-                if on_event:
-                    on_event(event)
-            seen = len(events)
-            if on_change:
-                on_change(self)
-            if record.status.terminal:
-                return record
-            if timeout_s is not None and time.monotonic() - started > timeout_s:
-                raise TimeoutError(
-                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it goes on"
-                )
-            pace.sleep()
+        told = Told(on_event=on_event, on_change=on_change, live=live)
+        return wait(self, told, poll_s=poll_s, timeout_s=timeout_s)
 
     def check(self) -> Run:
         """The record of a run that succeeded; one that was last seen on its way is asked about. Raises
@@ -142,17 +129,17 @@ class RunHandle:
             )
         return self.record
 
-    def events(self) -> list[Event]:
+    def events(self) -> Listing[Event]:
         """Those in the store, oldest first."""
-        return self._ft.store.history.events(self.id)
+        return Listing(self._ft.store.history.events(self.id))
 
-    def metrics(self) -> list[MetricPoint]:
+    def metrics(self) -> Listing[MetricPoint]:
         """Those in the store, by step."""
-        return self._ft.store.history.metrics(self.id)
+        return Listing(self._ft.store.history.metrics(self.id))
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> Listing[Checkpoint]:
         """Those in the store."""
-        return self._ft.store.history.checkpoints(self.id)
+        return Listing(self._ft.store.history.checkpoints(self.id))
 
     def rendered(self) -> list[RowTokens]:
         """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""

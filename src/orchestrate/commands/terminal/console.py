@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import typer
@@ -50,6 +50,15 @@ class _Console(Console):
         for segment in super().render(renderable, options):
             # Control segments move the cursor of live views; rich makes them, never out of a text.
             yield segment if segment.control else Segment(inert(segment.text), segment.style)
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream itself, beneath what guards it: a live view puts a guard of its own over ours, and its
+        cursor would be shown as signs."""
+        stream = super().file
+        while inner := getattr(stream, "rich_proxied_file", None):
+            stream = inner
+        return stream
 
     def on_broken_pipe(self) -> None:
         """The reader of the pipe has gone, as with `| head`: it has what it wanted."""
@@ -219,7 +228,10 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     # What typer says of a wrong command line; its exceptions have no public home that all its versions share.
     if (told := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
         if type(error).__name__ == "NoArgsIsHelpError":
-            return UsageError.exit_code  # the help was printed already
+            # Boxes of help print themselves; the plain page of a narrow terminal is the error's text.
+            if page := str(told()).strip():
+                print_text(page)
+            return UsageError.exit_code
         command: Any = getattr(error, "ctx", None)
         fix = f"{command.command_path} --help" if command is not None else None
         report_error(UsageError(str(told()), fix=fix), as_json=as_json)
