@@ -7,6 +7,8 @@ from typing import Any, Self, cast
 
 import msgspec
 
+from orchestrate.types import decoding
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every record: immutable, keyword-only, convertible to and from JSON without loss."""
@@ -21,11 +23,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
         """Raises `msgspec.ValidationError` or `msgspec.DecodeError` when the bytes are not such a record."""
-        return msgspec.json.decode(data, type=cls)
+        return decoding.decode(data, type=cls)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return msgspec.convert(data, type=cls, strict=False)
+        return decoding.convert(data, type=cls, strict=False)
 
     def cells(self) -> dict[str, Any]:
         """As a line of a table, by column; what lies deeper has the names on the way to it, `tags.team`."""
