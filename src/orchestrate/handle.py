@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
+    from orchestrate.exporters.records import Logged
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
@@ -357,6 +358,14 @@ class RunHandle:
         """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
         the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
         return self._ft.evaluate([self], test, metrics=metrics, **order)
+
+    def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
+        """Puts settings, metrics, outcome and cost, as last seen, into mlflow, wandb or tensorboard, `at` a
+        URL or folder; what it has already is not put there again. Raises `MissingExtra`, `ProviderError`."""
+        from orchestrate import exporters
+
+        with exporters.opened(tracker, at, project) as opened:
+            return opened.write(exporters.story(self._ft.store, self.record))
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:
         """See `orchestrate.tuned.export`."""
