@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestrate import JobSpec, config
-from orchestrate.commands.runs.tracked import spending as view
+from orchestrate.commands.runs import spending as view
 from orchestrate.commands.terminal.live import panel
 from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
