@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.catalog.models import lookup
-from orchestrate.deployment import require_open
+from orchestrate.deployment import require_open, used
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import private_folder, whole, write_whole
 from orchestrate.keys import secret, user_and_machine
@@ -226,10 +226,12 @@ def verify(
     if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
         _require_answering(subject)
         place = HostPlace(subject.provider, subject.record.handle, subject.record.tuned_model or subject.id)
+        used(home, subject.id)
         return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
     if not isinstance(subject, Path) and at in _deployed_at(home, subject):
         deployment = require_open(home, subject.id, at)
         place = HostPlace(home.provider(at), deployment.handle, deployment.model or subject.id)
+        used(home, subject.id, at)
         return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
     if at is None:
         raise UsageError("say where it is served", fix="--at URL , or a folder")
