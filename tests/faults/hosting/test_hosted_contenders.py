@@ -80,7 +80,8 @@ def test_a_deployment_named_by_its_model_is_used_by_its_own_users_alone(
     run.deploy()
     hosts.skip(100)
     handle = run.record.handle
-    base, tuned = (run.provider.chat(handle, base=wanted).model for wanted in (True, False))
+    asking: Any = run.provider
+    base, tuned = (asking.chat(handle, base=wanted).model for wanted in (True, False))
     plan = ExperimentPlan(
         name="bot",
         base=f"fireworks={base}",
