@@ -214,6 +214,11 @@ class JobSpec(Part):
                 given[name] = {"type": getattr(self, name).type, **given[name]}
         return given
 
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.spec(self.asked())
+
     def canonical(self) -> dict[str, Any]:
         """Every field, JSON-ready, but those of later versions that are not given: a spec of before them
         stays what it was."""

@@ -53,7 +53,8 @@ def in_32_bits(folder: Path) -> Path:
     shutil.copytree(TINY, folder)
     for old in folder.glob("*.safetensors"):
         old.unlink()
-    AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).save_pretrained(str(folder))
+    model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    model.save_pretrained(folder)
     return folder
 
 
