@@ -16,7 +16,7 @@ from orchestrate.bundled import bundled
 from orchestrate.description import Described
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 WARN_DAYS = 90
 """A model that ends within so many days is warned about."""
@@ -145,7 +145,7 @@ def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
         hosts: dict[str, dict[str, Any]] = entry.get("hosts", {})
         entry["hosts"] = {name: _host(defaults[name], host, sources) for name, host in hosts.items()}
         entry["sources"] = [sources[key] for key in entry.get("sources", ())]
-    models = msgspec.convert(raw["models"], tuple[Model, ...])
+    models = decoding.convert(raw["models"], tuple[Model, ...])
     return _Catalog(
         models=models,
         sources=sources,

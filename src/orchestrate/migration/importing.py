@@ -34,7 +34,7 @@ from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.syncing.recovery import run_of
 from orchestrate.tracking.syncing.sweep import conclude, fetch_details
 from orchestrate.tracking.syncing.worth import valued
-from orchestrate.types import Job, JobStatus, Run, Told
+from orchestrate.types import Job, JobStatus, Run, Told, decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
@@ -222,7 +222,7 @@ class Importer:
     def _held(self) -> Iterator[tuple[str, dict[str, HostFile]]]:
         """Of each run that was completed, its files by split."""
         for record in self._store.history.records(DETAILS):
-            yield record.run_id, msgspec.convert(record.data.get("files", {}), dict[str, HostFile])
+            yield record.run_id, decoding.convert(record.data.get("files", {}), dict[str, HostFile])
 
     def lost(self) -> dict[str, str]:
         """Run id -> why its training file cannot be had."""
@@ -234,7 +234,7 @@ class Importer:
     def files(self) -> Iterator[HostFile]:
         """Those of this host that were fetched, or found gone."""
         for record in self._store.history.records(FILES, [self._place]):
-            yield msgspec.convert(record.data, HostFile)
+            yield decoding.convert(record.data, HostFile)
 
     @property
     def _place(self) -> str:

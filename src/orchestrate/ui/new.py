@@ -192,9 +192,7 @@ def _submit(site: Site, form: Form) -> str:
         raise UsageError("the form holds no spec: begin again") from error
     limit = first(form, "max_cost_usd")
     if not limit and first(form, "unknown") != "1":
-        raise UsageError(
-            "nobody agreed to a price that is not known", fix="tick that, or set max_cost_usd"
-        )
+        raise UsageError("nobody agreed to a price that is not known", fix="tick that, or set max_cost_usd")
     again = first(form, "again") == "1"
     run = site.ft.submit(
         spec,

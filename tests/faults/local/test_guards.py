@@ -83,8 +83,10 @@ def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Pa
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(
-    job: LocalJob, home: Path, nursery: Nursery
-) -> None:  # noqa: F811
+    job: LocalJob,  # noqa: F811
+    home: Path,  # noqa: F811
+    nursery: Nursery,
+) -> None:
     """No file may grow beyond what the metrics have by then: neither they nor a checkpoint can be written."""
     whole = launch(changed(job, "whole"), home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()

@@ -25,6 +25,7 @@ from orchestrate.local.model.weights.architectures import auto_class
 from orchestrate.local.proof import finding, prompts
 from orchestrate.local.weights.merging import combine, merge
 from orchestrate.local.weights.process import serve
+from orchestrate.types import decoding
 
 
 def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]
     texts: list[str | None] = []
     for messages in conversations:
         try:
-            texts.append(template.chats.prompt([msgspec.convert(m, ChatMessage) for m in messages]))
+            texts.append(template.chats.prompt([decoding.convert(m, ChatMessage) for m in messages]))
         except DataError:
             texts.append(None)
     return {"texts": texts, "bos": tokenizer.bos_token}
@@ -162,7 +163,7 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
 
 def shown(message: dict[str, Any]) -> dict[str, Any]:
     """As templates expect it: servers turn the arguments of tool calls into objects first."""
-    return as_shown(msgspec.convert(message, ChatMessage))
+    return as_shown(decoding.convert(message, ChatMessage))
 
 
 def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from orchestrate.local.model.files import gguf_files
 from orchestrate.local.space import FULL
 from orchestrate.profile import this_machine
 from orchestrate.tensors import header_bytes, tensors
+from orchestrate.types import decoding
 
 WHOLE_HASH_LIMIT = 4 << 30
 """Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
@@ -191,7 +192,7 @@ def here(model: str) -> ModelFolder | None:
 def _missing_shards(path: Path) -> list[str]:
     """Files that the index names and that are not there."""
     try:
-        index = msgspec.json.decode((path / "model.safetensors.index.json").read_bytes(), type=_Index)
+        index = decoding.decode((path / "model.safetensors.index.json").read_bytes(), type=_Index)
     except OSError:
         return []
     except msgspec.MsgspecError as error:
