@@ -68,5 +68,7 @@ def test_errors_fit_their_schema(cli: Cli) -> None:
 
 def test_the_command_prints_them(cli: Cli) -> None:
     assert cli("schema", "data", "check").json["title"] == "orchestrate data check --json"
-    assert cli("schema").json.keys() == OUTPUTS.keys()
-    assert cli("schema", "nope").code == 2
+    assert cli("schema", "--all").json.keys() == OUTPUTS.keys()
+    assert cli("schema").out.splitlines() == list(OUTPUTS)
+    wrong = cli("schema", "data", "chek")
+    assert wrong.code == 2 and "did you mean data check?" in wrong.err

@@ -15,7 +15,6 @@ from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
-    never_cut,
     note,
     orchestrator,
     out,
@@ -189,7 +188,6 @@ def _show_day(day: date, dues: list[Due]) -> None:
     for due in dues:
         kept = f"{due.recorded:,} in {due.recording}" if due.recording else "no"
         rows.add_row(due.run_id, kept, "its own" if due.prompts else "FILE", due.tuned_model)
-    never_cut(rows, "run", "recorded", "prompts")
     out.print(
         f"record by {day}, in {count(left, 'day')}"
         if left >= 0
