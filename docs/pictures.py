@@ -1,5 +1,5 @@
-"""Makes the picture of the README from the report of a finished `make demo`, and that of docs/safety.md from a
-sandbox of its own.
+"""Makes the picture of the README from the report of a finished `make demo`, and that of docs/safety.md from
+a sandbox of its own.
 
 python docs/pictures.py              # needs Chromium on the PATH for the report's picture
 python docs/pictures.py spending     # that one alone

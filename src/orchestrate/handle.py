@@ -334,10 +334,12 @@ class RunHandle:
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
         at: str | None = None,
+        tell: Callable[[str], object] | None = None,
     ) -> Reply:
         """One answer of the tuned model, or with `base` of the model that it was tuned from. A text is what
         the user says. `tools`: those that it may call, as the chat completions API has them; `at`: another
-        host to which its adapter was deployed."""
+        host to which its adapter was deployed; `tell` gets the text as it comes, where it does and no tools
+        are given."""
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:
@@ -345,10 +347,13 @@ class RunHandle:
             provider, job = self._here(), self.record.handle
         else:
             provider, job = self._ft.provider(at), require_open(self._ft, self.id, at).handle
-        more: dict[str, Any] = {"tools": tools} if tools else {}
-        [reply] = provider.generate(
-            job, [messages], base=base, max_tokens=max_tokens, temperature=temperature, **more
-        )
+        how: dict[str, Any] = {"base": base, "max_tokens": max_tokens, "temperature": temperature}
+        chat = None if tell is None or tools else provider.chat(job, **how)
+        if chat is not None and tell is not None:
+            reply = chat.read_along(tell).ask(messages)
+        else:
+            how |= {"tools": tools} if tools else {}
+            [reply] = provider.generate(job, [messages], **how)
         used(self._ft, self.id, at)
         return reply
 
