@@ -97,9 +97,10 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         """The model on one backend. Those that train from weights (local, Ray ...) take any open model."""
         if provider in self.hosts:
             return self.hosts[provider]
-        if (found := _catalog().described.get(provider, {}).get(self.name)) is not None:
+        catalog = _catalog()
+        if (found := catalog.described.get(provider, {}).get(self.name)) is not None:
             return found
-        if provider in _catalog().host_names or self.local_id is None:
+        if provider in catalog.host_names or self.local_id is None:
             return None
         return HostModel(id=self.local_id, methods=_DISK_METHODS, adapters=_DISK_ADAPTERS)
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.local import pipe
+from orchestrate.local.run.process import uncollected
 from orchestrate.types import decoding
 
 MOST_ROWS = 64
@@ -206,7 +207,8 @@ def main() -> int:
         try:
             request = msgspec.json.decode(line, type=dict[str, Any])
             if answerer is None:
-                answerer = Answerer(request)
+                with uncollected():
+                    answerer = Answerer(request)
                 send({"ready": True})
             elif "likelihoods" in request:
                 answerer.likelihoods(request, send)
