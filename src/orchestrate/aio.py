@@ -121,6 +121,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     undeploy = _then(RunHandle.undeploy, _Threaded[RunHandle]._maybe_deployment)
     chat = _in_thread(RunHandle.chat)
     evaluate = _in_thread(RunHandle.evaluate)
+    log_to = _in_thread(RunHandle.log_to)
     export = _in_thread(RunHandle.export)
     verify = _in_thread(RunHandle.verify)
     proofs = _in_thread(RunHandle.proofs)

@@ -57,6 +57,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "watch", "runs.follow:watch", "Follow runs live until they end."),
     (_RUNS, "events", "runs.tracked:events", "What the host said about a run."),
     (_RUNS, "metrics", "runs.tracked:metrics", "Loss and other values by step."),
+    (_RUNS, "log", "runs.logging:log", "Runs into MLflow, Weights & Biases or TensorBoard."),
     (_RUNS, "checkpoints", "runs.tracked:checkpoints", "Checkpoints of a run."),
     (_RUNS, "cancel", "runs.tracked:cancel", "End a run."),
     (_RUNS, "pause", "runs.tracked:pause", "Pause a run, where the backend can."),

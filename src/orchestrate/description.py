@@ -17,6 +17,7 @@ import msgspec
 
 from orchestrate.errors import ConfigError
 from orchestrate.profile import Readable, described
+from orchestrate.types import decoding
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -263,7 +264,7 @@ def read(file: Readable, name: str) -> Described:
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{name} is not YAML: {error}") from error
     try:
-        return msgspec.convert(values, Described)
+        return decoding.convert(values, Described)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(
             f"{name}: {error}", fix="orchestrate providers --template  explains each field"

@@ -65,11 +65,14 @@ class OrchestrateError(Exception):
 
 
 class UsageError(OrchestrateError):
+    """The command or the call is wrong; nothing was sent. Change what the message names."""
+
     exit_code = 2
 
 
 class SpecError(UsageError):
-    """The spec is wrong. `errors` has one line for each mistake: where, what, and the allowed values."""
+    """The spec is wrong. `errors` has one line for each mistake: where, what, and the allowed values. Mend
+    those lines."""
 
     def __init__(self, message: str, *, errors: Sequence[str] = (), fix: str | None = None) -> None:
         super().__init__("\n".join([message, *errors]), fix=fix)
@@ -78,7 +81,7 @@ class SpecError(UsageError):
 
 class AlreadySubmitted(UsageError):
     """The store has a run of the same settings, data, backend and account that is open or has just succeeded;
-    nothing was sent."""
+    nothing was sent. `again` makes another."""
 
     def __init__(self, provider: str, run_id: str, state: str, next_step: str) -> None:
         super().__init__(
@@ -90,7 +93,8 @@ class AlreadySubmitted(UsageError):
 
 
 class KeyTaken(UsageError):
-    """An idempotency key is that of a run which is not the one asked for; nothing was sent."""
+    """An idempotency key is that of a run which is not the one asked for; nothing was sent.
+    Take another key."""
 
     def __init__(self, key: str, run_id: str, differences: Sequence[str]) -> None:
         super().__init__(
@@ -103,10 +107,14 @@ class KeyTaken(UsageError):
 
 
 class SetupError(OrchestrateError):
+    """Something is missing on this machine. Install or set what the message names, then call again."""
+
     exit_code = 3
 
 
 class MissingKey(SetupError):
+    """There is no API key for the backend. `orchestrate keys set NAME`, or the variable that is named."""
+
     def __init__(self, provider: str, variable: str) -> None:
         super().__init__(
             f"no API key for {provider}: {variable} is not set",
@@ -117,7 +125,8 @@ class MissingKey(SetupError):
 
 
 class KeyElsewhere(SetupError):
-    """An API key would go to a host that it is not tied to; nothing was sent."""
+    """An API key would go to a host that it is not tied to; nothing was sent. If you mean it:
+    `orchestrate keys trust NAME HOST`."""
 
     def __init__(self, provider: str, host: str, known: Sequence[str]) -> None:
         tied = (
@@ -137,7 +146,7 @@ class KeyElsewhere(SetupError):
 
 class ProjectNotTrusted(SetupError):
     """Files of a project bring prices, a store or a budget that the user has not agreed to; nothing was
-    sent."""
+    sent. Read them; if you mean it: `orchestrate keys trust --project`."""
 
     def __init__(self, files: Sequence[str]) -> None:
         super().__init__(
@@ -180,7 +189,7 @@ class OtherAccount(SetupError):
 
 
 class MissingExtra(SetupError):
-    """An optional package is absent; the message is the exact line that installs it."""
+    """An optional package is absent; `fix` is the line that installs it."""
 
     def __init__(self, extra: str, what: str, package: str) -> None:
         super().__init__(
@@ -191,15 +200,17 @@ class MissingExtra(SetupError):
 
 
 class ConfigError(SetupError):
-    pass
+    """A configuration file, or a variable of the environment, is wrong. Mend the line that is named."""
 
 
 class StoreError(SetupError):
-    pass
+    """The run store cannot be used as it is: another version's, no store at all, or held by somebody.
+    Nothing was changed; `orchestrate doctor` says more, `orchestrate recover` rebuilds one that was lost."""
 
 
 class DataError(OrchestrateError):
-    """The data has errors that would make a host refuse it or spoil the training."""
+    """The data has errors that would make a host refuse it or spoil the training: `problems` has each with
+    its row and its fix. `orchestrate data check FILE --fix` mends what can be mended."""
 
     exit_code = 1
 
@@ -209,6 +220,9 @@ class DataError(OrchestrateError):
 
 
 class TranslationRefused(OrchestrateError):
+    """Settings of the spec cannot be kept on the backend; nothing was sent. `orchestrate plan --fix` writes
+    the overrides with which they can, or another backend is named."""
+
     exit_code = 2
 
     def __init__(self, provider: str, settings: Sequence[Setting], *, overrides: str | None = None) -> None:
@@ -224,7 +238,7 @@ class TranslationRefused(OrchestrateError):
 
 
 class Unsupported(OrchestrateError):
-    """The backend lacks a feature; `reason` is what the user is shown."""
+    """The backend lacks a feature, for the `reason` that is told: `orchestrate providers`."""
 
     exit_code = 2
 
@@ -236,6 +250,9 @@ class Unsupported(OrchestrateError):
 
 
 class OverBudget(OrchestrateError):
+    """The price is above a limit; nothing was sent. Raise the limit, train fewer tokens, or pick a
+    cheaper backend (`orchestrate quote`)."""
+
     exit_code = 6
 
     def __init__(
@@ -259,7 +276,7 @@ class OverBudget(OrchestrateError):
 
 class OutcomeUnknown(OrchestrateError):
     """A create request was sent and its answer was lost: the job may exist and may be billed. Never send it
-    again."""
+    again: `orchestrate sync` looks for it by its ref."""
 
     exit_code = 5
     retryable = False
@@ -275,10 +292,15 @@ class OutcomeUnknown(OrchestrateError):
 
 
 class RunFailed(OrchestrateError):
+    """The run ended without a model. `orchestrate events RUN` has what its host said."""
+
     exit_code = 1
 
 
 class ArtifactRefused(OrchestrateError):
+    """A downloaded artefact is not safe or not whole, and was not kept. Download it again; a second time is a
+    matter for the host."""
+
     exit_code = 4
 
 
@@ -313,40 +335,47 @@ class ProviderError(OrchestrateError):
 
 
 class AuthenticationFailed(ProviderError):
-    pass
+    """The key is wrong or has expired. Set another: `orchestrate keys set NAME`."""
 
 
 class PermissionRefused(ProviderError):
-    pass
+    """The key or its account may not do this. Use one that may, or ask the account's owner."""
 
 
 class TrainingClosed(PermissionRefused):
-    """The host takes no new fine-tuning jobs from this account or for this model."""
+    """The host takes no new fine-tuning jobs from this account or for this model. Another backend
+    may: `orchestrate quote`."""
 
 
 class NotFound(ProviderError):
-    pass
+    """The host has nothing under that id, or not in this account. Look at the id and the key's account."""
 
 
 class Conflict(ProviderError):
-    pass
+    """The host is in another state than the request needs. `orchestrate sync`, then look again."""
 
 
 class InvalidRequest(ProviderError):
-    pass
+    """The host takes no such request; the message is its own. Change the setting or file that it names."""
 
 
 class RateLimited(ProviderError):
+    """Too many requests at once. Wait `retry_after_s`, where the host told it, and call again."""
+
     retryable = True
 
 
 class QuotaExceeded(RateLimited):
+    """A limit of the account that waiting does not lift: money, jobs at once. Raise it at the host."""
+
     retryable = False
 
 
 class HostUnavailable(ProviderError):
+    """No connection, no answer in time, or an error of the host's own. The same call again, later."""
+
     retryable = True
 
 
 class UnexpectedAnswer(ProviderError):
-    pass
+    """The host's answer is not what its API describes. Nothing was concluded from it: report it (`-vv`)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +21,7 @@ from orchestrate.types import (
     Feature,
     Job,
     JobStatus,
+    Listing,
     Message,
     MetricPoint,
     Proof,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrate.config import Settings
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
+    from orchestrate.exporters.records import Logged
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
@@ -71,6 +72,11 @@ class RunHandle:
         r = self.record
         return f"<RunHandle {r.id} {r.provider} {r.status.value}{' SANDBOX' if r.sandbox else ''}>"
 
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.progress(self.record, self.metrics(), self.events())
+
     @property
     def id(self) -> str:
         return self.record.id
@@ -97,37 +103,19 @@ class RunHandle:
         on_change: Callable[[RunHandle], object] | None = None,
         poll_s: float | None = None,
         timeout_s: float | None = None,
+        live: bool = True,
     ) -> Run:
         """Returns when the run has ended, whatever the end; `check()` raises if it was not a success.
 
         Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
-        not answer is asked again. Raises `TimeoutError` after `timeout_s`.
+        not answer is asked again. In a notebook the run is drawn in the cell's output meanwhile, unless
+        `live` is false. Raises `TimeoutError` after `timeout_s`.
         """
-        from orchestrate.tracking import Pace
+        from orchestrate.waiting import Told, wait
 
-        near = self.record.sandbox or self.provider.config.base_url is None
-        pace = Pace(poll_s, near=near)
-        started = time.monotonic()
-        seen = 0
-        while True:
-            record = pace.attempt(self.refresh) or self.record
-            if record.status is JobStatus.PAUSED:
-                self.provider.recover(record.handle)
-            events = self.events()
-            for event in events[seen:]:
-                if on_event:
-                    on_event(event)
-            seen = len(events)
-            if on_change:
-                on_change(self)
-            if record.status.terminal:
-                return record
-            if timeout_s is not None and time.monotonic() - started > timeout_s:
-                raise TimeoutError(
-                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it goes on"
-                )
-            pace.sleep()
+        told = Told(on_event=on_event, on_change=on_change, live=live)
+        return wait(self, told, poll_s=poll_s, timeout_s=timeout_s)
 
     def check(self) -> Run:
         """The record of a run that succeeded; one that was last seen on its way is asked about. Raises
@@ -142,17 +130,17 @@ class RunHandle:
             )
         return self.record
 
-    def events(self) -> list[Event]:
+    def events(self) -> Listing[Event]:
         """Those in the store, oldest first."""
-        return self._ft.store.history.events(self.id)
+        return Listing(self._ft.store.history.events(self.id))
 
-    def metrics(self) -> list[MetricPoint]:
+    def metrics(self) -> Listing[MetricPoint]:
         """Those in the store, by step."""
-        return self._ft.store.history.metrics(self.id)
+        return Listing(self._ft.store.history.metrics(self.id))
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> Listing[Checkpoint]:
         """Those in the store."""
-        return self._ft.store.history.checkpoints(self.id)
+        return Listing(self._ft.store.history.checkpoints(self.id))
 
     def rendered(self) -> list[RowTokens]:
         """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
@@ -346,10 +334,12 @@ class RunHandle:
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
         at: str | None = None,
+        tell: Callable[[str], object] | None = None,
     ) -> Reply:
         """One answer of the tuned model, or with `base` of the model that it was tuned from. A text is what
         the user says. `tools`: those that it may call, as the chat completions API has them; `at`: another
-        host to which its adapter was deployed."""
+        host to which its adapter was deployed; `tell` gets the text as it comes, where it does and no tools
+        are given."""
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:
@@ -357,10 +347,13 @@ class RunHandle:
             provider, job = self._here(), self.record.handle
         else:
             provider, job = self._ft.provider(at), require_open(self._ft, self.id, at).handle
-        more: dict[str, Any] = {"tools": tools} if tools else {}
-        [reply] = provider.generate(
-            job, [messages], base=base, max_tokens=max_tokens, temperature=temperature, **more
-        )
+        how: dict[str, Any] = {"base": base, "max_tokens": max_tokens, "temperature": temperature}
+        chat = None if tell is None or tools else provider.chat(job, **how)
+        if chat is not None and tell is not None:
+            reply = chat.read_along(tell).ask(messages)
+        else:
+            how |= {"tools": tools} if tools else {}
+            [reply] = provider.generate(job, [messages], **how)
         used(self._ft, self.id, at)
         return reply
 
@@ -370,6 +363,14 @@ class RunHandle:
         """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
         the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
         return self._ft.evaluate([self], test, metrics=metrics, **order)
+
+    def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
+        """Puts settings, metrics, outcome and cost, as last seen, into mlflow, wandb or tensorboard, `at` a
+        URL or folder; what it has already is not put there again. Raises `MissingExtra`, `ProviderError`."""
+        from orchestrate import exporters
+
+        with exporters.opened(tracker, at, project) as opened:
+            return opened.write(exporters.story(self._ft.store, self.record))
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:
         """See `orchestrate.tuned.export`."""

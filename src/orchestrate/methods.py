@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from keyword import iskeyword
 from math import isfinite
@@ -25,6 +25,13 @@ class Part(BaseModel):
     """Frozen, and without fields that there are not."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What was given: the fields that there are besides would fill a screen."""
+        return [(name, value) for name, value in super().__repr_args__() if name in self.model_fields_set]
+
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class SFT(Part):

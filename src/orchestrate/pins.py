@@ -20,6 +20,7 @@ import msgspec
 
 from orchestrate.errors import ConfigError, KeyElsewhere
 from orchestrate.files import locked, write_whole
+from orchestrate.types import decoding
 
 
 class _File(msgspec.Struct):
@@ -79,7 +80,7 @@ class Pins:
 
     def _read(self) -> _File | None:
         try:
-            kept = msgspec.json.decode(self.path.read_bytes(), type=_File)
+            kept = decoding.decode(self.path.read_bytes(), type=_File)
             bytes.fromhex(kept.salt)
             return kept
         except FileNotFoundError:

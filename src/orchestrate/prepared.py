@@ -16,7 +16,7 @@ from orchestrate.costing import size
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
 from orchestrate.providers.overrides import overrides
 from orchestrate.specfile import with_template
-from orchestrate.types import Outcome, Problem, Quote, Setting, Severity, Translation
+from orchestrate.types import Listing, Outcome, Problem, Quote, Setting, Severity, Translation
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -73,14 +73,19 @@ class Prepared:
     """Whether all was looked at that `submit` must know; a quote needs less."""
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> Listing[Problem]:
         """Each once, naming the backends that it concerns."""
-        return merged([*self.of_files, *(p for offer in self.offers for p in offer.problems)])
+        return Listing(merged([*self.of_files, *(p for offer in self.offers for p in offer.problems)]))
 
     @property
-    def quotes(self) -> list[Quote]:
+    def quotes(self) -> Listing[Quote]:
         """Cheapest first, then those of jobs that would be refused; those without a price last."""
-        return sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank)
+        return Listing(sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank))
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.quotes_and_problems(self.quotes, self.problems)
 
     def offer(self, provider: str) -> Offer:
         """Raises `UsageError` for a backend that was not prepared."""

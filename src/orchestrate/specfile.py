@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.expansion import require_bounded
 from orchestrate.methods import OPTIMIZERS
-from orchestrate.spec import JobSpec, TrainFile, spec_errors
+from orchestrate.spec import JobSpec, TrainFile
+from orchestrate.spec.mistakes import spec_errors
 
 DEFAULT_NAME = "finetune.yaml"
 SCHEMA_NAME = "finetune.schema.json"
@@ -59,7 +60,7 @@ def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str =
     try:
         spec = JobSpec.model_validate(dict(values))
     except ValidationError as error:
-        raise SpecError(f"{place} is not valid:", errors=spec_errors(error, lines)) from error
+        raise SpecError(f"{place} is not valid:", errors=spec_errors(error, JobSpec, lines)) from error
     if errors := [
         e for name, own in spec.overrides.items() for e in _override_errors(spec, name, own, lines)
     ]:
@@ -75,7 +76,7 @@ def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines
     try:
         JobSpec.model_validate(values)
     except ValidationError as error:
-        return spec_errors(error, lines, under=("overrides", name))
+        return spec_errors(error, JobSpec, lines, under=("overrides", name))
     return []
 
 

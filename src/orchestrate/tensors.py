@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate.types import decoding
+
 MOST_HEADER_BYTES = 16 << 20
 """100,000 tensors, more than any model has, take 12 million. Parsed, it takes ten times as much memory."""
 
@@ -18,7 +20,7 @@ class Tensor(msgspec.Struct):
 
 
 _entries = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_tensor = msgspec.json.Decoder(Tensor).decode
+_tensor = decoding.decoder(Tensor).decode
 
 
 def header_bytes(path: Path) -> bytes:

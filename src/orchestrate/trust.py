@@ -16,6 +16,7 @@ import msgspec
 from orchestrate.errors import ConfigError, ProjectNotTrusted
 from orchestrate.files import locked, write_whole
 from orchestrate.keys import read_toml
+from orchestrate.types import decoding
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -52,7 +53,7 @@ class Trusted:
 
     def _read(self) -> _File:
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=_File)
+            return decoding.decode(self.path.read_bytes(), type=_File)
         except FileNotFoundError:
             return _File()
         except (OSError, ValueError) as error:

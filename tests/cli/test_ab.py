@@ -32,7 +32,7 @@ def block(name: str) -> str:
     return found[1]
 
 
-USERS = [f"u{n}" for n in range(12)]
+USERS = [f"u{n}" for n in range(24)]
 
 
 def ask(url: str, user: str, name: str = "support-bot") -> httpx.Response:
@@ -142,7 +142,7 @@ def test_a_killed_proxy_goes_on_where_it_was(
     ):
         assert arms(url) == arms(other) == first
     users = cli("ab", "status", "support-bot", "--json").json["users"]
-    assert sum(users.values()) == 12
+    assert sum(users.values()) == len(USERS)
 
 
 def test_the_rule_is_carried_out_when_it_is_asked_to(
@@ -159,7 +159,7 @@ def test_the_rule_is_carried_out_when_it_is_asked_to(
         assert (ramped["applied"], ramped["share"]) == (True, 0.6)
     rows = [{"user": user, "metric": "resolved", "value": n % 2} for n, user in enumerate(USERS)]
     (tmp_path / "o.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert cli("ab", "record", "support-bot", "o.jsonl", "--json").json["recorded"] == 12
+    assert cli("ab", "record", "support-bot", "o.jsonl", "--json").json["recorded"] == len(USERS)
     text = plan.read_text().replace("name: support-bot", "name: other")
     (tmp_path / "other.yaml").write_text(text.replace("[50, 60, 100]", "[50, 60, 70, 100]"))
     with served(cli_env, tmp_path, "other.yaml", "--port", "0", "--json", "--auto", "--every", "0.2") as (

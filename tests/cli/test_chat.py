@@ -52,6 +52,8 @@ def test_a_conversation_at_the_prompt(cli: Cli, tmp_path: Path) -> None:
         assert bare.code == 0 and "system message" not in bare.err
         [asked] = [r["body"]["messages"] for r in sandbox.requests("openai", path="chat/completions")]
         assert [m["role"] for m in asked] == ["user"]
+        streams = [r["body"].get("stream") for r in sandbox.requests("openai", path="chat/completions")]
+        assert streams == [True], "what a person reads comes as it is written"
         refused = cli("chat", "last", "one?", "--on", "moon", **hosts)
         assert refused.code == 2 and "--on takes auto, host, here" in refused.err
 

@@ -54,7 +54,7 @@ def files_of(nav: Any) -> list[str]:
 
 def test_every_page_of_the_documentation_is_in_its_list() -> None:
     listed = files_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    assert sorted(listed) == sorted(path.name for path in DOCS.glob("*.md"))
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def test_every_link_leads_somewhere(site: dict[Path, Page]) -> None:

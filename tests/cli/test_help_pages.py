@@ -62,6 +62,14 @@ def test_pages_are_whole_at_each_width(width: int, monkeypatch: pytest.MonkeyPat
             assert " ".join(examples()[name].split()) in flowing, name
 
 
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_group_by_itself_shows_its_page(cli: Cli, width: int) -> None:
+    groups = {name for name, page in pages().items() if getattr(page, "commands", None)}
+    for name in groups & {"data", "local", "ab", "gateway keys"}:  # the others list, or serve
+        done = cli(*name.split(), COLUMNS=str(width), TERMINAL_WIDTH=str(width))
+        assert done.code == 2 and f"orchestrate {name} [OPTIONS] COMMAND" in done.out, (name, done)
+
+
 def test_what_the_shell_offers(cli: Cli, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(12)))

@@ -64,6 +64,14 @@ def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
     assert code == 0 and creates(sandbox) == before + 2
 
 
+def test_a_watched_run_is_drawn_in_place(env: dict[str, str], tmp_path: Path) -> None:
+    submit = ["submit", "-p", "openai", "--yes", "--again", "--watch"]
+    code, shown = answered(env, tmp_path, submit)
+    assert code == 0 and "[succeeded]" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "\x1b[2K" in shown, "lines of the old picture are wiped"
+    assert "\u241b" not in shown and "\u240d" not in shown, "the cursor's movements are not shown as signs"
+
+
 def test_recover_lists_what_it_found_and_takes_it_on_a_yes(
     env: dict[str, str], sandbox: Any, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from orchestrate.ab.plan import wrong_value
 from orchestrate.errors import DataError, UsageError
-from orchestrate.types import ExperimentPlan, Record
+from orchestrate.types import ExperimentPlan, Record, decoding
 
 _SHOWN = 5
 
@@ -75,7 +75,7 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
-    decoder = msgspec.json.Decoder(Given)
+    decoder = decoding.decoder(Given)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:

@@ -27,7 +27,7 @@ import yaml
 
 from orchestrate.errors import UsageError
 from orchestrate.expansion import require_bounded
-from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
+from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric, decoding
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,62}")
@@ -52,7 +52,7 @@ def read_plan(path: Path) -> ExperimentPlan:
     if isinstance(given, dict):
         given = {"name": path.stem, **cast("dict[str, Any]", given)}
     try:
-        plan = msgspec.convert(given, ExperimentPlan)
+        plan = decoding.convert(given, ExperimentPlan)
     except msgspec.ValidationError as error:
         raise UsageError(
             f"{path} is no plan of an experiment: {error}",

@@ -31,7 +31,7 @@ from orchestrate.ab.plan import COST, FAILED, FAILOVERS, LATENCY
 from orchestrate.ab.upstream import Answer, Upstream, ask, says_error, tokens, watched
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.serving.server.front import HANDLERS, Keyed, no_model, refused
-from orchestrate.types import Arm
+from orchestrate.types import Arm, decoding
 from orchestrate.web.guard import Guard
 from orchestrate.wire.bodies import HostError, json_body
 from orchestrate.wire.openai.chat import event
@@ -222,6 +222,8 @@ class Proxy:
             _log.warning("an outcome of %s is lost: %s", self._experiment.plan.name, error)
 
     def _record(self, turn: Turn, heard: Heard, body: bytes, seconds: float) -> None:
+        if heard.answer.good:
+            self._at[heard.arm].used()
         for what in turn.counts:
             self._experiment.count(what)
         if turn.user is None:
@@ -246,7 +248,7 @@ class Proxy:
         values = await json_body(request)
         listed: Any = values.get("outcomes", [values])
         try:
-            given = msgspec.convert(listed, list[Given])
+            given = decoding.convert(listed, list[Given])
             taken = await run_in_threadpool(self._experiment.record_all, given)
         except (msgspec.ValidationError, UsageError) as error:
             raise HostError(400, str(error)) from error

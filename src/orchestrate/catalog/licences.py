@@ -6,10 +6,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import msgspec
-
 from orchestrate.catalog.models import lookup
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 
 class Licence(Record, frozen=True, kw_only=True):
@@ -39,7 +37,7 @@ def licence(id: str) -> Licence:
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
         entry["asks"] = ["nobody has read it for this catalog: read it before you go on"]
-    return msgspec.convert({"id": id, **entry}, Licence)
+    return decoding.convert({"id": id, **entry}, Licence)
 
 
 def licence_of(model: str) -> Licence | None:

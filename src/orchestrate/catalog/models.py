@@ -16,7 +16,7 @@ from orchestrate.bundled import bundled
 from orchestrate.description import Described
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 WARN_DAYS = 90
 """A model that ends within so many days is warned about."""
@@ -97,9 +97,10 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         """The model on one backend. Those that train from weights (local, Ray ...) take any open model."""
         if provider in self.hosts:
             return self.hosts[provider]
-        if (found := _catalog().described.get(provider, {}).get(self.name)) is not None:
+        catalog = _catalog()
+        if (found := catalog.described.get(provider, {}).get(self.name)) is not None:
             return found
-        if provider in _catalog().host_names or self.local_id is None:
+        if provider in catalog.host_names or self.local_id is None:
             return None
         return HostModel(id=self.local_id, methods=_DISK_METHODS, adapters=_DISK_ADAPTERS)
 
@@ -144,7 +145,7 @@ def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
         hosts: dict[str, dict[str, Any]] = entry.get("hosts", {})
         entry["hosts"] = {name: _host(defaults[name], host, sources) for name, host in hosts.items()}
         entry["sources"] = [sources[key] for key in entry.get("sources", ())]
-    models = msgspec.convert(raw["models"], tuple[Model, ...])
+    models = decoding.convert(raw["models"], tuple[Model, ...])
     return _Catalog(
         models=models,
         sources=sources,

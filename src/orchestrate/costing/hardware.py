@@ -8,6 +8,8 @@ from importlib.resources import files
 
 import msgspec
 
+from orchestrate.types import decoding
+
 
 class Hardware(msgspec.Struct, frozen=True):
     host_watts: int
@@ -22,7 +24,7 @@ def table() -> Hardware:
     import yaml
 
     text = files("orchestrate.costing").joinpath("hardware.yaml").read_text(encoding="utf-8")
-    return msgspec.convert(yaml.safe_load(text), Hardware)
+    return decoding.convert(yaml.safe_load(text), Hardware)
 
 
 def gpu_memory_gb(gpu: str) -> float | None:

@@ -25,7 +25,7 @@ from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts
 from orchestrate.files import whole
 from orchestrate.text import money
-from orchestrate.types import Contender, Evaluation, MetricUsed, Record, Sampling
+from orchestrate.types import Contender, Evaluation, MetricUsed, Record, Sampling, decoding
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
 """Differences for which the plan says how many items show them."""
@@ -268,5 +268,5 @@ def write_items(path: Path, answered: Sequence[Answered]) -> None:
 
 def read_items(path: Path) -> list[Answered]:
     """The items file of an evaluation. Raises `OSError` when it is not there."""
-    decoder = msgspec.json.Decoder(Answered)
+    decoder = decoding.decoder(Answered)
     return [decoder.decode(line) for line in path.read_bytes().splitlines()]

@@ -20,7 +20,7 @@ from orchestrate.evaluation.items import item_id
 from orchestrate.evaluation.review.results import votes_of
 from orchestrate.evaluation.review.tasks import Task
 from orchestrate.files import whole
-from orchestrate.types import Message, Rating, Record, Review, Rubric
+from orchestrate.types import Message, Rating, Record, Review, Rubric, decoding
 
 Preferred = Literal["first", "second", "tie", "both bad"]
 
@@ -74,7 +74,7 @@ def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
 
 def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
     try:
-        line = msgspec.json.decode(text, type=_Line)
+        line = decoding.decode(text, type=_Line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: {error}") from error
     prompt, answers = _asked(line, place)

@@ -21,7 +21,7 @@ import yaml
 
 from orchestrate.errors import UsageError
 from orchestrate.expansion import require_bounded
-from orchestrate.types import Criterion, Rubric
+from orchestrate.types import Criterion, Rubric, decoding
 
 DEFAULT = Rubric(name="preference")
 MOST_POINTS = 9
@@ -43,7 +43,7 @@ def read(path: Path | None) -> Rubric:
     if isinstance(given, dict):
         given = {"name": path.stem, **cast("dict[str, Any]", given)}
     try:
-        rubric = msgspec.convert(given, Rubric)
+        rubric = decoding.convert(given, Rubric)
     except msgspec.ValidationError as error:
         raise UsageError(
             f"{path} is no rubric: {error}", fix="name, question, guide, criteria: name, question, scale"

@@ -55,15 +55,20 @@ class _Door:
         if scope["path"] == _HEALTH:
             await Response('{"status":"ok"}', media_type="application/json")(scope, receive, send)
             return
-        status = 500
+        key, code, noted = None, None, False
+
+        async def note(status: int) -> None:
+            nonlocal noted
+            if not noted:
+                noted = True
+                await run_in_threadpool(self._audit.write, scope, key, status, code)
 
         async def noting(message: Message) -> None:
-            nonlocal status
+            """Before a client knows of what it did, it is in the log, whatever is killed then."""
             if message["type"] == "http.response.start":
-                status = message["status"]
+                await note(message["status"])
             await send(message)
 
-        key, code = None, None
         try:
             key = await run_in_threadpool(self._admitted, scope)
             scope["gateway_key"], scope["state"] = key, {}
@@ -74,7 +79,7 @@ class _Door:
         except OrchestrateError as error:
             await refusals.answer(refusals.refusal_of(error))(scope, receive, noting)
         finally:
-            await run_in_threadpool(self._audit.write, scope, key, status, code)
+            await note(500)
 
     def _admitted(self, scope: Scope) -> GatewayKey:
         """Raises `HostError` 401, 429."""

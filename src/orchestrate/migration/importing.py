@@ -34,7 +34,7 @@ from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.syncing.recovery import run_of
 from orchestrate.tracking.syncing.sweep import conclude, fetch_details
 from orchestrate.tracking.syncing.worth import valued
-from orchestrate.types import Job, JobStatus, Run, Told
+from orchestrate.types import Job, JobStatus, Run, Told, decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 FILES = "host-file"
 DETAILS = "import"
 """Kinds of records in the store."""
-THREADS = 4
+THREADS = 8
 _PREFIX, _REF_PREFIX = "run-", "imp-"
 
 
@@ -178,8 +178,16 @@ class Importer:
             for run in self._store.runs.matching(provider=name, host=host)
             if run.imported and run.id not in done and run.job_id in report.jobs  # not another account's
         ]
-        told = {run.id: self._answer(run, report) for run in open_runs} if files else {}
+        told: dict[str, tuple[Job | None, Told]] = {}
         if files:
+            with ThreadPoolExecutor(max_workers=THREADS) as pool:
+                for number, (run, (job, problem)) in enumerate(
+                    zip(open_runs, pool.map(self._answer, open_runs), strict=True), 1
+                ):
+                    self._tell("jobs asked for", number, len(open_runs))
+                    told[run.id] = (job, self._provider.asked_for(job) if job is not None else Told())
+                    if problem is not None:
+                        report.problems[run.id] = problem
             self._fetch(sorted({id for _, one in told.values() for id in one.files.values()}), report)
         known = {file.id: file for file in self.files()}
 
@@ -198,13 +206,14 @@ class Importer:
                 if problem is not None:
                     report.problems[run.id] = problem
 
-    def _answer(self, run: Run, report: ImportReport) -> tuple[Job | None, Told]:
+    def _answer(self, run: Run) -> tuple[Job | None, str | None]:
+        """The job as the host shows it, or why it does not."""
         try:
-            job = self._provider.get(run.handle)
+            return self._provider.get(run.handle), None
+        except SetupError:
+            raise
         except OrchestrateError as error:
-            report.problems[run.id] = error.message
-            return None, Told()
-        return job, self._provider.asked_for(job)
+            return None, error.message
 
     def _detail(self, run: Run, told: tuple[Job | None, Told] | None, known: dict[str, HostFile]) -> None:
         job = told[0] if told is not None else None
@@ -222,7 +231,7 @@ class Importer:
     def _held(self) -> Iterator[tuple[str, dict[str, HostFile]]]:
         """Of each run that was completed, its files by split."""
         for record in self._store.history.records(DETAILS):
-            yield record.run_id, msgspec.convert(record.data.get("files", {}), dict[str, HostFile])
+            yield record.run_id, decoding.convert(record.data.get("files", {}), dict[str, HostFile])
 
     def lost(self) -> dict[str, str]:
         """Run id -> why its training file cannot be had."""
@@ -234,7 +243,7 @@ class Importer:
     def files(self) -> Iterator[HostFile]:
         """Those of this host that were fetched, or found gone."""
         for record in self._store.history.records(FILES, [self._place]):
-            yield msgspec.convert(record.data, HostFile)
+            yield decoding.convert(record.data, HostFile)
 
     @property
     def _place(self) -> str:

@@ -16,7 +16,7 @@ from orchestrate.errors import UsageError
 from orchestrate.files import write_whole
 from orchestrate.migration.proposals import Proposal
 from orchestrate.specfile import parse, yaml_text
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 MOST_USD = Decimal(10**12)
 SKIP = "skip"
@@ -86,7 +86,7 @@ def read(path: Path) -> Plan:
     """Raises `UsageError` for what is no plan, with the place."""
     try:
         values, _ = parse(path.read_text(encoding="utf-8"), path)
-        plan = msgspec.convert(values, Plan, strict=False)
+        plan = decoding.convert(values, Plan, strict=False)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}",

@@ -17,7 +17,7 @@ from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import read_items
 from orchestrate.evaluation.items import Answer, Answered, Item
 from orchestrate.files import private_folder, write_whole
-from orchestrate.types import Contender, Record, Sampling
+from orchestrate.types import Contender, Record, Sampling, decoding
 
 if TYPE_CHECKING:
     from orchestrate.tracking.store import Store
@@ -138,7 +138,7 @@ def candidate(recording: Recording) -> Candidate:
 
 def all_of(store: Store, run_ids: Sequence[str] | None = None) -> list[Recording]:
     """The last state of each, oldest first."""
-    found = [msgspec.convert(r.data, Recording, strict=False) for r in store.history.records(KIND, run_ids)]
+    found = [decoding.convert(r.data, Recording, strict=False) for r in store.history.records(KIND, run_ids)]
     return list({one.id: one for one in found}.values())
 
 

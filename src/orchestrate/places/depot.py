@@ -26,7 +26,7 @@ import msgspec
 
 from orchestrate.errors import ArtifactRefused, HostUnavailable, MissingExtra, OrchestrateError
 from orchestrate.files import new_folder, sha256, whole, write_whole
-from orchestrate.types import ArtifactFile
+from orchestrate.types import ArtifactFile, decoding
 
 
 class Depot:
@@ -209,7 +209,7 @@ class StoredRun:
     def manifest(self, name: str) -> tuple[ArtifactFile, ...] | None:
         """`None` for a folder that is not whole."""
         data = self.read(f"folders/{name}/manifest")
-        return None if data is None else msgspec.json.decode(data, type=tuple[ArtifactFile, ...])
+        return None if data is None else decoding.decode(data, type=tuple[ArtifactFile, ...])
 
     def folders(self) -> list[str]:
         """Names of those that lie there, whole or not."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 import msgspec
 
 from orchestrate.errors import OverBudget, UsageError
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 
 class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,7 +21,7 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def read(cls, provider: str, options: Mapping[str, Any] | None) -> Self:
         """Raises `UsageError` for unknown options and impossible numbers."""
         try:
-            wanted = msgspec.convert(dict(options or {}), cls, strict=False)
+            wanted = decoding.convert(dict(options or {}), cls, strict=False)
         except msgspec.ValidationError as error:
             known = ", ".join(sorted(cls.__struct_fields__))
             raise UsageError(f"deploy options for {provider}: {error}; known: {known}") from error

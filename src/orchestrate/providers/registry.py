@@ -67,15 +67,18 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
     there = known(settings)
     asked = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
     if unknown := [name for name in asked if name not in there]:
-        close = difflib.get_close_matches(unknown[0].lower(), there, n=1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(
-            f"no backend is called {unknown[0]!r}{guess}; known: {', '.join(there)}",
+            f"no backend is called {unknown[0]!r}{_guess(unknown[0], there)}; known: {', '.join(there)}",
             fix="orchestrate providers",
         )
     if not asked:
         raise UsageError(f"name a backend; known: {', '.join(there)}")
     return list(dict.fromkeys(asked))
+
+
+def _guess(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
@@ -116,10 +119,13 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
 
 def format_of(settings: Settings, name: str) -> Target:
     """What rows are converted to: a format of another tool, or a backend's. Raises `UsageError`."""
+    from orchestrate.data.shapes.known import BY_NAME
     from orchestrate.data.targets.tools import FORMATS, tool
 
     if name in FORMATS:
         return tool(name)
     if name not in (backends := known(settings)):
-        raise UsageError(f"no format {name!r}; known: {', '.join([*backends, *FORMATS])}")
+        there = [*backends, *FORMATS]
+        why = f"{name} is read and not written" if name in BY_NAME else f"no format {name!r}"
+        raise UsageError(f"{why}{_guess(name, there)}; rows are written as: {', '.join(there)}")
     return targets(settings, name)[0]

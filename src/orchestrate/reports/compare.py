@@ -15,6 +15,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.flips import Flips
 from orchestrate.evaluation.pairing import Pairing
 from orchestrate.evaluation.regression.regress import Regression
+from orchestrate.notebook.frames import frame
 from orchestrate.reports import documents, html, saving, terminal
 from orchestrate.reports.answer import answer
 from orchestrate.reports.judgement import findings, notes, reasons
@@ -24,6 +25,7 @@ from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Sett
 from orchestrate.types.proof import badge
 
 if TYPE_CHECKING:
+    import pandas
     from rich.console import RenderableType
 
 FORMATS = ("table", "md", "html", "csv", "json")
@@ -64,10 +66,30 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
     def _repr_html_(self) -> str:
         return saving.framed(self.render("html"))
 
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each run: what is known of it, its settings and its newest scores. Raises
+        `MissingExtra`."""
+        return frame([_cells(one) for one in self.runs])
+
     def save(self, path: str | Path) -> Path:
         """Writes the report; the file's ending decides: .html, .md, .csv, .json, .txt. Raises
         `UsageError`."""
         return saving.save(path, _ENDINGS, self.render)
+
+
+def _cells(one: Compared) -> dict[str, Any]:
+    scores = {f"score.{s.metric.name}": s.score.value for s in one.scores}
+    return {
+        "label": one.label,
+        **one.run.cells(),
+        "seconds": one.seconds,
+        "tokens_per_second": one.tokens_per_second,
+        "train_loss": one.train_loss,
+        "valid_loss": one.valid_loss,
+        "reward": one.reward,
+        **scores,
+        **{f"settings.{name}": value for name, value in one.settings.items()},
+    }
 
 
 def compare(

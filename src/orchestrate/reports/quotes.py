@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from orchestrate import days, text
 from orchestrate.costing import Ownership, age_days, cheapest, worst_confidence
+from orchestrate.tables import Listing
 from orchestrate.types import Confidence, Quote
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
+_SHORT = {"tokens billed": "tokens", "price": "price age"}
+"""In a terminal, where a price has its age alone."""
 _OWN_COLUMNS = (
     "trained and served",
     "model",
@@ -150,23 +153,17 @@ def quote_table(quotes: Sequence[Quote], today: date | None = None) -> Renderabl
     """For a terminal: the numbers of each backend, cheapest first, then the verdict, then what is to be known
     of each of them and what was assumed."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     on = today or days.today()
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     *numbers, _ = _QUOTE_COLUMNS
-    for name in numbers:
-        right = name in ("expected", "tokens billed")
-        table.add_column(
-            name.removesuffix(" billed"),
-            justify="right" if right else "left",
-            no_wrap=True,
-        )
+    table = Listing(
+        *(_SHORT.get(name, name) for name in numbers), right=("expected", "tokens"), fold=("model",)
+    )
     for quote in _sorted(quotes):
         style = "dim" if quote.unavailable else None
         *cells, _ = _row(quote, on)
-        table.add_row(*(Text(_narrow(cell)) for cell in cells), style=style)
+        table.add_row(*map(_narrow, cells), style=style)
     parts: list[RenderableType] = [table, Text(), Text(verdict(quotes), style="bold")]
     for quote in _sorted(quotes):
         told = [quote.unavailable] if quote.unavailable else _remarks(quote)
@@ -309,15 +306,11 @@ def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
     """For a terminal: training, month, total and break-even of each backend, then the verdict and
     assumptions."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    right = ("training", "per month", "total")
-    for name in _OWN_COLUMNS:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    table = Listing(*_OWN_COLUMNS, right=("training", "per month", "total"))
     for total in _by_total(totals):
-        table.add_row(*(Text(cell) for cell in _owned(total)), style="dim" if total.unavailable else None)
+        table.add_row(*_owned(total), style="dim" if total.unavailable else None)
     parts: list[RenderableType] = [table, Text(), Text(ownership_verdict(totals), style="bold")]
     parts += [Text(f"  {place}: {remarks}", style="dim") for place, remarks in _remarks_of(totals)]
     parts += [Text(f"  {line}", style="dim") for line in _unpriced(totals)]

@@ -13,6 +13,7 @@ from orchestrate import text
 from orchestrate.evaluation.flips import Flip, Flips
 from orchestrate.reports import rows, scores
 from orchestrate.reports.records import ComparedRuns
+from orchestrate.tables import Listing
 from orchestrate.text import inert
 from orchestrate.types import Evaluation
 
@@ -119,13 +120,11 @@ def _line(said: str) -> str:
     return one_line if len(one_line) <= 200 else one_line[:199] + "…"
 
 
-def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Listing:
     """Cells of any length under their names."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(Text(name), overflow="fold")
+    table = Listing(*head)
     for row in rows:
-        table.add_row(*(Text(inert(cell)) for cell in row))
+        table.add_row(*(inert(cell) for cell in row))
     return table
 
 

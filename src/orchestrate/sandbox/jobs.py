@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.types import decoding
+
 BROUGHT = "brought"
 """The kind of a job that is none: an adapter that a user brought, kept apart from the host's jobs."""
 
@@ -211,7 +213,7 @@ class Job(msgspec.Struct, kw_only=True):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Job:
-        return msgspec.convert(values, cls)
+        return decoding.convert(values, cls)
 
 
 @dataclass

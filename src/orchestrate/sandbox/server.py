@@ -31,6 +31,7 @@ from orchestrate.sandbox.jobs import Durations, Settings
 from orchestrate.sandbox.starts import AlreadyUp, Start, Ways, last_start
 from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training.trainer import Trainer
+from orchestrate.types import decoding
 from orchestrate.web.server import listen, running
 
 
@@ -80,7 +81,7 @@ class Sandbox:
 
     def fault(self, host: str, kind: str, **fields: Any) -> None:
         """Asks for a fault on one host; fields as in `orchestrate.sandbox.front.faults`."""
-        self.fronts[host].faults.add([msgspec.convert({"kind": kind, **fields}, Fault)])
+        self.fronts[host].faults.add([decoding.convert({"kind": kind, **fields}, Fault)])
 
     def clear_faults(self) -> None:
         for front in self.fronts.values():

@@ -10,6 +10,7 @@ import msgspec
 from orchestrate.errors import SetupError
 from orchestrate.sandbox import SLOTS
 from orchestrate.sandbox.state import DATABASE, State
+from orchestrate.types import decoding
 
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +38,7 @@ def last_start(home: Path) -> Start:
     if not (home / DATABASE).exists():
         return Start()
     with closing(State(home)) as state:
-        return msgspec.json.decode(state.setting("start", "{}"), type=Start)
+        return decoding.decode(state.setting("start", "{}"), type=Start)
 
 
 class AlreadyUp(SetupError):

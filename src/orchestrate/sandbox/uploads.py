@@ -23,6 +23,7 @@ from orchestrate.data.rows.examples import (
     RLExample,
     TextExample,
 )
+from orchestrate.types import decoding
 
 _MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight", "refusal"}
 
@@ -195,7 +196,7 @@ def _messages(line: int, values: Any, taken: Taken, where: str) -> list[ChatMess
         if "reasoning_content" in message:
             fields["reasoning"] = message["reasoning_content"]
         try:
-            found.append(msgspec.convert(fields, ChatMessage))
+            found.append(decoding.convert(fields, ChatMessage))
         except msgspec.ValidationError as error:
             raise RowError(line, f"{place}: {error}") from error
     if not taken.any_first_role and where.endswith("messages") and found[0].role not in ("system", "user"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.handle import RunHandle
-from orchestrate.types import Evaluation, Rating, Run
+from orchestrate.types import Evaluation, Listing, Rating, Run
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.judges.calibration import Calibration
@@ -50,9 +50,9 @@ class Measuring:
         with PreparedEvaluation(self._ft, runs, wanted) as prepared:
             return prepared.run()
 
-    def evaluations(self, run_id: str) -> list[Evaluation]:
+    def evaluations(self, run_id: str) -> Listing[Evaluation]:
         """Those of one run, oldest first."""
-        return self._ft.store.history.evaluations(run_id)
+        return Listing(self._ft.store.history.evaluations(run_id))
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
         """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields

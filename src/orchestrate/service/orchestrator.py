@@ -24,16 +24,7 @@ from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.service.measuring import Measuring
 from orchestrate.service.training.rerun import Rerunning
-from orchestrate.types import (
-    Bill,
-    Feature,
-    Job,
-    JobStatus,
-    Problem,
-    Quote,
-    Run,
-    Translation,
-)
+from orchestrate.types import Bill, Feature, Job, JobStatus, Listing, Problem, Quote, Run, Translation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,14 +126,14 @@ class Orchestrator(Measuring, Rerunning):
 
     # -- choosing -------------------------------------------------------------------------------------------
 
-    def models(self, query: str = "", provider: str | None = None) -> list[Model]:
+    def models(self, query: str = "", provider: str | None = None) -> Listing[Model]:
         """Base models whose names hold every word of `query`, with `provider` only those that it offers.
         Offline. Raises `UsageError` for an unknown provider."""
         from orchestrate import catalog
 
         if provider is not None:
             self.backends(provider)
-        return catalog.search(query, None if provider is None else self.settings.host(provider).kind)
+        return Listing(catalog.search(query, None if provider is None else self.settings.host(provider).kind))
 
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
         """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
@@ -188,14 +179,16 @@ class Orchestrator(Measuring, Rerunning):
         backends = [self.provider(name) for name in self.backends(provider)]
         return prepare(spec, backends, self._terms(gpu_hours, checked))
 
-    def plan(self, spec: JobSpec, provider: Backends = "all", *, measured: bool = False) -> list[Translation]:
+    def plan(
+        self, spec: JobSpec, provider: Backends = "all", *, measured: bool = False
+    ) -> Listing[Translation]:
         """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline.
 
         No file is read, unless `measured`: then the memory that training takes is that of the longest row of
         data that can be read, where there is such a plan.
         """
         self._known(spec)
-        terms, found = self._terms(), list[Translation]()
+        terms, found = self._terms(), Listing[Translation]()
         for name in self.backends(provider):
             own, translation = translated(self.provider(name), spec, terms)
             if measured and translation.memory is not None:
@@ -205,13 +198,13 @@ class Orchestrator(Measuring, Rerunning):
             found.append(translation)
         return found
 
-    def check(self, spec: JobSpec, provider: Backends = "all") -> list[Problem]:
+    def check(self, spec: JobSpec, provider: Backends = "all") -> Listing[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
         return self.prepare(spec, provider).problems
 
     def quote(
         self, spec: JobSpec, provider: Backends = "all", *, gpu_hours: Decimal | None = None
-    ) -> list[Quote]:
+    ) -> Listing[Quote]:
         """One quote for each backend, cheapest first, those of jobs that would be refused and those without a
         price last. Offline."""
         return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False).quotes
@@ -315,17 +308,17 @@ class Orchestrator(Measuring, Rerunning):
         status: JobStatus | None = None,
         limit: int = 100,
         sandbox: bool | None = None,
-    ) -> list[RunHandle]:
+    ) -> Listing[RunHandle]:
         """Newest first. `sandbox` asks for the runs of sandboxes, or for the others; by default there are
         none of a sandbox, unless the keys at hand are one's."""
         wanted = [status] if status else None
         scope = self._scope if sandbox is None else sandbox
         found = self.store.runs.matching(provider=provider, status=wanted, limit=limit, sandbox=scope)
-        return [self._handle(record) for record in found]
+        return Listing(self._handle(record) for record in found)
 
-    def active_runs(self) -> list[RunHandle]:
+    def active_runs(self) -> Listing[RunHandle]:
         """Those that have not ended, newest first; of a sandbox as with `runs`."""
-        return [self._handle(record) for record in self.store.runs.matching(active=True, sandbox=self._scope)]
+        return Listing(map(self._handle, self.store.runs.matching(active=True, sandbox=self._scope)))
 
     @property
     def _scope(self) -> bool | None:
@@ -367,10 +360,12 @@ class Orchestrator(Measuring, Rerunning):
         wanted = (by,) if isinstance(by, str) else by
         return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
-    def deployments(self, *, over: bool | None = False) -> list[DeploymentHandle]:
+    def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
         """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to
         date."""
-        return [DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)]
+        return Listing(
+            DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
+        )
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""

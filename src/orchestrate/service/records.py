@@ -13,6 +13,7 @@ from orchestrate.data.operations.review import ExportReport as ExportReport
 from orchestrate.data.operations.review import ReviewCounts as ReviewCounts
 from orchestrate.data.operations.split import SplitReport as SplitReport
 from orchestrate.evaluation.regression.regress import Regression as Regression
+from orchestrate.exporters.records import Logged as Logged
 from orchestrate.local.plan.throughput import Bench as Bench
 from orchestrate.migration.proposals import Migration as Migration
 from orchestrate.migration.proposals import Proposal as Proposal

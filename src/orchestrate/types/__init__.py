@@ -58,6 +58,7 @@ from orchestrate.types.jobs import RemoteDataset as RemoteDataset
 from orchestrate.types.jobs import Run as Run
 from orchestrate.types.jobs import SubmitPhase as SubmitPhase
 from orchestrate.types.jobs import Told as Told
+from orchestrate.types.listing import Listing as Listing
 from orchestrate.types.planning import Authority as Authority
 from orchestrate.types.planning import Bill as Bill
 from orchestrate.types.planning import Confidence as Confidence

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 
 from orchestrate.types.record import Record
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -228,6 +231,32 @@ class Evaluation(Record, frozen=True, kw_only=True):
     items_file: str | None = None
     """JSONL, a line for each item: see `orchestrate.evaluation.items.Answered`."""
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        told = "; ".join(f"{v.contender}: {v.decision}" for v in self.verdicts)
+        return f"{self.id}  {self.items:,} items of {self.dataset}{f'  {told}' if told else ''}"
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.evaluation(self)
+
+    def cells(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "created_at": self.created_at,
+            "dataset": self.dataset,
+            "items": self.items,
+            "contenders": ", ".join(c.name for c in self.contenders),
+            "verdicts": "; ".join(f"{v.contender}: {v.decision}" for v in self.verdicts),
+        }
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each contender, metric and slice, with its difference to what it is compared with.
+        Raises `MissingExtra`."""
+        from orchestrate.notebook import drawing, frames
+
+        return frames.frame(drawing.scores(self))
 
     @property
     def run_ids(self) -> list[str]:

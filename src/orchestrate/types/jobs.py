@@ -175,6 +175,16 @@ class Event(Record, frozen=True, kw_only=True):
         level = "" if self.level == "info" else f"{self.level}: "
         return f"{self.at:%H:%M:%S}  {level}{self.message}"
 
+    def cells(self) -> dict[str, Any]:
+        return {
+            "at": self.at,
+            "level": self.level,
+            "type": self.type,
+            "message": self.message,
+            "step": self.step,
+            "id": self.id,
+        }
+
 
 class MetricPoint(Record, frozen=True, kw_only=True):
     """Values at one optimiser step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
@@ -187,6 +197,12 @@ class MetricPoint(Record, frozen=True, kw_only=True):
     at: datetime | None = None
     epoch: float | None = None
 
+    def __str__(self) -> str:
+        return f"step {self.step}  " + "  ".join(f"{k} {v:.6g}" for k, v in self.values.items())
+
+    def cells(self) -> dict[str, Any]:
+        return {"step": self.step, "epoch": self.epoch, **self.values, "at": self.at}
+
 
 class Checkpoint(Record, frozen=True, kw_only=True):
     id: str
@@ -195,6 +211,9 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     model: str | None = None
     """An id or path that can be used as a model, where the backend allows it."""
     metrics: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        return f"{self.id}  step {self.step}" if self.step is not None else self.id
 
 
 class ArtifactFile(Record, frozen=True, kw_only=True):
@@ -294,6 +313,34 @@ class Run(Record, frozen=True, kw_only=True):
     def __str__(self) -> str:
         mark = " SANDBOX" if self.sandbox else ""
         return f"{self.id}  {self.provider}  {self.model}  {self.status.value}{mark}"
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.run(self)
+
+    def cells(self) -> dict[str, Any]:
+        quote = self.quote if self.quote is not None and self.quote.unavailable is None else None
+        return {
+            "id": self.id,
+            "provider": self.provider,
+            "model": self.model,
+            "status": self.status.value,
+            "sandbox": self.sandbox,
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "trained_tokens": self.trained_tokens,
+            "quote_usd": quote.expected_usd if quote else None,
+            "bill_usd": self.bill.usd if self.bill else None,
+            "tuned_model": self.tuned_model,
+            "job_id": self.job_id,
+            "dataset_digest": self.dataset_digest,
+            "error": self.error.message if self.error else None,
+            **{f"tags.{name}": value for name, value in self.tags.items()},
+        }
 
     @property
     def handle(self) -> JobHandle:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from orchestrate.types.listing import Listing
 from orchestrate.types.record import Record
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Severity(StrEnum):
@@ -29,6 +34,16 @@ class Problem(Record, frozen=True, kw_only=True, omit_defaults=True):
     fix: str | None = None
     source: str | None = None
     """The file or URL in which it was found."""
+
+    def __str__(self) -> str:
+        row = f"row {self.row}, " if self.row is not None else ""
+        place = f"{row}{self.field or ''}".removesuffix(", ")
+        return f"{self.severity.value}: {f'{place}: ' if place else ''}{self.message}"
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.problem(self)
 
 
 class Outcome(StrEnum):
@@ -108,6 +123,24 @@ class Translation(Record, frozen=True, kw_only=True):
     overrides: dict[str, Any] | None = None
     """Fields under `overrides:` of this backend with which it refuses nothing of the spec; `None` where
     it refuses nothing, or where no fields could mend that."""
+
+    def __str__(self) -> str:
+        counts = Counter(setting.outcome.value for setting in self.settings)
+        told = ", ".join(f"{counts[o.value]} {o.value}" for o in Outcome if counts[o.value])
+        return f"{self.provider}  {self.model}  {told}"
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.translation(self)
+
+    def cells(self) -> dict[str, Any]:
+        of_outcomes = {o.value: ", ".join(s.name for s in self.settings if s.outcome is o) for o in Outcome}
+        return {"provider": self.provider, "model": self.model, **of_outcomes}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each setting. Raises `MissingExtra`."""
+        return Listing(self.settings).to_pandas()
 
     @property
     def refused(self) -> tuple[Setting, ...]:
@@ -193,6 +226,30 @@ class Quote(Record, frozen=True, kw_only=True):
         span = f"${self.low_usd:,f} to ${self.high_usd:,f}"
         expected = "" if self.expected_usd is None else f"${self.expected_usd:,f} expected, "
         return f"{self.provider}  {self.model}  {expected}{span}"
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.quote(self)
+
+    def cells(self) -> dict[str, Any]:
+        priced = self.unavailable is None
+        return {
+            "provider": self.provider,
+            "model": self.model,
+            "expected_usd": self.expected_usd if priced else None,
+            "low_usd": self.low_usd if priced else None,
+            "high_usd": self.high_usd if priced else None,
+            "billed_tokens": self.billed_tokens,
+            "rows": self.rows,
+            "epochs": self.epochs,
+            "train_seconds": self.train_seconds,
+            "why_not": self.unavailable or self.refused or self.unlisted,
+        }
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each line of the quote. Raises `MissingExtra`."""
+        return Listing(self.lines).to_pandas()
 
     @property
     def ranked(self) -> bool:

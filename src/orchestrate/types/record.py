@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
+
+from orchestrate.types import decoding
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,8 +23,24 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
         """Raises `msgspec.ValidationError` or `msgspec.DecodeError` when the bytes are not such a record."""
-        return msgspec.json.decode(data, type=cls)
+        return decoding.decode(data, type=cls)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return msgspec.convert(data, type=cls, strict=False)
+        return decoding.convert(data, type=cls, strict=False)
+
+    def cells(self) -> dict[str, Any]:
+        """As a line of a table, by column; what lies deeper has the names on the way to it, `tags.team`."""
+        return dict(flat(msgspec.structs.asdict(self)))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Mappings and records within become columns of their own."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        inner = msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else value
+        if isinstance(inner, Mapping):
+            found += flat(cast("Mapping[str, Any]", inner), f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", inner))
+    return found

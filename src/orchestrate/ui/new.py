@@ -176,33 +176,32 @@ def routes(site: Site) -> list[Route]:
             key=f"ui-{secrets.token_hex(8)}",
         )
 
-    def submit(request: Request, form: Form) -> str:
-        """A form that is sent twice makes one run: the second time it is the same as one that there is, or,
-        where another was agreed to, it has the first one's key."""
-        try:
-            spec = JobSpec.parse(json.loads(first(form, "spec")))
-        except ValueError as error:
-            raise UsageError("the form holds no spec: begin again") from error
-        limit = first(form, "max_cost_usd")
-        if not limit and first(form, "unknown") != "1":
-            raise UsageError(
-                "nobody agreed to a price that is not known", fix="tick that, or set max_cost_usd"
-            )
-        again = first(form, "again") == "1"
-        run = site.ft.submit(
-            spec,
-            first(form, "provider"),
-            max_cost_usd=limit or None,
-            idempotency_key=first(form, "key") if again else None,
-            again=again,
-        )
-        return f"/runs/{run.id}"
-
     return [
         Route("/new", page, methods=["GET"]),
         Route("/new/confirm", confirm, methods=["GET"]),
-        site.action("/new", submit),
+        site.action("/new", lambda _, form: _submit(site, form)),
     ]
+
+
+def _submit(site: Site, form: Form) -> str:
+    """A form that is sent twice makes one run: the second time it is the same as one that there is, or,
+    where another was agreed to, it has the first one's key."""
+    try:
+        spec = JobSpec.parse(json.loads(first(form, "spec")))
+    except ValueError as error:
+        raise UsageError("the form holds no spec: begin again") from error
+    limit = first(form, "max_cost_usd")
+    if not limit and first(form, "unknown") != "1":
+        raise UsageError("nobody agreed to a price that is not known", fix="tick that, or set max_cost_usd")
+    again = first(form, "again") == "1"
+    run = site.ft.submit(
+        spec,
+        first(form, "provider"),
+        max_cost_usd=limit or None,
+        idempotency_key=first(form, "key") if again else None,
+        again=again,
+    )
+    return f"/runs/{run.id}"
 
 
 def _copy(given: Mapping[str, str]) -> Copy:

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.types import decoding
 
 Asked = TypeVar("Asked")
 
@@ -44,7 +45,7 @@ def action(path: str, kind: type[Asked], act: Callable[[Asked, Request], Any]) -
     async def answer(request: Request) -> Response:
         body = await request.body()
         try:
-            asked = msgspec.json.decode(body, type=kind)
+            asked = decoding.decode(body, type=kind)
             return json(await run_in_threadpool(act, asked, request))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return json({"error": str(error)}, 422)

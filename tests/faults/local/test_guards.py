@@ -28,6 +28,7 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
     wait,
     work,
 )
+from tests.workers import Nursery
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.space import DiskFull, disk_is_full, require
@@ -81,11 +82,15 @@ def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Pa
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(job: LocalJob, home: Path) -> None:  # noqa: F811
+def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(
+    job: LocalJob,  # noqa: F811
+    home: Path,  # noqa: F811
+    nursery: Nursery,
+) -> None:
     """No file may grow beyond what the metrics have by then: neither they nor a checkpoint can be written."""
-    whole = launch(changed(job, "whole"), home)
+    whole = launch(changed(job, "whole"), home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    full = launch(changed(job, "full"), home)
+    full = launch(changed(job, "full"), home, nursery.start)
     wait(lambda: len(full.metrics()) >= 7)
     pid = json.loads((full.path / "worker.json").read_bytes())["pid"]
     limit = (full.path / "metrics.jsonl").stat().st_size + 400
@@ -149,10 +154,14 @@ def written_bytes(pid: int) -> int:
 
 
 @pytest.mark.slow
-def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(job: LocalJob, home: Path) -> None:  # noqa: F811
-    whole = launch(changed(job, "whole"), home)
+def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(
+    job: LocalJob,  # noqa: F811
+    home: Path,  # noqa: F811
+    nursery: Nursery,
+) -> None:
+    whole = launch(changed(job, "whole"), home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    hurt = launch(changed(job, "hurt"), home)
+    hurt = launch(changed(job, "hurt"), home, nursery.start)
     wait(lambda: len(hurt.metrics()) >= 12)
     kill(hurt)
     checkpoints = sorted(hurt.checkpoints.glob("step-*"))

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from tests.faults.local.test_workers import curve, finish, kill, wait
 from tests.unit.local.sessions import TINY, answers
+from tests.workers import Nursery
 
 from orchestrate.local import Hyper, LocalJob, launch, resume
 from orchestrate.local.job import Adapter, Preferences
@@ -16,7 +17,9 @@ from orchestrate.local.run.rundir import now
 
 
 @pytest.mark.slow
-def test_killed_in_the_reference_and_in_a_step_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_killed_in_the_reference_and_in_a_step_it_ends_as_if_it_had_not_been(
+    tmp_path: Path, nursery: Nursery
+) -> None:
     job = LocalJob(
         ref="orc-a",
         model=str(TINY),
@@ -31,9 +34,9 @@ def test_killed_in_the_reference_and_in_a_step_it_ends_as_if_it_had_not_been(tmp
         created_at=now(),
     )
     home = tmp_path / "runs"
-    whole = launch(job, home)
+    whole = launch(job, home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    killed = launch(msgspec.structs.replace(job, ref="orc-b"), home)
+    killed = launch(msgspec.structs.replace(job, ref="orc-b"), home, nursery.start)
     try:
         seed = random.randrange(1 << 30)
         at = random.Random(seed).randint(2, 18)

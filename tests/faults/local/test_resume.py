@@ -21,6 +21,7 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
     wait,
 )
 from tests.unit.local.families import make
+from tests.workers import Nursery
 
 from orchestrate.config import HostConfig
 from orchestrate.data import Dataset
@@ -112,11 +113,16 @@ def result(run: RunDir) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(job: LocalJob, home: Path, kind: str) -> None:  # noqa: F811
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
+    job: LocalJob,  # noqa: F811
+    home: Path,  # noqa: F811
+    nursery: Nursery,
+    kind: str,
+) -> None:
     job = of_kind(job, KINDS[kind])
-    whole = launch(job, home)
+    whole = launch(job, home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    killed = launch(msgspec.structs.replace(job, ref="killed"), home)
+    killed = launch(msgspec.structs.replace(job, ref="killed"), home, nursery.start)
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
     at, later = chance.randint(1, 11), chance.uniform(0, whole.state().seconds / 15)
@@ -130,7 +136,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(job: LocalJob, home:
     assert begun or at == 1, told
     if begun and "8bit" in KINDS[kind].get("hyper", {}).get("optimizer", ""):
         assert quantised(killed), "no moment is in 8 bits: this case would be that of another optimiser"
-    assert resume(killed)
+    assert resume(killed), "by a process of its own, in which sets have another order"
     assert finish(killed) == "succeeded", killed.log.read_text()
     resumed = [e.step for e in killed.events() if e.type == "resumed"]
     assert len(resumed) == begun and all(0 < (step or 0) < 15 for step in resumed), told

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from tests.paths import TINY
 from tests.sending import create, upload
+from tests.workers import Nursery
 
 from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
@@ -147,12 +148,14 @@ def by_reward(job: LocalJob) -> LocalJob:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "rft"])
-def test_killed_at_any_step_it_ends_as_if_it_had_not_been(job: LocalJob, home: Path, method: str) -> None:
+def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
+    job: LocalJob, home: Path, nursery: Nursery, method: str
+) -> None:
     if method == "rft":
         job = by_reward(job)
-    whole = launch(job, home)
+    whole = launch(job, home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    killed = launch(msgspec.structs.replace(job, ref="orc-b"), home)
+    killed = launch(msgspec.structs.replace(job, ref="orc-b"), home, nursery.start)
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
     for first, last in ((1, 9), (10, 18)):

@@ -38,7 +38,8 @@ from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhas
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience_s=1.0)
-OPEN = replace(QUICK, margin_s=600.0)  # what is not known stays so, however busy the machine is
+SENDING = replace(QUICK, send_limit_s=60.0)  # a machine that is busy is no process that slept
+OPEN = replace(SENDING, margin_s=600.0)  # what is not known stays so, however busy the machine is
 DATA: Any = Paper()
 
 
@@ -88,7 +89,7 @@ def test_a_refusal_ends_the_run_with_its_reason_and_forgets_the_upload(store: St
     assert run.error is not None
     assert (run.error.code, "no such model" in run.error.message) == ("bad", True)
     assert store.history.upload("paper", host.host, host.account().id, DATA.digest) is None
-    assert sync(store, lambda _: host, timing=QUICK).adopted == []
+    assert sync(store, lambda _: host, timing=OPEN).adopted == []
     assert store.runs.matching(closed=False) == [run], "it is too early to tell that the host did not make it"
     time.sleep(QUICK.settle_s(host))
     sync(store, lambda _: host, timing=QUICK)
@@ -113,12 +114,12 @@ def test_a_file_that_the_key_may_not_use_is_brought_again(
 
 def test_a_busy_host_is_waited_for_as_long_as_it_asks(store: Store, host: PaperHost) -> None:
     host.faults["busy"] = 3
-    run = submit(store, host, SPEC, DATA, timing=QUICK)
+    run = submit(store, host, SPEC, DATA, timing=SENDING)
     assert [job["id"] for job in host.jobs()] == [run.job_id]
     assert [t.attempt for t in store.history.transitions(run.id)][-1] == 4
     host.faults |= {"busy": 1, "retry_after_s": 3600.0}
     with pytest.raises(RateLimited):
-        submit(store, host, SPEC, DATA, timing=QUICK)
+        submit(store, host, SPEC, DATA, timing=SENDING)
     assert len(host.jobs()) == 1
 
 
@@ -150,7 +151,7 @@ def test_a_request_that_never_arrived_is_settled_after_the_settle_time_only(
 ) -> None:
     host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
     with pytest.raises(OutcomeUnknown):
-        submit(store, host, SPEC, DATA, timing=QUICK)
+        submit(store, host, SPEC, DATA, timing=SENDING)
     run = store.runs.get("last")
     assert settle(store, host, run, timing=Timing()).phase is SubmitPhase.OUTCOME_UNKNOWN
     run = settled(store, host, run)
@@ -212,10 +213,10 @@ def test_a_process_that_slept_past_the_send_limit_sends_nothing_before_it_has_lo
     def sleeps(point: str) -> None:
         if point == "after-fence" and not slept:
             slept.append(point)
-            clock.jump_s += 10.0
+            clock.jump_s += 100.0
 
     with Store.open(store_url, clock=clock) as store:
-        run = submit(store, host, SPEC, DATA, timing=QUICK, reached=sleeps)
+        run = submit(store, host, SPEC, DATA, timing=SENDING, reached=sleeps)
         notes = [t.note for t in store.history.transitions(run.id) if t.note]
         assert notes == ["intent", "too late to send; nothing was sent"]
         assert host.posts() == 1
@@ -231,10 +232,10 @@ def test_a_process_that_lost_its_lease_sends_nothing(store: Store, host: PaperHo
             time.sleep(QUICK.settle_s(host))
             with Store(store.database.engine) as other:
                 assert settle(other, host, run, timing=QUICK).phase is SubmitPhase.UPLOADED
-                assert submit(other, host, SPEC, DATA, run_id=run.id, timing=QUICK).job_id
+                assert submit(other, host, SPEC, DATA, run_id=run.id, timing=SENDING).job_id
 
     with pytest.raises((LeaseLost, ImpossibleTransition)):
-        submit(store, host, SPEC, DATA, timing=QUICK, reached=taken_over)
+        submit(store, host, SPEC, DATA, timing=SENDING, reached=taken_over)
     assert host.posts() == 1
     assert store.runs.get("last").job_id == host.jobs()[0]["id"]
 
@@ -252,7 +253,7 @@ def test_two_jobs_of_one_ref_are_an_alarm_and_the_tracked_one_stays(store: Store
 def test_a_job_of_a_run_that_was_given_up_is_adopted_when_it_shows(store: Store, host: PaperHost) -> None:
     host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
     with pytest.raises(OutcomeUnknown):
-        submit(store, host, SPEC, DATA, timing=QUICK)
+        submit(store, host, SPEC, DATA, timing=SENDING)
     run = settled(store, host, store.runs.get("last"))
     run = cancel(store, host, run, timing=QUICK)
     assert (run.status, store.runs.matching(closed=False)) == (JobStatus.CANCELLED, [])
@@ -287,7 +288,7 @@ def test_a_cancel_that_races_the_submit_leaves_no_job_running(
             cancel(store, host, store.runs.get("last"), timing=QUICK)
 
     with contextlib.suppress(ImpossibleTransition):
-        submit(store, host, SPEC, DATA, timing=QUICK, reached=cancels)
+        submit(store, host, SPEC, DATA, timing=SENDING, reached=cancels)
     sync(store, lambda _: host)
     run = store.runs.get("last")
     assert run.status is JobStatus.CANCELLED
@@ -433,7 +434,7 @@ def test_refresh_tells_new_events_only(store: Store, host: PaperHost) -> None:
 def test_of_many_that_go_on_with_one_run_one_sends(store: Store, host: PaperHost) -> None:
     host.faults["raises"] = OutcomeUnknown("paper", "r", "reset")
     with pytest.raises(OutcomeUnknown):
-        submit(store, host, SPEC, DATA, timing=QUICK)
+        submit(store, host, SPEC, DATA, timing=SENDING)
     run = settled(store, host, store.runs.get("last"))
     del host.faults["raises"]
     start = threading.Barrier(6)
@@ -441,7 +442,7 @@ def test_of_many_that_go_on_with_one_run_one_sends(store: Store, host: PaperHost
     def goes_on() -> None:
         start.wait()
         with contextlib.suppress(LeaseHeld, OutcomeUnknown):
-            Submitter(store, host, QUICK).resume(run)
+            Submitter(store, host, SENDING).resume(run)
 
     threads = [threading.Thread(target=goes_on) for _ in range(6)]
     for thread in threads:
@@ -486,7 +487,7 @@ def test_a_job_that_could_not_be_written_down_is_found_again(tmp_path: Path, hos
     with Store.open(f"sqlite:///{path}") as store:
         try:
             with pytest.raises(OutcomeUnknown, match="was made but not written down"):
-                submit(store, host, SPEC, DATA, reached=fills, timing=replace(QUICK, lease_s=0.3))
+                submit(store, host, SPEC, DATA, reached=fills, timing=replace(SENDING, lease_s=0.3))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         time.sleep(0.4)  # the lease could not be given back either; it runs out

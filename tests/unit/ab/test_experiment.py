@@ -202,7 +202,7 @@ def test_it_ramps_and_ships_what_is_better(store: Store, clock: Later) -> None:
     assert (ramped.applied, ramped.share, ramped.state) == (True, 0.8, "running")
     assert all(experiment.assign(u).arm == "tuned" for u in arms["tuned"]), "who has it keeps it"
     moved = sum(experiment.assign(u).arm == "tuned" for u in arms["base"])
-    assert moved / len(arms["base"]) == pytest.approx(0.6, abs=0.15)
+    assert moved / len(arms["base"]) == pytest.approx(0.6, abs=0.2)
     clock.hours = 4
     shipped = experiment.step()
     assert (shipped.state, shipped.share) == ("shipped", 1.0) and "resolved is better" in shipped.phases[
@@ -328,14 +328,14 @@ def test_the_middleware_gives_arms_and_records_what_came_of_them(store: Store) -
 
     async def all_of_them() -> list[dict[str, Any]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-            named = [(await client.get("/", headers={"x-user": f"user {n}"})).json() for n in range(12)]
+            named = [(await client.get("/", headers={"x-user": f"user {n}"})).json() for n in range(40)]
             return [*named, (await client.get("/")).json()]
 
     *found, nobody = asyncio.run(all_of_them())
-    assert [one["arm"] for one in found] == [experiment.assign(f"user {n}").arm for n in range(12)]
+    assert [one["arm"] for one in found] == [experiment.assign(f"user {n}").arm for n in range(40)]
     assert nobody == {"arm": None}
     _, failed, latency = experiment.report().evidence
-    assert failed.values == {"base": 0.0, "tuned": 1.0} and sum(latency.users.values()) == 12
+    assert failed.values == {"base": 0.0, "tuned": 1.0} and sum(latency.users.values()) == 40
 
 
 def test_a_call_that_fails_is_answered_by_the_base_and_counts_as_the_tuned_models(store: Store) -> None:

@@ -65,9 +65,20 @@ class Place:
         )
 
     def values(self, metric: str) -> dict[str, float | None]:
-        """Of the report, when what is recorded after an answer is there."""
-        time.sleep(0.15)
+        """Of the report."""
         return next(e.values for e in self.experiment.report().evidence if e.metric == metric)
+
+    def comes_to(self, counts: dict[str, int] | None = None, /, **values: dict[str, Any]) -> bool:
+        """Whether the report comes to say so: what is recorded after an answer is there in a moment, and on a
+        busy machine in a while."""
+        deadline = time.monotonic() + 60
+        while not (right := self._says(counts, values)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return right
+
+    def _says(self, counts: dict[str, int] | None, values: dict[str, dict[str, Any]]) -> bool:
+        said = counts is None or self.experiment.report().counts == counts
+        return said and all(self.values(metric) == wanted for metric, wanted in values.items())
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +97,7 @@ def place(models: tuple[Model, Model], tmp_path: Path) -> Iterator[Place]:
     with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3") as store:
         experiment = Experiment.begin(PLAN, store)
         at = Upstream(base.url, base.name), Upstream(tuned.url, tuned.name, Secret("key-of-the-tuned-one"))
-        proxy = Proxy(experiment, *at, timeout_s=1.0)
+        proxy = Proxy(experiment, *at, timeout_s=3.0)
         with serving(proxy.app(), lifespan=True) as url:
             made = Place(store, base, tuned, url)
             yield made
@@ -99,10 +110,12 @@ def test_each_user_is_answered_by_their_own_model(place: Place) -> None:
             for _ in range(2):
                 assert place.say(user).choices[0].message.content == f"{arm}-model says: hello there friend"
     assert set(place.tuned.keys) == {"Bearer key-of-the-tuned-one"} and set(place.base.keys) == {None}
-    assert place.values("cost_usd") == {"base": pytest.approx(0.0012), "tuned": pytest.approx(0.004)}
-    assert place.values("failed") == {"base": 0.0, "tuned": 0.0}
+    assert place.comes_to(
+        cost_usd={"base": pytest.approx(0.0012), "tuned": pytest.approx(0.004)},
+        failed={"base": 0.0, "tuned": 0.0},
+    )
     latency = place.values("latency_s")
-    assert all(0 < (latency[arm] or 0) < 5 for arm in ("base", "tuned"))
+    assert all((latency[arm] or 0) > 0 for arm in ("base", "tuned"))
 
 
 def test_a_stream_is_passed_on_as_it_comes(place: Place) -> None:
@@ -110,7 +123,7 @@ def test_a_stream_is_passed_on_as_it_comes(place: Place) -> None:
     chunks = list(place.say(user, stream=True, stream_options={"include_usage": True}))
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == "tuned-model says: hello there friend " and chunks[-1].usage.total_tokens == 1100
-    assert place.values("cost_usd")["tuned"] == pytest.approx(0.004)
+    assert place.comes_to(cost_usd={"base": None, "tuned": pytest.approx(0.004)})
 
 
 def test_the_async_client_and_its_stream_helper(place: Place) -> None:
@@ -146,8 +159,7 @@ def test_the_base_answers_where_the_tuned_model_does_not(
         )
         said = raw.parse().choices[0].message.content or ""
     assert said.strip() == "base-model says: hello there friend"
-    assert place.values("failed") == {"base": None, "tuned": 1.0}, "it counts as the tuned model's"
-    assert place.experiment.report().counts == {FAILOVERS: 1}
+    assert place.comes_to({FAILOVERS: 1}, failed={"base": None, "tuned": 1.0}), "it counts as the tuned one's"
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -167,7 +179,7 @@ def test_the_async_client_is_answered_by_the_base_too(place: Place, streamed: bo
             return "".join([c.choices[0].delta.content or "" async for c in chunks if c.choices])
 
     assert asyncio.run(asked()).strip() == "base-model says: x"
-    assert place.values("failed")["tuned"] == 1.0 and place.experiment.report().counts == {FAILOVERS: 1}
+    assert place.comes_to({FAILOVERS: 1}, failed={"base": None, "tuned": 1.0})
 
 
 def test_a_model_that_keeps_failing_is_left_alone_for_a_while(place: Place) -> None:
@@ -175,7 +187,7 @@ def test_a_model_that_keeps_failing_is_left_alone_for_a_while(place: Place) -> N
     [user, *_] = place.users("tuned")
     for _ in range(6):
         place.say(user)
-    assert len(place.tuned.bodies) == 3 and place.experiment.report().counts == {FAILOVERS: 6}
+    assert len(place.tuned.bodies) == 3 and place.comes_to({FAILOVERS: 6})
     assert httpx.get(place.url.removesuffix("/v1") + "/health").json()["resting"] == ["tuned"]
 
 
@@ -184,7 +196,7 @@ def test_what_both_models_refuse_is_the_requests_fault(place: Place) -> None:
     [user, *_] = place.users("tuned")
     with pytest.raises(openai.BadRequestError, match="refused with 400"):
         place.say(user)
-    assert place.values("failed") == {"base": None, "tuned": 0.0} and place.experiment.report().counts == {}
+    assert place.comes_to({}, failed={"base": None, "tuned": 0.0})
 
 
 def test_a_base_that_does_not_answer_is_told(place: Place) -> None:
@@ -192,7 +204,7 @@ def test_a_base_that_does_not_answer_is_told(place: Place) -> None:
     [user, *_] = place.users("base")
     with pytest.raises(openai.InternalServerError, match="no model answered"):
         place.say(user)
-    assert place.values("failed") == {"base": 1.0, "tuned": None} and not place.tuned.bodies
+    assert place.comes_to(failed={"base": 1.0, "tuned": None}) and not place.tuned.bodies
 
 
 def test_a_stream_that_breaks_off_says_so_and_counts(place: Place) -> None:
@@ -203,7 +215,7 @@ def test_a_stream_that_breaks_off_says_so_and_counts(place: Place) -> None:
         for chunk in place.say(user, stream=True):
             got.append(chunk.choices[0].delta.content or "")
     assert got == ["tuned-model ", "says: "]
-    assert place.values("failed")["tuned"] == 1.0 and place.experiment.report().counts == {BROKEN: 1}
+    assert place.comes_to({BROKEN: 1}, failed={"base": None, "tuned": 1.0})
 
 
 def test_an_error_in_the_midst_of_a_stream_counts_as_one(place: Place) -> None:
@@ -211,7 +223,7 @@ def test_an_error_in_the_midst_of_a_stream_counts_as_one(place: Place) -> None:
     [user, *_] = place.users("tuned")
     with pytest.raises(openai.APIError, match="overloaded"):
         list(place.say(user, stream=True))
-    assert place.values("failed")["tuned"] == 1.0 and place.experiment.report().counts == {BROKEN: 1}
+    assert place.comes_to({BROKEN: 1}, failed={"base": None, "tuned": 1.0})
 
 
 def test_a_client_that_leaves_is_no_outcome(place: Place) -> None:
@@ -226,8 +238,8 @@ def test_a_client_that_leaves_is_no_outcome(place: Place) -> None:
 def test_who_says_no_user_gets_the_base_and_is_no_part_of_it(place: Place) -> None:
     assert place.say(None).choices[0].message.content.startswith("base-model")
     assert place.say(None, user="").choices[0].message.content.startswith("base-model")
-    report = place.experiment.report()
-    assert report.users == {"base": 0, "tuned": 0} and report.counts == {NOBODY: 2}
+    assert place.comes_to({NOBODY: 2})
+    assert place.experiment.report().users == {"base": 0, "tuned": 0}
 
 
 def test_a_store_that_is_locked_costs_no_user_an_answer(place: Place, tmp_path: Path) -> None:
@@ -235,19 +247,21 @@ def test_a_store_that_is_locked_costs_no_user_an_answer(place: Place, tmp_path: 
     [known, *_] = place.users("tuned")
     place.say(known)
     before = place.experiment.report().users
+    guess = place.experiment.guess
+    new = [f"new {n}" for n in range(60)]
+    new = [user for arm in ("base", "tuned") for user in [u for u in new if guess(u).arm == arm][:3]]
     with closing(sqlite3.connect(tmp_path / "runs.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        for n in range(6):
+        for user in new:
             raw = place.client.chat.completions.with_raw_response.create(
-                model="bot", messages=words("x"), user=f"new {n}"
+                model="bot", messages=words("x"), user=user
             )
-            assert raw.headers["x-orchestrate-answered-by"] == place.experiment.guess(f"new {n}").arm
+            assert raw.headers["x-orchestrate-answered-by"] == guess(user).arm
             assert place.say(known).choices[0].message.content.startswith("tuned-model")
         other.execute("ROLLBACK")
-    assert {place.experiment.assign(f"new {n}").arm for n in range(6)} == {"base", "tuned"}
-    for n in range(6):
-        assert place.experiment.guess(f"new {n}").arm == place.experiment.assign(f"new {n}").arm
-    assert sum(place.experiment.report().users.values()) == sum(before.values()) + 6
+    for user in new:
+        assert guess(user).arm == place.experiment.assign(user).arm
+    assert sum(place.experiment.report().users.values()) == sum(before.values()) + len(new)
 
 
 @pytest.mark.parametrize("user", ["\ud800", "a\0b", "x" * 100_000, "é", "e\u0301", " ", "\u202e", "0"])

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import os
 import signal
-import time
+import threading
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import command
@@ -134,10 +135,16 @@ def test_a_setting_that_is_refused_always_is_no_wrong_answer(tmp_path: Path) -> 
 
 
 def test_a_host_that_gives_up_loses_no_answer_under_way(tmp_path: Path) -> None:
+    all_asked, refused = threading.Barrier(4), threading.Event()
+
     def ask(batch: list[Question]) -> list[Answer]:
-        if batch[0].messages[0].content == "q2":
+        asked = batch[0].messages[0].content
+        if asked in ("q0", "q1", "q2", "q3"):
+            all_asked.wait(60)
+        if asked == "q2":
+            refused.set()
             raise RateLimited("host", "slow down", status=429)
-        time.sleep(0.05)
+        assert refused.wait(60)
         return [Answer(text="ok")]
 
     model = Respondent(name="m", identity={}, ask=ask, parallel=4)
@@ -164,15 +171,25 @@ def test_a_kill_loses_no_answer_and_pays_for_none_twice(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     env = os.environ | {"ORCHESTRATE_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
     with chat_host() as host:
-        host.writes = lambda _number, body: body["messages"][-1]["content"].removeprefix("row ")
         words = ["eval", "--model", f"{host.url}=m", "--test", "test.jsonl", "--json"]
         streams = [Path(os.devnull)] * 3
         for stop in (7, 41):
+            reached, killed = threading.Event(), threading.Event()
+
+            def writes(number: int, body: Any, *, at: int = stop, when: Any = (reached, killed)) -> str:
+                """From then on nothing is answered until the command is dead."""
+                if number >= at:
+                    when[0].set()
+                    when[1].wait(60)
+                return body["messages"][-1]["content"].removeprefix("row ")
+
+            host.writes = writes
             process = command.start(command.orchestrate, words, cwd=tmp_path, env=env, streams=streams)
-            while len(host.bodies) < stop and process.is_alive():
-                time.sleep(0.002)
+            assert reached.wait(120)
             process.kill()
             assert command.ended(process, 60) == -signal.SIGKILL
+            killed.set()
+        host.writes = lambda _number, body: body["messages"][-1]["content"].removeprefix("row ")
         done = command.run(words, cwd=tmp_path, env=env)
         asked = [body["messages"][-1]["content"] for body in host.bodies]
     assert done.code == 0, done.err

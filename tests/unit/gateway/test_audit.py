@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.gateway.conftest import gateway_of, until
+from tests.unit.gateway.conftest import gateway_of
 
 from orchestrate.gateway.audit import Audit
 from orchestrate.sandbox.server import Sandbox
@@ -79,4 +79,6 @@ def test_a_flood_without_a_key_is_a_line(sandbox: Sandbox, tmp_path: Path) -> No
         def entries() -> list[AuditEntry]:
             return service.entries(gateway.ft)
 
-        until(lambda: [(e.key, e.status) for e in entries()] == [("", 401), ("ann", 404)])
+        assert [(e.key, e.status) for e in entries()] == [("", 401), ("ann", 404)], (
+            "before they were answered"
+        )

@@ -138,7 +138,7 @@ def test_the_log_tells_who_did_what(keyed: Gateway) -> None:
     who = key(keyed, "logged", backends=["together"])
     refusal(keyed, who, model=OTHER)
     # Each is written down after its answer.
-    until(lambda: len(service.entries(keyed.ft, key="logged")) == 2)
+    assert len(service.entries(keyed.ft, key="logged")) == 2, "before they were answered"
     entries = sorted(service.entries(keyed.ft, key="logged"), key=lambda entry: entry.status)
     assert [(e.method, e.path, e.status) for e in entries] == [
         ("POST", "/v1/files", 200),

@@ -79,7 +79,7 @@ def test_llamaindex(gateway: Gateway, model: str, data: Path) -> None:
 def test_wandb(gateway: Gateway, model: str, data: Path) -> None:
     offline = {
         "WANDB_MODE": "offline",
-        "WANDB_API_KEY": "0000000000000000000000000000000000000000",
+        "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
         "WANDB_SILENT": "true",
     }
     found = life(gateway, "wandb", model, data, WANDB_DIR=str(data.parent), **offline)

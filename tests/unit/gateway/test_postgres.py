@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
 
 ASKS = 12
-
-
-def sent(http: httpx.Client, url: str, body: dict[str, str], headers: dict[str, str]) -> httpx.Response:
-    """As the official clients send it: again, where the connection was refused or lost."""
-    for _ in range(9):
-        with suppress(httpx.TransportError):
-            return http.post(url, json=body, headers=headers)
-        time.sleep(0.5)
-    return http.post(url, json=body, headers=headers)
 
 
 @pytest.mark.slow
@@ -66,7 +56,7 @@ def test_two_gateways_make_each_job_once(
                 found: set[str] = set()
                 for base, count in ((first, "0"), (second, "1"), (first, "2")):
                     told = {**headers, "x-stainless-retry-count": count}
-                    answer = sent(http, f"{base}fine_tuning/jobs", body, told)
+                    answer = http.post(f"{base}fine_tuning/jobs", json=body, headers=told)
                     assert answer.status_code == 200, answer.text
                     found.add(answer.json()["id"])
                 [id] = found

@@ -403,9 +403,9 @@ def test_five_thousand_jobs_take_as_long_a_job_as_five_hundred(ft: Orchestrator,
     def seconds_a_job(jobs: int) -> float:
         sandbox.create_jobs("openai", [body] * jobs)
         sandbox.skip(3600)
-        begun = time.perf_counter()
+        begun = time.process_time()  # what other programs take is not ours
         assert importing.take(ft, "openai", details=False).imported == jobs
-        return (time.perf_counter() - begun) / jobs
+        return (time.process_time() - begun) / jobs
 
     few, many = seconds_a_job(500), seconds_a_job(4500)
     assert many < 4 * few

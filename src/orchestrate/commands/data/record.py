@@ -15,7 +15,7 @@ from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
-    never_cut,
+    goes_on,
     note,
     orchestrator,
     out,
@@ -113,7 +113,8 @@ def record(
             free = plan.asked.high_usd == 0 or plan.asked.kept == plan.asked.questions
             if not free and max_cost is None and not confirm("Record?", yes=yes):
                 raise UsageError("nothing was asked", fix="--yes, or --max-cost USD")
-            with asking_bar(plan.asked.questions) as progress:
+            kept = "what was answered is kept and paid; the same command goes on with the rest"
+            with goes_on(kept), asking_bar(plan.asked.questions) as progress:
                 done = prepared.run(progress)
     if json:
         print_json(done)
@@ -189,7 +190,6 @@ def _show_day(day: date, dues: list[Due]) -> None:
     for due in dues:
         kept = f"{due.recorded:,} in {due.recording}" if due.recording else "no"
         rows.add_row(due.run_id, kept, "its own" if due.prompts else "FILE", due.tuned_model)
-    never_cut(rows, "run", "recorded", "prompts")
     out.print(
         f"record by {day}, in {count(left, 'day')}"
         if left >= 0

@@ -29,7 +29,6 @@ _ORDER = [Severity.ERROR, Severity.WARNING, Severity.INFO]
 
 def show_inspect(report: InspectReport) -> None:
     facts = table("", "")
-    facts.show_header = False
     exact = "" if report.tokens_exact else " (not exact)"
     share = report.trained_tokens / report.tokens if report.tokens else 0.0
     lengths = report.length_percentiles

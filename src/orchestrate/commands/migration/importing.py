@@ -11,7 +11,7 @@ import typer
 from orchestrate import text
 from orchestrate.commands.terminal.console import (
     Json,
-    never_cut,
+    goes_on,
     note,
     orchestrator,
     out,
@@ -51,7 +51,8 @@ def take(
             note(f"{done:,}{f' of {of:,}' if of else ''} {what}")
 
     at = since.replace(tzinfo=UTC) if since else None
-    with orchestrator(context) as ft:
+    kept = "what was imported is kept; the same command goes on with the rest"
+    with orchestrator(context) as ft, goes_on(kept):
         taken = [
             importing.take(ft, name, since=at, every=every, details=details, files=files, tell=tell)
             for name in ft.backends(providers)
@@ -108,7 +109,6 @@ def _show_day(day: date | None, rows: list[Held]) -> None:
         last = [f"{row.last_use:%Y-%m-%d}" if row.last_use else "-"] if used else []
         data = row.data.partition(":")[0]
         shown.add_row(row.run_id, cost, data, *last, row.tuned_model or f"none: {row.status.value}")
-    never_cut(shown, "run", "cost", "data", "last used")
     out.print(title, style="bold")
     out.print(shown)
     out.print()
@@ -121,7 +121,6 @@ def _show_ways(found: Inventory) -> None:
         shown = table("base", "can be made again", fold=("can be made again",))
         for model, way in sorted(ways.items())[:SHOWN]:
             shown.add_row(model, way)
-        never_cut(shown, "base")
         out.print(shown)
         out.print()
     lost = [row for row in found.rows if row.data.startswith("gone")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -123,12 +124,22 @@ def runs(
             return
         note("no run matches; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
         return
+    if sandbox:
+        out.print(SANDBOX)
+    cells = _cells(found, chips=not sandbox)
+    out.print(filled(cells, right=("step", "took", "cost"), fold=("model", "tags")))
+    if deployed:
+        note(f"{hourly(deployed)}: orchestrate deployments")
+
+
+def _cells(found: Sequence[Run], *, chips: bool) -> dict[str, list[str | Text]]:
+    """The columns; none is empty from top to bottom, or has no room."""
     now = datetime.now(UTC)
     cells: dict[str, list[str | Text]] = {
         "run": [run.id for run in found],
         "backend": [run.provider for run in found],
         "model": [run.model for run in found],
-        "status": [stage_text(run, chip=not sandbox) for run in found],
+        "status": [stage_text(run, chip=chips) for run in found],
         "step": [f"{run.step or 0}/{run.total_steps}" if run.total_steps else "" for run in found],
         "took": [_took(run, now) for run in found],
         "cost": [money(cost_so_far(run)) for run in found],
@@ -139,11 +150,7 @@ def runs(
         del cells["step"]
     if out.width < _ROOM_FOR_TAGS or not any(cells["tags"]):
         del cells["tags"]
-    if sandbox:
-        out.print(SANDBOX)
-    out.print(filled(cells, right=("step", "took", "cost"), fold=("model", "tags")))
-    if deployed:
-        note(f"{hourly(deployed)}: orchestrate deployments")
+    return cells
 
 
 def _took(run: Run, now: datetime) -> str:

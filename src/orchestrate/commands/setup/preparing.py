@@ -242,9 +242,9 @@ def doctor(
     if json:
         print_json(checks)
     else:
-        shown = table("", "check", "detail", "what to do")
+        shown = table("", "check", "detail", fold=("detail",))
         for c in checks:
-            shown.add_row(Text(*_MARKS[c.ok]), c.check, c.detail, c.fix or "")
+            shown.add_row(Text(*_MARKS[c.ok]), c.check, c.detail + (f": {c.fix}" if c.fix else ""))
         out.print(shown)
     if any(c.ok is False for c in checks):
         raise typer.Exit(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
@@ -11,7 +12,7 @@ from orchestrate.commands.evaluation.ab import ABListed, ABServing, Sized
 from orchestrate.commands.servers.gateway import GatewayShown, KeyMade, KeyShown
 from orchestrate.commands.servers.serve import Added, Serving
 from orchestrate.commands.servers.ui import UiShown
-from orchestrate.commands.terminal.console import ErrorLine, print_json
+from orchestrate.commands.terminal.console import ErrorLine, note, print_json, print_text
 from orchestrate.errors import UsageError
 from orchestrate.service.records import (
     Accuracy,
@@ -34,6 +35,7 @@ from orchestrate.service.records import (
     InspectReport,
     JudgeReport,
     LivePrice,
+    Logged,
     Migration,
     Model,
     ModelChanges,
@@ -191,6 +193,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "watch": (list[Run], Stopped),
     "events": (list[Event],),
     "metrics": (list[MetricPoint],),
+    "log": (list[Logged],),
     "checkpoints": (list[Checkpoint],),
     "cancel": (Run,),
     "abandon": (Run,),
@@ -263,7 +266,9 @@ def of(command: str) -> dict[str, Any]:
     # What a group does by itself.
     named = next((n for n in (command, f"{command} list", f"{command} ls") if n in OUTPUTS), None)
     if named is None:
-        raise UsageError(f"no schema is called {command!r}; known: {', '.join(OUTPUTS)}")
+        close = get_close_matches(command, OUTPUTS, n=1)
+        guess = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"no schema is called {command!r}{guess}", fix="orchestrate schema  lists them")
     command = named
     found, parts = msgspec.json.schema_components(OUTPUTS[command], ref_template="#/$defs/{name}")
     schema = found[0] if len(found) == 1 else {"anyOf": list(found)}
@@ -277,8 +282,14 @@ def of(command: str) -> dict[str, Any]:
 
 def schema(
     command: Annotated[
-        list[str] | None, typer.Argument(help="As in: show, or data check; or error. Without: all of them.")
+        list[str] | None,
+        typer.Argument(help="As in: show, or data check; or error. Without: which there are."),
     ] = None,
+    all: Annotated[bool, typer.Option("--all", help="The schemas of all commands, by their names.")] = False,
 ) -> None:
     """The JSON schema of what a command prints with --json."""
-    print_json(of(" ".join(command)) if command else {name: of(name) for name in OUTPUTS})
+    if command or all:
+        print_json(of(" ".join(command)) if command else {name: of(name) for name in OUTPUTS})
+        return
+    print_text("\n".join(OUTPUTS))
+    note("orchestrate schema COMMAND prints one; --all all of them")

@@ -10,14 +10,12 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import typer
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from orchestrate.commands.terminal import completing
@@ -25,6 +23,7 @@ from orchestrate.errors import OrchestrateError, ProviderError, SetupError, Usag
 from orchestrate.files import FULL
 from orchestrate.keys import hide
 from orchestrate.progress import stage
+from orchestrate.tables import Listing
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Record, Run
 
@@ -50,6 +49,15 @@ class _Console(Console):
         for segment in super().render(renderable, options):
             # Control segments move the cursor of live views; rich makes them, never out of a text.
             yield segment if segment.control else Segment(inert(segment.text), segment.style)
+
+    @Console.file.getter
+    def file(self) -> IO[str]:
+        """The stream itself, beneath what guards it: a live view puts a guard of its own over ours, and its
+        cursor would be shown as signs."""
+        stream = super().file
+        while inner := getattr(stream, "rich_proxied_file", None):
+            stream = inner
+        return stream
 
     def on_broken_pipe(self) -> None:
         """The reader of the pipe has gone, as with `| head`: it has what it wanted."""
@@ -147,37 +155,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> Table:
-    """A plain table. Only the columns of `fold` (by default all) are wrapped when the width is short; the
-    others are cut."""
-    made = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        wraps = fold is None or column in fold
-        made.add_column(
-            column,
-            justify="right" if column in right else "left",
-            overflow="fold" if wraps else "ellipsis",
-            no_wrap=not wraps,
-            max_width=None if wraps else 44,
-        )
-    return made
+def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> Listing:
+    """A plain table. Only the columns of `fold` (by default all) are wrapped when the width is short."""
+    return Listing(*columns, right=right, fold=fold)
 
 
-def filled(cells: Mapping[str, Sequence[str | Text]], *, right: Sequence[str], fold: Sequence[str]) -> Table:
+def filled(
+    cells: Mapping[str, Sequence[str | Text]], *, right: Sequence[str], fold: Sequence[str]
+) -> Listing:
     """A table of these columns, each by its name. Only what may `fold` is ever wrapped."""
     made = table(*cells, right=right, fold=fold)
     for row in zip(*cells.values(), strict=True):
         made.add_row(*row)
-    never_cut(made, *(cells.keys() - set(fold)))
     return made
-
-
-def never_cut(made: Table, *names: str) -> None:
-    """Keeps these columns of a filled table whole, however narrow the terminal is."""
-    for column in made.columns:
-        if column.header in names:
-            cells = (cell.plain if isinstance(cell, Text) else str(cell) for cell in column.cells)
-            column.min_width = max(map(cell_len, cells))
 
 
 def note(text: str) -> None:
@@ -219,7 +209,10 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     # What typer says of a wrong command line; its exceptions have no public home that all its versions share.
     if (told := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
         if type(error).__name__ == "NoArgsIsHelpError":
-            return UsageError.exit_code  # the help was printed already
+            # Boxes of help print themselves; the plain page of a narrow terminal is the error's text.
+            if page := str(told()).strip():
+                print_text(page)
+            return UsageError.exit_code
         command: Any = getattr(error, "ctx", None)
         fix = f"{command.command_path} --help" if command is not None else None
         report_error(UsageError(str(told()), fix=fix), as_json=as_json)
@@ -312,6 +305,16 @@ def ended_by_signal() -> Generator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def goes_on(how: str) -> Generator[None]:
+    """For a command that is long, and whose work is kept: says so where it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: {how}")
+        raise
 
 
 def confirm(question: str, *, yes: bool) -> bool:

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import (
     SANDBOX,
     STATUS_STYLE,
     err,
-    never_cut,
     stage_text,
     table,
     warn,
 )
 from orchestrate.progress import cost_so_far, seconds_left, seconds_taken, share_done, step_of
+from orchestrate.tables import Listing
 from orchestrate.text import count, duration, inert, money
 from orchestrate.types import Event, MetricPoint, Run
 
@@ -165,7 +164,7 @@ _FIRST_TO_GO = ("loss", "left", "model", "backend")
 """Columns that a narrow terminal does without; the others are never cut."""
 
 
-def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> Table:
+def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> Listing:
     """Runs as lines of a table, of whose columns as many are shown as have room whole."""
     columns = list(_COLUMNS)
     cells = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)}
@@ -177,9 +176,6 @@ def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> Table:
     shown = table(*columns, right=("step", "left", "cost"), fold=())
     for at in range(len(rows)):
         shown.add_row(*(cells[name][at] for name in columns))
-    for column in shown.columns:
-        column.max_width = None
-    never_cut(shown, *columns)
     return shown
 
 

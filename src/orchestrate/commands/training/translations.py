@@ -9,12 +9,14 @@ from rich.text import Text
 
 from orchestrate.commands.terminal.console import note, out, table
 from orchestrate.keys import hide
+from orchestrate.tables import Listing
 from orchestrate.text import count, joined, size
 from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translation
 
 _STYLE = {Outcome.KEPT: "", Outcome.MAPPED: "cyan", Outcome.DEFAULTED: "dim", Outcome.REFUSED: "red"}
-_LEAST, _MOST = 8, 20
-"""Characters of one value in the table."""
+_LEAST = 8
+_LENGTHS = range(40, _LEAST - 1, -2)
+"""Characters of a value that the table shows: as many as leave all backends room beside one another."""
 
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:
@@ -23,31 +25,34 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
 
     Without `all` only what was asked for, and the backends' own values where they differ.
     """
-    rows = {t.provider: {s.name: s for s in t.settings} for t in translations}
+    every = {t.provider: {s.name: s for s in t.settings} for t in translations}
+    # Of a backend without the model nothing else can be said.
+    without = [name for name, found in every.items() if _refused(found.get("model"))]
+    rows = {name: found for name, found in every.items() if name not in without}
     names = [n for n in dict.fromkeys(name for found in rows.values() for name in found) if n != "model"]
     shown = [name for name in names if all or _matters([of.get(name) for of in rows.values()])]
     plain = [] if all else [name for name in shown if _plain([of.get(name) for of in rows.values()])]
     for t in translations:
-        out.print(Text.assemble((t.provider, "bold"), f"  {t.model}"))
+        told = ("refused", "red") if t.provider in without else t.model
+        out.print(Text.assemble((t.provider, "bold"), "  ", told))
     out.print()
-    differing = [name for name in shown if name not in plain]
-    room = out.width - max((len(name) for name in differing), default=0) - 2
-    width = min(max(room // (len(rows) + 1) - 2, _LEAST), _MOST)
-    matrix = table("setting", "asked", *rows, fold=("asked", *rows))
-    for name in differing:
-        found = [of.get(name) for of in rows.values()]
-        asked = next((s.asked for s in found if s is not None and s.asked is not None), None)
-        matrix.add_row(name, _short(asked, width), *(_cell(s, width) for s in found))
-    out.print(matrix)
+    if differing := [name for name in shown if name not in plain]:
+        matrices = (_matrix(differing, rows, length) for length in _LENGTHS)
+        out.print(next((m for m in matrices if m.fits(out.width)), _matrix(differing, rows, _LEAST)))
     if plain:
         note(f"kept as asked everywhere: {', '.join(plain)}")
     note("~ not exactly what was asked; (...) the backend's own, nothing was asked")
+    _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)
     for t in translations:
         _rest(t)
     if hidden := len(names) - len(shown):
         note(f"{count(hidden, 'setting')} that nobody asked for not shown: --all")
     _verdict(translations)
+
+
+def _refused(setting: Setting | None) -> bool:
+    return setting is not None and setting.outcome is Outcome.REFUSED
 
 
 def _plain(found: Sequence[Setting | None]) -> bool:
@@ -65,26 +70,34 @@ def _matters(found: Sequence[Setting | None]) -> bool:
     return len(own) > 1
 
 
-def _cell(setting: Setting | None, width: int) -> Text:
+def _matrix(names: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], length: int) -> Listing:
+    made = table("setting", "asked", *rows, fold=("asked", *rows))
+    for name in names:
+        found = [of.get(name) for of in rows.values()]
+        asked = next((s.asked for s in found if s is not None and s.asked is not None), None)
+        made.add_row(name, _short(asked, length), *(_cell(s, length) for s in found))
+    return made
+
+
+def _cell(setting: Setting | None, length: int) -> Text:
     if setting is None:
         return Text("-", "dim")
     style = _STYLE[setting.outcome]
     if setting.outcome is Outcome.REFUSED:
         return Text("refused", style)
-    value = _short(setting.asked if setting.sent is None else setting.sent, width - 2)
+    value = _short(setting.asked if setting.sent is None else setting.sent, length)
     if setting.outcome is Outcome.DEFAULTED:
         return Text(f"({value})" if value else "(its own)", style)
     return Text(value if setting.exact else f"~ {value}", style if setting.exact else "yellow")
 
 
-def _short(value: Any, width: int) -> str:
-    """Numbers are never cut; of a long text the end is, and of a path the beginning."""
+def _short(value: Any, length: int) -> str:
+    """Numbers are never cut; of a path the beginning is, and of a longer text the end."""
     shown = "" if value is None else " ".join(str(value).split())
-    if len(shown) <= width or isinstance(value, int | float):
-        return shown
-    if "/" in shown and not isinstance(value, Mapping):
+    if "/" in shown and " " not in shown:
         shown = shown.rsplit("/", 1)[1] or shown
-    return shown if len(shown) <= width else f"{shown[: width - 3]}..."
+    whole = len(shown) <= length or isinstance(value, int | float)
+    return shown if whole else f"{shown[: length - 3]}..."
 
 
 def _explain(shown: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], *, all: bool) -> None:

@@ -28,7 +28,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, inert
-from orchestrate.types import Message, Reply
+from orchestrate.types import Message, Reply, decoding
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -116,7 +116,7 @@ def _tools(file: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UsageError(f"--tools: {file} cannot be read: {error.strerror}") from error
     with suppress(msgspec.MsgspecError):
-        if msgspec.json.decode(given, type=list[_Tool]):
+        if decoding.decode(given, type=list[_Tool]):
             return msgspec.json.decode(given, type=list[dict[str, Any]])
     raise UsageError(f"--tools: {file} holds no list of tools, each with the name of a function", fix=fix)
 

@@ -21,6 +21,7 @@ import msgspec
 from orchestrate import days, description
 from orchestrate.costing.rate import MOST_USD, Rate
 from orchestrate.errors import ConfigError, UsageError
+from orchestrate.types import decoding
 
 
 class RateBook(msgspec.Struct, frozen=True):
@@ -156,7 +157,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
         if unknown := sorted(set(map(str, fields)) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
             raise ConfigError(f"{name}: rate {number} has an unknown field {unknown[0]}")
         try:
-            rates.append(msgspec.convert(fields, Rate))
+            rates.append(decoding.convert(fields, Rate))
         except (msgspec.ValidationError, ValueError) as error:
             raise ConfigError(f"{name}: rate {number} ({entry.get('method')}): {error}") from error
     return rates
@@ -195,7 +196,7 @@ def parse_flag(text: str, today: date) -> Rate:
         )
     unit = _UNIT_OF.get(found["method"], "usd_per_mtok")
     target = "gpu" if unit == "usd_per_gpu_hour" or found["method"] == "owned" else "model"
-    return msgspec.convert(
+    return decoding.convert(
         {
             "provider": found["provider"],
             "method": found["method"],

@@ -14,6 +14,7 @@ from orchestrate.costing.rate import Rate
 from orchestrate.costing.rates.prices import Prices
 from orchestrate.costing.serving.ways import Serving, by_tokens, gpu_rates, on_gpus, token_rates
 from orchestrate.profile import built_in
+from orchestrate.types import decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing.serving.ownership import Use
@@ -41,7 +42,7 @@ def adapter_hosts() -> tuple[AdapterHost, ...]:
     import yaml
 
     text = files("orchestrate.costing").joinpath("adapters.yaml").read_text(encoding="utf-8")
-    return msgspec.convert(yaml.safe_load(text)["hosts"], tuple[AdapterHost, ...])
+    return decoding.convert(yaml.safe_load(text)["hosts"], tuple[AdapterHost, ...])
 
 
 def rented(resolved: ModelOnHost, use: Use, prices: Prices) -> Iterator[tuple[str, Serving]]:

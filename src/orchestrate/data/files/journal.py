@@ -14,6 +14,7 @@ import msgspec
 
 from orchestrate.errors import DataError
 from orchestrate.files import opener
+from orchestrate.types import decoding
 
 E = TypeVar("E")
 
@@ -26,7 +27,7 @@ class Journal(Generic[E]):
         Raises `DataError` when a whole line is no such entry."""
         self.path = path
         self.entries: list[E] = []
-        decoder = msgspec.json.Decoder(entry)
+        decoder = decoding.decoder(entry)
         data = path.read_bytes() if path.exists() else b""
         self._whole = data.rfind(b"\n") + 1
         self._torn = self._whole < len(data)

@@ -8,6 +8,7 @@ the exact pattern and, where there is one, its checksum; so both filters give th
 from __future__ import annotations
 
 import re
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -197,9 +198,21 @@ def candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
         def hit(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
             found.add((bisect_right(starts, end - 1) - 1, number))
 
-        database.scan(block, match_event_handler=hit)
+        database.scan(block, match_event_handler=hit, scratch=_scratch(database))
         return found
     return plain_candidates(block, starts)
+
+
+_own = threading.local()
+
+
+def _scratch(database: Any) -> Any:
+    """The memory that a scan works in, this thread's own: two scans at once may not share it."""
+    if not hasattr(_own, "scratch"):
+        import hyperscan  # pyright: ignore[reportMissingTypeStubs]
+
+        _own.scratch = cast("Any", hyperscan).Scratch(database)
+    return _own.scratch
 
 
 def plain_candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:

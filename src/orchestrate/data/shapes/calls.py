@@ -12,7 +12,7 @@ import msgspec
 
 from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.rows.problems import problem
-from orchestrate.types import Problem
+from orchestrate.types import Problem, decoding
 
 
 class _Call(msgspec.Struct):
@@ -21,7 +21,7 @@ class _Call(msgspec.Struct):
     """As they are written: decoding would round large numbers."""
 
 
-_ONE, _SEVERAL = msgspec.json.Decoder(_Call), msgspec.json.Decoder(list[_Call])
+_ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
 
 
 def tagged(text: str, tag: str) -> tuple[list[str], str]:
@@ -126,7 +126,7 @@ def _take_from_text(m: ChatMessage) -> None:
 def _whole(said: str) -> str | None:
     """The calls of a text that is nothing but JSON: a call, a list of them, or either in `tool_calls`."""
     try:
-        value = msgspec.json.decode(said, type=_Wrapped)
+        value = decoding.decode(said, type=_Wrapped)
     except (msgspec.DecodeError, RecursionError):
         return said if said.lstrip()[:1] in ("{", "[") else None
     calls = [call if call.function is None else call.function for call in value.tool_calls]

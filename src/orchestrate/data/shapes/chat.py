@@ -18,7 +18,7 @@ from orchestrate.data.shapes.calls import number_calls
 from orchestrate.data.shapes.loss import loss_of
 from orchestrate.data.shapes.parts import strays, unfolded
 from orchestrate.data.shapes.unread import MEANING
-from orchestrate.types import Problem
+from orchestrate.types import Problem, decoding
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
 REASONING = ("reasoning", "reasoning_content", "thinking")
@@ -117,7 +117,7 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
     if wrongs := _tool_call_problems(fields, place):
         return None, [*found, *wrongs]
     try:
-        return msgspec.convert(fields, ChatMessage), found
+        return decoding.convert(fields, ChatMessage), found
     except msgspec.ValidationError as error:
         return None, [*found, problem("bad-message", str(error).replace("$", place), field=place)]
 

@@ -25,7 +25,7 @@ from orchestrate.data.shapes.chat import message, messages_from, parallel_from, 
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
 from orchestrate.data.shapes.unread import holds_prose, problems_of
-from orchestrate.types import Problem
+from orchestrate.types import Problem, decoding
 
 
 def _chat(row: Row, messages: list[ChatMessage], found: list[Problem]) -> Read:
@@ -117,7 +117,7 @@ def _alpaca(row: Row) -> Read:
 
 def _text(row: Row) -> Read:
     try:
-        spans = msgspec.convert(row.get("loss_spans"), list[tuple[int, int]] | None)
+        spans = decoding.convert(row.get("loss_spans"), list[tuple[int, int]] | None)
     except msgspec.ValidationError:
         message_ = "loss_spans holds pairs of numbers"
         return None, [problem("bad-weight", message_, field="loss_spans")]

@@ -25,13 +25,13 @@ from orchestrate.data.rows.examples import (
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait, examine
 from orchestrate.data.shapes import known
-from orchestrate.types import Problem, Severity
+from orchestrate.types import Problem, Severity, decoding
 
 occurrences: Callable[[bytes, bytes], int] = bytes.count
 with suppress(ImportError):  # an extra, seven times as fast
     from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
 
-_STRICT: dict[str, msgspec.json.Decoder[ChatExample]] = {"openai-chat": msgspec.json.Decoder(ChatExample)}
+_STRICT: dict[str, msgspec.json.Decoder[ChatExample]] = {"openai-chat": decoding.decoder(ChatExample)}
 """Formats whose clean rows decode straight into the canonical struct."""
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")

@@ -8,8 +8,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from orchestrate.data.rows.examples import ChatMessage, PreferenceExample, ToolCall, UnpairedExample
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError
@@ -19,7 +17,7 @@ from orchestrate.evaluation.review.preference import outcomes
 from orchestrate.evaluation.review.results import overall, votes_of
 from orchestrate.evaluation.review.tasks import Task
 from orchestrate.files import whole
-from orchestrate.types import Message, Rating, Record, Review
+from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
 """Of answers that were rated alone, 0 to 1: from where one is to be given, and to be avoided. Of five
@@ -170,7 +168,7 @@ def _said(answer: Answer) -> list[ChatMessage]:
 
 
 def _message(message: Message) -> ChatMessage:
-    calls = msgspec.convert(list(message.tool_calls), list[ToolCall])
+    calls = decoding.convert(list(message.tool_calls), list[ToolCall])
     return ChatMessage(
         role=message.role,  # pyright: ignore[reportArgumentType]  # it was read from such a row
         content=message.content or None if calls else message.content,

@@ -14,7 +14,7 @@ import msgspec
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Answer, Answered, Item
 from orchestrate.files import whole
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 
 class Task(Record, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ def read_answered(path: Path) -> list[Answered]:
     """The items file of an evaluation. Raises `DataError`."""
     try:
         with path.open("rb") as file:
-            return [msgspec.json.decode(line, type=Answered) for line in file if line.strip()]
+            return [decoding.decode(line, type=Answered) for line in file if line.strip()]
     except OSError as error:
         raise DataError(
             f"the answers are gone: {path}: {error.strerror}", fix="orchestrate eval RUN"

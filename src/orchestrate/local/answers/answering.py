@@ -14,6 +14,8 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.local import pipe
+from orchestrate.local.run.process import uncollected
+from orchestrate.types import decoding
 
 MOST_ROWS = 64
 SMALL_MODEL_BYTES = 2 << 30
@@ -151,7 +153,7 @@ class Answerer:
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         from orchestrate.data.rows.examples import ChatMessage
 
-        return self.template.asked([msgspec.convert(m, ChatMessage) for m in messages], tools)
+        return self.template.asked([decoding.convert(m, ChatMessage) for m in messages], tools)
 
     def _refusal(self, prompt: list[int]) -> dict[str, Any]:
         most = self.sampler.context
@@ -205,7 +207,8 @@ def main() -> int:
         try:
             request = msgspec.json.decode(line, type=dict[str, Any])
             if answerer is None:
-                answerer = Answerer(request)
+                with uncollected():
+                    answerer = Answerer(request)
                 send({"ready": True})
             elif "likelihoods" in request:
                 answerer.likelihoods(request, send)

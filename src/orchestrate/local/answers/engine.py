@@ -47,6 +47,7 @@ from orchestrate.local.model.loading import (
     pick_device,
 )
 from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.types import decoding
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -316,11 +317,11 @@ class Desk:
     def _take(self, asked: dict[str, Any]) -> None:
         engine, op = self.engine, asked.pop("op")
         if op == "add":
-            wish = msgspec.convert(asked, Wish)
+            wish = decoding.convert(asked, Wish)
             prompt = engine.prompt(wish)
             self._put(asked, lambda: engine.add(wish, prompt, self._send))
         elif op == "tokenize":
-            self._send({"id": asked["id"], "ids": engine.prompt(msgspec.convert(asked, Wish))})
+            self._send({"id": asked["id"], "ids": engine.prompt(decoding.convert(asked, Wish))})
         elif op == "cancel":
             self._put(asked, lambda: engine.cancel(asked["id"]))
         elif op == "load":
@@ -366,7 +367,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     del arguments
     send = pipe.answering()
     try:
-        loading = msgspec.json.decode(sys.stdin.buffer.readline(), type=Loading)
+        loading = decoding.decode(sys.stdin.buffer.readline(), type=Loading)
         begun = time.perf_counter()
         engine = Engine(loading)
         context = engine.folder.context

@@ -21,7 +21,7 @@ from orchestrate.errors import DataError, RunFailed
 from orchestrate.local import pipe
 from orchestrate.local.model.files.models import source
 from orchestrate.local.run.launching import require_packages, worker_environment
-from orchestrate.types import Message, Reply
+from orchestrate.types import Message, Reply, decoding
 
 Prompt = Sequence[Message | Mapping[str, Any]]
 """The messages so far. A mapping may carry what `Message` has no field for: tool calls, a tool's name."""
@@ -162,7 +162,7 @@ class Generator:
             return []
         self.start()
         self._send({"likelihoods": [dict(row) for row in rows], "base": base})
-        return msgspec.convert(self._receive()["likelihoods"], list[tuple[float, int, bool]])
+        return decoding.convert(self._receive()["likelihoods"], list[tuple[float, int, bool]])
 
     def close(self) -> None:
         worker, self._worker = self._worker, None
@@ -228,4 +228,4 @@ def _question(
 
 
 def _reply(told: dict[str, Any]) -> Reply | DataError:
-    return DataError(told["refused"], fix=told["fix"]) if "refused" in told else msgspec.convert(told, Reply)
+    return DataError(told["refused"], fix=told["fix"]) if "refused" in told else decoding.convert(told, Reply)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import torch
 
 from orchestrate.data.rows.examples import ChatMessage, UnpairedExample
 from orchestrate.local.encoding.encoding import Template, encode_answer
+from orchestrate.types import decoding
 
 ROWS = 8
 """Answered together; logits of a whole row are large."""
@@ -57,7 +57,7 @@ def _encoded(template: Template, row: dict[str, Any]) -> tuple[list[int], list[b
         ids: list[int] = template.tokenizer(context + row["text"])["input_ids"]
         before = len(template.tokenizer(context)["input_ids"]) if context else 0
         return ids, [i >= before for i in range(len(ids))]
-    prompt = [msgspec.convert(m, ChatMessage) for m in row["messages"]]
+    prompt = [decoding.convert(m, ChatMessage) for m in row["messages"]]
     answer = ChatMessage(role="assistant", content=row["answer"])
     example = UnpairedExample(prompt=prompt, completion=[answer], label=True, tools=row.get("tools") or None)
     encoded = encode_answer(example, template)

@@ -31,6 +31,7 @@ from orchestrate.data.tokens.thinking import Earlier, rows_of
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer
 from orchestrate.data.tokens.turns import Conversations, answered
 from orchestrate.errors import DataError, UsageError
+from orchestrate.types import decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,7 @@ def decode_row(line: bytes) -> Example:
     try:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         if "preferred_output" in keys:
-            row = msgspec.json.decode(line, type=_PairRow)
+            row = decoding.decode(line, type=_PairRow)
             return PreferenceExample(
                 prompt=row.input.messages,
                 preferred=row.preferred_output,
@@ -247,14 +248,14 @@ def decode_row(line: bytes) -> Example:
                 parallel_tool_calls=row.input.parallel_tool_calls,
             )
         if "preferred" in keys:
-            return msgspec.json.decode(line, type=PreferenceExample)
+            return decoding.decode(line, type=PreferenceExample)
         if "messages" in keys:
-            return msgspec.json.decode(line, type=ChatExample)
+            return decoding.decode(line, type=ChatExample)
         if "label" in keys:
-            return msgspec.json.decode(line, type=UnpairedExample)
+            return decoding.decode(line, type=UnpairedExample)
         if "completion" in keys:
-            return msgspec.json.decode(line, type=CompletionExample)
-        return msgspec.json.decode(line, type=TextExample)
+            return decoding.decode(line, type=CompletionExample)
+        return decoding.decode(line, type=TextExample)
     except msgspec.MsgspecError as error:
         raise DataError(f"not a canonical row: {error}") from error
 
@@ -264,7 +265,7 @@ def decode_prompt(line: bytes) -> RLExample:
     Raises `DataError` when it is none."""
     try:
         fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-        messages = msgspec.json.decode(fields.pop("messages"), type=list[ChatMessage])
+        messages = decoding.decode(fields.pop("messages"), type=list[ChatMessage])
         tools = msgspec.json.decode(fields.pop("tools", b"null"), type=list[dict[str, Any]] | None)
         read = {name: msgspec.json.decode(value) for name, value in fields.items()}
     except (msgspec.MsgspecError, KeyError) as error:

@@ -14,7 +14,7 @@ from orchestrate.local.model import engines
 from orchestrate.local.model.files import models
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
-from orchestrate.types import MemoryPlan
+from orchestrate.types import MemoryPlan, decoding
 
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one forward pass, padding included, where memory does not ask for fewer."""
@@ -175,8 +175,8 @@ def of_job(
     if found is None:
         return None
     shape, remark = found
-    hyper, method = Hyper.from_dict(body.get("hyper", {})), msgspec.convert(body["method"], Method)
-    adapter = msgspec.convert(body["adapter"], Adapter)
+    hyper, method = Hyper.from_dict(body.get("hyper", {})), decoding.convert(body["method"], Method)
+    adapter = decoding.convert(body["adapter"], Adapter)
     notes = [remark] if remark else []
     if longest is None and hyper.max_seq_length is None:
         notes.append(f"rows are taken to have up to {LONGEST} tokens; orchestrate check counts them")

@@ -19,7 +19,7 @@ from orchestrate.files import private_folder, write_whole
 from orchestrate.local import machine
 from orchestrate.local.plan import paces
 from orchestrate.local.plan.paces import Kind, Pace, Point
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 CPU_THREAD_OPERATIONS = 6e10
 """Per second and thread, in a step of the tiny model: seen on a server core of 2023 with AVX-512, 6-13e10."""
@@ -102,7 +102,7 @@ def bench_file(home: Path) -> Path:
 
 def read(home: Path) -> list[Bench]:
     try:
-        return msgspec.json.decode(bench_file(home).read_bytes(), type=list[Bench])
+        return decoding.decode(bench_file(home).read_bytes(), type=list[Bench])
     except (OSError, msgspec.MsgspecError):
         return []
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.files import sha256, whole_folder, write_whole
-from orchestrate.types import ArtifactFile, Record
+from orchestrate.types import ArtifactFile, Record, decoding
 
 
 class Progress(Record, frozen=True, kw_only=True):
@@ -83,7 +83,7 @@ def manifest(folder: Path) -> list[ArtifactFile]:
 def verify(folder: Path) -> Whole | None:
     """The checkpoint when it has every file that its manifest names, with the right bytes."""
     try:
-        files = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
+        files = decoding.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
         progress = Progress.from_json((folder / "progress.json").read_bytes())
         for file in files:
             path = folder / file.path

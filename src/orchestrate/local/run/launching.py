@@ -51,16 +51,16 @@ def require_packages(what: str = "training on this machine", extra: str = "local
         require_recent(package)
 
 
-def launch(job: LocalJob, home: Path) -> RunDir:
+def launch(job: LocalJob, home: Path, start: Callable[[RunDir], None] | None = None) -> RunDir:
     """Makes the run directory `home/job.ref` and starts its worker; a second call with the ref changes
-    nothing.
+    nothing. `start`: of a worker that is started in another way.
 
     Raises `MissingExtra`, or `OSError` when the folder cannot be made.
     """
     require_packages()
     run, made = RunDir.make(home, job)
     if made or not run.had_worker():
-        start_worker(run)
+        (start or start_worker)(run)
     return run
 
 
@@ -107,30 +107,36 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
         time.sleep(0.02)
 
 
-def start_worker(run: RunDir) -> None:
-    """One detached process; the job's lock settles it when two are started at once."""
+def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None) -> None:
+    """One detached process; the job's lock settles it when two are started at once. `spawn`: another way to
+    make the process, with the log's file number; it returns the process's id."""
     state = run.written_state()
     if not state.terminal:
         run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))
     with open(run.log, "ab", opener=opener) as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrate.local.run.worker", str(run.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=run.path,
-            umask=PRIVATE_UMASK,
-            env=worker_environment(run.job().threads),
-        )
-    begun = process.started(worker.pid)
+        pid = (spawn or _spawn)(run, log.fileno())
+    begun = process.started(pid)
     if begun is not None and not process.alive(run.path / "worker.json"):
         write_whole(
             run.path / "worker.json",
-            msgspec.json.encode({**process.me().to_dict(), "pid": worker.pid, "started": begun}),
+            msgspec.json.encode({**process.me().to_dict(), "pid": pid, "started": begun}),
         )
+
+
+def _spawn(run: RunDir, log: int) -> int:
+    worker = subprocess.Popen(
+        [sys.executable, "-P", "-m", "orchestrate.local.run.worker", str(run.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=run.path,
+        umask=PRIVATE_UMASK,
+        env=worker_environment(run.job().threads),
+    )
     # Reaps the worker when it ends before its parent does.
     threading.Thread(target=worker.wait, daemon=True, name=f"reap-{run.ref}").start()
+    return worker.pid
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:

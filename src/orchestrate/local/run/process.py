@@ -3,11 +3,14 @@ again, so the start time is kept beside it."""
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import socket
 import subprocess
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -57,3 +60,14 @@ def alive(path: Path) -> bool:
     if worker.machine != socket.gethostname():
         return age < FOREIGN_HEARTBEAT_S
     return started(worker.pid) == worker.started
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """While the training libraries load: they make a million objects that stay, and looking again and again
+    for garbage among them takes a seventh of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,12 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
         error=None,
     )
     begun = time.monotonic()
-    from orchestrate.local.run.loop import Stopped
-    from orchestrate.local.run.session import Session  # torch loads here
+    with process.uncollected():
+        from orchestrate.local.run.loop import Stopped
+        from orchestrate.local.run.session import Session  # torch loads here
+
+        if job.adapter.type != "full":
+            import_module("peft")
 
     session: Session | None = None
     while True:

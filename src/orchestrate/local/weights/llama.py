@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.data.tokens.chat_templates import message, render
 from orchestrate.errors import SetupError, UsageError
+from orchestrate.types import decoding
 
 CONTEXT = 4096
 
@@ -106,4 +105,4 @@ class Reader:
 
 
 def _shown(given: dict[str, Any]) -> dict[str, Any]:
-    return message(msgspec.convert(given, ChatMessage))
+    return message(decoding.convert(given, ChatMessage))

@@ -25,6 +25,7 @@ from orchestrate.local.model.weights.architectures import auto_class
 from orchestrate.local.proof import finding, prompts
 from orchestrate.local.weights.merging import combine, merge
 from orchestrate.local.weights.process import serve
+from orchestrate.types import decoding
 
 
 def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]
     texts: list[str | None] = []
     for messages in conversations:
         try:
-            texts.append(template.chats.prompt([msgspec.convert(m, ChatMessage) for m in messages]))
+            texts.append(template.chats.prompt([decoding.convert(m, ChatMessage) for m in messages]))
         except DataError:
             texts.append(None)
     return {"texts": texts, "bos": tokenizer.bos_token}
@@ -131,10 +132,10 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
     A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer ids.
     `max_tokens` of a row are answered; without it only the ids of its prompt are told.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     path = Path(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    tokenizer = _own_tokenizer(path)
     if (path / "adapter_config.json").is_file():
         if base is None:
             raise UsageError(f"{folder} is an adapter, and its base is not known")
@@ -160,9 +161,22 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
     return {"answers": answers, "precision": str(model.dtype).removeprefix("torch.")}
 
 
+def _own_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise UsageError(
+            f"{path} has no tokenizer that can be read, so whatever loads it would guess one: "
+            f"{str(error).strip()[:200]}",
+            fix="orchestrate export RUN DIR --to peft   writes a folder with all that it needs",
+        ) from error
+
+
 def shown(message: dict[str, Any]) -> dict[str, Any]:
     """As templates expect it: servers turn the arguments of tool calls into objects first."""
-    return as_shown(msgspec.convert(message, ChatMessage))
+    return as_shown(decoding.convert(message, ChatMessage))
 
 
 def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

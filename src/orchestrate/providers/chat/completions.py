@@ -16,6 +16,7 @@ from orchestrate.profile import built_in, kinds, profile
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.payloads import redact_text
 from orchestrate.providers.calls.values import plain, rows, table, text, whole
+from orchestrate.providers.chat.streaming import Timed
 from orchestrate.providers.chat.wishes import Wishes
 from orchestrate.types import Message, Reply
 
@@ -90,6 +91,10 @@ class Chat:
         said = read_answer(content, shape=shape, tools=tools, cut=cut, calls=look)
         calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
         return said.content, reasoning or said.reasoning, calls
+
+    def read_along(self, tell: Callable[[str], object]) -> Chat:
+        """The same, with the text of an answer told as the host writes it."""
+        return replace(self, create=Timed(self.create, tell))
 
     def with_logprobs(self) -> Chat:
         """The same, asked for the log-probabilities of its tokens; a host that refuses to give them is asked

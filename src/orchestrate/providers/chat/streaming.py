@@ -1,4 +1,5 @@
-"""Answers of the chat completions API as they are written, for the time of the first token."""
+"""Answers of the chat completions API as they are written, for the time of the first token and for people who
+read along."""
 
 from __future__ import annotations
 
@@ -15,10 +16,12 @@ _SAID = ("content", "reasoning", "reasoning_content")
 
 class Timed:
     """In the place of an SDK client's `chat.completions.create`: asks for a stream, gives the answer in the
-    form that it has without one, and keeps when the first piece of it came."""
+    form that it has without one, and keeps when the first piece of it came. `tell` gets its text as it comes.
+    """
 
-    def __init__(self, create: Callable[..., Any]) -> None:
+    def __init__(self, create: Callable[..., Any], tell: Callable[[str], object] | None = None) -> None:
         self._create = create
+        self._tell = tell
         self._local = threading.local()
 
     @property
@@ -27,9 +30,11 @@ class Timed:
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
-        """A host that does not know `stream_options` is asked without: its tokens are then not told."""
+        """A host that does not know `stream_options` is asked without: its tokens are then not told. Nor do
+        all SDKs know it."""
+        more = {**options.get("extra_body", {}), "stream_options": {"include_usage": True}}
         try:
-            answer = self._ask({**options, "stream": True, "stream_options": {"include_usage": True}})
+            answer = self._ask({**options, "stream": True, "extra_body": more})
         except Exception as error:
             if getattr(error, "status_code", None) not in (400, 422):
                 raise
@@ -37,12 +42,36 @@ class Timed:
         return answer
 
     def _ask(self, options: dict[str, Any]) -> dict[str, Any]:
-        answer, self._local.first = _assembled(self._create, options)
+        aloud = None if self._tell is None else _Aloud(self._tell)
+        try:
+            answer, self._local.first = _assembled(self._create, options, aloud)
+        except Exception:
+            if aloud is not None and aloud.said:
+                aloud.tell("\n(the answer broke off here)\n")  # what is asked again begins anew
+            raise
         return answer
 
 
+class _Aloud:
+    """Tells the text of one answer, but none that begins with markup: that is thinking, or a call of a tool,
+    which is read when it is whole."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self.tell = tell
+        self.said = False
+        self._silent = False
+
+    def __call__(self, piece: str) -> None:
+        if not self.said:
+            piece = piece.lstrip()
+            self._silent = self._silent or piece.startswith(("<", "[TOOL"))
+        if piece and not self._silent:
+            self.said = True
+            self.tell(piece)
+
+
 def _assembled(
-    send: Callable[..., Iterable[Any]], options: dict[str, Any]
+    send: Callable[..., Iterable[Any]], options: dict[str, Any], aloud: _Aloud | None
 ) -> tuple[dict[str, Any], float | None]:
     started = time.monotonic()
     first: float | None = None
@@ -59,6 +88,8 @@ def _assembled(
                 if said := text(delta.get(name)):
                     first = first if first is not None else time.monotonic() - started
                     message[name] = str(message.get(name, "")) + said
+                    if aloud is not None and name == "content":
+                        aloud(said)
             for call in rows(delta.get("tool_calls")):
                 first = first if first is not None else time.monotonic() - started
                 _add(calls, call)

@@ -33,6 +33,7 @@ from orchestrate.types import (
     Severity,
     Standing,
     Translation,
+    decoding,
 )
 
 if TYPE_CHECKING:
@@ -165,14 +166,14 @@ class AwayProvider(LocalProvider):
         return found
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
-        gpu = msgspec.convert(body.get("resources", {}), Resources).gpu
+        gpu = decoding.convert(body.get("resources", {}), Resources).gpu
         there = msgspec.structs.replace(kind, device=gpu or "cpu", threads=kind.threads if gpu is None else 1)
         found = throughput.estimate(self.home, there)
         return msgspec.structs.replace(found, besides=paces.combined([STARTUP], least=throughput.UNPROVED))
 
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
         del rates  # the place has its own
-        found = msgspec.convert(body.get("resources", {}), Resources)
+        found = decoding.convert(body.get("resources", {}), Resources)
         for machine in self.place.machines():
             hourly = machine.spot if found.spot else machine.hourly
             if machine.name == found.machine and hourly is not None:

@@ -18,7 +18,7 @@ from orchestrate.providers import offline
 from orchestrate.providers.base import Provider
 from orchestrate.providers.local import checking, reinforcement, weights
 from orchestrate.providers.local.translation import translate
-from orchestrate.types import MemoryPlan, Problem, Quote, Translation
+from orchestrate.types import MemoryPlan, Problem, Quote, Translation, decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing import Lookup, RateBook
@@ -95,7 +95,7 @@ class PlannedProvider(Provider):
             parameters=fitting.active_parameters(translation.model, resolved.params_b)
             or weights.parameters(translation.model),
             adapter=body["adapter"]["type"],
-            method=msgspec.convert(body["method"], Method).word,
+            method=decoding.convert(body["method"], Method).word,
             precision=body["precision"],
             threads=body.get("threads"),
             device=body.get("device"),

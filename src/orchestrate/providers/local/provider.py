@@ -44,6 +44,7 @@ from orchestrate.types import (
     Reply,
     Sheet,
     Translation,
+    decoding,
 )
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class LocalProvider(PlannedProvider):
         """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
         nothing."""
         body = settings.body(translation)
-        resources = msgspec.convert(body.get("resources", {}), Resources)
+        resources = decoding.convert(body.get("resources", {}), Resources)
         job = LocalJob(
             ref=ref,
             model=translation.model,
@@ -128,8 +129,8 @@ class LocalProvider(PlannedProvider):
             train=remote.train_id,
             validation=remote.validation_id,
             dataset_digest=remote.digest,
-            method=msgspec.convert(body["method"], Method),
-            adapter=msgspec.convert(body["adapter"], Adapter),
+            method=decoding.convert(body["method"], Method),
+            adapter=decoding.convert(body["adapter"], Adapter),
             hyper=Hyper.from_dict(body.get("hyper", {})),
             seed=body.get("seed", 0),
             threads=body.get("threads"),
@@ -230,7 +231,7 @@ class LocalProvider(PlannedProvider):
         self.place.require()
 
         def start(run: RunDir) -> None:
-            self.place.start(run, msgspec.convert(run.job().resources, Resources), run.ref)
+            self.place.start(run, decoding.convert(run.job().resources, Resources), run.ref)
 
         return launching.resume(run, start, self._at_work)
 

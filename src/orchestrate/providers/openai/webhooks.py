@@ -8,6 +8,7 @@ import msgspec
 from openai import OpenAI
 
 from orchestrate.profile import Delivery
+from orchestrate.types import decoding
 
 
 class _Subject(msgspec.Struct):
@@ -24,5 +25,5 @@ def read(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
     """Signed by the Standard Webhooks convention, which the SDK checks. Raises `ValueError`."""
     # The client only holds the SDK's check; it sends nothing and needs no real key.
     OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=secret)
-    event = msgspec.json.decode(body, type=_Event)
+    event = decoding.decode(body, type=_Event)
     return Delivery(event.id, event.data.id if event.type.startswith("fine_tuning.job.") else None)

@@ -15,7 +15,7 @@ from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks.datasets import Datasets
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
 from orchestrate.sandbox.fireworks.models import Models
-from orchestrate.sandbox.fireworks.names import GRPC, aip_filter, paged
+from orchestrate.sandbox.fireworks.names import GRPC, aip_filter, page, page_token
 from orchestrate.sandbox.fireworks.rendering import samples
 from orchestrate.sandbox.fireworks.resources import Resources
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
@@ -103,8 +103,9 @@ class FireworksHost(Host):
             return json_answer({"estimatedCost": money(Decimal(job.price_usd)), "sandbox": True})
 
         def list_jobs(request: Request) -> Response:
-            jobs = aip_filter(self.jobs(kind=kind.method), request, self._filterable)
-            return paged(request, kind.collection, jobs, self.render, key=lambda job: job.id)
+            following = self.jobs(kind=kind.method, after=page_token(request))
+            jobs = aip_filter(following, request, self._filterable)
+            return page(request, kind.collection, jobs, self.render, key=lambda job: job.id)
 
         return [
             route(f"{root}:estimateCost", "POST", estimate),

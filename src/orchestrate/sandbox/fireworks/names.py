@@ -38,14 +38,29 @@ def paged(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """One page; the token is the id of the last item before it."""
-    size = number(request, "pageSize", PAGE, 0, MOST) or PAGE
-    after = request.query_params.get("pageToken")
-    if after:
+    """One page of all items; the token is the id of the last item before it."""
+    if after := page_token(request):
         items = islice(dropwhile(lambda item: key(item) != after, items), 1, None)
-    page, more = page_of(items, size)
-    body: dict[str, Any] = {collection: [render(item) for item in page]}
-    body["nextPageToken"] = key(page[-1]) if more and page else ""
+    return page(request, collection, items, render, key=key)
+
+
+def page_token(request: Request) -> str | None:
+    return request.query_params.get("pageToken") or None
+
+
+def page(
+    request: Request,
+    collection: str,
+    items: Iterator[T],
+    render: Callable[[T], dict[str, Any]],
+    *,
+    key: Callable[[T], str],
+) -> Response:
+    """The first of the items that follow the token."""
+    size = number(request, "pageSize", PAGE, 0, MOST) or PAGE
+    first, more = page_of(items, size)
+    body: dict[str, Any] = {collection: [render(item) for item in first]}
+    body["nextPageToken"] = key(first[-1]) if more and first else ""
     return json_answer(body)
 
 

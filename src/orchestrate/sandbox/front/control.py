@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from orchestrate.sandbox.front.faults import Fault
 from orchestrate.sandbox.host import NOTE, HostError
+from orchestrate.types import decoding
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.front.requests import Front
@@ -59,7 +60,7 @@ def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
         elif request.method == "POST":
             try:
                 given = msgspec.json.decode(await request.body())
-                added = msgspec.convert(given if isinstance(given, list) else [given], list[Fault])
+                added = decoding.convert(given if isinstance(given, list) else [given], list[Fault])
             except msgspec.MsgspecError as error:
                 return _wrong(error)
             front.faults.add(added)
@@ -74,7 +75,7 @@ def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
     async def time(request: Request) -> Response:
         if request.method == "POST":
             try:
-                change = msgspec.json.decode(await request.body(), type=_ClockChange)
+                change = decoding.decode(await request.body(), type=_ClockChange)
             except msgspec.MsgspecError as error:
                 return _wrong(error)
             clock.skip(change.skip_s)
@@ -121,7 +122,7 @@ def _account(host: Host) -> Callable[[Request], Awaitable[Response]]:
     async def account(request: Request) -> Response:
         if request.method == "POST":
             try:
-                change = msgspec.json.decode(await request.body(), type=_AccountChange)
+                change = decoding.decode(await request.body(), type=_AccountChange)
             except msgspec.MsgspecError as error:
                 return _wrong(error)
             host.settings.credit_usd = change.credit_usd

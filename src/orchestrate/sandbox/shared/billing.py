@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from orchestrate import costing
-from orchestrate.catalog import HostModel, resolve, search
+from orchestrate.catalog import HostModel, lookup, resolve
 from orchestrate.costing.training import rules
 from orchestrate.errors import OrchestrateError
 from orchestrate.profile import profile
@@ -19,11 +19,11 @@ MTOK = Decimal(1_000_000)
 def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
     """A host's own id of a base model, from the catalog; `None` for names that the host does not know.
     `undated`: it takes names without a date, too, and resolves them."""
-    for model in search(provider=host):
-        known = (model.name, *model.aliases) if undated else model.aliases
-        if (found := model.hosts.get(host)) is not None and name in (found.id, *known):
-            return found
-    return None
+    model = lookup(name)
+    if model is None or (found := model.hosts.get(host)) is None:
+        return None
+    known = (model.name, *model.aliases) if undated else model.aliases
+    return found if name in (found.id, *known) else None
 
 
 def context_of(name: str, host: str, kind: str) -> int | None:

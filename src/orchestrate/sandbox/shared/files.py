@@ -11,6 +11,7 @@ import msgspec
 from orchestrate.files import whole
 from orchestrate.sandbox import uploads
 from orchestrate.sandbox.host import Host, HostError
+from orchestrate.types import decoding
 
 
 class StoredFile(msgspec.Struct, kw_only=True):
@@ -57,11 +58,11 @@ class Files:
 
     def get(self, id: str) -> StoredFile | None:
         values = self.host.state.get(self.host.name, "file", id)
-        return msgspec.convert(values, StoredFile) if values else None
+        return decoding.convert(values, StoredFile) if values else None
 
     def all(self, *, after: str | None = None) -> Iterable[StoredFile]:
         for values in self.host.state.all(self.host.name, "file", after=after):
-            yield msgspec.convert(values, StoredFile)
+            yield decoding.convert(values, StoredFile)
 
     def remove(self, id: str) -> bool:
         self.path(id).unlink(missing_ok=True)

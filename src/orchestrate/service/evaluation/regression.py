@@ -8,8 +8,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from orchestrate.data import Dataset
 from orchestrate.deployment import used
 from orchestrate.errors import UsageError
@@ -25,7 +23,7 @@ from orchestrate.evaluation.regression.regress import compared, probed, regressi
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.contenders import Contenders, other_host
 from orchestrate.text import count
-from orchestrate.types import Sampling
+from orchestrate.types import Sampling, decoding
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -176,6 +174,6 @@ def _built_in(order: RegressionOrder) -> list[Probe]:
 def regressions(ft: Orchestrator, *run_ids: str) -> list[Regression]:
     """Those in the store, oldest first."""
     return [
-        msgspec.convert(record.data, Regression, strict=False)
+        decoding.convert(record.data, Regression, strict=False)
         for record in ft.store.history.records(KIND, run_ids or None)
     ]

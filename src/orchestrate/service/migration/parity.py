@@ -20,7 +20,7 @@ from orchestrate.migration.report import MigrationReport as MigrationReport
 from orchestrate.migration.report import proposal_table as proposal_table
 from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
-from orchestrate.types import Evaluation, JobStatus
+from orchestrate.types import Evaluation, JobStatus, decoding
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.regression.regress import Regression
@@ -153,7 +153,7 @@ def _slices(path: str, limit: int | None) -> list[str]:
 def results(ft: Orchestrator, run_id: str) -> list[Migration]:
     """What came of moving a run, oldest first."""
     found = ft.store.history.records(KIND, [run_id])
-    return [msgspec.convert(record.data, Migration, strict=False) for record in found]
+    return [decoding.convert(record.data, Migration, strict=False) for record in found]
 
 
 def report(migration: Migration) -> MigrationReport:

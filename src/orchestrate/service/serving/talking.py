@@ -47,7 +47,7 @@ class Talk:
         if self._here is None or tell is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]
-            return self._handle.chat(conversation, at=self._at, **options)
+            return self._handle.chat(conversation, at=self._at, tell=tell, **options)
         pieces = self._here.stream(conversation, **options)
         while True:
             try:

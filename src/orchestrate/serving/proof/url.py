@@ -11,7 +11,7 @@ import msgspec
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, NotFound, UnexpectedAnswer, UsageError
 from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard, along
-from orchestrate.types import Canary, Probe
+from orchestrate.types import Canary, Probe, decoding
 
 TIMEOUT_S = 120.0
 NOBODY = "no-such-model-7f3a"
@@ -90,7 +90,7 @@ class UrlPlace:
         if not isinstance(found, list):
             raise UnexpectedAnswer(self._root, "its list of models is no list")
         try:
-            entries = msgspec.convert(found, list[dict[str, Any]])
+            entries = decoding.convert(found, list[dict[str, Any]])
         except msgspec.ValidationError as error:
             raise UnexpectedAnswer(self._root, f"its list of models holds no models: {error}") from error
         models: dict[str, Mapping[str, Any]] = {str(m.get("id")): m for m in entries}
@@ -148,7 +148,7 @@ class UrlPlace:
         if done.status_code != 200:
             return Asked(refused=_message(done))
         try:
-            return Asked(ids=msgspec.convert(self._body(done).get("tokens"), list[int]))
+            return Asked(ids=decoding.convert(self._body(done).get("tokens"), list[int]))
         except msgspec.ValidationError as error:
             raise UnexpectedAnswer(self._root, f"{path} gives no tokens: {error}") from error
 
@@ -189,7 +189,7 @@ class UrlPlace:
                 self._root, f"{name} refuses a prompt ({done.status_code}): {_message(done)}"
             )
         try:
-            return _heard(msgspec.convert(self._body(done), Answer).choices[0])
+            return _heard(decoding.convert(self._body(done), Answer).choices[0])
         except msgspec.ValidationError as error:
             raise UnexpectedAnswer(self._root, f"{path} gives no answer: {error}") from error
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
-from orchestrate.types import Contender, Difference, Evaluation, Measure, MetricUsed, Record, Score
+from orchestrate.types import Contender, Difference, Evaluation, Measure, MetricUsed, Record, Score, decoding
 
 _RIGHT_OR_WRONG = frozenset({"exact_match", "json_match", "contains"})
 
@@ -34,8 +32,8 @@ class _BaseAndTuned(Record, frozen=True, kw_only=True):
 def of(data: dict[str, Any]) -> Evaluation:
     """A record of the store. Raises `msgspec.ValidationError`."""
     if "contenders" in data:
-        return msgspec.convert(data, Evaluation, strict=False)
-    return _brought_up(msgspec.convert(data, _BaseAndTuned, strict=False))
+        return decoding.convert(data, Evaluation, strict=False)
+    return _brought_up(decoding.convert(data, _BaseAndTuned, strict=False))
 
 
 def _brought_up(old: _BaseAndTuned) -> Evaluation:

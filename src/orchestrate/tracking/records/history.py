@@ -22,6 +22,7 @@ from orchestrate.types import (
     MetricPoint,
     RemoteDataset,
     SubmitPhase,
+    decoding,
 )
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ class History:
         last = {record.run_id: record.data for record in found}
         from orchestrate.costing import Reconciliation
 
-        return [msgspec.convert(data, Reconciliation, strict=False) for data in last.values()]
+        return [decoding.convert(data, Reconciliation, strict=False) for data in last.values()]
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Beside each run of it; one without a run beside none."""

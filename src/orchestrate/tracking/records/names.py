@@ -12,6 +12,7 @@ from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.ids import REF_PREFIX, RUN_PREFIX
 from orchestrate.types import Run
 
+_NEWEST = ("last", "latest")
 _SOME = 5
 """So many runs are named when a name fits several."""
 
@@ -27,6 +28,8 @@ def one(db: Database, name: str, *, sandboxes: bool) -> Run:
                 f"{name!r} would be {hidden[0].id}, a run of the sandbox: it has to be called by its id",
                 fix=f"{hidden[0].id}, or the whole command as orchestrate sandbox run -- orchestrate ...",
             )
+        if name in _NEWEST:
+            raise UsageError("there is no run yet", fix="orchestrate submit  makes one")
         raise UsageError(f"no run is called {name!r}", fix="orchestrate runs  lists them")
     some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
     more = " and more" if len(found) > _SOME else ""
@@ -40,7 +43,7 @@ def named(db: Database, name: str, *, sandboxes: bool = True) -> list[Run]:
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
     exact = (table.c.id, table.c.ref, table.c.job_id)
     bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
-    tries: list[Select[Any]] = [meant.limit(1)] if name in ("last", "latest") else []
+    tries: list[Select[Any]] = [meant.limit(1)] if name in _NEWEST else []
     # One by one and in no order: so an id is found by its index. A sweep looks up thousands.
     tries += [select(table.c.record).where(c == name).limit(2) for c in exact]
     if bare.isalnum():

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -319,6 +320,14 @@ def test_damage_is_found_where_it_could_be_repaired(text: str) -> None:
     block = text.encode()
     assert bool(confirmed(block, [number])) == is_damaged(text)
     assert not is_damaged(text) or (0, number) in candidates(block, [0]) & plain_candidates(block, [0])
+
+
+def test_scans_of_several_threads_do_not_disturb_one_another() -> None:
+    """As those of a server are, which looks through the files of several requests at once."""
+    block = b"".join(b"mail jane.doe%d@example.com, I'm sorry, as an AI\n" % i for i in range(200))
+    found = candidates(block, [0])
+    with ThreadPoolExecutor(8) as pool:
+        assert all(again == found for again in pool.map(lambda _: candidates(block, [0]), range(400)))
 
 
 def codes_of(tmp_path: Path, *rows: Mapping[str, object]) -> list[tuple[str, int | None, str | None]]:

@@ -149,11 +149,15 @@ def test_code_that_forks_answers_once_and_leaves_nothing_behind() -> None:
     said = ["a", "abc", "abcdef"]
     with Grader(code(source), isolation=confined()) as grader:
         grades = grader.grade(said, [ITEM] * len(said))
-        assert len(asleep(mark)) == 3
+        wait_for(mark, 3)  # a process that has just begun has no command line yet
     assert [g.score for g in grades] == [0.1, 0.3, 0.6]
-    deadline = time.monotonic() + 20
-    while left := asleep(mark):
-        assert time.monotonic() < deadline, left
+    wait_for(mark, 0)
+
+
+def wait_for(mark: str, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(found := asleep(mark)) != number:
+        assert time.monotonic() < deadline, found
         time.sleep(0.01)
 
 

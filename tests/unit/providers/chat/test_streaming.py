@@ -28,6 +28,7 @@ SAID: dict[str, Sequence[dict[str, Any]]] = {
     "text": (chunk(role="assistant"), chunk(content="Hel"), chunk(content="lo")),
     "call": (chunk(tool_calls=[CALL]), chunk(tool_calls=[{"index": 0, "function": {"arguments": ': "a"}'}}])),
     "nothing": (chunk(role="assistant"),),
+    "thinking": (chunk(content=" <thi"), chunk(content="nk>hm</think>"), chunk(content="yes")),
 }
 END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}}
@@ -118,3 +119,24 @@ def test_a_stream_that_ends_early_is_no_answer(host: tuple[str, list[dict[str, A
     """Half an answer would be kept as the model's own, and never asked for again."""
     with pytest.raises(UnexpectedAnswer, match="before the model had said that it is done"):
         asked(host[0], model)[0].ask(QUESTION)
+
+
+def test_an_answer_is_read_along_and_its_thinking_is_not(host: tuple[str, list[dict[str, Any]]]) -> None:
+    def heard(model: str) -> tuple[list[str], str]:
+        pieces: list[str] = []
+        client = OpenAI(base_url=host[0], api_key="a-key-of-tests", max_retries=0)
+        plain = Chat(Wire("host", retry=Retry(attempts=1)), client.chat.completions.create, model)
+        return pieces, plain.read_along(pieces.append).ask(QUESTION).content
+
+    assert heard("text") == (["Hel", "lo"], "Hello")
+    assert heard("thinking") == ([], "yes")
+    assert heard("nothing") == ([], "")
+
+
+def test_an_answer_that_breaks_off_says_so(host: tuple[str, list[dict[str, Any]]]) -> None:
+    pieces: list[str] = []
+    client = OpenAI(base_url=host[0], api_key="a-key-of-tests", max_retries=0)
+    chat = Chat(Wire("host", retry=Retry(attempts=1)), client.chat.completions.create, "cut")
+    with pytest.raises(UnexpectedAnswer):
+        chat.read_along(pieces.append).ask(QUESTION)
+    assert pieces == ["Hel", "lo", "\n(the answer broke off here)\n"]

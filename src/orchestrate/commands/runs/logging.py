@@ -1,0 +1,59 @@
+"""log: runs into MLflow, Weights & Biases or TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json
+from orchestrate.errors import UsageError
+from orchestrate.text import count
+
+
+def log(
+    context: typer.Context,
+    to: Annotated[str, typer.Option("--to", help="mlflow, wandb or tensorboard.")],
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs' ids.", autocompletion=completing.runs),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All runs of the store that have a job.")] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="A tracking server's URL or, for tensorboard and for wandb without a network, a folder. "
+            "Default: what the tracker's own settings say."
+        ),
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Experiment or project there. Default: orchestrate.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the runs have ended.")] = False,
+    json: Json = False,
+) -> None:
+    """Put runs, ended or on their way, into an experiment tracker: settings, metrics, outcome, cost, scores.
+    What it has already is not put there again."""
+    from orchestrate.service.training import logging
+
+    if bool(run) == every:
+        raise UsageError("name the runs, or all of them", fix=f"orchestrate log RUN --to {to}   (or --all)")
+    with orchestrator(context) as ft:
+        found = [ft.run(name) for name in run or ()] or [
+            r for r in ft.runs(limit=1_000_000) if r.record.job_id
+        ]
+        with logging.opened(to, at, project) as tracker:
+            if watch:
+                told = logging.follow(
+                    ft, found, tracker, tell=lambda one: note(f"{one.run_id}  {count(one.values, 'value')}")
+                )
+            else:
+                told = logging.log(ft, found, tracker)
+    if json:
+        print_json(told)
+        return
+    for one in told:
+        out.print(f"{one.run_id}  {count(one.values, 'new value')}  {one.where}", soft_wrap=True)
+    for line in dict.fromkeys(line for one in told for line in one.notes):
+        note(line)

@@ -1,0 +1,132 @@
+"""What is told of a run, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+from orchestrate.types import Evaluation, JobStatus, MetricPoint, Record, Run
+from orchestrate.types.record import flat
+
+PROJECT = "orchestrate"
+"""Of runs for which no other project is named."""
+
+
+class Story(Record, frozen=True, kw_only=True):
+    """A run as it is told to a tracker."""
+
+    run: Run
+    points: tuple[MetricPoint, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The settings that were asked for, by dotted name."""
+        return {name: _words(value) for name, value in flat(self.run.spec) if value is not None}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        run = self.run
+        known = {
+            "orchestrate.run": run.id,
+            "orchestrate.provider": run.provider,
+            "orchestrate.status": run.status.value,
+            "orchestrate.data": run.dataset_digest,
+            "orchestrate.job": run.job_id,
+            "orchestrate.tuned_model": run.tuned_model,
+            "orchestrate.sandbox": "yes" if run.sandbox else None,
+            "orchestrate.error": run.error.message if run.error else None,
+        }
+        return {name: value for name, value in known.items() if value} | run.tags
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.provider} {self.run.model} {self.run.id}"
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """One number each, of a run that has ended: cost, and the newest score in each metric."""
+        run = self.run
+        if not run.status.terminal:
+            return {}
+        found = {
+            f"eval/{m.metric}": m.score.value for e in self.evaluations for m in e.measures if self._own(e, m)
+        }
+        quote = run.quote.expected_usd if run.quote and run.quote.unavailable is None else None
+        for name, usd in (("quote_usd", quote), ("cost_usd", run.bill.usd if run.bill else None)):
+            if usd is not None:
+                found[name] = float(usd)
+        if run.finished_at and run.started_at:
+            found["seconds"] = (run.finished_at - run.started_at).total_seconds()
+        return found
+
+    def _own(self, evaluation: Evaluation, measure: Any) -> bool:
+        """Of the run's own result: none of a checkpoint or a slice."""
+        return not measure.slice and any(
+            c.name == measure.contender and c.run_id == self.run.id and c.checkpoint is None
+            for c in evaluation.contenders
+        )
+
+    def seconds(self, point: MetricPoint) -> float:
+        """Of a point, since 1970. A host that tells none: of the run's start."""
+        return (point.at or self.run.started_at or self.run.created_at).timestamp()
+
+    @property
+    def failed(self) -> bool:
+        return self.run.status is JobStatus.FAILED
+
+
+class Logged(Record, frozen=True, kw_only=True):
+    """What a tracker was given of one run."""
+
+    run_id: str
+    to: str
+    where: str
+    """Its URL, its folder, or its id there."""
+    values: int
+    """That it had not yet."""
+    notes: tuple[str, ...] = ()
+
+
+class Exporter(Protocol):
+    """An open tracker."""
+
+    def write(self, story: Story) -> Logged:
+        """Raises `ProviderError` where the tracker refuses or is not to be reached."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Closing:
+    """An exporter as a context."""
+
+    def close(self) -> None:
+        """Lets go of what it holds open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def new(
+    story: Story, known: Sequence[tuple[str, int]] | set[tuple[str, int]]
+) -> list[tuple[str, int, MetricPoint]]:
+    """(name, step, point) of the values that are not known, by step."""
+    return [
+        (name, point.step, point)
+        for point in story.points
+        for name in point.values
+        if (name, point.step) not in known
+    ]
+
+
+def _words(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,52 @@
+"""Runs told to an experiment tracker: those that have ended, and those on their way until they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrate import exporters
+from orchestrate.exporters.records import Exporter as Exporter
+from orchestrate.exporters.records import Logged
+
+if TYPE_CHECKING:
+    from orchestrate.handle import RunHandle
+    from orchestrate.service.orchestrator import Orchestrator
+
+opened = exporters.opened
+
+
+def log(ft: Orchestrator, runs: Sequence[RunHandle], to: Exporter) -> list[Logged]:
+    """As last seen."""
+    return [to.write(exporters.story(ft.store, run.record)) for run in runs]
+
+
+def follow(
+    ft: Orchestrator,
+    runs: Sequence[RunHandle],
+    to: Exporter,
+    *,
+    tell: Callable[[Logged], object] = lambda _: None,
+    poll_s: float | None = None,
+) -> list[Logged]:
+    """Each run until it has ended, told of whenever there is news. A host that does not answer is asked
+    again; a tracker that does not is an error. The last of each run, with all values that it got."""
+    from orchestrate.tracking import Pace
+
+    pace = Pace(poll_s)
+    given: dict[str, Logged] = {}
+    going = list(runs)
+    while going:
+        for run in list(going):
+            pace.attempt(run.refresh)
+            [found] = log(ft, [run], to)
+            if found.values:
+                pace.changed()
+                tell(found)
+            before = given[run.id].values if run.id in given else 0
+            given[run.id] = Logged.from_dict(found.to_dict() | {"values": before + found.values})
+            if run.status.terminal:
+                going.remove(run)
+        if going:
+            pace.sleep()
+    return list(given.values())

@@ -1,0 +1,102 @@
+"""Tables on a terminal: no word, name or number of them is broken or cut, however narrow it is. What has no
+room beside the rest goes below its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+_GAP = 2
+_PROSE, _LEGIBLE = 40, 30
+"""Cells that are wider than the first are sentences, and are not read in less than the second."""
+
+
+class Listing:
+    """Rows of cells under the names of their columns. Numbers are set to the `right`; only the columns of
+    `fold` (by default all) are wrapped, and only between words."""
+
+    def __init__(self, *names: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> None:
+        self._names = names
+        self._right = frozenset(right)
+        self._fold = frozenset(names if fold is None else fold)
+        self._rows: list[tuple[tuple[Text, ...], str | None]] = []
+
+    @property
+    def row_count(self) -> int:
+        return len(self._rows)
+
+    def add_row(self, *cells: str | Text, style: str | None = None) -> None:
+        """Of as many cells as there are columns."""
+        if len(cells) != len(self._names):
+            raise ValueError(f"{len(cells)} cells in {len(self._names)} columns")
+        row = tuple(cell if isinstance(cell, Text) else Text(cell) for cell in cells)
+        self._rows.append((row, style))
+
+    def fits(self, width: int) -> bool:
+        """Whether all columns have room beside one another."""
+        return not self._placed(width)[1]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths, below = self._placed(options.max_width)
+        if any(self._names):
+            yield self._line([Text(name) for name in self._names], widths, "bold")
+        for cells, style in self._rows:
+            yield self._line(cells, widths, style)
+            if rest := self._rest(cells, below):
+                yield Padding(rest, (0, 0, 0, _GAP), style=style or "", expand=False)
+
+    def _placed(self, room: int) -> tuple[dict[int, int], list[int]]:
+        """The widths of the columns that stand beside one another, and those that go below."""
+        columns = [
+            [Text(name), *(cells[at] for cells, _ in self._rows)] for at, name in enumerate(self._names)
+        ]
+        whole = [max(cell_len(line) for c in cells for line in c.plain.split("\n")) for cells in columns]
+        least = [
+            self._least(name, cells, wide)
+            for name, cells, wide in zip(self._names, columns, whole, strict=True)
+        ]
+        beside, below = list(range(len(columns))), list[int]()
+        if not any(self._names):  # facts, each after its name: nothing of them goes below
+            least[-1] = min(least[-1], room - sum(least[:-1]) - _GAP * (len(least) - 1))
+        while len(beside) > 1 and sum(least[at] + _GAP for at in beside) - _GAP > room:
+            widest = max(beside[1:], key=whole.__getitem__)
+            beside.remove(widest)
+            below.append(widest)
+        widths = {at: min(least[at], room) for at in beside}
+        left = room - sum(widths.values()) - _GAP * (len(beside) - 1)
+        for number, at in enumerate(sorted(beside, key=lambda at: whole[at] - least[at])):
+            given = min(whole[at] - least[at], left // (len(beside) - number))
+            if given > 0:
+                widths[at] += given
+                left -= given
+        return widths, sorted(below)
+
+    def _least(self, name: str, cells: Sequence[Text], whole: int) -> int:
+        if name not in self._fold:
+            return whole
+        longest = max((cell_len(word) for cell in cells for word in cell.plain.split()), default=0)
+        return max(longest, _LEGIBLE) if whole > _PROSE else longest
+
+    def _line(self, cells: Sequence[Text], widths: dict[int, int], style: str | None) -> Table:
+        line = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
+        for at, width in widths.items():
+            right = self._names[at] in self._right
+            line.add_column(width=width, justify="right" if right else "left", overflow="fold")
+        line.add_row(*(cells[at] for at in widths), style=style)
+        return line
+
+    def _rest(self, cells: Sequence[Text], below: Sequence[int]) -> Text | None:
+        said = [at for at in below if cells[at].plain.strip() not in ("", "-")]
+        if not said:
+            return None
+        named = len(below) > 1
+        parts = [
+            Text.assemble(f"{self._names[at]}: " if named and self._names[at] else "", cells[at])
+            for at in said
+        ]
+        return Text("; ").join(parts)

@@ -1,0 +1,50 @@
+"""Bytes and plain values as records, in any number of threads.
+
+msgspec learns how a class is read at its first use. While it looks at the classes within, other threads are
+shown what it knows so far, and one that reads at that moment crashes the process (as of 0.22). So the first
+use of each type is one thread's at a time. Types without a record in them may go to msgspec itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+T = TypeVar("T")
+_learned: set[Any] = set()
+_learning = threading.Lock()
+
+
+@overload
+def convert(value: Any, type: type[T], *, strict: bool = True) -> T: ...
+@overload
+def convert(value: Any, type: Any, *, strict: bool = True) -> Any: ...
+def convert(value: Any, type: Any, *, strict: bool = True) -> Any:
+    """As `msgspec.convert`. Raises `msgspec.ValidationError`."""
+    _learn(type)
+    return msgspec.convert(value, type, strict=strict)
+
+
+@overload
+def decode(data: bytes | str, *, type: type[T]) -> T: ...
+@overload
+def decode(data: bytes | str, *, type: Any) -> Any: ...
+def decode(data: bytes | str, *, type: Any) -> Any:
+    """As `msgspec.json.decode`. Raises `msgspec.DecodeError`, `msgspec.ValidationError`."""
+    _learn(type)
+    return msgspec.json.decode(data, type=type)
+
+
+def decoder(type: type[T]) -> msgspec.json.Decoder[T]:
+    """For many rows of one type."""
+    _learn(type)
+    return msgspec.json.Decoder(type)
+
+
+def _learn(type: Any) -> None:
+    if type not in _learned:
+        with _learning:
+            msgspec.json.Decoder(type)
+            _learned.add(type)

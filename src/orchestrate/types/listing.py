@@ -1,0 +1,34 @@
+"""Records that are looked at together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import pandas
+
+T = TypeVar("T")
+
+
+class Listing(list[T]):
+    """A list that prints as a line for each, that a notebook shows as a table, and that becomes a table of
+    pandas."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.listing(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each; money as numbers in US dollars, times in UTC. Raises `MissingExtra`."""
+        from orchestrate.notebook import frames
+
+        return frames.frame([cells(one) for one in self])
+
+
+def cells(value: Any) -> dict[str, Any]:
+    """A record, or what has one as `record`, as a line of a table."""
+    return getattr(value, "record", value).cells()

@@ -1,0 +1,81 @@
+"""A notebook run by its own client: what its cells show, and a run drawn while it is waited for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from tests.unit.ui.page import Parsed
+
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
+
+CELLS = (
+    """
+from orchestrate import *
+spec = JobSpec(model="gpt-4.1-mini-2025-04-14", train="train.jsonl", epochs=1)
+ft = Orchestrator()
+spec
+""",
+    'ft.quote(spec, "openai,together")',
+    'ft.plan(spec, "openai")[0]',
+    'ft.check(spec, "openai")',
+    'run = ft.submit(spec, provider="openai")\nended = run.wait(poll_s=0.02)',
+    "ended",
+    "run.metrics().to_pandas()",
+    "run.wait(poll_s=0.02, live=False).id",
+    "ft.close()",
+)
+
+
+def outputs(cell: Any) -> list[dict[str, str]]:
+    return [dict(one["data"]) for one in cell["outputs"] if "data" in one]
+
+
+@pytest.fixture
+def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]}
+        for n in range(12)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    with running(home=tmp_path / "sandbox", train=False, speed=1000, waits=Durations(file=0.0)) as sandbox:
+        env = {
+            **sandbox.env,
+            "ORCHESTRATE_HOME": str(tmp_path / "home"),
+            "IPYTHONDIR": str(tmp_path / "ipython"),
+        }
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        client = NotebookClient(
+            written, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        )
+        return client.execute()
+
+
+# The client of kernels leaves its loop and sockets to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_notebook_from_spec_to_metrics(notebook: Any) -> None:
+    spec, quotes, plan, problems, waited, ended, metrics, silent, _ = notebook["cells"]
+    html = {
+        name: Parsed(outputs(cell)[-1]["text/html"]).text
+        for name, cell in [("spec", spec), ("quotes", quotes), ("plan", plan), ("problems", problems)]
+    }
+    assert "gpt-4.1-mini-2025-04-14" in html["spec"] and "epochs" in html["spec"]
+    assert "openai" in html["quotes"] and "together" in html["quotes"]
+    assert "hyperparameters" not in html["plan"] and "epochs" in html["plan"]
+    assert html["problems"]
+    # One picture, drawn again in its place, and none where it is not wanted.
+    [live] = outputs(waited)
+    drawn = Parsed(live["text/html"]).text
+    assert "SANDBOX" in drawn and "succeeded" in drawn and "loss" in drawn
+    assert live["text/plain"].startswith("<RunHandle")
+    assert "$" in Parsed(outputs(ended)[-1]["text/html"]).text
+    assert "train_loss" in outputs(metrics)[-1]["text/html"]
+    assert "text/html" not in outputs(silent)[-1]
