@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.catalog.models import lookup
-from orchestrate.deployment import require_open
+from orchestrate.deployment import require_open, used
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import private_folder, whole, write_whole
 from orchestrate.keys import secret, user_and_machine
@@ -21,6 +20,7 @@ from orchestrate.local.model.files.models import config_of
 from orchestrate.local.weights.asking import ask
 from orchestrate.serving import agreements, combining
 from orchestrate.serving.export import forms
+from orchestrate.serving.export.folder import scratch_beside
 from orchestrate.serving.export.forms import Options
 from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.host import HostPlace
@@ -94,12 +94,9 @@ def can_be_known(home: Home, run: RunHandle) -> bool:
 
 
 def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
-    adapter: dict[str, Any] = tuned.passport.get("adapter") or {}
     data = [str(Path(str(f)).expanduser()) for f in (spec.get("validation"), spec.get("train")) if f]
-    four_bit = adapter.get("type") == "qlora"
-    return Sheet.from_dict(
-        ask("sheet", base=tuned.base, tuned=str(tuned.folder), data=data, four_bit=four_bit)
-    )
+    more: dict[str, Any] = {"data": data, "four_bit": tuned.four_bit}
+    return Sheet.from_dict(ask("sheet", base=tuned.base, tuned=str(tuned.folder), **more))
 
 
 def adapter_of(home: Home, run: RunHandle) -> Adapter:
@@ -113,6 +110,7 @@ def adapter_of(home: Home, run: RunHandle) -> Adapter:
             f"{run.id} is no plain LoRA adapter ({', '.join(more)}): hosts would drop that, or refuse it",
             fix=f"orchestrate export {run.id} DIR --to merged   and serve it on a machine of yours",
         )
+    tuned.require_readable()
     known = lookup(tuned.base) or lookup(run.record.model)
     base = known.name if known is not None else tuned.base_name
     weights = forms.weights_hash(tuned.folder) or ""
@@ -186,8 +184,8 @@ def _laid_on(tuned: Tuned, made: Export, options: Options) -> Generator[Path | N
     if made.form != "gguf-lora":
         yield None
         return
-    with tempfile.TemporaryDirectory(dir=Path(made.folder).parent, prefix=".base-") as folder:
-        yield forms.base_gguf(tuned, Path(folder) / "base.gguf", options)
+    with scratch_beside(Path(made.folder)) as folder:
+        yield forms.base_gguf(tuned, folder / "base.gguf", options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +224,12 @@ def verify(
     if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
         _require_answering(subject)
         place = HostPlace(subject.provider, subject.record.handle, subject.record.tuned_model or subject.id)
+        used(home, subject.id)
         return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
     if not isinstance(subject, Path) and at in _deployed_at(home, subject):
         deployment = require_open(home, subject.id, at)
         place = HostPlace(home.provider(at), deployment.handle, deployment.model or subject.id)
+        used(home, subject.id, at)
         return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
     if at is None:
         raise UsageError("say where it is served", fix="--at URL , or a folder")

@@ -222,6 +222,8 @@ class Proxy:
             _log.warning("an outcome of %s is lost: %s", self._experiment.plan.name, error)
 
     def _record(self, turn: Turn, heard: Heard, body: bytes, seconds: float) -> None:
+        if heard.answer.good:
+            self._at[heard.arm].used()
         for what in turn.counts:
             self._experiment.count(what)
         if turn.user is None:

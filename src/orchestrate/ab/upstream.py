@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -19,6 +19,8 @@ ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
 _KEPT = ("content-type", "retry-after")
 """Headers of an answer that go on to the client."""
 _FAILURES, _COOL_S = 3, 10.0
+_USED_S = 60.0
+"""Between two times that whoever keeps a model up is told of its use."""
 _TAIL = 16_384
 
 
@@ -29,6 +31,9 @@ class Upstream:
     url: str
     model: str
     key: Secret | None = None
+    on_use: Callable[[], None] | None = None
+    """Told that it has answered, now and then; it may wait for a store."""
+    _told: float = field(default=float("-inf"), init=False)
     _failed: int = field(default=0, init=False)
     _until: float = field(default=0.0, init=False)
 
@@ -42,6 +47,11 @@ class Upstream:
         self._failed = self._failed + 1 if failed else 0
         if self._failed >= _FAILURES:
             self._until = time.monotonic() + _COOL_S
+
+    def used(self) -> None:
+        if self.on_use is not None and time.monotonic() - self._told >= _USED_S:
+            self._told = time.monotonic()
+            self.on_use()
 
 
 @dataclass

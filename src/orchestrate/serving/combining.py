@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import UsageError
-from orchestrate.files import whole_folder, write_whole
+from orchestrate.files import write_whole
 from orchestrate.local.weights.asking import ask_all
 from orchestrate.serving.export.card import card
+from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.export.forms import Work, files_of, weights_hash
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Merged
@@ -39,13 +41,11 @@ def combine(
     rank: int | None,
     work: Work = ask_all,
 ) -> Merged:
-    """Writes `folder`, which is new. Raises `UsageError`."""
+    """Writes `folder`, which is new or empty. Raises `UsageError`."""
     given = _require(parts, method, weights, density, rank)
     folder = folder.expanduser().resolve()
-    if folder.exists():
-        raise UsageError(f"{folder} is there already", fix="name a folder that is new")
     base = parts[0]
-    with whole_folder(folder, replace=False) as draft:
+    with new_folder_at(folder) as draft:
         told, dress = work(
             [
                 {
@@ -70,9 +70,8 @@ def combine(
         merging = {"method": told["method"], "density": density, "error": told["error"], "parts": made_of}
         _write_passport(draft, base, dress["base_hash"], merging)
         merged = Tuned(folder.name, draft, base.base, "adapter")
-        write_whole(
-            draft / "README.md", card(merged, "peft", [f"orchestrate serve {folder}"], notes).encode()
-        )
+        told_how = [f"orchestrate serve {shlex.quote(str(folder))}"]
+        write_whole(draft / "README.md", card(merged, "peft", told_how, notes).encode())
     return Merged(
         folder=str(folder),
         files=files_of(folder),
@@ -119,6 +118,7 @@ def _require(
     if len(bases) > 1:
         raise UsageError(f"adapters of different bases cannot be merged: {', '.join(sorted(bases))}")
     for part in parts:
+        part.require_readable()
         if part.config.get("use_dora"):
             raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
     if weights is not None and len(weights) != len(parts):

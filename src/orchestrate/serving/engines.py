@@ -3,6 +3,7 @@ own ones clash with the trainer's."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ def vllm(
     """`folders`: name -> the adapter's export, with its chat template. `python`: of the environment that has
     vLLM."""
     ranks = [t.rank for t in tuned if t.adapter]
-    adapters = [f"{name}={folder}" for name, folder in folders.items()]
+    adapters = [_module(name, folder) for name, folder in folders.items()]
     model = tuned[0].base if ranks else str(tuned[0].folder)
     more = ["--host", host, "--port", str(port)]
     if ranks:
@@ -87,6 +88,13 @@ def vllm(
     else:
         words = [shutil.which("vllm") or "vllm", "serve", model, *more]
     return Command(tuple(words), _url(host, port), {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
+
+
+def _module(name: str, folder: Path) -> str:
+    """An adapter as `--lora-modules` takes one: as an object where the short form would be cut elsewhere."""
+    if "=" in f"{name}{folder}" or name.startswith("{"):
+        return json.dumps({"name": name, "path": str(folder)})
+    return f"{name}={folder}"
 
 
 def load_into(url: str, name: str, folder: Path) -> float:

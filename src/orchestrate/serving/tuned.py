@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.catalog.models import lookup
 from orchestrate.errors import UsageError
+from orchestrate.tensors import tensors
 from orchestrate.types import Artifact, Evaluation, Run
+
+_MOST_RANK = 65_536
+_LONGEST = 100
+"""Of a slug, so that a file's whole name fits too."""
 
 
 def hub_name(base: str) -> str:
     """As the hub calls a base model, where it has a name there."""
     known = lookup(base)
     return known.hub if known is not None and known.hub else base
+
+
+def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A field that holds a table; an empty one where it holds anything else: passports come with folders of
+    others."""
+    found = values.get(name)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,11 @@ class Tuned:
         return cls(str(run.spec.get("suffix") or run.id), folder, base, kind, run, evaluations)
 
     @property
+    def slug(self) -> str:
+        """Its name as every engine, shell and file system takes one."""
+        return re.sub(r"[^A-Za-z0-9._-]", "-", self.name)[:_LONGEST].strip("-.") or "tuned"
+
+    @property
     def adapter(self) -> bool:
         return self.kind == "adapter"
 
@@ -68,16 +86,30 @@ class Tuned:
 
     @property
     def rank(self) -> int:
-        """The greatest of the adapter."""
+        """The greatest of the adapter. Raises `UsageError` where its configuration tells none."""
         config = self.config
-        pattern: dict[str, int] = config.get("rank_pattern") or {}
-        return max(int(config["r"]), *pattern.values(), 1)
+        ranks = [config.get("r"), *table_of(config, "rank_pattern").values()]
+        if not all(isinstance(rank, int) and 0 < rank <= _MOST_RANK for rank in ranks):
+            raise UsageError(
+                f"the adapter_config.json in {self.folder} tells no rank (r, rank_pattern) from 1 to "
+                f"{_MOST_RANK}",
+                fix="download or export the adapter again",
+            )
+        return max(cast("list[int]", ranks))
+
+    def require_readable(self) -> None:
+        """Raises `UsageError` for an adapter whose weights are cut short or are none."""
+        try:
+            tensors(self.folder / "adapter_model.safetensors")
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"the adapter in {self.folder} cannot be read: {error}", fix="download or export it again"
+            ) from error
 
     @property
     def four_bit(self) -> bool:
         """Whether it was trained on the base in four bits."""
-        adapter: dict[str, Any] = self.passport.get("adapter") or {}
-        return adapter.get("type") == "qlora"
+        return table_of(self.passport, "adapter").get("type") == "qlora"
 
     @property
     def base_name(self) -> str:

@@ -107,8 +107,10 @@ NOT_PROVED = "not proved"
 
 def newest(proofs: Sequence[Proof]) -> list[Proof]:
     """The last one of each place and name, the newest first. `proofs` are oldest first."""
-    found = {(proof.at, proof.model): proof for proof in proofs}
-    return sorted(found.values(), key=lambda proof: proof.created_at, reverse=True)
+    found: dict[tuple[str, str], Proof] = {}
+    for proof in reversed(proofs):
+        found.setdefault((proof.at, proof.model), proof)
+    return list(found.values())
 
 
 def badge(proofs: Sequence[Proof]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from pydantic import TypeAdapter
 from tests.faults.hosting.deployed import Killed, Moved, dies_at
 from tests.faults.shop import Shop
 
-from orchestrate import JobSpec
-from orchestrate.errors import OrchestrateError, Unsupported, UsageError
+from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.errors import OrchestrateError, OtherAccount, Unsupported, UsageError
 from orchestrate.handle import RunHandle
 from orchestrate.tracking.hosting.deployer import Deployer, Terms
 from orchestrate.tuned import adapter_of
@@ -41,14 +42,25 @@ class Bringer:
     def up(self, host: str) -> list[dict[str, Any]]:
         return list(self.hosts.fronts[host].host.state.all(host, "deployment"))
 
-    def deployer(self, run: RunHandle, to: str, point: str) -> Deployer:
-        adapter = adapter_of(self.ft, run)
-        return Deployer(self.ft.store, self.ft.provider(to), reached=dies_at(point), adapter=adapter)
+    def deployer(self, run: RunHandle, to: str, point: str, home: Orchestrator | None = None) -> Deployer:
+        adapter, home = adapter_of(self.ft, run), home or self.ft
+        return Deployer(home.store, home.provider(to), reached=dies_at(point), adapter=adapter)
 
     def record(self, run: RunHandle, to: str) -> Deployment:
         found = self.ft.store.deployments.of_run(run.id, to)
         assert found is not None
         return found
+
+    @contextmanager
+    def another_key(self, host: str) -> Generator[Orchestrator]:
+        """As after the host's key was switched in the environment: the same home, another account."""
+        key = f"{host.upper()}_API_KEY"
+        env = {**self.shop.env, key: f"{self.shop.env[key]}-of-another"}
+        env.pop("FIREWORKS_ACCOUNT_ID", None)
+        settings = config.load(env=env, cwd=self.shop.folder, home=self.shop.folder / "home")
+        with Orchestrator(settings) as other:
+            other.store.clock = other.store.database.clock = self.clock  # type: ignore[misc]
+            yield other
 
     def clear(self) -> None:
         for name in OTHER:
@@ -129,6 +141,49 @@ def test_one_killed_on_its_way_is_gone_on_with_and_uploads_nothing_twice(
     assert len(bringer.up(to)) == 1
     ended = run.undeploy(to)
     assert ended is not None and ended.state is DeploymentState.ENDED and bringer.up(to) == []
+
+
+@pytest.mark.parametrize("own", OTHER)
+@pytest.mark.parametrize("point", ["after-creating", "after-request", "after-up"])
+def test_another_key_neither_completes_nor_doubles_nor_ends_it(
+    bringer: Bringer, own: str, point: str
+) -> None:
+    run, to = bringer.runs[own], OTHER[own]
+    with pytest.raises(Killed):
+        bringer.deployer(run, to, point).deploy(run.record, Terms())
+    up = len(bringer.up(to))
+    with bringer.another_key(to) as other:
+        for _ in range(4):
+            other.sync()
+            bringer.clock.ahead += timedelta(minutes=1)
+        bringer.hosts.clear_requests()
+        with pytest.raises(OtherAccount):
+            bringer.deployer(run, to, "none", other).deploy(run.record, Terms())
+        with pytest.raises(OtherAccount):
+            other.run(run.id).undeploy(to)
+        assert [e for e in bringer.hosts.requests(to) if e["method"] in ("POST", "PUT", "DELETE")] == []
+        assert len(bringer.up(to)) == up and not bringer.record(run, to).state.over
+    for _ in range(4):
+        bringer.ft.sync()
+        bringer.clock.ahead += timedelta(minutes=1)
+    assert bringer.deployer(run, to, "none").deploy(run.record, Terms()).complete
+    assert len(bringer.up(to)) == 1
+    ended = run.undeploy(to)
+    assert ended is not None and ended.state is DeploymentState.ENDED and bringer.up(to) == []
+
+
+@pytest.mark.parametrize("own", OTHER)
+def test_what_was_begun_with_another_key_and_never_sent_is_begun_anew(bringer: Bringer, own: str) -> None:
+    run, to = bringer.runs[own], OTHER[own]
+    with pytest.raises(Killed):
+        bringer.deployer(run, to, "after-intent").deploy(run.record, Terms())
+    first = bringer.record(run, to)
+    with bringer.another_key(to) as other:
+        made = bringer.deployer(run, to, "none", other).deploy(run.record, Terms())
+        assert made.complete and made.id != first.id and made.account != first.account
+        ended = other.run(run.id).undeploy(to)
+        assert ended is not None and ended.state is DeploymentState.ENDED
+    assert bringer.ft.store.deployments.get(first.id).state is DeploymentState.ENDED
 
 
 def test_a_limit_ends_it_as_any_other(bringer: Bringer) -> None:

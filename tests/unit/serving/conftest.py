@@ -44,6 +44,20 @@ def random_adapter(folder: Path, seed: int, base: Path = TINY, **more: Any) -> P
     return folder
 
 
+def in_32_bits(folder: Path) -> Path:
+    """The tiny model with its very weights, in a folder that says 32 bits: what loads it as it is published
+    computes in them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(TINY, folder)
+    for old in folder.glob("*.safetensors"):
+        old.unlink()
+    model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    model.save_pretrained(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Known:
     """Two adapters of one base, and by what the first is known."""

@@ -15,11 +15,14 @@ import httpx
 import pytest
 from tests import outside
 from tests.paths import TINY
-from tests.unit.serving.conftest import Known, in_process
+from tests.unit.serving.conftest import Known, in_32_bits, in_process, random_adapter
+from tests.unit.serving.gguf import QUESTION
 
+from orchestrate import config
 from orchestrate.errors import RunFailed, SetupError
+from orchestrate.service import Orchestrator
+from orchestrate.service.serving import tuned as serving
 from orchestrate.serving import engines
-from orchestrate.serving.export.forms import Options, export
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.tuned import Tuned
@@ -60,6 +63,16 @@ def test_the_command_for_vllm_has_every_adapter_under_its_name(known: Known, tmp
     assert words[words.index("--max-lora-rank") + 1] == "8" and words[words.index("--max-loras") + 1] == "2"
     assert words[words.index("--chat-template") + 1] == f"{tmp_path}/a/chat_template.jinja"
     assert command.line.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 ")
+
+
+def test_names_and_folders_that_would_be_read_otherwise_are_given_as_objects(tmp_path: Path) -> None:
+    """vLLM cuts NAME=PATH at every =."""
+    folders = {"a=b": tmp_path / "x", "{}": tmp_path / "y", "plain": tmp_path / "k=v"}
+    tuned = [Tuned(name, tmp_path, str(TINY), "adapter") for name in folders]
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    words = engines.vllm(tuned, folders, "b", host="127.0.0.1", port=9, python=None).words
+    given = [json.loads(word) for word in words[words.index("--lora-modules") + 1 :]]
+    assert given == [{"name": name, "path": str(folder)} for name, folder in folders.items()]
 
 
 def test_an_engine_that_is_not_here_is_told_as_a_command(known: Known, tmp_path: Path) -> None:
@@ -131,26 +144,43 @@ def test_a_python_package_gives_the_server_where_there_is_no_tool(known: Known, 
 @pytest.mark.slow
 @pytest.mark.outside
 def test_a_real_vllm_serves_what_was_trained_and_a_swapped_name_is_caught(
-    known: Known, tmp_path: Path
+    known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python = outside.program("vllm")
-    both = [tuned(known), Tuned("other", known.other, str(TINY), "adapter")]
-    folders = {
-        one.name: Path(export(one, "vllm", tmp_path / one.name, Options(), work=in_process).folder)
-        for one in both
-    }
-    command = engines.vllm(
-        both[:1], {"one": folders["one"]}, "base", host="127.0.0.1", port=port(), python=Path(python)
-    )
-    given = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-    small = engines.Command(command.words, command.url, {**command.environment, **given})
-    flags = ["--enforce-eager", "--max-model-len", "512", "--dtype", "float32", "--max-loras", "2"]
-    with engines.started(small.with_more(flags)) as url:
-        engines.load_into(url, "other", folders["other"])
-        for model, state in (("one", "proved"), ("other", "failed"), ("base", "failed")):
-            place = UrlPlace(url, model=model)
+    """As `serve --engine vllm` and `serve --into` do it, in 32 bits on the CPU: fifty prompts are the
+    trainer's ids, and so are their answers."""
+    python = Path(outside.program("vllm"))
+    for name, value in (("KVCACHE_SPACE", "1"), ("OMP_THREADS_BIND", "nobind")):
+        monkeypatch.setenv(f"VLLM_CPU_{name}", value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    flags = ("--enforce-eager", "--max-model-len", "512", "--dtype", "float32", "--max-loras", "2")
+    choice = serving.Choice(engine="vllm", python=python, more=flags)
+    base = in_32_bits(tmp_path / "base")
+    first, second = (random_adapter(tmp_path / n, seed, base) for n, seed in (("a=b", 1), ("other", 2)))
+    with (
+        Orchestrator(config.load(home=tmp_path / "home", env={}, cwd=tmp_path)) as ft,
+        serving.serve(ft, [str(first)], serving.Terms(port=0), choice) as up,
+    ):
+        assert [proof.state for proof in serving.prove(ft, up, [str(first)])] == ["proved"]
+        [(added, _, seconds)] = serving.add(ft, [str(second)], up.url, [])
+        assert added == "other" and seconds < 60
+        for model, state in (("a=b", "proved"), ("other", "failed"), (up.models[-1], "failed")):
+            place = UrlPlace(up.url, model=model)
             proof = verify(known.sheet, place, run_id="r")
             place.close()
             assert (proof.engine, proof.state) == ("vLLM", state), proof
         with pytest.raises(SetupError, match="already been loaded"):
-            engines.load_into(url, "other", folders["other"])
+            serving.add(ft, [str(second)], up.url, [])
+        rows = [
+            {"messages": [{"role": "user", "content": QUESTION.format(n=n, m=7 * n)}], "max_tokens": 12}
+            for n in range(50)
+        ]
+        for name, folder in (("a=b", first), ("other", second)):
+            weights = str(known.exported(tmp_path / f"{name} exported", folder))
+            [wanted] = in_process([{"task": "read", "folder": weights, "base": str(base), "rows": rows}])
+            assert len({tuple(a["answer"]) for a in wanted["answers"]}) > 10
+            with httpx.Client(base_url=up.url, timeout=120) as client:
+                for row, ours in zip(rows, wanted["answers"], strict=True):
+                    body = {**row, "model": name, "temperature": 0, "return_token_ids": True}
+                    told = client.post("/v1/chat/completions", json=body).json()
+                    assert len(ours["ids"]) > 30 and told["prompt_token_ids"] == ours["ids"]
+                    assert told["choices"][0]["token_ids"] == ours["answer"]

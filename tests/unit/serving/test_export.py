@@ -20,7 +20,8 @@ import yaml
 from peft import PeftModel
 from tests import command
 from tests.paths import TINY
-from tests.unit.serving.conftest import Known, in_process, random_adapter
+from tests.unit.serving.conftest import Known, in_32_bits, in_process, random_adapter
+from tests.unit.serving.gguf import QUESTION
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.errors import UsageError
@@ -95,6 +96,33 @@ def test_merged_weights_answer_as_the_adapter_on_its_base(known: Known, tmp_path
         AutoTokenizer.from_pretrained(half.folder).chat_template
         == AutoTokenizer.from_pretrained(TINY).chat_template
     )
+
+
+@pytest.mark.slow
+def test_fifty_prompts_get_the_adapters_greedy_ids_from_the_merged_folder(
+    known: Known, tmp_path: Path
+) -> None:
+    """By transformers alone, in 32 bits."""
+    rows = [
+        {"messages": [{"role": "user", "content": QUESTION.format(n=n, m=7 * n)}], "max_tokens": 12}
+        for n in range(50)
+    ]
+    base = in_32_bits(tmp_path / "base")
+    tuned = Tuned("one", known.adapter, str(base), "adapter")
+    laid, merged = (
+        export(tuned, form, tmp_path / form, Options(dtype="fp32"), work=in_process)
+        for form in ("peft", "merged")
+    )
+    wanted, there = in_process(
+        [
+            {"task": "read", "folder": laid.folder, "base": str(base), "rows": rows},
+            {"task": "read", "folder": merged.folder, "rows": rows},
+        ]
+    )
+    assert there["precision"] == wanted["precision"] == "float32"
+    assert len({tuple(a["answer"]) for a in wanted["answers"]}) > 10
+    for seen, ours in zip(there["answers"], wanted["answers"], strict=True):
+        assert len(ours["ids"]) > 30 and (seen["ids"], seen["answer"]) == (ours["ids"], ours["answer"])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of peft, about shared weights

@@ -148,7 +148,7 @@ def render(
             **names,
         ):
             blocks.append(block)
-    except (TemplateError, TypeError, KeyError) as error:
+    except (TemplateError, TypeError, KeyError, OverflowError) as error:
         raise DataError(f"the model's chat template refuses the conversation: {error}") from error
     finally:
         _tracked.reset(tracked)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,12 @@ def pick_device(wanted: str | None) -> torch.device:
 def load_tokenizer(
     folder: Path, template: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Any:
-    """With `template` in the place of its own chat template, and `settings` as what holds in it."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """With `template` in the place of its own chat template, and `settings` as what holds in it. Raises
+    `UsageError` for files that are none, or that want code of their own run."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise UsageError(f"the tokenizer in {folder} cannot be read: {str(error)[:500]}") from error
     if not tokenizer.is_fast:
         raise UsageError(
             f"{folder} has only a slow tokenizer: the places of its tokens in the text are not known"
@@ -203,6 +208,10 @@ def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
     embeddings.register_forward_hook(noisy)
 
 
+_UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
+"""What peft raises for a configuration that nobody could have trained with."""
+
+
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
     """The base model with the adapter of a folder, under peft's `name` for it. Raises `UsageError`, and
     leaves the base as it is, for an adapter that does not fit it; and without safetensors: where there are
@@ -218,7 +227,7 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
         model = PeftModel.from_pretrained(
             base, str(folder), adapter_name=name, is_trainable=trainable, ignore_mismatched_sizes=True
         )
-    except (ValueError, KeyError) as error:
+    except _UNFIT as error:
         raise UsageError(f"the adapter in {folder} does not fit its base: {str(error)[:500]}") from error
     try:
         _require_fit(model, folder, name)
@@ -234,7 +243,12 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
 def add_adapter(model: Any, folder: Path, name: str) -> None:
     """One more on a model that has some. Raises `UsageError`, and leaves the model as it is, where it does
     not fit."""
-    model.load_adapter(str(folder), adapter_name=name, ignore_mismatched_sizes=True)
+    try:
+        model.load_adapter(str(folder), adapter_name=name, ignore_mismatched_sizes=True)
+    except _UNFIT as error:
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        raise UsageError(f"the adapter in {folder} does not fit its base: {str(error)[:500]}") from error
     try:
         _require_fit(model, folder, name)
     except UsageError:

@@ -8,14 +8,15 @@ was trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 
-from orchestrate.errors import UsageError
+from orchestrate.errors import SetupError, UsageError
 from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.files.quantised import PACKAGES, Quantised
 from orchestrate.local.model.loading import add_adapter, load_adapter, load_base
@@ -37,9 +38,20 @@ def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[st
     untied = _untie(model, adapter)
     merged = _fitted(model, adapter).merge_and_unload(safe_merge=True)
     merged.config.use_cache = True
-    merged.save_pretrained(target)
+    _saved(lambda: merged.save_pretrained(target), target)
     (target / "README.md").unlink(missing_ok=True)
     return {"dtype": dtype, "untied": untied, "parameters": sum(p.numel() for p in merged.parameters())}
+
+
+def _saved(save: Callable[[], object], target: Path) -> None:
+    """safetensors tells a full disk as an error of its own kind, without a number."""
+    try:
+        save()
+    except SafetensorError as error:
+        raise SetupError(
+            f"the weights could not be written below {target.parent}: {error}",
+            fix="free some space there, then run the same command again",
+        ) from error
 
 
 def _fitted(model: Any, adapter: Path) -> Any:
@@ -96,7 +108,10 @@ def combine(
         raise UsageError(f"these adapters cannot be merged by {method}: {error}") from error
     made = peft.peft_config[COMBINED].r
     error = _error(peft, names, weights)
-    peft.save_pretrained(target, selected_adapters=[COMBINED], save_embedding_layers=False)
+    _saved(
+        lambda: peft.save_pretrained(target, selected_adapters=[COMBINED], save_embedding_layers=False),
+        target,
+    )
     for file in (target / COMBINED).iterdir():  # peft gives each adapter but the default one a folder
         file.rename(target / file.name)
     (target / COMBINED).rmdir()

@@ -132,10 +132,10 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
     A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer ids.
     `max_tokens` of a row are answered; without it only the ids of its prompt are told.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     path = Path(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    tokenizer = _own_tokenizer(path)
     if (path / "adapter_config.json").is_file():
         if base is None:
             raise UsageError(f"{folder} is an adapter, and its base is not known")
@@ -159,6 +159,19 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
                 ]
             answers.append(answer)
     return {"answers": answers, "precision": str(model.dtype).removeprefix("torch.")}
+
+
+def _own_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise UsageError(
+            f"{path} has no tokenizer that can be read, so whatever loads it would guess one: "
+            f"{str(error).strip()[:200]}",
+            fix="orchestrate export RUN DIR --to peft   writes a folder with all that it needs",
+        ) from error
 
 
 def shown(message: dict[str, Any]) -> dict[str, Any]:

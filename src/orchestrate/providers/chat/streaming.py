@@ -30,9 +30,11 @@ class Timed:
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
-        """A host that does not know `stream_options` is asked without: its tokens are then not told."""
+        """A host that does not know `stream_options` is asked without: its tokens are then not told. Nor do
+        all SDKs know it."""
+        more = {**options.get("extra_body", {}), "stream_options": {"include_usage": True}}
         try:
-            answer = self._ask({**options, "stream": True, "stream_options": {"include_usage": True}})
+            answer = self._ask({**options, "stream": True, "extra_body": more})
         except Exception as error:
             if getattr(error, "status_code", None) not in (400, 422):
                 raise

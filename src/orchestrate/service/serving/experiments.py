@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,8 @@ from orchestrate.ab.plan import read_plan
 from orchestrate.ab.proxy import USER_HEADER, Proxy
 from orchestrate.ab.sequential import users_for as users_for
 from orchestrate.ab.upstream import Upstream
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.deployment import used
+from orchestrate.errors import OrchestrateError, ProviderError, UsageError
 from orchestrate.hosts import is_loopback
 from orchestrate.keys import Secret
 from orchestrate.profile import this_machine
@@ -182,15 +184,28 @@ def _is_here(ft: Orchestrator, written: str) -> bool:
 
 def _elsewhere(ft: Orchestrator, plan: ExperimentPlan, arm: Arm, written: str) -> Upstream:
     if written.startswith(RUN_PREFIX):
-        return _on_host(ft.run(written), arm)
+        return _on_host(ft, ft.run(written), arm)
     variable = plan.key_variables.get(arm)
     at = model_at(ft.settings, written, variable)
     keyless = variable is None and written.startswith(("http://", "https://"))
     config = at_chat(at.host)
-    return Upstream((config.base_url or "").rstrip("/"), at.model, None if keyless else config.require_key())
+    url = (config.base_url or "").rstrip("/")
+    return Upstream(
+        url, at.model, None if keyless else config.require_key(), _keeping_up(ft, at.host.name, at.model)
+    )
 
 
-def _on_host(handle: RunHandle, arm: Arm) -> Upstream:
+def _keeping_up(ft: Orchestrator, host: str, model: str) -> Callable[[], None] | None:
+    """Says of a deployment of this store that it is used, where the model is asked by its name."""
+    for one in ft.store.deployments.matching(provider=host, over=False):
+        with suppress(ProviderError):
+            endpoint = ft.provider(host).endpoint(one.handle)
+            if endpoint is not None and endpoint.model == model:
+                return partial(used, ft, one.run_id, host)
+    return None
+
+
+def _on_host(ft: Orchestrator, handle: RunHandle, arm: Arm) -> Upstream:
     handle.check()
     chat = handle.provider.chat(handle.record.handle, base=arm == "base", max_tokens=1)
     if chat is None:
@@ -199,7 +214,8 @@ def _on_host(handle: RunHandle, arm: Arm) -> Upstream:
             fix=f"give {arm} as https://ADDRESS/v1=MODEL",
         )
     config = at_chat(handle.provider.config)
-    return Upstream((config.base_url or "").rstrip("/"), chat.model, config.require_key())
+    on_use = partial(used, ft, handle.id) if arm == "tuned" else None  # the base is the host's own, for all
+    return Upstream((config.base_url or "").rstrip("/"), chat.model, config.require_key(), on_use)
 
 
 def standing(report: ExperimentReport) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import tuned as models
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
+from orchestrate.files import locked, private_folder
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
@@ -180,9 +181,11 @@ def _exported(ft: Orchestrator, tuned: Tuned, form: str, options: Options) -> Pa
     """An export for an engine, made once for the weights."""
     weights = (forms.weights_hash(tuned.folder) or "none")[:16]
     kind = f"-{options.quantise}" if form == "gguf" else ""
-    folder = ft.settings.home / "exports" / f"{tuned.name}-{weights}-{form}{kind}"
-    if not folder.is_dir():
-        forms.export(tuned, form, folder, options)
+    exports = private_folder(ft.settings.home / "exports")
+    folder = exports / f"{tuned.slug}-{weights}-{form}{kind}"
+    with locked(exports / f"{weights}.lock", wait_s=None):  # two servers of one model may start at once
+        if not folder.is_dir():
+            forms.export(tuned, form, folder, options)
     return folder
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from orchestrate.serving.tuned import Tuned
-from orchestrate.text import money
+from orchestrate.serving.tuned import Tuned, table_of
+from orchestrate.text import inert, money
 from orchestrate.types import Score
 
 
@@ -18,8 +19,8 @@ def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str])
         f"# {title(tuned)}",
         _about(tuned),
         _evaluations(tuned),
-        "## Run it\n\n" + "\n\n".join(f"```\n{command}\n```" for command in commands),
-        "## To know\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "",
+        "## Run it\n\n" + "\n\n".join(map(_fenced, commands)),
+        "## To know\n\n" + "\n".join(f"- {_plain(note)}" for note in notes) if notes else "",
         _licence(tuned),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -28,8 +29,20 @@ def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str])
 def title(tuned: Tuned) -> str:
     """The licence may ask for a beginning."""
     begins = tuned.licence.name_begins if tuned.licence else None
-    name = tuned.name
+    name = _plain(tuned.name)
     return name if begins is None or name.lower().startswith(begins.lower()) else f"{begins} {name}"
+
+
+def _plain(value: Any) -> str:
+    """Text of others on one line, in which nothing is a mark of Markdown or HTML."""
+    line = inert(" ".join(str(value).split()))
+    return re.sub(r"[\\`|\[\]*]", r"\\\g<0>", line).replace("<", "&lt;")
+
+
+def _fenced(command: str) -> str:
+    longest = max(map(len, re.findall("`+", command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{command}\n{fence}"
 
 
 def _front(tuned: Tuned, form: str) -> str:
@@ -46,10 +59,9 @@ def _front(tuned: Tuned, form: str) -> str:
 def _about(tuned: Tuned) -> str:
     run, passport = tuned.run, tuned.passport
     rows: list[tuple[str, Any]] = [("base", tuned.base_name)]
-    spec: dict[str, Any] = passport.get("spec") or {}
-    method: dict[str, Any] = spec.get("method") or {}
-    rows.append(("method", method.get("type")))
-    adapter: dict[str, Any] = spec.get("adapter") or {}
+    spec = table_of(passport, "spec")
+    rows.append(("method", table_of(spec, "method").get("type")))
+    adapter = table_of(spec, "adapter")
     if adapter:
         rows.append(("adapter", ", ".join(f"{k} {v}" for k, v in adapter.items() if v is not None)))
     for name in ("epochs", "learning_rate", "batch_size", "seed"):
@@ -64,7 +76,7 @@ def _about(tuned: Tuned) -> str:
             ("cost", _cost(run.bill.usd if run.bill is not None else None)),
             ("spec", run.spec_hash),
         ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value not in (None, ""))
+    table = "\n".join(f"| {name} | {_plain(value)} |" for name, value in rows if value not in (None, ""))
     return f"| | |\n|---|---|\n{table}"
 
 
@@ -82,7 +94,9 @@ def _evaluations(tuned: Tuned) -> str:
                 other = found.score(found.against, metric.name) if found.against else None
                 score = _score(found.score(contender, metric.name))
                 data = found.dataset_digest[:12]
-                lines.append(f"| {metric.name} | {found.items} | {_score(other)} | {score} | {data} |")
+                lines.append(
+                    f"| {_plain(metric.name)} | {found.items} | {_score(other)} | {score} | {data} |"
+                )
     head = "## Evaluation\n\n| metric | rows | compared with | this model | data |\n|---|---|---|---|---|\n"
     return head + "\n".join(lines) if lines else ""
 

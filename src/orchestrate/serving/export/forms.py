@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import UsageError
-from orchestrate.files import sha256, whole_folder, write_whole
+from orchestrate.files import sha256, write_whole
 from orchestrate.local.proof.prompts import probes
 from orchestrate.local.weights.asking import ask_all
 from orchestrate.serving.export import llama_cpp, ollama
 from orchestrate.serving.export.card import card
+from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import ArtifactFile, Export
 
@@ -64,12 +65,6 @@ class Draft:
         """Where a file of it will be, as a shell takes it."""
         return shlex.quote(str(self.target / file))
 
-    @property
-    def slug(self) -> str:
-        return (
-            "".join(c if c.isalnum() or c in "-._" else "-" for c in self.tuned.name).strip("-.") or "tuned"
-        )
-
 
 def export(
     tuned: Tuned, form: str, target: Path, options: Options | None = None, *, work: Work = ask_all
@@ -80,11 +75,7 @@ def export(
     options = options or Options()
     require(tuned, form, options)
     target = target.expanduser().resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} is there already", fix="name a folder that is new, or empty")
-    if target.is_dir():
-        target.rmdir()
-    with whole_folder(target, replace=False) as folder:
+    with new_folder_at(target) as folder:
         draft = Draft(tuned, options, folder, target, work=work)
         _FORMS[form](draft)
         _papers(draft, form)
@@ -114,6 +105,8 @@ def require(tuned: Tuned, form: str, options: Options) -> None:
         raise UsageError(
             "all weights were trained: there is no adapter to write", fix="orchestrate export --to gguf"
         )
+    if tuned.adapter:
+        tuned.require_readable()
     if form in ("gguf", "gguf-lora", "ollama"):
         llama_cpp.scripts(options.llama_cpp)
 
@@ -134,7 +127,9 @@ def _adapter(draft: Draft) -> None:
         return
     draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(draft.folder))
     shutil.copyfile(tuned.folder / CONFIGS[1], draft.folder / CONFIGS[1])
-    config = {**tuned.config, "base_model_name_or_path": tuned.base_name, "inference_mode": True}
+    # An auto_mapping names modules that whoever loads the folder would import.
+    own = {"base_model_name_or_path": tuned.base_name, "inference_mode": True, "auto_mapping": None}
+    config = {**tuned.config, **own}
     write_whole(draft.folder / CONFIGS[0], msgspec.json.format(msgspec.json.encode(config), indent=2))
 
 
@@ -182,7 +177,7 @@ def _merged(draft: Draft) -> None:
             if file.suffix in (".safetensors", ".json") and file.name != "passport.json":
                 shutil.copyfile(file, draft.folder / file.name)
         draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=target)
-    draft.commands += [f"vllm serve {draft.at()} --served-model-name {draft.slug}"]
+    draft.commands += [f"vllm serve {draft.at()} --served-model-name {draft.tuned.slug}"]
     draft.commands.append(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained({str(draft.target)!r}, dtype="auto")\n'
@@ -207,8 +202,8 @@ def _vllm(draft: Draft) -> None:
             fix="orchestrate export --to merged",
         )
     draft.commands.append(
-        f"vllm serve {draft.tuned.base_name} --enable-lora --max-lora-rank {rank} "
-        f"--lora-modules {draft.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
+        f"vllm serve {shlex.quote(draft.tuned.base_name)} --enable-lora --max-lora-rank {rank} "
+        f"--lora-modules {draft.tuned.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
     draft.notes.append("ask for it by its name: vLLM answers as the base under the base's name")
 
@@ -218,7 +213,7 @@ def _gguf(draft: Draft) -> str:
     tuned, kind = draft.tuned, draft.options.quantise.upper()
     scripts = llama_cpp.scripts(draft.options.llama_cpp)
     sixteen = kind if kind in llama_cpp.SIXTEEN else "BF16" if draft.options.dtype == "bf16" else "F16"
-    name = f"{draft.slug}-{kind}.gguf"
+    name = f"{draft.tuned.slug}-{kind}.gguf"
     whole = draft.folder / "whole"
     whole.mkdir()
     dtype = "fp32" if sixteen == "F32" else draft.options.dtype
@@ -247,13 +242,13 @@ def _gguf(draft: Draft) -> str:
         "other "
         "tokens, which  orchestrate verify  sees"
     )
-    draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.slug}"]
+    draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.tuned.slug}"]
     return name
 
 
 def _gguf_lora(draft: Draft) -> None:
     tuned, scripts = draft.tuned, llama_cpp.scripts(draft.options.llama_cpp)
-    name = f"{draft.slug}-lora.gguf"
+    name = f"{draft.tuned.slug}-lora.gguf"
     dress = draft.folder / "dress"
     dress.mkdir()
     draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(dress))
@@ -270,7 +265,7 @@ def _gguf_lora(draft: Draft) -> None:
     )
     draft.commands.append(
         f"llama-server -m BASE.gguf --lora {draft.at(name)} --jinja "
-        f"--chat-template-file {draft.at('chat_template.jinja')} --alias {draft.slug}"
+        f"--chat-template-file {draft.at('chat_template.jinja')} --alias {draft.tuned.slug}"
     )
     draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, best in 16 bits")
 
@@ -313,14 +308,14 @@ def _ollama(draft: Draft) -> None:
     written = ollama.modelfile(name, pieces, draft.dress["stop_words"], draft.dress["context"])
     write_whole(draft.folder / "Modelfile", written.encode())
     draft.commands[:0] = [
-        f"ollama create {draft.slug} -f {draft.at('Modelfile')}",
-        f"ollama run {draft.slug}",
+        f"ollama create {draft.tuned.slug} -f {draft.at('Modelfile')}",
+        f"ollama run {draft.tuned.slug}",
     ]
 
 
 def _hub(draft: Draft) -> None:
     (_merged if draft.options.whole or not draft.tuned.adapter else _peft)(draft)
-    repo = draft.options.repo or f"OWNER/{draft.slug}"
+    repo = draft.options.repo or f"OWNER/{draft.tuned.slug}"
     draft.commands.insert(0, f"hf upload {shlex.quote(repo)} {draft.at()} .")
     draft.notes.insert(0, "nothing was uploaded; read what is in the folder before you publish it")
 

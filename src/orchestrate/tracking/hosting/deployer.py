@@ -82,6 +82,9 @@ class Deployer:
     def price(self, run: Run, terms: Terms) -> Decimal | None:
         """US dollars per hour, once the terms allow it. Raises `OverBudget`, `UsageError`, `OtherAccount`."""
         if self.adapter is not None:
+            begun = self.store.deployments.of_run(run.id, self.provider.config.name)
+            if begun is not None and not begun.state.over and begun.state is not DeploymentState.INTENT:
+                self.require_account(begun)
             price = self.provider.adapters().price(self.adapter, terms.options)
         else:
             self._require_host(run)
@@ -115,6 +118,10 @@ class Deployer:
         """What an earlier call left, once it is known what became of it."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state.over:
+            return None
+        if deployment.state is DeploymentState.INTENT and not self._is_here(deployment):
+            why = "begun with another key, and never sent"
+            self._apply(deployment, lambda d, at: states.never_made(d, why, at))
             return None
         if deployment.state is DeploymentState.ENDING:
             raise UsageError(
@@ -252,7 +259,7 @@ class Deployer:
         """Raises `OtherAccount` unless the key certainly works for the deployment's account: by the account's
         id, or by seeing the run's job or file, or the deployment itself."""
         self._require_host(deployment)
-        here = accounts.is_here(self.store, self.provider, deployment.account)
+        here = self._is_here(deployment)
         if here:
             return
         if deployment.job_kind == ADAPTER_JOB:
@@ -269,6 +276,9 @@ class Deployer:
             return
         if here is False or not self._shows(run):
             raise accounts.other(self.store, self.provider, run)
+
+    def _is_here(self, deployment: Deployment) -> bool | None:
+        return accounts.is_here(self.store, self.provider, deployment.account)
 
     def _shows(self, run: Run) -> bool:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,22 @@ class ModelFolder:
 
 def local_folder(model: str) -> Path | None:
     """The folder that the name points to, if it is one."""
-    path = Path(model).expanduser()
-    return path.resolve() if path.is_dir() else None
+    path = _at(model)
+    return path.resolve() if _is_dir(path) else None
+
+
+def _at(model: str) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # of a user that is not known here
+        return Path(model)
+
+
+def _is_dir(path: Path) -> bool:
+    """Not where the name is too long for one: what is asked may come from a file of others."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def config_of(model: str) -> dict[str, Any] | None:
@@ -134,10 +149,10 @@ def gguf_file(model: str) -> Path | None:
     """The .gguf file that the name stands for: the file itself, or a folder whose only weights it is.
 
     Raises `UsageError` when the folder has several."""
-    path = Path(model).expanduser()
+    path = _at(model)
     if path.suffix == ".gguf" and path.is_file():
         return path.resolve()
-    if not path.is_dir() or list(path.glob("*.safetensors")):
+    if not _is_dir(path) or list(path.glob("*.safetensors")):
         return None
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:

@@ -1,0 +1,51 @@
+"""The folder that an export or a merge writes: whole or not there, and written by one process at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrate.errors import UsageError
+from orchestrate.files import locked, new_folder, whole_folder
+from orchestrate.local.run.process import started
+
+
+@contextmanager
+def new_folder_at(target: Path) -> Generator[Path]:
+    """A folder to fill, which becomes `target` at the end of the block. Raises `UsageError` where something
+    is there already or another process writes it, `OSError` where the disk is full."""
+    new_folder(target.parent)
+    with locked(target.with_name(f".{target.name}.lock"), keep=False) as mine:
+        if not mine:
+            raise UsageError(
+                f"another process is writing {target}", fix="wait for its end, or name another folder"
+            )
+        _clear(target)
+        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            raise UsageError(f"{target} is there already", fix="name a folder that is new, or empty")
+        if target.is_dir():
+            target.rmdir()
+        with whole_folder(target, replace=False) as folder:
+            yield folder
+
+
+@contextmanager
+def scratch_beside(target: Path) -> Generator[Path]:
+    """A folder on the same disk, gone at the end of the block, or with the next try of the same `target`."""
+    prefix = f".{target.name}.{os.getpid()}."
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
+        yield Path(folder)
+
+
+def _clear(target: Path) -> None:
+    """What processes that were killed left of this very target may be as large as the model."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.[0-9a-z_]{{8}}")
+    for left in target.parent.iterdir():
+        found = name.fullmatch(left.name)
+        if found and started(int(found[1])) is None and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
