@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.cli.conftest import Cli
 from orchestrate.cli import COMMANDS, LazyCommand
 from orchestrate.commands.setup.schema import OUTPUTS, of
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     [{"role": "user", "content": f"q{i % 9}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(30)
 ]
@@ -25,12 +27,18 @@ def _commands(command: Any, name: str) -> dict[str, Any]:
 
 def test_every_command_with_json_has_a_schema_and_no_other() -> None:
     found: set[str] = set()
+    without: set[str] = set()
     for panel, name, target, help in COMMANDS:
         loaded = LazyCommand(panel=panel, name=name, target=target, help=help).load()
         for full, command in _commands(loaded, name).items():
             if any("--json" in p.opts for p in command.params):
                 found.add(full)
+            elif not getattr(command, "commands", None):
+                without.add(full)
     assert found == OUTPUTS.keys() - {"error"}
+    page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    told = page[page.index("- Without it") :].split("\n- ")[0]
+    assert without == set(re.findall(r"`([a-z ]+)`", told)), "the page tells those that have none"
 
 
 @pytest.mark.parametrize("command", OUTPUTS)

@@ -15,9 +15,9 @@ from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.config import load
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration
+from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
 from orchestrate.service.migration.parity import Migration, PreparedProof, report
-from orchestrate.types import Sampling
+from orchestrate.types import JobStatus, Sampling
 
 pytestmark = pytest.mark.slow
 
@@ -106,3 +106,43 @@ def test_the_report_says_where_parity_holds_and_where_not(migration: Migration, 
     ):
         assert said in page
     assert {one.run_id for one in migration.forgotten} == {local.run_id, together.run_id}
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "to"), [("fireworks", "qwen3-8b", "local"), ("together", "qwen3.5-9b", "fireworks")]
+)
+def test_other_hosts_are_left_as_well(
+    ft: Orchestrator, tmp_path: Path, source: str, model: str, to: str
+) -> None:
+    spec = JobSpec(
+        model=model,
+        train=rows(tmp_path / "train.jsonl", 0, 24),
+        test=rows(tmp_path / "test.jsonl", 100, 112),
+        epochs=2,
+        batch_size=8,
+    )
+    old = ft.submit(spec, source)
+    assert old.wait().status is JobStatus.SUCCEEDED
+    order = MigrationOrder(
+        to=[to],
+        models={"local": str(TINY)},
+        sampling=Sampling(max_tokens=8),
+        probes=["none"],
+    )
+    prepared = PreparedMigration(ft, old, order)
+    new = prepared.submit(to)
+    assert new.wait().status is JobStatus.SUCCEEDED
+    with PreparedProof(ft, prepared, [(to, new)]) as proof:
+        found = proof.run()
+    [moved] = found.moved
+    assert (moved.provider, moved.run_id, moved.problem, moved.prompts) == (to, new.id, None, 12)
+    assert moved.parts[0].parity in ("holds", "does not hold", "not shown")
+    assert found.evaluation is not None
+    lines = Path(found.evaluation.items_file or "").read_text().splitlines()
+    right = {
+        run.id: sum(json.loads(line)["answers"][run.id][0]["text"].strip() == "blue" for line in lines)
+        for run in (old, new)
+    }
+    assert moved.parts[0].difference.value == pytest.approx((right[new.id] - right[old.id]) / 12)
+    assert [run.id for run in ft.store.runs.matching(tags={TAG: old.id})] == [new.id]
+    assert found.proposal.provider == source and source in report(found).render("md")

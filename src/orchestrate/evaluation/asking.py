@@ -267,6 +267,10 @@ class _Round:
                 for future in done:
                     error = self._receive(*running.pop(future), future)
                     failed = failed or error
+        except KeyboardInterrupt:
+            for future, sent in list(running.items()):  # is paid for; a second interrupt does not wait
+                self._receive(*sent, future)
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if failed is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import socket
 import threading
 from collections.abc import Generator, Sequence
@@ -15,6 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -49,6 +51,17 @@ class Patient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._head_came()
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP request: in the form in which clients of these servers look for a reason."""
+        error = {"message": msg, "type": "invalid_request_error", "param": None, "code": "not_http"}
+        body = json.dumps({"error": error}).encode()
+        headers = {"content-type": "application/json", "x-should-retry": "false", "connection": "close"}
+        head = [(name.encode(), value.encode()) for name, value in headers.items()]
+        head.append((b"content-length", str(len(body)).encode()))
+        for event in (h11.Response(status_code=400, headers=head), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _await_head(self) -> None:
         """From the first moment on at which no request is under way."""

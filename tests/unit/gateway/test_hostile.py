@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import httpx
 import pytest
@@ -122,6 +122,31 @@ def test_requests_that_come_one_behind_the_other_are_answered_in_order(gateway: 
         got = b"".join(iter(lambda: plain.recv(65536), b"")).decode()
     assert got.count("HTTP/1.1 ") == 3
     assert got.index("first") < got.index("second") < got.index('"object":"list"')
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /v1/files HTTP/1.1\r\n\r\n",  # without a host
+        b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: x\r\n\r\n",
+        b"GET /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\nx y: z\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",  # TLS where none is spoken
+        b"GET /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"x" * 300_000,
+    ],
+    ids=["no-host", "length", "header", "tls", "endless"],
+)
+def test_what_is_no_request_is_refused_in_the_same_form(gateway: Gateway, sent: bytes) -> None:
+    url = httpx.URL(gateway.url)
+    with socket.create_connection((url.host, url.port)) as plain:  # type: ignore[arg-type]
+        plain.settimeout(60)
+        plain.sendall(sent)
+        got = bytearray()
+        with suppress(ConnectionResetError):  # it may hang up before it has read all
+            while part := plain.recv(65536):
+                got += part
+    head, _, body = bytes(got).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and b"x-should-retry: false" in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
 class Impatient(Patient):

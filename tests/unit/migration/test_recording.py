@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -329,6 +331,77 @@ def test_a_recording_goes_on_after_a_kill(
     assert (done.answered, done.prompts) == (30, 30)
     assert asked(sandbox) - before == 30 - kept
     assert len(recording.all_recordings(ft)) == 1
+
+
+def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Ctrl-C in the command, while four prompts wait for their answers."""
+    stuck = {"method": "POST", "path": "/v1/chat/completions", "skip": 10, "count": 0, "delay_s": 3}
+    sandbox.fault("openai", "slow", **stuck)
+    streams = [tmp_path / name for name in ("in", "out", "err")]
+    streams[0].touch()
+    words = ["record", old.id, "--max-tokens", "16", "--max-cost", "1"]
+    env = {**os.environ, **own_env}
+    process = command.start(command.orchestrate, words, cwd=tmp_path, env=env, streams=streams)
+    deadline = time.monotonic() + 120
+    while asked(sandbox) < 12:
+        assert process.is_alive() and time.monotonic() < deadline, streams[2].read_text()
+        time.sleep(0.02)
+    os.kill(process.pid or 0, signal.SIGINT)
+    assert command.ended(process, 120) == 130, streams[2].read_text()
+    assert "same command" in streams[2].read_text()
+    sandbox.clear_faults()
+    [kept] = recording.all_recordings(ft)
+    before = asked(sandbox)
+    # What was under way is waited for and kept; one that was just being written down is asked again.
+    assert 10 < before - 1 <= kept.answered <= before < 30
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as rest:
+        left = rest.plan().asked
+        assert left.kept == kept.answered
+        assert rest.run().complete
+    assert asked(sandbox) - before == 30 - kept.answered
+
+
+def test_a_limit_that_is_reached_midway_keeps_what_was_paid_and_goes_on_under_a_higher_one(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox
+) -> None:
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as whole:
+        expected = whole.plan().asked.expected_usd
+    assert expected is not None
+    limit = RecordOrder(sampling=SHORT, max_cost_usd=expected)  # the stand-in's answers are longer
+    with PreparedRecording(ft, old.id, limit) as low, pytest.raises(OverBudget) as told:
+        low.run()
+    assert told.value.fix
+    [kept] = recording.all_recordings(ft)
+    assert 0 < kept.answered < 30 and not kept.complete
+    assert kept.usd is not None and kept.usd <= expected
+    assert asked(sandbox) == kept.answered, "what was answered is kept, and nothing is asked beyond the limit"
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as rest:
+        assert rest.run().complete
+    assert asked(sandbox) == 30
+
+
+def test_two_recordings_at_once_on_one_home_pay_nothing_twice(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
+) -> None:
+    def record(number: int) -> str:
+        with (
+            Orchestrator(config.load(env=own_env, cwd=tmp_path)) as own,
+            PreparedRecording(own, old.id, RecordOrder(sampling=SHORT)) as prepared,
+        ):
+            try:
+                return prepared.run().id
+            except UsageError as error:
+                assert "another command is asking" in error.message
+                return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        ids = list(pool.map(record, range(2)))
+    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as last:
+        done = last.run()
+    assert done.complete and set(ids) <= {done.id, ""}
+    assert asked(sandbox) == 30
 
 
 def test_the_calendar_says_what_to_record_by_when(ft: Orchestrator, old: RunHandle) -> None:

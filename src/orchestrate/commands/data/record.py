@@ -15,6 +15,7 @@ from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import (
     Json,
     confirm,
+    goes_on,
     note,
     orchestrator,
     out,
@@ -112,7 +113,8 @@ def record(
             free = plan.asked.high_usd == 0 or plan.asked.kept == plan.asked.questions
             if not free and max_cost is None and not confirm("Record?", yes=yes):
                 raise UsageError("nothing was asked", fix="--yes, or --max-cost USD")
-            with asking_bar(plan.asked.questions) as progress:
+            kept = "what was answered is kept and paid; the same command goes on with the rest"
+            with goes_on(kept), asking_bar(plan.asked.questions) as progress:
                 done = prepared.run(progress)
     if json:
         print_json(done)

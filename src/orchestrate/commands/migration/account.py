@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from orchestrate import text
-from orchestrate.commands.terminal.console import confirm, err, note, out, print_json, table, warn
+from orchestrate.commands.terminal.console import confirm, err, goes_on, note, out, print_json, table, warn
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def carry_out(
         return
     if plan.new and not confirm(f"Submit {text.count(len(plan.new), 'run')}?", yes=yes):
         raise UsageError("nothing was submitted: nobody agreed to the price", fix="add --yes")
-    done = plan.run(path.with_suffix(".reports"), note)
+    with goes_on("what was submitted goes on; the same command goes on from here, and submits nothing twice"):
+        done = plan.run(path.with_suffix(".reports"), note)
     print_json(done) if json else _show(done)
     if any(one.problem for one in done):
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ import typer
 from orchestrate import text
 from orchestrate.commands.terminal.console import (
     Json,
+    goes_on,
     note,
     orchestrator,
     out,
@@ -50,7 +51,8 @@ def take(
             note(f"{done:,}{f' of {of:,}' if of else ''} {what}")
 
     at = since.replace(tzinfo=UTC) if since else None
-    with orchestrator(context) as ft:
+    kept = "what was imported is kept; the same command goes on with the rest"
+    with orchestrator(context) as ft, goes_on(kept):
         taken = [
             importing.take(ft, name, since=at, every=every, details=details, files=files, tell=tell)
             for name in ft.backends(providers)

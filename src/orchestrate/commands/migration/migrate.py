@@ -10,7 +10,7 @@ import typer
 
 from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, warn
+from orchestrate.commands.terminal.console import Json, goes_on, note, orchestrator, out, print_json, warn
 from orchestrate.commands.terminal.options import ServingOptions, dollars, grouped, models_given
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.errors import UsageError
@@ -128,7 +128,8 @@ def migrate(
             note("the same command without --no-wait goes on from here, and compares")
             print_json([handle.record for _, handle in handles]) if json else None
             return
-        found = finish(ft, prepared, handles)
+        with goes_on("what was submitted goes on; the same command goes on from here, and compares"):
+            found = finish(ft, prepared, handles)
     _show(found, steps.output, json=json)
     if any(moved.problem and proof.proof for moved in found.moved) or (steps.gate and not found.parity):
         raise typer.Exit(1)

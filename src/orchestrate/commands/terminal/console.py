@@ -307,6 +307,16 @@ def ended_by_signal() -> Generator[threading.Event]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def goes_on(how: str) -> Generator[None]:
+    """For a command that is long, and whose work is kept: says so where it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: {how}")
+        raise
+
+
 def confirm(question: str, *, yes: bool) -> bool:
     """Asks on a terminal; without one the answer is no, unless `--yes` was given."""
     if yes:

@@ -15,6 +15,7 @@ parts), `retry_budget_s`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.packages import require_recent
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrate.config import HostConfig
 
 CONNECT_S = 10.0
+SANDBOX_ANSWER_S = 600.0
 
 
 def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
@@ -58,6 +60,13 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
     client.organization = config.organization
     client.project = config.project
     return client
+
+
+def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
+    """What asks for an answer of a model. A sandbox brings its model up for the first one, which takes
+    minutes on a busy machine; a host is given its usual time."""
+    asked = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
+    return asked.chat.completions.create
 
 
 def wire_of(config: HostConfig) -> Wire:

@@ -24,7 +24,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import settings
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.calls.clients import connect, wire_of
+from orchestrate.providers.calls.clients import completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.chat.completions import Chat
@@ -275,7 +275,7 @@ class SdkProvider(Provider):
         options: dict[str, Any] = {self.chat_limit: max_tokens}
         if not _REASONING.match(known.model or ""):
             options["temperature"] = temperature
-        return Chat(self._wire, self.client.chat.completions.create, model, options, _CHAT_THREADS)
+        return Chat(self._wire, completions(self.client, self.config), model, options, _CHAT_THREADS)
 
 
 def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

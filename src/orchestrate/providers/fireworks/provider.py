@@ -31,6 +31,7 @@ from orchestrate.files import new_folder
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.calls.values import items, table, text
@@ -351,7 +352,7 @@ class FireworksProvider(Provider):
         tuned = reading.tuned_model(raw)
         named = reading.settings_of(raw).get("baseModel")
         model = str(named) if base else self._serving.model_of(job.job_id, tuned)
-        create = self._at.client().with_options(base_url=self._at.inference_url).chat.completions.create
+        create = completions(self._at.client().with_options(base_url=self._at.inference_url), self.config)
         return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
 
     def close(self) -> None:

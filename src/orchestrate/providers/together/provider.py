@@ -31,6 +31,7 @@ from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.values import (
     items,
@@ -327,8 +328,7 @@ class TogetherProvider(Provider):
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
         model = str(self._raw_job(job).get("model")) if base else self._serving.model_of(job.job_id)
-        client = self._client().with_options(base_url=self._inference_url)
-        create = client.chat.completions.create
+        create = completions(self._client().with_options(base_url=self._inference_url), self.config)
         return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 from orchestrate import days
@@ -39,15 +39,17 @@ def take(
     details: bool = True,
     files: bool = True,
     tell: Callable[[str, int, int], object] | None = None,
+    today: date | None = None,
 ) -> Taken:
-    """Raises `MissingKey`, and `ProviderError` where the host's list cannot be read."""
+    """`today`: the day by which models are silent. Raises `MissingKey`, and `ProviderError` where the host's
+    list cannot be read."""
     provider = ft.ready(name)
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)
     there = ft.store.runs.matching(provider=name, host=provider.host)
     # Of this account: another key may see another one, and a new key of the same account has its jobs.
     runs = [run for run in there if run.account == report.account or run.job_id in report.jobs]
-    found = inventory(runs, provider.profile, importer.lost(), days.today(), _used(ft, runs))
+    found = inventory(runs, provider.profile, importer.lost(), today or days.today(), _used(ft, runs))
     return Taken(
         provider=name,
         account=report.account,

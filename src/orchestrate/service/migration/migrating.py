@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -74,15 +75,18 @@ class MigrationOrder:
 class PreparedMigration:
     """A migration of which nothing was sent yet."""
 
-    def __init__(self, ft: Orchestrator, run: RunHandle | str, order: MigrationOrder) -> None:
-        """Raises `UsageError` for a run that cannot be moved, or whose parity could not be shown, and
-        `DataError` where its rows are gone. Offline."""
+    def __init__(
+        self, ft: Orchestrator, run: RunHandle | str, order: MigrationOrder, today: date | None = None
+    ) -> None:
+        """`today`: the day by which hosts have closed and models are silent. Raises `UsageError`
+        for a run that cannot be moved, or whose parity could not be shown, and `DataError` where
+        its rows are gone. Offline."""
         if not 0 < order.margin < math.inf:
             raise UsageError(f"--margin is how much worse is still as good, above 0; got {order.margin:g}")
         registry.check(order.metrics)
         handle = ft.run(run) if isinstance(run, str) else run
         self._ft, self.order, self.old = ft, order, handle.record
-        self.today = days.today()
+        self.today = today or days.today()
         self._names = ft.backends(list(order.to))
         self._spec = _moved(self.old, self._names, order.train)
         data = ft.data(self._spec)

@@ -12,6 +12,9 @@ import pytest
 import together.types.chat
 
 from orchestrate.errors import InvalidRequest, UnexpectedAnswer
+from orchestrate.hosts import HostConfig
+from orchestrate.keys import Secret
+from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.chat.completions import Chat
 from orchestrate.types import Message, Reply
@@ -35,6 +38,23 @@ def ask(sdk: Any, message: dict[str, Any], finish: str = "stop", **options: Any)
     )
     chat = Chat(Wire("any", retry=Retry(attempts=1)), lambda **_: answer, "m", **options)
     return chat.ask([Message(role="user", content="hi")])
+
+
+@pytest.mark.parametrize(("key", "patience_s"), [("sandbox-key", 600.0), ("a-key-of-tests", 60.0)])
+def test_a_sandbox_has_time_to_bring_its_model_up(key: str, patience_s: float) -> None:
+    """By what the SDK tells its HTTP library of each request."""
+    waits: list[float] = []
+
+    class Client(openai.OpenAI):
+        def _prepare_request(self, request: Any) -> None:
+            waits.append(request.extensions["timeout"]["read"])
+            raise KeyboardInterrupt  # nothing is sent
+
+    config = HostConfig(name="openai", base_url="http://127.0.0.1:9/v1", api_key=Secret(key))
+    create = completions(Client(base_url=config.base_url, api_key=key, timeout=config.timeout_s), config)
+    with pytest.raises(KeyboardInterrupt):
+        create(model="m", messages=[{"role": "user", "content": "hi"}])
+    assert waits == [patience_s]
 
 
 OPENAI = openai.types.chat.ChatCompletion
