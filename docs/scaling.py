@@ -137,10 +137,9 @@ row of 2,048 tokens at a time with gradient checkpointing, LoRA of rank 16 on al
 
 {table}
 
-Machines elsewhere are rented by hand: log in, install, and train with `--provider local`, or join them to a
-Ray cluster.
+Machines of other hosts are rented through SkyPilot (`--provider sky`, [places](places.md)).
 
-The engine trains on one GPU. On none of these fits: {unfit}. That needs several GPUs with the weights
+Several GPUs hold the whole model each. On none of these fits: {unfit}. That needs GPUs with the weights
 spread over them, which is not built.
 
 ## Against published figures
@@ -157,7 +156,10 @@ No GPU and no account was at hand. A Ray cluster ran for real, of one head with 
 head killed on the way. Of Hugging Face Jobs the real client ran against a stand-in for its HTTP, with real
 training in processes that had the job's environment alone, and the depot behind a server that speaks S3
 (moto). Of KubeRay the real client of Kubernetes ran against a stand-in that takes what the operator's
-schema of a RayJob allows. Not run: a depot at `hf://` or `gs://`, the hour of a real GPU, and so none of
+schema of a RayJob allows. SkyPilot's own client and API server took our jobs, with answers lost between the
+two, and its optimiser chose machines for them on catalogs of a fixture; no cloud was reached. Two processes
+trained over Gloo on a CPU; NCCL did not run. Not run:
+a depot at `hf://` or `gs://`, the hour of a real GPU, and so none of
 the hours and dollars above.
 """
 

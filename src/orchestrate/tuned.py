@@ -222,6 +222,7 @@ def verify(
         finally:
             place.close()
     if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
+        subject.check()
         _require_answering(subject)
         place = HostPlace(subject.provider, subject.record.handle, subject.record.tuned_model or subject.id)
         used(home, subject.id)

@@ -126,6 +126,8 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Examples per optimiser step, all micro-batches together."""
     micro_batch: int | None = None
     """Examples per forward pass; `None` lets the engine choose, and halve it when memory runs out."""
+    processes: int = 1
+    """At work on each step, each with a GPU of its own and the whole model on it."""
     warmup_ratio: float = 0.03
     schedule: str = "cosine"
     weight_decay: float = 0.0

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from orchestrate.errors import ConfigError, OutcomeUnknown, OverBudget
+from orchestrate.errors import ConfigError, HostUnavailable, OutcomeUnknown, OverBudget
 from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.places import claim, mirror
-from orchestrate.places.base import SILENCE_S, Place, Placed, Resources, Usage
+from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Place, Placed, Resources, Usage
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import Order, environment, place_order
 from orchestrate.types import Record
@@ -85,6 +86,12 @@ class AwayPlace(Place):
         """Starts one worker, tagged with the order's ref, whose environment has `env` and the secrets that it
         needs. Called when none is there. Errors as `start`."""
 
+    def paid(self, ref: str) -> Hourly | None:
+        """What an hour of the machine costs that the newest worker came to have; `None` where nobody knows
+        better than before it was started."""
+        del ref
+        return None
+
     # -- the contract ----------------------------------------------------------------------------------------
 
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
@@ -93,6 +100,7 @@ class AwayPlace(Place):
         stored, resources = self.depot.run(ref), self._priced(resources)
         order = place_order(self.depot, run.job(), resources.limits)
         stored.write("control", (run.asked() or "").encode())
+        stored.write(PRICE, b"")
         starts = _starts(run)
         before = claim.attempts(stored)
         kept = Starts(count=starts.count + 1, attempts=before)
@@ -135,6 +143,8 @@ class AwayPlace(Place):
         reported = mirror.look(run, self.depot.run(run.ref), _starts(run).attempts)
         state = run.written_state()
         fresh = reported and (run.heartbeat_age() or 0.0) < FRESH_S
+        if fresh and state.status == "running":
+            self._read_price(run)
         if fresh or state.terminal or state.status == "paused":
             return
         placed = self.state(run.ref)
@@ -147,6 +157,22 @@ class AwayPlace(Place):
                 os.utime(run.path / "worker.json", (0, 0))
         elif not reported:
             self._await_it(run)
+
+    def _read_price(self, run: RunDir) -> None:
+        """Once for each machine that came to have the run: a catalog may say less than what is charged. The
+        worker reads it in the depot, and pauses the run where it is above the cap."""
+        mark, worker = run.path / ".priced", (run.path / "worker.json").read_bytes()
+        if mark.is_file() and mark.read_bytes() == worker:
+            return
+        with suppress(HostUnavailable):  # at the next look
+            if (hourly := self.paid(run.ref)) is not None:
+                self.depot.run(run.ref).write(PRICE, hourly.to_json())
+            write_whole(mark, worker)
+
+    def price_read(self, ref: str) -> Hourly | None:
+        """As it was read after the newest start."""
+        data = self.depot.run(ref).read(PRICE)
+        return Hourly.from_json(data) if data else None
 
     def _tell_why(self, run: RunDir, placed: Placed) -> None:
         """Once for each worker that ended before its first report: only its place has what it printed."""

@@ -20,6 +20,10 @@ SILENCE_S = 600.0
 """A worker that could not report for so long ends itself."""
 
 
+PRICE = "price.json"
+"""In a run's depot: an `Hourly`, what its machine costs as it was read after the start."""
+
+
 class Limits(Record, frozen=True, kw_only=True):
     """When a worker away from here ends itself, whatever else happens. `None`: no limit."""
 
@@ -80,6 +84,8 @@ class Machine(Record, frozen=True, kw_only=True):
     """Of one GPU."""
     hourly: Hourly | None = None
     """`None` where no price is known."""
+    spot: Hourly | None = None
+    """Where it may be taken away at any time; `None` where none can be had so."""
 
 
 class Placed(Record, frozen=True, kw_only=True):
@@ -194,4 +200,9 @@ class Place(ABC):
 
 
 def newest_first(found: Iterable[Placed]) -> list[Placed]:
-    return sorted(found, key=lambda one: one.created_at.timestamp() if one.created_at else 0.0, reverse=True)
+    """Of two that were made within one tick of the place's clock, the one with the later name or number."""
+
+    def age(one: Placed) -> tuple[float, int, str]:
+        return one.created_at.timestamp() if one.created_at else 0.0, len(one.id), one.id
+
+    return sorted(found, key=age, reverse=True)

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrate import costing
 from orchestrate.errors import ConfigError
 from orchestrate.places.base import Hourly, Machine
+from orchestrate.places.order import gpu_asked
 
 NAME = "a worker"
 
@@ -17,11 +18,11 @@ NAME = "a worker"
 def machine(name: str, options: Mapping[str, Any]) -> Machine:
     """By `gpu`, `gpu_memory_gib` and `usd_per_hour` of the options of the backend `name`; without a `gpu` a
     worker gets a CPU."""
-    gpu = str(options["gpu"]) if options.get("gpu") else None
+    gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
     return Machine(
         name=NAME,
         gpu=gpu,
-        count=1 if gpu else 0,
+        count=count,
         memory_bytes=_memory(gpu, name, options) if gpu else None,
         hourly=hourly(name, options),
     )

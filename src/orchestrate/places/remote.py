@@ -26,6 +26,7 @@ from orchestrate.errors import HostUnavailable, OrchestrateError
 from orchestrate.files import PRIVATE_UMASK, write_whole
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.places.base import PRICE, Hourly
 from orchestrate.places.claim import Claim
 from orchestrate.places.depot import Depot
 from orchestrate.places.mirror import Pulse, Reporter, restore
@@ -190,6 +191,8 @@ class Errand:
         word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
         if word in ("pause", "cancel") and self.run.path.is_dir() and self.run.asked() != word:
             self.run.ask(word)
+        if price := self.stored.read(PRICE):
+            self.switch.costs(Hourly.from_json(price).usd_per_hour)
         if self._reporter is not None:
             self._reporter.report()
         self.claim.used(self.switch.used_s)

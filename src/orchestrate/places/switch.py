@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal
+
+import msgspec
 
 from orchestrate.places.base import Limits
 from orchestrate.text import duration, money
@@ -35,6 +38,10 @@ class Switch:
         """By this attempt."""
         return self.clock() - self.begun
 
+    def costs(self, usd_per_hour: Decimal) -> None:
+        """An hour of the machine, as it was found out after the start."""
+        self.limits = msgspec.structs.replace(self.limits, usd_per_hour=usd_per_hour)
+
     def reported(self) -> None:
         """A report went through."""
         self.reported_at = self.clock()
@@ -44,12 +51,15 @@ class Switch:
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
             return "silence", f"no report went through for {duration(silent)}"
+        price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
+        if price is not None and cap is not None and price > cap:
+            return "limit", f"an hour of its machine costs {money(price)}, and may cost {money(cap)}"
         whole, used = self.limits.seconds, self.earlier_s + self.used_s
         if whole is None or used < whole:
             return None
         if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
             return "limit", f"it has run for {duration(used)}, and may for {duration(whole)}"
-        price, most = self.limits.usd_per_hour, self.limits.max_usd
+        most = self.limits.max_usd
         return (
             "limit",
             f"{duration(used)} at {money(price)} per hour reach the {money(most)} that it may cost",

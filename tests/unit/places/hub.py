@@ -57,7 +57,7 @@ class Hub:
             at = datetime.now(UTC)
             self.jobs[id] = {
                 "id": id,
-                "createdAt": _stamp(at),
+                "createdAt": stamp(at),
                 "startedAt": None,
                 "finishedAt": None,
                 "dockerImage": body["dockerImage"],
@@ -87,7 +87,7 @@ class Hub:
             start_new_session=True,
         )
         log.close()
-        self.jobs[id] |= {"startedAt": _stamp(datetime.now(UTC)), "status": {"stage": "RUNNING"}}
+        self.jobs[id] |= {"startedAt": stamp(datetime.now(UTC)), "status": {"stage": "RUNNING"}}
 
     def told(self, id: str) -> dict[str, Any]:
         job = self.jobs[id]
@@ -107,9 +107,9 @@ class Hub:
         if ran_s is not None:
             now = begun + timedelta(seconds=ran_s)
         ran = int((now - begun).total_seconds())
-        job["startedAt"] = job["startedAt"] or _stamp(begun)
+        job["startedAt"] = job["startedAt"] or stamp(begun)
         job["durations"] = {"schedulingSecs": 1, "runningSecs": ran, "totalSecs": ran + 1}
-        job["finishedAt"] = _stamp(now)
+        job["finishedAt"] = stamp(now)
         job["status"] = {"stage": stage, "message": message}
 
     def kill(self, id: str) -> None:
@@ -196,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _logs(self, id: str) -> None:
         log = self.hub.folder / f"{id}.log"
         lines = log.read_text().splitlines() if log.is_file() else []
-        events = [{"data": line, "timestamp": _stamp(datetime.now(UTC))} for line in lines[-40:]]
+        events = [{"data": line, "timestamp": stamp(datetime.now(UTC))} for line in lines[-40:]]
         data = "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode()
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -217,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _stamp(at: datetime) -> str:
+def stamp(at: datetime) -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

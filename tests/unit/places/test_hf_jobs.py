@@ -25,7 +25,7 @@ from orchestrate import config
 from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
-from orchestrate.errors import AuthenticationFailed, InvalidRequest, OutcomeUnknown, OverBudget, UsageError
+from orchestrate.errors import AuthenticationFailed, InvalidRequest, OverBudget, UsageError
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places.base import Resources
 from orchestrate.places.kinds.hf_jobs import FLAVORS, LABEL, STAGES, HfJobs
@@ -97,25 +97,6 @@ def test_our_words_are_the_clients() -> None:
     assert {flavor for flavor, _, _ in FLAVORS.values()} <= {one.value for one in JobHardware}
 
 
-@pytest.mark.parametrize("fault", ["lost", "500 after", "garbled", "lost before", "500 before"])
-def test_a_lost_answer_makes_no_second_job(
-    fault: str, hub: Hub, rows: Path, tmp_path: Path, record_property: Callable[[str, Any], None]
-) -> None:
-    """Its run is found by its label, or, where no job was made, is sent again."""
-    found, asked = provider(hub, tmp_path), spec(rows)
-    hub.faults = [fault]
-    with pytest.raises(OutcomeUnknown):
-        submit(found, asked)
-    again = found.find(REF)
-    assert len(again) == (0 if fault.endswith("before") else 1)
-    for _ in range(3):
-        assert submit(found, asked).job_id == REF
-    jobs = len(hub.jobs)
-    counted = {"runs": 1, "jobs": jobs, "alarms": 0, "lost": int(not jobs), "doubled": max(0, jobs - 1)}
-    record_property("jobs", {"fault": f"a place: {fault}", "where": "hf-jobs", **counted})
-    assert jobs == 1 and found.find(REF)[0].job_id == REF
-
-
 def test_a_refusal_is_certain_and_another_ref_is_another_job(hub: Hub, rows: Path, tmp_path: Path) -> None:
     found, asked = provider(hub, tmp_path), spec(rows)
     hub.faults = ["refused"]
@@ -152,48 +133,6 @@ def test_the_bill_is_the_hosts_durations_at_its_price(hub: Hub, rows: Path, tmp_
     job = found.get(handle)
     assert job.cost_usd == Decimal("2.50002") * 62 / 60 and "durations" in str(job.cost_origin)
     assert job.payload["used_seconds"] == 3660
-
-
-def test_a_head_that_forgot_is_waited_for_until_no_worker_can_be_left(
-    hub: Hub, rows: Path, tmp_path: Path
-) -> None:
-    found = provider(hub, tmp_path)
-    handle = submit(found, spec(rows))
-    [id] = hub.jobs
-    hub.forgets.add(id)
-    run = RunDir(found.home / "runs" / REF)
-    place = found.place
-    assert not place.lost(run) and not found.recover(handle)
-    long_ago = time.time() - place.silence_s - 120
-    os.utime(run.path / "worker.json", (long_ago, long_ago))
-    assert found.get(handle).status is JobStatus.PAUSED
-    assert found.recover(handle) and len(hub.jobs) == 2
-    assert not found.recover(handle) and len(hub.jobs) == 2
-
-
-def test_a_worker_that_dies_each_time_is_not_paid_for_without_end(
-    hub: Hub, rows: Path, tmp_path: Path
-) -> None:
-    found = provider(hub, tmp_path)
-    handle = submit(found, spec(rows))
-    for _ in range(20):
-        for id in hub.jobs:
-            if hub.jobs[id]["finishedAt"] is None:
-                hub.end(id, "ERROR", "no such image")
-        found.get(handle)
-        found.recover(handle)
-    assert len(hub.jobs) == 5
-    assert found.get(handle).status is JobStatus.FAILED
-    assert any("no such image" in event.message for event in found.events(handle))
-
-
-def test_cancelled_before_it_began_it_is_ended_there_too(hub: Hub, rows: Path, tmp_path: Path) -> None:
-    found = provider(hub, tmp_path)
-    handle = submit(found, spec(rows))
-    found.cancel(handle)
-    assert [job["status"]["stage"] for job in hub.jobs.values()] == ["CANCELED"]
-    assert found.get(handle).status is JobStatus.CANCELLED
-    assert not found.recover(handle)
 
 
 def test_the_cheapest_gpu_on_which_it_fits_is_taken(hub: Hub, rows: Path, tmp_path: Path) -> None:

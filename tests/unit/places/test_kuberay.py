@@ -1,142 +1,29 @@
-"""KubeRay by the real client of Kubernetes against a stand-in of its API, which takes what the operator's own
-published schema of a RayJob allows, and no field beside it.
-
-`rayjob.v1.json.gz` is `ray-operator/config/crd/bases/ray.io_rayjobs.yaml` of ray-project/kuberay at
-feeaf72facab4881ba2b179248bb67315634e229, its version v1, without descriptions.
-"""
+"""KubeRay by the real client of Kubernetes against a stand-in of its API (`kube`). What all places have is in
+`test_contract`."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import jsonschema
 import pytest
 import yaml
 from tests.sending import create, upload
+from tests.unit.places.kube import Cluster
 
 from orchestrate import config
 from orchestrate.data import TrainingData
-from orchestrate.errors import ConfigError, InvalidRequest, OutcomeUnknown
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.errors import ConfigError, InvalidRequest
 from orchestrate.places.kinds.kuberay import KubeRay
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus
 
-kubernetes = pytest.importorskip("kubernetes")
 REF = "orc-0123456789ab"
-JOBS = "/apis/ray.io/v1/namespaces/teams/rayjobs"
-
-
-def closed(schema: Any) -> Any:
-    """No field that is not described, as a misspelt one would be dropped in silence."""
-    if isinstance(schema, list):
-        return [closed(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {name: closed(value) for name, value in schema.items()}
-    if isinstance(found.get("properties"), dict) and found.get("type") == "object":
-        found.setdefault("additionalProperties", False)
-    return found
-
-
-SCHEMA = closed(json.loads(gzip.decompress(Path(__file__).with_name("rayjob.v1.json.gz").read_bytes())))
-SCHEMA["properties"]["metadata"] = {"type": "object"}
-
-
-class Cluster:
-    def __init__(self) -> None:
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.faults: list[str] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cluster": self}))
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def api(self) -> Any:
-        settings = kubernetes.client.Configuration()
-        settings.host = f"http://127.0.0.1:{self.server.server_address[1]}"
-        settings.retries = False
-        return kubernetes.client.CustomObjectsApi(kubernetes.client.ApiClient(settings))
-
-    def status(self, name: str, **fields: Any) -> None:
-        self.jobs[name]["status"] = fields
-        jsonschema.validate(self.jobs[name], SCHEMA)
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    cluster: Cluster
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        assert url.path == JOBS, url.path
-        [selector] = parse_qs(url.query)["labelSelector"]
-        wanted = dict(pair.split("=") for pair in selector.split(","))
-        found = [
-            job for job in self.cluster.jobs.values() if wanted.items() <= job["metadata"]["labels"].items()
-        ]
-        self._answer(200, {"apiVersion": "ray.io/v1", "kind": "RayJobList", "items": found})
-
-    def do_POST(self) -> None:
-        body = self._body()
-        fault = self.cluster.faults.pop(0) if self.cluster.faults else ""
-        if fault == "lost before":
-            self.close_connection = True
-            return
-        if fault == "500 before":
-            self._answer(500, {"reason": "InternalError"})
-            return
-        name = body["metadata"]["name"]
-        if name in self.cluster.jobs:
-            self._answer(409, {"reason": "AlreadyExists"})
-            return
-        try:
-            jsonschema.validate(body, SCHEMA)
-        except jsonschema.ValidationError as error:
-            self._answer(422, {"reason": "Invalid", "message": error.message})
-            return
-        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.cluster.jobs[name] = body | {"metadata": body["metadata"] | {"creationTimestamp": stamp}}
-        if fault == "lost":
-            self.close_connection = True
-        elif fault == "500 after":
-            self._answer(500, {"reason": "InternalError"})
-        else:
-            self._answer(201, self.cluster.jobs[name])
-
-    def do_PATCH(self) -> None:
-        job = self.cluster.jobs[self.path.rpartition("/")[2]]
-        job["spec"] |= self._body()["spec"]
-        job["status"] = {"jobDeploymentStatus": "Suspending"}
-        self._answer(200, job)
-
-    def _body(self) -> dict[str, Any]:
-        return json.loads(self.rfile.read(int(self.headers["content-length"])))
-
-    def _answer(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -194,27 +81,6 @@ def test_a_job_ends_by_itself_with_its_cluster(
     assert "not-for-the-manifest" not in json.dumps(job)
 
 
-@pytest.mark.parametrize("fault", ["lost", "500 after", "lost before", "500 before"])
-def test_a_lost_answer_makes_no_second_job(
-    fault: str,
-    cluster: Cluster,
-    spec: JobSpec,
-    tmp_path: Path,
-    record_property: Callable[[str, Any], None],
-) -> None:
-    found = provider(cluster, tmp_path)
-    cluster.faults = [fault]
-    with pytest.raises(OutcomeUnknown):
-        submit(found, spec)
-    assert len(found.find(REF)) == (0 if fault.endswith("before") else 1)
-    for _ in range(3):
-        submit(found, spec)
-    jobs = len(cluster.jobs)
-    counted = {"runs": 1, "jobs": jobs, "alarms": 0, "lost": int(not jobs), "doubled": max(0, jobs - 1)}
-    record_property("jobs", {"fault": f"a place: {fault}", "where": "kuberay", **counted})
-    assert list(cluster.jobs) == [REF]
-
-
 def test_the_way_of_a_run(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> None:
     """It waits, dies, goes on as another job, is cancelled; and costs what both took: 45 minutes at $2."""
     found = provider(cluster, tmp_path)
@@ -230,17 +96,6 @@ def test_the_way_of_a_run(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> No
     assert cluster.jobs[f"{REF}-2"]["spec"]["suspend"] is True
     job = found.get(handle)
     assert job.status is JobStatus.CANCELLED and job.cost_usd == Decimal("1.5")
-
-
-def test_a_namespace_that_forgot_is_waited_for(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> None:
-    found = provider(cluster, tmp_path)
-    handle = submit(found, spec)
-    cluster.jobs.clear()
-    run = RunDir(found.home / "runs" / REF)
-    assert not found.recover(handle) and not found.place.lost(run)
-    long_ago = time.time() - found.place.silence_s - 120
-    os.utime(run.path / "worker.json", (long_ago, long_ago))
-    assert found.recover(handle) and list(cluster.jobs) == [REF]
 
 
 def test_what_is_wrong_is_told(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> None:

@@ -112,6 +112,10 @@ class SpecOptions:
     max_hours: Annotated[
         float | None, typer.Option(min=0, help="At a place: the run ends itself after so many hours.")
     ] = None
+    spot: Annotated[
+        bool | None,
+        typer.Option("--spot/--no-spot", help="At a place: a cheaper machine that may be taken away."),
+    ] = None
 
     @property
     def file(self) -> Path:
@@ -120,7 +124,7 @@ class SpecOptions:
 
         path = self.spec or Path(specfile.DEFAULT_NAME)
         given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
-        given += (self.gpu, self.max_usd_per_hour, self.max_hours)
+        given += (self.gpu, self.max_usd_per_hour, self.max_hours, self.spot)
         if any(value is not None for value in given) or not path.exists():
             raise UsageError("--fix changes the spec's file: give the file, and no settings beside it")
         return path
@@ -154,6 +158,7 @@ class SpecOptions:
             "gpu": self.gpu,
             "max_usd_per_hour": self.max_usd_per_hour,
             "max_hours": self.max_hours,
+            "spot": self.spot,
         }
         asked = {name: value for name, value in asked.items() if value is not None}
         if not asked:

@@ -250,9 +250,12 @@ class Objective:
 
     def gradients(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
         """The gradient of one optimiser step's examples, in parts that fit into memory."""
-        total = self.weight_of(rows, batch)
+        return self.part(rows, batch, self.weight_of(rows, batch), max_tokens, max_rows)
+
+    def part(self, rows: Rows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int) -> Sums:
+        """The gradient of some of a step's examples, which all together have the weight `total`."""
         sums = Sums()
-        for part in micro_batches(batch, rows.lengths, max_tokens, max_rows):
+        for part in micro_batches(examples, rows.lengths, max_tokens, max_rows):
             add(sums, self.run(rows, part, total, backward=True))
         return sums
 

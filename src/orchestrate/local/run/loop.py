@@ -34,6 +34,7 @@ from orchestrate.local.run.optimizers import (
     set_rate,
     state_tensors,
 )
+from orchestrate.local.run.parallel import Group, Step
 from orchestrate.local.run.remaining import Work
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.schedule import random_state, set_random_state, spread
@@ -80,6 +81,8 @@ class Loop:
         self.best: dict[str, torch.Tensor] | None = None
         self.early_stopped = False
         self.guard = Guard(run, self.hyper)
+        self.group: Group | None = None
+        """Of processes that help, where the job is for more than one."""
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0
         self._looked_at_gpu = -math.inf
@@ -288,7 +291,12 @@ class Loop:
         return {**named, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed}
 
     def _gradients(self, batch: list[int]) -> Sums:
-        return self.objective.gradients(self.train, batch, self.max_tokens, self.max_rows)
+        if self.group is None:
+            return self.objective.gradients(self.train, batch, self.max_tokens, self.max_rows)
+        weight = self.objective.weight_of(self.train, batch)
+        seed = (self.job.seed << 20) + self.progress.step * self.group.processes
+        asked = Step((), weight, self.max_tokens, self.max_rows, seed)
+        return self.group.gradients(self.objective, self.train, batch, self.parameters, asked)
 
     def _halve(self, batch: list[int], said: str) -> None:
         """Less at once, the same batch: the optimiser step keeps its examples."""

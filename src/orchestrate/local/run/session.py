@@ -37,6 +37,7 @@ from orchestrate.local.plan import fitting, throughput
 from orchestrate.local.plan.paces import READ_SHARE, Pace
 from orchestrate.local.run import export
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.parallel import Group
 from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.text import count, duration, size
@@ -100,6 +101,9 @@ class Session:
         self._plan_memory(train)
         self._look_at_disk()
         self.facts = self._facts(train)
+        if (processes := job.hyper.processes) > 1:
+            set_stage("starting the other processes")
+            self.loop.group = Group(run, processes, job.threads, self.device)
 
     def _facts(self, train: Rows) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -281,6 +285,8 @@ class Session:
         return rows
 
     def close(self) -> None:
+        if self.loop.group is not None:
+            self.loop.group.close()
         self.loop.objective.close()
 
     @property
@@ -301,10 +307,11 @@ class Session:
 
     def pace(self, seconds: float) -> Pace | None:
         """How fast the run was, of which all took so long; `None` where that tells nothing of another:
-        answers of unknown lengths were drawn, or the model's size is not known."""
+        several processes, answers of unknown lengths that were drawn, or the model's size is not known."""
         method = self.job.method
         parameters = fitting.active_parameters(str(self.folder.path), None)
-        if parameters is None or isinstance(method, Reinforcement) or self.loop.progress.seconds <= 0:
+        told_little = self.loop.group is not None or isinstance(method, Reinforcement)
+        if told_little or parameters is None or self.loop.progress.seconds <= 0:
             return None
         kind = throughput.kind_of(
             parameters=parameters,

@@ -197,6 +197,14 @@ class HfJobs(AwayPlace):
         told = "the host's durations, by the minute at its list price"
         return Usage(seconds=seconds, usd=usd if priced else None, source=told)
 
+    def paid(self, ref: str) -> Hourly | None:
+        """By the flavor that the job came to have."""
+        jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
+        if not jobs:
+            return None
+        flavor = jobs[-1].flavor
+        return self.price(Resources(machine=str(getattr(flavor, "value", flavor))))
+
     def output(self, ref: str) -> str:
         jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
         if not jobs:

@@ -82,6 +82,8 @@ class AwayProvider(LocalProvider):
                 name="provider_options.gpu", asked=asked.get("gpu"), outcome=Outcome.REFUSED, rule=told
             )
             return msgspec.structs.replace(first, settings=(*first.settings, row), memory=None)
+        if found.gpu and found.count > 1:
+            engine = self._with_processes(engine, found.count)
         whole = self._engine_translation(engine, self._planned_for(machine, found))
         rows = renting.rows(asked, found, machine, why)
         body = {**whole.body, "resources": found.to_dict(), "device": "cuda" if found.gpu else "cpu"}
@@ -103,6 +105,11 @@ class AwayProvider(LocalProvider):
         own = {name: value for name, value in given.items() if name not in renting.OPTIONS}
         options = {LocalProvider.kind: own} if own else {}
         return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
+
+    def _with_processes(self, engine: JobSpec, count: int) -> JobSpec:
+        """One for each GPU, unless the spec says otherwise itself."""
+        own = {"processes": count, **engine.provider_options.get(LocalProvider.kind, {})}
+        return engine.model_copy(update={"provider_options": {LocalProvider.kind: own}})
 
     @property
     def _engine_options(self) -> dict[str, Any]:
@@ -168,11 +175,12 @@ class AwayProvider(LocalProvider):
         del rates  # the place has its own
         found = decoding.convert(body.get("resources", {}), Resources)
         for machine in self.place.machines():
-            if machine.name == found.machine and (hourly := machine.hourly) is not None:
+            hourly = machine.spot if found.spot else machine.hourly
+            if machine.name == found.machine and hourly is not None:
                 return costing.HourlyRate(
                     component="rental",
                     usd_per_hour=hourly.usd_per_hour,
-                    label=f"{found.told} ({hourly.machine})",
+                    label=f"{found.told}{', spot' if found.spot else ''} ({hourly.machine})",
                     source=hourly.source,
                     as_of=hourly.as_of.date().isoformat(),
                     confidence=Confidence.QUOTED,

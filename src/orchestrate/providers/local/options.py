@@ -12,6 +12,7 @@ from orchestrate.keys import masked
 from orchestrate.local.model import engines
 from orchestrate.local.plan import states
 from orchestrate.methods import OPTIMIZERS
+from orchestrate.spec import method_word
 from orchestrate.types import Outcome, Setting
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ OPTIONS: Mapping[str, Option] = {
     "engine": Option(str, words=engines.NAMES, in_hyper=False),
     "precision": Option(str, words=engines.PRECISIONS, in_hyper=False),
     "micro_batch": Option(int, least=1),
+    "processes": Option(int, least=1),
     "optimizer": Option(str, words=tuple(OPTIMIZERS)),
     "gradient_checkpointing": Option(bool),
     "neftune_alpha": Option(NUMBER, above=0),
@@ -87,6 +89,8 @@ def answered(
 def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
     if key == "micro_batch" and spec.gradient_accumulation is not None:
         return f"the spec says  gradient_accumulation: {spec.gradient_accumulation}; leave one of them out"
+    if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
+        return "the answers of a batch are compared with one another there: one process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:

@@ -100,7 +100,9 @@ class PlannedProvider(Provider):
             threads=body.get("threads"),
             device=body.get("device"),
         )
-        speed, hourly = self._speed(kind, body), self._hourly(body, rates)
+        processes = body.get("hyper", {}).get("processes", 1)
+        speed = throughput.of_several(self._speed(kind, body), processes)
+        hourly = self._hourly(body, rates)
         if hourly is None:
             reason = next((row.rule for row in translation.refused if row.rule), NO_PRICE)
             return Quote(provider=self.name, model=translation.model, unavailable=reason)
@@ -120,7 +122,8 @@ class PlannedProvider(Provider):
 
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
         gpus = machine.gpus() if body.get("device") != "cpu" else ()
-        return costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", 1, book=rates)
+        count = body.get("hyper", {}).get("processes", 1) if gpus else 1
+        return costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", count, book=rates)
 
     def lookup(self, spec: JobSpec) -> Lookup:
         found = machine.gpus() if self.config.options.get("device") != "cpu" else ()

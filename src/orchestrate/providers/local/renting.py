@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
-from orchestrate.places.base import SILENCE_S, Limits, Machine, Resources
+from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources
 from orchestrate.places.order import gpu_asked
 from orchestrate.text import money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
@@ -53,10 +53,10 @@ def operations(gpu: str) -> float:
 def fits(
     machines: tuple[Machine, ...], model: str, body: Mapping[str, Any], billions: float | None
 ) -> list[Fit]:
-    """Each machine with one GPU, cheapest for the work first."""
+    """Each machine, cheapest for the work first. One with several GPUs takes what fits on one of them."""
     found: list[Fit] = []
     for machine in machines:
-        if machine.count > 1 or (machine.gpu or "").upper() in NO_BF16:
+        if (machine.gpu or "").upper() in NO_BF16:
             continue
         here = dict(body) if machine.gpu else {**body, "device": "cpu"}
         plan = fitting.of_job(
@@ -76,12 +76,19 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         if gpu is not None and gpu.upper() in NO_BF16:
             told = f"a {gpu} does not multiply in bf16, in which the engine trains"
             raise UsageError(told, fix="gpu: auto, or a newer one")
-        for fit in fitting_ones:
-            if _is(fit.machine, gpu, str(wanted)) and fit.machine.count == number:
-                return fit.machine, "asked for by name"
-        known = ", ".join(dict.fromkeys(fit.machine.gpu or "none" for fit in fitting_ones))
+        named = [fit for fit in fitting_ones if fit.machine.name == wanted]
+        alike = [fit for fit in fitting_ones if _is(fit.machine, gpu) and fit.machine.count == number]
+        for fit in [*named, *alike]:
+            _require_whole(fit)
+            return fit.machine, "asked for by name"
+        known = ", ".join(dict.fromkeys(_name(fit.machine) for fit in fitting_ones))
         raise UsageError(f"there is no {wanted} here", fix=f"gpu: one of {known}; or auto")
-    cheap = [fit for fit in fitting_ones if most is None or _price(fit) <= most]
+    spot = asked.get("spot") is True
+    single = [fit for fit in fitting_ones if fit.machine.count <= 1]
+    there = [fit for fit in single if fit.machine.spot is not None] if spot else single
+    if not there:
+        raise UsageError("no machine of this place can be had as spot", fix="spot: false")
+    cheap = [fit for fit in there if most is None or _price(fit, spot=spot) <= most]
     if not cheap:
         raise UsageError(
             f"every machine costs more than {money(most)} per hour", fix="raise max_usd_per_hour"
@@ -107,16 +114,35 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
     return largest.machine, "the largest: the model's size is not known"
 
 
-def _is(machine: Machine, gpu: str | None, wanted: str) -> bool:
-    if machine.name == wanted:
-        return True
+def _require_whole(fit: Fit) -> None:
+    """Raises `UsageError` where several GPUs would have to share one copy of the model."""
+    if fit.machine.count > 1 and fit.plan is not None and fit.plan.fits is False:
+        raise UsageError(
+            f"each of {fit.machine.count} {fit.machine.gpu} holds the model whole, which takes about "
+            f"{size(fit.plan.total_bytes)}; it is not split over several",
+            fix="; or ".join(["a GPU with more memory", *fit.plan.advice]),
+        )
+
+
+def _name(machine: Machine) -> str:
+    if machine.gpu is None:
+        return "none"
+    return f"{machine.gpu}:{machine.count}" if machine.count > 1 else machine.gpu
+
+
+def _is(machine: Machine, gpu: str | None) -> bool:
     if gpu is None or machine.gpu is None:
         return gpu is machine.gpu
     return set(gpu.upper().replace("-", " ").split()) <= set(machine.gpu.upper().replace("-", " ").split())
 
 
-def _price(fit: Fit) -> Decimal:
-    return fit.machine.hourly.usd_per_hour if fit.machine.hourly else Decimal("Infinity")
+def _price(fit: Fit, *, spot: bool) -> Decimal:
+    hourly = _hourly(fit.machine, spot=spot)
+    return hourly.usd_per_hour if hourly else Decimal("Infinity")
+
+
+def _hourly(machine: Machine, *, spot: bool) -> Hourly | None:
+    return machine.spot if spot else machine.hourly
 
 
 def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) -> Resources:
@@ -129,11 +155,10 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
     gpu, number = (machine.gpu, machine.count) if machine else (None, 0)
     if machine is None and asked.get("gpu", "auto") not in ("auto", "none"):
         gpu, number = gpu_asked(str(asked["gpu"]))
-    if number > 1:
-        raise UsageError(
-            f"the engine trains on one GPU, and {number} x {gpu} were asked for", fix=f"gpu: {gpu}"
-        )
-    hourly = machine.hourly if machine else None
+    if spot and machine is not None and machine.spot is None:
+        told = f"{machine.name} cannot be had as spot: there is no such price for it"
+        raise UsageError(told, fix="spot: false, or another gpu")
+    hourly = _hourly(machine, spot=spot) if machine else None
     return Resources(
         gpu=gpu,
         count=max(1, number),

@@ -1,0 +1,66 @@
+"""A process that helps another with a run: `python -m orchestrate.local.run.helper RUN_DIR RANK PROCESSES
+MEETING`. It reads the run directory and writes nothing there, and ends with whoever started it."""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.local.run.rundir import RunDir, State
+
+
+class Silent(RunDir):
+    """Of which the first process says all that there is to say."""
+
+    def add_event(self, message: str, **told: Any) -> None:
+        del message, told
+
+    def write_state(self, state: State) -> None:
+        del state
+
+    def add_metrics(self, step: int, values: dict[str, float], epoch: float | None = None) -> None:
+        del step, values, epoch
+
+
+def main(path: str, rank: int, processes: int, meeting: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from orchestrate.local.run import parallel
+    from orchestrate.local.run.session import Session
+
+    run = Silent(path)
+    job = run.job()
+    alone = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, processes=1))
+    session = Session(run, alone, asked=lambda: None, set_stage=lambda stage: None)
+    loop = session.loop
+    loop.loaded.model.train()
+    parallel.join(meeting, rank, processes)
+    while True:
+        orders: list[Any] = [None]
+        dist.broadcast_object_list(orders, src=0)
+        try:
+            parallel.at_once(loop.objective, loop.train, loop.parameters, orders[0], rank)
+        except torch.OutOfMemoryError:
+            parallel.give_back(loop.loaded.device)
+        for parameter in loop.parameters.values():
+            parameter.grad = None
+
+
+def watch() -> None:
+    """Whoever started this process holds the other end of its standard input and writes nothing."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=watch, daemon=True).start()
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

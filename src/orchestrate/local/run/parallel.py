@@ -1,0 +1,202 @@
+"""Several processes of one machine at one run, each with a GPU of its own and the whole model on it.
+
+The first has the run: steps, optimiser, evaluations, checkpoints, the result. The others compute gradients of
+their share of each step's examples, from the parameters that they are given with it, and keep nothing: a run
+goes on with any number of processes. Per step each trained parameter goes out once and its gradient comes
+back once, as much as an all-reduce moves.
+
+When one of them dies, all do, and the run goes on from its newest checkpoint with another worker.
+"""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from orchestrate.errors import UsageError
+from orchestrate.local.encoding.encoded import Rows
+from orchestrate.local.job import option
+from orchestrate.local.objectives.base import Objective, Sums, add
+from orchestrate.local.run import launching
+from orchestrate.local.run.oom import give_back as give_back
+from orchestrate.local.run.oom import out_of_memory
+from orchestrate.local.run.rundir import RunDir
+
+LOOK_S = 0.2
+CUT_S = 10.0
+NEVER = timedelta(days=365)
+"""The others wait while the first evaluates and saves. That one is gone shows otherwise, and at once."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all of them do at once. `total`: the weight of all examples, which divides each one's loss."""
+
+    shares: tuple[tuple[int, ...], ...]
+    total: float
+    max_tokens: int
+    max_rows: int
+    seed: int
+
+
+class Group:
+    """At the first process. Raises `UsageError` where there are fewer GPUs."""
+
+    def __init__(self, run: RunDir, processes: int, threads: int | None, device: torch.device) -> None:
+        if device.type == "cuda" and (there := torch.cuda.device_count()) < processes:
+            raise UsageError(
+                f"{processes} processes need a GPU each, and there are {there}",
+                fix=f"{option('processes')}: {there}",
+            )
+        self.run, self.processes = run, processes
+        self._ended, self._telling = threading.Event(), threading.Lock()
+        self._meeting = run.path / f"meeting-{os.getpid()}"
+        self._meeting.unlink(missing_ok=True)
+        self.others = [self._started(rank, threads) for rank in range(1, processes)]
+        threading.Thread(target=self._watch, daemon=True).start()
+        join(self._meeting, 0, processes)
+
+    def _started(self, rank: int, threads: int | None) -> subprocess.Popen[bytes]:
+        env = launching.worker_environment(threads)
+        env["CUDA_VISIBLE_DEVICES"] = _visible(rank)
+        command = [sys.executable, "-P", "-m", "orchestrate.local.run.helper"]
+        command += [str(self.run.path), str(rank), str(self.processes), str(self._meeting)]
+        # It holds the other end of their standard input: they see when it is gone.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
+
+    def _watch(self) -> None:
+        """Whoever waits for one that is dead may wait without end."""
+        while not self._ended.wait(LOOK_S):
+            self._look()
+
+    def _look(self) -> None:
+        """Ends this process, as a kill would, when another has ended."""
+        for rank, other in enumerate(self.others, 1):
+            code = other.poll()
+            if code is None or self._ended.is_set():
+                continue
+            with self._telling:
+                told = f"process {rank} of {self.processes - 1} that help ended with {code}; all end"
+                with suppress(OSError):
+                    self.run.add_event(told, level="error", type="interrupted")
+                os._exit(1)
+
+    def gradients(
+        self,
+        objective: Objective,
+        rows: Rows,
+        batch: Sequence[int],
+        parameters: Mapping[str, torch.nn.Parameter],
+        step: Step,
+    ) -> Sums:
+        """As the objective's own; `step` without its shares."""
+        shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
+        order = Step(shares, step.total, step.max_tokens, step.max_rows, step.seed)
+        try:
+            dist.broadcast_object_list([order], src=0)
+            return at_once(objective, rows, parameters, order, 0)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # Of a connection that is cut: the process behind it is about to be seen as ended.
+            for _ in range(int(CUT_S / LOOK_S)):
+                self._look()
+                time.sleep(LOOK_S)
+            raise
+
+    def close(self) -> None:
+        """They hold nothing that would be lost."""
+        self._ended.set()
+        for other in self.others:
+            other.kill()
+            other.communicate()
+        dist.destroy_process_group()
+        self._meeting.unlink(missing_ok=True)
+
+
+def join(meeting: Path, rank: int, processes: int) -> None:
+    """Meets the others by a file. NCCL where there are GPUs, Gloo for what lies in the memory of the CPU."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(
+        backend, init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=NEVER
+    )
+
+
+def split(batch: Sequence[int], lengths: Sequence[int], processes: int) -> tuple[tuple[int, ...], ...]:
+    """Shares of about as many tokens each: the longest first, to whoever has least."""
+    shares, loads = [list[int]() for _ in range(processes)], [0] * processes
+    for place in sorted(range(len(batch)), key=lambda i: -lengths[i]):
+        least = loads.index(min(loads))
+        shares[least].append(batch[place])
+        loads[least] += lengths[place]
+    return tuple(tuple(share) for share in shares)
+
+
+def at_once(
+    objective: Objective,
+    rows: Rows,
+    parameters: Mapping[str, torch.nn.Parameter],
+    order: Step,
+    rank: int,
+) -> Sums:
+    """One process's part; the first has the whole gradient after it. Out of memory at one of them is so at
+    all, with nothing left behind."""
+    with torch.no_grad():
+        _wait(dist.broadcast(parameter.data, 0, async_op=True) for parameter in parameters.values())
+    if rank:
+        torch.manual_seed(order.seed + rank)
+    mine, said = Sums(), ""
+    try:
+        if share := order.shares[rank]:
+            mine = objective.part(rows, share, order.total, order.max_tokens, order.max_rows)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error)
+    with_gradient = [name for name, parameter in parameters.items() if parameter.grad is not None]
+    answers: list[Any] = [None] * len(order.shares)
+    dist.all_gather_object(answers, (mine, said, with_gradient))
+    if told := next((one[1] for one in answers if one[1]), ""):
+        for parameter in parameters.values():
+            parameter.grad = None
+        raise torch.OutOfMemoryError(told)
+    touched = {name for one in answers for name in one[2]}
+    trained = [parameter for name, parameter in parameters.items() if name in touched]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    _wait(dist.reduce(gradient, 0, async_op=True) for gradient in gradients)
+    whole = Sums()
+    for sums, _, _ in answers:
+        add(whole, sums)
+    return whole
+
+
+def _wait(works: Any) -> None:
+    for work in list(works):
+        if work is not None:
+            work.wait()
+
+
+def _visible(rank: int) -> str:
+    """The one GPU of a process, of those that this one may have."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in given.split(",")] if given else []
+    return names[rank] if rank < len(names) else str(rank)

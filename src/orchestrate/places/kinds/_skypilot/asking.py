@@ -1,0 +1,104 @@
+"""Asks the bridge, a process in SkyPilot's environment that lives as long as its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import threading
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+from orchestrate.errors import SetupError
+
+INSTALL = "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or python -m venv, pip install there)"
+ANSWER_S = 600.0
+"""The server may have to start first, and its controller too."""
+
+
+class NoAnswer(Exception):
+    """The bridge ended or was silent: what was asked may have been done."""
+
+
+class Refused(Exception):
+    """`kinds`: names of the classes of the client's error, its own first."""
+
+    def __init__(self, kinds: list[str], message: str) -> None:
+        super().__init__(message)
+        self.kinds, self.message = kinds, message
+
+
+class Bridge:
+    """`python`: of the environment. `server`: the API server's address, where it is not the client's own."""
+
+    def __init__(self, python: str, server: str | None = None, answer_s: float = ANSWER_S) -> None:
+        self.python, self.server, self.answer_s = python, server, answer_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, question: str, **about: Any) -> Any:
+        """Raises `NoAnswer`, `Refused`, `SetupError`."""
+        with self._lock:
+            process = self._started()
+            assert process.stdin is not None and process.stdout is not None  # noqa: S101  both are pipes
+            try:
+                process.stdin.write(json.dumps({"ask": question, **about}).encode() + b"\n")
+                process.stdin.flush()
+                ready, _, _ = select.select([process.stdout], [], [], self.answer_s)
+                line = process.stdout.readline() if ready else b""
+            except OSError as error:
+                self._end()
+                raise NoAnswer(f"SkyPilot's client ended: {error}") from error
+            if not line.endswith(b"\n"):
+                self._end()
+                raise NoAnswer("SkyPilot's client ended" if ready else f"no answer in {self.answer_s:.0f} s")
+        answer: Mapping[str, Any] = json.loads(line)
+        if (error := answer.get("error")) is not None:
+            raise Refused(list(error["kinds"]), str(error["message"]))
+        return answer["ok"]
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        if self.server:
+            env["SKYPILOT_API_SERVER_ENDPOINT"] = self.server
+        with as_file(files("orchestrate.places.kinds._skypilot").joinpath("bridge.py")) as script:
+            try:
+                self._process = subprocess.Popen(
+                    [self.python, str(script)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=env,
+                )
+            except OSError as error:
+                raise SetupError(
+                    f"SkyPilot's Python {self.python} does not run: {error}", fix=INSTALL
+                ) from error
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+
+def python_of(command: str = "sky") -> str | None:
+    """The Python that runs an installed command, by the first line of it; `None` where there is none."""
+    found = which(command)
+    if found is None:
+        return None
+    with Path(found).open("rb") as file:
+        first = file.readline(1000).decode("utf-8", "replace").strip()
+    words = first.removeprefix("#!").split()
+    return words[0] if first.startswith("#!") and words and Path(words[0]).name.startswith("python") else None

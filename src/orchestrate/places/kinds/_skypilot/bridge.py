@@ -1,0 +1,218 @@
+"""Runs in SkyPilot's own environment, of Python 3.9 or later, and imports nothing of ours: a question is a
+line of JSON on standard input, its answer one on standard output. What the client prints goes to standard
+error.
+
+An answer is `{"ok": ...}` or `{"error": {"kinds": [names of the classes], "message": ...}}`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+LAUNCH = "jobs.launch"
+RECENT = 200
+"""Requests that have ended are looked through so far back."""
+
+
+def _sdk() -> Any:
+    return import_module("sky.client.sdk")
+
+
+def _jobs() -> Any:
+    return import_module("sky.jobs.client.sdk")
+
+
+def once() -> None:
+    """The client sends a request again that was answered with 503, also one that makes something: a proxy may
+    answer so for a server that has taken it."""
+    rest: Any = import_module("sky.server.rest")
+    rest.request = rest.request_without_retry
+
+
+def machines(clouds: list[str]) -> list[dict[str, Any]]:
+    """What the catalogs of the clouds that are set up here have; of some of them, where they are given."""
+    sdk = _sdk()
+    enabled = [str(name).lower() for name in sdk.get(sdk.enabled_clouds())]
+    wanted = [name for name in enabled if not clouds or name in clouds]
+    if not wanted:
+        return []
+    found: dict[str, list[Any]] = sdk.get(
+        sdk.list_accelerators(gpus_only=True, clouds=wanted, all_regions=True)
+    )
+    offers = [_fields(offer) for some in found.values() for offer in some]
+    return [
+        {
+            "cloud": one[0],
+            "gpu": one[2],
+            "count": one[3],
+            "memory_gib": _number(one[5]),
+            "price": _number(one[7]),
+            "spot_price": _number(one[8]),
+            "region": one[9],
+        }
+        for one in offers
+    ]
+
+
+def _fields(offer: Any) -> list[Any]:
+    """Of an `InstanceTypeInfo`, whose order is that of its class."""
+    return list(offer.values() if hasattr(offer, "values") else offer)
+
+
+def _number(value: Any) -> float | None:
+    """A price that is not known is not a number there."""
+    return None if value is None or value != value else float(value)
+
+
+def launch(task: dict[str, Any]) -> str:
+    """The id of the request; the job is made later, see `jobs`."""
+    name = task["name"]  # its loader takes the fields out
+    made = import_module("sky").Task.from_yaml_config(task)
+    return str(_jobs().launch(made, name=name))
+
+
+def jobs(name: str) -> list[dict[str, Any]]:
+    """Those whose name has this in it, and requests to make one of which no job has come."""
+    asked = _requests(name)
+    sdk = _sdk()
+    try:
+        answer = sdk.get(
+            _jobs().queue_v2(refresh=False, all_users=False, fields=None, name_match=name or None)
+        )
+        records: list[Any] = answer[0]
+    except Exception as error:
+        # The controller of a server that has one is gone or asleep, which it is not with a job at work.
+        if "ClusterNotUpError" not in _kinds(error):
+            raise
+        records = []
+    found = [_told(one, asked) for one in records]
+    there = {one["name"] for one in found}
+    waiting = [one for one in asked.values() if one["name"] not in there and one["status"] != "SUCCEEDED"]
+    return found + [{**one, "status": f"REQUEST_{one['status']}"} for one in waiting]
+
+
+def _told(record: Any, asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    one: Any = record.model_dump() if hasattr(record, "model_dump") else record
+    status = str(getattr(one["status"], "value", one["status"]))
+    name = str(one["job_name"])
+    request = asked.get(name)
+    live = request is not None and request["status"] in ("PENDING", "RUNNING")
+    message = one.get("failure_reason") or one.get("details")
+    if status == "PENDING" and one.get("schedule_state") == "INACTIVE" and not live:
+        status = "NEVER_SCHEDULED"
+        message = (request or {}).get("message") or message
+    return {
+        "id": one["job_id"],
+        "name": name,
+        "status": status,
+        "message": message,
+        "submitted_at": one.get("submitted_at"),
+        "started_at": one.get("start_at"),
+        "ended_at": one.get("end_at"),
+        "seconds": one.get("job_duration") or 0,
+        "cloud": one.get("cloud"),
+        "region": one.get("region"),
+        "accelerators": one.get("accelerators"),
+        "resources": one.get("cluster_resources_full") or one.get("resources"),
+        "cluster": one.get("cluster_name_on_cloud"),
+    }
+
+
+def _requests(name: str) -> dict[str, dict[str, Any]]:
+    """Job name -> its newest request to be made."""
+    sdk = _sdk()
+    listed = [*sdk.api_status(all_status=True, limit=RECENT), *sdk.api_status()]
+    found: dict[str, dict[str, Any]] = {}
+    for one in sorted(listed, key=lambda one: float(one.created_at)):
+        if not str(one.name).endswith(LAUNCH):
+            continue
+        body: Any = json.loads(one.request_body or "{}")
+        asked = str(body["name"] or "") if body else ""
+        if not asked or name not in asked:
+            continue
+        found[asked] = {
+            "id": f"request {one.request_id}",
+            "name": asked,
+            "status": str(one.status),
+            "message": _why(one) if str(one.status) in ("FAILED", "CANCELLED") else one.status_msg,
+            "submitted_at": float(one.created_at),
+            "seconds": 0,
+        }
+    return found
+
+
+def _why(request: Any) -> str:
+    try:
+        _sdk().get(request.request_id)
+    except Exception as error:  # noqa: BLE001  what is asked for
+        return str(error)
+    return ""
+
+
+def cancel(ids: list[int]) -> None:
+    _sdk().get(_jobs().cancel(job_ids=ids))
+
+
+def withdraw(request: str) -> None:
+    """A request that has made no job yet."""
+    sdk = _sdk()
+    sdk.get(sdk.api_cancel(request))
+
+
+def logs(id: int, lines: int) -> str:
+    out = io.StringIO()
+    _jobs().tail_logs(job_id=id, follow=False, tail=lines, output_stream=out)
+    return out.getvalue()
+
+
+def paid(cloud: str, cluster: str) -> float | None:
+    """What the cloud itself charges for the machines of a cluster, where it tells: those with prices that
+    the catalog does not have. `None` where it does not, or is not set up here but at the server alone."""
+    try:
+        if cloud.lower() == "vast":
+            found = import_module("sky.adaptors.vast").vast().show_instances()
+            prices = [one["dph_total"] for one in found if str(one["label"] or "").startswith(cluster)]
+        elif cloud.lower() == "runpod":
+            pods = import_module("sky.adaptors.runpod").runpod.get_pods()
+            prices = [one["costPerHr"] for one in pods if str(one["name"] or "").startswith(cluster)]
+        else:
+            return None
+    except Exception:  # noqa: BLE001  without its package or key here there is no such price
+        return None
+    return float(sum(prices)) if prices else None
+
+
+def version() -> str:
+    return str(import_module("sky").__version__)
+
+
+QUESTIONS = {one.__name__: one for one in (machines, launch, jobs, cancel, withdraw, logs, paid, version)}
+
+
+def _kinds(error: BaseException) -> list[str]:
+    return [kind.__name__ for kind in type(error).__mro__]
+
+
+def main() -> None:
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    once()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            answer: dict[str, Any] = {"ok": QUESTIONS[asked.pop("ask")](**asked)}
+        except BaseException as error:  # the client ends its process for some
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            answer = {"error": {"kinds": _kinds(error), "message": str(error) or repr(error)}}
+        out.write(json.dumps(answer, default=str) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""SkyPilot's managed jobs: RunPod, Vast.ai, Lambda, the large clouds, Kubernetes, Slurm and machines by ssh.
+A job's name is the run's ref, with the number of a later attempt behind it. A name may be taken twice there:
+what was made is looked for first, among the jobs and among the requests that have made none yet.
+
+Options of `[hosts.sky.options]`: `depot`; `python`, of the environment that has SkyPilot (that of the command
+`sky` by default); `server`, the address of an API server; `infra`, as SkyPilot writes it (`runpod`,
+`vast/*/US`, `k8s/my-context`, `slurm/cluster`); `image` (`docker:...`); `disk_gb`; `cpus`; for machines of
+one's own `gpu`, `gpu_memory_gib` and `usd_per_hour`.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrate.errors import (
+    AuthenticationFailed,
+    HostUnavailable,
+    InvalidRequest,
+    OrchestrateError,
+    OutcomeUnknown,
+    SetupError,
+    UsageError,
+)
+from orchestrate.files import private_folder, write_whole
+from orchestrate.places import owned
+from orchestrate.places.away import AwayPlace
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
+from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, Refused, python_of
+from orchestrate.places.kinds._skypilot.offers import Listed, cheapest, known
+from orchestrate.places.order import RUN_BOOT, Order, pins, read_order
+from orchestrate.profile import away
+
+PROFILE = away("sky", "SkyPilot", f"{__name__}:Sky")
+STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
+    "REQUEST_PENDING": "waiting",
+    "REQUEST_RUNNING": "waiting",
+    "REQUEST_WAITING": "waiting",
+    "REQUEST_FAILED": "ended",
+    "REQUEST_CANCELLED": "ended",
+    "NEVER_SCHEDULED": "ended",
+    "PENDING": "waiting",
+    "SUBMITTED": "waiting",
+    "STARTING": "waiting",
+    "RECOVERING": "waiting",
+    "RUNNING": "running",
+    "WINDING_DOWN": "running",
+    "CANCELLING": "running",
+    "SUCCEEDED": "ended",
+    "CANCELLED": "ended",
+    "FAILED": "ended",
+    "FAILED_SETUP": "ended",
+    "FAILED_PRECHECKS": "ended",
+    "FAILED_NO_RESOURCE": "ended",
+    "FAILED_CONTROLLER": "ended",
+}
+"""Of managed jobs, and of requests that have made none; a machine that is cleaned up may still be at work."""
+SETTLE_S = 30.0
+"""After which a job that was asked for is left to come; the API server goes on with it."""
+LISTED_H = 24
+STOP_LATER_S = 900
+"""Between the worker's own end and that of its command, which loses what was not reported."""
+NEVER_SENT = frozenset({"NewConnectionError", "ConnectTimeout", "ApiServerConnectionError"})
+LOST = frozenset(
+    {"RequestException", "ServerTemporarilyUnavailableError", "RequestInterruptedError", "HTTPException"}
+)
+CLOUDS = (
+    "sky check   in its environment, and what it says for a cloud: for RunPod a key in ~/.runpod/config.toml"
+)
+
+
+class Sky(AwayPlace):
+    """`bridge`: another than the usual one; `settle_s`: how long a submit waits for its job."""
+
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        bridge: Bridge | None = None,
+        settle_s: float = SETTLE_S,
+    ) -> None:
+        super().__init__(name, options)
+        self._made, self.settle_s = bridge, settle_s
+
+    def account(self) -> str:
+        return f"SkyPilot at {self.options.get('server', 'the API server of its client')}"
+
+    def require(self) -> None:
+        _ = self._python
+        super().require()
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+    @property
+    def _python(self) -> str:
+        if found := self.options.get("python"):
+            return str(Path(str(found)).expanduser())
+        if found := python_of():
+            return found
+        raise SetupError(
+            "there is no SkyPilot here: it lives in an environment of its own, as its pins hold others back",
+            fix=f"{INSTALL}, then {CLOUDS}; "
+            f"elsewhere than on the PATH: hosts.{self.name}.options.python is its Python",
+        )
+
+    # -- machines ------------------------------------------------------------------------------------------
+
+    def machines(self) -> tuple[Machine, ...]:
+        """Those of one's own, or what the clouds offer: read once a day, where SkyPilot is at hand."""
+        if self._owned:
+            return (owned.machine(self.name, self.options),)
+        kept = self._kept()
+        if kept is not None and datetime.now(UTC) - kept.at < timedelta(hours=LISTED_H):
+            return kept.machines
+        with suppress(OrchestrateError):
+            return self._read()
+        return kept.machines if kept else known()
+
+    def price(self, resources: Resources) -> Hourly | None:
+        if self._owned:
+            return owned.hourly(self.name, self.options)
+        found = self._read()
+        if not found:
+            told = "SkyPilot has no cloud" + (
+                f" at {self.options['infra']}" if self.options.get("infra") else ""
+            )
+            raise SetupError(told, fix=CLOUDS)
+        for machine in found:
+            if machine.gpu == resources.gpu and machine.count == resources.count:
+                hourly = machine.spot if resources.spot else machine.hourly
+                if hourly is not None:
+                    return hourly
+        if resources.gpu is None:
+            return None  # no catalog lists machines by what they lack
+        names = ", ".join(sorted({machine.name for machine in found}))
+        raise UsageError(f"SkyPilot has no {resources.told} now", fix=f"gpu: one of {names}; or auto")
+
+    @property
+    def _owned(self) -> bool:
+        return self.options.get("usd_per_hour") is not None
+
+    def _read(self) -> tuple[Machine, ...]:
+        """The catalogs as they are now, which is kept."""
+        now = datetime.now(UTC)
+        with self._asked():
+            found = cheapest(self._bridge.ask("machines", clouds=self._clouds), now)
+        with suppress(OSError):
+            private_folder(self._list_file.parent)
+            write_whole(self._list_file, Listed(at=now, machines=found).to_json())
+        return found
+
+    def _kept(self) -> Listed | None:
+        with suppress(OSError, msgspec.MsgspecError):
+            return Listed.from_json(self._list_file.read_bytes())
+        return None
+
+    @property
+    def _clouds(self) -> list[str]:
+        cloud = str(self.options.get("infra", "*")).partition("/")[0].lower()
+        return [] if cloud == "*" else [{"k8s": "kubernetes"}.get(cloud, cloud)]
+
+    @property
+    def _list_file(self) -> Path:
+        return Path(str(self.options.get("home", "."))) / "places" / self.name / "machines.json"
+
+    # -- jobs ------------------------------------------------------------------------------------------------
+
+    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+        ref = order.job.ref
+        earlier = len(self.find(ref))
+        name = ref if not earlier else f"{ref}-{earlier + 1}"
+        with self._asked(unknown=ref):
+            self._bridge.ask("launch", task=self.task(name, ref, resources, env))
+        until = time.monotonic() + self.settle_s
+        while True:
+            try:
+                found = next((one for one in self._jobs(name) if one["name"] == name), None)
+            except OrchestrateError as error:
+                raise OutcomeUnknown(self.name, ref, f"{error}") from error
+            if found is not None and STATES.get(found["status"]) == "ended":
+                if found["status"] == "NEVER_SCHEDULED":
+                    self._cancel([found])
+                raise InvalidRequest(self.name, str(found["message"] or found["status"]))
+            asked = found is None or str(found["status"]).startswith("REQUEST_")
+            if not asked or time.monotonic() > until:
+                return
+            time.sleep(0.5)
+
+    def task(self, name: str, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
+        """As SkyPilot's YAML has it. Keys are among the secrets, and nowhere else."""
+        limits = resources.limits
+        words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
+        for pin in pins("local", more=("fsspec", *self.depot.packages)):
+            words += ["--with", pin]
+        words += ["python", "-c", RUN_BOOT]
+        if limits.seconds is not None:
+            words = ["timeout", "--kill-after=60", str(int(limits.seconds + STOP_LATER_S)), *words]
+        asked: dict[str, Any] = {
+            "accelerators": {resources.gpu: resources.count} if resources.gpu else None,
+            "cpus": self.options.get("cpus", None if resources.gpu else "4+"),
+            "use_spot": True if resources.spot else None,
+            "max_hourly_cost": None if self._owned else _dollars(limits.most_usd_per_hour),
+            "infra": self.options.get("infra"),
+            "image_id": self.options.get("image"),
+            "disk_size": self.options.get("disk_gb"),
+            "labels": {"orchestrate": "run", "orchestrate-ref": ref},
+            "autostop": {"idle_minutes": 10, "down": True},
+            "job_recovery": {"max_restarts_on_errors": 0},
+        }
+        return {
+            "name": name,
+            "resources": {key: value for key, value in asked.items() if value is not None},
+            "envs": dict(env),
+            **({"secrets": self.secrets} if self.secrets else {}),
+            "setup": 'export PATH="$HOME/.local/bin:$PATH"\ncommand -v uv || python3 -m pip install uv\n',
+            "run": f'export PATH="$HOME/.local/bin:$PATH"\n{shlex.join(words)}\n',
+        }
+
+    def find(self, ref: str | None = None) -> list[Placed]:
+        return newest_first(_placed(one, mine) for one in self._jobs(ref or "orc-") if (mine := _ref(one)))
+
+    def stop(self, ref: str) -> None:
+        self._cancel([one for one in self._jobs(ref) if STATES.get(one["status"]) in ("waiting", "running")])
+
+    def _cancel(self, jobs: list[dict[str, Any]]) -> None:
+        with self._asked():
+            for one in jobs:
+                if str(one["id"]).startswith("request "):
+                    self._bridge.ask("withdraw", request=str(one["id"]).removeprefix("request "))
+            if ids := [one["id"] for one in jobs if not str(one["id"]).startswith("request ")]:
+                self._bridge.ask("cancel", ids=ids)
+
+    def paid(self, ref: str) -> Hourly | None:
+        """By the cloud's own word where it gives one here; else of its catalog where the job came to lie."""
+        running = [
+            one
+            for one in self._jobs(ref)
+            if one["status"] == "RUNNING" and one.get("cloud") not in (None, "-")
+        ]
+        if self._owned or not running:
+            return None
+        job, now = running[-1], datetime.now(UTC)
+        cloud, region = str(job["cloud"]), job.get("region")
+        with self._asked():
+            told = self._bridge.ask("paid", cloud=cloud, cluster=str(job.get("cluster") or ref))
+            if told is not None:
+                price, source = Decimal(str(told)), f"{cloud}'s own word"
+                return Hourly(usd_per_hour=price, machine=cloud, source=source, as_of=now)
+            offers = self._bridge.ask("machines", clouds=[cloud.lower()])
+        there = [one for one in offers if region in (None, "-", one["region"])]
+        gpus: Mapping[str, Any] = job.get("accelerators") or {}
+        for machine in cheapest(there, now):
+            if machine.gpu is not None and gpus.get(machine.gpu) == machine.count:
+                return machine.spot if "[Spot]" in str(job.get("resources")) else machine.hourly
+        return None
+
+    def usage(self, ref: str) -> Usage | None:
+        """Between the first start and the end, as SkyPilot measured it, at the price that was read last."""
+        jobs = [one for one in self._jobs(ref) if _ref(one) == ref]
+        if not jobs:
+            return super().usage(ref)
+        seconds = sum(float(one["seconds"]) for one in jobs)
+        price, source = self._price_of(ref)
+        usd = None if price is None else price * Decimal(str(seconds)) / 3600
+        return Usage(seconds=seconds, usd=usd, source=f"SkyPilot's clock, at {source}")
+
+    def _price_of(self, ref: str) -> tuple[Decimal | None, str]:
+        """As it was read after the start, or before it."""
+        if (found := self.price_read(ref)) is not None:
+            return found.usd_per_hour, f"the price of {found.source}"
+        stored = self.depot.run(ref)
+        order = read_order(stored) if stored.read("order.json") is not None else None
+        return (order.limits.usd_per_hour if order else None), "the price before the start"
+
+    def output(self, ref: str) -> str:
+        jobs = [one for one in self._jobs(ref) if isinstance(one["id"], int)]
+        if not jobs:
+            return ""
+        with self._asked():
+            return str(self._bridge.ask("logs", id=max(one["id"] for one in jobs), lines=40))
+
+    def _jobs(self, name: str) -> list[dict[str, Any]]:
+        with self._asked():
+            return self._bridge.ask("jobs", name=name)
+
+    @property
+    def _bridge(self) -> Bridge:
+        if self._made is None:
+            server = self.options.get("server")
+            self._made = Bridge(self._python, str(server) if server else None)
+        return self._made
+
+    @contextmanager
+    def _asked(self, unknown: str | None = None) -> Generator[None]:
+        """`unknown`: the ref of a request that makes something."""
+        try:
+            yield
+        except NoAnswer as error:
+            if unknown is not None:
+                raise OutcomeUnknown(self.name, unknown, str(error)) from error
+            raise HostUnavailable(self.name, str(error), fix="sky api info   in its environment") from error
+        except Refused as error:
+            kinds = set(error.kinds)
+            if "ApiServerAuthenticationError" in kinds:
+                raise AuthenticationFailed(self.name, error.message, fix="sky api login") from error
+            if "ModuleNotFoundError" in kinds:
+                raise SetupError(f"{self._python} has no SkyPilot: {error.message}", fix=INSTALL) from error
+            lost = kinds & LOST or error.kinds[:1] == ["RuntimeError"]
+            if unknown is not None and lost and not kinds & NEVER_SENT:
+                raise OutcomeUnknown(self.name, unknown, f"{error.kinds[0]}: {error.message}") from error
+            if lost or kinds & NEVER_SENT:
+                told = f"its API server could not be asked: {error.message}"
+                raise HostUnavailable(self.name, told, fix="sky api info; sky api start") from error
+            raise InvalidRequest(self.name, error.message) from error
+
+
+def _ref(one: Mapping[str, Any]) -> str:
+    found = re.fullmatch(r"(orc-[a-z0-9]{12})(-\d+)?", str(one["name"]))
+    return found[1] if found else ""
+
+
+def _placed(one: Mapping[str, Any], ref: str) -> Placed:
+    return Placed(
+        id=str(one["id"]),
+        ref=ref,
+        state=STATES.get(one["status"], "unknown"),
+        raw_state=str(one["status"]),
+        created_at=_time(one.get("submitted_at")),
+        started_at=_time(one.get("started_at")),
+        finished_at=_time(one.get("ended_at")),
+        message=one.get("message"),
+    )
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if not seconds or seconds < 0 else datetime.fromtimestamp(seconds, UTC)
+
+
+def _dollars(usd: Decimal | None) -> float | None:
+    return None if usd is None else float(usd)

@@ -1,0 +1,110 @@
+"""Several processes at one run, over Gloo: they train what one trains, and when one is killed the run goes on
+from its newest checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from safetensors.torch import load_file
+from tests.faults.local.test_resume import KINDS, of_kind
+from tests.faults.local.test_workers import (  # noqa: F401  fixtures
+    curve,
+    files,
+    finish,
+    home,
+    job,
+    kill,
+    wait,
+)
+
+from orchestrate.local import LocalJob, RunDir, launch, resume
+from orchestrate.local.run.parallel import split
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def of(job: LocalJob, processes: int, **adapter: Any) -> LocalJob:  # noqa: F811
+    hyper = msgspec.structs.replace(job.hyper, processes=processes)
+    given = msgspec.structs.replace(job.adapter, **adapter)
+    return msgspec.structs.replace(job, ref=f"orc-{processes}", hyper=hyper, adapter=given, precision="fp32")
+
+
+def helpers(run: RunDir) -> list[int]:
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                ended = (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+            except OSError:
+                continue
+            if b"orchestrate.local.run.helper" in words and str(run.path).encode() in words and not ended:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qlora", "full", "dpo"])
+def test_two_processes_train_what_one_trains(kind: str, job: LocalJob, home: Path) -> None:  # noqa: F811
+    """Each step's loss to 1e-4 of itself, each weight to 2e-4 after 15 steps: sums in another order are
+    rounded otherwise, and AdamW makes as much of a small gradient as of a large one."""
+    base = of_kind(job, KINDS.get(kind, {}))
+    runs = [launch(of(base, processes, dropout=None), home) for processes in (1, 2)]
+    assert [finish(run) for run in runs] == ["succeeded"] * 2, runs[1].log.read_text()
+    one, two = (curve(run) for run in runs)
+    assert len(one) == len(two) > 10
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    folder = "full" if base.adapter.full else "adapter"
+    [name] = [path.name for path in (runs[0].path / folder).glob("*.safetensors")]
+    before, after = (load_file(run.path / folder / name) for run in runs)
+    assert before.keys() == after.keys()
+    for key, weights in before.items():  # all weights are kept in bf16, which has 8 bits
+        share = 2**-7 if base.adapter.full else 0.0
+        assert weights.float().allclose(after[key].float(), rtol=share, atol=2e-4), key
+    tokens = [run.state().trained_tokens for run in runs]
+    assert tokens[0] == tokens[1] and not helpers(runs[1])
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_ends_all_and_the_run_goes_on(job: LocalJob, home: Path) -> None:  # noqa: F811
+    """To the bit as if nothing had happened, with dropout: what each draws is told by seed, step and rank."""
+    whole = launch(of(job, 2), home)
+    assert finish(whole) == "succeeded", whole.log.read_text()
+    killed = launch(msgspec.structs.replace(of(job, 2), ref="orc-b"), home)
+    wait(lambda: len(killed.metrics()) >= 3)
+    [helper] = helpers(killed)
+    os.kill(helper, signal.SIGKILL)
+    assert finish(killed) == "interrupted"
+    assert any("ended with -9" in event.message for event in killed.events())
+    assert resume(killed)
+    reached = len(killed.metrics())
+    wait(lambda: len(killed.metrics()) >= min(reached + 2, 18) and bool(helpers(killed)))
+    kill(killed)
+    wait(lambda: not helpers(killed))
+    assert resume(killed)
+    assert finish(killed) == "succeeded", killed.log.read_text()
+    assert curve(killed) == curve(whole)
+    weights = "adapter/adapter_model.safetensors"
+    assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
+    resumed = [event for event in killed.events() if event.type == "resumed"]
+    assert len(resumed) == 2 and all((event.step or 0) > 0 for event in resumed)
+    deadline = time.monotonic() + 60
+    while helpers(killed) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not helpers(killed)
+
+
+def test_shares_have_about_as_many_tokens_each() -> None:
+    """By hand: 9, 5, 4, 4, 2 are 9 + 2 + ... the longest first, each to whoever has least."""
+    assert split([10, 11, 12, 13, 14], [5, 4, 9, 2, 4], 2) == ((12, 14), (10, 11, 13))
+    assert split([7], [3], 3) == ((7,), (), ())

@@ -1,0 +1,230 @@
+"""What every place away from here keeps, over stand-ins of their hosts that their own clients speak to. The
+worker is our own, with an engine that treats its run directory as the real one does and trains nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.sending import create, upload
+from tests.unit.places.worlds import WORLDS, World
+
+from orchestrate.data import TrainingData
+from orchestrate.errors import InvalidRequest, OutcomeUnknown, OverBudget
+from orchestrate.local.run.rundir import RunDir
+from orchestrate.places.base import PRICE, Hourly, Resources
+from orchestrate.places.depot import Depot
+from orchestrate.places.remote import Errand
+from orchestrate.prepared import _kept_private
+from orchestrate.providers.local.away import AwayProvider
+from orchestrate.spec import Full, JobSpec
+from orchestrate.types import JobStatus
+
+REF = "orc-0123456789ab"
+ENGINE = str(Path(__file__).parent / "engine.py")
+FAULTS = ["lost", "500 after", "lost before", "500 before"]
+
+
+@pytest.fixture(params=WORLDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    (tmp_path / "there").mkdir()
+    with WORLDS[request.param](tmp_path / "there") as found:
+        yield found
+
+
+@pytest.fixture
+def found(world: World, tmp_path: Path) -> Iterator[AwayProvider]:
+    provider = world.provider(tmp_path)
+    yield provider
+    provider.place.close()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> JobSpec:
+    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 24)
+    return JobSpec.parse({"model": "qwen3-8b", "train": str(tmp_path / "train.jsonl"), "epochs": 1})
+
+
+def on(world: World, spec: JobSpec, **options: Any) -> JobSpec:
+    given = {world.kind: {"gpu": world.gpu, **options}}
+    return JobSpec.parse({**spec.model_dump(exclude_unset=True), "provider_options": given})
+
+
+def submit(found: AwayProvider, asked: JobSpec, ref: str = REF) -> Any:
+    data = TrainingData.open(asked.train)  # type: ignore[arg-type]
+    return create(found, asked, upload(found, asked, data), ref)
+
+
+def work(tmp_path: Path, name: str, *, die_at: int = 0, steps_s: float = 0.0) -> int:
+    """What the job would do over there; its exit code."""
+    folder = tmp_path / name
+    folder.mkdir()
+    engine = [sys.executable, ENGINE, str(steps_s), str(die_at)]
+    errand = Errand(
+        Depot(f"file://{tmp_path}/depot"), REF, folder, engine=engine, report_s=0.05, end=lambda code: None
+    )
+    return errand.work()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_lost_answer_makes_no_second_job(
+    fault: str,
+    world: World,
+    found: AwayProvider,
+    spec: JobSpec,
+    record_property: Callable[[str, Any], None],
+) -> None:
+    """The job is found by its ref, or, where none was made, sent again."""
+    asked = on(world, spec)
+    world.fault(fault)
+    with pytest.raises(OutcomeUnknown):
+        submit(found, asked)
+    assert len(found.find(REF)) == (0 if fault.endswith("before") else 1)
+    for _ in range(3):
+        assert submit(found, asked).job_id == REF
+    jobs = len(world.jobs())
+    counted = {"runs": 1, "jobs": jobs, "alarms": 0, "lost": int(not jobs), "doubled": max(0, jobs - 1)}
+    record_property("jobs", {"fault": f"a place: {fault}", "where": world.name, **counted})
+    assert world.jobs() == [(REF, True)]
+
+
+def test_the_way_of_a_run(world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path) -> None:
+    """It waits, runs, dies, goes on as another job, ends; each step is told once, and both jobs are paid."""
+    handle = submit(found, on(world, spec))
+    assert found.get(handle).status is JobStatus.QUEUED and not found.recover(handle)
+    world.run()
+    assert work(tmp_path, "first", die_at=5) == 1
+    world.end("the machine died")
+    job = found.get(handle)
+    assert job.status is JobStatus.PAUSED and job.step == 5
+    assert found.recover(handle) and not found.recover(handle)
+    assert world.jobs() == [(REF, False), (REF, True)]
+    world.run()
+    assert work(tmp_path, "second") == 0
+    world.end("it has ended")
+    job = found.get(handle)
+    assert job.status is JobStatus.SUCCEEDED and job.step == 10
+    assert [point.step for point in found.metrics(handle)] == list(range(1, 11))
+    told = [event.message for event in found.events(handle)]
+    assert "attempt 2 begins after step 4" in told
+    found.download(handle, tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "adapter_model.safetensors").read_bytes() == b"the weights of the end"
+    assert job.payload["used_seconds"] == pytest.approx(120, abs=1)
+    assert world.minute_usd is not None and job.cost_usd is not None
+    assert float(job.cost_usd) == pytest.approx(float(2 * world.minute_usd), rel=0.02) and job.cost_origin
+
+
+def test_why_a_worker_never_reported_is_told_and_it_is_not_paid_for_without_end(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    handle = submit(found, on(world, spec))
+    for _ in range(20):
+        if world.jobs()[-1][1]:
+            world.end("no such image")
+        found.get(handle)
+        found.recover(handle)
+    assert len(world.jobs()) == 5
+    assert found.get(handle).status is JobStatus.FAILED
+    assert any("no such image" in event.message for event in found.events(handle))
+
+
+def test_cancelled_before_it_began_it_is_ended_there_too(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    handle = submit(found, on(world, spec))
+    found.cancel(handle)
+    assert world.jobs() == [(REF, False)]
+    assert found.get(handle).status is JobStatus.CANCELLED and not found.recover(handle)
+
+
+def test_a_host_that_forgot_is_waited_for_until_no_worker_can_be_left(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    handle = submit(found, on(world, spec))
+    world.forget()
+    run, before = RunDir(found.home / "runs" / REF), len(world.jobs())
+    assert not found.place.lost(run) and not found.recover(handle)
+    long_ago = time.time() - found.place.silence_s - 120
+    os.utime(run.path / "worker.json", (long_ago, long_ago))
+    assert found.get(handle).status is JobStatus.PAUSED
+    assert found.recover(handle) and not found.recover(handle)
+    assert len(world.jobs()) == before + 1
+
+
+def test_all_that_is_at_work_is_listed_and_can_be_ended(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    """Also what another store started, of which nothing is known here."""
+    refs = [f"orc-00000000000{n}" for n in range(5)]
+    for ref in refs:
+        submit(found, on(world, spec), ref)
+    assert {item.job_id for item in found.billing().items} == set(refs)
+    assert [found.find(ref)[0].ref for ref in refs] == refs
+    found.place.stop(refs[0])
+    assert [ref for ref, live in world.jobs() if live] == refs[1:]
+    found.place.stop(refs[0])
+    assert {item.job_id for item in found.billing().items} == set(refs[1:])
+
+
+def test_a_cap_holds_before_the_start_and_after_it(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """What an hour costs is read again once the machine is there: above the cap the worker ends itself."""
+    assert world.minute_usd is not None
+    price = world.minute_usd * 60
+    cap = float(price) - 0.01
+    with pytest.raises(OverBudget):
+        submit(found, on(world, spec, max_usd_per_hour=cap), "orc-000000000000")
+    assert not world.jobs()
+    handle = submit(found, on(world, spec, max_usd_per_hour=float(price) + 0.01))
+    world.run()
+    dear = Hourly(usd_per_hour=price + 1, machine="m", source="s", as_of=found.get(handle).created_at)  # type: ignore[arg-type]
+    Depot(f"file://{tmp_path}/depot").run(REF).write(PRICE, dear.to_json())
+    assert work(tmp_path, "dear", steps_s=0.2) == 0
+    world.end("exit 0")
+    job = found.get(handle)
+    assert job.status is JobStatus.PAUSED and job.error is not None and "may cost" in job.error.message
+    assert not found.recover(handle) and len(world.jobs()) == 1
+
+
+def test_a_private_run_and_a_spot_machine_are_refused_where_there_are_none(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    own = spec.model_copy(update={"private": True})
+    [refused] = _kept_private(found, own, found.translate(own)).refused
+    assert refused.name == "private" and f"ORCHESTRATE_OWN_HOSTS={world.name}" in str(refused.rule)
+    asked = found.translate(on(world, spec, spot=True))
+    assert (not asked.refused) is (world.name == "sky")
+
+
+def test_a_refusal_is_certain(world: World, found: AwayProvider, spec: JobSpec) -> None:
+    world.fault("refused")
+    with pytest.raises(InvalidRequest):
+        submit(found, on(world, spec))
+    assert not world.jobs()
+
+
+def test_several_gpus_of_one_machine(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """A process for each, where the model fits on each; what does not is not split over them."""
+    if world.name == "kuberay":
+        world.options = world.options.replace('"L40S"', '"H100:2"')
+    found = world.provider(tmp_path)
+    found.place.price(Resources(gpu=world.gpu, machine="a100-large"))
+    two = {"hf-jobs": "H200:8"}.get(world.name, "H100:2")
+    plan = found.translate(on(world, spec, gpu=two))
+    assert not plan.refused, plan.refused
+    count = int(two.partition(":")[2])
+    assert plan.body["hyper"]["processes"] == count == plan.body["resources"]["count"]
+    large = on(world, spec.model_copy(update={"model": "llama-3.3-70b", "adapter": Full()}), gpu=two)
+    [refused] = found.translate(large).refused
+    assert "holds the model whole" in str(refused.rule)
+    found.place.close()
