@@ -116,11 +116,32 @@ def test_the_engines_own_first_token_is_not_written_twice() -> None:
 
 def test_a_modelfile_stops_where_a_turn_ends() -> None:
     pieces, _ = learnt("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
-    written = modelfile("m.gguf", pieces, ["<|im_end|>", '<"e">'], 4096)
-    assert written.startswith("FROM ./m.gguf\n")
-    assert (
-        'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<\\"e\\">"\n' in written and "num_ctx 4096" in written
+    written = modelfile("m.gguf", pieces, ["<|im_end|>", '<"e">', "a\nb"], 4096)
+    assert written.startswith("FROM ./m.gguf\n") and "num_ctx 4096" in written
+    # Ollama's reader takes what stands between the quotes as it is: `unquote` in its parser/parser.go.
+    assert 'stop "<|im_end|>"\nPARAMETER stop """<"e">"""\nPARAMETER stop "a\nb"\n' in written
+
+
+@pytest.mark.parametrize("stop", ['a"""b', 'a"', "a\u200bb", "a\x07"])
+def test_a_stop_word_that_a_modelfile_cannot_hold_is_refused(stop: str) -> None:
+    pieces, _ = learnt("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>")
+    with pytest.raises(UsageError, match="cannot hold the stop word"):
+        modelfile("m.gguf", pieces, [stop], 4096)
+
+
+@pytest.mark.slow
+def test_what_ollamas_reader_would_drop_is_an_escape_to_go(tmp_path: Path) -> None:
+    """It keeps printable characters alone; Go writes them all."""
+    if shutil.which("go") is None:
+        pytest.skip("no Go on this machine (Debian: golang-go)")
+    odd = '\u200b\u00a0\U000e0001\U0001f600\u007f"\\\t'
+    pieces, _ = learnt(
+        "{% for m in messages %}" + odd + "<{{ m.role }}>{{ m.content }}{% endfor %}" + odd + "<answer>"
     )
+    template = pieces.template()
+    assert template.replace("\n", "").isprintable()
+    messages = [{"role": "user", "content": "Hi"}]
+    assert rendered_by_go(template, [messages], tmp_path) == [f"{odd}<user>Hi{odd}<answer>"]
 
 
 def rendered_by_go(template: str, conversations: Sequence[Sequence[Any]], scratch: Path) -> list[str]:

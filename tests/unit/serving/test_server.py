@@ -273,6 +273,31 @@ def test_what_no_model_can_do_is_refused_and_harms_nobody(
     assert ask(client, max_tokens=4).choices and served.engine.restarts == 0
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "content", ['"\\ud800"', '[{"type": "text", "text": "\\udfff"}]'], ids=["text", "part"]
+)
+def test_half_a_character_is_refused_at_once_and_keeps_no_place(
+    content: str, streamed: bool, served: Served, client: OpenAI
+) -> None:
+    """JSON can write what UTF-8 cannot, and no process can be told."""
+    message = f'{{"role": "user", "content": {content}}}'
+    body = f'{{"model": "one", "stream": {json.dumps(streamed)}, "messages": [{message}]}}'
+    for _ in range(20):  # as many as can be answered and wait
+        done = httpx.post(
+            f"{served.url}/v1/chat/completions",
+            content=body,
+            headers={"content-type": "application/json"},
+            timeout=60,
+        )
+        assert done.status_code == 400 and "lone surrogate" in done.json()["error"]["message"]
+    asked = {"model": "one", "prompt": "x"}
+    surrogate = json.dumps(asked).replace('"x"', '"\\ud800"')
+    told = httpx.post(f"{served.url}/tokenize", content=surrogate, timeout=60)
+    assert told.status_code == 400
+    assert ask(client, max_tokens=2).choices
+
+
 def test_a_model_without_numbers_is_told_and_the_others_answer(
     served: Served, client: OpenAI, home: Path, tmp_path: Path
 ) -> None:

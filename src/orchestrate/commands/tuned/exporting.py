@@ -26,7 +26,7 @@ from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
-    from orchestrate.types import Proof
+    from orchestrate.types import Merged, Proof
 
 ModelArg = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, its beginning, 'last', or a folder with an adapter.")
@@ -150,7 +150,7 @@ def merge(
     json: Json = False,
 ) -> None:
     """Make one adapter of several of one base. Tells how far it is from their exact sum, and proves what was
-    written. Evaluate the result and each of its parts."""
+    written: exit code 1 when that fails. Evaluate the result and each of its parts."""
     from orchestrate.service.serving import tuned as serving
 
     with orchestrator(context) as ft:
@@ -167,7 +167,13 @@ def merge(
         )
     if json:
         print_json(made)
-        return
+    else:
+        _show_merged(made)
+    if made.proof is not None and made.proof.state == "failed":
+        raise typer.Exit(1)
+
+
+def _show_merged(made: Merged) -> None:
     note(
         f"{made.method}, rank {made.rank} of {', '.join(map(str, made.ranks))}; {made.error:.1%} from the "
         "exact sum"

@@ -60,8 +60,26 @@ class Pieces:
 
 
 def _go(text: str) -> str:
-    """A string of Go's: JSON's escapes are among its own."""
-    return json.dumps(text, ensure_ascii=False)
+    """A string of Go's: JSON's escapes are among its own. What is not printable is written as an escape:
+    Ollama's reader of Modelfiles drops it."""
+    return "".join(c if c.isprintable() else _escape(c) for c in json.dumps(text, ensure_ascii=False))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _stop(text: str) -> str:
+    """A value as Ollama's reader takes it: it knows two kinds of quotes and no escapes. Raises
+    `UsageError`."""
+    quotes = '"""' if '"' in text else '"'
+    if text.endswith('"') or '"""' in text or not text.replace("\n", "").isprintable():
+        raise UsageError(
+            f"a Modelfile cannot hold the stop word {text!r}",
+            fix="orchestrate export --to gguf , and serve it by llama-server",
+        )
+    return f"{quotes}{text}{quotes}"
 
 
 def _text(piece: str) -> str:
@@ -113,7 +131,7 @@ def prove(
 
 def modelfile(gguf: str, pieces: Pieces, stops: Sequence[str], context: int | None) -> str:
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{pieces.template()}"""']
-    lines += [f"PARAMETER stop {_go(stop)}" for stop in stops]
+    lines += [f"PARAMETER stop {_stop(stop)}" for stop in stops]
     lines.append("PARAMETER temperature 0")
     if context:
         lines.append(f"PARAMETER num_ctx {min(context, 8192)}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -31,7 +32,7 @@ MOST_BODY = 4 << 20
 class NewAdapter(Body):
     """As vLLM has it."""
 
-    lora_name: str
+    lora_name: Annotated[str, Field(min_length=1, max_length=256)]
     lora_path: str
 
 

@@ -203,8 +203,15 @@ class Engine:
     def _write(self, message: Mapping[str, Any]) -> None:
         worker = self._worker
         assert worker is not None and worker.stdin is not None  # noqa: S101  started before
+        try:
+            line = msgspec.json.encode(message) + b"\n"
+        except (UnicodeEncodeError, RecursionError, OverflowError) as error:
+            told = (
+                "half a character (a lone surrogate)" if isinstance(error, UnicodeEncodeError) else str(error)
+            )
+            raise EngineRefused(f"the request cannot be passed on: {told}", "invalid_request") from error
         with suppress(OSError, ValueError):  # it has died: the thread that reads sees that too
-            worker.stdin.write(msgspec.json.encode(message) + b"\n")
+            worker.stdin.write(line)
             worker.stdin.flush()
 
     def _read(self, worker: subprocess.Popen[bytes]) -> None:
