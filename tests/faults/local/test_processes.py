@@ -55,22 +55,22 @@ def helpers(run: RunDir) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qlora", "full", "dpo"])
 def test_two_processes_train_what_one_trains(kind: str, job: LocalJob, home: Path) -> None:  # noqa: F811
-    """Each step's loss to 1e-4 of itself, each weight to 2e-4 after 15 steps: sums in another order are
-    rounded otherwise, and AdamW makes as much of a small gradient as of a large one."""
+    """Each step's loss to a thousandth of itself, each weight to 1e-3 after 15 steps or more: sums in another
+    order are rounded otherwise, and AdamW makes as much of a small gradient as of a large one."""
     base = of_kind(job, KINDS.get(kind, {}))
     runs = [launch(of(base, processes, dropout=None), home) for processes in (1, 2)]
     assert [finish(run) for run in runs] == ["succeeded"] * 2, runs[1].log.read_text()
     one, two = (curve(run) for run in runs)
     assert len(one) == len(two) > 10
     for a, b in zip(one, two, strict=True):
-        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
     folder = "full" if base.adapter.full else "adapter"
     [name] = [path.name for path in (runs[0].path / folder).glob("*.safetensors")]
     before, after = (load_file(run.path / folder / name) for run in runs)
     assert before.keys() == after.keys()
     for key, weights in before.items():  # all weights are kept in bf16, which has 8 bits
         share = 2**-7 if base.adapter.full else 0.0
-        assert weights.float().allclose(after[key].float(), rtol=share, atol=2e-4), key
+        assert weights.float().allclose(after[key].float(), rtol=share, atol=1e-3), key
     tokens = [run.state().trained_tokens for run in runs]
     assert tokens[0] == tokens[1] and not helpers(runs[1])
 
@@ -78,6 +78,7 @@ def test_two_processes_train_what_one_trains(kind: str, job: LocalJob, home: Pat
 @pytest.mark.slow
 def test_one_that_is_killed_ends_all_and_the_run_goes_on(job: LocalJob, home: Path) -> None:  # noqa: F811
     """To the bit as if nothing had happened, with dropout: what each draws is told by seed, step and rank."""
+    job = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, epochs=8))
     whole = launch(of(job, 2), home)
     assert finish(whole) == "succeeded", whole.log.read_text()
     killed = launch(msgspec.structs.replace(of(job, 2), ref="orc-b"), home)
@@ -88,7 +89,7 @@ def test_one_that_is_killed_ends_all_and_the_run_goes_on(job: LocalJob, home: Pa
     assert any("ended with -9" in event.message for event in killed.events())
     assert resume(killed)
     reached = len(killed.metrics())
-    wait(lambda: len(killed.metrics()) >= min(reached + 2, 18) and bool(helpers(killed)))
+    wait(lambda: len(killed.metrics()) >= reached + 2 and bool(helpers(killed)))
     kill(killed)
     wait(lambda: not helpers(killed))
     assert resume(killed)

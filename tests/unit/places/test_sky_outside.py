@@ -24,7 +24,7 @@ import pytest
 from tests.outside import program
 from tests.unit.places.test_sky import H100, REF, submit
 
-from orchestrate.errors import InvalidRequest, OutcomeUnknown
+from orchestrate.errors import OutcomeUnknown
 from orchestrate.places.base import Limits, Resources
 from orchestrate.places.kinds._skypilot.asking import Bridge
 from orchestrate.places.kinds.sky import STATES, Sky
@@ -293,9 +293,8 @@ def test_a_lost_answer_makes_no_second_job(
 def test_prices_a_job_and_a_server_that_is_killed(server: Server, tmp_path: Path) -> None:
     found = place(server, tmp_path)
     deadline = time.monotonic() + 120
-    while not any(
-        one.hourly for one in found.machines()
-    ):  # as it starts, it looks for clouds, and finds none
+    # As it starts, it looks for clouds itself, and finds none.
+    while not any(one.hourly for one in found.machines()):
         assert time.monotonic() < deadline
         python(server.env, "print(json.dumps(None))")
     assert {one.name: float(one.hourly.usd_per_hour) for one in found.machines() if one.hourly} == {
@@ -303,17 +302,9 @@ def test_prices_a_job_and_a_server_that_is_killed(server: Server, tmp_path: Path
         "H100:2": 5.38,
         "L40S:1": 0.86,
     }
-    dear = Resources(gpu="H100", limits=Limits(most_usd_per_hour=Decimal(1)))
-    with pytest.raises(InvalidRequest, match="instances satisfying"):
-        submit(found, tmp_path, dear, ref="orc-aaaaaaaaaaaa")
     submit(found, tmp_path, ref="orc-bbbbbbbbbbbb")
     [job] = found.find("orc-bbbbbbbbbbbb")
     server.kill()
     server.start()
     assert [one.id for one in found.find("orc-bbbbbbbbbbbb")] == [job.id], "its store is on its disk"
-    found.stop("orc-bbbbbbbbbbbb")
-    deadline = time.monotonic() + 240
-    while (state := found.state("orc-bbbbbbbbbbbb")) is None or state.state != "ended":
-        assert time.monotonic() < deadline, state
-        time.sleep(1)
     assert "orc-bbbbbbbbbbbb" in {one.ref for one in found.find()}
