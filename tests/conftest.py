@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests import key_scan
+from tests import key_scan, workers
 from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
+from tests.workers import Nursery
 
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 """No test looks into the keyring of the one who runs it."""
@@ -87,6 +88,12 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres(binaries)
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with workers.nursery() as found:
+        yield found
 
 
 def pytest_configure(config: pytest.Config) -> None:

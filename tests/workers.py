@@ -35,6 +35,7 @@ class Nursery:
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self._server = server
+        self._asking = threading.Lock()
 
     def start(self, run: RunDir) -> None:
         assert run.job().threads == THREADS, "the libraries count their threads as they load"
@@ -44,9 +45,10 @@ class Nursery:
         del log  # by its name: the number means nothing there
         asked = {"path": str(run.path), "log": str(run.log), "env": worker_environment(THREADS)}
         to, answers = self._pipes()
-        to.write(json.dumps(asked) + "\n")
-        to.flush()
-        return int(answers.readline())
+        with self._asking:
+            to.write(json.dumps(asked) + "\n")
+            to.flush()
+            return int(answers.readline())
 
     def _pipes(self) -> tuple[IO[str], IO[str]]:
         assert self._server.stdin is not None and self._server.stdout is not None

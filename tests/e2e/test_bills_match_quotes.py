@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.paths import BUNDLED
+from tests.workers import Nursery
 
 from orchestrate import config, costing, quoting
 from orchestrate.sandbox import running
@@ -20,7 +21,7 @@ HOSTS = ("openai", "together", "fireworks")
 
 
 @pytest.mark.slow
-def test_three_hosts(tmp_path: Path) -> None:
+def test_three_hosts(tmp_path: Path, nursery: Nursery) -> None:
     for name, rows in (("train", 60), ("validation", 10)):
         lines = (ORDERS / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines[:rows]))
@@ -33,7 +34,7 @@ def test_three_hosts(tmp_path: Path) -> None:
             "overrides": {"together": {"evals": 1}},
         }
     )
-    with running() as box:
+    with running(start=nursery.start) as box:
         settings = config.load(env={**os.environ, **box.env}, home=tmp_path / "home")
         with Orchestrator(settings) as ft:
             live = {p.provider: p for p in quoting.live_prices(ft, ft.prepare(spec, HOSTS))}

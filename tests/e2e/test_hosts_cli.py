@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Cli, Result
 from tests.paths import BUNDLED
+from tests.workers import Nursery
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
@@ -110,8 +111,8 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     assert ask("chat", run, "hello").code == 2
 
 
-def test_all_three_in_one_command_and_really_trained(cli: Cli, project: Path) -> None:
-    with running() as sandbox:
+def test_all_three_in_one_command_and_really_trained(cli: Cli, project: Path, nursery: Nursery) -> None:
+    with running(start=nursery.start) as sandbox:
         sandbox.clock.speed = 10
 
         def ask(*words: str) -> Result:

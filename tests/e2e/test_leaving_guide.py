@@ -7,15 +7,17 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from tests import command
 from tests.paths import BUNDLED, ROOT, TINY
+from tests.workers import Nursery
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
@@ -30,7 +32,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def team(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[tuple[Path, dict[str, str]]]:
     """A team with a log, a base model of its own, and two jobs that it made with the official client."""
     folder = tmp_path_factory.mktemp("team")
     (folder / "my-base").symlink_to(TINY)
@@ -43,7 +45,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    with running(home=folder / "sandbox", speed=20, waits=Durations(file=0)) as hosts:
+    with running(home=folder / "sandbox", speed=20, waits=Durations(file=0), start=nursery.start) as hosts:
         with OpenAI(base_url=hosts.env["OPENAI_BASE_URL"], api_key=hosts.env["OPENAI_API_KEY"]) as client:
             for first in (0, 16):
                 files = [
@@ -54,6 +56,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
                     model="gpt-4o-mini-2024-07-18", training_file=files[0], validation_file=files[1]
                 )
                 while job.status not in ("succeeded", "failed"):
+                    time.sleep(0.1)
                     job = client.fine_tuning.jobs.retrieve(job.id)
                 assert job.status == "succeeded"
         yield folder, env | hosts.env
@@ -71,14 +74,14 @@ def test_the_commands(team: tuple[Path, dict[str, str]]) -> None:
     for line in commands():
         line = _named(line, folder, env)
         done = _run(line, folder, env)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert done.code == 0, f"{line}\n{done.out.decode()}\n{done.err.decode()}"
     report = (folder / "report.html").read_text()
     assert "Where parity holds" in report and "SANDBOX" in report
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert rows and all(row["messages"][-1]["role"] == "assistant" for row in rows)
     plan = (folder / "plan.yaml").read_text()
     assert plan.count("- run: run-") == 2
-    shown = json.loads(_run("orchestrate runs --json", folder, env).stdout)
+    shown = json.loads(_run("orchestrate runs --json", folder, env).out)
     moved = [run for run in shown if run["tags"].get("migrated_from")]
     assert len(moved) == 4 and {run["status"] for run in moved} == {"succeeded"}
 
@@ -91,16 +94,16 @@ def test_its_links_lead_somewhere() -> None:
 def _named(line: str, folder: Path, env: dict[str, str]) -> str:
     """With the ids for which the guide has words."""
     if "RUN" in line.split():
-        due = json.loads(_run("orchestrate record --calendar --json", folder, env).stdout)
+        due = json.loads(_run("orchestrate record --calendar --json", folder, env).out)
         line = re.sub(r"\bRUN\b", due[0]["run_id"], line)
     if "RECORDING" in line.split():
-        [kept] = json.loads(_run("orchestrate record --list --json", folder, env).stdout)
+        [kept] = json.loads(_run("orchestrate record --list --json", folder, env).out)
         line = line.replace("RECORDING", kept["id"])
     # So that a tiny model on two cores has soon answered; whether parity is shown does not matter here.
     return line + " --max-tokens 24 --probes none" if line.endswith("report.html") else line
 
 
-def _run(line: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        shlex.split(line), cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+def _run(line: str, folder: Path, env: dict[str, str]) -> command.Ended:
+    program, *words = shlex.split(line)
+    assert program == "orchestrate"
+    return command.run(words, cwd=folder, env=env)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.paths import TINY
+from tests.workers import Nursery
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.config import load
@@ -36,9 +37,9 @@ def rows(path: Path, first: int, last: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def ft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orchestrator]:
+def ft(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Orchestrator]:
     folder = tmp_path_factory.mktemp("leaving")
-    with running(home=folder / "hosts", speed=20, waits=Durations(file=0)) as hosts:
+    with running(home=folder / "hosts", speed=20, waits=Durations(file=0), start=nursery.start) as hosts:
         env = {**hosts.env, "ORCHESTRATE_HOME": str(folder / "home")}
         with Orchestrator(load(env=env, cwd=folder)) as found:
             yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import command
 from tests.cli.conftest import Cli
 from tests.paths import BUNDLED, ROOT
+from tests.workers import Nursery
 
 from orchestrate.sandbox import running
 
@@ -32,7 +35,9 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def project(
+    tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder as the README supposes it, and the environment of a person who has the sandbox's keys."""
     folder = tmp_path_factory.mktemp("project")
     for name, (split, rows) in ROWS.items():
@@ -48,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    with running(home=folder / "sandbox") as hosts:
+    with running(home=folder / "sandbox", start=nursery.start) as hosts:
         yield folder, kept | hosts.env
 
 
@@ -59,25 +64,17 @@ def test_the_commands(project: tuple[Path, dict[str, str]]) -> None:
         # A local run is what can be asked and downloaded without a deployment that would bill.
         if line.startswith(("orchestrate eval", "orchestrate chat")):
             line = line.replace("last", local_run(folder, env))
-        done = subprocess.run(
-            shlex.split(line), cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        program, *words = shlex.split(line)
+        assert program == "orchestrate"
+        done = command.run(words, cwd=folder, env=env)
+        assert done.code == 0, f"{line}\n{done.out.decode()}\n{done.err.decode()}"
     report = (folder / "report.html").read_text()
     assert "SANDBOX" in report
 
 
 def local_run(folder: Path, env: dict[str, str]) -> str:
-    shown = subprocess.run(
-        ["orchestrate", "runs", "--provider", "local", "--json"],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    import json
-
-    return json.loads(shown.stdout)[0]["id"]
+    shown = command.run(["runs", "--provider", "local", "--json"], cwd=folder, env=env)
+    return json.loads(shown.out)[0]["id"]
 
 
 def test_the_python_example(project: tuple[Path, dict[str, str]]) -> None:

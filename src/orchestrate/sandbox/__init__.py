@@ -10,7 +10,7 @@ begin with `sandbox-` are taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from orchestrate.errors import MissingExtra
 from orchestrate.packages import require_recent
 
 if TYPE_CHECKING:
+    from orchestrate.local import RunDir
     from orchestrate.sandbox.jobs import Durations
     from orchestrate.sandbox.server import Sandbox
 
@@ -40,6 +41,7 @@ def running(  # noqa: PLR0913  each is a setting of its own
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,
     also: Sequence[str] = (),
+    start: Callable[[RunDir], None] | None = None,
 ) -> AbstractContextManager[Sandbox]:
     """Runs the three hosts for the length of a `with` block, on 127.0.0.1.
 
@@ -52,6 +54,7 @@ def running(  # noqa: PLR0913  each is a setting of its own
     ports            of OpenAI, Together, Fireworks; 0 takes any free one.
     waits            the length of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
     also             further hosts, of those that a YAML file describes, each on a free port.
+    start            of the worker of a training; a process of its own by default.
 
     Raises `MissingExtra` when the servers' packages, or with `train` the engine's, are not installed.
     """
@@ -75,4 +78,5 @@ def running(  # noqa: PLR0913  each is a setting of its own
         ports=ports,
         waits=waits,
         also=also,
+        start=start,
     )

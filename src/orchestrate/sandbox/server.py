@@ -6,12 +6,12 @@ import asyncio
 import secrets
 import socket
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -33,6 +33,9 @@ from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.types import decoding
 from orchestrate.web.server import listen, running
+
+if TYPE_CHECKING:
+    from orchestrate.local import RunDir
 
 
 def dialect(kind: str) -> type[Host]:
@@ -133,6 +136,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     ports: Sequence[int] = (0, 0, 0),
     waits: Durations | None = None,
     also: Sequence[str] = (),
+    start: Callable[[RunDir], None] | None = None,
 ) -> Generator[Sandbox]:
     """See `orchestrate.sandbox.running`."""
     with ExitStack() as opened, _home(home) as folder, locked(folder / "lock") as held:
@@ -147,7 +151,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         state = State(folder)
         clock = Clock(state, speed)
         settings = Settings(train=train, waits=waits or Durations())
-        trainer = Trainer(state, clock, settings, model=base, slots=slots, threads=threads)
+        trainer = Trainer(state, clock, settings, model=base, slots=slots, threads=threads, start=start)
         hosts = {kind.name: kind(state, clock, trainer, settings) for kind in kinds}
         fronts: dict[str, Front] = {}
         urls: dict[str, str] = {}

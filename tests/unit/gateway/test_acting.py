@@ -25,6 +25,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Sa
                 ASKED: {"backend": "together", "model": "qwen3-8b"},
             }
         }
+        (home / "orchestrate.toml").write_text("[hosts.together.options]\nretry_budget_s = 0.5\n")
         with gateway_of(home, hosts.env, table) as found:
             yield found, hosts
 

@@ -11,7 +11,7 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 from tests.paths import TINY
-from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows
 from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.providers.files import downloads
@@ -23,6 +23,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 LOCAL = "gpt-4.1-nano-2025-04-14"
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterator[Gateway]:
+    """One that does not ask a failing host for a minute."""
+    home = tmp_path_factory.mktemp("gateway")
+    (home / "orchestrate.toml").write_text("[hosts.together.options]\nretry_budget_s = 0.5\n")
+    with gateway_of(home, sandbox.env) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _libraries_are_not_searched() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
     """Each run collects garbage before its first step, as a worker does once. Here it would look each time
     through the millions of objects of torch and transformers."""

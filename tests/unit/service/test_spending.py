@@ -49,6 +49,12 @@ def open_at(sandbox: Sandbox, tmp_path: Path) -> Iterator[Open]:
         type = "fireworks"
         base_url = "{sandbox.urls["fireworks"]}"
         key_variable = "SECOND_KEY"
+
+        [hosts.openai.options]
+        retry_budget_s = 0.5
+
+        [hosts.together.options]
+        retry_budget_s = 0.5
         """
     )
 

@@ -60,7 +60,15 @@ class Trainer:
     """Starts, watches and steers the engine's workers for all hosts of one sandbox."""
 
     def __init__(
-        self, state: State, clock: Clock, settings: Settings, *, model: str, slots: int, threads: int
+        self,
+        state: State,
+        clock: Clock,
+        settings: Settings,
+        *,
+        model: str,
+        slots: int,
+        threads: int,
+        start: Callable[[RunDir], None] | None = None,
     ) -> None:
         self.state = state
         self.clock = clock
@@ -68,6 +76,7 @@ class Trainer:
         self.model = model
         self.slots = slots
         self.threads = threads
+        self._start_worker = start
         self._hosts: Mapping[str, JobStore] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -166,7 +175,7 @@ class Trainer:
     def _begin(self, host: JobStore, job: Job, run: RunDir) -> None:
         try:
             local = self._local_job(job, run.ref)
-            launch(local, self.state.runs)
+            launch(local, self.state.runs, self._start_worker)
         except Exception as error:  # noqa: BLE001  whatever prevents the start fails the job, not the sandbox
             self._fail(host, job, f"the sandbox could not start the training: {error}")
             return
@@ -176,7 +185,7 @@ class Trainer:
         state = run.state()
         now = self.clock.now()
         if state.status in ("paused", "interrupted"):
-            resume(run)
+            resume(run, self._start_worker)
         elif state.status == "succeeded":
             _set(
                 host,

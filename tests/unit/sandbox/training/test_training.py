@@ -15,6 +15,7 @@ import httpx
 import pytest
 from safetensors import safe_open
 from tests.paths import BUNDLED
+from tests.workers import Nursery
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
@@ -26,8 +27,8 @@ Until = Callable[[Callable[[], Any]], Any]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with running(home=tmp_path_factory.mktemp("trained"), speed=20, slots=1) as sandbox:
+def trained(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Sandbox]:
+    with running(home=tmp_path_factory.mktemp("trained"), speed=20, slots=1, start=nursery.start) as sandbox:
         yield sandbox
 
 
