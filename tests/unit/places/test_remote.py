@@ -41,12 +41,16 @@ def engine(seconds: float = 0.0, die_at: int = 0) -> list[str]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> LocalJob:
-    (tmp_path / "train.jsonl").write_text('{"messages": []}\n')
+    return job_at(tmp_path)
+
+
+def job_at(folder: Path) -> LocalJob:
+    (folder / "train.jsonl").write_text('{"messages": []}\n')
     return LocalJob(
         ref="orc-a",
         model="someone/some-model",
         model_name="some-model",
-        train=str(tmp_path / "train.jsonl"),
+        train=str(folder / "train.jsonl"),
         method=Supervised(),
         adapter=Adapter(type="lora", r=8),
         hyper=Hyper(epochs=1),
@@ -238,6 +242,63 @@ note = 'echo $$ > "$4/engine.new"; mv "$4/engine.new" "$4/engine.pid"; exec "$0"
 depot = Depot(os.environ["ORCHESTRATE_DEPOT"])
 errand = Errand(depot, "orc-a", Path(folder), engine=["/bin/sh", "-c", note, *engine], report_s=0.2)
 os._exit(errand.work())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode != 0,
+    reason="no network namespace can be made here",
+)
+def test_cut_off_from_the_network_it_ends_itself_and_its_engine(tmp_path: Path) -> None:
+    """The store and the worker in a network of their own, whose only interface goes down on the way."""
+    done = subprocess.run(
+        ["unshare", "-rn", sys.executable, "-c", NETWORK, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    code, lives, reports = done.stdout.split()[-3:]
+    assert (int(code), lives) == (SILENT, "False") and int(reports) > 0
+
+
+NETWORK = """
+import fcntl, os, socket, struct, subprocess, sys
+from pathlib import Path
+
+
+def loopback(up):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 0x49 if up else 0x48))
+
+
+loopback(True)
+from tests.unit.places import test_remote as tests
+from tests.unit.places.depots import S3
+
+folder = Path(sys.argv[1])
+store = S3(folder)
+os.environ.update(store.env)
+depot = tests.Depot("s3://runs/cut")
+(folder / "train.jsonl").write_text("{}")
+order = tests.place_order(depot, tests.job_at(folder), tests.Limits(silence_s=8.0))
+worker = subprocess.Popen(
+    [sys.executable, "-c", tests.CUT, str(folder), *tests.engine(0.5)],
+    env={**os.environ, **tests.environment(depot, order)},
+)
+pid = folder / "orc-a" / "engine.pid"
+tests.wait(lambda: pid.exists() and len(tests.RunDir(folder / "orc-a").metrics()) > 1)
+tests.wait(lambda: depot.read("runs/orc-a/pulse.json") is not None)
+loopback(False)
+code = worker.wait(120)
+tests.wait(lambda: not tests._lives(int(pid.read_text())))
+loopback(True)
+print(code, tests._lives(int(pid.read_text())), len(depot.read("runs/orc-a/pulse.json") or b""))
+store.close()
 """
 
 

@@ -105,6 +105,10 @@ def test_prices_are_the_least_of_the_clouds_that_are_set_up(
     with pytest.raises(SetupError, match="no cloud") as raised:
         found.price(H100)
     assert "sky check" in str(raised.value.fix)
+    (tmp_path / "places" / "sky" / "machines.json").unlink()
+    assert "L4:1" in {one.name for one in found.machines()}, "none is set up: what is rented most, unpriced"
+    state.put(clouds=["RunPod"])
+    assert [one.name for one in found.machines()] == ["H100:1", "H100:2", "L40S:1"], "and now one is"
     owned = place(bridge, tmp_path, infra="slurm/lab", gpu="A100", usd_per_hour=0)
     assert [one.gpu for one in owned.machines()] == ["A100"] and owned.price(H100).usd_per_hour == 0  # type: ignore[union-attr]
 

@@ -292,7 +292,12 @@ def test_a_lost_answer_makes_no_second_job(
 
 def test_prices_a_job_and_a_server_that_is_killed(server: Server, tmp_path: Path) -> None:
     found = place(server, tmp_path)
-    python(server.env, "print(json.dumps(None))")  # as it starts, it looks for clouds itself, and finds none
+    deadline = time.monotonic() + 120
+    while not any(
+        one.hourly for one in found.machines()
+    ):  # as it starts, it looks for clouds, and finds none
+        assert time.monotonic() < deadline
+        python(server.env, "print(json.dumps(None))")
     assert {one.name: float(one.hourly.usd_per_hour) for one in found.machines() if one.hourly} == {
         "H100:1": 2.69,
         "H100:2": 5.38,

@@ -125,7 +125,8 @@ class Sky(AwayPlace):
         if kept is not None and datetime.now(UTC) - kept.at < timedelta(hours=LISTED_H):
             return kept.machines
         with suppress(OrchestrateError):
-            return self._read()
+            if found := self._read():
+                return found
         return kept.machines if kept else known()
 
     def price(self, resources: Resources) -> Hourly | None:
@@ -156,6 +157,8 @@ class Sky(AwayPlace):
         now = datetime.now(UTC)
         with self._asked():
             found = cheapest(self._bridge.ask("machines", clouds=self._clouds), now)
+        if not found:  # a cloud that is set up next is seen at once
+            return found
         with suppress(OSError):
             private_folder(self._list_file.parent)
             write_whole(self._list_file, Listed(at=now, machines=found).to_json())
