@@ -131,6 +131,8 @@ def _waiting(
     if fewest < rule.min_users:
         return f"{fewest:,} of {rule.min_users:,} users of each arm were seen at {phase.share:.0%}"
     hours = (now - phase.at).total_seconds() / 3600
+    if hours < 0:
+        return f"the clock of this machine ({now:%Y-%m-%d %H:%M} UTC) lies before the beginning of this phase"
     if hours < rule.min_hours:
         return f"{hours:.1f} of {rule.min_hours:g} hours at {phase.share:.0%} are over"
     return None

@@ -228,6 +228,24 @@ def test_it_rolls_back_what_is_worse(store: Store, metric: str) -> None:
     assert {experiment.assign(u).arm for u in arms["tuned"]} == {"base"}
 
 
+def test_a_clock_that_was_set_back_decides_nothing_and_is_told(store: Store, clock: Later) -> None:
+    """Who gets which model, and what is known, does not hang on the time of day."""
+    experiment = Experiment.begin(PLAN, store)
+    arms = given_models(experiment, store, 1200)
+    clock.hours = -9000
+    told(experiment, arms, base=0.2, tuned=0.9)
+    assert {arm: {experiment.assign(u).arm for u in users} for arm, users in arms.items()} == {
+        "base": {"base"},
+        "tuned": {"tuned"},
+    }
+    held = experiment.step()
+    assert held.decision.verb == "hold" and "the clock of this machine (2025-10-" in held.decision.why
+    clock.hours = 24 * 365 * 10
+    assert experiment.step().phases[-1].verb == "ramp"
+    clock.hours = 2
+    assert experiment.report().phases[-1].verb == "ramp"
+
+
 def test_a_worsening_within_its_margin_is_borne(store: Store, clock: Later) -> None:
     borne = replace(RESOLVED, margin=0.3)
     rule = replace(PLAN.rule, goal="not worse", stages=(50, 100))

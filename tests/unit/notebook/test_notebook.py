@@ -53,7 +53,11 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         client = NotebookClient(
-            written, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+            written,
+            timeout=300,
+            startup_timeout=300,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(tmp_path)}},
         )
         return client.execute()
 

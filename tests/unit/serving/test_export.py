@@ -173,13 +173,25 @@ def test_an_adapter_whose_configuration_is_broken_is_refused_with_its_folder(
             written(tmp_path, form, tmp_path / "x")
 
 
-def test_a_full_disk_leaves_nothing_and_is_told_as_one(known: Known, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("peft", b"no room on the disk"),
+        pytest.param("merged", b"weights could not be written", marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_disk_leaves_nothing_and_is_told_as_one(
+    form: str, said: bytes, known: Known, tmp_path: Path
+) -> None:
     """The files of one command may not be larger than 200 KB, as on a disk that has no more."""
     ended = command.run(
-        [str(known.adapter), str(tmp_path / "x")], cwd=tmp_path, env=os.environ, program=on_a_full_disk
+        [str(known.adapter), str(tmp_path / "x"), "--to", form],
+        cwd=tmp_path,
+        env=os.environ,
+        program=on_a_full_disk,
     )
     assert ended.code == 3, ended.err
-    assert b"no room on the disk" in ended.err and b"free some" in ended.err
+    assert said in ended.err and b"free some" in ended.err
     assert not list(tmp_path.iterdir())
 
 
@@ -187,7 +199,7 @@ def on_a_full_disk(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     os.environ["ORCHESTRATE_HOME"] = tempfile.mkdtemp()
-    command.orchestrate(["export", *arguments, "--to", "peft", "--no-prove"])
+    command.orchestrate(["export", *arguments, "--no-prove"])
 
 
 def test_a_folder_that_holds_something_is_left_alone(known: Known, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.job import Preferences
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import MOST_ROWS, Batch, Objective
 from orchestrate.local.objectives.losses import Preference, token_losses
@@ -96,3 +97,15 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.
     kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     kept[:] = np.nan
     return kept
+
+
+def preference_of(method: Preferences) -> Preference:
+    return Preference(
+        beta=method.beta or 0.1,
+        normalize_by_length=bool(method.normalize_by_length),
+        rpo_alpha=method.rpo_alpha,
+        simpo_gamma=method.simpo_gamma,
+        orpo=method.loss == "orpo",
+        ipo=method.loss == "ipo",
+        label_smoothing=method.label_smoothing or 0.0,
+    )

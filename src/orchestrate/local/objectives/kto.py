@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.job import Preferences
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import MOST_ROWS, Batch, Sums, add, means
 from orchestrate.local.objectives.dpo import JudgedObjective, open_kept, reference_of
@@ -188,4 +189,12 @@ def with_mismatched(
         before.flush()
     return replace(
         rows, before=np.load(folder / "before.npy", mmap_mode="r"), mismatched=np.load(path, mmap_mode="r")
+    )
+
+
+def desirability_of(method: Preferences) -> Desirability:
+    return Desirability(
+        beta=method.beta or 0.1,
+        desirable_weight=method.desirable_weight or 1.0,
+        undesirable_weight=method.undesirable_weight or 1.0,
     )

@@ -28,11 +28,10 @@ from orchestrate.local.model.files import models
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling.sampling import Sampler
 from orchestrate.local.objectives.base import Objective
-from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, with_reference
+from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, preference_of, with_reference
 from orchestrate.local.objectives.grading import Grader, refusal
 from orchestrate.local.objectives.grpo import PolicyObjective
-from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_mismatched
-from orchestrate.local.objectives.losses import Desirability, Preference
+from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, desirability_of, with_mismatched
 from orchestrate.local.plan import fitting, throughput
 from orchestrate.local.plan.paces import READ_SHARE, Pace
 from orchestrate.local.run import export
@@ -202,9 +201,9 @@ class Session:
         match self.job.method:
             case Preferences(unpaired=True) as method:
                 mismatch = Mismatch(self.job.hyper.batch_size, self.job.seed, self.limit)
-                return UnpairedObjective(self.loaded, pad, _desirability(method), mismatch, packing=packing)
+                return UnpairedObjective(self.loaded, pad, desirability_of(method), mismatch, packing=packing)
             case Preferences() as method:
-                return PairObjective(self.loaded, pad, _preference(method), packing=packing)
+                return PairObjective(self.loaded, pad, preference_of(method), packing=packing)
             case Reinforcement() as method:
                 return self._policy(method)
             case _:
@@ -375,26 +374,6 @@ class Session:
             self.run.add_event(
                 f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
             )
-
-
-def _preference(method: Preferences) -> Preference:
-    return Preference(
-        beta=method.beta or 0.1,
-        normalize_by_length=bool(method.normalize_by_length),
-        rpo_alpha=method.rpo_alpha,
-        simpo_gamma=method.simpo_gamma,
-        orpo=method.loss == "orpo",
-        ipo=method.loss == "ipo",
-        label_smoothing=method.label_smoothing or 0.0,
-    )
-
-
-def _desirability(method: Preferences) -> Desirability:
-    return Desirability(
-        beta=method.beta or 0.1,
-        desirable_weight=method.desirable_weight or 1.0,
-        undesirable_weight=method.undesirable_weight or 1.0,
-    )
 
 
 def _require(path: Path) -> None:
