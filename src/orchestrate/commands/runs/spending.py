@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from orchestrate import watching
@@ -282,7 +281,7 @@ def _warning(text: str) -> Text:
     return Text.assemble(("warning: ", "yellow"), hide(text))
 
 
-def _breakdown(breakdown: Breakdown, total: Sum) -> Table:
+def _breakdown(breakdown: Breakdown, total: Sum) -> RenderableType:
     groups = breakdown.groups
     shown = table(breakdown.by, "spent", "committed", "runs", "deployments", "cost not known", right=_NUMBERS)
     spent, committed = [g.spent_usd for g in groups], [g.committed_usd for g in groups]
@@ -310,7 +309,7 @@ def _column(parts: Sequence[Decimal]) -> list[str]:
     ]
 
 
-def _standing(standing: Sequence[Found]) -> Table:
+def _standing(standing: Sequence[Found]) -> RenderableType:
     names = ("still there", "what", "id", "name", "state", "bills", "$/hour", "whose")
     shown = table(*names, right=("$/hour",), fold=("id", "name", "whose"))
     for found in standing:
