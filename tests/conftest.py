@@ -18,6 +18,9 @@ from tests.workers import Nursery
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 """No test looks into the keyring of the one who runs it."""
 
+os.environ["ORCHESTRATE_TODAY"] = "2026-11-26"
+"""Models are retired and prices end: the tests hold on any day."""
+
 for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         # By nohup or in a script's background these are ignored, and so by every command that a test starts.

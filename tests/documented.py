@@ -29,11 +29,12 @@ def commands(page: Path) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of a person who has set nothing."""
+    """Of a person who has set nothing, on the day of the tests."""
     kept = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}
     kept = {k: v for k, v in kept.items() if not k.startswith("ORCHESTRATE_")}
     return kept | {
         "HOME": str(folder),
+        "ORCHESTRATE_TODAY": os.environ["ORCHESTRATE_TODAY"],
         "ORCHESTRATE_HOME": str(folder / "home"),
         "ORCHESTRATE_KEYS": str(folder / "keys.toml"),
         "HF_HUB_OFFLINE": "1",

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, date, datetime
+
+from orchestrate.errors import ConfigError
+
+VARIABLE = "ORCHESTRATE_TODAY"
 
 
 def today() -> date:
     """The day in UTC. Hosts publish days without an hour or a zone, and a date that turned with the local
-    clock would close a host, or end a price, on one machine a day before it does on another."""
-    return datetime.now(UTC).date()
+    clock would close a host, or end a price, on one machine a day before it does on another.
+
+    `ORCHESTRATE_TODAY=2027-01-07` asks what will hold, or held, on another day: models, closings and prices.
+    What a host itself says, and when a run was made, stay as they are. Raises `ConfigError` for no day."""
+    asked = os.environ.get(VARIABLE)
+    if not asked:
+        return datetime.now(UTC).date()
+    try:
+        return date.fromisoformat(asked)
+    except ValueError:
+        raise ConfigError(
+            f"{VARIABLE} is {asked!r}, which is no day", fix=f"write it as 2027-01-07, or: unset {VARIABLE}"
+        ) from None

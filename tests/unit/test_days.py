@@ -12,12 +12,14 @@ import pytest
 import orchestrate
 from orchestrate import catalog, days
 from orchestrate.costing import Prices
+from orchestrate.errors import ConfigError
 from orchestrate.profile import profile
 
 
 @pytest.fixture(params=["Pacific/Kiritimati", "Etc/GMT+12"])
 def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """26 hours apart: on one of them it is always another day than in UTC."""
+    monkeypatch.delenv(days.VARIABLE)
     monkeypatch.setenv("TZ", request.param)
     time.tzset()
     yield request.param
@@ -49,3 +51,17 @@ def test_a_model_is_looked_up_on_that_day() -> None:
     assert catalog.resolve("gpt-4o-mini", "openai").warnings == (
         catalog.resolve("gpt-4o-mini", "openai", days.today()).warnings
     )
+
+
+def test_another_day_can_be_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = profile("openai")
+    for day, closed in (("2027-01-05", False), ("2027-01-06", True)):
+        monkeypatch.setenv(days.VARIABLE, day)
+        assert days.today() == Prices("openai").on == date.fromisoformat(day)
+        assert (host.closed(days.today()) is not None) == closed
+
+
+def test_what_is_no_day_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(days.VARIABLE, "tomorrow")
+    with pytest.raises(ConfigError, match="'tomorrow', which is no day"):
+        days.today()
