@@ -66,7 +66,8 @@ def start(
 ) -> ForkServerProcess:
     """`streams`: the files that it reads from, writes to and complains to; with `terminal` one terminal,
     the one of its session. `program` is found by its name."""
-    task = (program, arguments, str(cwd), dict(env), streams, terminal)
+    day = {"ORCHESTRATE_TODAY": os.environ["ORCHESTRATE_TODAY"]}
+    task = (program, arguments, str(cwd), day | dict(env), streams, terminal)
     process = _server.Process(target=_become, args=task)
     process.start()
     return process

@@ -88,13 +88,7 @@ def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Jo
     home = folder / place
     home.mkdir()
     own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
-    env = {
-        **{
-            k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATE") or k == "ORCHESTRATE_TODAY"
-        },
-        **sandbox.env,
-        **own,
-    }
+    env = {**{k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATE")}, **sandbox.env, **own}
     streams = [home / name for name in ("in", "out", "err")]
     streams[0].touch()
 

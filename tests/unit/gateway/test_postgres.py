@@ -34,11 +34,7 @@ def test_two_gateways_make_each_job_once(
     for home, port in zip(homes, ports, strict=True):
         home.mkdir()
         own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
-        others = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("ORCHESTRATE") or name == "ORCHESTRATE_TODAY"
-        }
+        others = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATE")}
         env = {**others, **sandbox.env, **own, "ORCHESTRATE_STORE": url}
         streams = [home / name for name in ("in", "out", "err")]
         streams[0].touch()
