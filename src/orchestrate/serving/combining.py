@@ -118,9 +118,9 @@ def _require(
     if len(bases) > 1:
         raise UsageError(f"adapters of different bases cannot be merged: {', '.join(sorted(bases))}")
     for part in parts:
-        part.require_readable()
         if part.config.get("use_dora"):
             raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
+        part.require_readable()
     if weights is not None and len(weights) != len(parts):
         raise UsageError(f"{len(parts)} adapters take {len(parts)} weights; got {len(weights)}")
     if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
