@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
@@ -80,6 +81,13 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     home = tmp_path_factory.mktemp("sandbox")
     with running(home=home, train=False, speed=50, also=("azure", "nebius")) as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def forgotten(tmp_path: Path) -> Iterator[None]:
+    """A process goes on to know the hosts of a folder: those of one test are none of the next one's."""
+    yield
+    shutil.rmtree(tmp_path / "hosts", ignore_errors=True)
 
 
 @pytest.fixture
