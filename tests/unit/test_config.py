@@ -91,7 +91,7 @@ def test_the_key_file_is_private_and_a_public_one_is_refused(tmp_path: Path) -> 
 
 def test_a_sandbox_key_marks_the_host(tmp_path: Path) -> None:
     settings = config.load(
-        env=env_of(tmp_path, OPENAI_API_KEY="sandbox-x", TOGETHER_API_KEY="real-key"),
+        env=env_of(tmp_path, OPENAI_API_KEY="sandbox-of-another-0123", TOGETHER_API_KEY="real-key"),
         cwd=tmp_path,
     )
     assert settings.host("openai").sandbox and not settings.host("together").sandbox

@@ -151,7 +151,9 @@ def test_two_hosts_of_one_description(tmp_path: Path) -> None:
         profile = "azure"
         base_url = "https://west.openai.azure.com/openai/v1"
     """
-    found = settings(tmp_path, toml, EAST_API_KEY="sandbox-e", WEST_API_KEY="sandbox-w")
+    found = settings(
+        tmp_path, toml, EAST_API_KEY="sandbox-of-the-east-0123", WEST_API_KEY="sandbox-of-the-west-0123"
+    )
     east, west = (registry.make(name, found) for name in ("east", "west"))
     assert (east.kind, east.name, west.name) == ("azure", "east", "west")
     assert east.account() != west.account()
@@ -205,7 +207,7 @@ def test_a_wrong_description_says_where(tmp_path: Path, case: str) -> None:
     folder = tmp_path / "hosts"
     folder.mkdir()
     (folder / "cellar.yaml").write_text(yaml.safe_dump({**values, **changes}))
-    found = settings(tmp_path, CELLAR_API_KEY="sandbox-c")
+    found = settings(tmp_path, CELLAR_API_KEY="sandbox-of-the-cellar-0123")
     with pytest.raises(ConfigError, match=message) as caught:
         registry.make("cellar", found)
         built_in()
@@ -214,7 +216,7 @@ def test_a_wrong_description_says_where(tmp_path: Path, case: str) -> None:
 
 
 def test_a_host_without_an_address_says_what_it_looks_like(tmp_path: Path) -> None:
-    found = settings(tmp_path, AZURE_API_KEY="sandbox-a")
+    found = settings(tmp_path, AZURE_API_KEY="sandbox-of-azure-0123")
     with pytest.raises(ConfigError, match="https://NAME") as caught:
         registry.make("azure", found)
     assert "AZURE_BASE_URL" in str(caught.value.fix)
@@ -230,7 +232,9 @@ def test_a_profile_needs_its_type(tmp_path: Path) -> None:
 
 def nebius(tmp_path: Path, url: str, **env: str) -> Provider:
     return opened(
-        registry.make("nebius", settings(tmp_path, NEBIUS_BASE_URL=url, NEBIUS_API_KEY="sandbox-n", **env))
+        registry.make(
+            "nebius", settings(tmp_path, NEBIUS_BASE_URL=url, NEBIUS_API_KEY="sandbox-of-nebius-0123", **env)
+        )
     )
 
 
@@ -274,7 +278,7 @@ AZURE = """
 def test_a_tier_that_needs_another_version_of_the_api(tmp_path: Path, host: ScriptedHost) -> None:
     def azure(path: str, options: str = "") -> Provider:
         toml = AZURE % (f"{host.url}{path}", options)
-        return opened(registry.make("azure", settings(tmp_path, toml, AZURE_API_KEY="sandbox-a")))
+        return opened(registry.make("azure", settings(tmp_path, toml, AZURE_API_KEY="sandbox-of-azure-0123")))
 
     spec = JobSpec(
         model="gpt-4.1-mini", train="t", provider_options={"azure": {"trainingType": "developerTier"}}
@@ -288,12 +292,12 @@ def test_a_tier_that_needs_another_version_of_the_api(tmp_path: Path, host: Scri
         {"api-version": ["2025-04-01-preview"]},
         "developerTier",
     )
-    assert sent.headers["api-key"] == "sandbox-a"
+    assert sent.headers["api-key"] == "sandbox-of-azure-0123"
 
 
 def test_words_of_files_and_jobs_are_the_hosts(tmp_path: Path, host: ScriptedHost, train: str) -> None:
     toml = AZURE % (f"{host.url}/openai/v1", "")
-    provider = opened(registry.make("azure", settings(tmp_path, toml, AZURE_API_KEY="sandbox-a")))
+    provider = opened(registry.make("azure", settings(tmp_path, toml, AZURE_API_KEY="sandbox-of-azure-0123")))
     provider._files._sleep = lambda _: None  # type: ignore[attr-defined]
     file = {
         "id": "file-1",

@@ -217,7 +217,9 @@ def test_every_status_of_the_sdk_is_mapped() -> None:
 
 
 def test_a_further_instance_goes_by_its_own_name(tmp_path: Path) -> None:
-    other = TogetherProvider(HostConfig(name="together-eu", type="together", api_key=Secret("sandbox-x")))
+    other = TogetherProvider(
+        HostConfig(name="together-eu", type="together", api_key=Secret("sandbox-of-another-0123"))
+    )
     translation = other.translate(spec(model={"together-eu": "llama-3.1-8b"}))
     assert (translation.provider, translation.refused) == ("together-eu", ())
     path = tmp_path / "t.jsonl"
