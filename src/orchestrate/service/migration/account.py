@@ -105,8 +105,11 @@ class PreparedPlan:
         for an entry that cannot be carried out."""
         self._ft, self._path, self._again = ft, path, again
         self.plan = plans.read(path)
+        # Read before the steps are looked up: what another process submits in between is a step's run, no stray.
+        moved = self._moved()
         self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
-        self.strays = self._strays()
+        made = {step.known.id for step in self.steps if step.known is not None}
+        self.strays = [run for run in moved if run.id not in made]
         """Runs that moving the plan's runs has made and that are no step of it now: on a backend that it
         named before it was edited, tried again since, or of an entry that is skipped or was deleted."""
 
@@ -182,13 +185,12 @@ class PreparedPlan:
                 problems[step.entry.run] = error.message
         return [self._carried(step, made.get(step.entry.run), problems, folder, tell) for step in self.steps]
 
-    def _strays(self) -> list[Run]:
-        made = {step.known.id for step in self.steps if step.known is not None}
+    def _moved(self) -> list[Run]:
         left = [self._ft.run(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
         left += [str(r.data["run"]) for r in self._ft.store.history.records(MOVED, [self._mark])]
         rehearsed = {id: self._ft.run(id).record.sandbox for id in left if self._ft.store.runs.exists(id)}
         moved = [run for run in self._ft.store.runs.matching() if run.tags.get(TAG) in rehearsed]
-        return [run for run in moved if run.id not in made and run.sandbox == rehearsed[run.tags[TAG]]]
+        return [run for run in moved if run.sandbox == rehearsed[run.tags[TAG]]]
 
     @property
     def _mark(self) -> str:
