@@ -25,6 +25,7 @@ from orchestrate.service.measuring import Measuring
 from orchestrate.service.setup.opened import Opened
 from orchestrate.service.training.rerun import Rerunning
 from orchestrate.types import Bill, Feature, Job, JobStatus, Listing, Problem, Quote, Run, Translation
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -355,7 +356,8 @@ class Orchestrator(Measuring, Rerunning):
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
         from orchestrate.tracking import sync
 
-        return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
+        with work("asking the hosts about the runs"):
+            return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
