@@ -169,17 +169,17 @@ def quote(
 def _show_quotes(
     quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], *, markdown: bool
 ) -> None:
-    from orchestrate.service import reports
+    from orchestrate.service.training import quotes as shown
 
     if markdown:
-        typer.echo(reports.quote_markdown(quotes), nl=False)
+        typer.echo(shown.quote_markdown(quotes), nl=False)
         if totals:
-            typer.echo("\n" + reports.ownership_markdown(totals), nl=False)
+            typer.echo("\n" + shown.ownership_markdown(totals), nl=False)
     else:
-        out.print(reports.quote_table(quotes))
+        out.print(shown.quote_table(quotes))
         if totals:
             out.print()
-            out.print(reports.ownership_table(totals))
+            out.print(shown.ownership_table(totals))
         if live:
             _show_live(live)
 
