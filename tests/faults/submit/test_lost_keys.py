@@ -71,9 +71,8 @@ def test_a_key_finds_its_job_at_the_host_after_a_backup_was_restored(
     moved = shop.folder / "elsewhere.jsonl"
     moved.write_bytes(shop.rows.read_bytes())
     again = shop.spec.model_copy(update={"train": str(moved), "tags": {"attempt": "2"}})
-    for _ in range(2):
-        run = shop.ft.submit(again, name, idempotency_key="nightly-7")
-        assert (run.id, run.record.job_id) == (first.id, first.job_id)
+    run, same = (shop.ft.submit(again, name, idempotency_key="nightly-7") for _ in range(2))
+    assert {(one.id, one.record.job_id) for one in (run, same)} == {(first.id, first.job_id)}
     [told] = [event.message for event in run.events() if event.type == "taken_over"]
     assert first.job_id is not None and first.job_id in told and "nothing was sent" in told
     assert run.record.spec["tags"] == {"attempt": "2"} and run.record.quote is not None
