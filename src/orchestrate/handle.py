@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 class Home(Protocol):
     """What a run's handle needs of the `Orchestrator` that gave it."""
 
-    settings: Settings
-
+    @property
+    def settings(self) -> Settings: ...
     @property
     def store(self) -> Store: ...
     def provider(self, name: str) -> Provider: ...
