@@ -73,6 +73,7 @@ class ScriptedHost:
 def scripted_host() -> Iterator[ScriptedHost]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else a body waits until its head is acknowledged
 
         def _serve(self) -> None:
             url = urlsplit(self.path)

@@ -10,7 +10,7 @@ import codecs
 import os
 import sys
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -22,6 +22,7 @@ from typer.main import get_command, get_group
 
 from orchestrate.commands.terminal.pages import reworded, worded
 from orchestrate.text import escaped, inert, lookalike
+from orchestrate.underway import Told, heard_by
 
 _WRITABLE = "orchestrate"
 """The name of our handler of characters that an encoding has not."""
@@ -281,12 +282,18 @@ class _Guarded:
         return getattr(self.rich_proxied_file, name)
 
 
+def _show(what: str, unit: str) -> AbstractContextManager[Told]:
+    from orchestrate.commands.terminal.console import under_way
+
+    return under_way(what, unit)
+
+
 def main() -> None:
     """Entry point of the command: runs it, and turns an error into a message and an exit code."""
     as_json = "--json" in sys.argv
     try:
         # A wrong command line may hold a hostile file name, so that typer must not print it.
-        with guarded_streams():
+        with guarded_streams(), nullcontext() if as_json else heard_by(_show):
             code = app(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:

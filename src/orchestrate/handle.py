@@ -29,6 +29,7 @@ from orchestrate.types import (
     Run,
     SubmitPhase,
 )
+from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 class Home(Protocol):
     """What a run's handle needs of the `Orchestrator` that gave it."""
 
-    settings: Settings
-
+    @property
+    def settings(self) -> Settings: ...
     @property
     def store(self) -> Store: ...
     def provider(self, name: str) -> Provider: ...
@@ -230,15 +231,21 @@ class RunHandle:
         models = private_folder(self._ft.settings.home / "models")
         if dest is not None or checkpoint is not None:
             folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
-            return self._here().download(self.record.handle, folder, checkpoint=checkpoint, progress=progress)
+            return self._fetched(folder, checkpoint, progress)
         from orchestrate.providers.files import downloads
 
         folder = models / self.id
         found = downloads.read(folder)
         if found is None:
-            found = self._here().download(self.record.handle, folder, progress=progress)
+            found = self._fetched(folder, None, progress)
             downloads.write(folder, found)
         return found
+
+    def _fetched(self, folder: Path, checkpoint: str | None, progress: Progress | None) -> Artifact:
+        with work(f"downloading from {self.record.provider}", BYTES) as told:
+            return self._here().download(
+                self.record.handle, folder, checkpoint=checkpoint, progress=progress or told
+            )
 
     def downloaded(self) -> Artifact | None:
         """What `download` has put into the home folder, by what it wrote down."""

@@ -6,7 +6,7 @@ What could not be asked is told and never counted as nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -22,6 +22,7 @@ from orchestrate.costing.spent.expenses import Sum as Sum
 from orchestrate.costing.spent.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -219,6 +220,9 @@ class Spender:
             of.setdefault(one.provider, []).append(one)
         with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
             asked = [threads.submit(self._ask, name, of[name], sandbox) for name in of]
+            with work("asking the backends what bills") as told:
+                for done, _ in enumerate(as_completed(asked), 1):
+                    told(done, len(asked))
             return [answer.result() for answer in asked]
 
     def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _Answer:

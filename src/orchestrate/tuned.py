@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate import text
 from orchestrate.catalog.models import lookup
 from orchestrate.deployment import require_open, used
 from orchestrate.errors import SetupError, UsageError
@@ -28,6 +29,7 @@ from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Adapter, Export, Feature, Merged, Proof, Sheet
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.handle import Home, RunHandle
@@ -166,7 +168,8 @@ def export(
     """
     tuned = of(home, subject)
     agree(home, tuned, accept_licence)
-    made = forms.export(tuned, form, folder, options)
+    with work(f"writing it as {form}"):
+        made = forms.export(tuned, form, folder, options)
     tell(f"written to {made.folder}")
     if not prove:
         return made
@@ -296,8 +299,17 @@ def merge(
     tuned = [of(home, part) for part in parts]
     for one in tuned:
         agree(home, one, accept_licence)
-    made = combining.combine(
-        tuned, [key_of(p) for p in parts], folder, method=method, weights=weights, density=density, rank=rank
-    )
-    subject = Path(made.folder)
-    return msgspec.structs.replace(made, proof=verify(home, subject, made.folder))
+    names = [key_of(p) for p in parts]
+    with work(f"merging {text.count(len(tuned), 'adapter')}"):
+        made = combining.combine(
+            tuned, names, folder, method=method, weights=weights, density=density, rank=rank
+        )
+    made = msgspec.structs.replace(made, proof=verify(home, Path(made.folder), made.folder))
+    for run_id in {part.id for part in parts if not isinstance(part, Path)}:
+        home.store.history.add_record(run_id, "merge", made)
+    return made
+
+
+def merges(home: Home, run_id: str) -> list[Merged]:
+    """Of which a run is a part, oldest first."""
+    return [Merged.from_dict(r.data) for r in home.store.history.records("merge", [run_id])]

@@ -1,29 +1,66 @@
-"""What a log is told of a long work: little, and what is true by the clock."""
+"""What a long work tells: a bar on a terminal, elsewhere little, and what is true by the clock."""
 
 from __future__ import annotations
 
-from orchestrate.commands.terminal.waiting import EVERY_S, Lines
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from orchestrate.commands.terminal.waiting import EVERY_S, SHOWN_AFTER_S, Bars
+from orchestrate.underway import BYTES, heard_by, work
 
 
-def test_a_line_now_and_then_with_what_is_left() -> None:
-    now, written = [0.0], list[str]()
-    lines = Lines(written.append, lambda: now[0])
-    for second in range(101):  # a steady work of 200 seconds, seen for half of it
-        now[0] = float(second)
-        lines.tell("reading", second * 5, 1000)
-    assert written == [
-        "reading: 15%, about 2m 50s left",
-        "reading: 30%, about 2m 20s left",
-        "reading: 45%, about 1m 50s left",
+@pytest.fixture
+def now() -> list[float]:
+    return [0.0]
+
+
+def bars(now: list[float], *, terminal: bool) -> tuple[Bars, Callable[[], str]]:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=100, no_color=True)
+    return Bars(console, clock=lambda: now[0]), written.getvalue
+
+
+def test_a_line_now_and_then_with_what_is_left(now: list[float]) -> None:
+    listener, written = bars(now, terminal=False)
+    with heard_by(listener), work("reading a.jsonl", BYTES) as told:
+        for second in range(101):  # a steady work of 200 seconds, seen for half of it
+            now[0] = float(second)
+            told(second * 5 << 20, 1000 << 20)
+            listener.look()
+    assert written().splitlines() == [
+        "reading a.jsonl: 150 MiB of 1000 MiB, about 2m 50s left",
+        "reading a.jsonl: 300 MiB of 1000 MiB, about 2m 20s left",
+        "reading a.jsonl: 450 MiB of 1000 MiB, about 1m 50s left",
     ]
 
 
-def test_of_a_work_without_a_known_end_only_the_time_is_told() -> None:
-    now, written = [0.0], list[str]()
-    lines = Lines(written.append, lambda: now[0])
-    now[0] = EVERY_S - 1
-    lines.tell("asking", 3, None)
-    assert not written, "short works are silent"
-    now[0] = EVERY_S
-    lines.tell("asking", 3, None)
-    assert written == ["asking: 30s so far"]
+def test_of_a_work_without_a_known_end_only_the_time_is_told(now: list[float]) -> None:
+    listener, written = bars(now, terminal=False)
+    with heard_by(listener), work("asking"):
+        now[0] = EVERY_S - 1
+        listener.look()
+        assert not written(), "short works are silent"
+        now[0] = EVERY_S
+        listener.look()
+    assert written() == "asking: 30s so far\n"
+
+
+def test_a_terminal_has_a_bar_for_what_takes_a_while(now: list[float]) -> None:
+    listener, written = bars(now, terminal=True)
+    with heard_by(listener), work("asking") as told:
+        told(30, 120, "tuned")
+        listener.look()
+        assert not written(), "a short work has none"
+        now[0] = max(10.0, SHOWN_AFTER_S)
+        listener.look()
+    assert "asking" in written() and "30 of 120, tuned" in written() and "about 30s left" in written()
+    assert "\x1b[2K" in written().rpartition("left")[2], "it is taken away at the end"
+
+
+def test_nobody_is_told_unless_somebody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    with work("reading") as told:
+        told(1, 2)
+    assert capsys.readouterr() == ("", "")

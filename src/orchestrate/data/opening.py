@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from orchestrate.data.facts import Content, Facts, TokenCount
 from orchestrate.data.files.sources import Source, source
 from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
-from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, scan
+from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, rows_file, scan
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes import known, unread
@@ -26,6 +27,7 @@ from orchestrate.data.tokens import cache, counting
 from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem
+from orchestrate.underway import BYTES, work
 
 PARALLEL_BYTES = 24 << 20
 """Smaller files are read by this process: starting workers would take longer."""
@@ -86,7 +88,8 @@ def open_dataset(
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
     task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
-    total = run(task, lines.line_bytes, workers, progress, join)
+    with nullcontext(progress) if progress else work(f"reading {_name(path)}", BYTES) as told:
+        total = run(task, lines.line_bytes, workers, told, join)
     told = (*total.reported(path), *_whole_file(lines, renaming, total))
     facts = Facts(
         path=path,
@@ -135,6 +138,11 @@ def open_counted(
     if facts.digest != before:
         cache.keep_seen(path, columns, facts.digest, memory)
     return replace(opened, facts=facts)
+
+
+def _name(path: str) -> str:
+    """Of a file wherever it lies; what follows an address may be a secret."""
+    return path.rpartition("/")[2].partition("?")[0]
 
 
 def require_rows(data: Facts) -> None:
@@ -200,9 +208,9 @@ def first_lines(path: str) -> Iterator[bytes]:
     """Lines, without those over `_SNIFFED`, of which only a part would be seen. Raises `DataError` when no
     other is there."""
     told = passed = False
-    with Path(path).open("rb") as file:
-        if file.peek(3)[:3] == b"\xef\xbb\xbf":
-            file.read(3)
+    with rows_file(path) as file:
+        if file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
         while line := file.readline(_SNIFFED):
             if len(line) < _SNIFFED or line.endswith(b"\n"):
                 told = True

@@ -9,7 +9,6 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -23,8 +22,10 @@ from orchestrate.errors import DataError
 from orchestrate.handle import RunHandle
 from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.service.measuring import Measuring
+from orchestrate.service.setup.opened import Opened
 from orchestrate.service.training.rerun import Rerunning
 from orchestrate.types import Bill, Feature, Job, JobStatus, Listing, Problem, Quote, Run, Translation
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.service.setup.models import ModelChanges
-    from orchestrate.service.setup.sandbox import Inside
     from orchestrate.spec import JobSpec
     from orchestrate.spending import SpendingReport
     from orchestrate.tracking import Store, SyncReport
@@ -51,18 +51,14 @@ class Orchestrator(Measuring, Rerunning):
     """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
     until it is needed; use as a context manager."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | Opened | None = None) -> None:
         """`settings` default to `orchestrate.config.load()`. Raises `ConfigError`."""
         if settings is None:
             from orchestrate import config
 
             settings = config.load()
-        self.settings = settings
-        self.settings.make_home()
-        self._providers: dict[str, Provider] = {}
-        self._opened: Store | None = None
-        self._opening = threading.RLock()
-        self._inside: dict[str, Inside] = {}
+        self._opened = settings if isinstance(settings, Opened) else Opened(settings)
+        self._inside: dict[str, Orchestrator] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -72,24 +68,22 @@ class Orchestrator(Measuring, Rerunning):
 
     def close(self) -> None:
         """Lets go of connections and the store. Runs go on: they do not live in this process."""
-        for provider in self._providers.values():
-            provider.close()
-        self._providers.clear()
         while self._inside:
             self._inside.popitem()[1].close()
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        self._opened.close()
+
+    @property
+    def settings(self) -> Settings:
+        return self._opened.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._opened.settings = settings
 
     @property
     def store(self) -> Store:
         """Raises `StoreError` when the store cannot be used as it is."""
-        with self._opening:
-            if self._opened is None:
-                from orchestrate.tracking import Store
-
-                self._opened = Store.open(self.settings.store_url)
-            return self._opened
+        return self._opened.store
 
     @cached_property
     def rates(self) -> RateBook:
@@ -110,12 +104,7 @@ class Orchestrator(Measuring, Rerunning):
 
     def provider(self, name: str) -> Provider:
         """The backend, ready to use; nothing is sent yet."""
-        with self._opening:
-            if name not in self._providers:
-                from orchestrate.providers import registry
-
-                self._providers[name] = registry.make(name, self.settings)
-            return self._providers[name]
+        return self._opened.provider(name)
 
     def ready(self, name: str) -> Provider:
         """The backend, when the key that it needs is there. Raises `MissingKey`."""
@@ -312,17 +301,13 @@ class Orchestrator(Measuring, Rerunning):
         """Newest first. `sandbox` asks for the runs of sandboxes, or for the others; by default there are
         none of a sandbox, unless the keys at hand are one's."""
         wanted = [status] if status else None
-        scope = self._scope if sandbox is None else sandbox
+        scope = self._opened.scope if sandbox is None else sandbox
         found = self.store.runs.matching(provider=provider, status=wanted, limit=limit, sandbox=scope)
         return Listing(self._handle(record) for record in found)
 
     def active_runs(self) -> Listing[RunHandle]:
         """Those that have not ended, newest first; of a sandbox as with `runs`."""
-        return Listing(map(self._handle, self.store.runs.matching(active=True, sandbox=self._scope)))
-
-    @property
-    def _scope(self) -> bool | None:
-        return None if self.settings.hosts.sandboxed else False
+        return Listing(map(self._handle, self.store.runs.matching(active=True, sandbox=self._opened.scope)))
 
     def home_of(self, record: Run) -> Orchestrator:
         """Where the run's backends are: here, or in its sandbox."""
@@ -331,7 +316,7 @@ class Orchestrator(Measuring, Rerunning):
         from orchestrate.service.setup.sandbox import Inside
 
         if record.host not in self._inside:
-            self._inside[record.host] = Inside(self, record.host)
+            self._inside[record.host] = Orchestrator(Inside(self._opened, record.host))
         return self._inside[record.host]
 
     def _handle(self, record: Run) -> RunHandle:
@@ -371,7 +356,8 @@ class Orchestrator(Measuring, Rerunning):
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
         from orchestrate.tracking import sync
 
-        return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
+        with work("asking the hosts about the runs"):
+            return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""

@@ -44,6 +44,7 @@ class Host:
 
         class Serve(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else a body waits until its head is acknowledged
 
             def answer(self) -> None:
                 parts = urlsplit(self.path)

@@ -17,6 +17,7 @@ from orchestrate.providers.base import Provider
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.service.setup.opened import Opened
 from orchestrate.spending import Asked, SpendingReport
 
 THEIRS = "sandbox-another-team"
@@ -236,8 +237,6 @@ def _moved(record: Any, provider: str) -> Any:
 
 
 def test_a_defect_of_one_backend_hides_no_other(open_at: Open) -> None:
-    ft = open_at()
-
     class Broken:
         title, host, sandbox = "Openai", "h", True
 
@@ -247,7 +246,12 @@ def test_a_defect_of_one_backend_hides_no_other(open_at: Open) -> None:
             raise ZeroDivisionError
 
     broken: Any = Broken()
-    ft._providers["openai"] = broken  # pyright: ignore[reportPrivateUsage]
+
+    class Half(Opened):
+        def provider(self, name: str) -> Any:
+            return broken if name == "openai" else super().provider(name)
+
+    ft = Orchestrator(Half(open_at().settings))
     broken.profile = ft.provider("together").profile
     broken.config = ft.provider("together").config
     report = ft.spending(sandbox=True)

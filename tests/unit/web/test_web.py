@@ -231,6 +231,13 @@ def test_a_port_that_cannot_be_had_is_said(url: str) -> None:
         pass
 
 
+def test_no_part_of_an_answer_waits_until_the_part_before_it_is_acknowledged() -> None:
+    with server.listen(0) as sock, socket.create_connection(sock.getsockname()):
+        taken, _ = sock.accept()
+        with taken:
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_page_holds_the_shared_parts_and_another_nonce_each_time() -> None:
     app = Starlette(routes=[pages.page("/", "orchestrate.data.operations", "review.html")])
     with server.serving(app) as root:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.generate import GenerateReport
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
-_TELL_EVERY_S = 5.0
 
 OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 KeyVariableOpt = Annotated[
@@ -196,20 +195,10 @@ def _show(report: GenerateReport) -> None:
 
 @contextmanager
 def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
-    """A bar on a terminal, else a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
-    told = time.monotonic()
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        task = bars.add_task("asking", total=rows)
+    """How many rows are there, by how many requests, at what price."""
+    with work("generating") as told:
 
         def tell(done: int, requests: int, usd: Decimal) -> None:
-            nonlocal told
-            text = count(requests, "request") + (f", {money(usd)}" if usd else "")
-            bars.update(task, completed=done, description=text)
-            if not err.is_terminal and time.monotonic() - told >= _TELL_EVERY_S:
-                told = time.monotonic()
-                note(f"{done:,} of {count(rows, 'row')}, {text}")
+            told(done, rows, count(requests, "request") + (f", {money(usd)}" if usd else ""))
 
         yield tell

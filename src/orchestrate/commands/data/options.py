@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from orchestrate.commands.terminal.console import err, note
-from orchestrate.commands.terminal.waiting import lines
+from orchestrate.commands.terminal.console import note
 from orchestrate.errors import UsageError
+from orchestrate.underway import BYTES, work
 
 FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
 MapOpt = Annotated[
@@ -77,23 +77,6 @@ def engine(name: str, workers: int | None) -> Generator[None]:
 
 @contextmanager
 def progress_bar(what: str) -> Generator[Progress]:
-    """A bar with rate and time left; where there is no terminal a line now and then."""
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        task, told = bars.add_task(what, total=None), lines()
-
-        def tell(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-            if told is not None:
-                told.tell(what, done, total)
-
-        yield tell
+    """How far the bytes of a file are."""
+    with work(what, BYTES) as told:
+        yield told

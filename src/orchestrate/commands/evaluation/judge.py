@@ -14,7 +14,6 @@ import typer
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
-    err,
     note,
     orchestrator,
     out,
@@ -23,10 +22,10 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import dollars, grouped
-from orchestrate.commands.terminal.waiting import lines
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan
@@ -263,20 +262,14 @@ def opened(page: Path) -> None:
 
 @contextmanager
 def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
-    """A bar on a terminal, else a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}")
-    told, answers = lines(), dict[str, int]()
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        task = bars.add_task("asking", total=questions)
+    """How many of all answers are there, and what they cost; with the name of the last one asked."""
+    answers = dict[str, int]()
+    with work("asking") as told:
 
         def tell(name: str, done: int, of: int, usd: Decimal) -> None:
             answers[name] = done
             spent = f", {money(usd)}" if usd else ""
-            bars.update(task, completed=sum(answers.values()), description=f"{name}{spent}")
-            if told is not None:
-                told.tell(f"{name}: {done:,} of {of:,}{spent}; of all", sum(answers.values()), questions)
+            told(sum(answers.values()), questions, f"{name} {done:,} of {of:,}{spent}")
 
         yield tell
 

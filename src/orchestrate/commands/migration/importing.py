@@ -19,12 +19,12 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
+from orchestrate.underway import Told, work
 
 if TYPE_CHECKING:
     from orchestrate.service.migration.importing import Held, Inventory, Taken
 
 SHOWN = 20
-EVERY = 250
 
 
 def take(
@@ -46,17 +46,19 @@ def take(
     again."""
     from orchestrate.service.migration import importing
 
-    def tell(what: str, done: int, of: int) -> None:
-        if done % EVERY == 0 or done == of:
-            note(f"{done:,}{f' of {of:,}' if of else ''} {what}")
-
     at = since.replace(tzinfo=UTC) if since else None
     kept = "what was imported is kept; the same command goes on with the rest"
     with orchestrator(context) as ft, goes_on(kept):
-        taken = [
-            importing.take(ft, name, since=at, every=every, details=details, files=files, tell=tell)
-            for name in ft.backends(providers)
-        ]
+        taken: list[Taken] = []
+        for name in ft.backends(providers):
+            with work(f"importing from {name}") as told:
+
+                def tell(what: str, done: int, of: int, told: Told = told) -> None:
+                    told(done, of, what)
+
+                taken.append(
+                    importing.take(ft, name, since=at, every=every, details=details, files=files, tell=tell)
+                )
     if json:
         print_json(taken)
     else:

@@ -19,6 +19,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.waiting import Bars
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.files import FULL
 from orchestrate.keys import hide
@@ -72,6 +73,9 @@ err = _Console(
     stderr=True, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else _WIDTH
 )
 """Progress, notes and errors."""
+
+under_way = Bars(err)
+"""Shows how far the work of the command is."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 RunArg = Annotated[

@@ -1,39 +1,135 @@
-"""How far a work is where no bar can be shown: a line now and then, with what, how far and how long still."""
+"""How far a work is: a bar on a terminal, elsewhere a line now and then; with what, how far and how long."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from orchestrate.commands.terminal.console import err, note
-from orchestrate.text import duration
+from rich.console import Console
+
+from orchestrate.text import duration, size
+from orchestrate.underway import BYTES, Told
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 EVERY_S = 30.0
+SHOWN_AFTER_S = 0.7
+"""What is done sooner is not worth a bar."""
 
 
-class Lines:
-    """Into a log or a pipe; silent on a terminal, which has a bar."""
+@dataclass
+class Work:
+    """One of those that are under way."""
 
-    def __init__(
-        self, write: Callable[[str], None] = note, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._write, self._clock = write, clock
-        self._begun = self._told = clock()
+    what: str
+    unit: str
+    begun: float
+    done: float = 0.0
+    total: float | None = None
+    detail: str = ""
+    task: TaskID | None = None
 
-    def tell(self, what: str, done: float, total: float | None) -> None:
-        """Both in one unit, whichever; `total` is `None` where it is not known."""
-        now = self._clock()
-        if now - self._told < EVERY_S:
+    def far(self) -> str:
+        """How much of it is done, as far as that can be said."""
+        of = f" of {self._amount(self.total)}" if self.total else ""
+        parts = [f"{self._amount(self.done)}{of}" if self.done or of else "", self.detail]
+        return ", ".join(part for part in parts if part)
+
+    def how_long(self, now: float) -> str:
+        taken = now - self.begun
+        if not self.total or not self.done:
+            return f"{duration(taken)} so far"
+        return f"about {duration(taken * max(0.0, self.total - self.done) / self.done)} left"
+
+    def line(self, now: float) -> str:
+        return f"{self.what}: {', '.join(part for part in (self.far(), self.how_long(now)) if part)}"
+
+    def _amount(self, value: float) -> str:
+        return size(int(value)) if self.unit == BYTES else f"{value:,.0f}"
+
+
+@dataclass
+class Bars:
+    """Listens to all work of a command. Work of several threads, and work within work, each have a line."""
+
+    console: Console
+    clock: Callable[[], float] = time.monotonic
+    _open: list[Work] = field(default_factory=list[Work])
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _shown: Progress | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _told: float = 0.0
+
+    @contextmanager
+    def __call__(self, what: str, unit: str = "") -> Generator[Told]:
+        now = self.clock()
+        mine = Work(what, unit, now)
+        with self._lock:
+            if not self._open:
+                self._told, self._ended = now, threading.Event()
+                threading.Thread(target=self._tick, args=(self._ended,), daemon=True).start()
+            self._open.append(mine)
+
+        def told(done: float, total: float | None = None, detail: str = "", /) -> None:
+            mine.done, mine.total, mine.detail = done, total if total else mine.total, detail or mine.detail
+
+        try:
+            yield told
+        finally:
+            with self._lock:
+                self._open.remove(mine)
+                self.look()
+                if not self._open:
+                    self._ended.set()
+                    self._hide()
+
+    def look(self) -> None:
+        """Shows how things stand now."""
+        with self._lock:
+            now = self.clock()
+            if self.console.is_terminal:
+                self._draw(now)
+            elif now - self._told >= EVERY_S:
+                self._told = now
+                for one in self._open:
+                    self.console.print(one.line(now), style="dim", soft_wrap=True)
+
+    def _tick(self, ended: threading.Event) -> None:
+        while not ended.wait(0.2):
+            self.look()
+
+    def _draw(self, now: float) -> None:
+        due = [one for one in self._open if now - one.begun >= SHOWN_AFTER_S]
+        if due and self._shown is None:
+            self._shown = _bars(self.console)
+        if self._shown is None:
             return
-        self._told = now
-        taken = now - self._begun
-        if not total or not done:
-            self._write(f"{what}: {duration(taken)} so far")
-            return
-        left = taken * max(0.0, total - done) / done
-        self._write(f"{what}: {min(1.0, done / total):.0%}, about {duration(left)} left")
+        known = {one.task for one in self._open}
+        for task in [task for task in self._shown.task_ids if task not in known]:
+            self._shown.remove_task(task)
+        for one in due:
+            if one.task is None:
+                one.task = self._shown.add_task(one.what, total=None, far="", long="")
+            self._shown.update(
+                one.task, completed=one.done, total=one.total, far=one.far(), long=one.how_long(now)
+            )
+        self._shown.start()
+        self._shown.refresh()
+
+    def _hide(self) -> None:
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            shown.stop()
 
 
-def lines() -> Lines | None:
-    """`None` on a terminal."""
-    return None if err.is_terminal else Lines()
+def _bars(console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress
+
+    columns = ("{task.description}", BarColumn(bar_width=24), "{task.fields[far]}", "{task.fields[long]}")
+    # Data go to standard output as they are, past the bars.
+    return Progress(*columns, console=console, transient=True, auto_refresh=False, redirect_stdout=False)

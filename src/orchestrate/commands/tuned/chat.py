@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from json import dumps
@@ -29,6 +29,7 @@ from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, inert
 from orchestrate.types import Message, Reply, decoding
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
@@ -93,8 +94,10 @@ def chat(
                     continue
             else:
                 conversation.append(Message(role="user", content=text))
-            pieces = None if json else _Pieces()
-            reply = talk.ask(conversation, pieces, **options)
+            with ExitStack() as waiting:
+                waiting.enter_context(work("waiting for the answer"))
+                pieces = None if json else _Pieces(waiting)
+                reply = talk.ask(conversation, pieces, **options)
             said = Message(role="assistant", content=reply.content, tool_calls=reply.tool_calls)
             conversation.append(said)
             called = list(reply.tool_calls)
@@ -148,11 +151,14 @@ def _opening(handle: RunHandle, asked: Asked) -> list[Message]:
 class _Pieces:
     """Writes an answer as it comes, in one colour with what follows."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: ExitStack) -> None:
+        """`waiting` ends with the first piece."""
         self._any = False
+        self._waiting = waiting
 
     def __call__(self, piece: str) -> None:
         self._any = True
+        self._waiting.close()
         sys.stdout.write(inert(piece))
         sys.stdout.flush()
 

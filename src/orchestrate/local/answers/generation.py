@@ -22,6 +22,7 @@ from orchestrate.local import pipe
 from orchestrate.local.model.files.models import source
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply, decoding
+from orchestrate.underway import work
 
 Prompt = Sequence[Message | Mapping[str, Any]]
 """The messages so far. A mapping may carry what `Message` has no field for: tool calls, a tool's name."""
@@ -76,7 +77,8 @@ class Generator:
             ),
         )
         self._send({"model": self.model, "adapter": self.adapter, **self._options})
-        self._receive()
+        with work("loading the model"):
+            self._receive()
 
     def generate(
         self,

@@ -105,7 +105,8 @@ class PreparedPlan:
         for an entry that cannot be carried out."""
         self._ft, self._path, self._again = ft, path, again
         self.plan = plans.read(path)
-        # Read before the steps are looked up: what another process submits in between is a step's run, no stray.
+        # Read before the steps are looked up: what another process submits in between is a step's run, and
+        # no stray.
         moved = self._moved()
         self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
         made = {step.known.id for step in self.steps if step.known is not None}

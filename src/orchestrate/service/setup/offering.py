@@ -3,8 +3,11 @@ folder yet there are no runs."""
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from orchestrate import catalog, config
 from orchestrate.providers import registry
+from orchestrate.service.setup.opened import Opened
 from orchestrate.types import Run
 
 
@@ -25,10 +28,8 @@ def formats() -> list[str]:
 
 def runs(most: int = 50) -> list[Run]:
     """The newest first."""
-    from orchestrate.service.orchestrator import Orchestrator
-
     settings = config.load()
     if not settings.home.exists():
         return []
-    with Orchestrator(settings) as ft:
-        return [run.record for run in ft.runs(limit=most)]
+    with closing(Opened(settings)) as opened:
+        return opened.store.runs.matching(limit=most, sandbox=opened.scope)

@@ -12,7 +12,7 @@ import msgspec
 
 from orchestrate import sandbox
 from orchestrate.errors import SetupError
-from orchestrate.service.orchestrator import Orchestrator
+from orchestrate.service.setup.opened import Opened
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -46,12 +46,12 @@ def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping
         yield env
 
 
-class Inside(Orchestrator):
-    """The backends as the runs at one host of a sandbox see them, over the store of another Orchestrator:
-    that one's, where its keys are the sandbox's; else those of this home's sandbox, which is started for as
-    long as this is open, as it was the last time, unless it runs."""
+class Inside(Opened):
+    """The backends as the runs at one host of a sandbox see them, over the store of another: that one's,
+    where its keys are the sandbox's; else those of this home's sandbox, which is started for as long as this
+    is open, as it was the last time, unless it runs."""
 
-    def __init__(self, outside: Orchestrator, host: str) -> None:
+    def __init__(self, outside: Opened, host: str) -> None:
         super().__init__(outside.settings)
         self._outside, self._host, self._up = outside, host, ExitStack()
         self._entered = False
@@ -62,7 +62,7 @@ class Inside(Orchestrator):
 
     def provider(self, name: str) -> Provider:
         """Raises `SetupError` when the runs are of another sandbox than this home's."""
-        with self._opening:
+        with self.lock:
             if not self._entered and (backend := self._outside.provider(name)).sandbox:
                 return backend
             if not self._entered:

@@ -17,6 +17,7 @@ from orchestrate.evaluation.statistics import wilson
 from orchestrate.serving.proof.heard import Asked, Heard, Place
 from orchestrate.text import count
 from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
+from orchestrate.underway import work
 
 LEAST_FLOOR = 0.01
 """Nats a token. Two engines in the same precision lie about 0.004 apart."""
@@ -27,6 +28,11 @@ end."""
 
 def verify(sheet: Sheet, place: Place, *, run_id: str, weights: str | None = None) -> Proof:
     """Asks `place` and judges. Raises what the place raises when it cannot be asked at all."""
+    with work(f"asking {place.at}"):
+        return _judged(sheet, place, run_id, weights)
+
+
+def _judged(sheet: Sheet, place: Place, run_id: str, weights: str | None) -> Proof:
     asked = place.prompts(sheet.probes)
     stages = [_tokens(sheet.probes, asked)]
     if sheet.canaries:

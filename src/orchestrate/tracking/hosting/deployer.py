@@ -40,6 +40,7 @@ from orchestrate.types import (
     Run,
     Standing,
 )
+from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -110,7 +111,8 @@ class Deployer:
                 deployment = self._apply(deployment, lambda d, _: _agreed(d, terms, price))
             self.reached("after-intent")
             if self.adapter is not None:
-                self.provider.adapters().upload(self.adapter, self.progress)
+                with work(f"sending the adapter to {self.provider.name}", BYTES) as told:
+                    self.provider.adapters().upload(self.adapter, self.progress or told)
                 self.reached("after-upload")
             return self._make(deployment, _with_limit(terms, price))
 

@@ -57,6 +57,7 @@ from orchestrate.types import (
     SubmitPhase,
     Translation,
 )
+from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
@@ -190,7 +191,10 @@ class Submitter(Settler):
                     fix=f"orchestrate cancel {run.id}, then submit again",
                 )
             try:
-                remote = self.provider.upload(sent.spec, data, sent.translation, progress=progress)
+                with work(f"sending the data to {self.provider.name}", BYTES) as told:
+                    remote = self.provider.upload(
+                        sent.spec, data, sent.translation, progress=progress or told
+                    )
             except (ProviderError, SetupError, DataError) as error:
                 self._refuse(run, error, lease)
                 raise

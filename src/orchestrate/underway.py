@@ -1,0 +1,51 @@
+"""Long work tells how far it is to whoever listens. Nobody does by default: a library does not print.
+
+with heard_by(listener), work("uploading train.jsonl", BYTES) as told:
+    told(done, total)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+BYTES = "bytes"
+
+
+class Told(Protocol):
+    """Called with how much is done, of how much in all where that is known, and what else is to be said."""
+
+    def __call__(self, done: float, total: float | None = None, detail: str = "", /) -> None: ...
+
+
+Listener = Callable[[str, str], AbstractContextManager[Told]]
+"""Is given what is done, and in which unit it is counted; listens for as long as its block lasts."""
+
+_listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Generator[None]:
+    """Within the block, of all work that this thread begins."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
+def work(what: str, unit: str = "") -> Generator[Told]:
+    """`what` begins with a verb, as in `reading train.jsonl`; without a `unit` things are counted."""
+    listener = _listener.get()
+    if listener is None:
+        yield _unheard
+        return
+    with listener(what, unit) as told:
+        yield told
+
+
+def _unheard(done: float, total: float | None = None, detail: str = "", /) -> None:
+    del done, total, detail
