@@ -236,7 +236,8 @@ def test_a_refusal_is_certain(world: World, found: AwayProvider, spec: JobSpec) 
 def test_several_gpus_of_one_machine(
     world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
 ) -> None:
-    """A process for each, where the model fits on each; what does not is not split over them."""
+    """A process for each: with the model on each where it fits, else with shares of it, and refused with both
+    sums where it does not fit so either."""
     if world.name == "kuberay":
         world.options = world.options.replace('"L40S"', '"H100:2"')
     found = world.provider(tmp_path)
@@ -246,7 +247,14 @@ def test_several_gpus_of_one_machine(
     assert not plan.refused, plan.refused
     count = int(two.partition(":")[2])
     assert plan.body["hyper"]["processes"] == count == plan.body["resources"]["count"]
-    large = on(world, spec.model_copy(update={"model": "llama-3.3-70b", "adapter": Full()}), gpu=two)
+    assert plan.body["hyper"]["sharded"] is False
+    full = spec.model_copy(update={"adapter": Full(type="full"), "batch_size": 2, "max_seq_length": 512})
+    small = full.model_copy(update={"model": "llama-3.1-8b"})
+    spread = found.translate(on(world, small, gpu=two, gradient_checkpointing=True))
+    # All weights of 8B take 130 GB: one H200 has them, an H100 does not.
+    assert not spread.refused and spread.body["hyper"]["sharded"] is (world.name != "hf-jobs")
+    assert spread.memory is not None and spread.memory.fits
+    large = on(world, full.model_copy(update={"model": "llama-3.3-70b"}), gpu=two)
     [refused] = found.translate(large).refused
-    assert "holds the model whole" in str(refused.rule)
+    assert "whole on each" in str(refused.rule) and f"in {count} shares" in str(refused.rule)
     found.place.close()
