@@ -40,6 +40,7 @@ def desk_of(
     names: Sequence[str] = NAMES[:2],
     rubric: Rubric | None = None,
     seed: int = 0,
+    run_ids: tuple[str, ...] = ("run-1",),
 ) -> Desk:
     """A new review in the store, with its tasks on the disk."""
     review_id = store.reviews.new_id()
@@ -51,7 +52,7 @@ def desk_of(
         created_at=datetime.now(UTC),
         kind=kind,
         contenders=tuple(names),
-        run_ids=("run-1",),
+        run_ids=run_ids,
         rubric=rubric or Rubric(name="plain", guide="Read both to the end."),
         evaluation="eval-1",
         dataset="test.jsonl",

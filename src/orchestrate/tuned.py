@@ -304,5 +304,12 @@ def merge(
         made = combining.combine(
             tuned, names, folder, method=method, weights=weights, density=density, rank=rank
         )
-    subject = Path(made.folder)
-    return msgspec.structs.replace(made, proof=verify(home, subject, made.folder))
+    made = msgspec.structs.replace(made, proof=verify(home, Path(made.folder), made.folder))
+    for run_id in {part.id for part in parts if not isinstance(part, Path)}:
+        home.store.history.add_record(run_id, "merge", made)
+    return made
+
+
+def merges(home: Home, run_id: str) -> list[Merged]:
+    """Of which a run is a part, oldest first."""
+    return [Merged.from_dict(r.data) for r in home.store.history.records("merge", [run_id])]

@@ -13,6 +13,8 @@ from tests.cli.conftest import Cli
 from tests.cli.serving import served
 from tests.paths import BUNDLED
 
+from orchestrate import Orchestrator, config, tuned
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ORDERS = BUNDLED / "orders"
 
@@ -30,7 +32,7 @@ def trained(cli: Cli, folder: Path, *more: str) -> str:
     return done.json[0]["id"]
 
 
-def test_from_training_to_proved_exports(cli: Cli, tmp_path: Path) -> None:
+def test_from_training_to_proved_exports(cli: Cli, cli_env: dict[str, str], tmp_path: Path) -> None:
     run = trained(cli, tmp_path)
     assert list((tmp_path / "home").rglob("proof.json")), "the training kept no sheet"
     made = cli("export", run, "out", "--to", "peft", "--json")
@@ -59,6 +61,9 @@ def test_from_training_to_proved_exports(cli: Cli, tmp_path: Path) -> None:
     assert merged.code == 0, merged.err
     assert merged.json["error"] < 1e-3 and merged.json["proof"]["state"] in ("proved", "in part")
     assert json.loads((tmp_path / "both" / "passport.json").read_bytes())["merged"]["parts"][0]["of"] == run
+    with Orchestrator(config.load(env=cli_env, cwd=tmp_path)) as ft:
+        for part in (run, other):
+            assert [made.folder for made in tuned.merges(ft, part)] == [merged.json["folder"]]
     refused = cli("merge", run, other, "--method", "cat", "-o", "both")
     assert refused.code == 2 and "is there already" in refused.err
 

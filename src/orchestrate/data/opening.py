@@ -16,7 +16,7 @@ from orchestrate.data.facts import Content, Facts, TokenCount
 from orchestrate.data.files.sources import Source, source
 from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
-from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, scan
+from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, rows_file, scan
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes import known, unread
@@ -208,9 +208,9 @@ def first_lines(path: str) -> Iterator[bytes]:
     """Lines, without those over `_SNIFFED`, of which only a part would be seen. Raises `DataError` when no
     other is there."""
     told = passed = False
-    with Path(path).open("rb") as file:
-        if file.peek(3)[:3] == b"\xef\xbb\xbf":
-            file.read(3)
+    with rows_file(path) as file:
+        if file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
         while line := file.readline(_SNIFFED):
             if len(line) < _SNIFFED or line.endswith(b"\n"):
                 told = True

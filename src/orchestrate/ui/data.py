@@ -43,7 +43,11 @@ class Looked:
 def routes(site: Site) -> list[Route]:
     def page(request: Request) -> Response:
         path = request.query_params.get("path", "").strip()
-        told: dict[str, Any] = {"looked": None, "error": None}
+        told: dict[str, Any] = {
+            "looked": None,
+            "error": None,
+            "models": [one.name for one in site.ft.models()],
+        }
         if path:
             try:
                 told["looked"] = _look(site, path)

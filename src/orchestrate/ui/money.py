@@ -3,11 +3,14 @@ end it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from decimal import Decimal
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrate.spending import Found
+from orchestrate.spending import Found, SpendingReport
 from orchestrate.ui.site import Copy, Site
 
 _BY = ("month", "backend", "tag")
@@ -18,6 +21,7 @@ def routes(site: Site) -> list[Route]:
         """What the store knows. What the hosts say takes a while: the page asks for it by itself."""
         sandbox = bool(request.query_params.get("sandbox")) or site.ft.settings.hosts.sandboxed
         asked = "sandbox=True, " if sandbox else ""
+        report = site.ft.spending(_BY, offline=True, sandbox=sandbox)
         return site.page(
             request,
             "money.html",
@@ -28,7 +32,8 @@ def routes(site: Site) -> list[Route]:
                 f"    report = ft.spending({list(_BY)!r}, {asked}offline=True)\n"
                 "    print(report.total.spent_usd, report.left_usd)",
             ),
-            report=site.ft.spending(_BY, offline=True, sandbox=sandbox),
+            report=report,
+            budgets=[] if sandbox else _budgets(site, report),
             sandbox=sandbox,
         )
 
@@ -39,6 +44,40 @@ def routes(site: Site) -> list[Route]:
         return site.page(request, "standing.html", here="money", report=report, ends=ends, way=id)
 
     return [Route("/money", page, methods=["GET"]), Route("/money/standing", standing, methods=["GET"])]
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What may be spent, and by whom."""
+
+    name: str
+    usd: Decimal
+    taken_usd: Decimal
+    """Spent and committed."""
+
+    @property
+    def left_usd(self) -> Decimal:
+        return self.usd - self.taken_usd
+
+
+def _budgets(site: Site, report: SpendingReport) -> list[_Budget]:
+    """That of the store, those of keys of the gateway, and those of what is deployed."""
+    from orchestrate.service.serving import gateway
+
+    found: list[_Budget] = []
+    if report.budget_usd is not None and report.left_usd is not None:
+        found.append(
+            _Budget("all runs and deployments", report.budget_usd, report.budget_usd - report.left_usd)
+        )
+    for key, taken, _ in gateway.keys(site.ft):
+        if key.budget_usd is not None:
+            found.append(_Budget(f"the gateway's key {key.name}", key.budget_usd, taken))
+    for one in site.ft.deployments():
+        if one.record.max_cost_usd is not None:
+            found.append(
+                _Budget(f"deployment {one.id}", one.record.max_cost_usd, one.spent_usd or Decimal(0))
+            )
+    return found
 
 
 def _way_to_end(found: Found) -> tuple[str, str] | None:

@@ -18,8 +18,8 @@ from starlette.routing import Route
 from orchestrate import specfile
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.types import Outcome, Severity
-from orchestrate.ui.site import Copy, Form, Site, first
+from orchestrate.types import Outcome, Run, Severity
+from orchestrate.ui.site import Copy, Form, Site, compact, first
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Offer
@@ -134,6 +134,16 @@ def checked(site: Site, given: Mapping[str, str]) -> Checked:
         return Checked(spec, site.ft.prepare(spec, given.get("provider", "")).offers[0])
     except (UsageError, DataError, SetupError) as error:
         return Checked(spec, None, error.message.splitlines(), error.fix)
+
+
+def continued(run: Run, origin: str) -> dict[str, str]:
+    """The form of a run that goes on from another one, or from a checkpoint of it."""
+    given = {"provider": run.provider}
+    for name, value in run.spec.items():
+        inner = cast("dict[str, Any]", value) if name in ("method", "adapter") and value else None
+        parts = {name: value} if inner is None else {f"{name}.{key}": one for key, one in inner.items()}
+        given |= {key: compact(one) for key, one in parts.items() if one not in (None, "", [], {})}
+    return {**given, "continue_from": origin}
 
 
 def routes(site: Site) -> list[Route]:

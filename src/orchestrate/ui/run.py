@@ -4,9 +4,11 @@ trained, what it costs, how it learns, what its host says, what became of its se
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -16,9 +18,10 @@ from starlette.routing import Route
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.handle import DeploymentHandle, RunHandle
 from orchestrate.keys import masked
-from orchestrate.types import Event, JobStatus, Outcome, Run, Setting
+from orchestrate.types import Checkpoint, Event, Feature, JobStatus, Outcome, Run, Setting
 from orchestrate.types.proof import newest
-from orchestrate.ui import actions
+from orchestrate.types.serving import Merged
+from orchestrate.ui import actions, new
 from orchestrate.ui.curves import AXES, charts
 from orchestrate.ui.runs import repeated, told
 from orchestrate.ui.site import Copy, Site
@@ -51,10 +54,11 @@ def routes(site: Site) -> list[Route]:
             copy=_copy(run),
             head=head_of(site, handle),
             worth=_worth(site, handle),
+            reviews=_reviews(site, run),
             proofs=newest(handle.proofs()),
             axes=AXES,
             settings=_settings(site, run),
-            checkpoints=handle.checkpoints(),
+            kept=_kept(site, handle),
             artifact=handle.downloaded(),
             lineage=_lineage(site, run),
             since=site.ft.store.clock.now().isoformat(),
@@ -155,15 +159,58 @@ def _settings(site: Site, run: Run) -> tuple[list[Setting], list[Setting]]:
 
 
 @dataclass(frozen=True)
+class _Kept:
+    """A checkpoint, or the end of the run, and what can be done with it: (label, path)."""
+
+    checkpoint: Checkpoint | None
+    acts: list[tuple[str, str]]
+
+
+def _kept(site: Site, handle: RunHandle) -> list[_Kept]:
+    """The end of a run that succeeded comes last. What is deployed is always the end."""
+    run, ended = handle.record, handle.record.status is JobStatus.SUCCEEDED
+    names = [] if site.read_only else [verb.name for verb in actions.possible(site, handle)]
+    onward = False
+    if not site.read_only:
+        with suppress(OrchestrateError):  # its backend is not configured any more
+            onward = Feature.CONTINUE_FROM in handle.provider.features
+    found: list[_Kept] = []
+    for one in [*handle.checkpoints(), *([None] if ended else [])]:
+        query = f"?{urlencode({'checkpoint': one.id})}" if one else ""
+        acts = [("Download", f"do/download{query}")] if "download" in names else []
+        if ended and not site.read_only:
+            acts.append(("Evaluate", f"evaluate{query}"))
+        if one is None and "deploy" in names:
+            acts.append(("Deploy", "do/deploy"))
+        acts = [(label, f"/runs/{run.id}/{path}") for label, path in acts]
+        origin = run.id if one is None else one.model
+        if ended and onward and origin:
+            acts.append(("Continue", f"/new?{urlencode(new.continued(run, origin))}"))
+        found.append(_Kept(one, acts))
+    return found
+
+
+def _reviews(site: Site, run: Run) -> list[tuple[str, list[str]]]:
+    """The id of each review of its answers, and what people said in it."""
+    from orchestrate.service.evaluation import reviewing
+
+    return [(desk.review.id, reviewing.said(site.ft, desk)) for desk in reviewing.of_run(site.ft, run.id)]
+
+
+@dataclass(frozen=True)
 class _Lineage:
     parent: str | None
     parent_id: str | None
     children: list[Run]
     alike: list[Run]
     """Runs of the same rows."""
+    merges: list[Merged]
+    """Adapters that it became a part of."""
 
 
 def _lineage(site: Site, run: Run) -> _Lineage:
+    from orchestrate.service.serving import tuned
+
     parent = run.spec.get("continue_from")
     others = [one.record for one in site.ft.runs(limit=1000, sandbox=run.sandbox) if one.id != run.id]
     names = {run.id, run.tuned_model, run.job_id} - {None}
@@ -173,6 +220,7 @@ def _lineage(site: Site, run: Run) -> _Lineage:
         parent_id if parent else None,
         [one for one in others if one.spec.get("continue_from") in names],
         [one for one in others if one.dataset_digest == run.dataset_digest][:8],
+        tuned.merges(site.ft, run.id),
     )
 
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.hosts import is_loopback
-from orchestrate.ui import actions, compare, data, money, new, quote, run, runs
+from orchestrate.ui import actions, compare, data, evaluate, money, new, quote, review, run, runs, tokens
 from orchestrate.ui.site import Site, static
 from orchestrate.web import server
 from orchestrate.web.guard import Guard
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from orchestrate.tracking import Watcher
 
 
-_PAGES = (runs, run, actions, compare, money, quote, data, new)
+_PAGES = (runs, run, actions, evaluate, tokens, review, compare, money, quote, data, new)
+_LONGEST_BODY = 16 << 20
+"""Of a row that was edited."""
 
 
 def app(site: Site) -> Starlette:
@@ -56,7 +58,9 @@ def serving(
             fix="add --read-only, or reach this machine through a tunnel: ssh -L 8080:localhost:8080 ...",
         )
     site, token = Site(ft, read_only), secrets.token_urlsafe(24)
-    guard = Guard(app(site), tokens={token: "reader" if read_only else "owner"}, names=names)
+    guard = Guard(
+        app(site), tokens={token: "reader" if read_only else "owner"}, names=names, max_body=_LONGEST_BODY
+    )
     watching = threading.Thread(
         target=lambda: watcher and watcher.run(site.closing), name="ui-watcher", daemon=True
     )

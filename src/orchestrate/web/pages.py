@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterable, Callable
+from html import escape
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -20,9 +21,10 @@ from orchestrate.types import decoding
 Asked = TypeVar("Asked")
 
 
-def page(path: str, package: str, name: str) -> Route:
+def page(path: str, package: str, name: str, *, back: Callable[[Request], str] | None = None) -> Route:
     """The page of an HTML file in a package. In it `NONCE` is the word that its styles and scripts need,
-    `/*LOOK*/` stands for the shared style and `/*SHARED*/` for the shared script."""
+    `/*LOOK*/` stands for the shared style and `/*SHARED*/` for the shared script. `back` gives a path
+    for a link at its head."""
 
     def answer(request: Request) -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
@@ -33,6 +35,8 @@ def page(path: str, package: str, name: str) -> Route:
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src data:"
         )
+        if back is not None:
+            text = text.replace("<header>", f'<header>\n  <a href="{escape(back(request))}">Back</a>', 1)
         return HTMLResponse(text.replace("NONCE", nonce), headers={"content-security-policy": policy})
 
     return Route(path, answer, methods=["GET"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,6 +15,7 @@ from orchestrate import JobSpec, JobStatus, Orchestrator, config
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.service.serving import gateway
 from orchestrate.text import money, rate
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site
@@ -136,13 +138,24 @@ def test_money_by_month_and_what_still_bills_with_the_way_to_end_it(
     assert f"/runs/{ready}/do/undeploy" not in Parsed(web.get("/money/standing?sandbox=1").text).links
 
 
+def test_budgets_are_told_with_what_is_left(tmp_path: Path) -> None:
+    env = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"), "ORCHESTRATE_BUDGET_USD": "40"}
+    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as real:
+        gateway.add_key(real, "team-a", budget_usd=Decimal("12.50"))
+        with TestClient(app(Site(real))) as web:
+            page = Parsed(web.get("/money").text)
+    assert {"all runs and deployments", "$40.00", "the gateway's key team-a", "$12.50"} <= {*page.texts}
+
+
 def test_a_checkpoint_is_downloaded_by_itself(web: TestClient, ft: Orchestrator, rows: Path) -> None:
     run = ft.submit(JobSpec(model="qwen3-8b", train=str(rows), epochs=2, checkpoints=2), "together")
     run.wait(poll_s=0.02)
     one = run.checkpoints()[0].id
     path = f"/runs/{run.id}/do/download"
     [link] = [
-        link for link in Parsed(web.get(f"/runs/{run.id}").text).links if unquote(link).endswith(f"={one}")
+        link
+        for link in Parsed(web.get(f"/runs/{run.id}").text).links
+        if unquote(link) == f"{path}?checkpoint={one}"
     ]
     asked = Parsed(web.get(link).text)
     assert asked.fields["checkpoint"] == one

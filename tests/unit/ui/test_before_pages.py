@@ -74,6 +74,11 @@ def test_the_inspector_says_what_the_commands_say(web: TestClient, ft: Orchestra
         {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": MARKUP}]}
         for n in range(20)
     ]
+    words = [f"w{n}" for n in range(200)]
+    for text in (words, [*words[:100], "changed", *words[101:]]):
+        rows.append(
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " ".join(text)}]}
+        )
     path.write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"messages": []}]) + "{broken\n"
     )
@@ -90,7 +95,8 @@ def test_the_inspector_says_what_the_commands_say(web: TestClient, ft: Orchestra
     changes = [json.loads(line) for line in Path(fixed["log"]).read_text().splitlines()]
     assert f"What a repair would change: {len(changes)} line" in page.text
     assert all(change["detail"] in page.text for change in changes)
-    assert "equal to row 1" in page.text and page.own == [] and "<img" not in html
+    assert "equal to row 1" in page.text and "near-duplicate" in page.texts
+    assert page.own == [] and "<img" not in html
 
 
 def test_a_file_that_cannot_be_read_is_told(web: TestClient, tmp_path: Path) -> None:

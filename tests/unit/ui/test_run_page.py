@@ -13,7 +13,17 @@ from tests.unit.ui.conftest import BEGUN, ESCAPES, MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import Orchestrator
-from orchestrate.types import Checkpoint, Event, JobError, JobStatus, MetricPoint, Proof, ProofStage, Verdict
+from orchestrate.types import (
+    Checkpoint,
+    Event,
+    JobError,
+    JobStatus,
+    Merged,
+    MetricPoint,
+    Proof,
+    ProofStage,
+    Verdict,
+)
 from orchestrate.ui.curves import Curve, aligned, charts
 
 
@@ -64,6 +74,26 @@ def test_a_run_without_anything_says_the_next_command(web: TestClient, make_run:
         "orchestrate download",
     ):
         assert command in page.text, command
+
+
+def test_a_merge_is_in_the_lineage_of_its_parts(web: TestClient, ft: Orchestrator, make_run: MakeRun) -> None:
+    one, two = make_run("one", **ended()), make_run("two", **ended())
+    made = Merged(
+        folder=f"/both/{MARKUP}",
+        files=(),
+        base_model="qwen3-8b",
+        method="ties_svd",
+        parts=(one.id, two.id),
+        weights=(1.0, 1.0),
+        ranks=(8, 16),
+        rank=24,
+        error=0.0,
+    )
+    ft.store.history.add_record(one.id, "merge", made)
+    page = shown(web, one.id)
+    assert f"/both/{MARKUP}" in page.texts and "by ties_svd, with" in page.text
+    assert f"/runs/{two.id}" in page.links
+    assert "Merged into" not in shown(web, two.id).text
 
 
 def test_a_failed_run_says_why_first(web: TestClient, make_run: MakeRun) -> None:

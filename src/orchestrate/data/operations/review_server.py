@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.routing import Route
 
 from orchestrate.data.operations.review import Review, Word
 from orchestrate.errors import UsageError
@@ -49,18 +50,25 @@ def serving(path: str, *, port: int = 0) -> Generator[Page]:
     """Serves the review of a file on 127.0.0.1 for the length of a `with` block; port 0 takes any free one.
 
     Raises `DataError` when the file cannot be read, `SetupError` when the port is taken."""
-    review, lock = Review(path), threading.Lock()
-    token = secrets.token_urlsafe(24)
+    review, token = Review(path), secrets.token_urlsafe(24)
+    app = Starlette(routes=review_routes("/", lambda _: review))
+    with server.serving(Guard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
+        yield Page(f"{root}/{token}/", review)
+
+
+def review_routes(
+    path: str, review_of: Callable[[Request], Review], back: Callable[[Request], str] | None = None
+) -> list[Route]:
+    """The page of the review that a request is about, and what it asks for; `back` leads to where it was
+    opened."""
+    lock = threading.Lock()
 
     def answer(asked: Asked, request: Request) -> dict[str, Any]:
+        review = review_of(request)
         with lock:
             return act(review, asked)
 
-    app = Starlette(
-        routes=[pages.page("/", __package__ or "", "review.html"), pages.action("/", Asked, answer)]
-    )
-    with server.serving(Guard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
-        yield Page(f"{root}/{token}/", review)
+    return [pages.page(path, __package__ or "", "review.html", back=back), pages.action(path, Asked, answer)]
 
 
 def act(review: Review, asked: Asked) -> dict[str, Any]:

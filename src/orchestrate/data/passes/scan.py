@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
+from typing import IO
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -144,10 +146,21 @@ def bits(mask: int) -> Iterator[int]:
         mask ^= low
 
 
+@contextmanager
+def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
+    """A file of rows, each of whose passes opens it anew. Raises `DataError` when it can be read no more."""
+    try:
+        with Path(path).open("rb", buffering=buffering) as file:
+            yield file
+    except OSError as error:
+        told = f"cannot read {path}: {error.strerror or error}"
+        raise DataError(told, fix="was it deleted or its disk removed meanwhile? Give it again") from error
+
+
 def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
     """The lines of a range without their ends, about `PIECE` bytes at a time; without a byte-order mark."""
     begun: list[bytes] = []  # of a line that goes on
-    with Path(path).open("rb", buffering=0) as file:
+    with rows_file(path, buffering=0) as file:
         file.seek(start)
         left = end - start
         while left > 0 and (block := file.read(min(PIECE, left))):
@@ -171,7 +184,7 @@ def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]
     if size <= step:
         yield from [(0, size)] if size else []
         return
-    with Path(path).open("rb") as file:
+    with rows_file(path) as file:
         start = 0
         while start < size:
             file.seek(min(start + step, size))

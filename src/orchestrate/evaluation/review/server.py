@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.routing import Route
 
 from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
 from orchestrate.files import write_whole
@@ -50,15 +51,27 @@ def serving(
     them), `names` what it is called from outside. Raises `SetupError` when the port cannot be had."""
     tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
 
-    def answer(asked: Asked, request: Request) -> dict[str, Any]:
-        return desk.act(asked, holder(request.scope))
-
-    routes = [pages.page("/", __package__ or "", "review.html"), pages.action("/", Asked, answer)]
-    guard = Guard(Starlette(routes=routes), tokens=tokens, names=names, max_body=1 << 20)
+    made = Starlette(routes=review_routes("/", lambda _: desk, lambda request: holder(request.scope)))
+    guard = Guard(made, tokens=tokens, names=names, max_body=1 << 20)
     with server.serving(guard, host=host, port=port) as root:
         if host in _EVERYWHERE:
             root = f"http://{_own_address()}:{root.rpartition(':')[2]}"
         yield Page({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
+
+
+def review_routes(
+    path: str,
+    desk_of: Callable[[Request], Desk],
+    rater_of: Callable[[Request], str],
+    back: Callable[[Request], str] | None = None,
+) -> list[Route]:
+    """The page of the review that a request is about, and what it asks for. `rater_of` gives `ANYONE` where
+    the page asks for a name; `back` gives where it came from."""
+
+    def answer(asked: Asked, request: Request) -> dict[str, Any]:
+        return desk_of(request).act(asked, rater_of(request))
+
+    return [pages.page(path, __package__ or "", "review.html", back=back), pages.action(path, Asked, answer)]
 
 
 def _tokens(path: Path, raters: Collection[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrate.data.operations.preview import heading as heading
     from orchestrate.data.operations.preview import html as html
     from orchestrate.data.operations.review import Review as Review
+    from orchestrate.data.operations.review_server import review_routes as review_routes
     from orchestrate.data.operations.review_server import serving as serving
     from orchestrate.data.operations.split import Division as Division
     from orchestrate.data.operations.split import parse_shares as parse_shares
@@ -59,6 +60,7 @@ _PUBLIC = {
     "parse_shares": "data.operations.split",
     "read_preview": "local.encoding.preview",
     "require_writable": "data.files.outputs",
+    "review_routes": "data.operations.review_server",
     "serving": "data.operations.review_server",
     "split": "data.operations.split",
 }

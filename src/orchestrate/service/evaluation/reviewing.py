@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec.structs import replace
 
 from orchestrate.data.files.outputs import require_writable
-from orchestrate.errors import UsageError
+from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import rated, rubric
 from orchestrate.evaluation.review import planning, results, rows, sheets, tasks
 from orchestrate.evaluation.review.desk import Asked, rater_named, standing
@@ -27,6 +27,9 @@ from orchestrate.tracking.records.reviews import PREFIX
 from orchestrate.types import Rating, Record, Review, Rubric
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.routing import Route
+
     from orchestrate.evaluation.review.server import Page
     from orchestrate.service.orchestrator import Orchestrator
 
@@ -146,6 +149,29 @@ def serving(
     from orchestrate.web.server import LOOPBACK
 
     return server.serving(desk, raters=raters, host=host or LOOPBACK, port=port, names=names)
+
+
+def said(ft: Orchestrator, desk: Desk) -> list[str]:
+    """What people said, a sentence for each two contenders."""
+    return results.told(result(ft, desk))
+
+
+def review_routes(
+    path: str, desk_of: Callable[[Request], Desk], back: Callable[[Request], str] | None = None
+) -> list[Route]:
+    """The same page, of whichever review a request is about, within pages of ours; it asks who rates."""
+    from orchestrate.evaluation.review import server
+
+    return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
+
+
+def of_run(ft: Orchestrator, run_id: str) -> list[Desk]:
+    """The reviews of a run's answers, newest first; without those whose answers were cleared away."""
+    found: list[Desk] = []
+    for review in ft.store.reviews.matching(run_ids=[run_id]):
+        with suppress(OrchestrateError):
+            found.append(_desk(ft, review))
+    return found
 
 
 def result(ft: Orchestrator, desk: Desk) -> ReviewResult:

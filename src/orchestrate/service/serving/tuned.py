@@ -23,6 +23,7 @@ from orchestrate.serving.tuned import Tuned
 from orchestrate.tuned import Asking as Asking
 from orchestrate.tuned import export as export
 from orchestrate.tuned import merge as merge
+from orchestrate.tuned import merges as merges
 from orchestrate.tuned import verify as verify
 from orchestrate.types import Export, Proof
 from orchestrate.web.server import free_port

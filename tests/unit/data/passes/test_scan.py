@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
+from orchestrate.data.opening import first_lines
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.passes import scan as scanning
 from orchestrate.data.passes.pool import WorkerDied, ordered
 from orchestrate.data.passes.scan import Task, Total, pieces, ranges, scan
+from orchestrate.errors import DataError
 
 ROWS = 3000
 
@@ -176,3 +178,15 @@ def test_the_callers_script_is_not_run_again(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout == "30000\n" and (tmp_path / "log").read_text() == "ran\n"
+
+
+def test_a_file_that_goes_between_two_passes_is_an_error_of_the_data(tmp_path: Path) -> None:
+    """As when it is deleted while a job is made of it."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    sniffed = first_lines(str(path))
+    assert next(sniffed).startswith(b'{"prompt"')
+    path.unlink()
+    for again in (pieces(str(path), 0, 9), ranges(str(path), 99, 9), first_lines(str(path))):
+        with pytest.raises(DataError, match=r"cannot read .*rows.jsonl: No such file"):
+            next(again)
