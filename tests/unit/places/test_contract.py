@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ from orchestrate.places.remote import Errand
 from orchestrate.prepared import _kept_private
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.spec import Full, JobSpec
-from orchestrate.types import JobStatus
+from orchestrate.tracking import Store, Submitter
+from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.types import JobStatus, Run
 
 REF = "orc-0123456789ab"
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -93,6 +96,25 @@ def test_a_lost_answer_makes_no_second_job(
     counted = {"runs": 1, "jobs": jobs, "alarms": 0, "lost": int(not jobs), "doubled": max(0, jobs - 1)}
     record_property("jobs", {"fault": f"a place: {fault}", "where": world.name, **counted})
     assert world.jobs() == [(REF, True)]
+
+
+def test_a_key_finds_its_job_after_the_store_and_the_home_were_lost(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    asked = on(world, spec)
+    submission = Submission(
+        spec=asked,
+        translation=found.translate(asked),
+        data=TrainingData.open(asked.train),  # type: ignore[arg-type]
+        idempotency_key="nightly-7",
+    )
+    runs: list[Run] = []
+    for name in ("first", "second"):
+        with Store.open(f"sqlite:///{tmp_path}/{name}/runs.sqlite3") as store:
+            runs.append(Submitter(store, found).submit(submission))
+        shutil.rmtree(found.home)
+    assert runs[0].job_id == runs[1].job_id == runs[0].ref
+    assert world.jobs() == [(runs[0].ref, True)]
 
 
 def test_the_way_of_a_run(world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path) -> None:
