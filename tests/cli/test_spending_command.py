@@ -114,7 +114,10 @@ def test_a_cost_that_nobody_knows_is_no_budget_that_holds(cli: Cli, tmp_path: Pa
     assert cli(*ask, ORCHESTRATE_BUDGET_USD="10").code == 0
 
 
-def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(cli: Cli, sandbox: Sandbox) -> None:
+def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
+    cli: Cli, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "orchestrate.toml").write_text("[hosts.openai.options]\nretry_budget_s = 0.5\n")
     idle = cli("spending", "--sandbox", "--fail-if-idle", **sandbox.env)
     assert idle.code == 1, idle.err
     first = idle.out.splitlines()[0]
