@@ -51,8 +51,9 @@ def speed(gpu: str) -> float:
     return next(known, throughput.OTHER_GPU_OPERATIONS)
 
 
-def plan(model: str, adapter: str, gpu: str) -> MemoryPlan:
-    """Rows of 2,048 tokens, one at a time, with gradient checkpointing: the least that a GPU must hold."""
+def plan(model: str, adapter: str, gpu: str, processes: int = 1) -> MemoryPlan:
+    """Rows of 2,048 tokens, one at a time, with gradient checkpointing: the least that a GPU must hold. With
+    several processes each has a share of the weights."""
     body: dict[str, Any] = {
         "method": {"type": "sft"},
         "adapter": {"type": adapter, **({} if adapter == "full" else {"r": 16})},
@@ -62,6 +63,8 @@ def plan(model: str, adapter: str, gpu: str) -> MemoryPlan:
             "micro_batch": 1,
             "gradient_checkpointing": True,
             "optimizer": "adamw",
+            "processes": processes,
+            "sharded": processes > 1,
         },
     }
     size = gpu_memory_gb(gpu)
@@ -123,8 +126,21 @@ def unfit() -> Iterator[str]:
                 yield f"{ADAPTERS[adapter]} of a {model} model ({plans[0].total_bytes / 1e9:,.0f} GB)"
 
 
+def spread() -> Iterator[str]:
+    """What each of eight GPUs holds."""
+    for model, adapter in (("70B", "full"), ("8B", "full"), ("70B", "qlora")):
+        found = plan(model, adapter, "B200", 8)
+        yield f"{found.total_bytes / 1e9:,.0f} GB ({ADAPTERS[adapter]} of {model})"
+
+
 def page() -> str:
-    return TEXT.replace("{table}", "\n".join(table())).replace("{unfit}", ", ".join(unfit()))
+    two = plan("70B", "qlora", "H100", 2).total_bytes / 1e9
+    filled = {"table": "\n".join(table()), "unfit": ", ".join(unfit()), "two": f"{two:.0f} GB"}
+    filled["spread"] = "; ".join(spread())
+    page = TEXT
+    for name, text in filled.items():
+        page = page.replace("{" + name + "}", text)
+    return page
 
 
 TEXT = """# How far one GPU goes
@@ -139,14 +155,15 @@ row of 2,048 tokens at a time with gradient checkpointing, LoRA of rank 16 on al
 
 Machines of other hosts are rented through SkyPilot (`--provider sky`, [places](places.md)).
 
-Several GPUs hold the whole model each. On none of these fits: {unfit}. That needs GPUs with the weights
-spread over them, which is not built.
+Several GPUs of one machine hold the whole model each where it fits, else a share of every weight. On none
+of these alone fits: {unfit}. In shares each of eight GPUs holds {spread}.
 
 ## Against published figures
 
 - Weights of a 70B model in 4 bits: 35.3 GB by 4 bits each, more with the constants of NF4 and the
   embeddings in 16 bits. The plan above has 48 GB with one row. The peft guide to FSDP with QLoRA states
-  35.6 GB on each of two GPUs, where each holds the activations of its own rows and what it gathers.
+  35.6 GB on each of two GPUs, where each holds the activations of its own rows and what it gathers; the plan
+  has {two} for two.
 - Hours: the usual 6 x N x D counts 4.9e19 operations for 8.2B and 10^9 tokens; at 40% of an H100's 989
   TFLOP/s that is 35 hours. With a frozen base a third of it is not done.
 
@@ -158,7 +175,7 @@ training in processes that had the job's environment alone, and the depot behind
 (moto). Of KubeRay the real client of Kubernetes ran against a stand-in that takes what the operator's
 schema of a RayJob allows. SkyPilot's own client and API server took our jobs, with answers lost between the
 two, and its optimiser chose machines for them on catalogs of a fixture; no cloud was reached. Two processes
-trained over Gloo on a CPU; NCCL did not run. Not run:
+trained over Gloo on a CPU, with the whole model and with shares of it, NF4 too; NCCL did not run. Not run:
 a depot at `hf://` or `gs://`, the hour of a real GPU, and so none of
 the hours and dollars above.
 """

@@ -67,6 +67,44 @@ def test_the_method_is_that_of_the_rows(
     assert cli("check", "--provider", ",".join(made.json["models"])).code == 0
 
 
+@pytest.mark.parametrize("rows", [1, 3, 12])
+def test_of_few_rows_each_split_has_some_or_none_is_made(cli: Cli, tmp_path: Path, rows: int) -> None:
+    chat = '{"messages": [{"role": "user", "content": "%s?"}, {"role": "assistant", "content": "%s!"}]}\n'
+    words = [city * 9 for city in (*CITIES, "Lima", "Oslo")[:rows]]
+    (tmp_path / "rows.jsonl").write_text("".join(chat % (word, word) for word in words))
+    made = cli("init", "rows.jsonl")
+    assert made.code == 0, made.err
+    spec = yaml.safe_load((tmp_path / "finetune.yaml").read_text())
+    splits = [name for name in ("train", "validation", "test") if name in spec]
+    counts = [len((tmp_path / spec[name]).read_text().splitlines()) for name in splits]
+    assert sum(counts) == rows and all(counts)
+    assert len(splits) == (3 if rows > 2 else 1)
+    if rows == 1:
+        assert "too few rows to hold some back" in made.err
+    if rows == 12:
+        assert counts == [10, 1, 1], "as near to 80/10/10 as can be: ten are the least for some hosts"
+    checked = cli("check")
+    assert checked.code == 0, checked.out
+    assert ("openai" in spec["model"]) == (rows == 12)
+    assert ("the spec names no model there" in checked.err) == (rows < 12)
+
+
+def test_a_spec_that_is_there_stays_and_is_compared(cli: Cli, tmp_path: Path) -> None:
+    tickets(tmp_path / "t.csv")
+    assert cli("init", "t.csv", "--for", "local").code == 0
+    mine = tmp_path / "finetune.yaml"
+    mine.write_text(mine.read_text().replace("epochs: 3", "epochs: 5"))
+    before = mine.read_text()
+    refused = cli("init", "t.csv", "--for", "local")
+    assert refused.code == 2 and "-o NAME.yaml" in refused.err and "--force" in refused.err
+    beside = cli("init", "t.csv", "--for", "local", "-o", "new/other.yaml")
+    assert beside.code == 0 and "-epochs: 5" in beside.err and "+epochs: 3" in beside.err
+    assert mine.read_text() == before
+    assert cli("check", "new/other.yaml").code == 0, "its files are named from where it lies"
+    assert "-epochs: 5" in cli("init", "t.csv", "--for", "local", "--force").err
+    assert mine.read_text() == before.replace("epochs: 5", "epochs: 3")
+
+
 def test_splits_that_are_there_are_taken_as_they_are(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

@@ -128,6 +128,8 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Examples per forward pass; `None` lets the engine choose, and halve it when memory runs out."""
     processes: int = 1
     """At work on each step, each with a GPU of its own and the whole model on it."""
+    sharded: bool = False
+    """Whether each of them has a share of every weight instead."""
     warmup_ratio: float = 0.03
     schedule: str = "cosine"
     weight_decay: float = 0.0

@@ -149,9 +149,15 @@ def _basis(quote: Quote) -> str:
     return f"{text.money(main.usd)} of {main.component}"
 
 
-def quote_table(quotes: Sequence[Quote], today: date | None = None) -> RenderableType:
-    """For a terminal: the numbers of each backend, cheapest first, then the verdict, then what is to be known
-    of each of them and what was assumed."""
+def quote_table(
+    quotes: Sequence[Quote],
+    today: date | None = None,
+    totals: Sequence[Ownership] = (),
+    *,
+    whole: bool = False,
+) -> RenderableType:
+    """For a terminal: the numbers of each backend, cheapest first, with `totals` those over the months too;
+    then the verdict, then what is to be known of each of them. `whole`: also how serving was counted."""
     from rich.console import Group
     from rich.text import Text
 
@@ -160,20 +166,33 @@ def quote_table(quotes: Sequence[Quote], today: date | None = None) -> Renderabl
     table = Listing(
         *(_SHORT.get(name, name) for name in numbers), right=("expected", "tokens"), fold=("model",)
     )
+    notes = Listing("", "")
     for quote in _sorted(quotes):
         style = "dim" if quote.unavailable else None
         *cells, _ = _row(quote, on)
         table.add_row(*map(_narrow, cells), style=style)
-    parts: list[RenderableType] = [table, Text(), Text(verdict(quotes), style="bold")]
-    for quote in _sorted(quotes):
-        told = [quote.unavailable] if quote.unavailable else _remarks(quote)
-        known = worst_confidence(quote)
-        if not quote.unavailable and known is not Confidence.QUOTED:
-            told.append(f"its price is {known.value}")
-        parts += [Text(f"  {quote.provider}: {remark}") for remark in told]
-        if quote.assumptions:
-            parts.append(Text(f"  {quote.provider}: {'; '.join(quote.assumptions)}", style="dim"))
-    return Group(*parts)
+        _note(notes, quote)
+    parts: list[RenderableType] = [table, Text()]
+    if not totals:
+        return Group(*parts, Text(verdict(quotes), style="bold"), notes)
+    parts += [_own_numbers(totals), Text(), Text(ownership_verdict(totals), style="bold"), notes]
+    if whole:
+        return Group(*parts, *_own_notes(totals))
+    return Group(*parts, Text("how serving was counted, and what else there is: --all", style="dim"))
+
+
+def _note(notes: Listing, quote: Quote) -> None:
+    """What is to be known of a backend, under its name."""
+    told = [quote.unavailable] if quote.unavailable else _remarks(quote)
+    known = worst_confidence(quote)
+    if not quote.unavailable and known is not Confidence.QUOTED:
+        told.append(f"its price is {known.value}")
+    name = quote.provider
+    for remark in told:
+        notes.add_row(name, remark)
+        name = ""
+    if quote.assumptions:
+        notes.add_row(name, "; ".join(quote.assumptions), style="dim")
 
 
 def _narrow(cell: str) -> str:
@@ -281,7 +300,7 @@ def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership) -> Ownership 
     return next((way for way in had if way.expected_usd is None and way.least_usd < best.counted_usd), None)
 
 
-def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, str]]:
+def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, list[str]]]:
     """What is assumed, by where it is served; what holds everywhere once."""
     places: dict[str, dict[str, None]] = {}
     for total in _by_total(totals):
@@ -290,7 +309,7 @@ def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, str]]:
     told = [remarks for remarks in places.values() if remarks]
     common = [r for r in told[0] if all(r in remarks for remarks in told)] if len(told) > 1 else []
     lines = [(at, [r for r in remarks if r not in common]) for at, remarks in places.items()]
-    return [(at, "; ".join(remarks)) for at, remarks in [*lines, ("everywhere", common)] if remarks]
+    return [(at, remarks) for at, remarks in [*lines, ("everywhere", common)] if remarks]
 
 
 def _unpriced(totals: Sequence[Ownership]) -> list[str]:
@@ -308,13 +327,29 @@ def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    table = Listing(*_OWN_COLUMNS, right=("training", "per month", "total"))
+    said = Text(ownership_verdict(totals), style="bold")
+    return Group(_own_numbers(totals), Text(), said, *_own_notes(totals))
+
+
+def _own_numbers(totals: Sequence[Ownership]) -> Listing:
+    """Without the models, which the quotes name, and without what has no price to be trained."""
+    names = [name for name in _OWN_COLUMNS if name != "model"]
+    table = Listing(*names, right=("training", "per month", "total"))
     for total in _by_total(totals):
-        table.add_row(*_owned(total), style="dim" if total.unavailable else None)
-    parts: list[RenderableType] = [table, Text(), Text(ownership_verdict(totals), style="bold")]
-    parts += [Text(f"  {place}: {remarks}", style="dim") for place, remarks in _remarks_of(totals)]
-    parts += [Text(f"  {line}", style="dim") for line in _unpriced(totals)]
-    return Group(*parts)
+        if not total.training.unavailable:
+            cells = dict(zip(_OWN_COLUMNS, _owned(total), strict=True))
+            table.add_row(*(cells[name] for name in names), style="dim" if total.unavailable else None)
+    return table
+
+
+def _own_notes(totals: Sequence[Ownership]) -> list[RenderableType]:
+    from rich.text import Text
+
+    notes = Listing("", "")
+    for place, remarks in _remarks_of(totals):
+        for number, remark in enumerate(remarks):
+            notes.add_row("" if number else place, remark, style="dim")
+    return [notes, *(Text(line, style="dim") for line in _unpriced(totals))]
 
 
 def ownership_markdown(totals: Sequence[Ownership]) -> str:

@@ -191,6 +191,9 @@ class JobSpec(Part):
             fix=f"add  {provider}: <model>  under  model:  (orchestrate models --provider {provider})",
         )
 
+    def names_model_for(self, provider: str) -> bool:
+        return isinstance(self.model, str) or bool({provider, "default"} & self.model.keys())
+
     def on(self, provider: str) -> JobSpec:
         """The spec as one backend gets it: its own model, and its `overrides` over the rest.
 

@@ -32,8 +32,8 @@ pytestmark = [
 ]
 
 
-def of(job: LocalJob, processes: int, **adapter: Any) -> LocalJob:  # noqa: F811
-    hyper = msgspec.structs.replace(job.hyper, processes=processes)
+def of(job: LocalJob, processes: int, *, sharded: bool = False, **adapter: Any) -> LocalJob:  # noqa: F811
+    hyper = msgspec.structs.replace(job.hyper, processes=processes, sharded=sharded)
     given = msgspec.structs.replace(job.adapter, **adapter)
     return msgspec.structs.replace(job, ref=f"orc-{processes}", hyper=hyper, adapter=given, precision="fp32")
 
@@ -53,12 +53,19 @@ def helpers(run: RunDir) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "in shares"])
 @pytest.mark.parametrize("kind", ["qlora", "full", "dpo"])
-def test_two_processes_train_what_one_trains(kind: str, job: LocalJob, home: Path) -> None:  # noqa: F811
+def test_two_processes_train_what_one_trains(
+    kind: str,
+    sharded: bool,
+    job: LocalJob,  # noqa: F811
+    home: Path,  # noqa: F811
+) -> None:
     """Each step's loss to a thousandth of itself, each weight to 1e-3 after 15 steps or more: sums in another
     order are rounded otherwise, and AdamW makes as much of a small gradient as of a large one."""
     base = of_kind(job, KINDS.get(kind, {}))
-    runs = [launch(of(base, processes, dropout=None), home) for processes in (1, 2)]
+    alone = launch(of(base, 1, dropout=None), home)
+    runs = [alone, launch(of(base, 2, sharded=sharded, dropout=None), home)]
     assert [finish(run) for run in runs] == ["succeeded"] * 2, runs[1].log.read_text()
     one, two = (curve(run) for run in runs)
     assert len(one) == len(two) > 10
@@ -72,16 +79,22 @@ def test_two_processes_train_what_one_trains(kind: str, job: LocalJob, home: Pat
         share = 2**-7 if base.adapter.full else 0.0
         assert weights.float().allclose(after[key].float(), rtol=share, atol=1e-3), key
     tokens = [run.state().trained_tokens for run in runs]
-    assert tokens[0] == tokens[1] and not helpers(runs[1])
+    assert tokens[0] == tokens[1]
+    wait(lambda: not helpers(runs[1]))
 
 
 @pytest.mark.slow
-def test_one_that_is_killed_ends_all_and_the_run_goes_on(job: LocalJob, home: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "in shares"])
+def test_one_that_is_killed_ends_all_and_the_run_goes_on(
+    sharded: bool,
+    job: LocalJob,  # noqa: F811
+    home: Path,  # noqa: F811
+) -> None:
     """To the bit as if nothing had happened, with dropout: what each draws is told by seed, step and rank."""
     job = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, epochs=8))
-    whole = launch(of(job, 2), home)
+    whole = launch(of(job, 2, sharded=sharded), home)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    killed = launch(msgspec.structs.replace(of(job, 2), ref="orc-b"), home)
+    killed = launch(msgspec.structs.replace(of(job, 2, sharded=sharded), ref="orc-b"), home)
     wait(lambda: len(killed.metrics()) >= 3)
     [helper] = helpers(killed)
     os.kill(helper, signal.SIGKILL)

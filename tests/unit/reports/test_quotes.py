@@ -184,6 +184,17 @@ def test_ownership_rows_and_verdict() -> None:
     assert "dedicated H100" in plain_text(ownership_table(found))
 
 
+def test_over_months_the_numbers_come_first_and_one_line_of_advice() -> None:
+    found = totals()
+    quotes = [total.training for total in found]
+    short, whole = (plain_text(quote_table(quotes, TODAY, found, whole=all)) for all in (False, True))
+    places = [short.index(words) for words in ("backend ", "trained and served", "Over 6 months", "--all")]
+    assert places == sorted(places)
+    assert "cheapest to train" not in short and short.count("Over 6 months") == 1
+    assert "one replica needs" in whole and "one replica needs" not in short
+    assert set(short.splitlines()[:-1]) <= set(whole.splitlines()), "nothing is told otherwise"
+
+
 def test_totals_tell_of_the_training_what_its_quote_does() -> None:
     total = totals()[0]
     wide = replace(

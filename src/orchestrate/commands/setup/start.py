@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import shlex
+from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,10 @@ def init(
     backends: Annotated[
         str, typer.Option("--for", help="Backends that the spec is to name, comma-separated.")
     ] = "all",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The spec that is written; default: finetune.yaml there."),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
     json: Json = False,
 ) -> None:
@@ -45,25 +50,32 @@ def init(
     from orchestrate.service.setup import starting
 
     folder = place.parent if place.is_file() else place
-    names = [specfile.DEFAULT_NAME, *([] if starting.holds_data(place) else [config.CONFIG_NAME])]
-    present = [name for name in names if (folder / name).exists()]
+    usual = folder / specfile.DEFAULT_NAME
+    path = output or usual
+    fitting = starting.holds_data(place)
+    settings = path.parent / config.CONFIG_NAME
+    present = [file for file in ([path] if fitting else [path, settings]) if file.exists()]
     if present and not force:
+        asked = f"orchestrate init {shlex.quote(str(place))}"
         raise UsageError(
-            f"{folder / present[0]} exists already; nothing was written",
-            fix=f"orchestrate init {shlex.quote(str(place))} --force",
+            f"{present[0]} exists already; nothing was written",
+            fix=f"{asked} -o NAME.yaml  writes beside it and shows the difference; --force replaces it",
         )
-    if starting.holds_data(place):
+    if fitting:
+        before = _text_of(usual)
         with orchestrator(context) as ft, progress_bar("reading") as progress:
-            started = starting.start(ft, place, backends, progress)
-        _schema(folder)
+            started = starting.start(ft, place, backends, output=output, progress=progress)
+        _schema(path.parent)
         _show(started, json=json)
+        if not json and before is not None:
+            _show_difference(usual, before, path)
         return
     if not place.exists() and place.suffix:
         raise UsageError(f"{place} is not there", fix="orchestrate init FILE, or a FOLDER to write to")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).write_text(specfile.template(name), encoding="utf-8")
-    written = [str(folder / names[0]), _schema(folder), str(folder / names[1])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(specfile.template(specfile.DEFAULT_NAME), encoding="utf-8")
+    settings.write_text(specfile.template(config.CONFIG_NAME), encoding="utf-8")
+    written = [str(path), _schema(path.parent), str(settings)]
     if json:
         print_json(written)
     else:
@@ -76,6 +88,21 @@ def _schema(folder: Path) -> str:
     path = folder / specfile.SCHEMA_NAME
     path.write_text(jsonlib.dumps(specfile.json_schema(), indent=2) + "\n", encoding="utf-8")
     return str(path)
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _show_difference(usual: Path, before: str, path: Path) -> None:
+    """Between the spec that was there and the new one."""
+    after = path.read_text(encoding="utf-8")
+    was = f"{usual} as it was" if path == usual else str(usual)
+    changes = list(unified_diff(before.splitlines(), after.splitlines(), was, str(path), n=0, lineterm=""))
+    note("\n".join(changes) if changes else f"the same as {was}")
 
 
 def _show(started: Started, *, json: bool) -> None:

@@ -14,10 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.console import note
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Use
+    from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
 ProviderOpt = Annotated[
@@ -173,6 +175,17 @@ class SpecOptions:
             option = f"--{next(iter(asked)).replace('_', '-')}"
             raise UsageError(f"{option} is for places away from here: {', '.join(places())}")
         return {f"provider_options.{name}.{key}": value for name in found for key, value in asked.items()}
+
+
+def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
+    """Those that were asked for; of all of them those that the spec has a model for, and the others are
+    named."""
+    names = ft.backends(provider)
+    if provider != "all" or not any(map(spec.names_model_for, names)):
+        return names
+    if other := [name for name in names if not spec.names_model_for(name)]:
+        note(f"without {', '.join(other)}: the spec names no model there")
+    return [name for name in names if name not in other]
 
 
 def dollars(given: str | None, option: str = "--max-cost") -> Decimal | None:

@@ -13,7 +13,13 @@ import typer
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, table
-from orchestrate.commands.terminal.options import ProviderOpt, ServingOptions, SpecOptions, grouped
+from orchestrate.commands.terminal.options import (
+    ProviderOpt,
+    ServingOptions,
+    SpecOptions,
+    backends_of,
+    grouped,
+)
 from orchestrate.commands.terminal.rates import RateOpt, of_flags
 from orchestrate.commands.training.translations import show_translations
 from orchestrate.errors import UsageError
@@ -42,7 +48,8 @@ def check(
 ) -> None:
     """All reasons for which a backend would refuse the data or the spec. Offline; exit code 1 with errors."""
     with orchestrator(context) as ft:
-        prepared = ft.prepare(asked.read(provider), provider)
+        spec = asked.read(provider)
+        prepared = ft.prepare(spec, backends_of(ft, spec, provider))
     problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
     if json:
         print_json({"backends": backends, "problems": problems})
@@ -85,9 +92,11 @@ def plan(
             local = {**ft.settings.local, "gpu_memory_gib": _gib(gpu_memory)}
             ft.settings = dataclasses.replace(ft.settings, local=local)
         measured = gpu_memory is not None
-        translations = ft.plan(asked.read(provider), provider, measured=measured)
+        spec = asked.read(provider)
+        names = backends_of(ft, spec, provider)
+        translations = ft.plan(spec, names, measured=measured)
         if fix and _fix(asked, translations):
-            translations = ft.plan(asked.read(provider), provider, measured=measured)
+            translations = ft.plan(asked.read(provider), names, measured=measured)
     if json:
         print_json(masked([translation.to_dict() for translation in translations]))
     else:
@@ -125,6 +134,14 @@ class Priced:
     gpu_hours: GpuHoursOpt = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How quotes are shown."""
+
+    format: Annotated[str, typer.Option("--format", help="table or md.")] = "table"
+    whole: Annotated[bool, typer.Option("--all", help="With --traffic: how serving was counted.")] = False
+
+
 @grouped
 def quote(
     context: typer.Context,
@@ -134,15 +151,15 @@ def quote(
     serving: ServingOptions,
     priced: Priced,
     live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
-    format: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
+    shown: Shown,
     json: Json = False,
 ) -> None:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
     Offline, unless --live; exit code 1 when no backend has a price."""
     from orchestrate import quoting
 
-    if format not in ("table", "md"):
-        raise UsageError(f"--format takes table or md; got {format!r}")
+    if shown.format not in ("table", "md"):
+        raise UsageError(f"--format takes table or md; got {shown.format!r}")
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     spec = asked.read(provider)
@@ -161,25 +178,20 @@ def quote(
             {"quotes": quotes, "ownership": totals, "live": live_prices} if totals or live_prices else quotes
         )
     else:
-        _show_quotes(quotes, totals, live_prices, markdown=format == "md")
+        _show_quotes(quotes, totals, live_prices, shown)
     if all(q.unavailable for q in quotes):
         raise typer.Exit(1)
 
 
-def _show_quotes(
-    quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], *, markdown: bool
-) -> None:
-    from orchestrate.service import reports
+def _show_quotes(quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], how: Shown) -> None:
+    from orchestrate.service.training import quotes as shown
 
-    if markdown:
-        typer.echo(reports.quote_markdown(quotes), nl=False)
+    if how.format == "md":
+        typer.echo(shown.quote_markdown(quotes), nl=False)
         if totals:
-            typer.echo("\n" + reports.ownership_markdown(totals), nl=False)
+            typer.echo("\n" + shown.ownership_markdown(totals), nl=False)
     else:
-        out.print(reports.quote_table(quotes))
-        if totals:
-            out.print()
-            out.print(reports.ownership_table(totals))
+        out.print(shown.quote_table(quotes, totals=totals, whole=how.whole))
         if live:
             _show_live(live)
 

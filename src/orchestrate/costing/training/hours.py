@@ -215,7 +215,8 @@ def quote_hours_job(
         lines=[entry],
         assumptions=[
             *size.notes,
-            f"{size.passes:.4g} epochs and {size.evals} evaluations "
+            f"{size.passes:.4g} {'epoch' if size.passes == 1 else 'epochs'} and "
+            f"{text.count(size.evals, 'evaluation')} "
             f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.told})",
             *_drawn(answers),
             *_judged(work.spec, read_only),

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from orchestrate.local.model.engines import PLAIN, Choice
 from orchestrate.local.model.head import Head
 
+T = TypeVar("T")
 BF16 = Choice("bf16", "asked for by name")
 
 
@@ -67,6 +68,8 @@ class Loaded:
     routers said in `routed`."""
     routed: tuple[torch.Tensor, ...] | None = None
     """Of each layer with experts: [tokens, experts]"""
+    root: Any = None
+    """Of a model whose weights are spread over several processes: what brings them together."""
     own_logits: bool = False
     """The architecture does something between its layers and its logits that we do not know: `hidden` gives
     its logits, and the head leaves them as they are."""
@@ -75,6 +78,10 @@ class Loaded:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """By name, in a fixed order."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def computed(self, compute: Callable[[], T]) -> T:
+        """What is computed with the model's weights, its output layer's too."""
+        return compute() if self.root is None else self.root(compute)
 
     @contextmanager
     def judging(self) -> Generator[None]:

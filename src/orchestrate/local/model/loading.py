@@ -34,6 +34,7 @@ from orchestrate.local.model.weights import experts
 from orchestrate.local.model.weights.architectures import auto_class
 from orchestrate.local.model.weights.quantising import nf4
 
+_ALONE = Choice("plain", "the weights are spread over several processes")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -68,7 +69,14 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+def load_base(
+    folder: Path,
+    *,
+    four_bit: bool,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    spread: bool = False,
+) -> Any:
     """The base model; NF4 with double quantisation when `four_bit`, unless its files hold it in few bits
     anyway. `dtype`: of products and of weights that are not in few bits; `None` takes what suits the device.
     Raises `QuantisedUnreadable` where the library that reads the files is missing."""
@@ -79,7 +87,9 @@ def load_base(folder: Path, *, four_bit: bool, device: torch.device, dtype: torc
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     # Said as `None` it would hide what the files say.
-    quantisation: dict[str, Any] = {"quantization_config": nf4(dtype)} if four_bit and held is None else {}
+    quantisation: dict[str, Any] = {}
+    if four_bit and held is None:
+        quantisation = {"quantization_config": nf4(dtype, spread=spread)}
     if held is not None and (kernel := held.kernel(device.type)):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config.quantization_config = {**config.quantization_config, "backend": kernel}
@@ -137,10 +147,18 @@ def load(
     engine that the job asks for; `tokens` of the whole run help to choose one. `vocabulary`: how many tokens
     the tokenizer has, and the ids of those that were added to it for this job."""
     kind = job.adapter.type
-    choice = choose(job.engine, device.type, tokens)
+    sharded = job.hyper.sharded
+    choice = _ALONE if sharded else choose(job.engine, device.type, tokens)
     products = precision(job.precision, device.type, full=kind == "full")
     dtype = DTYPES[products.name]
     torch.manual_seed(job.seed)
+    if sharded and (held := Quantised.of(folder.config)) is not None:
+        raise UsageError(
+            f"the model's files hold it in {held.told}; such weights are not spread over several GPUs",
+            fix="take the model in 16 bits; adapter: qlora puts it into 4 here",
+        )
+    if sharded:  # no device has room for the whole
+        device = torch.device("cpu")
     without_adapter: tuple[str, ...] = ()
     if choice.name == "unsloth":
         model, inner = load_unsloth(job, str(folder.path), job.hyper.max_seq_length, dtype)
@@ -156,7 +174,7 @@ def load(
             make_room(inner, *vocabulary)
         model = inner
     else:
-        inner = load_base(folder.path, four_bit=kind == "qlora", device=device, dtype=dtype)
+        inner = load_base(folder.path, four_bit=kind == "qlora", device=device, dtype=dtype, spread=sharded)
         _require_trainable(inner, folder)
         if vocabulary[1]:
             make_room(inner, *vocabulary)

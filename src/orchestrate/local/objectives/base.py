@@ -229,7 +229,7 @@ class Objective:
         numbers = rows.rows_of(examples)
         batch = self.collate(rows, numbers)
         with torch.set_grad_enabled(backward), self.precision():
-            loss, correct, shown = self.loss(rows, numbers, batch)
+            loss, correct, shown = self.loaded.computed(lambda: self.loss(rows, numbers, batch))
             weight = self.weight_of(rows, examples)
             if self.loaded.balancing:
                 spread = balance(self.loaded, batch)

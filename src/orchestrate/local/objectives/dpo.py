@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ class JudgedObjective(Objective):
 
     def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
         return float(len(examples))
+
+    def judged(self, rows: Rows, numbers: Sequence[int]) -> Tensor:
+        """[rows]: of each, the sum of its log-probabilities."""
+        return self.log_probabilities(self.collate(rows, numbers))[0]
 
     def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each row: the sum over its trained tokens [rows] and their weight [rows]; then the number of
@@ -67,21 +72,30 @@ def reference_of(rows: Rows, numbers: Sequence[int]) -> Tensor:
 
 
 def with_reference(
-    objective: JudgedObjective, rows: Rows, folder: Path, max_tokens: int, look_up: Callable[[], None]
+    objective: JudgedObjective,
+    rows: Rows,
+    folder: Path,
+    max_tokens: int,
+    look_up: Callable[[], None],
+    agreed: Callable[[bool], bool] = bool,
+    keeps: bool = True,
 ) -> Rows:
     """The rows with the log-probabilities that the model gives them now, from `folder/reference.npy` as far
-    as an earlier worker got. `look_up` runs between the parts and may raise."""
+    as an earlier worker got. `look_up` runs between the parts and may raise. Several processes with a model
+    in shares all compute, what one of them has `agreed` to, which alone `keeps` it."""
     path = folder / "reference.npy"
-    kept = open_kept(path, (len(rows.offsets) - 1,))
+    kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.judging(), torch.no_grad(), objective.precision():
         for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
             numbers = rows.rows_of(part)
             # A part is all or nothing: what is computed beside what changes the last bits.
-            if np.isnan(kept[numbers]).any():
+            if agreed(kept is not None and bool(np.isnan(kept[numbers]).any())):
                 look_up()
-                values, _, _ = objective.log_probabilities(objective.collate(rows, numbers))
-                kept[numbers] = values.float().cpu().numpy()
-                kept.flush()
+                values = objective.loaded.computed(partial(objective.judged, rows, numbers))
+                if kept is not None:
+                    kept[numbers] = values.float().cpu().numpy()
+                    kept.flush()
+        agreed(True)
     return replace(rows, reference=np.load(path, mmap_mode="r"))
 
 

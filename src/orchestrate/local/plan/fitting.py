@@ -44,6 +44,7 @@ def setup_of(
         gradient_checkpointing=hyper.gradient_checkpointing,
         copies=int(hyper.holds_best) + anchored,
         drawn=hyper.batch_size * _samples(method),
+        shares=hyper.processes if hyper.sharded else 1,
     )
 
 

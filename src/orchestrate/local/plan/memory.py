@@ -70,6 +70,9 @@ class Setup(Record, frozen=True, kw_only=True):
     drawn: int = 0
     """Answers drawn at once, of up to `longest` tokens with their prompt, by a method that draws them."""
 
+    shares: int = 1
+    """Processes over which each weight is spread, with a GPU each (FSDP); the plan is of one of them."""
+
     @property
     def tokens(self) -> int:
         return self.rows * self.longest
@@ -130,9 +133,30 @@ def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str
         "activations": peak.activations,
         "logits": peak.logits,
     }
-    slack = SLACK * (peak.gradients + peak.activations + peak.logits)
+    if setup.shares > 1:
+        parts = _in_shares(parts, shape, setup)
+    slack = SLACK * (parts["gradients"] + peak.activations + peak.logits)
     parts["overhead"] = OVERHEAD[device] + slack
     return {name: int(size) for name, size in parts.items()}, peak.name
+
+
+def _in_shares(parts: Mapping[str, float], shape: Shape, setup: Setup) -> dict[str, float]:
+    """What one process holds: its share, and what is together while it computes: embeddings and output layer,
+    the layer at work and the one fetched ahead of it. Where they are trained, the gradients of one layer and
+    of those two are whole until they are summed. The constants of NF4 stay with each."""
+    n, few = setup.shares, _few_bits(shape, setup)
+    constants = (NF4_BYTES - 0.5) * few if shape.held is None else 0.0
+    outside = shape.embedding_parameters
+    layer = (parts["weights"] - constants - setup.bytes * outside) / shape.layers
+    together = setup.bytes * outside + 2 * layer
+    if setup.adapter == "full":
+        together += 4 * outside + layer
+    return {
+        **{name: parts[name] / n for name in ("adapter", "gradients", "optimiser")},
+        **{name: parts[name] for name in ("activations", "logits")},
+        "weights": (parts["weights"] - constants) / n + constants,
+        "put together": together,
+    }
 
 
 def _adapter(shape: Shape, setup: Setup) -> int:
@@ -148,11 +172,15 @@ def kv_cache_bytes(shape: Shape, answers: int, tokens: int, each: int = 2) -> in
 
 
 def _weights(shape: Shape, setup: Setup) -> float:
-    few_bits = 0
-    if setup.adapter == "qlora" or shape.held is not None:
-        few_bits = shape.linear_parameters + shape.expert_parameters
+    few_bits = _few_bits(shape, setup)
     each = NF4_BYTES if shape.held is None else shape.held
     return each * few_bits + setup.bytes * (shape.parameters - few_bits)
+
+
+def _few_bits(shape: Shape, setup: Setup) -> int:
+    """Parameters that are in so many."""
+    held = setup.adapter == "qlora" or shape.held is not None
+    return shape.linear_parameters + shape.expert_parameters if held else 0
 
 
 class _Layer(NamedTuple):
@@ -324,11 +352,12 @@ def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, obj
             f"{option('gradient_checkpointing')}=true",
             {"gradient_checkpointing": True},
         )
-    if setup.adapter == "full":
+    if setup.adapter == "full" and setup.shares == 1:
         yield (
             "an 8-bit optimiser: optimizer=paged_adamw_8bit",
             {"optimizer": "paged_adamw_8bit"},
         )
+    if setup.adapter == "full":
         yield "train an adapter instead of all weights: adapter: lora", {"adapter": "lora"}
     if setup.adapter != "qlora" and shape.held is None:
         yield "hold the base in 4 bits: adapter: qlora", {"adapter": "qlora"}

@@ -26,15 +26,22 @@ def result_name(job: LocalJob) -> str:
     return "full" if job.adapter.full else "adapter"
 
 
-def write_weights(loaded: Loaded, tokenizer: Any, job: LocalJob, folder: Path, base: ModelFolder) -> None:
+def write_weights(
+    loaded: Loaded,
+    tokenizer: Any,
+    job: LocalJob,
+    folder: Path,
+    base: ModelFolder,
+    weights: dict[str, Any] | None = None,
+) -> None:
     """Adapter (or whole model, in its base's precision) with the tokenizer and the chat template that it was
-    trained with."""
+    trained with. `weights`: what was trained, of a model that holds but a share of it."""
     if result_name(job) == "full":
-        usual, state = _as_stored(loaded.inner.state_dict(), base.precisions())
+        usual, state = _as_stored(weights or loaded.inner.state_dict(), base.precisions())
         loaded.inner.save_pretrained(folder, state_dict=state)
         _rewrite(folder / "config.json", lambda config: {**config, "dtype": usual})
     else:
-        loaded.model.save_pretrained(folder, save_embedding_layers=False)
+        loaded.model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
         if loaded.taken_out is not None:
             as_plain_lora(folder, loaded.taken_out)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

@@ -10,11 +10,15 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate.errors import RunFailed
 from orchestrate.local.run.rundir import RunDir, State
+
+if TYPE_CHECKING:
+    from orchestrate.local.run.session import Session
 
 
 class Silent(RunDir):
@@ -25,6 +29,9 @@ class Silent(RunDir):
 
     def write_state(self, state: State) -> None:
         del state
+
+    def repair(self, last_step: int) -> None:
+        del last_step
 
     def add_metrics(self, step: int, values: dict[str, float], epoch: float | None = None) -> None:
         del step, values, epoch
@@ -39,6 +46,9 @@ def main(path: str, rank: int, processes: int, meeting: Path) -> None:
 
     run = Silent(path)
     job = run.job()
+    if job.hyper.sharded:
+        share(Session(run, job, asked=lambda: None, set_stage=lambda stage: None, place=(rank, meeting)))
+        return
     alone = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, processes=1))
     session = Session(run, alone, asked=lambda: None, set_stage=lambda stage: None)
     loop = session.loop
@@ -53,6 +63,24 @@ def main(path: str, rank: int, processes: int, meeting: Path) -> None:
             parallel.give_back(loop.loaded.device)
         for parameter in loop.parameters.values():
             parameter.grad = None
+
+
+def share(session: Session) -> None:
+    """Does what the first does, with this process's share of the weights, until that one ends it."""
+    from orchestrate.local.run import parallel
+    from orchestrate.local.run.loop import Stopped
+
+    session.loop.restore()
+    while True:
+        try:
+            session.loop.run()
+            session.loop.weights()
+        except Stopped:
+            continue  # where that is taken back
+        except RunFailed as error:
+            if error.__cause__ is not None:  # memory was short, and perhaps here alone
+                raise SystemExit(parallel.SHORT) from None
+        threading.Event().wait()
 
 
 def watch() -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors.torch import load_file, save_file
 
 from orchestrate.errors import RunFailed
 from orchestrate.local import machine
@@ -26,19 +24,18 @@ from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.guard import Guard
+from orchestrate.local.run.keeping import Kept, Weights
 from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.optimizers import (
     given_out,
     make_optimizer,
-    restore_state,
     set_rate,
-    state_tensors,
 )
-from orchestrate.local.run.parallel import Group, Step
+from orchestrate.local.run.parallel import LESS, Group, Step
 from orchestrate.local.run.remaining import Work
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.schedule import random_state, set_random_state, spread
-from orchestrate.text import size
+from orchestrate.local.run.sharding import Sharded, number
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
@@ -53,7 +50,7 @@ class Stopped(Exception):
         self.word = word
 
 
-class Loop:
+class Loop(Kept):
     """Trains `loaded` on `train`. `run()` returns when the run is complete and raises `Stopped` or
     `RunFailed`."""
 
@@ -66,7 +63,7 @@ class Loop:
         train: Rows,
         valid: Rows | None,
         *,
-        write_weights: Callable[[Path], None],
+        write_weights: Callable[[Path, Weights | None], None],
         asked: Callable[[], str | None],
     ) -> None:
         self.dir, self.job, self.hyper = run, job, job.hyper
@@ -81,6 +78,8 @@ class Loop:
         self.best: dict[str, torch.Tensor] | None = None
         self.early_stopped = False
         self.guard = Guard(run, self.hyper)
+        self.sharded: Sharded | None = None
+        """Where each process has a share of the weights."""
         self.group: Group | None = None
         """Of processes that help, where the job is for more than one."""
         self._saved_at = time.monotonic()
@@ -97,85 +96,15 @@ class Loop:
         self.checkpoint_steps = spread(self.hyper.checkpoints, total, every)
         self.work = Work(train, valid, self.eval_steps, self.per_epoch, total)
 
-    # -- going on --------------------------------------------------------------------------------------------
-
-    def restore(self) -> None:
-        """Goes back to the newest whole checkpoint, if there is one; raises `RunFailed` when it is of another
-        run."""
-        whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
-        for name in damaged:
-            self.dir.add_event(
-                f"checkpoint {name} is damaged and was passed over", level="warning", type="checkpoint"
-            )
-            shutil.rmtree(self.dir.checkpoints / name, ignore_errors=True)
-        checkpoints.prune(self.dir.checkpoints)
-        if whole is None:
-            torch.manual_seed(self.job.seed)
-            self.dir.repair(0)
-            return
-        if whole.progress.total_steps != self.progress.total_steps:
-            raise RunFailed(f"{whole.path} belongs to a run of {whole.progress.total_steps} steps")
-        tensors = load_file(whole.path / "state.safetensors")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"parameter.{name}"])
-        restore_state(self.optimizer, self.parameters, tensors)
-        set_random_state(tensors)
-        best = {n: tensors[f"best.{n}"] for n in self.parameters if f"best.{n}" in tensors}
-        self.best = best or None
-        self.progress = whole.progress
-        patience = self.hyper.early_stopping_patience
-        self.early_stopped = patience is not None and whole.progress.worse >= patience
-        self.max_tokens = whole.progress.max_tokens or self.max_tokens
-        self.dir.repair(whole.progress.step)
-        self.dir.add_event(
-            f"going on from step {self.progress.step} of {self.progress.total_steps}",
-            type="resumed",
-            step=self.progress.step,
-            tokens_at_once=self.max_tokens,
-        )
-
-    def save(self, *, kept: bool) -> None:
-        """A full disk costs the checkpoint, not the run."""
-        progress = msgspec.structs.replace(self.progress, kept=kept, max_tokens=self.max_tokens)
-
-        def fill(folder: Path) -> None:
-            state = state_tensors(self.optimizer, self.parameters)
-            state.update({f"parameter.{n}": p.detach() for n, p in self.parameters.items()})
-            state.update({f"best.{n}": t for n, t in (self.best or {}).items()})
-            state.update(random_state(self.loaded.device))
-            need = sum(t.numel() * t.element_size() for t in state.values())
-            if shutil.disk_usage(folder).free < 1.5 * need:
-                raise OSError(f"more than {size(need)} are needed")
-            save_file({k: v.detach().contiguous() for k, v in state.items()}, folder / "state.safetensors")
-            if kept:
-                with given_out(self.optimizer, self.parameters):
-                    self.write_weights(folder / ("full" if self.job.adapter.full else "adapter"))
-
-        try:
-            checkpoints.save(self.dir.checkpoints, progress, fill)
-        except Exception as error:
-            if not _disk_is_full(error):
-                raise
-            self.dir.add_event(
-                f"no checkpoint at step {progress.step}: the disk is full ({error}); training goes on",
-                level="warning",
-                type="checkpoint",
-                step=progress.step,
-            )
-        else:
-            checkpoints.prune(self.dir.checkpoints)
-            if kept:
-                self.dir.add_event(
-                    f"checkpoint at step {progress.step}", type="checkpoint", step=progress.step
-                )
-        self._saved_at = time.monotonic()
-
     # -- running ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         try:
             self._run()
+        except RuntimeError as error:
+            if self.sharded is not None and not out_of_memory(error):
+                self.sharded.cut()
+            raise
         finally:
             with suppress(OSError):  # the error that ends the run says more
                 self.report(force=True)
@@ -199,7 +128,7 @@ class Loop:
 
     def _measure(self) -> None:
         """A look at the speed before the first step."""
-        if self.work.measured or self.progress.step >= self.progress.total_steps:
+        if self.sharded is not None or self.work.measured or self.progress.step >= self.progress.total_steps:
             return
         epoch, first = divmod(self.progress.step, self.per_epoch)
         batch = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)[first]
@@ -235,10 +164,12 @@ class Loop:
             told, metrics = self.result
             values.update({"result_step": float(told), **{f"result_{k}": v for k, v in metrics.items()}})
         self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
-        word = self.asked()
+        word, due = self.asked(), time.monotonic() - self._saved_at > self.hyper.recovery_seconds
+        if self.sharded is not None:
+            word, due = self.sharded.agreed((word, due))
         if step in self.checkpoint_steps or last:
             self.save(kept=True)
-        elif word == "pause" or time.monotonic() - self._saved_at > self.hyper.recovery_seconds:
+        elif word == "pause" or due:
             self.save(kept=False)
         self.report(values.get("tokens_per_second"))
         if word and not (last and word == "pause"):
@@ -261,6 +192,8 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
+                if self.sharded is not None:  # the others are in the midst of a pass
+                    raise RunFailed(f"out of memory: {error}", fix=LESS) from error
                 said = str(error)
             self._halve(batch, said)
             set_random_state(random)
@@ -271,7 +204,8 @@ class Loop:
             self.hyper.warmup_ratio,
             self.hyper.schedule,
         )
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.hyper.max_grad_norm).item()
+        parameters = list(self.parameters.values())
+        norm = number(torch.nn.utils.clip_grad_norm_(parameters, self.hyper.max_grad_norm))
         values = means(sums)
         # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
         if self.guard.acceptable(values["loss"], norm, self.progress) and norm > 0:
@@ -291,10 +225,13 @@ class Loop:
         return {**named, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed}
 
     def _gradients(self, batch: list[int]) -> Sums:
+        seed = (self.job.seed << 20) + self.progress.step * self.hyper.processes
+        if self.sharded is not None:
+            most = self.max_tokens, self.max_rows
+            return self.sharded.gradients(self.objective, self.train, batch, most, seed)
         if self.group is None:
             return self.objective.gradients(self.train, batch, self.max_tokens, self.max_rows)
         weight = self.objective.weight_of(self.train, batch)
-        seed = (self.job.seed << 20) + self.progress.step * self.group.processes
         asked = Step((), weight, self.max_tokens, self.max_rows, seed)
         return self.group.gradients(self.objective, self.train, batch, self.parameters, asked)
 
@@ -355,9 +292,11 @@ class Loop:
         tokens = self.max_tokens
         while True:
             try:
+                if self.sharded is not None:
+                    return self.sharded.evaluate(self.objective, rows, tokens)
                 return self.objective.evaluate(rows, tokens)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or tokens <= int(rows.lengths.max()):
+                if self.sharded is not None or not out_of_memory(error) or tokens <= int(rows.lengths.max()):
                     raise
             give_back(self.loaded.device)
             tokens //= 2
@@ -385,8 +324,3 @@ class Loop:
                 early_stopped=self.early_stopped,
             )
         )
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    # safetensors raises its own error class around the system's.
-    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"

@@ -14,6 +14,7 @@ import torch
 
 from orchestrate.local.job import Hyper
 from orchestrate.local.plan.states import require
+from orchestrate.local.run.sharding import placed
 
 NUMBER = "#"
 """Ends the key of a state that is a plain number and not a tensor (the step count of bitsandbytes)."""
@@ -203,7 +204,7 @@ def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, 
             number = short.endswith(NUMBER)
             # The step count of torch's AdamW stays on the CPU, unless fused.
             states[name][short.removesuffix(NUMBER)] = (
-                value.item() if number else value.to(parameters[name].device)
+                value.item() if number else placed(value, parameters[name])
             )
     names = {parameter: name for name, parameter in parameters.items()}
     for part in _parts(optimizer):

@@ -26,6 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 
@@ -36,9 +37,14 @@ from orchestrate.local.objectives.base import Objective, Sums, add
 from orchestrate.local.run import launching
 from orchestrate.local.run.oom import give_back as give_back
 from orchestrate.local.run.oom import out_of_memory
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.types import JobError
 
 LOOK_S = 0.2
+SHORT = 77
+"""With which a process ends that has no memory for its part of a model in shares: the others are then in the
+midst of a pass that it cannot finish."""
+LESS = f"{option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, a lower max_seq_length"
 CUT_S = 10.0
 NEVER = timedelta(days=365)
 """The others wait while the first evaluates and saves. That one is gone shows otherwise, and at once."""
@@ -92,10 +98,23 @@ class Group:
             if code is None or self._ended.is_set():
                 continue
             with self._telling:
+                if code == SHORT:
+                    told = f"process {rank} of {self.processes - 1} that help ran out of memory"
+                    self._fail(f"{told}; {LESS}")
                 told = f"process {rank} of {self.processes - 1} that help ended with {code}; all end"
                 with suppress(OSError):
                     self.run.add_event(told, level="error", type="interrupted")
                 os._exit(1)
+
+    def _fail(self, told: str) -> None:
+        with suppress(OSError):
+            self.run.add_event(told, level="error", type="failed")
+            error, state = JobError(message=told, code="RunFailed"), self.run.written_state()
+            ended = msgspec.structs.replace(
+                state, status="failed", stage=None, finished_at=now(), updated_at=now(), error=error
+            )
+            self.run.write_state(ended)
+        os._exit(1)
 
     def gradients(
         self,
@@ -114,11 +133,14 @@ class Group:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            # Of a connection that is cut: the process behind it is about to be seen as ended.
-            for _ in range(int(CUT_S / LOOK_S)):
-                self._look()
-                time.sleep(LOOK_S)
+            self.cut()
             raise
+
+    def cut(self) -> None:
+        """After an error of a connection: the process behind it is about to be seen as ended."""
+        for _ in range(int(CUT_S / LOOK_S)):
+            self._look()
+            time.sleep(LOOK_S)
 
     def close(self) -> None:
         """They hold nothing that would be lost."""

@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, pre
 from orchestrate.local.objectives.grading import Grader, refusal
 from orchestrate.local.objectives.grpo import PolicyObjective
 from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, desirability_of, with_mismatched
-from orchestrate.local.plan import fitting, throughput
-from orchestrate.local.plan.paces import READ_SHARE, Pace
+from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
+from orchestrate.local.run.keeping import Weights
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
-from orchestrate.local.run.parallel import Group
+from orchestrate.local.run.parallel import Group, join
 from orchestrate.local.run.proving import keep_sheet
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run.sharding import Sharded
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
@@ -48,8 +50,16 @@ class Session:
     result."""
 
     def __init__(
-        self, run: RunDir, job: LocalJob, asked: Callable[[], str | None], set_stage: Callable[[str], None]
+        self,
+        run: RunDir,
+        job: LocalJob,
+        asked: Callable[[], str | None],
+        set_stage: Callable[[str], None],
+        *,
+        place: tuple[int, Path] | None = None,
     ) -> None:
+        """`place`: rank and meeting of one that the first process of several with shares of the model
+        started."""
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
@@ -64,8 +74,10 @@ class Session:
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
+        self.group, self.sharded = None, self._meet(place, set_stage)
         set_stage("loading the model")
-        self.loaded = load(
+        first = partial(
+            load,
             job,
             self.folder,
             self.device,
@@ -73,6 +85,7 @@ class Session:
             beginning=Beginning(self.folder, run.path / "start", train, job.seed),
             vocabulary=(len(self.tokenizer), added),
         )
+        self.loaded = first() if self.sharded is None else self.sharded.loaded(first)
         choice, precision = self.loaded.choice, self.loaded.precision
         run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
         run.add_event(
@@ -97,12 +110,30 @@ class Session:
             write_weights=self._write_weights,
             asked=asked,
         )
+        self.loop.sharded = self.sharded
         self._plan_memory(train)
         self._look_at_disk()
         self.facts = self._facts(train)
-        if (processes := job.hyper.processes) > 1:
+        if (processes := job.hyper.processes) > 1 and self.sharded is None:
             set_stage("starting the other processes")
-            self.loop.group = Group(run, processes, job.threads, self.device)
+            self.loop.group = self.group = Group(run, processes, job.threads, self.device)
+
+    def _meet(self, place: tuple[int, Path] | None, set_stage: Callable[[str], None]) -> Sharded | None:
+        """Where the weights are spread over several processes."""
+        processes = self.job.hyper.processes
+        if not self.job.hyper.sharded:
+            return None
+        rank, cut = 0, nothing
+        if place is None:
+            set_stage("starting the other processes")
+            self.group = Group(self.run, processes, self.job.threads, self.device)
+            cut = self.group.cut
+            told = f"the weights are spread over {processes} processes (FSDP)"
+            self.run.add_event(told, type="sharded", processes=processes)
+        else:
+            rank, meeting = place
+            join(meeting, rank, processes)
+        return Sharded(rank, processes, self.device, cut)
 
     def _facts(self, train: Rows) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -231,6 +262,9 @@ class Session:
 
     def _with_reference(self, objective: JudgedObjective, name: str, rows: Rows) -> Rows:
         folder, tokens = self.run.path / "rows" / name, DEFAULT_TOKENS[self.device.type]
+        if self.sharded is not None:
+            agreed, keeps = self.sharded.agreed, self.sharded.first
+            return with_reference(objective, rows, folder, tokens, self._look_up, agreed, keeps)
         rows = with_reference(objective, rows, folder, tokens, self._look_up)
         if not isinstance(objective, UnpairedObjective):
             return rows
@@ -284,8 +318,8 @@ class Session:
         return rows
 
     def close(self) -> None:
-        if self.loop.group is not None:
-            self.loop.group.close()
+        if self.group is not None:
+            self.group.close()
         self.loop.objective.close()
 
     @property
@@ -303,42 +337,6 @@ class Session:
         elif "valid_loss" in metrics:
             parts.append(f"validation loss {metrics['valid_loss']:.4f}{at}")
         return ", ".join(parts)
-
-    def pace(self, seconds: float) -> Pace | None:
-        """How fast the run was, of which all took so long; `None` where that tells nothing of another:
-        several processes, answers of unknown lengths that were drawn, or the model's size is not known."""
-        method = self.job.method
-        parameters = fitting.active_parameters(str(self.folder.path), None)
-        told_little = self.loop.group is not None or isinstance(method, Reinforcement)
-        if told_little or parameters is None or self.loop.progress.seconds <= 0:
-            return None
-        kind = throughput.kind_of(
-            parameters=parameters,
-            adapter=self.job.adapter.type,
-            method=method.word,
-            precision=self.loaded.precision.name,
-            threads=torch.get_num_threads(),
-            device=self.device.type,
-        )
-        loop, p = self.loop, self.loop.progress
-        read = 0.0
-        if self.read_seconds is not None:
-            valid = 0 if loop.valid is None else loop.valid.tokens
-            read = float(loop.train.tokens + valid)
-            if method.word == "kto":  # and another row's answer after each prompt, there and in the steps
-                read += 2 * p.seen_tokens + valid * sum(step <= p.step for step in loop.eval_steps)
-        trained = p.seconds + (self.read_seconds or 0.0)
-        home = None if self.job.paces is None else Path(self.job.paces).parent
-        told = None if home is None else throughput.estimate(home, kind)
-        return Pace(
-            kind=kind,
-            at=now(),
-            tokens=loop.work.done(p.step, p.seen_tokens) + READ_SHARE * read,
-            seconds=trained,
-            besides_seconds=max(0.0, seconds - trained),
-            told=None if told is None else told.tokens_per_second,
-            told_by="" if told is None else told.told_by,
-        )
 
     def publish(self) -> Path:
         p, (step, metrics) = self.loop.progress, self.loop.result
@@ -361,19 +359,26 @@ class Session:
             threads=torch.get_num_threads(),
         )
 
-        return export.publish(self.run, export.result_name(self.job), self._write_weights, passport)
+        fill = partial(self._write_weights, weights=self.loop.weights())
+        return export.publish(self.run, export.result_name(self.job), fill, passport)
 
-    def _write_weights(self, folder: Path) -> None:
-        export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder)
+    def _write_weights(self, folder: Path, weights: Weights | None = None) -> None:
+        export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder, weights)
 
     def keep_sheet(self) -> None:
         """For the proof of what is served. That it cannot be made does not fail a run that has its model."""
+        if self.sharded is not None:
+            return  # it is made when it is needed, by one process
         try:
             keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
         except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
             self.run.add_event(
                 f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
             )
+
+
+def nothing() -> None:
+    pass
 
 
 def _require(path: Path) -> None:

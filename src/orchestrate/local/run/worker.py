@@ -172,7 +172,9 @@ def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:
     if job.paces is None or state.attempt != 1 or state.started_at is None:
         return
     with suppress(OSError):
-        if pace := session.pace((now() - state.started_at).total_seconds()):
+        from orchestrate.local.run import pacing  # torch loads there
+
+        if pace := pacing.of(session, (now() - state.started_at).total_seconds()):
             paces.add(Path(job.paces), pace)
 
 

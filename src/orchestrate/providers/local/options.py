@@ -41,6 +41,7 @@ OPTIONS: Mapping[str, Option] = {
     "precision": Option(str, words=engines.PRECISIONS, in_hyper=False),
     "micro_batch": Option(int, least=1),
     "processes": Option(int, least=1),
+    "sharded": Option(bool),
     "optimizer": Option(str, words=tuple(OPTIMIZERS)),
     "gradient_checkpointing": Option(bool),
     "neftune_alpha": Option(NUMBER, above=0),

@@ -10,6 +10,7 @@ from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
 from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources
 from orchestrate.places.order import gpu_asked
+from orchestrate.providers.local import shares
 from orchestrate.text import money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
 
@@ -31,6 +32,12 @@ class Fit(NamedTuple):
 
     machine: Machine
     plan: MemoryPlan | None
+    shared: MemoryPlan | None = None
+    """Of one of its GPUs, with a share of every weight on each; where it does not fit whole."""
+
+    @property
+    def fits_in_shares(self) -> bool:
+        return self.shared is not None and self.shared.fits is True
 
     @property
     def fits(self) -> bool:
@@ -53,16 +60,19 @@ def operations(gpu: str) -> float:
 def fits(
     machines: tuple[Machine, ...], model: str, body: Mapping[str, Any], billions: float | None
 ) -> list[Fit]:
-    """Each machine, cheapest for the work first. One with several GPUs takes what fits on one of them."""
+    """Each machine, cheapest for the work first."""
     found: list[Fit] = []
     for machine in machines:
         if (machine.gpu or "").upper() in NO_BF16:
             continue
-        here = dict(body) if machine.gpu else {**body, "device": "cpu"}
-        plan = fitting.of_job(
-            model, here, billions=billions, gpu_bytes=machine.memory_bytes if machine.gpu else None
-        )
-        found.append(Fit(machine, plan))
+        here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
+        memory = machine.memory_bytes if machine.gpu else None
+        plan, shared = fitting.of_job(model, here, billions=billions, gpu_bytes=memory), None
+        if machine.count > 1 and plan is not None and plan.fits is False:
+            spread = shares.spread(here, machine.count)
+            if shares.unable(spread) is None:
+                shared = fitting.of_job(model, spread, billions=billions, gpu_bytes=memory)
+        found.append(Fit(machine, plan, shared))
     return sorted(found, key=lambda fit: fit.usd_per_work)
 
 
@@ -79,17 +89,18 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         named = [fit for fit in fitting_ones if fit.machine.name == wanted]
         alike = [fit for fit in fitting_ones if _is(fit.machine, gpu) and fit.machine.count == number]
         for fit in [*named, *alike]:
-            _require_whole(fit)
+            _require_room(fit)
             return fit.machine, "asked for by name"
         known = ", ".join(dict.fromkeys(_name(fit.machine) for fit in fitting_ones))
         raise UsageError(f"there is no {wanted} here", fix=f"gpu: one of {known}; or auto")
     spot = asked.get("spot") is True
-    single = [fit for fit in fitting_ones if fit.machine.count <= 1]
-    there = [fit for fit in single if fit.machine.spot is not None] if spot else single
+    there = [fit for fit in fitting_ones if fit.machine.spot is not None] if spot else fitting_ones
     if not there:
         raise UsageError("no machine of this place can be had as spot", fix="spot: false")
-    cheap = [fit for fit in there if most is None or _price(fit, spot=spot) <= most]
-    if not cheap:
+    affordable = [fit for fit in there if most is None or _price(fit, spot=spot) <= most]
+    cheap = [fit for fit in affordable if fit.machine.count <= 1]
+    several = [fit for fit in affordable if fit.fits_in_shares]
+    if not cheap and not several:
         raise UsageError(
             f"every machine costs more than {money(most)} per hour", fix="raise max_usd_per_hour"
         )
@@ -99,6 +110,9 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
                 fit.machine,
                 "the cheapest for the work of those on which it fits",
             )
+    if several:
+        least = min(several, key=lambda fit: _price(fit, spot=spot))
+        return least.machine, "the cheapest on whose GPUs together it fits; on one it does not"
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
     if largest.machine.gpu is None:
         return largest.machine, "there is no GPU"
@@ -114,13 +128,17 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
     return largest.machine, "the largest: the model's size is not known"
 
 
-def _require_whole(fit: Fit) -> None:
-    """Raises `UsageError` where several GPUs would have to share one copy of the model."""
-    if fit.machine.count > 1 and fit.plan is not None and fit.plan.fits is False:
+def _require_room(fit: Fit) -> None:
+    """Raises `UsageError` where it fits neither whole on each of several GPUs nor in shares."""
+    machine, plan = fit.machine, fit.plan
+    if machine.count > 1 and plan is not None and plan.fits is False and not fit.fits_in_shares:
+        each = f"whole on each of {machine.count} {machine.gpu} it takes about {size(plan.total_bytes)}"
+        if fit.shared is not None:
+            each += f", and in {machine.count} shares {size(fit.shared.total_bytes)}"
+        least = fit.shared or plan
         raise UsageError(
-            f"each of {fit.machine.count} {fit.machine.gpu} holds the model whole, which takes about "
-            f"{size(fit.plan.total_bytes)}; it is not split over several",
-            fix="; or ".join(["a GPU with more memory", *fit.plan.advice]),
+            f"{each}; there are {size(plan.available_bytes or 0)}",
+            fix="; or ".join(["more GPUs, or some with more memory", *least.advice]),
         )
 
 

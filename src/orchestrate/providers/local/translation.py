@@ -17,6 +17,7 @@ from orchestrate.local.objectives.isolation import isolation
 from orchestrate.local.plan import fitting
 from orchestrate.local.plan.states import LION_RATE
 from orchestrate.providers.local import options as own_options
+from orchestrate.providers.local import shares
 from orchestrate.providers.local.adapting import adapter
 from orchestrate.providers.local.templates import chat_template
 from orchestrate.providers.settings import Rows
@@ -47,7 +48,7 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     built = rows.build(model)
     own, body = own_options.answered(spec, built.body, options.get("gpu_memory_gib") is not None)
     whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
-    return msgspec.structs.replace(whole, memory=memory(spec, whole, options))
+    return shares.settled(whole, lambda told: memory(spec, told, options))
 
 
 def memory(

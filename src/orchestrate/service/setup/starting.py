@@ -3,6 +3,7 @@ and only what passes the check is written."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import catalog, specfile
 from orchestrate.data.files.folders import splits_of
 from orchestrate.data.opening import columns_of, open_dataset
-from orchestrate.data.operations.split import NAMES, Division, split
+from orchestrate.data.operations.split import NAMES, Division, TooFew, split
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.files import write_whole
 from orchestrate.local import machine
@@ -59,10 +60,19 @@ def holds_data(place: Path) -> bool:
     return place.is_file() or (place.is_dir() and bool(splits_of(place)))
 
 
-def start(ft: Orchestrator, place: Path, backends: str = "all", progress: Progress | None = None) -> Started:
-    """Writes finetune.yaml beside the data and, where the rows are not split, the splits into a folder beside
-    it. Raises `DataError` for files that cannot be read, or when no backend takes them."""
+def start(
+    ft: Orchestrator,
+    place: Path,
+    backends: str = "all",
+    *,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> Started:
+    """Writes a spec, by default finetune.yaml beside the data, and, where the rows are not split, the splits
+    into a folder beside them. Raises `DataError` for files that cannot be read, or when no backend takes
+    them."""
     folder = place.parent if place.is_file() else place
+    path = output or folder / specfile.DEFAULT_NAME
     given = {"train": place} if place.is_file() else splits_of(place)
     train = given.get("train") or next(iter(given.values()))
     columns = columns_of(str(train))
@@ -72,13 +82,14 @@ def start(ft: Orchestrator, place: Path, backends: str = "all", progress: Progre
             f"{train} holds {facts.kind} rows, which need a grader: no spec can be proposed",
             fix="orchestrate init FOLDER writes a commented one",
         )
-    files, remarks = _splits(folder, given, columns)
+    placed, remarks = _splits(folder, given, columns)
+    files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
     spec: dict[str, Any] = {**files, "method": _METHODS[facts.kind], "adapter": "lora", "epochs": 3}
-    models, left_out = _models(ft, folder, spec, ft.backends(backends))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    models, left_out = _models(ft, path.parent, spec, ft.backends(backends))
     if not models:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DataError(f"no backend takes {place}: {reasons}", fix=f"orchestrate data check {train}")
-    path = folder / specfile.DEFAULT_NAME
     write_whole(path, _text(models, spec).encode())
     return Started(
         spec=str(path),
@@ -95,10 +106,10 @@ def start(ft: Orchestrator, place: Path, backends: str = "all", progress: Progre
 
 def _splits(
     folder: Path, given: Mapping[str, Path], columns: Mapping[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """Split -> file relative to the folder: those that are there, or the shares of the one that is."""
+) -> tuple[dict[str, Path], list[str]]:
+    """Split -> file: those that are there, or the shares of the one that is."""
     if len(given) > 1 and not columns:
-        return {n: given[n].relative_to(folder).as_posix() for n in NAMES if n in given}, []
+        return {n: given[n] for n in NAMES if n in given}, []
     if len(given) > 1:
         raise DataError(
             f"the columns of {', '.join(str(path) for path in given.values())} are of no known format",
@@ -107,10 +118,19 @@ def _splits(
     [source] = given.values()
     near = find_spec("rensa") is not None
     target = folder / f"{source.name.partition('.')[0]}.split"
-    report = split(str(source), Division(_SHARES, near_duplicates=near), target, columns=columns)
-    files = {one.split: Path(one.path).relative_to(folder).as_posix() for one in report.files if one.rows}
+    division = Division(_SHARES, near_duplicates=near, fill=True)
+    try:
+        report = split(str(source), division, target, columns=columns)
+    except TooFew:
+        if columns:
+            raise
+        return {"train": source}, [
+            "too few rows to hold some back: all are trained on, and eval needs --test FILE"
+        ]
+    files = {one.split: Path(one.path) for one in report.files if one.rows}
     told = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
-    remarks = [f"split 80/10/10 by content: {told}"]
+    few = f" (seed {report.seed}, which leaves rows to each)" if report.seed else ""
+    remarks = [f"split 80/10/10 by content: {told}{few}"]
     if not near:
         remarks.append("nearly equal rows may be on both sides: pip install 'orchestrate-ft[data]'")
     return files, remarks

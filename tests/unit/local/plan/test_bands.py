@@ -18,7 +18,7 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local.plan import paces
 from orchestrate.local.plan.throughput import estimate
-from orchestrate.local.run import worker
+from orchestrate.local.run import pacing, worker
 from orchestrate.local.run.session import Session
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.spec import JobSpec
@@ -120,7 +120,7 @@ def test_a_slow_machine_is_known_after_its_first_run(tmp_path: Path) -> None:
         begun = time.monotonic()
         session.loop.restore()
         session.loop.run()
-        pace = session.pace(time.monotonic() - begun)
+        pace = pacing.of(session, time.monotonic() - begun)
         assert pace is not None
         before = estimate(machine.provider.home, pace.kind)
         off = pace.tokens / pace.seconds / before.tokens_per_second

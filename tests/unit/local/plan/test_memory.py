@@ -81,6 +81,22 @@ def test_advice_ends_in_what_fits(setup: Setup) -> None:
     assert found.advice[-1].endswith("fits)") and totals[-1] <= 16
 
 
+def test_a_share_of_all_weights_is_counted_by_hand() -> None:
+    """8.03e9 weights: 16 bytes each over 8 GPUs, embeddings and output layer whole with their gradients, two
+    layers of weights and the gradient of one. In 4 bits each holds the constants of NF4 too."""
+    shape, total = Shape.of(LLAMA_8B), 8_030_261_248
+    outside = 2 * 128_256 * 4096
+    layer = (total - outside) / 32
+    parts = plan(shape, Setup(adapter="full", shares=8), device="cuda", available_bytes=80 << 30).parts
+    held = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
+    assert held == pytest.approx(16 * total / 8, rel=1e-6)
+    assert parts["put together"] == pytest.approx(8 * outside + 12 * layer, rel=1e-6)
+    parts = plan(shape, Setup(shares=2), device="cuda", available_bytes=80 << 30).parts
+    few = total - outside - 65 * 4096
+    packed, constants, rest = few / 2, few / 64 + few / 64 / 256 * 4, 2 * (total - few)
+    assert parts["weights"] == pytest.approx((packed + rest) / 2 + constants, rel=1e-4)
+
+
 def test_what_fits_nowhere_is_said() -> None:
     found = plan(Shape.of(LLAMA_70B), Setup(rows=2), device="cuda", available_bytes=24 << 30)
     assert found.advice[-1] == "a smaller model, or a larger machine"

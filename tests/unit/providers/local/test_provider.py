@@ -63,6 +63,25 @@ def test_code_is_allowed_by_the_user_alone_and_its_bounds_are_told() -> None:
             assert mine.host("local").options["allow_grader_code"] is True
 
 
+SHARES = {"processes": 2, "sharded": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "reason"),
+    [
+        ({**SHARES, "optimizer": "paged_adamw_8bit"}, {}, "optimizer paged_adamw_8bit"),
+        ({**SHARES, "engine": "fused"}, {}, "engine fused"),
+        ({**SHARES, "processes": 1}, {}, "one process"),
+        (SHARES, {"adapter": {"type": "qlora", "dora": True}}, "DoRA"),
+        (SHARES, {}, None),
+    ],
+)
+def test_what_is_trained_in_shares(options: Any, more: Any, reason: str | None) -> None:
+    row = settings({"type": "sft"}, options=options, **more)["provider_options.sharded"]
+    assert (row.outcome is Outcome.REFUSED) is (reason is not None)
+    assert (reason or "") in str(row.rule)
+
+
 def test_reinforcement_as_asked() -> None:
     method = rft(samples_per_prompt=4, kl_beta=0.02)
     options = {"max_new_tokens": 64, "grader_seconds": 2}

@@ -19,14 +19,16 @@ NARROW = 16
 things, and some models read their weights themselves."""
 
 
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
     """NF4 with double quantisation, of linear layers, and of experts where transformers has them in one
-    tensor and lets us compute them."""
+    tensor and lets us compute them. `spread`: stored as numbers of `dtype`, as the other weights are, as they
+    go from process to process."""
     return (_registered() or BitsAndBytesConfig)(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if spread else torch.uint8,
     )
 
 

@@ -1,0 +1,155 @@
+"""Several processes of one machine at one run, each with a GPU of its own and a share of every weight (FSDP).
+
+All run the same loop over the same rows. torch's `fully_shard` brings a layer's weights together while it
+computes and lets go of them after; gradients and moments stay shares. What a clock or the user decides, the
+first decides for all, and it alone writes: whole tensors, so that a run goes on with any number of processes.
+
+Each pass is one that all make: who has nothing left to do computes a row whose loss counts for nothing.
+"""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from orchestrate.errors import UsageError
+from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.job import option
+from orchestrate.local.model.loaded import Loaded, decoder_of
+from orchestrate.local.model.weights import experts
+from orchestrate.local.objectives.base import MOST_ROWS, Objective, Sums, add, means
+from orchestrate.local.run.parallel import split
+
+T = TypeVar("T")
+
+
+class Sharded:
+    """One of the processes; they have met."""
+
+    def __init__(self, rank: int, processes: int, device: torch.device, cut: Callable[[], None]) -> None:
+        """`cut`: called when a connection broke."""
+        self.cut = cut
+        self.rank, self.processes, self.device = rank, processes, device
+        self.mesh = init_device_mesh(device.type, (processes,))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def agreed(self, value: T) -> T:
+        """What the first one says."""
+        said: list[Any] = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
+    def loaded(self, load: Callable[[], Loaded]) -> Loaded:
+        """One process after the other, and each keeps its share only: main memory holds the model once."""
+        found: list[Loaded] = []
+        for turn in range(self.processes):
+            if turn == self.rank:
+                found.append(load())
+                self._spread(found[0])
+            dist.barrier()
+        return found[0]
+
+    def _spread(self, loaded: Loaded) -> None:
+        """Layer by layer. Raises `UsageError` for a model that is not made of layers."""
+        if any(experts.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
+            told = "experts in 4 bits, routers with a loss of their own, or an output that it computes itself"
+            raise UsageError(
+                f"the weights of this model are not spread over several GPUs: it has {told}",
+                fix=f"{option('sharded')}: false, or adapter: lora",
+            )
+        lists = [m for m in decoder_of(loaded.inner).children() if isinstance(m, torch.nn.ModuleList)]
+        layers = max(lists, key=len, default=())
+        if not layers:
+            raise UsageError("the weights of this model are not spread over several GPUs: it has no layers")
+        for layer in layers:
+            fully_shard(layer, mesh=self.mesh, reshard_after_forward=True)
+        root = _Root(loaded.model)
+        # What is left: embeddings, output layer, last norm.
+        fully_shard(root, mesh=self.mesh, reshard_after_forward=True)
+        loaded.root, loaded.device = root, self.device
+
+    def gradients(
+        self, objective: Objective, rows: Rows, batch: Sequence[int], most: tuple[int, int], seed: int
+    ) -> Sums:
+        """As the objective's own. `most`: tokens and rows of one pass."""
+        if self.rank:
+            torch.manual_seed(seed + self.rank)
+        # Gradients come back as their mean over the processes.
+        total = objective.weight_of(rows, batch) / self.processes
+        return self._together(objective, rows, batch, most, total)
+
+    def evaluate(self, objective: Objective, rows: Rows, max_tokens: int) -> dict[str, float]:
+        with objective.loaded.judging():
+            sums = self._together(objective, rows, range(rows.examples), (max_tokens, MOST_ROWS), None)
+        return {f"valid_{k}": v for k, v in means(sums).items()}
+
+    def _together(
+        self,
+        objective: Objective,
+        rows: Rows,
+        examples: Sequence[int],
+        most: tuple[int, int],
+        total: float | None,
+    ) -> Sums:
+        """`total` divides the loss whose gradient is wanted; `None`: none is."""
+        shares = split(examples, [int(rows.lengths[i]) for i in examples], self.processes)
+        passes = [list(micro_batches(share, rows.lengths, *most)) if share else [] for share in shares]
+        mine, sums = passes[self.rank], Sums()
+        shortest = [min(examples, key=lambda i: int(rows.lengths[i]))]
+        for place in range(max(len(one) for one in passes)):
+            if place < len(mine):
+                add(sums, objective.run(rows, mine[place], total or 1.0, backward=total is not None))
+            else:
+                objective.run(rows, shortest, math.inf, backward=total is not None)
+        said: list[Any] = [None] * self.processes
+        dist.all_gather_object(said, sums)
+        whole = Sums()
+        for one in said:
+            add(whole, one)
+        return whole
+
+    def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """In main memory, at the first process; all have to ask."""
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if self.first:
+                found[name] = put_together.detach().cpu()
+        return found
+
+
+class _Root(torch.nn.Module):
+    """Within its `forward` the embeddings and the output layer are whole, for whatever computes with them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        return compute()
+
+
+def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A whole tensor as a parameter is held: of one that is spread, this process's share."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def number(tensor: torch.Tensor) -> float:
+    return float((tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item())
