@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from tests import forking
+
 LIMIT_S = 300
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.warm", __name__])
@@ -67,7 +69,7 @@ def start(
     """`streams`: the files that it reads from, writes to and complains to; with `terminal` one terminal,
     the one of its session. `program` is found by its name."""
     day = {"ORCHESTRATE_TODAY": os.environ["ORCHESTRATE_TODAY"]}
-    task = (program, arguments, str(cwd), day | dict(env), streams, terminal)
+    task = (program, arguments, str(cwd), day | dict(env), streams, terminal, forking.python())
     process = _server.Process(target=_become, args=task)
     process.start()
     return process
@@ -88,6 +90,7 @@ def _become(
     env: dict[str, str],
     streams: list[Path],
     terminal: bool,
+    python: str,
 ) -> None:
     """In the fork: takes the streams, the folder and the environment, and runs the program to its end."""
     if terminal:
@@ -104,6 +107,7 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.executable = python
     try:
         program(arguments)
     finally:

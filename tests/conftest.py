@@ -6,11 +6,12 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests import key_scan, workers
+from tests import forking, key_scan
 from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
 from tests.workers import Nursery
@@ -94,9 +95,16 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    with workers.nursery() as found:
-        yield found
+def nursery() -> Nursery:
+    return Nursery()
+
+
+@pytest.fixture(scope="module")
+def quick_python() -> Iterator[None]:
+    """What the tests of a module start is forked as well, not only what commands start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forking.python())
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

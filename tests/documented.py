@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests import command, forking
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,39 @@ class Done:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A block of a page. `note` is what the comment before it says: the file that it is, the exit codes that
+    it may have, or why it is not run."""
+
+    language: str
+    text: str
+    note: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Of shell, without comments, a continued line being one."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        lines = [re.sub(r"(^|\s+)#.*$", "", line).strip().removeprefix("$ ") for line in lines]
+        return [line for line in lines if line]
+
+    @property
+    def unrun(self) -> str:
+        """Why it is parsed only."""
+        return self.note.partition("parsed, not run: ")[2]
+
+
+SHELL = ("", "sh", "bash", "console")
+
+
+def snippets(page: Path) -> list[Snippet]:
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(
+        r"(?:^ *<!-- ([^\n]*) -->\n)?^( *)```(\w*)[^\n]*\n(.*?)^\2```", text, re.MULTILINE | re.DOTALL
+    )
+    return [Snippet(language, block, note) for note, _, language, block in found]
 
 
 def commands(page: Path) -> list[str]:
@@ -39,13 +72,15 @@ def environment(folder: Path) -> dict[str, str]:
         "ORCHESTRATE_KEYS": str(folder / "keys.toml"),
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "140",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": forking.path(),
     }
 
 
 def run(line: str, cwd: Path, env: Mapping[str, str], codes: tuple[int, ...] = (0,)) -> Done:
     """One of them; without a shell, so that it runs on any machine as it runs on this one."""
     words = shlex.split(line)
-    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode in codes, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return Done(line, done.returncode, done.stdout, done.stderr)
+    assert words[0] == "orchestrate", line
+    ended = command.run(words[1:], cwd=cwd, env=env)
+    done = Done(line, ended.code, ended.out.decode(), ended.err.decode())
+    assert done.code in codes, f"{line}\n{done.out[-3000:]}\n{done.err[-3000:]}"
+    return done

@@ -93,16 +93,17 @@ class AlreadySubmitted(UsageError):
 
 
 class KeyTaken(UsageError):
-    """An idempotency key is that of a run which is not the one asked for; nothing was sent.
-    Take another key."""
+    """An idempotency key is that of a run, or of a host's job, which is not the one asked for; nothing was
+    sent. Take another key."""
 
-    def __init__(self, key: str, run_id: str, differences: Sequence[str]) -> None:
+    def __init__(self, key: str, holder: str, differences: Sequence[str]) -> None:
+        """`holder`: `run run-...`, or a job of a host that no run of the store has."""
         super().__init__(
-            f"the idempotency key {key} is that of run {run_id}, which has another {', '.join(differences)}; "
+            f"the idempotency key {key} is that of {holder}, which has another {', '.join(differences)}; "
             "nothing was sent",
-            fix=f"use another key, or submit what it was made for (orchestrate show {run_id})",
+            fix="use another key, or submit what it was made for"
+            + (f" (orchestrate show {holder[4:]})" if holder.startswith("run ") else ""),
         )
-        self.run_id = run_id
         self.differences = tuple(differences)
 
 

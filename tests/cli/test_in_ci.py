@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests import forking
 from tests.paths import BUNDLED, ROOT
 
 ROWS = BUNDLED / "orders" / "train.jsonl"
@@ -49,7 +50,7 @@ def runner(tmp_path: Path) -> Runner:
     programs = tmp_path / "bin"
     programs.mkdir()
     shims = {
-        "orchestrate": f'exec {sys.executable} -m orchestrate.cli "$@"',
+        "orchestrate": f'exec {forking.python()} -m orchestrate.cli "$@"',
         "gh": f'printf "%s\\n" "$@" > {tmp_path}/gh.txt; cp "$5" {tmp_path}/comment.md; exit ${{GH_CODE:-0}}',
     }
     for name, line in shims.items():

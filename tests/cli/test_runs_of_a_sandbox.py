@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from tests import forking
 from tests.cli.conftest import Cli, Result
 
-ORCHESTRATE = ("--", sys.executable, "-m", "orchestrate.cli")
+
+def orchestrate() -> tuple[str, ...]:
+    """The words of a command within `sandbox run`."""
+    return "--", forking.python(), "-m", "orchestrate.cli"
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def tried(cli: Cli, *words: str, provider: str = "openai") -> Result:
     """A submit under `sandbox run`, as the README has it."""
     submit = ("submit", "--provider", provider, "--max-cost", "25", "--watch")
     hosts = ("sandbox", "run", "--no-train", "--speed", "100")
-    done = cli(*hosts, *ORCHESTRATE, *submit, *words)
+    done = cli(*hosts, *orchestrate(), *submit, *words)
     assert done.code == 0, done.err
     return done
 
@@ -57,7 +60,7 @@ def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Pat
     for words in (("eval", "last"), ("show", "last"), ("download", "latest")):
         done = cli(*words)
         assert done.code == 2 and run in done.err and "orchestrate sandbox run --" in done.err
-    inside = cli("sandbox", "run", "--no-train", *ORCHESTRATE, "show", "last", "--json")
+    inside = cli("sandbox", "run", "--no-train", *orchestrate(), "show", "last", "--json")
     assert inside.json["id"] == run
     assert cli("submit", "--provider", "local", "--yes").code == 0
     assert cli("show", "last", "--json").json["provider"] == "local"
@@ -69,11 +72,11 @@ def test_a_sandbox_that_runs_is_joined_and_one_of_another_home_is_named(
     cli: Cli, project: Path, tmp_path: Path
 ) -> None:
     submit = ("submit", "--provider", "openai", "--yes", "--watch")
-    nested = (*ORCHESTRATE, "sandbox", "run", *ORCHESTRATE, *submit)
+    nested = (*orchestrate(), "sandbox", "run", *orchestrate(), *submit)
     joined = cli("sandbox", "run", "--no-train", "--speed", "100", *nested)
     assert joined.code == 0, joined.err
     elsewhere = ("--sandbox-home", str(tmp_path / "elsewhere"), "--no-train", "--speed", "100")
-    done = cli("sandbox", "run", *elsewhere, *ORCHESTRATE, *submit, "--again")
+    done = cli("sandbox", "run", *elsewhere, *orchestrate(), *submit, "--again")
     assert done.code == 0, done.err
     refused = cli("show", done.out.split()[-1], "--refresh")
     assert refused.code == 3 and "not of this home's" in refused.err

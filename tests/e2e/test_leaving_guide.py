@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from tests import command
+from tests import command, forking
 from tests.paths import BUNDLED, ROOT, TINY
 from tests.workers import Nursery
 
@@ -43,7 +42,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator
         "ORCHESTRATE_HOME": str(folder / "home"),
         "ORCHESTRATE_KEYS": str(folder / "keys.toml"),
         "HF_HUB_OFFLINE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": forking.path(),
     }
     with running(home=folder / "sandbox", speed=20, waits=Durations(file=0), start=nursery.start) as hosts:
         with OpenAI(base_url=hosts.env["OPENAI_BASE_URL"], api_key=hosts.env["OPENAI_API_KEY"]) as client:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests import command
+from tests import command, forking
 from tests.cli.conftest import Cli
 from tests.paths import BUNDLED, ROOT
 from tests.workers import Nursery
@@ -51,7 +51,7 @@ def project(
         "ORCHESTRATE_HOME": str(folder / "home"),
         "ORCHESTRATE_KEYS": str(folder / "keys.toml"),
         "HF_HUB_OFFLINE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": forking.path(),
     }
     with running(home=folder / "sandbox", start=nursery.start) as hosts:
         yield folder, kept | hosts.env

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -76,7 +77,7 @@ class Jobs:
             self._require_contents(asked, hashes)
             raise
         quote = prepared.offer(backend).quote
-        id, up = f"ftjob-{secrets.token_hex(12)}", self._ft.store.clock.uptime()
+        id, up = _id_of(request, call.body, hashes), self._ft.store.clock.uptime()
         job = GatewayJob(
             id=id,
             boot=up.boot,
@@ -270,6 +271,16 @@ def _request(call: Call) -> Request:
         raise HostError(422, f"Idempotency-Key has at most {_LONGEST_KEY} printable characters")
     digest = hashlib.sha256(call.raw).hexdigest()
     return Request(call.key.name, digest, retries(call.request), key)
+
+
+def _id_of(request: Request, body: Mapping[str, Any], contents: Sequence[str]) -> str:
+    """With an idempotency key the same for the same request, whatever the store knows and whatever its files
+    are called: by the id its job is found at the backend after an older copy of the store was restored."""
+    if request.idempotency_key is None:
+        return f"ftjob-{secrets.token_hex(12)}"
+    asked = {name: value for name, value in body.items() if name not in ("training_file", "validation_file")}
+    facts = json.dumps([request.key, request.idempotency_key, asked, contents], sort_keys=True)
+    return f"ftjob-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
 
 
 def _quoted(prepared: Prepared, backend: str) -> str:

@@ -36,6 +36,7 @@ _TURN_S = 0.5
 _LEASE_S = 30.0
 _VIEW_S = 30.0
 _MOST_ATTEMPTS = 6
+_ASK_AGAIN_S = 5.0
 _TELL_FOR = timedelta(days=1)
 _DETAILS_FOR = timedelta(minutes=1)
 _LONGEST_WAIT_S = 600.0
@@ -220,7 +221,10 @@ class Submitting:
 
     def _submit(self, job: GatewayJob) -> None:
         if job.again_at is not None:
-            job = self._jobs.change(job.id, lambda job: replace(job, again_at=None, attempt=job.attempt + 1))
+            refused = self.run_of(job) is not None
+            job = self._jobs.change(
+                job.id, lambda job: replace(job, again_at=None, attempt=job.attempt + refused)
+            )
         self._reached("before-submit")
         try:
             run = self._run(job)
@@ -245,13 +249,16 @@ class Submitting:
         ).record
 
     def _refused(self, job: GatewayJob, error: OrchestrateError) -> None:
-        """What may pass is tried again, in a run of its own: the refused one certainly made no job."""
+        """What may pass is tried again, in a run of its own where one was refused, which certainly made no
+        job. Where the backend could not be asked for a job of this one there is no run yet, and its key
+        stays."""
         run = self.run_of(job)
         gone = run is None or run.phase is SubmitPhase.REFUSED
         if isinstance(error, LeaseHeld) or not gone:
             return
         if error.retryable and job.attempt < _MOST_ATTEMPTS and isinstance(error, ProviderError):
-            wait = max(error.retry_after_s or 0.0, min(2.0 ** (job.attempt + 1), 60.0))
+            pause = _ASK_AGAIN_S if run is None else min(2.0 ** (job.attempt + 1), 60.0)
+            wait = max(error.retry_after_s or 0.0, pause)
             at = self._ft.store.clock.now() + timedelta(seconds=wait)
             self._jobs.change(job.id, lambda job: replace(job, again_at=at))
             return

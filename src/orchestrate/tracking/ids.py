@@ -3,10 +3,14 @@
 A run's id is `run-` and 12 characters: 8 of the time (milliseconds, so that ids sort by age) and 4 random.
 The ref is the same with `orc-` in front: 16 characters of `[a-z0-9-]`, beginning with a letter, which fits a
 Fireworks job id and leaves 23 characters and a hyphen of Together's 40-character suffix to the user.
+
+The ref of a run that was asked for under an idempotency key is made of what was asked instead, and its id of
+the ref: a store that was lost or restored knows neither, and gives both again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from datetime import datetime
@@ -30,6 +34,11 @@ def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
     return (
         prefix + _base32(age_ms, 8) + _base32(secrets.randbelow(32**4) if mark is None else mark % 32**4, 4)
     )
+
+
+def derived_ref(facts: str) -> str:
+    """Always the same ref for the same facts, by 60 bits of their hash."""
+    return REF_PREFIX + _base32(int(hashlib.sha256(facts.encode()).hexdigest(), 16) % 32**12, 12)
 
 
 def ref_of(run_id: str) -> str:

@@ -19,6 +19,8 @@ from tests.faults.submitting import submit
 from orchestrate.errors import InvalidRequest, OrchestrateError, OutcomeUnknown, RateLimited
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, sync
+from orchestrate.tracking.submitting.repeats import Wish
+from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.tracking.timing import POINTS
 from orchestrate.tracking.transitions import UNSETTLED
 from orchestrate.types import Run
@@ -87,6 +89,18 @@ class Copies(RuleBasedStateMachine):
         with contextlib.suppress(OrchestrateError, Killed):
             submit(store, host, SPEC, DATA, reached=reached, timing=AT_ONCE)
         self.sent_from[store.runs.get("last").ref] = who
+
+    @rule(copy=COPY, who=WHO, fate=st.sampled_from(sorted(FATES)), dies=DEATHS)
+    def a_submit_with_a_key(self, copy: int, who: str, fate: str, dies: str | None) -> None:
+        def reached(point: str) -> None:
+            if point == dies:
+                raise Killed
+
+        store, host, key = self.pick(copy), self.host(who, **FATES[fate]), f"nightly-of-{who}"
+        asked = Submission(spec=SPEC, translation=host.translate(SPEC), data=DATA, idempotency_key=key)
+        self.sent_from[str(Wish(SPEC, DATA.digest, host, key).ref)] = who
+        with contextlib.suppress(OrchestrateError, Killed):
+            Submitter(store, host, AT_ONCE, reached).submit(asked)
 
     @initialize(who=WHO, key=KEYS, fate=st.sampled_from(sorted(FATES)), dies=DEATHS)
     def the_first_submit(self, who: str, key: str, fate: str, dies: str | None) -> None:

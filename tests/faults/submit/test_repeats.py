@@ -149,7 +149,7 @@ def test_the_run_of_a_key_is_found_over_budget_and_goes_on_where_it_stopped(shop
 
 
 def test_a_key_of_another_run_is_refused_with_the_difference(shop: Shop) -> None:
-    first = shop.ft.submit(shop.spec, "together", idempotency_key="k")
+    first = shop.ft.submit(shop.spec, "together", idempotency_key="taken")
     more = str(write_rows(shop.folder / "more.jsonl", 13))
     for change, backend, word in (
         ({"epochs": 2}, "together", r"epochs \(1, not 2\)"),
@@ -157,9 +157,9 @@ def test_a_key_of_another_run_is_refused_with_the_difference(shop: Shop) -> None
         ({}, "openai", "backend"),
     ):
         with pytest.raises(KeyTaken, match=f"{first.id}.*{word}"):
-            shop.ft.submit(shop.spec.model_copy(update=change), backend, idempotency_key="k")
+            shop.ft.submit(shop.spec.model_copy(update=change), backend, idempotency_key="taken")
     with pytest.raises(KeyTaken, match="set of backends"):
-        shop.ft.earlier(shop.ft.prepare(shop.spec, HOSTED), HOSTED, idempotency_key="k")
+        shop.ft.earlier(shop.ft.prepare(shop.spec, HOSTED), HOSTED, idempotency_key="taken")
     assert shop.sent() == 1
 
 
@@ -175,6 +175,7 @@ def test_of_many_that_ask_at_once_one_makes_the_run(
 ) -> None:
     hosts.clear_faults()
     shop = Shop(tmp_path, hosts, store_url=store_url)
+    key = key and f"{key}-{tmp_path.name}"  # another one's job on this host is found by the same key
     together, at_once = threading.Barrier(4), 4
     shop.ft.store.close()
 

@@ -15,6 +15,11 @@ from orchestrate.evaluation.metrics import Context
 from orchestrate.types import Message
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked(quick_python: None) -> None:
+    """Models answer and train in processes that are up at once."""
+
+
 def make_item(expected: str = "yes", question: str = "q", **more: Any) -> Item:
     prompt = (Message(role="user", content=question),)
     return Item(id=item_id(prompt, (), expected, ()), prompt=prompt, expected=expected, **more)

@@ -35,6 +35,11 @@ MODELS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked(quick_python: None) -> None:
+    """Models answer and train in processes that are up at once."""
+
+
 @dataclass(frozen=True)
 class Gateway:
     ft: Orchestrator

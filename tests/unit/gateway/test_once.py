@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
 from tests import command
 from tests.unit.gateway import worker
-from tests.unit.gateway.conftest import ASKED, Gateway, ended, own_port, rows, until
+from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, own_port, rows, until
 
 from orchestrate import config
 from orchestrate.sandbox.server import Sandbox
@@ -61,6 +62,69 @@ def test_many_repeats_at_once_make_one_job(gateway: Gateway, openai: OpenAI) -> 
                     return answer.json()["id"]
 
         assert len(set(pool.map(post, range(8)))) == 1
+
+
+def test_a_key_finds_its_jobs_after_the_store_was_restored(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The files that were uploaded since are gone with the store, and have other ids when they come again."""
+    home = tmp_path / "home"
+    with gateway_of(home, sandbox.env):
+        pass  # which makes the store
+    backup = {file.name: file.read_bytes() for file in home.glob("runs.sqlite3*")}
+    names = [name for name, target in MODELS.items() if target["backend"] != "local"]
+
+    def asked(openai: OpenAI, key: str) -> dict[str, str]:
+        file = openai.files.create(file=("t.jsonl", rows(mark="restored")), purpose="fine-tune")
+        create = openai.fine_tuning.jobs.create
+        headers = {name: {"idempotency-key": f"{key}-{name}"} for name in names}
+        return {n: create(model=n, training_file=file.id, extra_headers=headers[n]).id for n in names}
+
+    def made(gateway: Gateway, jobs: dict[str, str]) -> dict[str, Any]:
+        """The host's job of each of these."""
+        runs = {n: until(lambda id=id: job_of(gateway, id)) for n, id in jobs.items()}
+        return {n: run.job_id for n, run in runs.items()}
+
+    def job_of(gateway: Gateway, id: str) -> Any:
+        run = gateway.ft.store.runs.of_key(id)
+        return run if run is not None and run.job_id is not None else None
+
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        first = asked(openai, "nightly")
+        there = made(gateway, first)
+    for file in home.glob("runs.sqlite3*"):
+        file.unlink()
+    for name, content in backup.items():
+        (home / name).write_bytes(content)
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        assert [*openai.fine_tuning.jobs.list()] == []
+        assert asked(openai, "nightly") == first
+        assert made(gateway, first) == there, "the jobs that stood at the hosts"
+        other = made(gateway, asked(openai, "nightly-8"))
+        assert not set(other.values()) & set(there.values())
+        for id in first.values():
+            told = [event.message for event in openai.fine_tuning.jobs.list_events(id, limit=100)]
+            assert any("already, of which this store did not know" in message for message in told)
+        hosts = [gateway.ft.provider(name) for name in ("together", "fireworks")]
+        refs = [job.handle.ref for host in hosts for job in host.list()]
+    assert len(refs) == len(set(refs))
+
+
+def test_a_backend_that_cannot_be_asked_keeps_the_key_of_the_job(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Under another key it would not find the job that may be there."""
+    home, listing = tmp_path / "home", "fine-tunes$"
+    home.mkdir()
+    (home / "orchestrate.toml").write_text("[hosts.together.options]\nretry_budget_s = 0.1\n")
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        file = openai.files.create(file=("t.jsonl", rows(mark="down")), purpose="fine-tune")
+        sandbox.fault("together", "error", method="GET", path=listing, status=503, count=0)
+        try:
+            job = openai.fine_tuning.jobs.create(model=ASKED, training_file=file.id)
+            until(lambda: gateway.ft.store.gateway_jobs.get(job.id).again_at)  # type: ignore[union-attr]
+            assert gateway.ft.runs() == [], "nothing was written or sent"
+        finally:
+            sandbox.clear_faults()
+        run = until(lambda: gateway.ft.store.runs.of_key(job.id))
+        until(lambda: gateway.ft.run(run.id).record.job_id)
+        assert openai.fine_tuning.jobs.retrieve(job.id).error.message == ""  # type: ignore[union-attr]
 
 
 @pytest.mark.slow

@@ -14,6 +14,11 @@ from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked(quick_python: None) -> None:
+    """Models answer and train in processes that are up at once."""
+
+
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
     waits = Durations(file=0, deploying=0, training=900)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
+from contextlib import closing
 from datetime import date
 from decimal import Decimal
 from itertools import pairwise
@@ -181,6 +183,25 @@ def test_the_same_migration_is_one_job(ft: Orchestrator, old: RunHandle, sandbox
     assert PreparedMigration(ft, old, order("together")).submit("together").status is JobStatus.CANCELLED
     retried = PreparedMigration(ft, old, order("together")).submit("together", again=True)
     assert retried.id not in (first.id, again.id) and retried.record.tags[TAG] == old.id
+
+
+def test_the_same_migration_is_one_job_after_its_store_was_restored(
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup.sqlite3"
+    now = sqlite3.connect(tmp_path / "home" / "runs.sqlite3")
+    with closing(now), closing(sqlite3.connect(backup)) as target:
+        now.backup(target)
+    first = PreparedMigration(ft, old, order("together")).submit("together")
+    ft.close()
+    for file in (tmp_path / "home").glob("runs.sqlite3*"):
+        file.unlink()
+    backup.rename(tmp_path / "home" / "runs.sqlite3")
+    with Orchestrator(config.load(env=own_env, cwd=tmp_path)) as restored:
+        again = PreparedMigration(restored, restored.run(old.id), order("together")).submit("together")
+        assert (again.id, again.record.job_id) == (first.id, first.record.job_id)
+        assert again.record.tags[TAG] == old.id
+    assert made(sandbox, "together") == 1
 
 
 def test_without_held_out_rows_nothing_is_sent(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.pairing import Pairing
-from orchestrate.reports import Comparison, RunDifference, compare
+from orchestrate.reports import Comparison, RunDifference
+from orchestrate.reports.compare import compare
 from orchestrate.types import (
     Bill,
     Difference,

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from orchestrate.reports import Comparison, compare
 from orchestrate.reports.charts import ticks
 from orchestrate.reports.charts.drawing import log_ticks
+from orchestrate.reports.compare import Comparison, compare
 from orchestrate.types import Evaluation, JobStatus, MetricPoint, Run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

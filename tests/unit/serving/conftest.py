@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 ORDERS = BUNDLED / "orders" / "validation.jsonl"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked(quick_python: None) -> None:
+    """Models answer and train in processes that are up at once."""
+
+
 def in_process(tasks: list[dict[str, Any]], *, module: str = "worker") -> list[dict[str, Any]]:
     """As `asking.ask_all`, without the seconds that a process takes to start."""
     from orchestrate.local.weights import worker

@@ -235,8 +235,17 @@ def submit_each(
             continue
         runs.append(run)
         told = f"run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else "")
-        note(f"{name}: {told}" + (f"; made before with this key, {run.status.value}" if found.known else ""))
+        note(f"{name}: {told}{_earlier(found, run)}")
     return failures
+
+
+def _earlier(found: Earlier, run: RunHandle) -> str:
+    """What became of a key that was used before."""
+    if found.known is not None:
+        return f"; made before with this key, {run.status.value}"
+    if found.idempotency_key and any(event.type == "taken_over" for event in run.events()):
+        return f"; it stood there already under this key, {run.status.value}, and nothing was sent"
+    return ""
 
 
 def _agrees(live: Quote) -> bool:

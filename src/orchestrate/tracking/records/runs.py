@@ -22,7 +22,7 @@ from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.leases import Lease, Leases
 from orchestrate.tracking.database.opened import Database
-from orchestrate.tracking.ids import new_run_id, ref_of
+from orchestrate.tracking.ids import new_run_id, ref_of, run_id_of
 from orchestrate.tracking.records.budget import one_at_a_time, require_budget, total_spending
 from orchestrate.tracking.records.names import named, one
 from orchestrate.tracking.records.row import columns
@@ -62,6 +62,8 @@ class Intent:
     quote: Quote | None = None
     max_cost_usd: Decimal | None = None
     idempotency_key: str | None = None
+    ref: str | None = None
+    """Of a run with a key; any other one gets a ref that nobody else has."""
     made_by: str | None = None
 
 
@@ -81,13 +83,11 @@ class Runs:
         runs of this store; of processes that ask at once, only those that fit pass."""
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
-            id=(run_id := new_run_id(now)),
+            id=(run_id := run_id_of(intent.ref) if intent.ref else new_run_id(now)),
             ref=ref_of(run_id),
             provider=intent.provider,
             model=intent.model or spec.model_for(intent.provider),
-            spec=masked(spec.model_dump(mode="json", exclude_unset=True)),
-            spec_hash=spec.hash(),
-            dataset_digest=intent.dataset_digest,
+            **asked_for(spec, intent.dataset_digest),
             host=intent.host,
             account=intent.account,
             sandbox=intent.sandbox,
@@ -361,6 +361,12 @@ class Runs:
         """The sum of `costing.spending` over all runs and deployments; sandboxes are left out."""
         with self._db.reading() as connection:
             return total_spending(connection, self._db.clock.now())
+
+
+def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
+    """What a run keeps of what is to be trained."""
+    kept = masked(spec.model_dump(mode="json", exclude_unset=True))
+    return {"spec": kept, "spec_hash": spec.hash(), "dataset_digest": dataset_digest}
 
 
 class _SameId(Exception):

@@ -6,11 +6,14 @@ open, and for `RECENT` after it was made when it succeeded: a CI job is mostly r
 training the same again so soon is rarely meant. One that failed or was cancelled does not: trying again is
 what its user wants.
 
-A caller's own key says it outright: the same key is the same run for ever, however it ended.
+A caller's own key says it outright: the same key is the same run for ever, however it ended. The store knows
+its run by the key; where the store was lost or restored since, the host knows its job by the run's ref, which
+is made of the key and of what was asked (`lost`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +26,7 @@ from orchestrate.keys import masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
+from orchestrate.tracking.ids import derived_ref
 from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import JobStatus, Run
@@ -64,6 +68,18 @@ class Wish:
                 fix="--idempotency-key nightly-2026-11-25",
             )
 
+    @property
+    def ref(self) -> str | None:
+        """Of a key's run: the same in every store, and another one for other settings, other data and another
+        host, so that nobody's job is taken for it who uses the same key for something else. The account has
+        no part in it: a host shows the jobs of one account only, and a new API key of it may go by a new
+        name."""
+        if self.key is None:
+            return None
+        settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})
+        facts = [self.key, self.provider.config.name, self.provider.host, self.digest, settings]
+        return derived_ref(json.dumps(facts, sort_keys=True))
+
     def known(self, store: Store) -> Run | None:
         """The run of the key. Raises `KeyTaken` when it is another one's."""
         with store.database.reading() as connection:
@@ -100,11 +116,19 @@ class Wish:
         for run in found:
             if run.idempotency_key == self.key:
                 if other := self._differences(connection, run):
-                    raise KeyTaken(bare, run.id, other)
+                    raise KeyTaken(bare, f"run {run.id}", other)
                 return run
         if alone := [run for run in found if (run.idempotency_key == bare) != (self.key == bare)]:
-            raise KeyTaken(bare, alone[0].id, ["set of backends"])
-        return None
+            raise KeyTaken(bare, f"run {alone[0].id}", ["set of backends"])
+        return self._recovered(connection)
+
+    def _recovered(self, connection: Connection) -> Run | None:
+        """The run of the key whose job was found in a host's list by a store that did not know of the key."""
+        query = select(schema.runs.c.record).where(
+            schema.runs.c.ref == self.ref, schema.runs.c.idempotency_key.is_(None)
+        )
+        row = connection.execute(query).scalar()
+        return None if row is None else Run.from_json(row)
 
     def _same(self, connection: Connection, since: str) -> Run | None:
         table = schema.runs

@@ -40,7 +40,7 @@ from orchestrate.text import duration, money
 from orchestrate.tracking import transitions
 from orchestrate.tracking.database.leases import Lease, LeaseHeld
 from orchestrate.tracking.records.runs import Intent
-from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.submitting import accounts, lost
 from orchestrate.tracking.submitting.repeats import Known, Wish
 from orchestrate.tracking.submitting.settling import Settler, lease_name
 from orchestrate.tracking.submitting.submission import Submission
@@ -95,6 +95,7 @@ class Submitter(Settler):
             if quote.high_usd > limit_usd:
                 raise OverBudget(name, quote.high_usd, limit_usd)
         wish = Wish(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
+        there = None if wish.known(self.store) else lost.look(self.provider, wish, asked.translation)
         intent = Intent(
             spec=asked.spec,
             provider=name,
@@ -106,6 +107,7 @@ class Submitter(Settler):
             quote=quote,
             max_cost_usd=limit_usd,
             idempotency_key=asked.idempotency_key,
+            ref=wish.ref,
             made_by=asked.made_by,
         )
         try:
@@ -115,14 +117,24 @@ class Submitter(Settler):
         except Known as known:
             return self.take_up(known.run, asked, progress=progress)
         self.reached("after-intent")
+        if there is not None:
+            return self._take_over(run, there)
         try:
             return self._go_on(run, asked, asked.data, progress)
         except LeaseHeld:  # by another process that was asked with the same key
             return self.store.runs.get(run.id)
 
+    def _take_over(self, run: Run, there: lost.Lost) -> Run:
+        run = self.adopt(run, there.handles)
+        told = lost.event_of(run, self.provider, self.store.clock.now())
+        self.store.history.add_events(run.id, [told], from_host=False)
+        return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
+
     def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
         """A run of an earlier call, as far as it can be brought now: it may be under way, or have ended.
         Raises as `submit`."""
+        if run.idempotency_key is None:
+            run = self.store.runs.apply(run.id, lambda run: lost.claimed(run, asked))
         if self.store.leases.held(lease_name(run)):
             return run
         if run.phase in UNSETTLED:
