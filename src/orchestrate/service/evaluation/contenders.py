@@ -249,7 +249,7 @@ class Contenders:
                 )
             at = artifact.folder
             generator = self._open.enter_context(LocalGenerator(artifact.base_model, adapter=Path(at)))
-        served_by = f"the adapter on this machine, base {generator.model}"
+        served_by = f"the adapter on this machine, base {Path(generator.model).name}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
         found = [
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)
