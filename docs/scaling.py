@@ -155,8 +155,8 @@ row of 2,048 tokens at a time with gradient checkpointing, LoRA of rank 16 on al
 
 Machines of other hosts are rented through SkyPilot (`--provider sky`, [places](places.md)).
 
-Several GPUs of one machine hold the whole model each where it fits, else a share of every weight. On none of these alone fits:
-{unfit}. In shares each of eight GPUs holds {spread}.
+Several GPUs of one machine hold the whole model each where it fits, else a share of every weight. On none
+of these alone fits: {unfit}. In shares each of eight GPUs holds {spread}.
 
 ## Against published figures
 

@@ -117,7 +117,7 @@ def listen(port: int, host: str = LOOPBACK) -> socket.socket:
             f"port {port} cannot be used: {error.strerror}",
             fix="another --port, or --port 0 for any free one",
         ) from error
-    # asyncio does this itself only for sockets that name their protocol, which those of `create_server` do not.
+    # asyncio does this itself only for sockets that name their protocol, as those of `create_server` do not.
     # Without it the body of an answer waits 40 ms for the client to acknowledge its head.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock

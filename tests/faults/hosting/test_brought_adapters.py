@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
+from tests.cells import diagonal
 from tests.faults.hosting.deployed import Killed, Moved, dies_at
 from tests.faults.shop import Shop
 
@@ -123,8 +124,9 @@ def _sha(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("own", OTHER)
-@pytest.mark.parametrize("point", ["after-intent", "after-upload", "after-creating", "after-request"])
+@pytest.mark.parametrize(
+    ("own", "point"), diagonal(OTHER, ["after-intent", "after-upload", "after-creating", "after-request"])
+)
 def test_one_killed_on_its_way_is_gone_on_with_and_uploads_nothing_twice(
     bringer: Bringer, own: str, point: str
 ) -> None:
@@ -143,8 +145,7 @@ def test_one_killed_on_its_way_is_gone_on_with_and_uploads_nothing_twice(
     assert ended is not None and ended.state is DeploymentState.ENDED and bringer.up(to) == []
 
 
-@pytest.mark.parametrize("own", OTHER)
-@pytest.mark.parametrize("point", ["after-creating", "after-request", "after-up"])
+@pytest.mark.parametrize(("own", "point"), diagonal(OTHER, ["after-creating", "after-request", "after-up"]))
 def test_another_key_neither_completes_nor_doubles_nor_ends_it(
     bringer: Bringer, own: str, point: str
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cells import diagonal
 from tests.faults.hosting.deployed import CREATE, HOURLY, TERMS, Deployed, Killed, Moved
 from tests.faults.world import SETTLED, World
 
@@ -49,8 +50,7 @@ def test_every_point_is_passed_once_and_in_order(deployed: Deployed, name: str) 
     deployed.count("nothing goes wrong", name)
 
 
-@pytest.mark.parametrize("point", DEPLOY_POINTS)
-@pytest.mark.parametrize("name", HOURLY)
+@pytest.mark.parametrize(("name", "point"), diagonal(HOURLY, DEPLOY_POINTS))
 def test_a_deploy_killed_at_each_point_is_found_and_completed(
     deployed: Deployed, name: str, point: str
 ) -> None:
@@ -65,8 +65,7 @@ def test_a_deploy_killed_at_each_point_is_found_and_completed(
     assert deployed.up(name) == []
 
 
-@pytest.mark.parametrize("point", END_POINTS)
-@pytest.mark.parametrize("name", HOURLY)
+@pytest.mark.parametrize(("name", "point"), diagonal(HOURLY, END_POINTS))
 def test_an_end_killed_at_each_point_is_gone_on_with(deployed: Deployed, name: str, point: str) -> None:
     deployed.deploy(name)
     with pytest.raises(Killed):
@@ -91,8 +90,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("name", HOURLY)
+@pytest.mark.parametrize(("name", "answer"), diagonal(HOURLY, ANSWERS))
 def test_a_request_whose_answer_says_little_is_settled_by_looking(
     deployed: Deployed, hosts: Any, name: str, answer: str
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cells import diagonal
 from tests.faults.soaking import workers_of
 from tests.faults.submitting import BACKENDS
 from tests.faults.world import CREATE, HOSTED, LATE, UNHURRIED, Counted, World
@@ -28,12 +29,14 @@ class Moved(Clock):
         return super().now() + timedelta(days=self.days)
 
 
-@pytest.mark.parametrize("when", ["before", "while it is unknown"])
-@pytest.mark.parametrize("days", [-1, 1])
-@pytest.mark.parametrize("name", BACKENDS)
+MOVES = {f"{days:+} {when}": (days, when) for days in (-1, 1) for when in ("before", "while it is unknown")}
+
+
+@pytest.mark.parametrize(("name", "move"), diagonal(BACKENDS, MOVES))
 def test_a_wall_clock_that_is_a_day_off_loses_and_doubles_nothing(
-    tmp_path: Path, hosts: Any, tally: Callable[..., None], name: str, days: int, when: str
+    tmp_path: Path, hosts: Any, tally: Callable[..., None], name: str, move: str
 ) -> None:
+    days, when = MOVES[move]
     clock = Moved()
     world = World(tmp_path, hosts, clock=clock)
     world.timing = LATE

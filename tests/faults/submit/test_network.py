@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cells import diagonal
 from tests.faults.conftest import AT_ONCE
 from tests.faults.world import CREATE, HOSTED, LATE, SETTLED, Counted, World
 
@@ -33,8 +34,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", HOSTED)
+@pytest.mark.parametrize(("name", "fault"), diagonal(HOSTED, FAULTS))
 def test_a_create_that_goes_wrong_on_the_way_loses_and_doubles_nothing(
     world: World, hosts: Any, counted: Counted, name: str, fault: str
 ) -> None:
@@ -207,8 +207,7 @@ def test_statuses_that_come_twice_or_go_back_change_nothing(
 # -- cancelling --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", HOSTED)
+@pytest.mark.parametrize(("name", "point"), diagonal(HOSTED, POINTS))
 def test_a_cancel_that_races_the_submit_leaves_no_job_running(
     world: World, hosts: Any, counted: Counted, name: str, point: str
 ) -> None:

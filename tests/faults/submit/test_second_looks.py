@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cells import diagonal
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.shop import Shop
 from tests.faults.submitting import BACKENDS, submit
@@ -54,8 +55,7 @@ def killed(at: str) -> Callable[[str], None]:
 # -- restored and copied stores ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["after-intent", "after-uploaded"])
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(("name", "point"), diagonal(BACKENDS, ["after-intent", "after-uploaded"]))
 def test_two_copies_of_a_store_resume_one_job(
     world: World, tmp_path: Path, tally: Callable[..., None], name: str, point: str
 ) -> None:
@@ -99,8 +99,7 @@ def copy_of(world: World, path: Path) -> Store:
 # -- a no that was a yes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [400, 429])
-@pytest.mark.parametrize("name", HOSTED)
+@pytest.mark.parametrize(("name", "status"), diagonal(HOSTED, [400, 429]))
 def test_a_host_that_says_no_after_it_made_the_job(
     world: World, hosts: Any, tally: Callable[..., None], name: str, status: int
 ) -> None:
@@ -232,8 +231,7 @@ def test_a_list_without_an_end_stops_neither_the_command_nor_the_others(shop: Sh
     assert shop.type("sync").exit_code == 0
 
 
-@pytest.mark.parametrize("kind", ["html", "no_list"])
-@pytest.mark.parametrize("name", HOSTED)
+@pytest.mark.parametrize(("name", "kind"), diagonal(HOSTED, ["html", "no_list"]))
 def test_a_search_that_could_not_be_made_is_no_empty_one(shop: Shop, name: str, kind: str) -> None:
     shop.ft.provider(name).account()
     shop.hosts.fault(name, kind, method="GET", count=0, content={"error": "try later"})

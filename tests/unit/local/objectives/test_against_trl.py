@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cells import diagonal
 from tests.unit.local.sessions import EXACT, TINY, answers, make_session, pairs, prompts
 
 from orchestrate.local.encoding.encoded import Rows, stacked
@@ -118,45 +119,37 @@ def dpo_trainer(folder: Path, session: Session, **config: Any) -> Any:
     return trainer
 
 
-FULL, LORA = {"type": "full"}, {"type": "lora", "r": 8, "alpha": 16.0}
+LORA = {"type": "lora", "r": 8, "alpha": 16.0}
+ADAPTERS: dict[str, dict[str, Any]] = {"full": {"type": "full"}, "lora": LORA}
+DPO: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "beta 0.1": ({"beta": 0.1}, {"beta": 0.1}, 4),
+    "beta 0.5": ({"beta": 0.5}, {"beta": 0.5}, 4),
+    "by length": (
+        {"beta": 2.0, "normalize_by_length": True},
+        {"beta": 2.0, "loss_type": ["sigmoid_norm"]},
+        4,
+    ),
+    # TRL's likelihood term is a mean over the batch's tokens, ours over pairs: one pair is the same.
+    "rpo": (
+        {"beta": 0.1, "rpo_alpha": 0.7},
+        {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
+        1,
+    ),
+    "ipo": ({"loss": "ipo", "beta": 0.3}, {"beta": 0.3, "loss_type": ["ipo"]}, 4),
+    # TRL smooths labels in AOT, which is DPO over sorted margins: one pair is the same.
+    "smoothed labels": (
+        {"beta": 0.5, "label_smoothing": 0.2},
+        {"beta": 0.5, "loss_type": ["aot"], "label_smoothing": 0.2},
+        1,
+    ),
+}
+"""Our settings, TRL's, and of how many pairs."""
 
 
-@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    ("method", "config", "count"),
-    [
-        ({"beta": 0.1}, {"beta": 0.1}, 4),
-        ({"beta": 0.5}, {"beta": 0.5}, 4),
-        (
-            {"beta": 2.0, "normalize_by_length": True},
-            {"beta": 2.0, "loss_type": ["sigmoid_norm"]},
-            4,
-        ),
-        # TRL's likelihood term is a mean over the batch's tokens, ours over pairs: one pair is the same.
-        (
-            {"beta": 0.1, "rpo_alpha": 0.7},
-            {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
-            1,
-        ),
-        ({"loss": "ipo", "beta": 0.3}, {"beta": 0.3, "loss_type": ["ipo"]}, 4),
-        # TRL smooths labels in AOT, which is DPO over sorted margins: one pair is the same.
-        (
-            {"beta": 0.5, "label_smoothing": 0.2},
-            {"beta": 0.5, "loss_type": ["aot"], "label_smoothing": 0.2},
-            1,
-        ),
-    ],
-    ids=["beta 0.1", "beta 0.5", "by length", "rpo", "ipo", "smoothed labels"],
-)
-def test_dpo_is_trls(
-    session: Pairs,
-    tmp_path: Path,
-    adapter: dict[str, Any],
-    method: dict[str, Any],
-    config: dict[str, Any],
-    count: int,
-) -> None:
-    ours = session({"type": "dpo", **method}, adapter)
+@pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, DPO))
+def test_dpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, name: str) -> None:
+    method, config, count = DPO[name]
+    ours = session({"type": "dpo", **method}, ADAPTERS[adapter])
     trainer = dpo_trainer(tmp_path, ours, **config)
     examples = list(range(count))
     trainer.model.train()
@@ -181,15 +174,14 @@ def same_gradient(ours: Session, theirs: Any) -> None:
         assert (parameter.grad - wanted).norm() < 2e-3 * wanted.norm(), name
 
 
-@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("beta", [0.1, 1.5])
-def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: dict[str, Any], beta: float) -> None:
+@pytest.mark.parametrize(("adapter", "beta"), diagonal(ADAPTERS, [0.1, 1.5]))
+def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, beta: float) -> None:
     """TRL's likelihood term is a mean over the preferred rows' tokens, prompts included, ours over the
     answers: prompts of one token and answers of one length are the same."""
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-    ours = session({"type": "dpo", "loss": "orpo", "beta": beta}, adapter)
+    ours = session({"type": "dpo", "loss": "orpo", "beta": beta}, ADAPTERS[adapter])
     ids = ours.tokenizer("What is the number of all the towns in this list?")["input_ids"]
     answers = [ids[i : i + n] for i, rejected in enumerate((2, 5, 3, 4)) for n in (4, rejected)]
     rows = stacked([Encoded([ids[0], *a], [0.0] + [1.0] * len(a)) for a in answers], pairs=True)
@@ -263,20 +255,22 @@ def kto_batch(session: Session, examples: list[int]) -> dict[str, torch.Tensor]:
     )
 
 
-@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    "weights",
-    [{}, {"beta": 0.4, "desirable_weight": 1.5, "undesirable_weight": 0.7}],
-    ids=["defaults", "weighted"],
-)
-def test_kto_is_trls(tmp_path: Path, adapter: dict[str, Any], weights: dict[str, float]) -> None:
+KTO: dict[str, dict[str, float]] = {
+    "defaults": {},
+    "weighted": {"beta": 0.4, "desirable_weight": 1.5, "undesirable_weight": 0.7},
+}
+
+
+@pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, KTO))
+def test_kto_is_trls(tmp_path: Path, adapter: str, name: str) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import KTOConfig, KTOTrainer
 
+    weights = KTO[name]
     method = {"type": "dpo", "loss": "kto", **weights}
     rows = answers(tmp_path / "answers.jsonl", 12)
-    ours = make_session(tmp_path, rows, method=method, adapter=adapter, hyper={"batch_size": 6})
+    ours = make_session(tmp_path, rows, method=method, adapter=ADAPTERS[adapter], hyper={"batch_size": 6})
     ours.loaded.model.float()
     objective = ours.loop.objective
     assert isinstance(objective, UnpairedObjective)
@@ -289,7 +283,7 @@ def test_kto_is_trls(tmp_path: Path, adapter: dict[str, Any], weights: dict[str,
     reference: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, local_files_only=True)
     trainer = KTOTrainer(
         model=untrained(ours),
-        ref_model=reference if adapter["type"] == "full" else None,
+        ref_model=reference if adapter == "full" else None,
         args=KTOConfig(
             output_dir=str(tmp_path / "trl"),
             use_cpu=True,

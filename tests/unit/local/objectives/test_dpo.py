@@ -52,9 +52,9 @@ def test_dpo_of_all_weights_separates_the_answers_with_one_copy_of_the_model(tmp
     "method",
     [
         {"loss": "orpo"},
-        {"simpo_gamma": 0.5, "beta": 2.0},
+        pytest.param({"simpo_gamma": 0.5, "beta": 2.0}, marks=pytest.mark.slow),
         {"rpo_alpha": 0.5},
-        {"normalize_by_length": True, "beta": 2.0},
+        pytest.param({"normalize_by_length": True, "beta": 2.0}, marks=pytest.mark.slow),
     ],
     ids=["orpo", "simpo", "rpo", "by length"],
 )
@@ -100,7 +100,12 @@ def test_the_reference_is_the_adapter_that_training_goes_on_from(tmp_path: Path)
     assert values(before, "train_reward_margin")[-1] > 0.3
     folder = before.publish()
     after = make_session(
-        tmp_path, data, method={"type": "dpo"}, hyper=hyper, ref="after", continue_from=str(folder)
+        tmp_path,
+        data,
+        method={"type": "dpo"},
+        hyper={**hyper, "max_steps": 1},
+        ref="after",
+        continue_from=str(folder),
     )
     after.loop.run()
     assert values(after, "train_loss")[0] == pytest.approx(math.log(2), abs=2e-2)

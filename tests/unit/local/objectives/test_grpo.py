@@ -60,7 +60,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[n], b[n]) for n in a)
 
 
-@pytest.mark.parametrize("adapter", [{"type": "qlora"}, {"type": "full"}], ids=["qlora", "full"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        pytest.param({"type": "qlora"}, marks=pytest.mark.slow, id="qlora"),
+        pytest.param({"type": "full"}, id="full"),
+    ],
+)
 def test_the_reward_rises_also_on_prompts_that_it_was_not_trained_on(
     session: Make, tmp_path: Path, adapter: dict[str, Any]
 ) -> None:

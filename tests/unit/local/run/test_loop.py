@@ -116,7 +116,7 @@ def test_training_lowers_the_loss_and_leaves_an_adapter_with_a_passport(make: Ma
 
 
 def test_evaluating_in_the_middle_changes_nothing(make: Make) -> None:
-    without, between = make("a"), make("b", validation=True, evals=10)
+    without, between = make("a", epochs=1), make("b", epochs=1, validation=True, evals=5)
     without.loop.run()
     between.loop.run()
     assert losses(without) == losses(between)
@@ -125,7 +125,7 @@ def test_evaluating_in_the_middle_changes_nothing(make: Make) -> None:
 
 
 def test_the_seed_decides_everything(make: Make) -> None:
-    first, second = make("a", adapter={"dropout": 0.2}), make("b", adapter={"dropout": 0.2})
+    first, second = (make(ref, epochs=1, adapter={"dropout": 0.2}) for ref in ("a", "b"))
     for session in (first, second):
         session.loop.restore()
         session.loop.run()
@@ -192,7 +192,15 @@ def test_dpo_separates_the_answers(make: Make) -> None:
     assert last["train_reward_accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("adapter", [{"dora": True}, {"rslora": True}, {"type": "lora"}, {"type": "full"}])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"dora": True},
+        pytest.param({"rslora": True}, marks=pytest.mark.slow),
+        pytest.param({"type": "lora"}, marks=pytest.mark.slow),
+        {"type": "full"},
+    ],
+)
 def test_every_kind_of_adapter_trains(make: Make, adapter: dict[str, Any]) -> None:
     rate = 3e-4 if adapter.get("type") == "full" else 2e-3
     session = make("a", adapter=adapter, epochs=3, learning_rate=rate)
@@ -204,7 +212,13 @@ def test_every_kind_of_adapter_trains(make: Make, adapter: dict[str, Any]) -> No
 @pytest.mark.parametrize(("engine", "dropout"), [("fused", 0.0), ("fused", 0.1), ("plain", 0.1)])
 def test_gradient_checkpointing_changes_no_bit(make: Make, engine: str, dropout: float) -> None:
     plain, checked = (
-        make(ref, engine=engine, adapter={"dropout": dropout}, gradient_checkpointing=ref == "checked")
+        make(
+            ref,
+            epochs=1,
+            engine=engine,
+            adapter={"dropout": dropout},
+            gradient_checkpointing=ref == "checked",
+        )
         for ref in ("plain", "checked")
     )
     # The one shortcut that checkpointing goes without: a product over fewer rows rounds otherwise.
@@ -213,13 +227,13 @@ def test_gradient_checkpointing_changes_no_bit(make: Make, engine: str, dropout:
     for session in (plain, checked):
         session.loop.restore()
         session.loop.run()
-    assert losses(checked) == losses(plain) and len(losses(plain)) == 10
+    assert losses(checked) == losses(plain) and len(losses(plain)) == 5
     for name, value in weights(plain).items():
         assert torch.equal(weights(checked)[name], value), name
 
 
 def test_noise_trains(make: Make) -> None:
-    plain, noisy = make("a"), make("b", neftune_alpha=1.0, epochs=6)
+    plain, noisy = make("a", max_steps=1), make("b", neftune_alpha=1.0, epochs=6)
     for session in (plain, noisy):
         session.loop.run()
     assert losses(noisy)[0] != losses(plain)[0]
@@ -259,7 +273,7 @@ def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("paged_adamw_8bit", marks=pytest.mark.slow)])
 def test_going_back_to_a_checkpoint_repeats_the_same_steps(make: Make, optimizer: str) -> None:
     session = make("a", optimizer=optimizer, checkpoints=2, adapter={"dropout": 0.1})
     session.loop.restore()

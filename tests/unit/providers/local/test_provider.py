@@ -70,7 +70,7 @@ SHARES = {"processes": 2, "sharded": True}
     ("options", "more", "reason"),
     [
         ({**SHARES, "optimizer": "paged_adamw_8bit"}, {}, "optimizer paged_adamw_8bit"),
-        ({**SHARES, "engine": "compile"}, {}, "engine compile"),
+        ({**SHARES, "engine": "fused"}, {}, "engine fused"),
         ({**SHARES, "processes": 1}, {}, "one process"),
         (SHARES, {"adapter": {"type": "qlora", "dora": True}}, "DoRA"),
         (SHARES, {}, None),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.cells import diagonal
 from tests.paths import TINY
 from tests.unit.local.sessions import make_session
 
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
 ]
+SLOW = pytest.mark.slow
 LORA = {"type": "lora", "r": 8, "alpha": 16.0}
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -142,7 +144,7 @@ def same_training(made: Session, model: Any) -> None:
             {"rank_pattern": {"q_proj": 4, r"layers\.1\.mlp\.up_proj": 2}, "alpha_pattern": {"q_proj": 32.0}},
             {"rank_pattern": {"q_proj": 4, r"layers\.1\.mlp\.up_proj": 2}, "alpha_pattern": {"q_proj": 32.0}},
         ),
-        ({"layers_to_transform": (0, 2)}, {"layers_to_transform": [0, 2]}),
+        pytest.param({"layers_to_transform": (0, 2)}, {"layers_to_transform": [0, 2]}, marks=SLOW),
         (
             {"targets": ("q_proj", "up_proj"), "layers_to_transform": (1,)},
             {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
@@ -151,16 +153,19 @@ def same_training(made: Session, model: Any) -> None:
             {"exclude_modules": ("v_proj", "layers.0.mlp.up_proj")},
             {"exclude_modules": ["v_proj", "layers.0.mlp.up_proj"]},
         ),
-        ({"exclude_modules": r".*layers\.[12]\..*"}, {"exclude_modules": r".*layers\.[12]\..*"}),
+        pytest.param(
+            {"exclude_modules": r".*layers\.[12]\..*"}, {"exclude_modules": r".*layers\.[12]\..*"}, marks=SLOW
+        ),
         ({"init_lora_weights": "gaussian"}, {"init_lora_weights": "gaussian"}),
-        ({"init_lora_weights": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
+        pytest.param({"init_lora_weights": "orthogonal"}, {"init_lora_weights": "orthogonal"}, marks=SLOW),
         (
             {"modules_to_save": ("embed_tokens",), "targets": ("q_proj",)},
             {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"], "ensure_weight_tying": True},
         ),
-        (
+        pytest.param(
             {"modules_to_save": ("layers.1.mlp.down_proj", "norm")},
             {"modules_to_save": ["layers.1.mlp.down_proj", "norm"]},
+            marks=SLOW,
         ),
     ],
     ids=lambda v: "-".join(v) if "type" not in v else None,
@@ -184,12 +189,12 @@ def test_it_is_pefts_in_a_plain_loop(
     assert torch.allclose(logits_of(again, made), logits_of(model, made), atol=2e-3)
 
 
-@pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+@pytest.mark.parametrize(("kind", "start"), diagonal(["lora", "rslora"], ["pissa", "pissa_niter_4", "olora"]))
 def test_a_start_out_of_the_base_is_pefts_and_is_given_back(
-    tmp_path: Path, rows: Path, start: str, rslora: bool
+    tmp_path: Path, rows: Path, start: str, kind: str
 ) -> None:
     """What is written is for the base as it is, of twice the rank, as peft converts it."""
+    rslora = kind == "rslora"
     adapter = {"init_lora_weights": start, "rslora": rslora, "targets": ("q_proj", "up_proj")}
     pattern = {} if rslora else {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 5.0}}
     made = session(tmp_path, rows, {**adapter, **pattern})
@@ -283,7 +288,7 @@ def test_loftq_makes_up_for_what_4_bits_lose_as_well_as_its_rank_can(tmp_path: P
     ).norm()
 
 
-@pytest.mark.parametrize("start", ["pissa_niter_4", "eva"])
+@pytest.mark.parametrize("start", ["pissa_niter_4", pytest.param("eva", marks=SLOW)])
 def test_a_run_that_goes_on_begins_with_the_same(tmp_path: Path, rows: Path, start: str) -> None:
     import shutil
 
