@@ -14,6 +14,7 @@ from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
 from orchestrate.files import locked, private_folder
 from orchestrate.providers.calls.hosted import Wire
+from orchestrate.service import privacy
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.forms import Options as Options
@@ -55,6 +56,16 @@ def asked(ft: Orchestrator, names: Iterable[str], accepted: Sequence[str]) -> li
         if licence is not None and new and not agreements.agreed(licence, ft.settings.home):
             found[licence.id] = licence
     return list(found.values())
+
+
+def require_upload(ft: Orchestrator, what: RunHandle | Path) -> None:
+    """Raises `UsageError` where a private run's weights would go to a hub that is not known to be its
+    owner's."""
+    if isinstance(what, Path) or not privacy.is_private(what.record):
+        return
+    from huggingface_hub import constants
+
+    privacy.require_near(ft.settings, what.id, "--upload", constants.ENDPOINT)
 
 
 def upload(made: Export, repo: str | None) -> str:
