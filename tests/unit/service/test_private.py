@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from orchestrate import Orchestrator
 from orchestrate.config import load
 from orchestrate.errors import ConfigError, OrchestrateError, SpecError, TranslationRefused, UsageError
+from orchestrate.privacy import require_own
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.service.serving.tuned import require_upload
 from orchestrate.service.training.logging import log
@@ -112,7 +113,11 @@ def test_what_comes_after_training_stays_too(
             return True
         return False
 
-    own = ",".join((JUDGE_HOST, str(urlsplit(constants.ENDPOINT).hostname))) if theirs_is_mine else ""
+    own = (
+        ",".join((JUDGE_HOST, str(urlsplit(constants.ENDPOINT).hostname), "together"))
+        if theirs_is_mine
+        else ""
+    )
     told: list[str] = []
     with service(tmp_path, ORCHESTRATE_OWN_HOSTS=own) as ft:
         contenders = Contenders(ft, Sampling(), "auto")
@@ -124,6 +129,10 @@ def test_what_comes_after_training_stays_too(
         for address in ("https://judge.example/board", None, "http://127.0.0.1:5000"):
             tracker: Any = SimpleNamespace(address=address, write=lambda story: told.append(story.run.id))
             asks.append(lambda tracker=tracker: log(ft, [run], tracker))
+        asks.append(lambda: require_own(run.record, ft.provider("together")))
         near = [lambda: contenders.respondent("http://127.0.0.1:9/v1=m", 8, 0.0)]
-        assert [is_refused(ask) for ask in [*asks, *near]] == [refused] * 5 + [False] * 3
+        together = private and not theirs_is_mine
+        assert [is_refused(ask) for ask in [*asks, *near]] == [refused] * 5 + [False] * 2 + [together] + [
+            False
+        ]
     assert told == [run.id] * (2 if refused else 3)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate import days
+from orchestrate import days, privacy
 from orchestrate import tuned as models
 from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
@@ -28,7 +28,6 @@ from orchestrate.providers.calls.hosted import Retry
 from orchestrate.providers.chat.completions import Chat, chat_with
 from orchestrate.providers.chat.endpoints import ModelAt, model_at
 from orchestrate.providers.chat.streaming import Timed
-from orchestrate.service import privacy
 from orchestrate.spec import JobSpec
 from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
 
@@ -81,8 +80,8 @@ class Contenders:
         provider, run = handle.provider, handle.record
         if privacy.is_private(run):
             self._private = run.id
-            if self._on not in PLACES and not (there := self._ft.provider(self._on)).own:
-                privacy.require_near(self._ft.settings, run.id, "to answer there", there.host, self._on)
+            if self._on not in PLACES:
+                privacy.require_own(run, self._ft.provider(self._on))
         elsewhere = self._on not in (*PLACES, run.provider)
         reachable = checkpoint is None and (elsewhere or self._reachable(handle))
         if (elsewhere or self._on in ("host", run.provider)) and not reachable:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrate import privacy
 from orchestrate import tuned as models
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
 from orchestrate.files import locked, private_folder
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.service import privacy
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.forms import Options as Options

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrate import exporters
+from orchestrate import exporters, privacy
 from orchestrate.exporters.records import Exporter as Exporter
 from orchestrate.exporters.records import Logged
-from orchestrate.service import privacy
 
 if TYPE_CHECKING:
     from orchestrate.handle import RunHandle
