@@ -1,72 +1,88 @@
-"""How long the command takes to start, against the least that it could take.
+"""What a command costs before it does its work, against the least that it could.
 
-The floor is a bare `python -c pass` plus the import of the CLI library with all that it needs to print help.
-Each command is timed as a whole process, in turn with the floor, so that a machine whose speed drifts does
-not matter; the ratio of medians is what counts. Aim: at most 3 for `orchestrate --help` and `orchestrate
-runs`.
+The floor is a command of one line with the CLI library. Each command runs as a whole process, in turn with
+the floor, and its CPU time is taken (user and system), which the machine's other work touches least; the
+least of all rounds counts. Aim: at most 3 floors and 80 MB. Files are those of `orchestrate demo
+--files-only`: 600 rows to train on; the first round fills the memory of token counts.
 
-    python benchmarks/startup.py [--runs 15]
+    python benchmarks/startup.py [--rounds 9] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import NamedTuple
 
-PASS = "pass"
-CLI_LIBRARY = "import typer, typer.main, typer.core, typer.rich_utils"
-COMMANDS = {
-    "orchestrate --help": ["--help"],
-    "orchestrate runs": ["runs"],
-    "orchestrate --version": ["--version"],
-}
+FLOOR = "import typer; app = typer.Typer(); app.command()(lambda: print('hello')); app()"
+COMMANDS = ("--help", "runs", "models", "plan", "quote", "check", "data check train.jsonl", "providers")
 
 
-def seconds(arguments: list[str], env: dict[str, str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(arguments, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - start
+class Cost(NamedTuple):
+    cpu_s: float
+    peak_mb: float
 
 
-def measure(runs: int) -> dict[str, float]:
-    """Medians in seconds: `pass`, `library`, and each command."""
-    timed = {
-        "pass": [sys.executable, "-c", PASS],
-        "library": [sys.executable, "-c", CLI_LIBRARY],
-        **{name: [sys.executable, "-m", "orchestrate.cli", *args] for name, args in COMMANDS.items()},
-    }
+def cost(arguments: list[str], env: dict[str, str], folder: Path) -> Cost:
+    child = os.fork()
+    if not child:
+        silent = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(silent, stream)
+        os.chdir(folder)
+        os.execve(arguments[0], arguments, env)
+    _, status, used = os.wait4(child, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(arguments[1:])} ended with {os.waitstatus_to_exitcode(status)}")
+    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def measure(rounds: int) -> dict[str, Cost]:
+    """The least CPU time and the highest peak of the floor and of each command."""
+    ours = [sys.executable, "-m", "orchestrate.cli"]
+    measured = {"the floor": [sys.executable, "-c", FLOOR], **{c: [*ours, *c.split()] for c in COMMANDS}}
     with tempfile.TemporaryDirectory() as home:
         place = Path(home)
         env = os.environ | {"ORCHESTRATE_HOME": str(place / "home"), "ORCHESTRATE_KEYS": str(place / "keys")}
-        for arguments in timed.values():  # writes the byte code, makes the store
-            seconds(arguments, env)
-        taken: dict[str, list[float]] = {name: [] for name in timed}
-        for _ in range(runs):
-            for name, arguments in timed.items():
-                taken[name].append(seconds(arguments, env))
-    return {name: statistics.median(values) for name, values in taken.items()}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
+        cost([*ours, "demo", "--files-only", "."], env, place)
+        for arguments in measured.values():  # writes the byte code, makes the store, counts the tokens
+            cost(arguments, env, place)
+        taken: dict[str, list[Cost]] = {name: [] for name in measured}
+        for _ in range(rounds):
+            for name, arguments in measured.items():
+                taken[name].append(cost(arguments, env, place))
+    return {name: Cost(min(t.cpu_s for t in all), max(t.peak_mb for t in all)) for name, all in taken.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=15)
-    medians = measure(parser.parse_args().runs)
-    # The library's time holds one bare start already: pass + import of the library.
-    floor = medians["library"]
+    parser = argparse.ArgumentParser(description="What a command costs before it does its work.")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    load = os.getloadavg()[0]
+    found = measure(given.rounds)
+    floor = found["the floor"].cpu_s
     machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(
-        f"bare start {medians['pass'] * 1000:.0f} ms, with the CLI library {floor * 1000:.0f} ms (the floor)"
-    )
-    for name in COMMANDS:
-        print(f"{name:<24} {medians[name] * 1000:5.0f} ms   {medians[name] / floor:.2f} x the floor")
+    print(f"{machine}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}")
+    for name, one in found.items():
+        print(
+            f"{name:<24} {one.cpu_s * 1000:5.0f} ms of CPU  {one.cpu_s / floor:.2f} x  {one.peak_mb:4.0f} MB"
+        )
+    if given.json:
+        rows = {name: {**one._asdict(), "floors": one.cpu_s / floor} for name, one in found.items()}
+        about = {
+            "machine": machine,
+            "cores": os.cpu_count(),
+            "load": load,
+            "python": platform.python_version(),
+        }
+        given.json.write_text(json.dumps({**about, "commands": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

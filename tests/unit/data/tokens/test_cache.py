@@ -13,6 +13,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate.data import Dataset, TrainingData
+from orchestrate.data.operations.check import Options, check
 from orchestrate.data.tokens import cache
 from orchestrate.data.tokens.lengths import Lengths
 from orchestrate.errors import OrchestrateError
@@ -49,6 +50,18 @@ def test_the_next_process_needs_no_tokenizer(tmp_path: Path) -> None:
     assert first[:-1] == second[:-1]
     direct = Dataset.open(file).tokens(name)
     assert (direct.tokens, direct.trained_tokens, list(direct.lengths)) == second[:3]
+
+
+def test_a_check_keeps_its_counts_and_takes_them_from_there(tmp_path: Path) -> None:
+    file, memory = write(tmp_path / "t.jsonl", "one", "two words"), tmp_path / "m"
+    fresh = check({"train": str(file)}, Options(tokenizer="o200k"))
+    assert check({"train": str(file)}, Options(tokenizer="o200k", memory=memory)) == fresh
+    kept = in_a_new_process(file, memory, "o200k")
+    assert list(memory.glob("*.counts")) and kept[:2] == (
+        fresh.files[0].tokens,
+        fresh.files[0].trained_tokens,
+    )
+    assert check({"train": str(file)}, Options(tokenizer="o200k", memory=memory)) == fresh
 
 
 def test_a_changed_file_of_the_same_size_and_time_is_counted_anew(tmp_path: Path) -> None:
