@@ -161,7 +161,7 @@ class Server:
                     for pid, _ in self.shells.values():
                         os.kill(pid, signal.SIGKILL)
                     return
-                if key.fd in self.selector.get_map():  # not forgotten by the one before it
+                if self.selector.get_map().get(key.fd) is key:  # not forgotten by the one before it
                     key.data()
 
     def accept(self) -> None:
@@ -173,6 +173,10 @@ class Server:
         left, asked = int.from_bytes(head[:8], "big"), b""
         while left > len(asked) and (part := line.recv(left - len(asked))):
             asked += part
+        if len(asked) < left:  # who asked was killed
+            for open_here in (*files, line.detach()):
+                os.close(open_here)
+            return
         if self.warm not in sys.modules:
             import_module(self.warm)
             gc.freeze()  # what is never looked through is never copied, either
