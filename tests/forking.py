@@ -32,6 +32,8 @@ from typing import Any, NoReturn
 
 from tests.paths import ROOT
 
+from orchestrate.local.run.launching import worker_environment
+
 WARM = {"commands": "tests.warm", "engines": "tests.warm_engines"}
 """What the process has imported from which the forks of a kind are made."""
 FORKED = {
@@ -100,7 +102,8 @@ def python() -> str:
         listening.bind(place)
         listening.listen(64)
         words = [sys.executable, "-m", __name__, str(listening.fileno()), WARM[kind], str(program)]
-        env = {**os.environ, "OMP_NUM_THREADS": THREADS, "MKL_NUM_THREADS": THREADS}
+        # As workers have it: how much torch keeps is read as it loads.
+        env = {**os.environ, **worker_environment(int(THREADS))}
         env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
         server = subprocess.Popen(
             words,

@@ -19,7 +19,7 @@ from orchestrate.service.migration.migrating import TAG, MigrationOrder, Prepare
 from orchestrate.service.migration.parity import Migration, PreparedProof, report
 from orchestrate.types import JobStatus, Sampling
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
+pytestmark = pytest.mark.slow
 
 
 def rows(path: Path, first: int, last: int) -> str:

@@ -22,7 +22,7 @@ from orchestrate.sandbox import running
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS = {"train.jsonl": ("train", 60), "valid.jsonl": ("validation", 20), "test.jsonl": ("test", 20)}
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
+pytestmark = pytest.mark.slow
 
 
 def blocks(language: str) -> list[str]:
