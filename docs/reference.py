@@ -52,7 +52,7 @@ def prose(docstring: str | None) -> str:
 def commands() -> str:
     parts = [
         "# Commands",
-        "Each is shown by `orchestrate NAME --help` too. Options of all: `orchestrate --help`.",
+        "Each is shown by `--help` too. Options of all: `orchestrate --help`.",
     ]
     panels: dict[str, list[str]] = {}
     for panel, name, target, line in COMMANDS:

@@ -20,6 +20,39 @@ class Done:
     err: str
 
 
+@dataclass(frozen=True)
+class Snippet:
+    """A block of a page. `note` is what the comment before it says: the file that it is, the exit codes that
+    it may have, or why it is not run."""
+
+    language: str
+    text: str
+    note: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Of shell, without comments, a continued line being one."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        lines = [re.sub(r"(^|\s+)#.*$", "", line).strip().removeprefix("$ ") for line in lines]
+        return [line for line in lines if line]
+
+    @property
+    def unrun(self) -> str:
+        """Why it is parsed only."""
+        return self.note.partition("parsed, not run: ")[2]
+
+
+SHELL = ("", "sh", "bash", "console")
+
+
+def snippets(page: Path) -> list[Snippet]:
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(
+        r"(?:^ *<!-- ([^\n]*) -->\n)?^( *)```(\w*)[^\n]*\n(.*?)^\2```", text, re.MULTILINE | re.DOTALL
+    )
+    return [Snippet(language, block, note) for note, _, language, block in found]
+
+
 def commands(page: Path) -> list[str]:
     """Of its blocks of shell, without their comments, a continued line being one."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")

@@ -13,6 +13,7 @@ import atexit
 import gc
 import marshal
 import os
+import resource
 import runpy
 import selectors
 import signal
@@ -31,6 +32,8 @@ from typing import Any, NoReturn
 
 from tests.paths import ROOT
 
+from orchestrate.local.run.launching import worker_environment
+
 WARM = {"commands": "tests.warm", "engines": "tests.warm_engines"}
 """What the process has imported from which the forks of a kind are made."""
 FORKED = {
@@ -44,10 +47,12 @@ FORKED = {
 }
 READ_ON_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
 """Variables that the libraries read only once: who sets them gets an interpreter of its own."""
+LIMITS = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_NOFILE")
+"""What a process may have no more of than the one that starts it."""
 THREADS = "1"
 """The libraries count their threads as they load."""
 PROGRAM = """#!{real} -IS
-import marshal, os, signal, sys
+import marshal, os, resource, signal, sys
 _, *words = sys.argv
 env = dict(os.environ)
 module = words.index("-m") + 1 if words[:1] == ["-m"] or words[:2] == ["-P", "-m"] else 0
@@ -57,7 +62,8 @@ if place is None or env.get("OMP_NUM_THREADS") != {threads!r} or any(n in env fo
 from _socket import AF_UNIX, SOCK_STREAM, SOL_SOCKET, SCM_RIGHTS, socket
 from array import array
 umask = os.umask(0)
-asked = marshal.dumps((words[module:], env, os.getcwd(), umask))
+limits = {{name: resource.getrlimit(getattr(resource, name)) for name in {limits!r}}}
+asked = marshal.dumps((words[module:], env, os.getcwd(), umask, limits))
 line = socket(AF_UNIX, SOCK_STREAM)
 line.connect(place)
 files = [n if os.path.exists(f"/proc/self/fd/{{n}}") else os.open(os.devnull, os.O_RDWR) for n in (0, 1, 2)]
@@ -96,7 +102,8 @@ def python() -> str:
         listening.bind(place)
         listening.listen(64)
         words = [sys.executable, "-m", __name__, str(listening.fileno()), WARM[kind], str(program)]
-        env = {**os.environ, "OMP_NUM_THREADS": THREADS, "MKL_NUM_THREADS": THREADS}
+        # As workers have it: how much torch keeps is read as it loads.
+        env = {**os.environ, **worker_environment(int(THREADS))}
         env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
         server = subprocess.Popen(
             words,
@@ -113,6 +120,7 @@ def python() -> str:
         sockets={module: sockets[kind] for module, kind in FORKED.items()},
         threads=THREADS,
         own=READ_ON_IMPORT,
+        limits=LIMITS,
     )
     for file, said in ((program, text), (folder / "orchestrate", COMMAND.format(program=program))):
         file.write_text(said)
@@ -129,7 +137,7 @@ def path() -> str:
 def ask(words: list[str], env: dict[str, str], cwd: Path, umask: int, files: tuple[int, int, int]) -> int:
     """Starts the module of these words detached, as nobody's child, and returns its process id."""
     place = Path(python()).with_name(FORKED[words[0]])
-    asked = marshal.dumps((words, env, str(cwd), umask))
+    asked = marshal.dumps((words, env, str(cwd), umask, {}))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(str(place))
         socket.send_fds(line, [len(asked).to_bytes(8, "big") + b"\1"], files)
@@ -156,7 +164,7 @@ class Server:
                     for pid, _ in self.shells.values():
                         os.kill(pid, signal.SIGKILL)
                     return
-                if key.fd in self.selector.get_map():  # not forgotten by the one before it
+                if self.selector.get_map().get(key.fd) is key:  # not forgotten by the one before it
                     key.data()
 
     def accept(self) -> None:
@@ -168,6 +176,10 @@ class Server:
         left, asked = int.from_bytes(head[:8], "big"), b""
         while left > len(asked) and (part := line.recv(left - len(asked))):
             asked += part
+        if len(asked) < left:  # who asked was killed
+            for open_here in (*files, line.detach()):
+                os.close(open_here)
+            return
         if self.warm not in sys.modules:
             import_module(self.warm)
             gc.freeze()  # what is never looked through is never copied, either
@@ -208,7 +220,7 @@ class Server:
 
 def become(asked: Any, files: list[int], program: str) -> NoReturn:
     """In the fork: is what the interpreter would be, to its end."""
-    words, env, cwd, umask = asked
+    words, env, cwd, umask, limits = asked
     code = 1
     try:
         os.setsid()
@@ -219,6 +231,8 @@ def become(asked: Any, files: list[int], program: str) -> NoReturn:
         for number, file in enumerate(files):
             os.dup2(file, number)
             os.close(file)
+        for name, limit in limits.items():
+            resource.setrlimit(getattr(resource, name), limit)
         open_streams(env)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = words

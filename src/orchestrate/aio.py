@@ -207,6 +207,8 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     active_runs = _then(Orchestrator.active_runs, _Threaded[Orchestrator]._runs)
     home_of = _in_thread(Orchestrator.home_of)
     spending = _in_thread(Orchestrator.spending)
+    orphans = _in_thread(Orchestrator.orphans)
+    end_orphans = _in_thread(Orchestrator.end_orphans)
     deployments = _then(Orchestrator.deployments, _Threaded[Orchestrator]._deployments)
     sync = _in_thread(Orchestrator.sync)
     bill = _in_thread(Orchestrator.bill)

@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from orchestrate.commands.terminal.pages import reworded, worded
+from orchestrate.commands.terminal.pages import reworded, reworded_one, worded
 from orchestrate.text import escaped, inert, lookalike
 from orchestrate.underway import Told, heard_by
 
@@ -194,6 +194,13 @@ class LazyGroup(TyperGroup):
             for panel, name, target, help in COMMANDS
         }
         reworded(self)
+
+    def get_params(self, ctx: Any) -> Any:
+        """With those of the shells' completion, which typer adds later."""
+        found = super().get_params(ctx)
+        for parameter in found:
+            reworded_one(parameter)
+        return found
 
 
 app = typer.Typer(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Settings:
             if host.kind in places():
                 options |= {"allow_grader_code": self.allow_grader_code}
         own = name in self.own_hosts
-        return replace(host, options=options, own=own, max_download_bytes=self.max_download_bytes)
+        return host.changed(options=options, own=own, max_download_bytes=self.max_download_bytes)
 
 
 def load(

@@ -250,15 +250,10 @@ def read(file: Readable, name: str) -> Described:
     """The description in a file; `name` is how people know that file. Raises `ConfigError`."""
     import yaml
 
-    from orchestrate.expansion import require_bounded
+    from orchestrate.expansion import document
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = file.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=loader)
-        if node is not None:
-            require_bounded(node)
-        values: Any = yaml.load(text, Loader=loader)  # noqa: S506  a safe loader, the C one where built
+        values = document(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} cannot be read: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -19,6 +21,37 @@ def require_bounded(node: yaml.Node | None) -> None:
     if node is not None and _size(node, {}) > MOST_NODES:
         told = f"its aliases expand to more than {MOST_NODES:,} values"
         raise Expands(problem=told, problem_mark=node.start_mark)
+
+
+def documents(text: str) -> list[Any]:
+    """All documents of a YAML text. Raises as `require_bounded`, and `yaml.YAMLError`."""
+    with _loader(text) as loader:
+        found: list[Any] = []
+        while loader.check_node():
+            found.append(_constructed(loader, loader.get_node()))
+        return found
+
+
+def document(text: str) -> Any:
+    """The only document of a YAML text. Raises as `documents`."""
+    with _loader(text) as loader:
+        node = loader.get_single_node()
+        return None if node is None else _constructed(loader, node)
+
+
+@contextmanager
+def _loader(text: str) -> Generator[Any]:
+    """A safe one, of C where it is built."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        yield loader
+    finally:
+        loader.dispose()
+
+
+def _constructed(loader: Any, node: yaml.Node) -> Any:
+    require_bounded(node)
+    return loader.construct_document(node)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

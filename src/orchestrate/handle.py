@@ -281,10 +281,11 @@ class RunHandle:
         anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
         what came of it.
         """
-        from orchestrate import trust
+        from orchestrate import privacy, trust
         from orchestrate.tracking.hosting.deployer import Terms
 
         deployer = self._deployer(to, progress)
+        privacy.require_own(self.record, deployer.provider)
         trust.require_to_spend(self._ft.settings, deployer.provider)
         terms = Terms(
             options=options,

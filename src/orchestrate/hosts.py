@@ -4,12 +4,13 @@ used."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
@@ -41,6 +42,25 @@ _HOST_FIELDS = {
 }
 
 
+class _KeyField:
+    """A key, or what finds it: the keyring takes long to load, and most commands send nothing."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> Secret | None:
+        if instance is None:
+            return None  # the field's default
+        kept: dict[str, Secret | Callable[[], Secret | None] | None] = vars(instance)
+        found = kept[self._name]
+        if callable(found):
+            found = kept[self._name] = found()
+        return found
+
+    def __set__(self, instance: object, value: Secret | Callable[[], Secret | None] | None) -> None:
+        vars(instance)[self._name] = value
+
+
 @dataclass(frozen=True)
 class HostConfig:
     """How to reach one backend."""
@@ -52,7 +72,7 @@ class HostConfig:
     profile: str | None = None
     """The name of that file; by default the host's own."""
     base_url: str | None = None
-    api_key: Secret | None = None
+    api_key: _KeyField = _KeyField()
     key_variable: str | None = None
     account_id: str | None = None
     organization: str | None = None
@@ -74,6 +94,10 @@ class HostConfig:
     management_url: str | None = None
     """Its address, in the place of the described one; from the environment only."""
 
+    def changed(self, **changes: Any) -> Self:
+        """As `dataclasses.replace`, which would look for the key."""
+        return replace(self, **{"api_key": vars(self)["api_key"], **changes})
+
     @property
     def kind(self) -> str:
         if self.type == DESCRIBED:
@@ -87,7 +111,9 @@ class HostConfig:
 
     @property
     def sandbox(self) -> bool:
-        return self.api_key is not None and self.api_key.reveal().startswith(SANDBOX_KEY_PREFIX)
+        """By its key. The keyring holds none of a sandbox, and is not asked."""
+        known = vars(self)["api_key"]
+        return isinstance(known, Secret) and known.reveal().startswith(SANDBOX_KEY_PREFIX)
 
     def require_key(self) -> Secret:
         """The key, to be sent to `base_url` and nowhere else. Raises `MissingKey` with the variable to set,
@@ -112,8 +138,8 @@ class HostConfig:
 
 
 class Hosts(Mapping[str, HostConfig]):
-    """Name -> how it is reached, of all backends that there are. A backend's profile is loaded, and the
-    keyring asked for its key, when it is looked up; what a project's file says is checked at once."""
+    """Name -> how it is reached, of all backends that there are. A backend's profile is loaded when it is
+    looked up, the keyring asked when its key is; what a project's file says is checked at once."""
 
     def __init__(self, configured: Any, env: Mapping[str, str], path: Path | None) -> None:
         """Raises `ConfigError` that names file, field and what is allowed."""
@@ -235,9 +261,14 @@ class Hosts(Mapping[str, HostConfig]):
         if known is not None and known.keyless:
             return host
         key = self._env.get(host.key_variable or "") or self._stored.get(host.name)
-        if not key and known is not None:
-            key = from_keyring(host.name)
-        return replace(host, api_key=Secret(key) if key else None)
+        if key or known is None:
+            return replace(host, api_key=Secret(key) if key else None)
+        return replace(host, api_key=partial(_in_keyring, host.name))
+
+
+def _in_keyring(name: str) -> Secret | None:
+    key = from_keyring(name)
+    return Secret(key) if key and not key.startswith(SANDBOX_KEY_PREFIX) else None
 
 
 def known_profile(kind: str) -> Profile | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from orchestrate.errors import ConfigError, MissingExtra, SetupError
+from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
 from orchestrate.files import write_whole
 from orchestrate.packages import require_recent
 
@@ -176,7 +176,12 @@ def from_keyring(name: str) -> str | None:
 
 def write_keyring(name: str, value: str) -> str:
     """Sets one key in the system's keyring. Returns which keyring it is. Raises `MissingExtra` without the
-    package, `SetupError` when the keyring does not take it."""
+    package, `SetupError` when the keyring does not take it, `UsageError` for the key of a sandbox."""
+    if value.startswith(SANDBOX_KEY_PREFIX):
+        raise UsageError(
+            "the keyring is for keys of real hosts, and this is a sandbox's",
+            fix="leave --keyring out",
+        )
     require_recent("keyring")
     keyring = _keyring()
     try:

@@ -24,7 +24,14 @@ from pydantic import (
 class Part(BaseModel):
     """Frozen, and without fields that there are not."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        # Each is built when first used, which for most commands is never.
+        defer_build=True,
+    )
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """What was given: the fields that there are besides would fill a screen."""

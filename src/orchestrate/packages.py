@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 
 from orchestrate.errors import MissingExtra, SetupError
+
+_NAME_END = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @contextmanager
@@ -24,20 +27,36 @@ def needed(extra: str, what: str, package: str) -> Generator[None]:
 def require_recent(package: str) -> None:
     """Raises `SetupError` for an installed distribution that is older than Orchestrate asks for; where
     Orchestrate itself is not installed, nothing is asked for."""
-    from importlib.metadata import PackageNotFoundError, requires, version
-
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
+    from importlib.metadata import PackageNotFoundError, version
 
     try:
-        requirements = [Requirement(line) for line in requires("orchestrate-ft") or ()]
         found = version(package)
+        lines = _asked().get(_same(package), ())
     except PackageNotFoundError:
         return
-    for one in requirements:
-        same = canonicalize_name(one.name) == canonicalize_name(package)
-        if same and not one.specifier.contains(found, prereleases=True):
+    if not lines:
+        return
+    from packaging.requirements import Requirement
+
+    for one in map(Requirement, lines):
+        if not one.specifier.contains(found, prereleases=True):
             wanted = f"{one.name}{one.specifier}"
             raise SetupError(
                 f"{package} {found} is installed; Orchestrate needs {wanted}", fix=f"pip install '{wanted}'"
             )
+
+
+@cache
+def _asked() -> dict[str, list[str]]:
+    """Requirements by the package's name, unparsed: there are over a hundred, and few are asked for."""
+    from importlib.metadata import requires
+
+    asked: dict[str, list[str]] = {}
+    for line in requires("orchestrate-ft") or ():
+        asked.setdefault(_same(_NAME_END.split(line, maxsplit=1)[0]), []).append(line)
+    return asked
+
+
+def _same(name: str) -> str:
+    """A name as all its spellings are."""
+    return re.sub(r"[-_.]+", "-", name).lower()

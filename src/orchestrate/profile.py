@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrate.errors import SetupError, UsageError
+from orchestrate.text import among
 
 if TYPE_CHECKING:
     from orchestrate.costing.size import Bills
@@ -299,8 +300,11 @@ def _described(kind: str, file: Readable, name: str) -> Profile:
 def _plugged(kind: str) -> Profile:
     point = plug_ins().get(kind)
     if point is None:
-        known = ", ".join([*kinds(), *described(), *places()])
-        raise UsageError(f"no backend is called {kind!r}; known: {known}", fix="orchestrate providers")
+        known = [*kinds(), *described(), *places()]
+        raise UsageError(
+            f"no backend is called {kind!r}{among(kind, known)}",
+            fix="orchestrate providers",
+        )
     try:
         found = point.load()
     except Exception as error:

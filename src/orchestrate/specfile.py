@@ -17,6 +17,7 @@ from orchestrate.expansion import require_bounded
 from orchestrate.methods import OPTIMIZERS
 from orchestrate.spec import JobSpec, TrainFile
 from orchestrate.spec.mistakes import spec_errors
+from orchestrate.text import meant
 
 DEFAULT_NAME = "finetune.yaml"
 SCHEMA_NAME = "finetune.schema.json"
@@ -115,7 +116,12 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
         "overrides": spec.overrides,
         "provider_options": spec.provider_options,
     }
-    wrong = [f"  {field}.{name}" for field, names in named.items() for name in names if name not in known]
+    wrong = [
+        f"  {field}.{name}{meant(name, known)}"
+        for field, names in named.items()
+        for name in names
+        if name not in known
+    ]
     if wrong:
         raise SpecError(
             "the spec names unknown backends:",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import TYPE_CHECKING
 
@@ -158,6 +158,20 @@ def loss(value: float | None) -> str:
 
 def score(value: Score | None) -> str:
     return NOTHING if value is None else f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A guess at what was mistyped: ` (did you mean openai?)`, or nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word.lower(), list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def among(word: str, known: Iterable[str]) -> str:
+    """After a word that is unknown: the guess, and what is known."""
+    names = list(known)
+    return f"{meant(word, names)}; known: {', '.join(names)}"
 
 
 def joined(names: list[str]) -> str:

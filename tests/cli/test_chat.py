@@ -58,6 +58,33 @@ def test_a_conversation_at_the_prompt(cli: Cli, tmp_path: Path) -> None:
         assert refused.code == 2 and "--on takes auto, host, here" in refused.err
 
 
+@pytest.mark.parametrize("backend", ["together", "fireworks"])
+def test_a_deployed_model_answers_as_it_writes(cli: Cli, tmp_path: Path, backend: str) -> None:
+    train = rows_of(tmp_path, [None] * 12)
+    with running(train=False, speed=1000) as sandbox:
+        hosts = dict(sandbox.env)
+        made = ("submit", "-p", backend, "--model", "qwen3-8b", "--train", train, "--yes", "--watch")
+        assert cli(*made, **hosts).code == 0
+        deployed = cli("deploy", "last", "--yes", "--max-hours", "1", **hosts)
+        assert deployed.code == 0, deployed.err
+        sandbox.clear_requests()
+        talked = cli("chat", "last", "one?", **hosts)
+        assert talked.code == 0, talked.err
+        [sent] = [r["body"] for r in sandbox.requests(backend, path="chat/completions")]
+        assert sent["stream"] is True and talked.out.strip()
+
+        settings = config.load(
+            env=hosts | {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")},
+            cwd=tmp_path,
+            home=tmp_path / "home",
+        )
+        pieces: list[str] = []
+        with Orchestrator(settings) as ft:
+            reply = Talk(ft.run("last")).ask([Message(role="user", content="one?")], pieces.append)
+        assert "".join(pieces) == reply.content == talked.out.strip()
+        assert len(pieces) > 1, "piece by piece"
+
+
 @pytest.mark.slow
 def test_answers_come_as_they_are_written_on_this_machine(tmp_path: Path) -> None:
     train = rows_of(tmp_path, [SYSTEM] * 12)

@@ -83,9 +83,10 @@ def test_runs_of_an_empty_store(cli: Cli) -> None:
     assert "no runs yet" in cli("runs").err
 
 
-def test_the_doctor_asks_the_hosts_whether_they_take_the_keys(cli: Cli) -> None:
+def test_the_doctor_asks_the_hosts_whether_they_take_the_keys(cli: Cli, tmp_path: Path) -> None:
     from orchestrate.sandbox import running
 
+    (tmp_path / "orchestrate.toml").write_text("[hosts.together.options]\nretry_budget_s = 0.5\n")
     with running(train=False) as sandbox:
         gone = {"TOGETHER_BASE_URL": "http://127.0.0.1:9/v1"}
         told = cli("doctor", "--online", "--json", **sandbox.env | gone)

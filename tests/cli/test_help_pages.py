@@ -42,6 +42,11 @@ def test_each_command_has_an_example_that_it_takes() -> None:
         command.make_context(name, words[len(own) + 1 :])  # raises for what it does not take
 
 
+def test_the_first_page_has_no_words_of_python(cli: Cli) -> None:
+    page = cli("--help").out
+    assert "--install-completion" in page and not re.search(r"<\w+>", page)
+
+
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_pages_are_whole_at_each_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))

@@ -86,6 +86,12 @@ def test_a_secret_of_the_keyring_that_is_no_backends(ring: Keyring, tmp_path: Pa
     assert done.code == 0, done.err
 
 
+def test_a_sandboxs_key_is_none_for_the_keyring(ring: Keyring, tmp_path: Path) -> None:
+    refused = ring("keys", "set", "openai", "--keyring", stdin="sandbox-tests\n")
+    assert refused.code == 2 and "leave --keyring out" in refused.err
+    assert not (tmp_path / "ring").exists()
+
+
 def test_without_a_keyring_the_key_is_not_kept(ring: Keyring, tmp_path: Path) -> None:
     refused = ring(
         "keys", "set", "openai", "--keyring", stdin=KEY + "\n", backend="keyring.backends.fail.Keyring"

@@ -92,6 +92,7 @@ def test_a_project_that_names_a_further_host_needs_a_word(
 ) -> None:
     (project / "orchestrate.toml").write_text(
         '[hosts.mycloud]\ntype = "openai"\nbase_url = "https://llm.example/v1"\n'
+        "options = { retry_budget_s = 0.5 }\n"
     )
     stored = cli("keys", "set", "mycloud", stdin=KEY + "\n")
     assert "orchestrate keys trust mycloud" in stored.err

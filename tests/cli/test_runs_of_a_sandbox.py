@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from tests import forking
@@ -53,6 +55,10 @@ def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Pat
     assert "[sandbox]" in cli("chat", run, "item 3?").out
     assert cli("eval", run).code == 0
     assert cli("undeploy", run).code == 0
+    taken = urlsplit(shown["host"])
+    with socket.create_server((str(taken.hostname), int(taken.port or 0))):  # by another program
+        assert cli("download", run, "--to", "moved").code == 0
+    assert cli("events", run, "--refresh").code == 0, "nor is it lost when the port is free again"
 
 
 def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Path) -> None:

@@ -32,19 +32,23 @@ BILLS = {"together": ["1.004", "2.004"], "openai": ["0.004"]}
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     with running(home=tmp_path_factory.mktemp("sandbox"), train=False, waits=Durations(file=0.0)) as found:
-        account = {
-            "base_url": found.env["FIREWORKS_BASE_URL"],
-            "api_key": found.env["FIREWORKS_API_KEY"],
-            "account_id": found.env["FIREWORKS_ACCOUNT_ID"],
-        }
-        with Fireworks(**account, max_retries=0) as client:
-            client.deployments.create(
-                account_id=account["account_id"],
-                base_model="accounts/fireworks/models/qwen3-8b",
-                deployment_id="forgotten",
-                deployment_shape="default",
-            )
+        made(found, "forgotten")
         yield found
+
+
+def made(sandbox: Sandbox, name: str) -> None:
+    account = {
+        "base_url": sandbox.env["FIREWORKS_BASE_URL"],
+        "api_key": sandbox.env["FIREWORKS_API_KEY"],
+        "account_id": sandbox.env["FIREWORKS_ACCOUNT_ID"],
+    }
+    with Fireworks(**account, max_retries=0) as client:
+        client.deployments.create(
+            account_id=account["account_id"],
+            base_model="accounts/fireworks/models/qwen3-8b",
+            deployment_id=name,
+            deployment_shape="default",
+        )
 
 
 @pytest.fixture
@@ -110,7 +114,10 @@ def test_a_cost_that_nobody_knows_is_no_budget_that_holds(cli: Cli, tmp_path: Pa
     assert cli(*ask, ORCHESTRATE_BUDGET_USD="10").code == 0
 
 
-def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(cli: Cli, sandbox: Sandbox) -> None:
+def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
+    cli: Cli, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "orchestrate.toml").write_text("[hosts.openai.options]\nretry_budget_s = 0.5\n")
     idle = cli("spending", "--sandbox", "--fail-if-idle", **sandbox.env)
     assert idle.code == 1, idle.err
     first = idle.out.splitlines()[0]
@@ -123,6 +130,25 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(cli: Cli, sandbox: S
     sandbox.clear_faults()
     assert blind.code == 4 and "openai could not be asked: the answer" in blind.err
     assert "at least" in blind.out and "1 account could not be asked in full" in blind.out
+
+
+def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox) -> None:
+    """Never one that does not have our name; without anyone to ask none at all."""
+    ask = ("spending", "--sandbox", "--end-orphans")
+    nothing = cli(*ask, **sandbox.env)
+    assert nothing.code == 0 and "nothing bills under our mark" in nothing.err
+    made(sandbox, "orc-0123456789ab")
+    refused = cli(*ask, **sandbox.env)
+    assert refused.code == 2 and "nobody agreed" in refused.err and "--yes" in refused.err
+    assert "orc-0123456789ab" in refused.out and "forgotten" not in refused.out
+    told = cli(*ask, "--yes", "--json", **sandbox.env)
+    assert told.code == 0
+    jsonschema.validate(told.json, of("spending"))
+    assert [one["outcome"] for one in told.json["orphans"]] == ["asked to end"]
+    again = cli(*ask, "--yes", **sandbox.env)
+    assert again.code == 0 and "nothing bills under our mark" in again.err
+    assert "forgotten" in cli("spending", "--sandbox", **sandbox.env).out
+    assert cli(*ask, "--offline").code == 2
 
 
 def test_the_json_has_the_schema_and_the_webhook_the_signature(cli: Cli, sandbox: Sandbox) -> None:

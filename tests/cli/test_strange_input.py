@@ -32,6 +32,31 @@ def test_brackets_are_text_in_every_message(cli: Cli, tmp_path: Path, arguments:
     assert told.code in (2, 3) and ODD in told.err and "defect" not in told.err
 
 
+@pytest.mark.parametrize(
+    ("line", "guess"),
+    [
+        ("keys set opnai", "openai"),
+        ("keys trust opnai", "openai"),
+        ("runs -p opnai", "openai"),
+        ("runs --status runing", "running"),
+        ("data check t.jsonl --for opnai", "openai"),
+        ("data inspect t.jsonl --tokenizer o200", "o200k"),
+        ("plan --set overrides.opnai.epochs=2", "openai"),
+        ("plan --set method=dpoo", "dpo"),
+        ("spending --by backnd", "backend"),
+        ("schema quot", "quote"),
+        ("quot", "'quote'"),
+        ("quote --providr openai", "--provider"),
+    ],
+)
+def test_whatever_was_mistyped_is_guessed(cli: Cli, tmp_path: Path, line: str, guess: str) -> None:
+    (tmp_path / "finetune.yaml").write_text("model: qwen3-8b\ntrain: t.jsonl\n")
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    told = cli(*line.split()).err.lower()
+    asks = f"(possible options: {guess})" if guess.startswith("--") else f"did you mean {guess}?"
+    assert asks in told, told
+
+
 def test_brackets_are_text_in_every_table(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [{"role": ODD, "content": ODD}]}) + "\n")
     (tmp_path / "finetune.yaml").write_text(f"model: '{ODD}'\ntrain: t.jsonl\ntags: {{a: '{ODD}'}}\n")

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,16 +31,23 @@ ENDLESS = {
     "ui", "mcp", "worker", "serve", "ab serve", "queue run", "demo", "sandbox run", "local bench", "watch",
     "log", "review", "data review",
 }  # fmt: skip
-"""These serve, follow or train until they are told to end."""
+"""These serve, follow or train until they are told to end; of some the first screen is looked at all the
+same."""
+SERVES = ("ui --read-only --port 0", "sandbox --no-train --port 0", "gateway --port 0")
+"""Ended as soon as they have said where they are."""
 MORE = (
     "quote --provider openai,together,fireworks --traffic '20k req/day, 900 in, 150 out' --months 6",
     "plan --all", "prices list", "prices list --model qwen3.5-9b", "models show qwen3.5-9b",
     "check --provider openai", "show fireworks", "data inspect nosuch.jsonl", "models show gpt41",
-    "schema", "keys",
+    "schema", "keys", "queue run --until-empty", "demo shown --files-only", "serve nosuch", "review nosuch",
+    "watch nosuch", "ab serve nosuch.yaml", "mcp --skill", *SERVES,
 )  # fmt: skip
 BY_THE_HOUR = {"doctor", "advise", "plan", "quote", "local memory"}
 """They tell the load, the room and the speed of this machine, which change meanwhile."""
-NEW = re.compile(r"\b(?:(?:run|orc)-1[0-9a-z]{11}|orc-gw-[\w-]{43}|\d\d:\d\d:\d\d)(?![\w-])")
+NEW = re.compile(
+    r"\b(?:(?:run|orc)-1[0-9a-z]{11}|orc-gw-[\w-]{43}|\d\d:\d\d:\d\d)(?![\w-])"
+    r"|sandbox-[0-9a-f]{24}|http://127[^\s']+"
+)
 """Ids, keys and times are others in each scene, and as long."""
 FRAMES = re.compile(r"[╭╮╰╯│─█▁▂▃▄▅▆▇#]+")
 
@@ -49,11 +60,20 @@ def run_all(arguments: list[str]) -> None:
 
     for words in map(shlex.split, arguments):
         print("<<<", json.dumps(words), flush=True)
+        if shlex.join(words) in SERVES:
+            threading.Thread(target=end_when_it_has_written, args=(os.fstat(1).st_size,), daemon=True).start()
         sys.argv = ["orchestrate", *words]
         try:
             main()
         except SystemExit as ended:
             print("\n>>>", ended.code, flush=True)
+
+
+def end_when_it_has_written(before: int) -> None:
+    """A command that serves does so after it has made itself ready to be ended."""
+    while os.fstat(1).st_size == before:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from msgspec.structs import replace
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tests.paths import BUNDLED
 from tests.unit.reports.conftest import make_result
 from tests.unit.ui.conftest import ESCAPES, MARKUP
 
@@ -119,7 +120,8 @@ def paths(ft: Orchestrator, rows: Path) -> list[str]:
     return [
         "", "?q=nothing", f"runs/{one}", f"runs/{one}/do/deploy", f"compare?run={one}&run={two}",
         "compare", "money", "quote", "data", f"data?path={quote(str(rows))}",
-        "new", f"new?{form}", f"new/confirm?{form}",
+        "new", f"new?{form}", f"new/confirm?{form}", f"runs/{one}/evaluate?test={good}", f"runs/{one}/tokens",
+        f"data/tokens?path={good}&model={quote(str(BUNDLED / 'tiny-chat'))}",
     ]  # fmt: skip
 
 
@@ -130,7 +132,7 @@ def test_every_page_is_sound(
     tab = Tab(browser, url, size, scheme)
     for path in paths(ft, rows):
         page = tab.open(path)
-        if ("runs/" in path and "/do/" not in path) or "compare?" in path:
+        if re.fullmatch(r"runs/[\w-]+", path) or "compare?" in path:
             expect(page.locator("canvas").first).to_be_visible()
         if path == "money":
             expect(page.locator("#standing .sum")).to_be_visible()
@@ -158,6 +160,72 @@ def test_by_keyboard_from_the_runs_to_a_comparison(browser: Browser, url: str) -
     page.keyboard.press("?")
     expect(page.locator("#keys")).to_be_visible()
     tab.sound()
+
+
+def test_curves_are_smoothed_zoomed_and_put_on_other_axes(
+    browser: Browser, url: str, ft: Orchestrator
+) -> None:
+    tab = Tab(browser, url, "desktop", "light")
+    page = tab.open(f"runs/{ft.run('t-together').id}")
+    plot = page.get_by_role("img", name=re.compile("^loss over steps"))
+    expect(plot.locator("canvas")).to_be_visible()
+
+    def drawn() -> str:
+        return plot.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+
+    plain = drawn()
+    for name, act, undo in (
+        ("smooth", lambda at: at.fill("90"), lambda at: at.fill("0")),
+        ("log", lambda at: at.check(), lambda at: at.uncheck()),
+    ):
+        control = page.locator(f'[data-chart="{name}"]')
+        act(control)
+        control.dispatch_event("change")
+        assert drawn() != plain, name
+        undo(control)
+        control.dispatch_event("change")
+        assert drawn() == plain, name
+    box = plot.locator(".u-over").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + 20, steps=4)
+    page.mouse.up()
+    page.mouse.move(1, 1)
+    assert drawn() != plain, "dragged over a part, it shows that part"
+    page.get_by_role("button", name="Whole").click()
+    assert drawn() == plain
+    page.locator('[data-chart="axis"]').select_option("minutes")
+    expect(page.get_by_role("img", name=re.compile("^loss over minutes"))).to_be_visible()
+    assert tab.wrong == []
+    tab.page.close()
+
+
+def test_rows_are_reviewed_by_keys_and_the_way_leads_back(browser: Browser, url: str, rows: Path) -> None:
+    tab = Tab(browser, url, "phone", "dark")
+    page = tab.open(f"data?path={quote(str(rows))}")
+    page.get_by_role("button", name="Review the rows").click()
+    expect(page.locator("#counts")).to_contain_text("41 to decide")
+    page.keyboard.press("r")
+    expect(page.locator("#counts")).to_contain_text("1 rejected")
+    tab.sound()
+    page.get_by_role("link", name="Back").click()
+    expect(page.locator("h1")).to_have_text("Data")
+    tab.page.close()
+
+
+def test_an_old_link_says_how_to_get_another(browser: Browser, ft: Orchestrator) -> None:
+    with serving(ft) as old:
+        page = browser.new_page()
+        page.goto(old)
+        expect(page.locator("#live")).to_have_text("live")
+    expect(page.locator("#live")).to_contain_text("not connected", timeout=30_000)
+    token = old.rstrip("/").rpartition("/")[2]
+    with serving(ft) as new:
+        page.goto(f"{new.rstrip('/').rpartition('/')[0]}/{token}/")
+        expect(page.locator("pre")).to_have_text("orchestrate ui")
+        assert token not in page.content()
+    page.close()
 
 
 def test_a_page_is_live_and_its_curves_come_into_view(browser: Browser, url: str, ft: Orchestrator) -> None:

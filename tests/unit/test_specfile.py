@@ -61,7 +61,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\nlearning_rate: 1.0e-4\nlearning_rate_multiplier: 2\n", "exclude each other"),
         (
             "model: m\ntrain: t\nmethod: ppo\n",
-            "line 3: method: 'ppo' is not known; allowed: 'sft', 'dpo', 'rft'",
+            "line 3: method: 'ppo' is not known (did you mean dpo?); allowed: 'sft', 'dpo', 'rft'",
         ),
         ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: must be a whole number, got 'three'"),
         ("model: m\ntrain: t\nsuffix: 'has space'\n", "line 3: suffix"),

@@ -61,6 +61,12 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
         known = [a.expected_usd for a in self.asked]
         return None if None in known else sum((u for u in known if u is not None), Decimal(0))
 
+    @property
+    def high_usd(self) -> Decimal | None:
+        """What is agreed to; `None` where the price of any of them is not known."""
+        known = [a.high_usd for a in self.asked]
+        return None if None in known else sum((u for u in known if u is not None), Decimal(0))
+
 
 def plan(
     items: Sequence[Item], candidates: Sequence[Candidate], samples: int, asking: Asking

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
 from orchestrate.exporters.records import Exporter, Story
+from orchestrate.text import meant
 
 if TYPE_CHECKING:
     from orchestrate.tracking import Store
@@ -23,7 +24,9 @@ def opened(to: str, at: str | None = None, project: str | None = None) -> Export
     """The exporter to a tracker `at` a URL or folder; `None` is where the tracker's own settings point.
     Raises `UsageError` for an unknown one, `MissingExtra`, `SetupError`."""
     if to not in TRACKERS:
-        raise UsageError(f"no tracker is called {to!r}", fix=f"use one of {', '.join(TRACKERS)}")
+        raise UsageError(
+            f"no tracker is called {to!r}{meant(to, TRACKERS)}", fix=f"use one of {', '.join(TRACKERS)}"
+        )
     return import_module(f"orchestrate.exporters.{to}").opened(at, project)
 
 

@@ -49,6 +49,9 @@ def _reachable(uri: str) -> None:
 class MLflow(Closing):
     def __init__(self, client: Any, experiment: str) -> None:
         self._client, self._experiment = client, experiment
+        uri = str(client.tracking_uri)
+        on_disk = "://" not in uri or uri.startswith(("file:", "sqlite:"))
+        self.address = None if on_disk else uri
         self._ids: dict[str, str] = {}
         self._known: dict[str, set[tuple[str, int]]] = {}
 

@@ -92,6 +92,9 @@ class Logged(Record, frozen=True, kw_only=True):
 class Exporter(Protocol):
     """An open tracker."""
 
+    address: str | None
+    """Of its server; `None`: files on this machine."""
+
     def write(self, story: Story) -> Logged:
         """Raises `ProviderError` where the tracker refuses or is not to be reached."""
         ...

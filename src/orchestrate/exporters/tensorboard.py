@@ -28,6 +28,7 @@ def opened(at: str | None, project: str | None) -> TensorBoard:
 
 class TensorBoard(Closing):
     def __init__(self, folder: Path) -> None:
+        self.address: str | None = None
         self._folder = folder
         self._known: dict[str, set[tuple[str, int]]] = {}
         self._writers: dict[str, Any] = {}

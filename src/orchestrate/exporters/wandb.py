@@ -36,9 +36,15 @@ def opened(at: str | None, project: str | None) -> WandB:
     return WandB(project or PROJECT, url=at if folder is None else None, folder=folder)
 
 
+def _own() -> Any:
+    """What wandb's own files and variables say."""
+    return import_module("wandb").setup().settings
+
+
 class WandB(Closing):
     def __init__(self, project: str, *, url: str | None, folder: Path | None) -> None:
         self._project, self._url, self._folder = project, url, folder
+        self.address = None if folder is not None else url or str(_own().base_url)
         self._open: dict[str, Any] = {}
         self._last: dict[str, int] = {}
 

@@ -34,7 +34,7 @@ _CREATED = "Created fine-tuning job"
 def status_of(job: GatewayJob, run: Run | None) -> str:
     if job.error is not None:
         return "failed"
-    if run is None or (run.phase is SubmitPhase.REFUSED and job.again_at is not None and not job.ended_at):
+    if run is None or (run.phase is SubmitPhase.REFUSED and job.again_at is not None):
         return "cancelled" if job.cancel_asked else "validating_files"
     if job.cancel_asked and not run.status.terminal:
         return "cancelled"

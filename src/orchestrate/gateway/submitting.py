@@ -37,6 +37,7 @@ _LEASE_S = 30.0
 _VIEW_S = 30.0
 _MOST_ATTEMPTS = 6
 _ASK_AGAIN_S = 5.0
+_LONGEST_PAUSE = timedelta(hours=1)
 _TELL_FOR = timedelta(days=1)
 _DETAILS_FOR = timedelta(minutes=1)
 _LONGEST_WAIT_S = 600.0
@@ -146,7 +147,9 @@ class Submitting:
         if job.ended_at is not None:
             return self._tells.due(job.id)
         if job.again_at is not None:
-            return job.again_at <= self._ft.store.clock.now()
+            left = job.again_at - self._ft.store.clock.now()
+            # More than was ever to be waited for is a clock that was set back.
+            return job.cancel_asked or not timedelta() < left <= _LONGEST_PAUSE
         if job.error is not None or run is None or run.phase in UNSENT or run.id != job.run_id:
             return True
         return run.status.terminal or self._uncancelled(job, run)
@@ -212,7 +215,8 @@ class Submitting:
             job = self._jobs.change(id, lambda job: replace(job, run_id=run.id))
         unsent = run is None or run.phase in UNSENT
         over = run.status.terminal if run else job.cancel_asked
-        if job.ended_at is not None or job.error is not None or (over and job.again_at is None):
+        waits = job.again_at is not None and not job.cancel_asked  # one that is not wanted is not sent again
+        if job.ended_at is not None or job.error is not None or (over and not waits):
             self._end(job, run)
         elif run is not None and job.cancel_asked and (unsent or self._uncancelled(job, run)):
             self.cancel(job, run)
@@ -259,7 +263,7 @@ class Submitting:
         if error.retryable and job.attempt < _MOST_ATTEMPTS and isinstance(error, ProviderError):
             pause = _ASK_AGAIN_S if run is None else min(2.0 ** (job.attempt + 1), 60.0)
             wait = max(error.retry_after_s or 0.0, pause)
-            at = self._ft.store.clock.now() + timedelta(seconds=wait)
+            at = self._ft.store.clock.now() + min(timedelta(seconds=wait), _LONGEST_PAUSE)
             self._jobs.change(job.id, lambda job: replace(job, again_at=at))
             return
         param = "training_file" if isinstance(error, DataError) else None

@@ -3,6 +3,7 @@
 # No deferred annotations: what a parameter is filled with is read from them while the tool is made.
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.mcp.reading import SpecGiven, run_line, told
 from orchestrate.service import Orchestrator
-from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
 from orchestrate.text import count, money, quoted
 
 
@@ -90,9 +91,11 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
             planned = prepared.plan()
-        expected = planned.expected_usd
-        price = "no price by the token is known" if expected is None else f"about {money(expected)}"
-        purse.require("evaluate", expected or Decimal(0))
+        expected, high = planned.expected_usd, _answers_usd(purse, planned)
+        price = "no price by the token is known"
+        if expected is not None and high is not None:
+            price = f"about {money(expected)}, at most {money(high)}"
+        purse.require("evaluate", high or Decimal(0))
         question = (
             f"Ask {count(sum(a.questions for a in planned.asked), 'question')} on held-out rows? {price}"
         )
@@ -109,8 +112,10 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
         require(agreed)
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
-            purse.take("evaluate", prepared.plan().expected_usd or Decimal(0))
-            found = prepared.run()
+            high = _answers_usd(purse, prepared.plan())
+        purse.take("evaluate", high or Decimal(0))
+        with PreparedEvaluation(ft, runs, replace(order, max_cost_usd=high)) as agreed_to:
+            found = agreed_to.run()
         return {
             "id": found.id,
             "items": found.items,
@@ -120,6 +125,16 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
         }
 
     return evaluate
+
+
+def _answers_usd(purse: Purse, planned: EvaluationPlan) -> Decimal | None:
+    """The most that the answers cost. Raises `UsageError` where nobody knows it and there is a limit."""
+    if planned.high_usd is None and purse.limit_usd is not None:
+        raise UsageError(
+            "no price by the token is known for these answers, and this server has a limit",
+            fix="orchestrate eval RUN   in a terminal",
+        )
+    return planned.high_usd
 
 
 def _deploying(ft: Orchestrator, purse: Purse) -> Tool:

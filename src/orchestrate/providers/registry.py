@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrate import description
 from orchestrate.errors import ConfigError, SetupError, UsageError
 from orchestrate.profile import built_in, described, not_loaded, places, plug_ins, profile
+from orchestrate.text import among, meant
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings
@@ -68,17 +68,12 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
     asked = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
     if unknown := [name for name in asked if name not in there]:
         raise UsageError(
-            f"no backend is called {unknown[0]!r}{_guess(unknown[0], there)}; known: {', '.join(there)}",
+            f"no backend is called {unknown[0]!r}{among(unknown[0], there)}",
             fix="orchestrate providers",
         )
     if not asked:
         raise UsageError(f"name a backend; known: {', '.join(there)}")
     return list(dict.fromkeys(asked))
-
-
-def _guess(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
@@ -127,5 +122,5 @@ def format_of(settings: Settings, name: str) -> Target:
     if name not in (backends := known(settings)):
         there = [*backends, *FORMATS]
         why = f"{name} is read and not written" if name in BY_NAME else f"no format {name!r}"
-        raise UsageError(f"{why}{_guess(name, there)}; rows are written as: {', '.join(there)}")
+        raise UsageError(f"{why}{meant(name, there)}; rows are written as: {', '.join(there)}")
     return targets(settings, name)[0]

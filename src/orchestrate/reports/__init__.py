@@ -1,16 +1,23 @@
 """Stored rows -> comparison -> terminal, Markdown, HTML, CSV, JSON. Nothing here asks a host or opens a
-store."""
+store. The names load their module when first used."""
 
-from orchestrate.reports.compare import Comparison, compare, with_proofs
-from orchestrate.reports.evaluations import EvaluationReport
-from orchestrate.reports.quotes import (
-    ownership_markdown,
-    ownership_table,
-    quote_markdown,
-    quote_table,
-    verdict,
-)
-from orchestrate.reports.records import Compared, Reason, RunDifference
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrate.attributes import late
+
+if TYPE_CHECKING:
+    from orchestrate.reports.compare import Comparison
+    from orchestrate.reports.evaluations import EvaluationReport
+    from orchestrate.reports.quotes import (
+        ownership_markdown,
+        ownership_table,
+        quote_markdown,
+        quote_table,
+        verdict,
+    )
+    from orchestrate.reports.records import Compared, Reason, RunDifference
 
 __all__ = [
     "Compared",
@@ -18,11 +25,21 @@ __all__ = [
     "EvaluationReport",
     "Reason",
     "RunDifference",
-    "compare",
-    "with_proofs",
     "ownership_markdown",
     "ownership_table",
     "quote_markdown",
     "quote_table",
     "verdict",
 ]
+
+_QUOTES = ("ownership_markdown", "ownership_table", "quote_markdown", "quote_table", "verdict")
+
+__getattr__ = late(
+    __name__,
+    {
+        "Comparison": "compare",
+        "EvaluationReport": "evaluations",
+        **dict.fromkeys(_QUOTES, "quotes"),
+        **dict.fromkeys(("Compared", "Reason", "RunDifference"), "records"),
+    },
+)

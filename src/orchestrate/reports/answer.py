@@ -29,7 +29,7 @@ def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> A
     if not done:
         return Answer(sentence="No run has succeeded: there is nothing to choose from yet.")
     if mixed(done):
-        tried = text.joined([c.label for c in done if c.run.sandbox])
+        tried = text.joined([c.name for c in done if c.run.sandbox])
         return Answer(sentence=f"No choice: {tried} ran in a sandbox, which tells nothing of the others.")
     if len(done) == 1:
         return _alone(done[0])

@@ -26,7 +26,7 @@ def header(comparison: ComparedRuns, title: str, now: datetime) -> str:
 
 
 def _sandbox(comparison: ComparedRuns) -> str:
-    labels = [c.label for c in comparison.runs if c.run.sandbox]
+    labels = [c.name for c in comparison.runs if c.run.sandbox]
     if not labels:
         return ""
     who = "all runs were" if len(labels) == len(comparison.runs) else f"{text.joined(labels)}:"
@@ -50,7 +50,7 @@ def _card(comparison: ComparedRuns, c: Compared) -> str:
     chip = CHIP if c.run.sandbox else ""
     told = f"{c.run.model}, {rows.status(c)}"
     return (
-        f'<section class="card{kind}"><h2>{escape(c.label)} {chip}</h2>{mark}'
+        f'<section class="card{kind}"><h2>{escape(c.name)} {chip}</h2>{mark}'
         f'<p class="when">{escape(told)}</p>'
         f"<dl>{shown}</dl>{_verdict(c)}"
         f'<p class="id">{escape(c.run.id)}</p></section>'

@@ -19,7 +19,7 @@ from orchestrate.notebook.frames import frame
 from orchestrate.reports import documents, html, saving, terminal
 from orchestrate.reports.answer import answer
 from orchestrate.reports.judgement import findings, notes, reasons
-from orchestrate.reports.records import Compared, ComparedRuns, Point, RunDifference, RunScore, ended
+from orchestrate.reports.records import MARK, Compared, ComparedRuns, Point, RunDifference, RunScore, ended
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Setting, Translation
 from orchestrate.types.proof import badge
@@ -157,7 +157,7 @@ def _labels(runs: Sequence[Run]) -> dict[str, str]:
     labels = _distinct(runs)
     if len({run.sandbox for run in runs}) == 1:
         return labels
-    return {run.id: f"{labels[run.id]} (sandbox)" if run.sandbox else labels[run.id] for run in runs}
+    return {run.id: labels[run.id] + MARK if run.sandbox else labels[run.id] for run in runs}
 
 
 def _distinct(runs: Sequence[Run]) -> dict[str, str]:

@@ -8,7 +8,10 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
+from msgspec.structs import replace
+
 from orchestrate import text
+from orchestrate.evaluation.flips import Flips
 from orchestrate.reports import cards, charts, rows, sections
 from orchestrate.reports.records import Compared, ComparedRuns, Point, bill_word, billed, quoted
 from orchestrate.types import Evaluation
@@ -158,7 +161,13 @@ def _scores(comparison: ComparedRuns) -> str:
 
 def _broken(comparison: ComparedRuns) -> str:
     """What each run broke and fixed, the rows with their answers side by side."""
-    return _headed("Broken rows", "".join(sections.flipped(f) for c in comparison.runs for f in c.flips))
+    told = [sections.flipped(_of(c, found)) for c in comparison.runs for found in c.flips]
+    return _headed("Broken rows", "".join(told))
+
+
+def _of(c: Compared, found: Flips) -> Flips:
+    """With the run as the rest of the page calls it."""
+    return replace(found, contender=c.label) if found.contender == c.run.id else found
 
 
 def _evaluations(comparison: ComparedRuns) -> str:

@@ -36,7 +36,7 @@ def _data(runs: Sequence[Compared]) -> Iterable[Reason]:
 
 
 def _worlds(runs: Sequence[Compared]) -> Iterable[Reason]:
-    made_up = [c.label for c in runs if c.run.sandbox]
+    made_up = [c.name for c in runs if c.run.sandbox]
     if made_up and len(made_up) < len(runs):
         yield Reason(
             aspect="all",

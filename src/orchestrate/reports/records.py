@@ -54,12 +54,15 @@ class RunDifference(Record, frozen=True, kw_only=True):
     pairing: Pairing
 
 
+MARK = " (sandbox)"
+
+
 class Compared(Record, frozen=True, kw_only=True):
     """One run of a comparison with what was derived from its rows."""
 
     run: Run
     label: str
-    """Short and unique within the comparison."""
+    """Short and unique within the comparison; of a sandbox beside real hosts it ends with `MARK`."""
     seconds: float | None
     """From its creation to its end."""
     trained_tokens: int | None
@@ -91,6 +94,11 @@ class Compared(Record, frozen=True, kw_only=True):
     proof: str | None = None
     """Where it was proved to be what was trained, in the words of `types.proof.badge`; `None` for a run
     that has no model yet."""
+
+    @property
+    def name(self) -> str:
+        """The label, where it is said beside it that the run is of a sandbox."""
+        return self.label.removesuffix(MARK)
 
 
 class Answer(Record, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from orchestrate.sandbox.front.faults import Fault
 from orchestrate.sandbox.front.requests import Front
 from orchestrate.sandbox.host import Host, HostError
 from orchestrate.sandbox.jobs import Durations, Settings
-from orchestrate.sandbox.starts import AlreadyUp, Start, Ways, last_start
+from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, Ways, last_start
 from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.types import decoding
@@ -143,9 +143,9 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         if not held:
             raise AlreadyUp(folder)
         kinds = [*stand_ins(), *(dialect(kind) for kind in also)]
-        known, base = last_start(folder).ports, _model(model, train)
+        before, base = last_start(folder), _model(model, train)
         sockets = [
-            opened.enter_context(closing(_listen(port or known.get(kind.name, 0), asked=port)))
+            opened.enter_context(closing(_listen(port or before.ports.get(kind.name, 0), asked=port)))
             for port, kind in zip([*ports, *(0 for _ in also)], kinds, strict=True)
         ]
         state = State(folder)
@@ -165,7 +165,9 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
         ways = Ways(speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also))
         bound = {host.name: sock.getsockname()[1] for host, sock in zip(hosts.values(), sockets, strict=True)}
-        state.set("start", msgspec.json.encode(Start(env=env, ports=bound, ways=ways)).decode())
+        were = tuple(dict.fromkeys([*before.urls, *urls.values()]))[-URLS_KEPT:]
+        start_now = Start(env=env, ports=bound, urls=were, ways=ways)
+        state.set("start", msgspec.json.encode(start_now).decode())
         trainer.start(hosts)
         try:
             with running(list(zip(fronts.values(), sockets, strict=True)), protocol=_Protocol, grace_s=1):

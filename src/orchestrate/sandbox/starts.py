@@ -12,6 +12,8 @@ from orchestrate.sandbox import SLOTS
 from orchestrate.sandbox.state import DATABASE, State
 from orchestrate.types import decoding
 
+URLS_KEPT = 60
+
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):
     """How a sandbox was started; as `orchestrate.sandbox.running` has them."""
@@ -30,6 +32,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     env: dict[str, str] = {}
     ports: dict[str, int] = {}
+    urls: tuple[str, ...] = ()
+    """Where its hosts were at this start and at those before: a port may have been taken by another program
+    in between, and the jobs are the same."""
     ways: Ways = Ways()
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.earlier import Earlier
+    from orchestrate.orphans import Orphan, OrphanReport
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice, Needs
@@ -344,6 +345,21 @@ class Orchestrator(Measuring, Rerunning):
         spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
         wanted = (by,) if isinstance(by, str) else by
         return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
+
+    def orphans(self, *, sandbox: bool = False) -> OrphanReport:
+        """What bills under our mark and no run and no deployment of this store accounts for. It may be
+        another store's with the same accounts."""
+        from orchestrate.orphans import Orphans
+
+        return Orphans(self.store, self.provider).among(self.spending(sandbox=sandbox))
+
+    def end_orphans(
+        self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None
+    ) -> OrphanReport:
+        """Ends what `orphans` listed; `tell` is called for each."""
+        from orchestrate.orphans import Orphans
+
+        return Orphans(self.store, self.ready).end(report, tell)
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
         """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to

@@ -17,6 +17,7 @@ from orchestrate.exporters.records import Logged as Logged
 from orchestrate.local.plan.throughput import Bench as Bench
 from orchestrate.migration.proposals import Migration as Migration
 from orchestrate.migration.proposals import Proposal as Proposal
+from orchestrate.orphans import OrphanReport as OrphanReport
 from orchestrate.quoting import Accuracy as Accuracy
 from orchestrate.quoting import LivePrice as LivePrice
 from orchestrate.quoting import Ownership as Ownership

@@ -2,11 +2,6 @@
 
 from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports import EvaluationReport as EvaluationReport
-from orchestrate.reports import ownership_markdown as ownership_markdown
-from orchestrate.reports import ownership_table as ownership_table
-from orchestrate.reports import quote_markdown as quote_markdown
-from orchestrate.reports import quote_table as quote_table
-from orchestrate.reports.quotes import ownership_verdict as ownership_verdict
 from orchestrate.reports.sections import evaluation as evaluation_html
 from orchestrate.reports.sections import flipped as flipped_html
 from orchestrate.reports.sections import verdicts as verdicts_html

@@ -18,6 +18,7 @@ from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.export.forms import Work, files_of, weights_hash
 from orchestrate.serving.tuned import Tuned
+from orchestrate.text import among
 from orchestrate.types import Merged
 
 METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
@@ -111,7 +112,7 @@ def _require(
 ) -> list[float]:
     """The weight of each part."""
     if method not in METHODS:
-        raise UsageError(f"no method is called {method!r}; known: {', '.join(METHODS)}")
+        raise UsageError(f"no method is called {method!r}{among(method, METHODS)}")
     if len(parts) < 2:
         raise UsageError("merging takes two adapters or more")
     bases = {p.base_name for p in parts}

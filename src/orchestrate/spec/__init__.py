@@ -35,7 +35,8 @@ from orchestrate.methods import QLoRA as QLoRA
 from orchestrate.methods import TrainFile as TrainFile
 from orchestrate.methods import WandB as WandB
 from orchestrate.methods import method_word as method_word
-from orchestrate.spec.mistakes import spec_errors, suggestion
+from orchestrate.spec.mistakes import spec_errors
+from orchestrate.text import meant
 
 
 def _no_ref(suffix: str) -> str:
@@ -169,7 +170,7 @@ class JobSpec(Part):
                 )
             known = list(JobSpec.model_fields)
             if unknown := sorted(set(fields) - set(known)):
-                hint = suggestion(unknown[0], known)
+                hint = meant(unknown[0], known)
                 raise ValueError(
                     f"overrides.{provider}.{unknown[0]}: unknown field{hint}; allowed: {', '.join(known)}"
                 )

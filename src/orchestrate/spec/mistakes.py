@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.methods import DPO, RFT, SFT, EarlyStopping, Full, LoRA, Optimizer, QLoRA, TrainFile, WandB
+from orchestrate.text import meant
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -111,7 +113,9 @@ def _describe(
     elif item["type"] == "missing":
         reason = "required"
     elif item["type"] == "union_tag_invalid":
-        reason = f"{item['ctx']['tag']!r} is not known; allowed: {item['ctx']['expected_tags']}"
+        tag, tags = str(item["ctx"]["tag"]), str(item["ctx"]["expected_tags"])
+        guess = meant(tag, re.findall("'(.*?)'", tags))
+        reason = f"{tag!r} is not known{guess}; allowed: {tags}"
     elif item["type"] in _BOUNDS:
         reason += f", got {_shown(item['input'])}"
     return f"  {place}{field}: {reason}"
@@ -123,7 +127,7 @@ def _unknown(path: Sequence[str], tag: str | None, spec: type[BaseModel]) -> str
     owners = [t for t, part in _TAGS.items() if tag and name in part.model_fields]
     if owners:
         return f"a setting of {', '.join(owners)}, not of {tag}"
-    return f"unknown field{suggestion(name, known)}; allowed: {', '.join(known)}"
+    return f"unknown field{meant(name, known)}; allowed: {', '.join(known)}"
 
 
 _TAGS: dict[str, type[BaseModel]] = {
@@ -141,10 +145,3 @@ _PARTS: dict[str, type[BaseModel]] = {
     "train": TrainFile,
     "wandb": WandB,
 }
-
-
-def suggestion(word: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
+from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.text import count
 from orchestrate.ui.actions import number
 from orchestrate.ui.site import Copy, Form, Site, first
@@ -41,7 +41,6 @@ def routes(site: Site) -> list[Route]:
             run=handle.record,
             checkpoint=checkpoint,
             test=test,
-            high_usd=_high(told["plan"]),
             **told,
         )
 
@@ -61,14 +60,6 @@ def routes(site: Site) -> list[Route]:
         Route("/runs/{run}/evaluate", page, methods=["GET"]),
         site.action("/runs/{run}/evaluate", act),
     ]
-
-
-def _high(plan: EvaluationPlan | None) -> Decimal | None:
-    """What is agreed to; `None` where no price is known."""
-    if plan is None:
-        return None
-    known = [asked.high_usd for asked in plan.asked]
-    return None if None in known else sum((usd for usd in known if usd is not None), Decimal(0))
 
 
 def _done(site: Site, subject: str, test: str, limit: Decimal | None) -> str:

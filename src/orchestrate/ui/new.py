@@ -19,6 +19,7 @@ from orchestrate import specfile
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Run, Severity
+from orchestrate.ui import actions
 from orchestrate.ui.site import Copy, Form, Site, compact, first
 
 if TYPE_CHECKING:
@@ -200,14 +201,14 @@ def _submit(site: Site, form: Form) -> str:
         spec = JobSpec.parse(json.loads(first(form, "spec")))
     except ValueError as error:
         raise UsageError("the form holds no spec: begin again") from error
-    limit = first(form, "max_cost_usd")
-    if not limit and first(form, "unknown") != "1":
+    limit = actions.number(form, "max_cost_usd")
+    if limit is None and first(form, "unknown") != "1":
         raise UsageError("nobody agreed to a price that is not known", fix="tick that, or set max_cost_usd")
     again = first(form, "again") == "1"
     run = site.ft.submit(
         spec,
         first(form, "provider"),
-        max_cost_usd=limit or None,
+        max_cost_usd=limit,
         idempotency_key=first(form, "key") if again else None,
         again=again,
     )

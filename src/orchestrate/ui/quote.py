@@ -73,7 +73,7 @@ def routes(site: Site) -> list[Route]:
             use = quoting.use(wanted.traffic, months=n["months"])
             priced = [quote for quote in quotes if not quote.unavailable]
             totals = quoting.ownership(site.ft, wanted.spec, priced, use)
-        from orchestrate.service import reports
+        from orchestrate.service.training import quotes as shown
 
         return site.page(
             request,
@@ -88,7 +88,7 @@ def routes(site: Site) -> list[Route]:
                 (way for total in totals for way in total.options),
                 key=lambda total: (bool(total.unavailable), total.counted_usd),
             ),
-            verdict=reports.ownership_verdict(totals) if totals else "",
+            verdict=shown.ownership_verdict(totals) if totals else "",
         )
 
     return [Route("/quote", page, methods=["GET"])]

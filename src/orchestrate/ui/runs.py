@@ -46,18 +46,18 @@ class Wanted:
     def of(cls, request: Request) -> Self:
         """Raises `UsageError` for what is no filter."""
         given = request.query_params
-        try:
-            limit = max(1, int(given.get("limit") or MOST))
-            status = JobStatus(given["status"]).value if given.get("status") else ""
-        except ValueError as error:
-            raise UsageError(f"this is no filter of runs: {error}", fix="orchestrate runs --help") from error
+        status, limit = given.get("status", ""), given.get("limit") or str(MOST)
+        if status not in ("", *JobStatus):
+            raise UsageError(f"runs have no status {status!r}; known: {', '.join(JobStatus)}")
+        if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) > 0):
+            raise UsageError(f"the most runs that are shown is a whole number above 0; got {limit!r}")
         return cls(
             words=given.get("q", "").strip(),
             status=status,
             provider=given.get("provider", ""),
             tag=given.get("tag", ""),
             sandbox=bool(given.get("sandbox")),
-            limit=limit,
+            limit=int(limit[:9]),
         )
 
     def fits(self, run: Run) -> bool:

@@ -7,10 +7,12 @@ import secrets
 import threading
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.hosts import is_loopback
@@ -37,6 +39,15 @@ def app(site: Site) -> Starlette:
     )
 
 
+def _refused(status: int, text: str) -> Response:
+    """To somebody without the link, mostly its owner with that of an earlier start. Everybody is told the
+    same, and nothing that lies behind the link is needed for it."""
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{status}</title>'
+    why = "Each start of the pages has a link of its own. In a terminal, this prints that of a new start:"
+    page = f"<main><h1>{escape(text)}</h1><p>{why}</p><pre>orchestrate ui</pre></main></html>"
+    return HTMLResponse(head + page, status)
+
+
 @contextmanager
 def serving(
     ft: Orchestrator,
@@ -59,7 +70,11 @@ def serving(
         )
     site, token = Site(ft, read_only), secrets.token_urlsafe(24)
     guard = Guard(
-        app(site), tokens={token: "reader" if read_only else "owner"}, names=names, max_body=_LONGEST_BODY
+        app(site),
+        refuse=_refused,
+        tokens={token: "reader" if read_only else "owner"},
+        names=names,
+        max_body=_LONGEST_BODY,
     )
     watching = threading.Thread(
         target=lambda: watcher and watcher.run(site.closing), name="ui-watcher", daemon=True

@@ -78,6 +78,8 @@ def test_two_processes_train_what_one_trains(
     for key, weights in before.items():  # all weights are kept in bf16, which has 8 bits
         share = 2**-7 if base.adapter.full else 0.0
         assert weights.float().allclose(after[key].float(), rtol=share, atol=1e-3), key
+    [way] = [event.message for event in runs[1].events() if event.type == "processes"]
+    assert ("FSDP" in way) is sharded
     tokens = [run.state().trained_tokens for run in runs]
     assert tokens[0] == tokens[1]
     wait(lambda: not helpers(runs[1]))

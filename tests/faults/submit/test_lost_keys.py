@@ -97,12 +97,14 @@ def test_the_command_says_that_the_job_stood_there(shop: Shop) -> None:
 
 def test_a_run_that_recover_made_is_the_keys(shop: Shop) -> None:
     restore = backed_up(shop)
+    shop.spec = shop.spec.model_copy(update={"tags": {"team": "search"}})
     first = shop.ft.submit(shop.spec, "openai", idempotency_key="nightly-8")
     restore()
     assert shop.type("recover", "--all", "-p", "openai").exit_code == 0
     for _ in range(2):
         run = shop.ft.submit(shop.spec, "openai", idempotency_key="nightly-8").record
         assert (run.id, run.idempotency_key, run.spec["epochs"]) == (first.id, "nightly-8", 1)
+        assert run.tags["team"] == "search" and "recovered" in run.tags
     assert shop.sent() == 1
     with pytest.raises(KeyTaken, match=f"run {first.id}.*epochs"):
         shop.ft.submit(shop.spec.model_copy(update={"epochs": 2}), "openai", idempotency_key="nightly-8")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mcp
@@ -13,7 +16,12 @@ from mcp.types import ElicitRequestParams, ElicitResult
 from tests.faults.shop import Shop
 from tests.faults.submitting import MODELS
 
+from orchestrate import JobSpec, Orchestrator, config
 from orchestrate.mcp.server import server, skill
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.text import money
 from orchestrate.types import JobStatus
 
 ERAS = ["auto", "legacy"]
@@ -120,6 +128,34 @@ def test_all_that_is_spent_keeps_within_the_limit(shop: Shop) -> None:
     assert second.is_error
     assert "what is left of --max-cost of this server" in said(second)
     assert (len(person.asked), shop.sent()) == (1, 1), "nobody is asked about what cannot be"
+
+
+def test_an_evaluation_keeps_within_the_most_that_was_agreed_to(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}]
+    rows.write_text("".join(json.dumps({"messages": turns, "n": n}) + "\n" for n in range(12)))
+    with running(home=tmp_path / "sandbox", train=False, speed=1000, waits=Durations(file=0.0)) as sandbox:
+        env = {**sandbox.env, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+        with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as ft:
+            run = ft.submit(JobSpec(model="gpt-4.1-mini-2025-04-14", train=str(rows), epochs=1), "openai")
+            run.wait(poll_s=0.02)
+            with PreparedEvaluation(ft, [run.id], EvaluationOrder(test=str(rows))) as prepared:
+                plan = prepared.plan()
+            expected, high = plan.expected_usd, plan.high_usd
+            assert expected is not None and high is not None and expected < high
+
+            def asked(limit: Decimal, person: Person) -> Any:
+                given = {"runs": [run.id], "test": str(rows)}
+                shop: Any = SimpleNamespace(ft=ft)
+                use = lambda client: client.call_tool("evaluate", given)  # noqa: E731
+                return with_client(shop, use, person, max_cost_usd=limit)
+
+            nobody, person = Person(), Person()
+            refused = asked((expected + high) / 2, nobody)
+            assert refused.is_error and "what is left of --max-cost" in said(refused) and nobody.asked == []
+            done = asked(high, person)
+            assert not done.is_error, said(done)
+            assert len(ft.evaluations(run.id)) == 1 and f"at most {money(high)}" in person.asked[0]
 
 
 def test_an_end_is_asked_about_too(shop: Shop) -> None:

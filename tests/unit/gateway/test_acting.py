@@ -30,19 +30,26 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Sa
             yield found, hosts
 
 
-def started(gateway: Gateway, model: str, mark: str) -> str:
-    """A job that its host has."""
+def started(gateway: Gateway, hosts: Sandbox, model: str, mark: str) -> str:
+    """A job that its host has, and has validated."""
+
+    def at_host() -> str | None:
+        job = gateway.ft.store.gateway_jobs.get(id)
+        return job and job.run_id and gateway.ft.run(job.run_id).record.job_id
+
     with gateway.http() as http:
         upload = {"file": ("t.jsonl", rows(mark=mark))}
         file = http.post("files", files=upload, data={"purpose": "fine-tune"}).json()["id"]
         id = http.post("fine_tuning/jobs", json={"model": model, "training_file": file}).json()["id"]
+        until(at_host)
+        hosts.skip(15)  # at this speed it is validated after 10 seconds and runs after 20
         until(lambda: http.get(f"fine_tuning/jobs/{id}").json()["status"] in ("queued", "running"))
     return id
 
 
 def test_a_job_is_paused_and_goes_on(slow: tuple[Gateway, Sandbox]) -> None:
     gateway, hosts = slow
-    id = started(gateway, PAUSES, "pause")
+    id = started(gateway, hosts, PAUSES, "pause")
     with gateway.client() as client:
         until(lambda: hosts.skip(1) or client.fine_tuning.jobs.retrieve(id).status == "running")
         assert client.fine_tuning.jobs.pause(id).status == "queued", "its clients know six words"
@@ -58,7 +65,7 @@ def test_a_job_is_paused_and_goes_on(slow: tuple[Gateway, Sandbox]) -> None:
 
 def test_a_cancel_that_the_host_refuses_leaves_the_job_as_it_is(slow: tuple[Gateway, Sandbox]) -> None:
     gateway, hosts = slow
-    id = started(gateway, ASKED, "refused cancel")
+    id = started(gateway, hosts, ASKED, "refused cancel")
     hosts.fault("together", "error", method="POST", path="cancel", status=403, message="not yours")
     with gateway.http() as http:
         refused = http.post(f"fine_tuning/jobs/{id}/cancel")
@@ -69,7 +76,7 @@ def test_a_cancel_that_the_host_refuses_leaves_the_job_as_it_is(slow: tuple[Gate
 
 def test_a_cancel_that_does_not_reach_the_host_is_sent_again(slow: tuple[Gateway, Sandbox]) -> None:
     gateway, hosts = slow
-    id = started(gateway, ASKED, "unreached cancel")
+    id = started(gateway, hosts, ASKED, "unreached cancel")
     hosts.fault("together", "error", method="POST", path="cancel", status=503, count=0)
     with gateway.http() as http:
         answer = http.post(f"fine_tuning/jobs/{id}/cancel")

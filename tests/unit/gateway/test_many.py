@@ -1,4 +1,4 @@
-"""Two hundred clients at once, for half a minute; GATEWAY_LOAD_S=120 repeats what docs/gateway.md tells."""
+"""Two hundred clients at once; GATEWAY_LOAD_S=120 repeats what docs/gateway.md tells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 from tests.unit.gateway.conftest import ASKED, Gateway, rows, until
 
-SECONDS = float(os.environ.get("GATEWAY_LOAD_S", "30"))
+SECONDS = float(os.environ.get("GATEWAY_LOAD_S", "12"))
 CLIENTS = 200
 
 

@@ -6,10 +6,13 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from openai import OpenAI
 from tests import command
 from tests.unit.gateway import worker
@@ -109,7 +112,8 @@ def test_a_key_finds_its_jobs_after_the_store_was_restored(sandbox: Sandbox, tmp
 
 
 def test_a_backend_that_cannot_be_asked_keeps_the_key_of_the_job(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Under another key it would not find the job that may be there."""
+    """Under another key it would not find the job that may be there. A clock that is set back by a day is not
+    waited for."""
     home, listing = tmp_path / "home", "fine-tunes$"
     home.mkdir()
     (home / "orchestrate.toml").write_text("[hosts.together.options]\nretry_budget_s = 0.1\n")
@@ -122,9 +126,32 @@ def test_a_backend_that_cannot_be_asked_keeps_the_key_of_the_job(sandbox: Sandbo
             assert gateway.ft.runs() == [], "nothing was written or sent"
         finally:
             sandbox.clear_faults()
+        jobs, a_day = gateway.ft.store.gateway_jobs, timedelta(days=1)
+        with suppress(TypeError):  # not waited for any more
+            jobs.change(job.id, lambda job: replace(job, again_at=job.again_at + a_day))  # type: ignore[operator]
         run = until(lambda: gateway.ft.store.runs.of_key(job.id))
         until(lambda: gateway.ft.run(run.id).record.job_id)
         assert openai.fine_tuning.jobs.retrieve(job.id).error.message == ""  # type: ignore[union-attr]
+
+
+def test_a_job_that_was_cancelled_while_it_waits_for_its_backend_is_not_sent(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "orchestrate.toml").write_text("[hosts.together.options]\nretry_budget_s = 0.1\n")
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        file = openai.files.create(file=("t.jsonl", rows(mark="given up")), purpose="fine-tune")
+        sandbox.fault("together", "error", method="POST", path="files", status=503, count=0)
+        try:
+            job = openai.fine_tuning.jobs.create(model=ASKED, training_file=file.id)
+            until(lambda: gateway.ft.store.gateway_jobs.get(job.id).again_at)  # type: ignore[union-attr]
+            assert openai.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+        finally:
+            sandbox.clear_faults()
+        until(lambda: gateway.ft.store.gateway_jobs.get(job.id).ended_at)  # type: ignore[union-attr]
+        assert openai.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
+        assert [run.record.job_id for run in gateway.ft.runs()] == [None], "nothing was made to be ended"
 
 
 @pytest.mark.slow

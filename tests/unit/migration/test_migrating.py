@@ -397,6 +397,21 @@ def test_the_budget_is_that_of_all_quotes(ft: Orchestrator, runs: list[RunHandle
     assert plan.budget_usd - prepared.high_usd < Decimal("0.01")
 
 
+def test_a_plan_calls_each_run_by_its_id_and_once(
+    ft: Orchestrator, runs: list[RunHandle], tmp_path: Path
+) -> None:
+    """`last` would be the moved run when the plan is carried out again."""
+    path, first = tmp_path / "plan.yaml", runs[0]
+    written(ft, path)
+    text = path.read_text()
+    path.write_text(text.replace(f"run: {runs[2].id}", "run: last"))
+    with pytest.raises(UsageError, match=rf"last to openai: a plan calls a run by its id, {runs[2].id}"):
+        PreparedPlan(ft, path, order())
+    path.write_text(text.replace(f"run: {runs[2].id}", f"run: {first.record.job_id}"))
+    with pytest.raises(UsageError, match=f"names {first.id} twice"):
+        PreparedPlan(ft, path, order())
+
+
 @pytest.mark.parametrize("edit", ["model", "skip", "deleted"])
 def test_what_was_paid_before_an_edit_counts(
     ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, tmp_path: Path, edit: str

@@ -16,7 +16,7 @@ from tests.unit.ui.page import Parsed
 import orchestrate
 from orchestrate import JobSpec, LoRA, errors
 from orchestrate.notebook import drawing, markup
-from orchestrate.reports import compare
+from orchestrate.reports.compare import compare
 from orchestrate.types import (
     Event,
     JobError,

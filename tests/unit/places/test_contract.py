@@ -9,25 +9,30 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.sending import create, upload
 from tests.unit.places.worlds import WORLDS, World
 
 from orchestrate.data import TrainingData
-from orchestrate.errors import InvalidRequest, OutcomeUnknown, OverBudget
+from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, OverBudget
 from orchestrate.local.run.rundir import RunDir
+from orchestrate.orphans import OrphanReport, Orphans
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.depot import Depot
 from orchestrate.places.remote import Errand
 from orchestrate.prepared import _kept_private
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.spec import Full, JobSpec
+from orchestrate.spending import Spender
 from orchestrate.tracking import Store, Submitter
 from orchestrate.tracking.submitting.submission import Submission
-from orchestrate.types import JobStatus, Run
+from orchestrate.types import JobStatus, Run, Standing, SubmitPhase
 
 REF = "orc-0123456789ab"
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -193,6 +198,52 @@ def test_all_that_is_at_work_is_listed_and_can_be_ended(
     assert [ref for ref, live in world.jobs() if live] == refs[1:]
     found.place.stop(refs[0])
     assert {item.job_id for item in found.billing().items} == set(refs[1:])
+
+
+def test_what_no_run_accounts_for_is_ended(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """By two at once, and once more; not while a run here accounts for it, and whatever another host does."""
+    submit(found, on(world, spec))
+    world.run()
+    at = datetime(2020, 1, 1, tzinfo=UTC)
+    run = Run(
+        id="run-1", ref=REF, provider=found.name, model="m", spec={}, spec_hash="0" * 64, host=found.host,
+        dataset_digest="0" * 64, phase=SubmitPhase.SUBMITTED, status=JobStatus.RUNNING, job_id=REF,
+        created_at=at, updated_at=at,
+    )  # fmt: skip
+
+    def provider(name: str) -> AwayProvider:
+        if name == "unreachable":
+            raise HostUnavailable(name, "it does not answer")
+        return found
+
+    def opened(name: str) -> Store:
+        return Store.open(f"sqlite:///{tmp_path}/{name}.db")
+
+    with opened("empty") as empty, opened("running") as running, opened("over") as over:
+        running.runs.restore(run)
+        over.runs.restore(msgspec.structs.replace(run, status=JobStatus.FAILED, finished_at=at))
+        listed = [
+            Orphans(store, provider).among(Spender(store, [found.name], provider, provider).report())
+            for store in (empty, running, over)
+        ]
+        told = [[(one.item.job_id, one.reason) for one in report.orphans] for report in listed]
+        assert told == [[(REF, "no run here has its ref")], [], [(REF, "its run has failed")]]
+        [mine], [again] = listed[0].orphans, listed[2].orphans
+        assert [one.outcome for one in Orphans(running, provider).end(listed[0]).orphans] == ["kept"]
+        assert [ref for ref, live in world.jobs() if live] == [REF]
+        dead = Standing(
+            provider="unreachable", kind="deployment", id="orc-x", state="up", bills=True, job_id="orc-x"
+        )
+        foreign = [msgspec.structs.replace(mine.item, job_id="theirs"), dead]
+        others = [msgspec.structs.replace(mine, item=item) for item in foreign]
+        report = OrphanReport(at=at, orphans=(*others, again))
+        with ThreadPoolExecutor(2) as threads:
+            both = list(threads.map(lambda store: Orphans(store, provider).end(report), (empty, over)))
+        for ended in (*both, Orphans(empty, provider).end(report)):
+            assert [one.outcome for one in ended.orphans] == ["kept", "failed", "asked to end"]
+        assert not [ref for ref, live in world.jobs() if live]
 
 
 def test_a_cap_holds_before_the_start_and_after_it(

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keyring
 import pytest
+from keyring.backend import KeyringBackend
 from tests.paths import TINY
 from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator, config
 from orchestrate.cli import app
 from orchestrate.data.opening import open_dataset
-from orchestrate.errors import DataError, UsageError
+from orchestrate.errors import DataError, MissingKey, UsageError
 from orchestrate.types import Severity
 
 SPLITS = ("train", "validation", "test")
@@ -49,6 +51,39 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ORCHESTRATE_KEYS", str(tmp_path / "keys.toml"))
     return tmp_path
+
+
+class Asked(KeyringBackend):
+    """An empty keyring that notes for which names it was asked."""
+
+    priority = 1  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def get_password(self, service: str, username: str) -> None:
+        self.names.append(username)
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        raise NotImplementedError
+
+
+def test_the_keyring_is_asked_when_a_key_is_sent_and_not_before(home: Path) -> None:
+    (home / "train.jsonl").write_text(rows("train"))
+    before, asked = keyring.get_keyring(), Asked()
+    keyring.set_keyring(asked)
+    try:
+        with Orchestrator(config.load()) as ft:
+            prepared = ft.prepare(JobSpec(model=MODELS, train="train.jsonl", epochs=1), "all")
+            assert {offer.provider for offer in prepared.offers} >= {"openai", "together", "fireworks"}
+            ft.runs()
+            assert not asked.names
+            with pytest.raises(MissingKey):
+                ft.provider("together").config.require_key()
+        assert asked.names == ["together"]
+    finally:
+        keyring.set_keyring(before)
 
 
 def test_a_model_that_a_host_does_not_list_is_not_ranked(home: Path) -> None:
@@ -186,7 +221,8 @@ def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counte
         assert by_hand.data.digest == prepared.data.digest == ft.data(spec).digest == remote.digest
         for mine, theirs in zip(prepared.quotes, by_hand.quotes, strict=True):
             assert (mine.provider, mine.billed_tokens) == (theirs.provider, theirs.billed_tokens)
-            assert mine.expected_usd == theirs.expected_usd
+            if mine.provider != "local":  # whose time goes with the machine's load of the moment
+                assert mine.expected_usd == theirs.expected_usd
             assert any(line.startswith("1,000 rows mixed of") for line in mine.assumptions)
         prepared.require_unchanged()
     (home / "finetune.yaml").write_text(json.dumps(spec.asked()))

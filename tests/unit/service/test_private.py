@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from huggingface_hub import constants
 
 from orchestrate import Orchestrator
 from orchestrate.config import load
-from orchestrate.errors import ConfigError, SpecError, TranslationRefused
+from orchestrate.errors import ConfigError, OrchestrateError, SpecError, TranslationRefused, UsageError
+from orchestrate.privacy import require_own
+from orchestrate.service.evaluation.contenders import Contenders
+from orchestrate.service.serving.tuned import require_upload
+from orchestrate.service.training.logging import log
 from orchestrate.spec import JobSpec
-from orchestrate.types import Severity
+from orchestrate.types import JobStatus, Run, Sampling, Severity, SubmitPhase
 
 
 @pytest.fixture
@@ -68,3 +78,61 @@ def test_no_file_of_a_project_can_take_it_back(spec: JobSpec, tmp_path: Path) ->
 def test_a_spec_without_it_is_the_spec_that_it_was(spec: JobSpec) -> None:
     plain = JobSpec.parse({name: value for name, value in spec.asked().items() if name != "private"})
     assert "private" not in plain.canonical() and plain.hash() != spec.hash()
+
+
+def kept(ft: Orchestrator, *, private: bool) -> Any:
+    at = datetime(2026, 10, 9, tzinfo=UTC)
+    spec = {"model": "qwen3-8b", **({"private": True} if private else {})}
+    run = Run(
+        id=f"run-{private}", ref=f"orc-{private}", provider="local", model="m", spec=spec, spec_hash="0" * 64,
+        dataset_digest="0" * 64, host="local", phase=SubmitPhase.SUBMITTED, status=JobStatus.SUCCEEDED,
+        job_id=f"orc-{private}", created_at=at, updated_at=at, finished_at=at,
+    )  # fmt: skip
+    ft.store.runs.restore(run)
+    return ft.run(run.id)
+
+
+JUDGE_HOST = "judge.example"
+JUDGE = f"https://{JUDGE_HOST}/v1=a-judge"
+
+
+@pytest.mark.parametrize(
+    ("private", "theirs_is_mine", "refused"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_what_comes_after_training_stays_too(
+    private: bool, theirs_is_mine: bool, refused: bool, tmp_path: Path
+) -> None:
+    """Judges, embeddings and other models, trackers' servers, uploads; what is at a loopback address may."""
+
+    def is_refused(ask: Callable[[], Any]) -> bool:
+        try:
+            ask()
+        except UsageError as error:
+            assert "is private" in error.message and "ORCHESTRATE_OWN_HOSTS=" in str(error.fix)
+            return True
+        return False
+
+    own = (
+        ",".join((JUDGE_HOST, str(urlsplit(constants.ENDPOINT).hostname), "together"))
+        if theirs_is_mine
+        else ""
+    )
+    told: list[str] = []
+    with service(tmp_path, ORCHESTRATE_OWN_HOSTS=own) as ft:
+        contenders = Contenders(ft, Sampling(), "auto")
+        run = kept(ft, private=private)
+        with pytest.raises(OrchestrateError):  # its adapter is not here; what it is counts from now on
+            contenders.of_run(run, None, base=False)
+        asks = [lambda: contenders.respondent(JUDGE, 8, 0.0), lambda: contenders.of_model(JUDGE)]
+        asks += [lambda: contenders.embed(JUDGE), lambda: require_upload(ft, run)]
+        for address in ("https://judge.example/board", None, "http://127.0.0.1:5000"):
+            tracker: Any = SimpleNamespace(address=address, write=lambda story: told.append(story.run.id))
+            asks.append(lambda tracker=tracker: log(ft, [run], tracker))
+        asks.append(lambda: require_own(run.record, ft.provider("together")))
+        near = [lambda: contenders.respondent("http://127.0.0.1:9/v1=m", 8, 0.0)]
+        together = private and not theirs_is_mine
+        assert [is_refused(ask) for ask in [*asks, *near]] == [refused] * 5 + [False] * 2 + [together] + [
+            False
+        ]
+    assert told == [run.id] * (2 if refused else 3)

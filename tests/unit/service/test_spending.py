@@ -13,6 +13,7 @@ import pytest
 from tests.sending import upload
 
 from orchestrate import AsyncOrchestrator, Orchestrator, config
+from orchestrate.orphans import OrphanReport
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
@@ -106,6 +107,10 @@ def spec_of(tmp_path: Path) -> Any:
     return JobSpec(model="qwen3-8b", train=str(tmp_path / "train.jsonl"), epochs=1, tags={"team": "support"})
 
 
+def submitted_again(ft: Orchestrator, tmp_path: Path) -> Any:
+    return ft.submit(spec_of(tmp_path), "fireworks", again=True)
+
+
 def submitted(ft: Orchestrator, tmp_path: Path) -> Any:
     return ft.submit(spec_of(tmp_path), "fireworks")
 
@@ -138,6 +143,31 @@ def test_two_accounts_a_forgotten_deployment_and_a_foreign_one(
     plain = ft.spending()
     assert plain.total.runs == 0 and not any(one.asked for one in plain.accounts if one.backend != "local")
     assert "sandbox" in (of(plain, "fireworks").reason or "")
+
+
+def test_a_deployment_under_our_mark_that_no_record_keeps_up_is_ended(open_at: Open, tmp_path: Path) -> None:
+    """Not one that somebody made under a name of his own, and not one of this store that is up."""
+    ft = open_at()
+    kept, lost = submitted(ft, tmp_path), submitted_again(ft, tmp_path)
+    for run in (kept, lost):
+        run.wait(poll_s=0.01)
+    kept.deploy(max_hours=2)
+    lost.provider.deploy(lost.record.handle)  # by a script that told the store nothing
+    forget(ft.provider("fireworks-two"), "theirs")
+    report = ft.orphans(sandbox=True)
+    of_others = [one for one in report.orphans if one.run is None]  # of the other stores of these tests
+    [mine] = [one for one in report.orphans if one not in of_others]
+    assert (mine.run, mine.item.bills, mine.reason) == (lost.id, True, "no deployment here is it")
+    assert "theirs" not in {one.item.job_id for one in report.orphans}
+    report = OrphanReport(at=report.at, orphans=(mine,))
+    told: list[str] = []
+    ended = ft.end_orphans(report, lambda one: told.append(one.outcome))
+    assert told == ["asked to end"] == [one.outcome for one in ended.orphans]
+    assert not lost.provider.deployed(lost.record.handle) and kept.provider.deployed(kept.record.handle)
+    left = ft.orphans(sandbox=True).orphans
+    assert {one.item.id for one in left} == {one.item.id for one in of_others} and not ft.orphans().orphans
+    assert ft.end_orphans(report).orphans[0].outcome in ("asked to end", "kept")
+    kept.undeploy()
 
 
 def test_a_deployment_of_the_store_is_counted_and_is_idle_when_nobody_asks_it(

@@ -99,6 +99,24 @@ def test_the_inspector_says_what_the_commands_say(web: TestClient, ft: Orchestra
     assert page.own == [] and "<img" not in html
 
 
+def test_what_a_forged_form_says_is_told(web: TestClient, site: Site, rows: Path) -> None:
+    spec = json.dumps({"model": "qwen3-8b", "train": str(rows)})
+    sent = {"word": site.word, "spec": spec, "provider": "together"}
+    for more, status, told in (
+        ({"max_cost_usd": "all"}, 404, "takes a number"),
+        ({"max_cost_usd": "-1"}, 404, "takes a number"),
+        ({"max_cost_usd": ""}, 404, "nobody agreed"),
+        ({"max_cost_usd": "5", "provider": ""}, 404, "name a backend"),
+        ({"max_cost_usd": "5", "spec": "[1]"}, 422, "not valid"),
+        ({"max_cost_usd": "5", "spec": "{"}, 404, "begin again"),
+    ):
+        answer = web.post("/new", data=sent | more)
+        assert answer.status_code == status and told in answer.text, (more, answer.text)
+    for query in ("limit=0", "limit=x"):
+        answer = web.get(f"/?{query}")
+        assert answer.status_code == 404 and "whole number" in answer.text, query
+
+
 def test_a_file_that_cannot_be_read_is_told(web: TestClient, tmp_path: Path) -> None:
     assert "level-error" not in web.get("/data").text
     page = Parsed(web.get("/data", params={"path": str(tmp_path / "none.jsonl")}).text)

@@ -103,4 +103,4 @@ def test_curves_in_rows_are_the_losses(web: TestClient, make_run: MakeRun) -> No
 
 def test_a_wrong_filter_is_told(web: TestClient) -> None:
     answer = web.get("/?status=done")
-    assert answer.status_code == 404 and "this is no filter of runs" in answer.text
+    assert answer.status_code == 404 and "no status &#39;done&#39;; known: submitting" in answer.text

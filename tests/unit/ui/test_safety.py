@@ -38,7 +38,10 @@ def test_without_the_link_there_is_nothing(url: str, client: httpx.Client, make_
     assert run.id in inside.text
     for path in ("/", "/runs", f"/{other}/", f"/{token}", "/static/1/app.js", f"/runs/{run.id}"):
         answer = client.get(root + path)
-        assert (answer.status_code, answer.json()) == (404, {"error": "not found"}), path
+        assert answer.status_code == 404 and "<h1>not found</h1>" in answer.text, path
+        assert "orchestrate ui" in answer.text and token not in answer.text and run.id not in answer.text, (
+            path
+        )
 
 
 def test_other_sites_and_names_are_refused(url: str, client: httpx.Client) -> None:

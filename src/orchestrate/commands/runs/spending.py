@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from orchestrate import watching
+from orchestrate.commands.runs import orphans
 from orchestrate.commands.terminal.console import (
     SANDBOX,
     Json,
@@ -132,11 +133,32 @@ class Tell:
         return replace(given, notify=told)
 
 
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """What is ended."""
+
+    end_orphans: Annotated[
+        bool,
+        typer.Option(
+            "--end-orphans",
+            help="List what bills under our mark and nothing in this store accounts for, and end it. Another "
+            "store with the same accounts may have made it.",
+        ),
+    ] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it is ended.")] = False
+
+
 @grouped
-def spending(context: typer.Context, *, what: What, fail: Fail, tell: Tell, json: Json = False) -> None:
+def spending(
+    context: typer.Context, *, what: What, fail: Fail, tell: Tell, end: End, json: Json = False
+) -> None:
     """What was spent, is committed and is left; then, by asking every configured account, all that still
     bills or could, made from here or not, and what could not be asked."""
     with orchestrator(context) as ft:
+        if end.end_orphans:
+            if what.offline:
+                raise UsageError("--end-orphans asks the hosts, and --offline does not")
+            raise typer.Exit(orphans.run(ft, sandbox=what.sandbox, yes=end.yes, json=json))
         fail.require(what, ft.settings)
         telling = tell.settings(ft.settings)
         report = what.ask(ft)

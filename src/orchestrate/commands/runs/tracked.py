@@ -28,7 +28,7 @@ from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.deployment import hourly
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError, UsageError
 from orchestrate.progress import cost_so_far, seconds_taken, stage
-from orchestrate.text import count, duration, limit, money, quoted
+from orchestrate.text import among, count, duration, limit, meant, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.types.proof import badge
 from orchestrate.watching import UNSENT, UNSETTLED
@@ -70,7 +70,7 @@ class _Wanted:
 
     def __post_init__(self) -> None:
         if self.status is not None and self.status not in _WORDS:
-            raise UsageError(f"no status is called {self.status!r}; there are {', '.join(_WORDS)}")
+            raise UsageError(f"no status is called {self.status!r}{among(self.status, _WORDS)}")
 
     @property
     def any(self) -> bool:
@@ -122,7 +122,12 @@ def runs(
         if elsewhere:
             note(f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox")
             return
-        note("no run matches; orchestrate runs  lists all" if some else "no runs yet: orchestrate submit")
+        guess = meant(provider, completing.backend("")) if provider else ""
+        note(
+            f"no run matches{guess}; orchestrate runs  lists all"
+            if some
+            else "no runs yet: orchestrate submit"
+        )
         return
     if sandbox:
         out.print(SANDBOX)

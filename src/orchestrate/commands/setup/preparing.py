@@ -27,6 +27,7 @@ from orchestrate.commands.terminal.options import by_default
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
 from orchestrate.pins import Pins, origin
+from orchestrate.text import among, meant
 from orchestrate.types import Feature
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def keys_set(
     known = [*backends.with_keys(settings, also), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
         raise UsageError(
-            f"there is no key of this name (not shown, as it may be a key itself); known: {', '.join(known)}"
+            f"there is no key of this name (not shown, as it may be a key itself){meant(name, known)}; "
+            f"known: {', '.join(known)}"
         )
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
@@ -178,7 +180,7 @@ def keys_trust(
         raise UsageError("name a backend, or --project", fix="orchestrate keys trust NAME [https://HOST]")
     known = settings.host(name)
     if name not in settings.hosts:
-        raise UsageError(f"no backend is called {name!r}; known: {', '.join(settings.hosts)}")
+        raise UsageError(f"no backend is called {name!r}{among(name, settings.hosts)}")
     if known.api_key is None:
         raise MissingKey(name, known.key_variable or "")
     url = host or known.base_url

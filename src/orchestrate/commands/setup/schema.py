@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
@@ -39,6 +38,7 @@ from orchestrate.service.records import (
     Migration,
     Model,
     ModelChanges,
+    OrphanReport,
     OutcomesTaken,
     Ownership,
     Planned,
@@ -58,6 +58,7 @@ from orchestrate.service.records import (
     SyncReport,
     Taken,
 )
+from orchestrate.text import meant
 from orchestrate.types import (
     Artifact,
     AuditEntry,
@@ -199,7 +200,7 @@ OUTPUTS: dict[str, tuple[Any, ...]] = {
     "abandon": (Run,),
     "pause": (Run,),
     "resume": (Run,),
-    "spending": (SpendingReport,),
+    "spending": (SpendingReport, OrphanReport),
     "sync": (SyncReport,),
     "worker": (SyncReport,),
     "import": (list[Taken],),
@@ -266,9 +267,9 @@ def of(command: str) -> dict[str, Any]:
     # What a group does by itself.
     named = next((n for n in (command, f"{command} list", f"{command} ls") if n in OUTPUTS), None)
     if named is None:
-        close = get_close_matches(command, OUTPUTS, n=1)
-        guess = f"; did you mean {close[0]}?" if close else ""
-        raise UsageError(f"no schema is called {command!r}{guess}", fix="orchestrate schema  lists them")
+        raise UsageError(
+            f"no schema is called {command!r}{meant(command, OUTPUTS)}", fix="orchestrate schema  lists them"
+        )
     command = named
     found, parts = msgspec.json.schema_components(OUTPUTS[command], ref_template="#/$defs/{name}")
     schema = found[0] if len(found) == 1 else {"anyOf": list(found)}

@@ -42,7 +42,7 @@ def worded(command: Any, name: str) -> Any:
 def reworded(command: Any) -> None:
     """Its own parameters, and the switch for this page."""
     for parameter in command.params:
-        _reword(parameter)
+        reworded_one(parameter)
     option_of = command.get_help_option
 
     def get_help_option(ctx: Any) -> Any:
@@ -54,7 +54,7 @@ def reworded(command: Any) -> None:
     command.get_help_option = get_help_option
 
 
-def _reword(parameter: Any) -> None:
+def reworded_one(parameter: Any) -> None:
     if parameter.param_type_name == "argument":
         parameter.display_type_rich = _no_type  # its name says what it is
     elif parameter.metavar is None and (kind := getattr(parameter, "type_descriptor", None)) is not None:

@@ -80,7 +80,7 @@ def advise(
 
 
 def _show(found: Advice, name: str) -> None:
-    from orchestrate.service import reports
+    from orchestrate.service.training import quotes as shown
 
     f = found.facts
     out.print(
@@ -105,7 +105,7 @@ def _show(found: Advice, name: str) -> None:
         out.print("\nWhat would change this: " + "; ".join(found.would_change))
     if found.totals:
         out.print()
-        out.print(reports.ownership_table(found.totals))
+        out.print(shown.ownership_table(found.totals))
     note(
         "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
     )

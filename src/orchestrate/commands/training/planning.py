@@ -184,14 +184,14 @@ def quote(
 
 
 def _show_quotes(quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], how: Shown) -> None:
-    from orchestrate.service import reports
+    from orchestrate.service.training import quotes as shown
 
     if how.format == "md":
-        typer.echo(reports.quote_markdown(quotes), nl=False)
+        typer.echo(shown.quote_markdown(quotes), nl=False)
         if totals:
-            typer.echo("\n" + reports.ownership_markdown(totals), nl=False)
+            typer.echo("\n" + shown.ownership_markdown(totals), nl=False)
     else:
-        out.print(reports.quote_table(quotes, totals=totals, whole=how.whole))
+        out.print(shown.quote_table(quotes, totals=totals, whole=how.whole))
         if live:
             _show_live(live)
 

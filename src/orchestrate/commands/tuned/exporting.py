@@ -78,6 +78,8 @@ def export(
 
     with orchestrator(context) as ft:
         subject = serving.subject(ft, run)
+        if how.upload:
+            serving.require_upload(ft, subject)
         accepted = agreed(ft, [run], accept_licence)
         made = serving.export(
             ft,

@@ -118,16 +118,13 @@ def parse(text: str, name: str) -> list[Rate]:
     """As `load`, from the file's text."""
     import yaml
 
-    from orchestrate.expansion import require_bounded
+    from orchestrate.expansion import documents
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        for node in yaml.compose_all(text, Loader=loader):
-            require_bounded(node)
-        documents: list[Any] = list(yaml.load_all(text, Loader=loader))
+        found = documents(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{name} is not YAML: {error}") from error
-    return [rate for document in documents if document for rate in _rates(document, name)]
+    return [rate for document in found if document for rate in _rates(document, name)]
 
 
 def _rates(document: Any, name: str) -> list[Rate]:

@@ -14,6 +14,7 @@ import msgspec
 from orchestrate.costing.spent import deployments
 from orchestrate.costing.spent.budget import spending
 from orchestrate.errors import UsageError
+from orchestrate.text import meant
 from orchestrate.types import Deployment, Record, Run, SubmitPhase
 
 CENT = Decimal("0.01")
@@ -177,7 +178,9 @@ def _key(by: str) -> Callable[[Expense], str | None]:
     if by == "tag":
         return lambda e: ", ".join(f"{k}={v}" for k, v in sorted(e.tags.items()))
     if by not in BY:
-        raise UsageError(f"spending is not kept by {by!r}", fix=f"one of {', '.join(BY)}, or tag:NAME")
+        raise UsageError(
+            f"spending is not kept by {by!r}{meant(by, BY)}", fix=f"one of {', '.join(BY)}, or tag:NAME"
+        )
     return lambda e: getattr(e, by)
 
 

@@ -42,6 +42,7 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.tokens.lengths import Counter, Lengths, has_tokenizer
 from orchestrate.errors import SetupError, UsageError
+from orchestrate.text import among
 
 TOOL_BAND = 0.05
 """Half-width for rows with tools, whose rendering the host does not publish."""
@@ -114,9 +115,7 @@ def error_band(name: str) -> float:
     if name.startswith("hf:"):
         return 0.0
     if base(name) not in _VOCABULARIES:
-        raise UsageError(
-            f"unknown tokenizer {name!r}; known: {', '.join(names())}, hf:FOLDER, FAMILY~COUNTER"
-        )
+        raise UsageError(f"unknown tokenizer {name!r}{among(name, names())}, hf:FOLDER, FAMILY~COUNTER")
     family = name.rpartition("~")[0]
     return STAND_IN_BANDS.get(family, OTHER_BAND) if family else _VOCABULARIES[name][2]
 

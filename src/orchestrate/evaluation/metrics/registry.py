@@ -15,6 +15,7 @@ from orchestrate.evaluation.metrics.context import Context
 from orchestrate.evaluation.metrics.embeddings import Similarity
 from orchestrate.evaluation.metrics.labels import F1, Average, Labels, accuracy
 from orchestrate.evaluation.metrics.overlap import overlap
+from orchestrate.text import meant
 from orchestrate.types import MetricUsed
 
 Kind = Literal["right-or-wrong", "graded", "amount"]
@@ -111,7 +112,9 @@ def check(written: Sequence[str]) -> None:
         if colon and (name in ARGUMENTS or name.endswith(".py")):
             continue
         if one not in names() and one != "auto":
-            raise UsageError(f"no metric is called {one!r}; known: auto, {', '.join(names())}")
+            raise UsageError(
+                f"no metric is called {one!r}{meant(one, names())}; known: auto, {', '.join(names())}"
+            )
 
 
 def better(written: str) -> Literal["higher", "lower", "neither"]:

@@ -116,6 +116,8 @@ class Session:
         self.facts = self._facts(train)
         if (processes := job.hyper.processes) > 1 and self.sharded is None:
             set_stage("starting the other processes")
+            told = f"{processes} processes, each with the whole model (DDP)"
+            run.add_event(told, type="processes", processes=processes)
             self.loop.group = self.group = Group(run, processes, job.threads, self.device)
 
     def _meet(self, place: tuple[int, Path] | None, set_stage: Callable[[str], None]) -> Sharded | None:
@@ -128,8 +130,8 @@ class Session:
             set_stage("starting the other processes")
             self.group = Group(self.run, processes, self.job.threads, self.device)
             cut = self.group.cut
-            told = f"the weights are spread over {processes} processes (FSDP)"
-            self.run.add_event(told, type="sharded", processes=processes)
+            told = f"{processes} processes, each with a share of every weight (FSDP)"
+            self.run.add_event(told, type="processes", processes=processes)
         else:
             rank, meeting = place
             join(meeting, rank, processes)

@@ -227,6 +227,10 @@ class AwayProvider(LocalProvider):
             payload={**job.payload, "used_seconds": used.seconds},
         )
 
+    def stop_workers(self, ref: str) -> None:
+        """Of whatever store they are: by their label alone."""
+        self.place.stop(ref)
+
     def billing(self) -> Billing:
         """All workers that the place has of ours, also those of which nothing is known here."""
         items = tuple(

@@ -22,7 +22,7 @@ from orchestrate.reports.charts.drawing import (
     whisker,
 )
 
-_NAMES, _VALUES = 190, 190
+_NAMES, _VALUES = 212, 190
 """Room at the left and right of a page; on a phone both stand above the row."""
 
 
@@ -95,7 +95,7 @@ def _rows(
             y = TOP + tall * (i + 1) - 14
             parts.append(row(item, x, y))
             if wide:
-                parts.append(text(x.first - 8, y + 4, clip(item.label, 28), "end"))
+                parts.append(text(x.first - 8, y + 4, clip(item.label, 32), "end"))
                 parts.append(text(x.last + 10, y + 4, item.text, "start"))
             else:
                 parts.append(text(x.first + 5, y - 14, clip(item.label, 50 - len(item.text)), "start"))

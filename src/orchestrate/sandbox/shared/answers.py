@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,12 +80,13 @@ def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
 
 
 def _stream(body: dict[str, Any], reply: Reply) -> Iterator[str]:
-    """One chunk with the whole text, one that ends it."""
+    """A chunk for each word, with the space before it, and one that ends it."""
     base = {**body, "object": chat.CHUNK}
     del base["usage"]
-    for delta, reason in (
-        ({"role": "assistant", "content": reply.content}, None),
-        ({}, reply.finish_reason or "stop"),
-    ):
-        yield chat.event({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+    first, *more = re.findall(r"\s*\S+|\s+", reply.content) or [""]
+    deltas: list[dict[str, str]] = [{"role": "assistant", "content": first}]
+    for delta in [*deltas, *({"content": word} for word in more)]:
+        yield chat.event({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+    ended = reply.finish_reason or "stop"
+    yield chat.event({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": ended}]})
     yield chat.DONE

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from orchestrate import reports, tuned
+from orchestrate import tuned
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
 from orchestrate.evaluation.review.results import told
 from orchestrate.handle import RunHandle
+from orchestrate.reports.compare import Comparison, with_proofs
+from orchestrate.reports.compare import compare as side_by_side
+from orchestrate.reports.records import RunDifference
 from orchestrate.service.evaluation import reviewing
 from orchestrate.service.evaluation.regression import regressions
 from orchestrate.spec import JobSpec
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
 
 
-def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.Comparison:
+def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> Comparison:
     """As `Orchestrator.compare`."""
     records = [_record(ft, run) for run in runs]
     metrics = {r.id: ft.store.history.metrics(r.id) for r in records}
@@ -30,7 +33,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
     probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
-    found = reports.compare(
+    found = side_by_side(
         records,
         metrics,
         evaluations,
@@ -40,7 +43,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> reports.
         regressions=probed,
         people=_people(ft, {r.id for r in records}),
     )
-    return reports.with_proofs(found, {r.id: tuned.proofs(ft, r.id) for r in records})
+    return with_proofs(found, {r.id: tuned.proofs(ft, r.id) for r in records})
 
 
 def _people(ft: Orchestrator, run_ids: set[str]) -> list[str]:
@@ -80,15 +83,15 @@ def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -
     return None
 
 
-def _between(run_ids: Sequence[str], newest: Mapping[str, Evaluation]) -> list[reports.RunDifference]:
+def _between(run_ids: Sequence[str], newest: Mapping[str, Evaluation]) -> list[RunDifference]:
     """Every two runs, on the items that both answered."""
-    found: list[reports.RunDifference] = []
+    found: list[RunDifference] = []
     for first, second in combinations([id for id in dict.fromkeys(run_ids) if id in newest], 2):
         one, other = _contender(newest[first], first), _contender(newest[second], second)
         if one is not None and other is not None:
             pairing = between((newest[first], one.name), (newest[second], other.name))
             if pairing is not None:
-                found.append(reports.RunDifference(first=first, second=second, pairing=pairing))
+                found.append(RunDifference(first=first, second=second, pairing=pairing))
     return found
 
 

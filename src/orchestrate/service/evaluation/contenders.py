@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate import days
+from orchestrate import days, privacy
 from orchestrate import tuned as models
 from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
@@ -26,7 +26,7 @@ from orchestrate.profile import this_machine
 from orchestrate.providers.calls.clients import connect, wire_of
 from orchestrate.providers.calls.hosted import Retry
 from orchestrate.providers.chat.completions import Chat, chat_with
-from orchestrate.providers.chat.endpoints import model_at
+from orchestrate.providers.chat.endpoints import ModelAt, model_at
 from orchestrate.providers.chat.streaming import Timed
 from orchestrate.spec import JobSpec
 from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
@@ -68,6 +68,8 @@ class Contenders:
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
         self._generators: dict[str, Generator] = {}
+        self._private: str | None = None
+        """One of the runs, where one is: then no other model on a machine of others sees the rows."""
 
     def close(self) -> None:
         self._open.close()
@@ -76,6 +78,10 @@ class Contenders:
         """The tuned model, and with `base` the one that it was tuned from. Raises `UsageError` when `on` is
         impossible."""
         provider, run = handle.provider, handle.record
+        if privacy.is_private(run):
+            self._private = run.id
+            if self._on not in PLACES:
+                privacy.require_own(run, self._ft.provider(self._on))
         elsewhere = self._on not in (*PLACES, run.provider)
         reachable = checkpoint is None and (elsewhere or self._reachable(handle))
         if (elsewhere or self._on in ("host", run.provider)) and not reachable:
@@ -109,7 +115,7 @@ class Contenders:
         host, equals, model = written.partition("=")
         if equals and host == this_machine().kind:
             return self._plain_here(model, written)
-        at = model_at(self._ft.settings, written, self._key_variable)
+        at = self._at_address(written)
         chat = chat_with(
             at.host,
             at.model,
@@ -138,7 +144,7 @@ class Contenders:
 
     def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
         """Vectors of an embedding model, by the same words."""
-        at = model_at(self._ft.settings, written, self._key_variable)
+        at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
 
         def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -151,10 +157,20 @@ class Contenders:
 
         return embed
 
+    def _at_address(self, written: str) -> ModelAt:
+        """Raises `UsageError` also where a private run's rows would go to others."""
+        at = model_at(self._ft.settings, written, self._key_variable)
+        if self._private is not None:
+            privacy.require_near(
+                self._ft.settings, self._private, f"asking {written}", at.address, at.host.name
+            )
+        return at
+
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
         """A model that judges or grades, by the same words."""
         sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, temperature=temperature)
         other = Contenders(self._ft, sampling, self._on, self._key_variable)
+        other._private = self._private
         self._open.callback(other.close)
         return other.of_model(written).respondent
 
@@ -232,7 +248,7 @@ class Contenders:
                 )
             at = artifact.folder
             generator = self._open.enter_context(LocalGenerator(artifact.base_model, adapter=Path(at)))
-        served_by = f"the adapter on this machine, base {generator.model}"
+        served_by = f"the adapter on this machine, base {Path(generator.model).name}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
         found = [
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)

@@ -22,7 +22,7 @@ from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.evaluation.regression.regress import compared, probed, regression
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.contenders import Contenders, other_host
-from orchestrate.text import count
+from orchestrate.text import count, meant
 from orchestrate.types import Sampling, decoding
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def _built_in(order: RegressionOrder) -> list[Probe]:
     wanted = list(known) if "all" in order.probes else [name for name in order.probes if name != "none"]
     for name in wanted:
         if name not in known:
-            raise UsageError(f"no probe is called {name!r}; known: all, none, {', '.join(known)}")
+            raise UsageError(
+                f"no probe is called {name!r}{meant(name, known)}; known: all, none, {', '.join(known)}"
+            )
     margin = order.margin
     found = [known[name] for name in wanted]
     return [

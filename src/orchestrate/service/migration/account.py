@@ -17,6 +17,7 @@ from orchestrate.migration.plan import PlannedMove as PlannedMove
 from orchestrate.service.migration import parity
 from orchestrate.service.migration.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
 from orchestrate.spec import JobSpec
+from orchestrate.text import joined
 from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class PreparedPlan:
         # no stray.
         moved = self._moved()
         self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
+        ids = [step.migration.old.id for step in self.steps]
+        if twice := sorted({id for id in ids if ids.count(id) > 1}):
+            raise UsageError(f"{path} names {joined(twice)} twice", fix="one entry for each run")
         made = {step.known.id for step in self.steps if step.known is not None}
         self.strays = [run for run in moved if run.id not in made]
         """Runs that moving the plan's runs has made and that are no step of it now: on a backend that it
@@ -125,6 +129,7 @@ class PreparedPlan:
         )
         try:
             migration = PreparedMigration(self._ft, entry.run, wanted)
+            _require_id(entry.run, migration.old)
             [target] = migration.proposal.targets
             if target.refused is not None:
                 raise UsageError(f"{entry.to} would refuse it: {target.refused}")
@@ -278,3 +283,10 @@ def _with(found: Carried, **more: object) -> Carried:
 def write_plan(ft: Orchestrator, path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
     """See `orchestrate.migration.plan.write`."""
     plans.write(path, planned, margin, _moved_usd(ft, planned))
+
+
+def _require_id(name: str, run: Run) -> None:
+    """A plan is carried out as often as is needed: `last`, or a suffix, would mean the moved run by then,
+    which would be moved and paid again. Raises `UsageError`."""
+    if name not in (run.id, run.ref, run.job_id):
+        raise UsageError(f"a plan calls a run by its id, {run.id}: another name may mean another one later")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrate import privacy
 from orchestrate import tuned as models
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
@@ -55,6 +56,16 @@ def asked(ft: Orchestrator, names: Iterable[str], accepted: Sequence[str]) -> li
         if licence is not None and new and not agreements.agreed(licence, ft.settings.home):
             found[licence.id] = licence
     return list(found.values())
+
+
+def require_upload(ft: Orchestrator, what: RunHandle | Path) -> None:
+    """Raises `UsageError` where a private run's weights would go to a hub that is not known to be its
+    owner's."""
+    if isinstance(what, Path) or not privacy.is_private(what.record):
+        return
+    from huggingface_hub import constants
+
+    privacy.require_near(ft.settings, what.id, "--upload", constants.ENDPOINT)
 
 
 def upload(made: Export, repo: str | None) -> str:

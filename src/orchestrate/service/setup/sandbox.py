@@ -74,7 +74,7 @@ class Inside(Opened):
 
         home = home_of(self.settings)
         start = last_start(home)
-        if not any(url.startswith(self._host) for url in start.env.values()):
+        if not any(f"{self._host}/".startswith(f"{url}/") for url in start.urls):
             raise SetupError(
                 f"the run is of a sandbox at {self._host}, not of this home's ({home})",
                 fix="start that one again, and export what it prints",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrate import exporters
+from orchestrate import exporters, privacy
 from orchestrate.exporters.records import Exporter as Exporter
 from orchestrate.exporters.records import Logged
 
@@ -17,7 +17,10 @@ opened = exporters.opened
 
 
 def log(ft: Orchestrator, runs: Sequence[RunHandle], to: Exporter) -> list[Logged]:
-    """As last seen."""
+    """As last seen. Raises `UsageError` where a private run would be told to a server of others."""
+    for run in runs:
+        if to.address is not None and privacy.is_private(run.record):
+            privacy.require_near(ft.settings, run.id, "logging", to.address)
     return [to.write(exporters.story(ft.store, run.record)) for run in runs]
 
 

@@ -19,6 +19,7 @@ from orchestrate.serving.export import llama_cpp, ollama
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.tuned import Tuned
+from orchestrate.text import among
 from orchestrate.types import ArtifactFile, Export
 
 DTYPES = ("bf16", "fp16", "fp32")
@@ -93,7 +94,7 @@ def export(
 def require(tuned: Tuned, form: str, options: Options) -> None:
     """What can be said before any work. Raises `UsageError`, `SetupError`."""
     if form not in _FORMS:
-        raise UsageError(f"no form is called {form!r}; known: {', '.join(_FORMS)}")
+        raise UsageError(f"no form is called {form!r}{among(form, _FORMS)}")
     if options.dtype not in DTYPES:
         raise UsageError(f"--dtype takes {', '.join(DTYPES)}; got {options.dtype!r}")
     if form in ("gguf-lora", "vllm") and tuned.adapter and tuned.config.get("use_dora"):

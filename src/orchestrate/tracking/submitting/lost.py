@@ -1,8 +1,9 @@
 """The job of an idempotency key that stands at its host already, though the store knows nothing of it: the
 store was lost, or an older copy of it was restored.
 
-It is found as the job of a lost answer is, by the run's ref. Nothing is guessed: a host that cannot be asked
-ends the submit before anything is written or sent, and what carries the ref but is another job is not touched.
+It is found as the job of a lost answer is, by the run's ref. Nothing is guessed: a host that cannot be
+asked ends the submit before anything is written or sent, and what carries the ref but is another job is not
+touched.
 """
 
 from __future__ import annotations
@@ -82,7 +83,6 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
 def claimed(run: Run, asked: Submission) -> Run:
     """A run that was recovered from its host's list, with the key and with what the list does not tell."""
     known: dict[str, Any] = asked_for(asked.spec, asked.data.digest)
-    limit_usd = asked.max_cost_usd if run.max_cost_usd is None else run.max_cost_usd
-    return msgspec.structs.replace(
-        run, idempotency_key=asked.idempotency_key, max_cost_usd=limit_usd, **known
-    )
+    known["max_cost_usd"] = asked.max_cost_usd if run.max_cost_usd is None else run.max_cost_usd
+    known["tags"] = {**run.tags, **asked.spec.tags}
+    return msgspec.structs.replace(run, idempotency_key=asked.idempotency_key, **known)

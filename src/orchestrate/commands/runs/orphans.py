@@ -1,0 +1,48 @@
+"""spending --end-orphans: what nothing here accounts for, listed, then ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrate.commands.terminal.console import confirm, note, out, print_json, table, warn
+from orchestrate.errors import HostUnavailable, UsageError
+from orchestrate.keys import hide
+from orchestrate.text import NOTHING, count, rate
+
+if TYPE_CHECKING:
+    from orchestrate.orphans import Orphan, OrphanReport
+    from orchestrate.service import Orchestrator
+
+
+def run(ft: Orchestrator, *, sandbox: bool, yes: bool, json: bool) -> int:
+    """The exit code: 4 where something could not be asked or ended. Raises `UsageError` where nobody
+    agreed."""
+    report = ft.orphans(sandbox=sandbox)
+    for gap in report.gaps:
+        warn(f"{gap.backend} could not be asked in full: {gap.reason or '; '.join(gap.unseen)}")
+    if report.orphans:
+        if not json or not yes:
+            _show(report)
+        if not confirm(f"End {count(len(report.orphans), 'thing')}?", yes=yes):
+            told = "nothing was ended: nobody agreed"
+            raise UsageError(told, fix="add --yes when another store made none of them")
+        report = ft.end_orphans(report, None if json else _tell)
+    elif not json:
+        note("nothing bills under our mark that this store does not account for")
+    if json:
+        print_json(report)
+    return HostUnavailable.exit_code if report.failed or report.gaps else 0
+
+
+def _show(report: OrphanReport) -> None:
+    shown = table("where", "what", "id", "state", "$/hour", "why", right=("$/hour",), fold=("id", "why"))
+    for one in report.orphans:
+        item = one.item
+        price = NOTHING if item.usd_per_hour is None else rate(item.usd_per_hour)
+        shown.add_row(item.provider, item.kind, hide(item.id), item.state, price, one.reason)
+    out.print(shown)
+
+
+def _tell(one: Orphan) -> None:
+    line = f"{one.item.provider} {one.item.id}: {one.outcome}" + (f", {one.told}" if one.told else "")
+    (warn if one.outcome == "failed" else note)(line)

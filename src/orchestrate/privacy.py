@@ -1,0 +1,40 @@
+"""A private run stays on machines of its owner after training too: what would carry its rows, answers or
+weights elsewhere is refused before anything is sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from orchestrate.config import OWN_HOSTS, Settings
+from orchestrate.errors import UsageError
+from orchestrate.hosts import is_loopback
+from orchestrate.types import Run
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+
+
+def is_private(run: Run) -> bool:
+    return run.spec.get("private") is True
+
+
+def require_near(settings: Settings, run: str, what: str, address: str, *names: str) -> None:
+    """Raises `UsageError` unless the address is on this machine, or the user calls it, or one of the `names`
+    of who answers there, his own."""
+    host = (urlsplit(address).hostname if "://" in address else address) or address
+    if is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names}):
+        return
+    raise UsageError(
+        f"{run} is private, and {what} would send what is its to {host}, which is not known to be yours",
+        fix=f"one at a loopback address; or, if it is yours: export {OWN_HOSTS}={next(iter(names), host)}",
+    )
+
+
+def require_own(run: Run, provider: Provider) -> None:
+    """Before a private run's weights go up. Raises `UsageError`."""
+    if is_private(run) and not provider.own:
+        raise UsageError(
+            f"{run.id} is private, and {provider.title} is not known to be a machine of yours",
+            fix=f"orchestrate serve {run.id}   or, if it is yours: export {OWN_HOSTS}={provider.name}",
+        )
