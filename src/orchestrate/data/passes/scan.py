@@ -21,7 +21,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.files.records import LONGEST_RECORD
-from orchestrate.data.rows.content import candidates, confirmed
+from orchestrate.data.rows.content import candidates, confirmed, sifted
 from orchestrate.data.rows.examples import Example, PreferenceExample, RLExample, UnpairedExample, messages_of
 from orchestrate.data.rows.pictures import Picture, pictures
 from orchestrate.data.rows.pictures import add as add_pictures
@@ -254,7 +254,7 @@ def _content(lines: list[bytes], rows: list[Row]) -> dict[int, list[Problem]]:
     ]
     patterns: dict[int, list[int]] = {}
     starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
-    for index, pattern in sorted(candidates(b"\n".join(texts), starts[:-1])):
+    for index, pattern in sorted(sifted(b"\n".join(texts), starts[:-1])):
         patterns.setdefault(index, []).append(pattern)
     found: dict[int, list[Problem]] = {}
     for index, numbers in patterns.items():

@@ -134,6 +134,7 @@ def check_options(
         columns=columns,
         strict=wanted.strict,
         workers=workers,
+        memory=settings.home / "counts",
     )
     return options, unchecked
 
