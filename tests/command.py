@@ -20,7 +20,8 @@ from pathlib import Path
 
 from tests import forking
 
-LIMIT_S = 300
+LIMIT_S = 550
+"""Before the one of pytest, so that what it said is shown."""
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.warm", __name__])
 

@@ -32,6 +32,8 @@ from typing import Any, NoReturn
 
 from tests.paths import ROOT
 
+from orchestrate.local.run.launching import worker_environment
+
 WARM = {"commands": "tests.warm", "engines": "tests.warm_engines"}
 """What the process has imported from which the forks of a kind are made."""
 FORKED = {
@@ -100,7 +102,8 @@ def python() -> str:
         listening.bind(place)
         listening.listen(64)
         words = [sys.executable, "-m", __name__, str(listening.fileno()), WARM[kind], str(program)]
-        env = {**os.environ, "OMP_NUM_THREADS": THREADS, "MKL_NUM_THREADS": THREADS}
+        # As workers have it: how much torch keeps is read as it loads.
+        env = {**os.environ, **worker_environment(int(THREADS))}
         env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
         server = subprocess.Popen(
             words,
@@ -161,7 +164,7 @@ class Server:
                     for pid, _ in self.shells.values():
                         os.kill(pid, signal.SIGKILL)
                     return
-                if key.fd in self.selector.get_map():  # not forgotten by the one before it
+                if self.selector.get_map().get(key.fd) is key:  # not forgotten by the one before it
                     key.data()
 
     def accept(self) -> None:
@@ -173,6 +176,10 @@ class Server:
         left, asked = int.from_bytes(head[:8], "big"), b""
         while left > len(asked) and (part := line.recv(left - len(asked))):
             asked += part
+        if len(asked) < left:  # who asked was killed
+            for open_here in (*files, line.detach()):
+                os.close(open_here)
+            return
         if self.warm not in sys.modules:
             import_module(self.warm)
             gc.freeze()  # what is never looked through is never copied, either

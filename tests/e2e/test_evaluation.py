@@ -15,7 +15,7 @@ from orchestrate.errors import UsageError
 from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
 from orchestrate.types import Evaluation, Sampling
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
 
 COLOURS = ("blue", "green", "red", "white")
 TASK = """

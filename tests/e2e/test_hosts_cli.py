@@ -14,7 +14,7 @@ from tests.workers import Nursery
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
 HOSTS = ("openai", "together", "fireworks")
 HOURLY = {"together": "$5.49 an hour", "fireworks": "$8.00 an hour"}
 """Of the cheapest hardware that each sandbox has."""

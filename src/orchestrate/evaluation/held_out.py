@@ -37,6 +37,8 @@ class HeldOut:
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     repeated: int = 0
     """Items that are the same as an earlier one, and in one cluster with it."""
+    unread: tuple[str, ...] = ()
+    """Columns with text of their own in most rows that no question holds."""
 
     @property
     def expects(self) -> bool:

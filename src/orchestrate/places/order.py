@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
@@ -141,12 +140,15 @@ def pins(*extras: str, more: tuple[str, ...] = ()) -> list[str]:
     return sorted(found.values())
 
 
-def _needed(name: str, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
+@cache
+def _needed(name: str, extras: frozenset[str]) -> list[tuple[str, frozenset[str]]]:
+    found: list[tuple[str, frozenset[str]]] = []
     for line in requires(name) or ():
         one = Requirement(line)
         environments = [{"extra": extra} for extra in extras or {""}]
-        if one.marker is None or any(one.marker.evaluate(found) for found in environments):
-            yield canonicalize_name(one.name), frozenset(one.extras)
+        if one.marker is None or any(one.marker.evaluate(each) for each in environments):
+            found.append((canonicalize_name(one.name), frozenset(one.extras)))
+    return found
 
 
 def _public(version: str) -> str:

@@ -199,6 +199,7 @@ def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) 
     assert any("2,000,000 checkpoints take" in m for m in events(run, "disk"))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_or_stuck_is_told(job: LocalJob, home: Path) -> None:  # noqa: F811
     run = launch(changed(job, "still", epochs=10_000, evals=1), home)
     wait(lambda: run.state().step >= 1 or run.state().terminal)

@@ -272,6 +272,7 @@ def test_a_submit_killed_before_its_worker_began_is_picked_up(job: LocalJob, tmp
         kill(run)
 
 
+@pytest.mark.slow
 def test_the_worker_outlives_the_command_and_its_terminal(job: LocalJob, home: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from orchestrate.local import LocalJob, launch\n"
@@ -289,11 +290,12 @@ def test_the_worker_outlives_the_command_and_its_terminal(job: LocalJob, home: P
 
 
 def test_garbage_in_the_run_directory_ends_in_a_clear_failure(job: LocalJob, home: Path) -> None:
-    missing = launch(msgspec.structs.replace(job, ref="no-model", model=str(home / "nowhere")), home)
+    nowhere = msgspec.structs.replace(job, ref="no-model", model=str(home / "nowhere"))
+    missing, _ = RunDir.make(home, nowhere)
     gone, _ = RunDir.make(home, msgspec.structs.replace(job, ref="no-data", train=str(home / "gone.jsonl")))
     run, _ = RunDir.make(home, msgspec.structs.replace(job, ref="garbage"))
     (run.path / "job.json").write_text("{}")
-    assert work(run) == work(gone) == 0
+    assert work(run) == work(missing) == work(gone) == 0
     for failed, reason in ((run, "job.json"), (missing, "no model folder"), (gone, "gone.jsonl is gone")):
         assert finish(failed) == "failed"
         error = failed.state().error

@@ -137,6 +137,7 @@ def test_the_user_cancelling_is_not_blamed_on_the_cap(store: Store, host: PaperH
     assert (ended.status, ended.error, said(store, run)) == (JobStatus.CANCELLED, None, [])
 
 
+@pytest.mark.slow
 def test_a_local_run_at_a_high_hourly_price(tmp_path: Path) -> None:
     """A real worker, whose hour costs so much that a moment of it is above the cap."""
     spec = JobSpec.parse(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from tests.cells import diagonal
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
@@ -306,11 +307,14 @@ def acted(tmp_path: Path) -> list[str]:
     return [json.loads(line)["id"] for line in (tmp_path / "acted").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("then", [HANGS, "kill -9 $$"], ids=["hangs", "dies"])
+ENDS = {"hangs": HANGS, "dies": "kill -9 $$"}
+
+
+@pytest.mark.parametrize(("store_url", "end"), diagonal(["sqlite", "postgres"], ENDS), indirect=["store_url"])
 def test_a_command_that_may_have_told_is_not_repeated(
-    store: Store, host: PaperHost, tmp_path: Path, then: str
+    store: Store, host: PaperHost, tmp_path: Path, end: str
 ) -> None:
-    command = Command(_keeping(tmp_path, then), timeout_s=TOO_LONG_S)
+    command = Command(_keeping(tmp_path, ENDS[end]), timeout_s=TOO_LONG_S)
     tell(store, [command])
     first, second = ended(store, host), ended(store, host)
     problems = tell(store, [command]) + tell(store, [command])
@@ -337,6 +341,9 @@ def test_a_command_that_says_that_it_failed_is_repeated_under_the_same_id(
     assert [e for e in store.history.events(run.id) if e.type == "notification"] == []
 
 
+@pytest.mark.parametrize(
+    "store_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True
+)
 def test_what_a_hanging_command_started_ends_with_it_and_what_a_done_one_started_goes_on(
     store: Store, host: PaperHost, tmp_path: Path
 ) -> None:

@@ -210,6 +210,13 @@ def test_a_log_of_many_kinds_is_read_row_by_row_and_what_asks_nothing_is_counted
     found = prompts(str(path))
     assert len(found.items) == len(LOGS) and sum(found.left_out.values()) == 5
     assert any("options is not read" in why for why in found.left_out)
+    assert not found.unread
+    more = [
+        {"messages": [*ASK, {"role": "assistant", "content": "a"}], "story": f"a long one of {n} kings"}
+        for n in range(3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in more))
+    assert prompts(str(path)).unread == ("story",)
     path.write_text("{}\n")
     with pytest.raises(DataError, match="no prompt that can be asked"):
         prompts(str(path))

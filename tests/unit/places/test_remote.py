@@ -204,7 +204,7 @@ def test_when_the_switch_is_thrown() -> None:
     assert Switch(Limits(), clock=clock).due() is None
 
 
-@pytest.mark.parametrize("cut", ["frozen", "gone"])
+@pytest.mark.parametrize("cut", ["frozen", pytest.param("gone", marks=pytest.mark.slow)])
 def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
     cut: str, job: LocalJob, tmp_path: Path
 ) -> None:

@@ -130,6 +130,10 @@ def _tell(plan: RecordPlan) -> None:
     ]
     more = ", ".join(f"{n:,} {why}" for n, why in dropped if n)
     note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
+    for column in plan.unread:
+        warn(
+            f"the column {column} is not read: most rows have text of their own in it, and no prompt holds it"
+        )
     if plan.taken < plan.prompts - plan.equal - plan.near:
         kinds = f", over {count(plan.clusters, 'kind')} of them" if plan.clusters else ""
         note(f"{plan.taken:,} are taken to cover the others{kinds}")

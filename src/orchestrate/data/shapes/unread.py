@@ -114,10 +114,16 @@ def note(columns: dict[str, Column], unread: Mapping[str, Any], seen: str) -> No
         columns.setdefault(known, Column()).note(value, seen)
 
 
+def with_own_text(columns: dict[str, Column], rows: int) -> dict[str, Column]:
+    """Those that have text of their own in most rows."""
+    own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
+    return dict(sorted(own.items()))
+
+
 def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
     """A warning for each column with text of its own in most rows, one for all others together."""
-    own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
-    for name, column in sorted(own.items()):
+    own = with_own_text(columns, rows)
+    for name, column in own.items():
         message = (
             f"the column {name} is not read: it has text of its own in {column.own:,} of {rows:,} rows, "
             "which no model would see"

@@ -159,9 +159,9 @@ class Shape(Record, frozen=True, kw_only=True):
         """LoRA on the linear layers that `targets` names as peft reads it (by default all); experts are none.
         DoRA has a magnitude for each output besides. Targets by other names than a Llama's, and those of a
         mixture of experts, count as all."""
-        every = [(i, o) for _ in range(self.layers) for i, o, n in self.linears for _ in range(n)]
-        chosen = every if self.experts > 1 else self._named(targets) or every
-        return sum(rank * (i + o) + (o if dora else 0) for i, o in chosen)
+        named = [] if self.experts > 1 else self._named(targets)
+        chosen = [(i, o, 1) for i, o in named] or [(i, o, n * self.layers) for i, o, n in self.linears]
+        return sum(n * (rank * (i + o) + (o if dora else 0)) for i, o, n in chosen)
 
     def expert_adapter_parameters(self, rank: int, names: Sequence[str]) -> int:
         """LoRA on the experts' weights of these names as peft does it: twice the rank on the fused pair."""

@@ -62,6 +62,8 @@ class RecordPlan(Record, frozen=True, kw_only=True):
     taken: int
     clusters: int
     left_out: dict[str, int]
+    unread: tuple[str, ...]
+    """Columns with text of their own in most rows that no prompt holds."""
     asked: Asked
     silent_on: date | None = None
 
@@ -144,6 +146,7 @@ class PreparedRecording:
             taken=len(self._items),
             clusters=self._covering.clusters,
             left_out=dict(self._found.left_out),
+            unread=self._found.unread,
             asked=asked,
             silent_on=self._silent_on,
         )

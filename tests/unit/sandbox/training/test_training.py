@@ -21,6 +21,7 @@ from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.zstd import zstd
 
+pytestmark = pytest.mark.usefixtures("quick_python")
 ORDERS = BUNDLED / "orders"
 ROWS = 480
 Until = Callable[[Callable[[], Any]], Any]
