@@ -52,7 +52,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_WORK, "rerun", "training.rerun:rerun", "Make a run once more, here or on another backend."),
     (_WORK, "sweep", "training.sweep:sweep", "Which settings are best? Trials within one budget."),
     (_WORK, "queue", "training.queue:app", "Runs that wait for a place, each submitted once, in order."),
-    (_RUNS, "runs", "runs.tracked:runs", "All runs, newest first."),
+    (_RUNS, "runs", "runs.listed:runs", "All runs, newest first."),
     (_RUNS, "ui", "servers.ui:ui", "Runs, money, data and new runs as pages in the browser."),
     (_RUNS, "show", "runs.tracked:show", "One run: status, settings, progress, cost."),
     (_RUNS, "watch", "runs.follow:watch", "Follow runs live until they end."),

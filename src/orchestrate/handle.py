@@ -228,24 +228,22 @@ class RunHandle:
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
         self.check()
-        models = private_folder(self._ft.settings.home / "models")
-        if dest is not None or checkpoint is not None:
-            folder = Path(dest) if dest else models / f"{self.id}-{checkpoint}"
-            return self._fetched(folder, checkpoint, progress)
         from orchestrate.providers.files import downloads
 
-        folder = models / self.id
-        found = downloads.read(folder)
-        if found is None:
-            found = self._fetched(folder, None, progress)
-            downloads.write(folder, found)
-        return found
-
-    def _fetched(self, folder: Path, checkpoint: str | None, progress: Progress | None) -> Artifact:
+        models = private_folder(self._ft.settings.home / "models")
+        folder = (
+            Path(dest) if dest else models / (self.id if checkpoint is None else f"{self.id}-{checkpoint}")
+        )
+        described = dest is None and checkpoint is None
+        if described and (before := downloads.read(folder)) is not None:
+            return before
         with work(f"downloading from {self.record.provider}", BYTES) as told:
-            return self._here().download(
+            found = self._here().download(
                 self.record.handle, folder, checkpoint=checkpoint, progress=progress or told
             )
+        if described:
+            downloads.write(folder, found)
+        return found
 
     def downloaded(self) -> Artifact | None:
         """What `download` has put into the home folder, by what it wrote down."""
