@@ -230,10 +230,8 @@ class RunHandle:
         self.check()
         from orchestrate.providers.files import downloads
 
-        models = private_folder(self._ft.settings.home / "models")
-        folder = (
-            Path(dest) if dest else models / (self.id if checkpoint is None else f"{self.id}-{checkpoint}")
-        )
+        name = self.id if checkpoint is None else f"{self.id}-{checkpoint}"
+        folder = Path(dest) if dest else private_folder(self._ft.settings.home / "models") / name
         described = dest is None and checkpoint is None
         if described and (before := downloads.read(folder)) is not None:
             return before

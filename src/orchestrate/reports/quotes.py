@@ -337,8 +337,8 @@ def _own_numbers(totals: Sequence[Ownership]) -> Listing:
     table = Listing(*names, right=("training", "per month", "total"))
     for total in _by_total(totals):
         if not total.training.unavailable:
-            cells = dict(zip(_OWN_COLUMNS, _owned(total), strict=True))
-            table.add_row(*(cells[name] for name in names), style="dim" if total.unavailable else None)
+            cells = [c for name, c in zip(_OWN_COLUMNS, _owned(total), strict=True) if name != "model"]
+            table.add_row(*cells, style="dim" if total.unavailable else None)
     return table
 
 
