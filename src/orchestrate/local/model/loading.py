@@ -152,27 +152,16 @@ def load(
     products = precision(job.precision, device.type, full=kind == "full")
     dtype = DTYPES[products.name]
     torch.manual_seed(job.seed)
-    if sharded and (held := Quantised.of(folder.config)) is not None:
-        raise UsageError(
-            f"the model's files hold it in {held.told}; such weights are not spread over several GPUs",
-            fix="take the model in 16 bits; adapter: qlora puts it into 4 here",
-        )
     if sharded:  # no device has room for the whole
+        _require_spreadable(folder)
         device = torch.device("cpu")
     without_adapter: tuple[str, ...] = ()
     if choice.name == "unsloth":
         model, inner = load_unsloth(job, str(folder.path), job.hyper.max_seq_length, dtype)
     elif kind == "full":
-        if (held := Quantised.of(folder.config)) is not None:
-            raise RunFailed(
-                f"the model's files hold it in {held.told}; such weights cannot be trained",
-                fix="adapter: lora",
-            )
-        # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
-        inner = load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
+        model = inner = _all_weights(folder, device)
         if vocabulary[1]:
             make_room(inner, *vocabulary)
-        model = inner
     else:
         inner = load_base(folder.path, four_bit=kind == "qlora", device=device, dtype=dtype, spread=sharded)
         _require_trainable(inner, folder)
@@ -201,6 +190,25 @@ def load(
         loaded.left_out["experts in 4 bits"] = "those of this family compute in a way of their own"
     turn_on(loaded, job)
     return loaded
+
+
+def _require_spreadable(folder: ModelFolder) -> None:
+    if (held := Quantised.of(folder.config)) is not None:
+        raise UsageError(
+            f"the model's files hold it in {held.told}; such weights are not spread over several GPUs",
+            fix="take the model in 16 bits; adapter: qlora puts it into 4 here",
+        )
+
+
+def _all_weights(folder: ModelFolder, device: torch.device) -> Any:
+    """To be trained themselves."""
+    if (held := Quantised.of(folder.config)) is not None:
+        raise RunFailed(
+            f"the model's files hold it in {held.told}; such weights cannot be trained",
+            fix="adapter: lora",
+        )
+    # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
+    return load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
 
 
 def _require_trainable(inner: Any, folder: ModelFolder) -> None:

@@ -86,20 +86,12 @@ class Session:
             vocabulary=(len(self.tokenizer), added),
         )
         self.loaded = first() if self.sharded is None else self.sharded.loaded(first)
-        choice, precision = self.loaded.choice, self.loaded.precision
-        run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
-        run.add_event(
-            f"precision {precision.name}: {precision.reason}", type="precision", precision=precision.name
-        )
-        self._tell_left_out()
+        self._tell_how()
         objective = self._objective()
         needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
         if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
             set_stage("judging the rows by the model as it is")
-            begun = time.monotonic()
-            train = self._with_reference(objective, "train", train)
-            valid = valid and self._with_reference(objective, "validation", valid)
-            self.read_seconds = time.monotonic() - begun
+            train, valid = self._judged(objective, train, valid)
         self.loop = Loop(
             run,
             job,
@@ -114,11 +106,8 @@ class Session:
         self._plan_memory(train)
         self._look_at_disk()
         self.facts = self._facts(train)
-        if (processes := job.hyper.processes) > 1 and self.sharded is None:
-            set_stage("starting the other processes")
-            told = f"{processes} processes, each with the whole model (DDP)"
-            run.add_event(told, type="processes", processes=processes)
-            self.loop.group = self.group = Group(run, processes, job.threads, self.device)
+        if job.hyper.processes > 1 and self.sharded is None:
+            self.loop.group = self.group = self._start_others(set_stage, "the whole model (DDP)")
 
     def _meet(self, place: tuple[int, Path] | None, set_stage: Callable[[str], None]) -> Sharded | None:
         """Where the weights are spread over several processes."""
@@ -127,15 +116,19 @@ class Session:
             return None
         rank, cut = 0, nothing
         if place is None:
-            set_stage("starting the other processes")
-            self.group = Group(self.run, processes, self.job.threads, self.device)
+            self.group = self._start_others(set_stage, "a share of every weight (FSDP)")
             cut = self.group.cut
-            told = f"{processes} processes, each with a share of every weight (FSDP)"
-            self.run.add_event(told, type="processes", processes=processes)
         else:
             rank, meeting = place
             join(meeting, rank, processes)
         return Sharded(rank, processes, self.device, cut)
+
+    def _start_others(self, set_stage: Callable[[str], None], holding: str) -> Group:
+        set_stage("starting the other processes")
+        processes = self.job.hyper.processes
+        told = f"{processes} processes, each with {holding}"
+        self.run.add_event(told, type="processes", processes=processes)
+        return Group(self.run, processes, self.job.threads, self.device)
 
     def _facts(self, train: Rows) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -168,7 +161,13 @@ class Session:
         has_own = earlier is not None and (earlier / "tokenizer.json").is_file()
         return earlier if has_own and earlier else self.folder.path
 
-    def _tell_left_out(self) -> None:
+    def _tell_how(self) -> None:
+        """With which engine and precision, and without what."""
+        choice, precision = self.loaded.choice, self.loaded.precision
+        self.run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
+        self.run.add_event(
+            f"precision {precision.name}: {precision.reason}", type="precision", precision=precision.name
+        )
         for told in self.loaded.without_adapter:
             self.run.add_event(f"no adapter on {told}", type="adapter")
         limit = self.loaded.line_limit
@@ -261,6 +260,15 @@ class Session:
             warn=lambda message: self.run.add_event(message, level="warning", type="grader"),
             look_up=self._look_up,
         )
+
+    def _judged(
+        self, objective: JudgedObjective, train: Rows, valid: Rows | None
+    ) -> tuple[Rows, Rows | None]:
+        begun = time.monotonic()
+        train = self._with_reference(objective, "train", train)
+        valid = valid and self._with_reference(objective, "validation", valid)
+        self.read_seconds = time.monotonic() - begun
+        return train, valid
 
     def _with_reference(self, objective: JudgedObjective, name: str, rows: Rows) -> Rows:
         folder, tokens = self.run.path / "rows" / name, DEFAULT_TOKENS[self.device.type]
