@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrate.errors import UsageError
 from orchestrate.text import count, rate
 from orchestrate.types import Adapter, Deployment, DeploymentState
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.handle import Home
@@ -58,13 +59,14 @@ class DeploymentHandle:
         """Whether it takes requests, asked of its host for `patience_s`. Raises `ProviderError`."""
         provider, clock = self._ft.provider(self.record.provider), self._ft.store.clock
         until = clock.uptime().seconds + patience_s
-        while True:
-            endpoint = provider.endpoint(self.record.handle)
-            if endpoint is not None and endpoint.state == READY:
-                return True
-            if clock.uptime().seconds >= until:
-                return False
-            clock.sleep(_POLL_S)
+        with work(f"waiting until {provider.name} has it up"):
+            while True:
+                endpoint = provider.endpoint(self.record.handle)
+                if endpoint is not None and endpoint.state == READY:
+                    return True
+                if clock.uptime().seconds >= until:
+                    return False
+                clock.sleep(_POLL_S)
 
     def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
         """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.data.facts import Content, Facts, TokenCount
-from orchestrate.data.files.sources import Source, source
+from orchestrate.data.files.sources import Source, name_of, source
 from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
 from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, rows_file, scan
@@ -88,7 +88,7 @@ def open_dataset(
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
     task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
-    with nullcontext(progress) if progress else work(f"reading {_name(path)}", BYTES) as told:
+    with nullcontext(progress) if progress else work(f"reading {name_of(path)}", BYTES) as told:
         total = run(task, lines.line_bytes, workers, told, join)
     told = (*total.reported(path), *_whole_file(lines, renaming, total))
     facts = Facts(
@@ -148,11 +148,6 @@ def open_counted(
     if facts.digest != before:
         cache.keep_seen(path, columns, facts.digest, memory)
     return replace(opened, facts=facts)
-
-
-def _name(path: str) -> str:
-    """Of a file wherever it lies; what follows an address may be a secret."""
-    return path.rpartition("/")[2].partition("?")[0]
 
 
 def require_rows(data: Facts) -> None:

@@ -19,12 +19,14 @@ from huggingface_hub import HfApi
 from tests.unit.places import hub as hubs
 from tests.unit.places.hub import TOKEN
 from tests.unit.places.kube import Cluster
+from tests.unit.places.rayhead import Head
 
 from orchestrate import config
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.kinds._skypilot.asking import Bridge
 from orchestrate.places.kinds.hf_jobs import HfJobs
 from orchestrate.places.kinds.kuberay import KubeRay
+from orchestrate.places.kinds.ray import RayJobs
 from orchestrate.places.kinds.sky import Sky
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
@@ -48,6 +50,12 @@ class World:
     gpu: str
     minute_usd: Decimal | None
     """Of a machine with that GPU, by hand."""
+    own: bool = False
+    """Its machines are the user's, as its address tells: a private run may go there."""
+    spot: bool = False
+    """It has machines that are cheaper and may be taken away."""
+    settles: bool = False
+    """A job has the id that it was asked for, so its list tells at once whether a lost answer made it."""
 
     def provider(self, folder: Path) -> AwayProvider:
         (folder / "home").mkdir(exist_ok=True)
@@ -194,9 +202,37 @@ def skypilot(folder: Path) -> Iterator[World]:
             forget=lambda: state.put(jobs=[], requests=[]),
             gpu="H100",
             minute_usd=Decimal("2.69") / 60,
+            spot=True,
         )
     finally:
         bridge.close()
 
 
-WORLDS = {"hf-jobs": hugging_face, "kuberay": kubernetes, "sky": skypilot}
+@contextmanager
+def ray_cluster(folder: Path) -> Iterator[World]:
+    del folder
+    head = Head()
+    try:
+        yield World(
+            name="ray",
+            kind="ray",
+            options=f'address = "{head.url}"\ngpu = "L40S"\nusd_per_hour = 6\n',
+            place=lambda found: RayJobs("ray", found.config.options),
+            fault=head.faults.append,
+            jobs=lambda: [
+                (job["metadata"]["orchestrate-ref"], job["status"] in ("PENDING", "RUNNING"))
+                for job in head.jobs.values()
+            ],
+            run=lambda: head.newest("RUNNING"),
+            end=lambda message: head.end(message, ran_s=60),
+            forget=head.jobs.clear,
+            gpu="L40S",
+            minute_usd=Decimal("0.1"),
+            own=True,
+            settles=True,
+        )
+    finally:
+        head.close()
+
+
+WORLDS = {"hf-jobs": hugging_face, "kuberay": kubernetes, "ray": ray_cluster, "sky": skypilot}

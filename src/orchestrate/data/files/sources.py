@@ -29,6 +29,7 @@ from orchestrate.data.files.spooling import spooled
 from orchestrate.data.files.tables import LONGEST_RECORD, PYTHON_CELLS, csv_lines, is_table
 from orchestrate.errors import DataError
 from orchestrate.keys import remember
+from orchestrate.underway import BYTES, work
 
 BLOCK = 1 << 20
 _HEAD = 4096
@@ -111,6 +112,11 @@ def _prepared(path: str, changed_ns: int, size: int) -> Source:
         ) from error
 
 
+def name_of(path: str) -> str:
+    """Of a file wherever it lies; what follows an address may be a secret."""
+    return path.rpartition("/")[2].partition("?")[0]
+
+
 def _prepare(path: str) -> Source:
     if "://" in path:
         local = _fetch(path)
@@ -181,9 +187,11 @@ def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
 
 def _staged(path: str, rows: Iterator[bytes], container: str, size: int, told: Counter[str]) -> Source:
     target = _new_file(".jsonl")
-    with spooled(target, f"{path}, as rows,") as file:
-        for row in rows:
+    with spooled(target, f"{path}, as rows,") as file, work(f"reading the rows of {name_of(path)}") as so_far:
+        for number, row in enumerate(rows, 1):
             file.write(row + b"\n")
+            if number % 1000 == 0:
+                so_far(number)
     return Source(path, str(target), container, size, target.stat().st_size, told[PYTHON_CELLS])
 
 
@@ -198,9 +206,15 @@ def _recoded(path: str, file: Path) -> Path:
 
 def _unpacked(path: str, file: Path, suffix: str, open_packed: Callable[[Path], Any]) -> Path:
     target = _new_file(Path(file.name.removesuffix(suffix)).suffix)
-    with open_packed(file) as packed, spooled(target, f"{path}, unpacked,") as plain:
+    with (
+        open_packed(file) as packed,
+        spooled(target, f"{path}, unpacked,") as plain,
+        work(f"unpacking {name_of(path)}", BYTES) as told,
+    ):
+        done = 0
         for block in _blocks(path, packed, target):
             plain.write(block)
+            told(done := done + len(block))
     return target
 
 

@@ -18,16 +18,18 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from orchestrate.errors import (
+    AuthenticationFailed,
     ConfigError,
     HostUnavailable,
     InvalidRequest,
     MissingExtra,
     OrchestrateError,
     OutcomeUnknown,
+    ProviderError,
 )
 from orchestrate.hosts import is_loopback
 from orchestrate.places import owned
@@ -47,6 +49,8 @@ STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "FAILED": "ended",
 }
 REF = "orchestrate-ref"
+ANSWER_S = 60
+TIMED_OUT = 408
 
 
 class RayJobs(AwayPlace):
@@ -120,13 +124,20 @@ class RayJobs(AwayPlace):
                 entrypoint_num_gpus=resources.count if resources.gpu else None,
             )
         except Exception as error:
-            # Ray raises the same kind of error for a refusal and for an answer that was lost.
-            try:
-                there = any(one.id == id for one in self.find(ref))
-            except OrchestrateError:
-                raise OutcomeUnknown(self.name, ref, f"{error}") from error
-            if not there:
-                raise InvalidRequest(self.name, f"the cluster took no job: {error}") from error
+            if refused := _refusal(self.name, error):
+                raise refused from error
+            if isinstance(error, ConnectionError):  # of Ray's question for the version, which goes first
+                raise HostUnavailable(self.name, str(error)) from error
+            if not self._taken(ref, id):
+                raise OutcomeUnknown(self.name, ref, f"{type(error).__name__}: {error}") from error
+
+    def _taken(self, ref: str, id: str) -> bool:
+        """Whether this attempt is there: an id that the cluster has had is answered with a 500, as what broke
+        is. That it is not there says nothing: the request may still be on its way."""
+        try:
+            return any(one.id == id for one in self.find(ref))
+        except OrchestrateError:
+            return False
 
     def find(self, ref: str | None = None) -> list[Placed]:
         with self._asked():
@@ -165,9 +176,7 @@ class RayJobs(AwayPlace):
     def _jobs(self) -> Any:
         if self._client is None:
             self._require_safe()
-            from ray.job_submission import JobSubmissionClient
-
-            self._client = JobSubmissionClient(self.address)
+            self._client = _client(self.address)
         return self._client
 
     @contextmanager
@@ -178,8 +187,45 @@ class RayJobs(AwayPlace):
             raise
         except Exception as error:
             self._client = None
+            if refused := _refusal(self.name, error):
+                raise refused from error
             told = f"the cluster at {self.address} could not be asked: {error}"
             raise HostUnavailable(self.name, told, fix="ray status; ray start --head") from error
+
+
+class _Answered(Exception):
+    """A request that was answered with an error; Ray's own has the status in a sentence only."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"it answered with {status}: {text}")
+        self.status = status
+
+
+def _client(address: str) -> Any:
+    """Ray's own, which keeps the status of an answer and does not wait for one without end."""
+    from ray.job_submission import JobSubmissionClient
+
+    base: Any = JobSubmissionClient
+
+    class Client(base):
+        def _do_request(self, *args: Any, **more: Any) -> Any:
+            return base._do_request(self, *args, **{"timeout": ANSWER_S, **more})
+
+        def _raise_error(self, r: Any) -> NoReturn:
+            raise _Answered(int(r.status_code), str(r.text))
+
+    return Client(address)
+
+
+def _refusal(name: str, error: Exception) -> ProviderError | None:
+    """What was answered is certainly a refusal."""
+    from ray.exceptions import AuthenticationError
+
+    if isinstance(error, AuthenticationError):
+        return AuthenticationFailed(name, str(error))
+    if isinstance(error, _Answered) and 400 <= error.status < 500 and error.status != TIMED_OUT:
+        return InvalidRequest(name, str(error), status=error.status)
+    return None
 
 
 def _placed(job: Any, ref: str) -> Placed:

@@ -22,6 +22,7 @@ from orchestrate.profile import built_in
 from orchestrate.providers import registry
 from orchestrate.text import count, size
 from orchestrate.types import Record
+from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,7 +114,8 @@ def settings(ft: Orchestrator, *, online: bool = False) -> Iterator[Check]:
 def _asked(ft: Orchestrator, name: str) -> Check:
     """Whether the host takes the key: a read, which changes and bills nothing."""
     try:
-        next(iter(ft.ready(name).list()), None)
+        with work(f"asking {name}"):
+            next(iter(ft.ready(name).list()), None)
     except OrchestrateError as error:
         return Check(check=f"host {name}", ok=False, detail=error.message, fix=error.fix)
     return Check(check=f"host {name}", ok=True, detail="takes the key")

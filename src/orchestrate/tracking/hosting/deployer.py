@@ -223,11 +223,12 @@ class Deployer:
         self.reached("after-ending")
         clock = self.store.clock
         until = clock.uptime().seconds + patience_s
-        while True:
-            deployment = self._end(deployment)
-            if deployment.state.over or clock.uptime().seconds >= until:
-                return deployment
-            clock.sleep(_POLL_S)
+        with work(f"ending it at {self.provider.name}"):
+            while True:
+                deployment = self._end(deployment)
+                if deployment.state.over or clock.uptime().seconds >= until:
+                    return deployment
+                clock.sleep(_POLL_S)
 
     def _end(self, deployment: Deployment) -> Deployment:
         try:
