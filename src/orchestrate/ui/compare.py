@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -136,9 +137,9 @@ def _labelled(
 ) -> dict[str, Sequence[MetricPoint]]:
     """By their names, or where those are not one run's only, by their ids."""
     names = [name_of(run) for run in runs]
+    times = Counter(names)
     return {
-        name if names.count(name) == 1 else run.id: points[run.id]
-        for name, run in zip(names, runs, strict=True)
+        name if times[name] == 1 else run.id: points[run.id] for name, run in zip(names, runs, strict=True)
     }
 
 

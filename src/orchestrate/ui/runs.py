@@ -26,7 +26,7 @@ _AT_ONCE = 100
 """Runs that the page comes with; it asks for the others once these are shown."""
 _LOOK_S = 1.0
 """Between two looks into the store, for as long as a page is open."""
-_SPARKED, _SPARK = 320, 32
+_SPARKED, _SPARK = 128, 32
 """Points that are read for a curve in a row, and the means that are drawn of them."""
 _WIDTH, _HEIGHT = 80.0, 16.0
 

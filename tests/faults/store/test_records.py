@@ -215,6 +215,28 @@ def test_metrics_of_one_step_are_merged(store: Store) -> None:
     assert points[1] == MetricPoint(step=1, values={"train_loss": 0.5, "valid_loss": 0.25}, epoch=0.5)
 
 
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([], []),
+        ([7], [7]),
+        ([3, 4, 6], [3, 4, 6]),
+        (range(10, 101, 10), [10, 40, 60, 80, 100]),  # at or next after 10, 32, 55, 77, 100
+        ([1, 2, 3, 4, 97, 98, 99, 101], [1, 97, 101]),  # 1, 26, 51, 76, 101: of a gap its end alone
+        ([0, 500_000_000, 2_000_000_000, 2_100_000_000], [0, 2_000_000_000, 2_100_000_000]),
+    ],
+    ids=["none", "one", "few", "every tenth", "a gap", "large"],
+)
+def test_points_are_sampled_by_their_steps(store: Store, steps: list[int], kept: list[int]) -> None:
+    run, other = make(store), make(store)
+    store.history.add_metrics(run.id, [MetricPoint(step=s, values={"train_loss": s + 0.5}) for s in steps])
+    found = store.history.sampled([run.id, other.id], 4)
+    assert found == {
+        run.id: [MetricPoint(step=s, values={"train_loss": s + 0.5}) for s in kept],
+        other.id: [],
+    }
+
+
 def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
     run = make(store)
     late, early = Checkpoint(id="a", step=20), Checkpoint(id="b", step=10, metrics={"valid_loss": 1.0})

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, literal, select
 
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
@@ -155,25 +155,15 @@ class History:
 
     def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
         """About `most` points of each run at most, evenly over its steps, with the first and the last one."""
-        table, found = schema.metrics, {run_id: list[MetricPoint]() for run_id in run_ids}
+        found: dict[str, dict[int, str]] = {run_id: {} for run_id in run_ids}
         with self._db.reading() as connection:
             for start in range(0, len(run_ids), 500):
-                # Numbered without the records, so that the index alone is read for what is left out.
-                place = func.row_number().over(partition_by=table.c.run_id, order_by=table.c.step)
-                total = func.count().over(partition_by=table.c.run_id)
-                some = select(table.c.run_id, table.c.step, place.label("n"), total.label("total"))
-                n = some.where(table.c.run_id.in_(run_ids[start : start + 500])).subquery()
-                # As many as asked for: what is above a multiple of them begins the next one.
-                kept = (n.c.n * most % n.c.total < most) | (n.c.n == 1)
-                query = (
-                    select(table.c.run_id, table.c.record)
-                    .join(n, (table.c.run_id == n.c.run_id) & (table.c.step == n.c.step))
-                    .where(kept)
-                    .order_by(table.c.run_id, table.c.step)
-                )
-                for run_id, record in connection.execute(query):
-                    found[run_id].append(MetricPoint.from_json(record))
-        return found
+                for run_id, step, record in connection.execute(_sample(run_ids[start : start + 500], most)):
+                    found[run_id][step] = record
+        return {
+            run_id: [MetricPoint.from_json(record) for _, record in sorted(records.items())]
+            for run_id, records in found.items()
+        }
 
     def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
         """Adds or replaces by id. One that the host no longer lists is kept."""
@@ -330,6 +320,28 @@ def _merged(known: str | None, point: MetricPoint) -> str:
         epoch=old.epoch if point.epoch is None else point.epoch,
     )
     return new.to_json().decode()
+
+
+def _sample(run_ids: Sequence[str], most: int) -> Select[Any, Any, Any]:
+    """The points at or next after so many places between each run's first step and its last; one that is next
+    to several comes as often. The index is asked for each of them: to number the rows of a million points,
+    and keep every tenth, takes six times as long."""
+    table, asked = schema.metrics, schema.metrics.alias()
+    first, last = func.min(table.c.step), func.max(table.c.step)
+    ends = select(table.c.run_id, first.label("first"), cast(last - first, BigInteger).label("span"))
+    run = ends.where(table.c.run_id.in_(run_ids)).group_by(table.c.run_id).subquery()
+    part = select(literal(0).label("n")).cte(recursive=True)
+    part = part.union_all(select(part.c.n + 1).where(part.c.n < most))
+    parts = case((run.c.span == 0, 1), (run.c.span < most, run.c.span), else_=most)
+    place = run.c.first + run.c.span * part.c.n // parts
+    after = (asked.c.run_id == run.c.run_id) & (asked.c.step >= place)
+    step = select(asked.c.step).where(after).order_by(asked.c.step).limit(1).scalar_subquery()
+    return (
+        select(table.c.run_id, table.c.step, table.c.record)
+        .select_from(run)
+        .join(part, part.c.n <= run.c.span)
+        .join(table, (table.c.run_id == run.c.run_id) & (table.c.step == step))
+    )
 
 
 def _upload(provider: str, host: str, account: str | None, digest: str) -> ColumnElement[bool]:
