@@ -81,6 +81,7 @@ def test_a_deployed_model_answers_as_it_writes(cli: Cli, tmp_path: Path, backend
         pieces: list[str] = []
         with Orchestrator(settings) as ft:
             reply = Talk(ft.run("last")).ask([Message(role="user", content="one?")], pieces.append)
+            assert ft.run("last").chat("one?").content == reply.content, "a text is what the user says"
         assert "".join(pieces) == reply.content == talked.out.strip()
         assert len(pieces) > 1, "piece by piece"
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import jsonschema
@@ -30,6 +31,13 @@ def test_every_command_has_help_of_its_own(cli: Cli, name: str) -> None:
 def test_a_typo_is_answered_with_a_suggestion(cli: Cli) -> None:
     shown = cli("sbumit")
     assert shown.code == 2 and "submit" in shown.err
+
+
+@pytest.mark.parametrize("group", ["models", "prices", "keys", "providers"])
+def test_what_lists_does_so_alone_and_by_its_word(cli: Cli, group: str) -> None:
+    alone, named = cli(group), cli(group, "list")
+    assert (alone.code, alone.out, alone.err) == (named.code, named.out, named.err)
+    assert alone.code == 0 and alone.out.count("\n") > 3
 
 
 def test_init_writes_files_that_work_and_never_overwrites(cli: Cli, tmp_path: Path) -> None:
@@ -105,6 +113,8 @@ def test_doctor_and_providers_speak_json(cli: Cli) -> None:
     assert checks["python"]["ok"] is True and checks["store"]["ok"] is True
     assert "core" in checks["processor"]["detail"] and "GiB" in checks["memory"]["detail"]
     assert "free" in checks["disk"]["detail"]
+    assert checks["orchestrate"]["detail"] == version("orchestrate-ft")
+    assert checks["extra [local]"]["detail"].startswith(f"torch {version('torch')}, ")
     backends = {b["name"]: b for b in cli("providers", "--json").json}
     assert {"openai", "together", "fireworks", "local"} <= backends.keys()
     for backend in backends.values():

@@ -80,6 +80,17 @@ def test_a_key_is_not_sent_to_another_host(
     assert set(asked) == {f"Bearer {KEY}"}
 
 
+def test_a_real_key_is_not_tied_to_a_sandbox_without_a_person(
+    cli: Cli, stranger: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """As where the exports of `orchestrate sandbox` still stand in the shell."""
+    exported = {"OPENAI_BASE_URL": stranger[0]}
+    refused = cli("keys", "set", "openai", stdin=KEY + "\n", **exported)
+    assert refused.code == 2 and "nothing was written" in refused.err and "a sandbox?" in refused.err
+    assert "unset OPENAI_BASE_URL" in refused.err and not (tmp_path / "keys.toml").exists()
+    assert cli("keys", "set", "openai", stdin="sandbox-anything\n", **exported).code == 0
+
+
 def test_the_first_use_is_told(cli: Cli, stranger: tuple[str, list[str]]) -> None:
     env = {"OPENAI_BASE_URL": stranger[0], "OPENAI_API_KEY": KEY}
     first = cli("-v", "recover", "-p", "openai", **env)

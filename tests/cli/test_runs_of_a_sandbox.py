@@ -63,9 +63,10 @@ def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Pat
 
 def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Path) -> None:
     run = tried(cli).out.split()[-1]
-    for words in (("eval", "last"), ("show", "last"), ("download", "latest")):
+    for words in (("eval", "last"), ("show", "last"), ("download", "latest"), ("compare", "last")):
         done = cli(*words)
         assert done.code == 2 and run in done.err and "orchestrate sandbox run --" in done.err
+    assert "would bill" in cli("show", run).out
     inside = cli("sandbox", "run", "--no-train", *orchestrate(), "show", "last", "--json")
     assert inside.json["id"] == run
     assert cli("submit", "--provider", "local", "--yes").code == 0

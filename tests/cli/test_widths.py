@@ -15,26 +15,36 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import command
+from tests.reviewing import answered
 
 from orchestrate import JobSpec, config
 from orchestrate.commands.terminal.pages import examples
 from orchestrate.text import lookalike
 from orchestrate.tracking import Store
 from orchestrate.tracking.records.runs import Intent
+from orchestrate.types import Contender, Evaluation, MetricUsed
 
 ENDLESS = {
     "ui", "mcp", "worker", "serve", "ab serve", "queue run", "demo", "sandbox run", "local bench", "watch",
     "log", "review", "data review",
 }  # fmt: skip
-"""These serve, follow or train until they are told to end; of some the first screen is looked at all the
-same."""
+"""These serve, follow or train until they are told to end. Their first screens are looked at by `SERVES` and
+`FIRST`, but for those that take a model and minutes: `serve` prints what `ab serve` does, by the same calls,
+`local bench` two sentences, `demo` and `sandbox run` the pages of other commands, `mcp` nothing for people.
+What `watch` draws of runs on their way is held to these widths in `test_live_view.py`."""
 SERVES = ("ui --read-only --port 0", "sandbox --no-train --port 0", "gateway --port 0")
 """Ended as soon as they have said where they are."""
+FIRST = (
+    "worker --provider local", "review last", "review last --single --raters ann,bo",
+    "data review train.jsonl --no-browser", "ab serve support-bot.yaml --port 0",
+)  # fmt: skip
+"""So are these, of which the notes are looked at, too."""
 MORE = (
     "quote --provider openai,together,fireworks --traffic '20k req/day, 900 in, 150 out' --months 6",
     "plan --all", "prices list", "prices list --model qwen3.5-9b", "models show qwen3.5-9b",
@@ -45,7 +55,7 @@ MORE = (
 BY_THE_HOUR = {"doctor", "advise", "plan", "quote", "local memory"}
 """They tell the load, the room and the speed of this machine, which change meanwhile."""
 NEW = re.compile(
-    r"\b(?:(?:run|orc)-1[0-9a-z]{11}|orc-gw-[\w-]{43}|\d\d:\d\d:\d\d)(?![\w-])"
+    r"\b(?:(?:run|orc|rev|ab)-1[0-9a-z]{11}|orc-gw-[\w-]{43}|\d\d:\d\d:\d\d)(?![\w-])"
     r"|sandbox-[0-9a-f]{24}|http://127[^\s']+"
 )
 """Ids, keys and times are others in each scene, and as long."""
@@ -59,19 +69,23 @@ def run_all(arguments: list[str]) -> None:
     from orchestrate.cli import main
 
     for words in map(shlex.split, arguments):
-        print("<<<", json.dumps(words), flush=True)
-        if shlex.join(words) in SERVES:
-            threading.Thread(target=end_when_it_has_written, args=(os.fstat(1).st_size,), daemon=True).start()
+        for stream in (sys.stdout, sys.stderr):
+            print("<<<", json.dumps(words), file=stream, flush=True)
+        if shlex.join(words) in (*SERVES, *FIRST):
+            stream = 2 if words[0] == "worker" else 1
+            before = os.fstat(stream).st_size
+            threading.Thread(target=end_when_it_has_written, args=(stream, before), daemon=True).start()
         sys.argv = ["orchestrate", *words]
         try:
             main()
         except SystemExit as ended:
-            print("\n>>>", ended.code, flush=True)
+            for stream in (sys.stdout, sys.stderr):
+                print("\n>>>", ended.code, file=stream, flush=True)
 
 
-def end_when_it_has_written(before: int) -> None:
+def end_when_it_has_written(stream: int, before: int) -> None:
     """A command that serves does so after it has made itself ready to be ended."""
-    while os.fstat(1).st_size == before:
+    while os.fstat(stream).st_size == before:
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -105,20 +119,35 @@ def said(folder: Path, environment: dict[str, str], width: int, encoding: str) -
     """The output and the exit code of each command."""
     scene(folder)
     asked = [text.partition(" ")[2] for name, text in examples().items() if name not in ENDLESS]
+    out, _ = told_by([*asked, *MORE], folder, environment, width, encoding)
+    return out
+
+
+Told = dict[str, tuple[str, str]]
+
+
+def told_by(
+    asked: list[str], folder: Path, environment: dict[str, str], width: int, encoding: str
+) -> tuple[Told, Told]:
+    """By command: what it gave with its exit code, and what it noted beside that."""
     env = environment | {
         "HOME": str(folder), "ORCHESTRATE_HOME": str(folder / "home"), "COLUMNS": str(width),
         "TERMINAL_WIDTH": str(width), "NO_COLOR": "1", "PYTHONIOENCODING": encoding,
         "ORCHESTRATE_KEYS": str(folder / "keys.toml"),
     }  # fmt: skip
-    done = command.run([*asked, *MORE], cwd=folder, env=env, program=run_all)
-    told = done.out.decode(encoding)
-    assert "defect:" not in done.err.decode(encoding), done.err.decode(encoding)
-    found: dict[str, tuple[str, str]] = {}
+    done = command.run(asked, cwd=folder, env=env, program=run_all)
+    out, err = done.out.decode(encoding), done.err.decode(encoding)
+    assert "defect:" not in err, err
+    return parted(out, len({*asked})), parted(err, len({*asked}))
+
+
+def parted(told: str, commands: int) -> Told:
+    found: Told = {}
     for part in told.split("<<< ")[1:]:
         words, _, rest = part.partition("\n")
         text, _, code = rest.rpartition("\n>>>")
         found[" ".join(json.loads(words))] = (NEW.sub("NEW", text), code.strip())
-    assert len(found) == len({*asked, *MORE})
+    assert len(found) == commands
     return found
 
 
@@ -148,6 +177,53 @@ def test_no_word_of_any_command_is_broken(folder: Path, cli_env: dict[str, str])
             if found := strangers(text, whole, loosely=words.split()[0] in BY_THE_HOUR):
                 wrong[f"{words} at {width}"] = found
     assert not wrong, json.dumps(wrong, indent=1)
+
+
+def judged(folder: Path) -> None:
+    """An evaluation of which answers can be rated, and an experiment's plan."""
+    rows = answered(("one?", "tuned one", "base one"), ("two?", "b", "a"), names=("run", "base tiny"))
+    (folder / "items.jsonl").write_bytes(b"".join(row.to_json() + b"\n" for row in rows))
+    settings = config.load(env={"ORCHESTRATE_HOME": str(folder / "home")}, cwd=folder)
+    with Store.open(settings.store_url) as store:
+        run = store.runs.get("last")
+        sides = {"run": ("tuned", run.id), "base tiny": ("base", None)}
+        store.history.add_evaluation(
+            Evaluation(
+                id="eval-20261101-abcd", created_at=datetime(2026, 11, 1, tzinfo=UTC), dataset="test.jsonl",
+                dataset_digest="d", items=len(rows), items_digest="e" * 64, measures=(),
+                items_file=str(folder / "items.jsonl"),
+                contenders=tuple(
+                    Contender(
+                        name=name, kind=kind, model="t", provider="fireworks", served_by="h", run_id=id
+                    )
+                    for name, (kind, id) in sides.items()
+                ),
+                metrics=(MetricUsed(name="token_f1", kind="graded"),),
+            )
+        )  # fmt: skip
+    model = "http://127.0.0.1:9/v1=qwen3-8b"
+    (folder / "support-bot.yaml").write_text(
+        f"name: support-bot\nbase: {model}\ntuned: {model}-support\n"
+        "metrics: [{name: resolved, role: primary}]\n"
+        "rule: {stages: [10, 100], goal: better, min_users: 200, min_hours: 24}\n"
+    )
+
+
+def test_first_screens_of_what_goes_on_are_whole(folder: Path, cli_env: dict[str, str]) -> None:
+    seen: dict[int, tuple[Told, Told]] = {}
+    for width in (1000, 80, 100, 140):
+        scene(folder)
+        judged(folder)
+        asked = [*FIRST, "watch last", "log last --to tensorboard --at curves"]
+        seen[width] = told_by(asked, folder, cli_env, width, "utf-8")
+    for width in (80, 100, 140):
+        for wide, narrow in zip(seen[1000], seen[width], strict=True):
+            for words, (text, code) in narrow.items():
+                assert code == wide[words][1], (words, width)
+                assert not strangers(text, wide[words][0], loosely=False), f"{words} at {width}:\n{text}"
+    out, err = seen[80]
+    assert "watching 0 runs on the way" in err["worker --provider local"][0], "those are of other backends"
+    assert all(text.strip() or err[words][0].strip() for words, (text, _) in out.items())
 
 
 def test_what_is_looked_for_is_found() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ PROVIDER = "provider"
 """The name under which the backend varies; all others are fields of the spec."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
-_FIXED = ("train", "test", "tags", "max_cost_usd")
+_FIXED = ("train", "validation", "test", "tags", "max_cost_usd", "private")
 """What does not vary: trials on other rows are no trials of the same thing."""
 
 
@@ -31,12 +31,15 @@ class Space:
     def names(self) -> list[str]:
         return [*self.choices, *self.ranges]
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """All choices with one another; ranges are left out."""
-        return [
-            dict(zip(self.choices, values, strict=True))
-            for values in itertools.product(*self.choices.values())
-        ]
+    @property
+    def size(self) -> int:
+        """How many combinations there are."""
+        return math.prod(map(len, self.choices.values()))
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """All choices with one another; ranges are left out. One by one: there may be millions."""
+        for values in itertools.product(*self.choices.values()):
+            yield dict(zip(self.choices, values, strict=True))
 
 
 def of(search: Search) -> Space:

@@ -18,7 +18,7 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
         "method": ("sft", ["a", "b"]),
         "packing": (True, False),
     }
-    assert len(found.combinations()) == 3 * 2 * 2 * 2
+    assert found.size == len(list(found.combinations())) == 3 * 2 * 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,8 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
         (["epochs=1,1"], [], "twice"),
         (["epochs=1,{"], [], "not a YAML value"),
         (["train=a.jsonl,b.jsonl"], [], "cannot vary"),
+        (["validation=a.jsonl,b.jsonl"], [], "cannot vary"),
+        (["private=true,false"], [], "cannot vary"),
         (["epochs=1,2"], ["epochs=1:2"], "as choices and as a range"),
         ([], ["epochs"], "NAME=LOW:HIGH"),
         ([], ["epochs=3:1"], "NAME=LOW:HIGH"),

@@ -210,7 +210,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
 
 def tell_plan(plan: EvaluationPlan) -> None:
     """Before anything is sent: what it can show, and what it costs."""
-    more = " and ".join(f"{rows:,} for {100 * d:g}" for d, rows in plan.rows_for[-2:])
+    more = " and ".join(f"{rows:,} for {100 * d:g} points" for d, rows in plan.rows_for[-2:])
     note(
         f"{count(plan.items, 'row')} can show a difference of {100 * plan.detectable:.0f} points at best, "
         f"where models differ on {plan.assumed:.0%} of them" + (f"; it takes {more}" if more else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.text import Text
@@ -25,6 +25,8 @@ from orchestrate.types.proof import badge
 from orchestrate.watching import UNSENT, UNSETTLED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrate.handle import RunHandle
     from orchestrate.service import Orchestrator
 
@@ -72,14 +74,14 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "quote": _quote(record),
         "host's estimate": f"{money(record.estimate_usd)}, before it began" if record.estimate_usd else None,
         "limit": limit(record.max_cost_usd) if record.max_cost_usd is not None else None,
-        "bill": _bill(record),
+        "would bill" if record.sandbox else "bill": _bill(record),
         "abandoned": record.abandoned,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
         "made by": record.made_by,
         "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
         "data": record.dataset_digest[:16],
-        "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if v is not None),
+        "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _told(k, v)),
     }
     for e in evaluations:
         for c in e.contenders:
@@ -260,7 +262,16 @@ def _bill(run: Run) -> str | None:
     return f"{final}{money(run.bill.usd)} ({run.bill.origin})" + (", above its limit" if over else "")
 
 
+def _told(name: str, value: Any) -> bool:
+    """Whether it is shown with the spec: the limit has a line of its own."""
+    return value is not None and name != "max_cost_usd"
+
+
 def _short(value: Any) -> str:
+    """As a spec writes it, on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v is not None) + "}"  # pyright: ignore[reportUnknownVariableType]
-    return str(value)
+        named = cast("dict[str, Any]", value)
+        return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in named.items() if v is not None) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_short, cast("Sequence[Any]", value))) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -47,13 +47,15 @@ def worker(
     with orchestrator(context) as ft, contextlib.ExitStack() as stack:
         notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
         ft.settings = replace(ft.settings, notify=notify)
-        watcher = watching.watcher(ft, only=None if provider == "all" else ft.backends(provider))
+        only = None if provider == "all" else ft.backends(provider)
+        watcher = watching.watcher(ft, only=only)
         if webhooks is not None:
             for url in stack.enter_context(watching.webhooks(ft, webhooks, watcher.wake)):
                 note(f"taking webhooks on {url}")
 
         watched = "all backends" if provider == "all" else provider
-        note(f"watching {count(len(ft.active_runs()), 'run')} on their way, and new ones, of {watched}")
+        runs = [r for r in ft.active_runs() if only is None or r.record.provider in only]
+        note(f"watching {count(len(runs), 'run')} on the way, and new ones, of {watched}")
         note(f"ends are told {notify.told}; Ctrl-C stops the watching, never a run")
 
         def shown(reports: list[SyncReport]) -> None:

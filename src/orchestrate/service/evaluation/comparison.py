@@ -104,7 +104,7 @@ def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
 def _record(ft: Orchestrator, run: RunHandle | Run | str) -> Run:
     if isinstance(run, RunHandle):
         return run.record
-    return ft.store.runs.get(run) if isinstance(run, str) else run
+    return ft.run(run).record if isinstance(run, str) else run
 
 
 def sent(ft: Orchestrator, run: Run) -> Translation | None:

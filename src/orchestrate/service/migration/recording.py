@@ -104,7 +104,7 @@ class PreparedRecording:
         """`name`: a run, else a model as `eval --model` takes it. Raises `UsageError` and `DataError`."""
         self._ft, self._order = ft, order
         named = ft.store.runs.exists(name) or name.startswith(RUN_PREFIX)
-        run = ft.store.runs.get(name) if named else None
+        run = ft.run(name).record if named else None
         path = str(order.prompts) if order.prompts is not None else _own_prompts(run, name)
         found = prompts(path)
         self._covering = covering(found.items, order.most)

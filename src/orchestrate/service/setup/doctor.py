@@ -8,10 +8,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from orchestrate import __version__
 from orchestrate.deployment import hourly
 from orchestrate.errors import OrchestrateError, SetupError
 from orchestrate.local import machine as hardware
@@ -52,7 +54,8 @@ class Check(Record, frozen=True, kw_only=True):
 
 
 def machine() -> Iterator[Check]:
-    """Python and the packages."""
+    """This version, Python, the hardware and the packages."""
+    yield Check(check="orchestrate", ok=True, detail=__version__)
     yield Check(
         check="python",
         ok=sys.version_info >= (3, 11),
@@ -72,7 +75,7 @@ def machine() -> Iterator[Check]:
         yield Check(
             check=f"extra [{extra}]",
             ok=None if absent else True,
-            detail=f"no {', '.join(absent)}" if absent else "installed",
+            detail=f"no {', '.join(absent)}" if absent else ", ".join(map(_versioned, modules)),
             fix=f"pip install 'orchestrate-ft[{extra}]'" if absent else None,
         )
 
@@ -136,6 +139,12 @@ def _home(home: Path) -> Check:
         fix = f"chmod 700 {shlex.quote(str(home))}"
         return Check(check="home", ok=True, detail=f"{home}, open to other users of this machine", fix=fix)
     return Check(check="home", ok=True, detail=str(home))
+
+
+def _versioned(module: str) -> str:
+    with suppress(PackageNotFoundError):  # its distribution may have another name
+        return f"{module} {version(module)}"
+    return module
 
 
 def _installed(package: str) -> Check:

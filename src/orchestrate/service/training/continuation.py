@@ -16,7 +16,7 @@ def continued(ft: Orchestrator, spec: JobSpec, provider: str) -> JobSpec:
     """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
     if spec.continue_from is None or not ft.store.runs.exists(spec.continue_from):
         return spec
-    earlier = ft.store.runs.get(spec.continue_from)
+    earlier = ft.run(spec.continue_from).record
     if earlier.provider != provider:
         raise UsageError(
             f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
