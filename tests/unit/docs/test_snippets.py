@@ -34,6 +34,7 @@ RUN_BY = {
     "docs/ab.md": "tests/cli/test_ab.py",
     "docs/quotes.md": "tests/cli/test_quotes_page.py",
     "docs/gateway.md": "tests/e2e/test_pages.py",
+    "docs/notebooks.md": "tests/unit/notebook/test_notebook.py",
     "docs/queue.md": "tests/e2e/test_pages.py",
     "docs/trackers.md": "tests/e2e/test_pages.py",
     "docs/ui.md": "tests/e2e/test_pages.py",
