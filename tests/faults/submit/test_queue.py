@@ -133,10 +133,15 @@ def test_a_host_that_is_down_is_tried_again(shop: Shop, hosts: Any) -> None:
     write_rows(shop.rows, 13)  # which the host has not yet
     hosts.fault("openai", "rate_limit", method="POST", path="files", retry_after=500.0, count=0)
     entry, server = add(shop), QueueServer(shop.ft)
-    assert server.turn() == []
-    assert server.problems
+    clock, waits = shop.ft.store.clock, list[tuple[float, float]]()
+    for _ in range(2):
+        before = clock.uptime().seconds
+        assert server.turn() == []
+        assert server.problems
+        again = server._again.pop(entry.id)  # a while later
+        waits.append((again - clock.uptime().seconds, again - before))
+    assert waits[0][0] <= 60 and waits[1][1] >= 120, "less and less often"
     hosts.clear_faults()
-    server._again.clear()  # a minute later
     server.turn()
     gone = state(shop, entry)
     assert (gone.state, shop.sent()) == (QueueState.SUBMITTED, 1)

@@ -29,6 +29,8 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
         (["learning_rate="], [], "needs values"),
         (["epochs=1,1"], [], "twice"),
         (["epochs=1,{"], [], "not a YAML value"),
+        (["epochs=1,2", "epochs=3"], [], "epochs is given twice"),
+        ([], ["epochs=1:2", "epochs=2:3"], "epochs is given twice"),
         (["train=a.jsonl,b.jsonl"], [], "cannot vary"),
         (["validation=a.jsonl,b.jsonl"], [], "cannot vary"),
         (["private=true,false"], [], "cannot vary"),

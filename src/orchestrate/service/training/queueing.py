@@ -163,6 +163,7 @@ class QueueServer:
     moved: list[Moved] = field(default_factory=list[Moved])
     """What became of entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
+    _tries: dict[str, int] = field(default_factory=dict[str, int])
 
     def waiting(self) -> list[QueueEntry]:
         """What would go in time without anybody doing anything."""
@@ -212,7 +213,8 @@ class QueueServer:
     def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
         made = self.ft.store.runs.of_key(_key(entry, entry.attempt))
         if error.retryable:
-            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(entry)
+            tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
+            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
             self.problems.append(f"{entry.id}: {error.message}")
             if (
                 made is not None and made.phase is SubmitPhase.REFUSED
@@ -302,9 +304,9 @@ def _key(entry: QueueEntry, attempt: int) -> str:
     return f"{_KEY}{entry.id}" + (f"-{attempt}" if attempt else "")
 
 
-def _again_s(entry: QueueEntry) -> float:
+def _again_s(tries: int) -> float:
     """A host that could not be reached is asked again less and less often."""
-    return _SOON_S * 2 ** min(entry.attempt, 5)
+    return _SOON_S * 2 ** min(tries - 1, 5)
 
 
 class _Taken(Exception):
