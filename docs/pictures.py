@@ -1,8 +1,8 @@
-"""Makes the picture of the README from the report of a finished `make demo`, and that of docs/safety.md from
-a sandbox of its own.
+"""Makes the picture of the README from the report of a finished `make demo`, and those of docs/safety.md and
+docs/ui.md from sandboxes of their own.
 
-python docs/pictures.py              # needs Chromium on the PATH for the report's picture
-python docs/pictures.py spending     # that one alone
+python docs/pictures.py              # needs Chromium on the PATH for the report's picture and the page's
+python docs/pictures.py spending     # that one alone; so does `ui`
 """
 
 from __future__ import annotations
@@ -28,17 +28,49 @@ IMAGES = ROOT / "docs" / "images"
 DEMO = ROOT / ".demo"
 
 
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    return found or sys.exit("no Chromium on the PATH")
+
+
 def report() -> Path:
     """The HTML report in Chromium."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        sys.exit("no Chromium on the PATH")
-    path = IMAGES / "report.png"
+    browser, path = chromium(), IMAGES / "report.png"
     with tempfile.TemporaryDirectory() as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         flags += ["--disable-background-networking", f"--user-data-dir={profile}", "--window-size=1100,1400"]
         page = (DEMO / "report.html").as_uri()
         subprocess.run([browser, *flags, f"--screenshot={path}", page], check=True, capture_output=True)
+    return path
+
+
+def ui() -> Path:
+    """The page of a run that is deployed; in few colours, which a page has anyway."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    from orchestrate.ui.server import serving
+
+    path = IMAGES / "ui.png"
+    rows = [json.dumps({"messages": _turn(f"question {i}", f"answer {i}")}) + "\n" for i in range(240)]
+    with tempfile.TemporaryDirectory() as folder, running(train=False, speed=1000) as sandbox:
+        train = Path(folder, "tickets.jsonl")
+        train.write_text("".join(rows))
+        env = {**sandbox.env, "ORCHESTRATE_KEYS": f"{folder}/keys.toml"}
+        settings = config.load(env=env, cwd=Path(folder), home=Path(folder, "home"), made_by="ana@lab")
+        with Orchestrator(settings) as ft, serving(ft) as url, sync_playwright() as driver:
+            spec = JobSpec(model="qwen3-8b", train=str(train), epochs=3, suffix="tickets")
+            run = ft.submit(spec, "fireworks")
+            run.wait(poll_s=0.05)
+            run.deploy(max_hours=3)
+            browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1000, "height": 1080})
+            page.goto(f"{url}runs/{run.id}")
+            page.locator("canvas").first.wait_for()
+            page.screenshot(path=path)
+            browser.close()
+    with Image.open(path) as shown:
+        shown.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(path, optimize=True)
     return path
 
 
@@ -86,5 +118,6 @@ def _turn(asked: str, answered: str) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for make in (spending,) if sys.argv[1:] == ["spending"] else (report, spending):
+    pictures = {"report": report, "spending": spending, "ui": ui}
+    for make in [pictures[name] for name in sys.argv[1:] or pictures]:
         print(make().relative_to(ROOT))

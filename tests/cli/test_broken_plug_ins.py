@@ -98,5 +98,7 @@ def test_profiles_and_the_keyring_are_loaded_when_they_are_used(shell: Shell) ->
     used = json.loads(shell("plan", "-p", "openai,local", program=loaded).err.splitlines()[-1])
     assert "orchestrate.providers.openai.profile" in used
     assert not [m for m in used if m.startswith("keyring") or "attic" in m]
-    unset = json.loads(shell("plan", "-p", "together", program=loaded).err.splitlines()[-1])
-    assert "keyring" in unset, "nowhere else is a key of it"
+    planned = json.loads(shell("plan", "-p", "together", program=loaded).err.splitlines()[-1])
+    assert "keyring" not in planned, "it asks no host"
+    called = json.loads(shell("import", "together", program=loaded).err.splitlines()[-1])
+    assert "keyring" in called, "nowhere else is a key of it"

@@ -84,16 +84,22 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Term
 
 
 def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Target | None:
-    """By the key's own names, the configuration's, without the date, and by default. `None`: unknown."""
+    """By the key's own names, the configuration's, without the date, and by default. `None`: unknown.
+    What the configuration keeps private stays so for a key that sends it elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
-    for known in (own, models):
-        for name in (asked, _DATE.sub("", asked)):
-            if name in known:
-                return known[name]
-        for name, target in known.items():
-            if _DATE.sub("", name) == asked:
-                return target
-    return own.get(DEFAULT) or models.get(DEFAULT)
+    of_key, of_all = _named(asked, own), _named(asked, models)
+    found = of_key or of_all or own.get(DEFAULT) or models.get(DEFAULT)
+    general = of_all or models.get(DEFAULT)
+    if found is None or general is None or not general.settings.get("private"):
+        return found
+    return found.model_copy(update={"settings": {**found.settings, "private": True}})
+
+
+def _named(asked: str, known: Mapping[str, Target]) -> Target | None:
+    for name in (asked, _DATE.sub("", asked)):
+        if name in known:
+            return known[name]
+    return next((target for name, target in known.items() if _DATE.sub("", name) == asked), None)
 
 
 def parse_target(told: str) -> Target:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrate import specfile
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.keys import hide
 from orchestrate.progress import cost_so_far
 from orchestrate.service import Orchestrator
 from orchestrate.spec import JobSpec
+from orchestrate.text import inert
 from orchestrate.types import JobStatus, Problem, Quote, Run, Severity
 
 _MOST_PROBLEMS = 20
@@ -160,13 +162,25 @@ def problems(found: list[Problem]) -> dict[str, Any]:
 
 
 def told(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """The tool, whose errors say what failed and what to do."""
+    """The tool, whose errors say what failed and what to do. What others wrote is text in all that it gives:
+    nothing that a terminal or an eye would act on, and no secret."""
 
     @functools.wraps(tool)
     def run(*args: Any, **given: Any) -> Any:
         try:
-            return tool(*args, **given)
+            return _plain(tool(*args, **given))
         except OrchestrateError as error:
-            raise ToolError(f"{error}" + (f"\nto do: {error.fix}" if error.fix else "")) from error
+            way_out = f"\nto do: {error.fix}" if error.fix else ""
+            raise ToolError(_plain(f"{error}{way_out}")) from error
 
     return run
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return inert(hide(value))
+    if isinstance(value, dict):
+        return {_plain(name): _plain(one) for name, one in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in cast("list[Any]", value)]
+    return value

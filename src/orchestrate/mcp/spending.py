@@ -15,7 +15,7 @@ from orchestrate.errors import OverBudget, UsageError
 from orchestrate.mcp.reading import SpecGiven, run_line, told
 from orchestrate.service import Orchestrator
 from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
-from orchestrate.text import count, money, quoted
+from orchestrate.text import count, inert, money, quoted
 
 
 class Agreement(BaseModel):
@@ -194,7 +194,9 @@ def _taking_down(ft: Orchestrator, _purse: Purse) -> Tool:
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
-    """The question to the person. Raises `UsageError` for a client that cannot ask one."""
+    """The question to the person, on one line: a name cannot add a sentence that looks like ours. Raises
+    `UsageError` for a client that cannot ask one."""
+    question = " ".join(inert(question).split())
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         raise UsageError(

@@ -34,7 +34,7 @@ def next_settings(
     if sampler == "grid":
         left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
         return next(left, None)
-    if not space.ranges and len(tried) >= len(space.combinations()):
+    if not space.ranges and len(tried) >= space.size:
         return None
     for attempt in range(_TRIES):
         study = _study(space, _sampler(sampler, seed + 1000 * len(trials) + attempt), trials, maximise)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ PROVIDER = "provider"
 """The name under which the backend varies; all others are fields of the spec."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
-_FIXED = ("train", "test", "tags", "max_cost_usd")
+_FIXED = ("train", "validation", "test", "tags", "max_cost_usd", "private")
 """What does not vary: trials on other rows are no trials of the same thing."""
 
 
@@ -31,12 +32,15 @@ class Space:
     def names(self) -> list[str]:
         return [*self.choices, *self.ranges]
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """All choices with one another; ranges are left out."""
-        return [
-            dict(zip(self.choices, values, strict=True))
-            for values in itertools.product(*self.choices.values())
-        ]
+    @property
+    def size(self) -> int:
+        """How many combinations there are."""
+        return math.prod(map(len, self.choices.values()))
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """All choices with one another; ranges are left out. One by one: there may be millions."""
+        for values in itertools.product(*self.choices.values()):
+            yield dict(zip(self.choices, values, strict=True))
 
 
 def of(search: Search) -> Space:
@@ -46,11 +50,13 @@ def of(search: Search) -> Space:
 def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
     """`["learning_rate=1e-4,2e-4"]` and `["learning_rate=1e-5:1e-3:log"]`; values are read as YAML. Raises
     `UsageError`."""
-    choices = dict(_choice(pair) for pair in grid)
-    bounds = dict(_range(pair) for pair in ranges)
-    twice = choices.keys() & bounds.keys()
-    if twice:
-        raise UsageError(f"{sorted(twice)[0]} is given as choices and as a range: one of them")
+    each_choice, each_range = [_choice(pair) for pair in grid], [_range(pair) for pair in ranges]
+    choices, bounds = dict(each_choice), dict(each_range)
+    if both := choices.keys() & bounds.keys():
+        raise UsageError(f"{sorted(both)[0]} is given as choices and as a range: one of them")
+    counted = Counter(name for name, _ in (*each_choice, *each_range))
+    if twice := [name for name, times in counted.items() if times > 1]:
+        raise UsageError(f"{twice[0]} is given twice: all its values go into one --grid")
     if not choices and not bounds:
         raise UsageError(
             "nothing varies", fix="--grid learning_rate=1e-4,2e-4   or --range NAME=LOW:HIGH:log"

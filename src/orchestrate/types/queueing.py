@@ -72,6 +72,8 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
     parent: int | None = None
     """The trial on fewer rows that this one continues in full."""
     state: TrialState = TrialState.OPEN
+    attempt: int = 0
+    """How many of its runs came to nothing because their host could not be reached."""
     run_id: str | None = None
     high_usd: Decimal = Decimal(0)
     """Of its quote: what it takes of the budget until its bill is known."""

@@ -19,12 +19,13 @@ from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE, SETTLED
 
 from orchestrate import Orchestrator, config, watching
+from orchestrate.costing import RateBook
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.service.training import queueing
 from orchestrate.service.training.queueing import QueueServer
 from orchestrate.tracking import Store, sync
 from orchestrate.tracking.timing import settle_left_s
-from orchestrate.types import JobStatus, QueueEntry, QueueState, Run
+from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 
 def add(shop: Shop, provider: str = "openai", *, epochs: int = 1, **how: Any) -> QueueEntry:
@@ -132,10 +133,15 @@ def test_a_host_that_is_down_is_tried_again(shop: Shop, hosts: Any) -> None:
     write_rows(shop.rows, 13)  # which the host has not yet
     hosts.fault("openai", "rate_limit", method="POST", path="files", retry_after=500.0, count=0)
     entry, server = add(shop), QueueServer(shop.ft)
-    assert server.turn() == []
-    assert server.problems
+    clock, waits = shop.ft.store.clock, list[tuple[float, float]]()
+    for _ in range(2):
+        before = clock.uptime().seconds
+        assert server.turn() == []
+        assert server.problems
+        again = server._again.pop(entry.id)  # a while later
+        waits.append((again - clock.uptime().seconds, again - before))
+    assert waits[0][0] <= 60 and waits[1][1] >= 120, "less and less often"
     hosts.clear_faults()
-    server._again.clear()  # a minute later
     server.turn()
     gone = state(shop, entry)
     assert (gone.state, shop.sent()) == (QueueState.SUBMITTED, 1)
@@ -300,3 +306,79 @@ def test_the_commands(shop: Shop) -> None:
     assert msgspec.json.decode(done.stdout)[0]["state"] == "submitted"
     assert shop.sent() == 1
     assert isinstance(shop.type("queue", "rm", entry["id"]).exception, UsageError)
+
+
+def test_the_same_command_twice_is_one_entry_unless_a_second_is_wanted(shop: Shop) -> None:
+    entry = add(shop)
+    with pytest.raises(UsageError, match=f"{entry.id} is the same and waits already"):
+        add(shop)
+    queueing.hold(shop.ft, entry.id)
+    with pytest.raises(UsageError, match="waits already") as caught:
+        add(shop)
+    assert "--again" in (caught.value.fix or "")
+    assert [one.id for one in queueing.entries(shop.ft)] == [entry.id]
+    second = add(shop, again=True)
+    queueing.remove(shop.ft, second.id)
+    queueing.remove(shop.ft, entry.id)
+    assert add(shop).state is QueueState.WAITING, "what was taken out does not stand in the way"
+    words = ["-p", "openai", f"--model={MODELS['openai']}", "--train", str(shop.rows), "--epochs", "2"]
+    assert shop.type("queue", "add", *words, "--max-cost", "5").exit_code == 0
+    assert isinstance(shop.type("queue", "add", *words, "--max-cost", "5").exception, UsageError)
+    assert shop.type("queue", "add", *words, "--max-cost", "5", "--again").exit_code == 0
+
+
+def test_what_a_killed_server_had_begun_can_be_taken_out_until_it_has_a_run(shop: Shop) -> None:
+    entry, other = add(shop), add(shop, epochs=2)
+    queue = shop.ft.store.queue
+    for one in (entry, other):
+        queue.change(one.id, lambda now: msgspec.structs.replace(now, state=QueueState.SUBMITTING))
+    with shop.ft.store.leases.hold("queue"), pytest.raises(UsageError, match="is being submitted"):
+        queueing.remove(shop.ft, entry.id)
+    assert queueing.remove(shop.ft, entry.id).state is QueueState.REMOVED
+    server = QueueServer(shop.ft)
+    assert [moved.entry.id for moved in server.turn()] == [other.id]
+    queue.change(other.id, lambda now: msgspec.structs.replace(now, state=QueueState.SUBMITTING, run_id=None))
+    with pytest.raises(UsageError, match="is being submitted"):
+        queueing.remove(shop.ft, other.id)
+
+
+def test_a_price_that_is_not_known_any_more_is_not_taken_for_nothing(shop: Shop) -> None:
+    entry = add(shop)
+    shop.ft.rates = RateBook(())
+    QueueServer(shop.ft).turn()
+    held = state(shop, entry)
+    assert (held.state, shop.sent()) == (QueueState.HELD, 0)
+    assert "price" in (held.note or ""), held.note
+
+
+def test_the_queue_paused_in_the_middle_of_a_turn_sends_nothing_more(shop: Shop) -> None:
+    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 5})
+    add(shop)
+    add(shop, epochs=2)
+    queue = shop.ft.store.queue
+
+    class Paused(QueueServer):
+        def _look(self, entry: QueueEntry) -> Any:
+            moved = super()._look(entry)
+            queue.pause(True)
+            return moved
+
+    assert len(Paused(shop.ft).turn()) == 1
+    assert shop.sent() == 1
+
+
+def test_what_was_lost_and_never_made_goes_again_and_does_not_block_the_others(shop: Shop) -> None:
+    first, second = add(shop), add(shop, epochs=2)
+    server = QueueServer(shop.ft)
+    server.turn()
+    run_id, store = state(shop, first).run_id or "", shop.ft.store
+    # As it is settled when no job of it is found.
+    unsent = {"phase": SubmitPhase.UPLOADED, "status": JobStatus.SUBMITTING, "job_id": None}
+    store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, **unsent))
+    assert [moved.entry.id for moved in server.turn()] == [first.id]
+    assert state(shop, first).run_id == run_id
+    assert shop.ft.run(run_id).record.phase is SubmitPhase.SUBMITTED
+    ended(shop, run_id)
+    assert [moved.entry.id for moved in server.turn()] == [second.id]
+    found = shop.count("openai")
+    assert (found["runs"], found["lost"], found["doubled"]) == (2, 0, 0)

@@ -11,14 +11,16 @@ import msgspec
 import pytest
 from tests.faults.shop import Shop
 from tests.faults.submitting import MODELS, write_rows
+from tests.faults.world import CREATE
 
+from orchestrate.costing import RateBook
 from orchestrate.errors import UsageError
 from orchestrate.search import space
 from orchestrate.service.training import searching
 from orchestrate.service.training.searching import Order
 from orchestrate.service.training.trials import Searching
 from orchestrate.tracking.database.leases import LeaseHeld
-from orchestrate.types import JobStatus, MetricPoint, Search, TrialState
+from orchestrate.types import JobStatus, MetricPoint, Search, SubmitPhase, Trial, TrialState
 
 GRID = space.parse(["epochs=1,2,3"], [])
 
@@ -204,3 +206,106 @@ def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> N
     [listed] = msgspec.json.decode(shop.type("sweep", "--list", "--json").stdout)
     assert listed["trials"] == 2
     assert shop.type("sweep", "--show", "last").exit_code == 1, "it has no score yet"
+
+
+def turned(carried: Searching) -> list[Any]:
+    carried._later = 0.0  # a while later
+    carried.turn()
+    return carried.trials
+
+
+def test_a_lost_answer_is_a_run_that_counts_and_not_a_failed_trial(shop: Shop, hosts: Any) -> None:
+    """Its job may train and bill; `sync` settles it."""
+    write_rows(shop.rows, 21)  # which the host has not yet
+    hosts.fault("openai", "lost_request", method="POST", path=CREATE["openai"])
+    search = begun(shop)
+    carried = Searching(shop.ft, search)
+    [trial] = turned(carried)
+    assert (trial.state, trial.note) == (TrialState.OPEN, None)
+    run = shop.ft.run(trial.run_id or "").record
+    assert run.phase is SubmitPhase.OUTCOME_UNKNOWN
+    assert carried.spent_usd() == trial.high_usd > 0
+    assert [t.number for t in turned(carried)] == [0], "it takes the room of one"
+
+
+def test_what_was_lost_and_never_made_is_sent_again(shop: Shop) -> None:
+    search = begun(shop)
+    carried = Searching(shop.ft, search)
+    [trial] = turned(carried)
+    store, run_id = shop.ft.store, trial.run_id or ""
+    # As it is settled when no job of it is found.
+    unsent = {"phase": SubmitPhase.UPLOADED, "status": JobStatus.SUBMITTING, "job_id": None}
+    store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, **unsent))
+    [trial] = turned(carried)
+    assert (trial.run_id, trial.state) == (run_id, TrialState.OPEN)
+    assert shop.ft.run(run_id).record.phase is SubmitPhase.SUBMITTED
+    found = shop.count("openai")
+    assert (found["runs"], found["lost"], found["doubled"]) == (1, 0, 0)
+
+
+def test_a_host_that_is_busy_costs_no_trial(shop: Shop, hosts: Any) -> None:
+    write_rows(shop.rows, 22)
+    hosts.fault("openai", "rate_limit", method="POST", path="files", retry_after=500.0, count=0)
+    carried = Searching(shop.ft, begun(shop))
+    [trial] = turned(carried)
+    assert trial.state is TrialState.OPEN and trial.run_id is None and carried.waits
+    hosts.clear_faults()
+    carried.turn()
+    assert carried.trials == [trial], "it is asked again later"
+    [trial] = turned(carried)
+    assert (trial.state, shop.sent(), carried.waits) == (TrialState.OPEN, 1, None)
+    assert shop.ft.run(trial.run_id or "").record.phase is SubmitPhase.SUBMITTED
+
+
+def test_what_its_host_refuses_is_a_failed_trial_and_the_others_go_on(shop: Shop, hosts: Any) -> None:
+    write_rows(shop.rows, 23)
+    hosts.fault("openai", "error", method="POST", path=CREATE["openai"], status=400)
+    search = begun(shop, max_parallel=2)
+    carried = Searching(shop.ft, search)
+    turned(carried)
+    assert [t.state.value for t in turned(carried)] == ["failed", "open", "open"]
+    assert "failed" in (carried.trials[0].note or "")
+    assert carried.spent_usd() == sum(t.high_usd for t in carried.trials[1:])
+
+
+def test_a_search_that_was_stopped_ends_with_what_was_only_written_down(shop: Shop) -> None:
+    """As a process was killed before the run was made: it waits for the next command, which may have more
+    money, and does not hold up this one."""
+    search = begun(shop)
+    quote = searching.prepared_trial(shop.ft, search, {"epochs": 1}, "openai", 1.0).offer("openai").quote
+    shop.ft.store.searches.propose(search.id, Trial(number=0, settings={"epochs": 1}))
+    poor = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd / 2))
+    [trial] = poor.run(lambda: None, threading.Event(), pause_s=0)
+    assert "what is left of the sweep's limit" in (poor.stopped or "")
+    assert (trial.state, trial.run_id, shop.sent()) == (TrialState.OPEN, None, 0)
+    rich = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd))
+    [trial] = turned(rich)
+    assert trial.run_id and shop.sent() == 1
+
+
+def test_a_trial_without_a_price_is_above_every_limit(shop: Shop) -> None:
+    """Of a large grid only the first are priced before it begins."""
+    carried = Searching(shop.ft, begun(shop, max_cost_usd=Decimal(100)))
+    shop.ft.rates = RateBook(())
+    carried.turn()
+    assert "the price is not known" in (carried.stopped or "")
+    assert (carried.trials, shop.sent()) == ([], 0)
+
+
+def test_a_share_of_other_data_stops_the_search_too(shop: Shop) -> None:
+    write_rows(shop.rows, 60)
+    carried = Searching(shop.ft, begun(shop, share=0.5))
+    write_rows(shop.rows, 61)
+    carried.turn()
+    assert (carried.stopped, shop.sent()) == ("the training data have changed since the search began", 0)
+
+
+def test_a_grid_of_a_million_is_not_begun_unasked_and_costs_no_memory(shop: Shop) -> None:
+    wide = space.parse([f"{name}={','.join(map(str, range(1, 101)))}" for name in ("epochs", "seed")], [])
+    huge = space.Space({f"n{n}": tuple(range(100)) for n in range(20)}, {})
+    assert huge.size == 100**20 and next(huge.combinations())["n19"] == 0
+    with pytest.raises(UsageError, match="10,000 combinations, and each is a run"):
+        begun(shop, Order(space=wide))
+    assert begun(shop, Order(space=wide, trials=2)).trials == 2
+    with pytest.raises(UsageError, match="combinations"):
+        begun(shop, Order(space=huge))

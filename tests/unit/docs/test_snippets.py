@@ -20,6 +20,7 @@ from tests.documented import SHELL, Snippet, snippets
 from tests.paths import ROOT
 from typer.main import get_command
 
+from orchestrate import Orchestrator, config
 from orchestrate.cli import app
 
 PAGES = [
@@ -33,6 +34,11 @@ RUN_BY = {
     "docs/leaving-openai.md": "tests/e2e/test_leaving_guide.py",
     "docs/ab.md": "tests/cli/test_ab.py",
     "docs/quotes.md": "tests/cli/test_quotes_page.py",
+    "docs/gateway.md": "tests/e2e/test_pages.py",
+    "docs/notebooks.md": "tests/unit/notebook/test_notebook.py",
+    "docs/queue.md": "tests/e2e/test_pages.py",
+    "docs/trackers.md": "tests/e2e/test_pages.py",
+    "docs/ui.md": "tests/e2e/test_pages.py",
     "docs/how-to/": "tests/e2e/test_how_to.py",
     "docs/json.md": "tests/e2e/test_how_to.py",
     "examples/": "tests/e2e/test_examples.py",
@@ -110,6 +116,27 @@ def test_every_snippet_can_be_read(name: str) -> None:
             [json.loads(line) for line in one.text.splitlines() if line.strip()] if one.text.count(
                 "\n{"
             ) else json.loads(one.text)
+
+
+SETTINGS = [(name, one.text) for name in NAMES for one in snippets(ROOT / name) if one.language == "toml"]
+PLACES = [f"{name}-{n}" for n, (name, _) in enumerate(SETTINGS)]
+
+
+@pytest.mark.parametrize(("name", "text"), SETTINGS, ids=PLACES)
+def test_every_settings_file_is_read_with_its_hosts(name: str, text: str, tmp_path: Path) -> None:
+    """But for a plug-in's own files, and hosts of the kind that it adds."""
+    added: set[str] = set()
+    for other in [tomllib.loads(told) for page, told in SETTINGS if page == name]:
+        added |= {*other.get("project", {}).get("entry-points", {}).get("orchestrate.providers", {})}
+    asked = tomllib.loads(text)
+    hosts = asked.get("hosts", {})
+    if "project" in asked or added & {host.get("type") for host in hosts.values()}:
+        return
+    (tmp_path / "orchestrate.toml").write_text(text)
+    env = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as ft:
+        assert [ft.provider(host).name for host in hosts] == [*hosts]
+        assert ft.settings.config_file == tmp_path / "orchestrate.toml"
 
 
 def runner(name: str) -> str | None:

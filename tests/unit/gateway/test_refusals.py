@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
-from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
+
+from orchestrate.gateway import terms
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.types import GatewayKey
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +116,49 @@ def test_what_has_ended_is_not_cancelled(openai: OpenAI, gateway: Gateway, file:
         answer = http.post(f"fine_tuning/jobs/{done.id}/cancel")
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_job_status")
         assert http.post("fine_tuning/jobs/ftjob-none/cancel").status_code == 404
+
+
+def test_a_key_that_sends_a_private_model_elsewhere_keeps_it_private() -> None:
+    def private(asked: str, map: dict[str, str]) -> bool:
+        key = GatewayKey(name="k", created_at=datetime(2026, 1, 1, tzinfo=UTC), map=map)
+        found = terms.target_of(asked, models, key)
+        return found is not None and found.settings.get("private") is True
+
+    table = {"backend": "local", "model": "qwen3-4b"}
+    marked = {**table, "settings": {"private": True}}
+    models = {
+        name: terms.Target.model_validate(told)
+        for name, told in {"secret-2026-01-01": marked, "open": table, "default": marked}.items()
+    }
+    away = "together:qwen3-8b"
+    assert private("secret", {"secret": away}) and private("secret-2026-01-01", {"default": away})
+    assert private("other", {"other": away}) and private("other", {})
+    assert not private("open", {}) and not private("open", {"open": away})
+
+
+def test_a_model_that_is_marked_private_stays_on_machines_of_ones_own(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """Before the job is written down, and by every name that the map has for it; without the mark it is
+    taken, and on the user's own host too."""
+    private = {"settings": {"private": True}}
+    models = {
+        "away": {"backend": "together", "model": "qwen3-8b", **private},
+        "own": {"backend": "fireworks", "model": "qwen3-8b", **private},
+        "default": {"backend": "together", "model": "qwen3-8b", **private},
+    }
+    env = {**sandbox.env, "TOGETHER_BASE_URL": "https://together.invalid/v1"}
+    with (
+        gateway_of(tmp_path, env, {"models": models}) as found,
+        found.http() as http,
+        found.client() as openai,
+    ):
+        file = openai.files.create(file=("train.jsonl", rows()), purpose="fine-tune").id
+        for name in ("away", "gpt-4.1-2025-04-14"):
+            answer = http.post("fine_tuning/jobs", json={"model": name, "training_file": file})
+            error = answer.json()["error"]
+            assert (answer.status_code, answer.headers["x-should-retry"]) == (422, "false"), error
+            assert "private" in error["message"] and "ORCHESTRATE_OWN_HOSTS=together" in error["message"]
+        assert openai.fine_tuning.jobs.create(model="own", training_file=file).status
+        assert [job.model for job in openai.fine_tuning.jobs.list()] == ["own"]
+        assert [run.record.spec["private"] for run in until(lambda: list(found.ft.runs()))] == [True]

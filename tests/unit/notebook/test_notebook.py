@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from tests.documented import Snippet, snippets
+from tests.paths import ROOT
 from tests.unit.ui.page import Parsed
 
 from orchestrate.sandbox import running
@@ -28,8 +31,23 @@ spec
     "ended",
     "run.metrics().to_pandas()",
     "run.wait(poll_s=0.02, live=False).id",
-    "ft.close()",
 )
+PAGE = snippets(ROOT / "docs" / "notebooks.md")
+"""Its first block needs nothing, its second a run and an evaluation."""
+
+
+def lines(one: Snippet) -> list[str]:
+    """Each statement as a cell."""
+    return [ast.unparse(line) for line in ast.parse(one.text).body]
+
+
+FIRST, SECOND = (lines(one) for one in PAGE)
+EVALUATED = "ft.run('last').evaluate(test='test.jsonl')"
+WRITTEN = (*CELLS, *FIRST, EVALUATED, *SECOND, "ft.close()")
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def outputs(cell: Any) -> list[dict[str, str]]:
@@ -38,12 +56,10 @@ def outputs(cell: Any) -> list[dict[str, str]]:
 
 @pytest.fixture
 def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    rows = [
-        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]}
-        for n in range(12)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    written = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    for name, mark in (("train", "q"), ("test", "other ")):
+        rows = [{"messages": [_turn("user", f"{mark}{n}"), _turn("assistant", f"a{n}")]} for n in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in WRITTEN])
     with running(home=tmp_path / "sandbox", train=False, speed=1000, waits=Durations(file=0.0)) as sandbox:
         env = {
             **sandbox.env,
@@ -66,7 +82,7 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_notebook_from_spec_to_metrics(notebook: Any) -> None:
-    spec, quotes, plan, problems, waited, ended, metrics, silent, _ = notebook["cells"]
+    spec, quotes, plan, problems, waited, ended, metrics, silent, *page, _ = notebook["cells"]
     html = {
         name: Parsed(outputs(cell)[-1]["text/html"]).text
         for name, cell in [("spec", spec), ("quotes", quotes), ("plan", plan), ("problems", problems)]
@@ -83,3 +99,11 @@ def test_a_notebook_from_spec_to_metrics(notebook: Any) -> None:
     assert "$" in Parsed(outputs(ended)[-1]["text/html"]).text
     assert "train_loss" in outputs(metrics)[-1]["text/html"]
     assert "text/html" not in outputs(silent)[-1]
+    # What the page of notebooks shows, statement by statement.
+    first, evaluated, second = page[: len(FIRST)], page[len(FIRST)], page[len(FIRST) + 1 :]
+    prices = Parsed(outputs(first[-1])[-1]["text/html"]).texts
+    assert {"together", "fireworks", "local"} <= {*prices}
+    assert outputs(evaluated)
+    losses, by_backend, compared, scores = (outputs(cell)[-1] for cell in second[1:])
+    assert "train_loss" in losses["text/plain"] and "openai" in by_backend["text/plain"]
+    assert "text/html" in compared and "contender" in scores["text/html"]

@@ -96,12 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         except TypeError as error:
             self._answer(400, str(error))
             return
-        if asked.submission_id in self.head.jobs:
-            # The head has this from a node's agent, whose 400 is an error like any other to it.
-            told = f"ValueError: Job with submission_id {asked.submission_id} already exists."
-            self._answer(500, f"RuntimeError: Request failed with status code 400: {told}")
-            return
-        self.head.jobs[asked.submission_id] = {
+        job = {
             "type": "SUBMISSION",
             "submission_id": asked.submission_id,
             "status": "PENDING",
@@ -110,6 +105,14 @@ class _Handler(BaseHTTPRequestHandler):
             "metadata": asked.metadata,
             "runtime_env": asked.runtime_env,
         }
+        if fault == "taken":  # by another submit of the same attempt, a moment ago
+            self.head.jobs[asked.submission_id] = job
+        if asked.submission_id in self.head.jobs:
+            # The head has this from a node's agent, whose 400 is an error like any other to it.
+            told = f"ValueError: Job with submission_id {asked.submission_id} already exists."
+            self._answer(500, f"RuntimeError: Request failed with status code 400: {told}")
+            return
+        self.head.jobs[asked.submission_id] = job
         if fault == "lost":
             self.close_connection = True
         elif fault == "500 after":

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from tests.paths import TINY
 from tests.sending import create, upload
+from tests.unit.places.worlds import ray_cluster
 
 from orchestrate import config
 from orchestrate.data import TrainingData
@@ -76,6 +77,16 @@ def test_a_private_run_stays_with_a_cluster_and_a_depot_of_this_machine(tmp_path
     assert not own('depot = "s3://bucket/runs"\n')
     assert not own('depot = "file:///mnt/runs"\naddress = "https://10.0.0.7:8265"\n')
     assert own('depot = "s3://bucket/runs"\n', ORCHESTRATE_OWN_HOSTS="other, ray")
+
+
+def test_of_two_submits_of_one_attempt_one_is_taken_and_both_have_it(tmp_path: Path) -> None:
+    with ray_cluster(tmp_path) as world:
+        found = world.provider(tmp_path)
+        asked = _spec(tmp_path)
+        remote = upload(found, asked, TrainingData.open(asked.train))  # type: ignore[arg-type]
+        world.fault("taken")
+        assert create(found, asked, remote, REF).job_id == REF
+        assert world.jobs() == [(REF, True)]
 
 
 class Head:

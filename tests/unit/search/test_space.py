@@ -18,7 +18,7 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
         "method": ("sft", ["a", "b"]),
         "packing": (True, False),
     }
-    assert len(found.combinations()) == 3 * 2 * 2 * 2
+    assert found.size == len(list(found.combinations())) == 3 * 2 * 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,11 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
         (["learning_rate="], [], "needs values"),
         (["epochs=1,1"], [], "twice"),
         (["epochs=1,{"], [], "not a YAML value"),
+        (["epochs=1,2", "epochs=3"], [], "epochs is given twice"),
+        ([], ["epochs=1:2", "epochs=2:3"], "epochs is given twice"),
         (["train=a.jsonl,b.jsonl"], [], "cannot vary"),
+        (["validation=a.jsonl,b.jsonl"], [], "cannot vary"),
+        (["private=true,false"], [], "cannot vary"),
         (["epochs=1,2"], ["epochs=1:2"], "as choices and as a range"),
         ([], ["epochs"], "NAME=LOW:HIGH"),
         ([], ["epochs=3:1"], "NAME=LOW:HIGH"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from threading import Barrier
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 from tests.unit.ui.conftest import MARKUP
@@ -19,7 +22,7 @@ from orchestrate.cli import app as command
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.ui.server import app
+from orchestrate.ui.server import app, serving
 from orchestrate.ui.site import Site
 
 
@@ -165,6 +168,29 @@ def test_agreed_to_once_it_is_submitted_once(web: TestClient, ft: Orchestrator, 
     for _ in range(2):
         assert web.post("/new", data={**fields, "again": "1"}).status_code == 200
     assert len(ft.runs()) == 2, "another one was agreed to once"
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one form", "a form each"])
+def test_two_browsers_that_send_at_once_make_one_run(ft: Orchestrator, rows: Path, shared: bool) -> None:
+    ready = Barrier(2)
+    with serving(ft) as url:
+
+        def opened() -> dict[str, str]:
+            asked = httpx.get(f"{url}new/confirm", params=form(rows, max_cost_usd="5"))
+            return {name: value for name, value in Parsed(asked.text).fields.items() if name != "again"}
+
+        def sent(fields: dict[str, str]) -> httpx.Response:
+            ready.wait(60)
+            return httpx.post(f"{url}new", data=fields, timeout=120)
+
+        forms = [opened()] * 2 if shared else [opened(), opened()]
+        with ThreadPoolExecutor(2) as browsers:
+            answers = list(browsers.map(sent, forms))
+        [run] = ft.runs()
+        codes = sorted(answer.status_code for answer in answers)
+        assert codes[0] == 303 and codes[1] < 500, [answer.text for answer in answers]
+        for answer in answers:
+            assert run.id in (answer.headers.get("location", "") or answer.text)
 
 
 def test_above_the_limit_nothing_is_sent(web: TestClient, ft: Orchestrator, rows: Path) -> None:

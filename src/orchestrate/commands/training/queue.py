@@ -85,7 +85,13 @@ def add(
         caps = require_agreement(ft, prepared, ft.earlier(prepared, names), how)
         made = [
             queueing.add(
-                ft, prepared, name, after=place.after or (), max_cost_usd=caps.get(name), first=place.first
+                ft,
+                prepared,
+                name,
+                after=place.after or (),
+                max_cost_usd=caps.get(name),
+                first=place.first,
+                again=spending.again,
             )
             for name in names
         ]

@@ -181,13 +181,16 @@ def _agree(price: Any, search: Search, aim: AimOptions) -> None:
 
 
 def _carry_out(ft: Orchestrator, carried: Searching) -> None:
-    shown = dict[int, Trial]()
+    shown, waited = dict[int, Trial](), list[str]()
     watcher = watching.watcher(ft)
     watcher.feed = None  # what waits in the queue is not this command's
 
     def told(trials: list[Trial]) -> None:
         for problem in watcher.problems:
             warn(problem)
+        if carried.waits and carried.waits not in waited:
+            waited.append(carried.waits)
+            warn(f"the next trial waits: {carried.waits}")
         for trial in trials:
             before = shown.get(trial.number)
             if before is None or (before.state, before.run_id) != (trial.state, trial.run_id):

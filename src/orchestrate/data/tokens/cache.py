@@ -74,7 +74,7 @@ def seen(path: str, columns: object, folder: Path | None) -> str | None:
     decide, this only tells what need not be counted while they are read."""
     if folder is None:
         return None
-    with suppress(OSError, UnicodeDecodeError):
+    with suppress(OSError, ValueError):  # a name that can be none, too
         return _seen_file(folder, path, columns).read_text("ascii")
     return None
 

@@ -155,7 +155,7 @@ def _in_shares(parts: Mapping[str, float], shape: Shape, setup: Setup) -> dict[s
         **{name: parts[name] / n for name in ("adapter", "gradients", "optimiser")},
         **{name: parts[name] for name in ("activations", "logits")},
         "weights": (parts["weights"] - constants) / n + constants,
-        "put together": together,
+        "gathered layers": together,
     }
 
 

@@ -90,14 +90,14 @@ class Sharded:
             torch.manual_seed(seed + self.rank)
         # Gradients come back as their mean over the processes.
         total = objective.weight_of(rows, batch) / self.processes
-        return self._together(objective, rows, batch, most, total)
+        return self._over_all(objective, rows, batch, most, total)
 
     def evaluate(self, objective: Objective, rows: Rows, max_tokens: int) -> dict[str, float]:
         with objective.loaded.judging():
-            sums = self._together(objective, rows, range(rows.examples), (max_tokens, MOST_ROWS), None)
+            sums = self._over_all(objective, rows, range(rows.examples), (max_tokens, MOST_ROWS), None)
         return {f"valid_{k}": v for k, v in means(sums).items()}
 
-    def _together(
+    def _over_all(
         self,
         objective: Objective,
         rows: Rows,

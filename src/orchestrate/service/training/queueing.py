@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from orchestrate import specfile
+from orchestrate.costing import UnknownPrice
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
 from orchestrate.keys import is_masked, masked
 from orchestrate.spec import JobSpec
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _LEASE_S = 30.0
 _SOON_S = 60.0
+_KEY = "queue-"
 _OPEN = (QueueState.WAITING, QueueState.HELD)
 _GOING = (QueueState.WAITING, QueueState.SUBMITTING)
 
@@ -38,9 +40,11 @@ def add(
     after: Sequence[str] = (),
     max_cost_usd: Decimal | None = None,
     first: bool = False,
+    again: bool = False,
 ) -> QueueEntry:
     """Lets a run wait for `provider`. What it comes `after`, entries and runs, must have succeeded before.
-    Its quote is what was agreed to. Raises `UsageError` for what cannot be kept or would wait for ever."""
+    Its quote is what was agreed to. Raises `UsageError` for what cannot be kept or would wait for ever, and,
+    unless `again`, for what waits there already."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
@@ -67,7 +71,17 @@ def add(
             made_by=ft.settings.made_by or None,
         )
 
-    return queue.add(make, first=first)
+    return queue.add(make, first=first, guard=None if again else _require_new)
+
+
+def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
+    facts = (entry.provider, entry.host, entry.digest, entry.spec)
+    for other in others:
+        if (
+            other.state in {*_OPEN, *_GOING}
+            and (other.provider, other.host, other.digest, other.spec) == facts
+        ):
+            raise UsageError(f"{other.id} is the same and waits already", fix="--again  for a second one")
 
 
 def entries(ft: Orchestrator, *, ended: bool = False) -> list[QueueEntry]:
@@ -96,7 +110,7 @@ def release(ft: Orchestrator, name: str) -> QueueEntry:
 
 def _changed(ft: Orchestrator, name: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
     def guarded(entry: QueueEntry) -> QueueEntry:
-        if entry.state in _OPEN:
+        if entry.state in _OPEN or (unmade and entry.state is QueueState.SUBMITTING):
             return change(entry)
         if entry.run_id is not None:
             raise UsageError(f"{entry.id} is a run already", fix=f"orchestrate cancel {entry.run_id}")
@@ -104,7 +118,15 @@ def _changed(ft: Orchestrator, name: str, change: Callable[[QueueEntry], QueueEn
             raise UsageError(f"{entry.id} is being submitted", fix="cancel its run: orchestrate runs")
         raise UsageError(f"{entry.id} was removed already", fix="orchestrate queue ls --all")
 
-    return ft.store.queue.change(ft.store.queue.get(name).id, guarded)
+    found, unmade = ft.store.queue.get(name), False
+    with ExitStack() as alone:
+        if found.state is QueueState.SUBMITTING:
+            # One whose server ended, or whose host does not answer, before there was a run.
+            with suppress(LeaseHeld):
+                alone.enter_context(ft.store.leases.hold("queue", _LEASE_S))
+                runs = _runs(ft, found)
+                unmade = all(run.phase is SubmitPhase.REFUSED for run in runs)
+        return ft.store.queue.change(found.id, guarded)
 
 
 def _named(ft: Orchestrator, name: str) -> str:
@@ -141,12 +163,21 @@ class QueueServer:
     moved: list[Moved] = field(default_factory=list[Moved])
     """What became of entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
+    _tries: dict[str, int] = field(default_factory=dict[str, int])
 
     def waiting(self) -> list[QueueEntry]:
         """What would go in time without anybody doing anything."""
         queue = self.ft.store.queue
-        entries = [] if queue.paused else queue.matching(_GOING)
+        entries = [] if queue.paused else [*queue.matching(_GOING), *self._unsent()]
         return [entry for entry in entries if self.only is None or entry.provider in self.only]
+
+    def _unsent(self) -> list[QueueEntry]:
+        """Whose answer was lost, and whose job was never made: they go again, else they would take up the
+        room of one for ever."""
+        runs = self.ft.store.runs.matching(phase=UNSENT, closed=False)
+        ours = {run.id for run in runs if (run.idempotency_key or "").startswith(_KEY)}
+        gone = self.ft.store.queue.matching({QueueState.SUBMITTED}) if ours else []
+        return [entry for entry in gone if entry.run_id in ours]
 
     def turn(self) -> list[Moved]:
         """Looks at each entry that waits, once. Raises only `StoreError`."""
@@ -154,6 +185,10 @@ class QueueServer:
         if self.waiting():
             with suppress(LeaseHeld), self.ft.store.leases.hold("queue", _LEASE_S):
                 for entry in self.waiting():
+                    if self.ft.store.queue.paused:  # since the turn began
+                        break
+                    if entry.state is QueueState.SUBMITTED:
+                        entry = self.ft.store.queue.change(entry.id, _reopened)
                     if moved := self._look(entry):
                         self.moved.append(moved)
         return self.moved
@@ -178,7 +213,8 @@ class QueueServer:
     def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
         made = self.ft.store.runs.of_key(_key(entry, entry.attempt))
         if error.retryable:
-            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(entry)
+            tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
+            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
             self.problems.append(f"{entry.id}: {error.message}")
             if (
                 made is not None and made.phase is SubmitPhase.REFUSED
@@ -192,17 +228,16 @@ class QueueServer:
 
     def _sent(self, entry: QueueEntry) -> Run | None:
         """Its run. One of an earlier attempt counts too: a host that said no may have made its job."""
-        for attempt in range(entry.attempt + 1):
-            run = self.ft.store.runs.of_key(_key(entry, attempt))
-            if run is not None and run.phase not in {*UNSENT, SubmitPhase.REFUSED}:
-                return run
-        return None
+        found = (run for run in _runs(self.ft, entry) if run.phase not in {*UNSENT, SubmitPhase.REFUSED})
+        return next(found, None)
 
     def _submit(self, entry: QueueEntry) -> Run:
         prepared = self.ft.prepare(JobSpec.parse(entry.spec), entry.provider)
         if prepared.data.digest != entry.digest:
             raise DataError("the training data are not those whose price was agreed to")
         quote = prepared.offer(entry.provider).quote
+        if entry.agreed_usd is not None and quote.unavailable:
+            raise UnknownPrice(entry.provider, entry.agreed_usd, quote.unavailable)
         if entry.agreed_usd is not None and quote.high_usd > entry.agreed_usd:
             raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
         return self.ft.submit(
@@ -258,18 +293,28 @@ def slots(ft: Orchestrator, provider: str) -> int:
     return ft.settings.queue.get(provider, 1)
 
 
+def _runs(ft: Orchestrator, entry: QueueEntry) -> list[Run]:
+    """Of all its attempts."""
+    found = (ft.store.runs.of_key(_key(entry, attempt)) for attempt in range(entry.attempt + 1))
+    return [run for run in found if run is not None]
+
+
 def _key(entry: QueueEntry, attempt: int) -> str:
     """The run's own key: by it a submit that was interrupted is found again, and never made twice."""
-    return f"queue-{entry.id}" + (f"-{attempt}" if attempt else "")
+    return f"{_KEY}{entry.id}" + (f"-{attempt}" if attempt else "")
 
 
-def _again_s(entry: QueueEntry) -> float:
+def _again_s(tries: int) -> float:
     """A host that could not be reached is asked again less and less often."""
-    return _SOON_S * 2 ** min(entry.attempt, 5)
+    return _SOON_S * 2 ** min(tries - 1, 5)
 
 
 class _Taken(Exception):
     """Its user removed or held it since the turn began."""
+
+
+def _reopened(entry: QueueEntry) -> QueueEntry:
+    return replace(entry, state=QueueState.SUBMITTING)
 
 
 def _claimed(entry: QueueEntry) -> QueueEntry:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
@@ -34,6 +35,8 @@ LOSS = "validation_loss"
 EVAL = "eval:"
 _MOST_PRICED = 32
 """Combinations of a search that are priced before it begins; of more, so many of them."""
+_MOST_UNASKED = 1000
+"""Trials of a grid that are made without saying how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ def begin(ft: Orchestrator, spec: JobSpec, providers: Sequence[str], order: Orde
     if is_masked(masked(values)):
         raise UsageError("the spec holds a secret, which a search must not keep")
     names = ft.backends(order.space.choices.get(PROVIDER, ()) or providers)
-    total = len(order.space.combinations())
+    total = order.space.size
     wanted = min(order.trials or total, total) if order.sampler == "grid" else order.trials or 20
     survivors = order.survivors or (max(1, wanted // 3) if order.share < 1 else 0)
     first = JobSpec.parse(space.applied(values, {}))
@@ -113,6 +116,11 @@ def _require(order: Order) -> None:
         raise UsageError(f"--sampler takes {', '.join(sampling.SAMPLERS)}; got {order.sampler!r}")
     if order.sampler == "grid" and order.space.ranges:
         raise UsageError("a grid has no ranges", fix="--sampler tpe or random, or --grid NAME=VALUES")
+    if order.sampler == "grid" and not order.trials and order.space.size > _MOST_UNASKED:
+        raise UsageError(
+            f"the grid has {order.space.size:,} combinations, and each is a run",
+            fix="say how many: --trials N, best with --sampler random or tpe",
+        )
     if not 0 < order.share <= 1:
         raise UsageError(f"--first-share is above 0 and at most 1; got {order.share:g}")
     if order.survivors and order.share == 1:
@@ -139,11 +147,11 @@ def _require_target(ft: Orchestrator, spec: JobSpec, name: str, search: Search) 
 
 def price(ft: Orchestrator, search: Search) -> Price:
     """Before anything is sent. Without evaluations, whose answers cost as `eval` says. Offline."""
-    combinations = space.of(search).combinations()
+    searched = space.of(search)
     ends = {name: high for name, (_, high, _) in search.ranges.items()}
     expected, high, full = list[Decimal](), list[Decimal](), list[Decimal]()
     unpriced: list[str] = []
-    for settings in combinations[:_MOST_PRICED]:
+    for settings in islice(searched.combinations(), _MOST_PRICED):
         for name in _backends(search, settings):
             each = [
                 prepared_trial(ft, search, {**settings, **ends}, name, share) for share in {search.share, 1.0}
@@ -160,7 +168,7 @@ def price(ft: Orchestrator, search: Search) -> Price:
         return Price(Decimal(0), Decimal(0), unpriced)
     each_usd, most_usd = sum(expected, Decimal(0)) / len(expected), max(high)
     again = search.survivors * max(full)
-    if search.sampler == "grid" and len(combinations) == search.trials == len(high):
+    if search.sampler == "grid" and searched.size == search.trials == len(high):
         return Price(sum(expected, Decimal(0)) + again, sum(high, Decimal(0)) + again, unpriced)
     return Price(each_usd * search.trials + again, most_usd * search.trials + again, unpriced)
 

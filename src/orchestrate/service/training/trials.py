@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from orchestrate import specfile
+from orchestrate.costing import UnknownPrice
 from orchestrate.errors import DataError, OrchestrateError, OverBudget
 from orchestrate.evaluation.metrics import registry
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
-from orchestrate.types import JobStatus, MetricPoint, Run, Search, SubmitPhase, Trial, TrialState
+from orchestrate.spec import JobSpec
+from orchestrate.tracking.transitions import UNSENT
+from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, SubmitPhase, Trial, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
 
 _LEASE_S = 30.0
+_SOON_S = 15.0
 
 
 @dataclass
@@ -33,6 +37,9 @@ class Searching:
     search: Search
     stopped: str | None = None
     """Why no further trial is made, where that is not because all were."""
+    waits: str | None = None
+    """Why the next trial could not be made yet; it is tried again."""
+    _later: float = 0.0
     _space: Space = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +84,9 @@ class Searching:
                 trials = self.trials
                 if on_turn is not None:
                     on_turn(trials)
-                if all(trial.state is not TrialState.OPEN for trial in trials) and self._next() is None:
+                # What was written down and has no run waits for more money, once the search has stopped.
+                going = [t for t in trials if t.state is TrialState.OPEN and (t.run_id or not self.stopped)]
+                if not going and self._next() is None:
                     break
                 stop.wait(pause_s)
         return self.trials
@@ -89,7 +98,7 @@ class Searching:
                 self._look(trial)
         if self.search.prune:
             self._prune()
-        while True:
+        while not self.stopped and self.ft.store.clock.uptime().seconds >= self._later:
             is_open = [trial for trial in self.trials if trial.state is TrialState.OPEN]
             pending = [
                 trial for trial in is_open if trial.run_id is None
@@ -125,48 +134,78 @@ class Searching:
 
     def _start(self, trial: Trial) -> bool:
         """Whether another one may follow at once."""
-        name = self._provider(trial)
+        if known := self._sent(trial):
+            self._set(trial, run_id=known.id)
+            return True
+        name, self.waits = self._provider(trial), None
         try:
             prepared = prepared_trial(self.ft, self.search, dict(trial.settings), name, trial.share)
-            high_usd = prepared.offer(name).quote.high_usd
-            if self._changed(trial, prepared) or not self._affordable(trial, name, high_usd):
+            quote = prepared.offer(name).quote
+            if self._changed(trial, prepared) or not self._affordable(trial, quote):
                 return False
-            trial = replace(trial, high_usd=high_usd)
+            trial = replace(trial, high_usd=quote.high_usd)
             self.ft.store.searches.propose(self.search.id, trial)
-            key = f"{self.search.id}-{trial.number}"
-            run = self.ft.submit(prepared, name, idempotency_key=key, again=True).record
+            run = self.ft.submit(prepared, name, idempotency_key=self._key(trial), again=True).record
         except OverBudget as error:
             self.stopped = error.message
             return False
         except OrchestrateError as error:
-            if error.retryable:
-                return False
-            self.ft.store.searches.propose(self.search.id, trial)
-            found = error.problems[:1] if isinstance(error, DataError) else ()
-            note = ": ".join([error.message, *(problem.message for problem in found)])
-            self._set(trial, state=TrialState.FAILED, note=note)
-            return True
-        self._set(trial, run_id=run.id, high_usd=high_usd)
+            return self._not_made(trial, error)
+        self._set(trial, run_id=run.id, high_usd=quote.high_usd)
         return True
 
+    def _not_made(self, trial: Trial, error: OrchestrateError) -> bool:
+        """Whether another one may follow at once."""
+        made = self.ft.store.runs.of_key(self._key(trial))
+        no = made is not None and made.phase is SubmitPhase.REFUSED
+        if made is not None and made.phase not in UNSENT and not (no and error.retryable):
+            # Refused by its host, or its answer was lost: a run as any other, which may cost something.
+            self._set(trial, run_id=made.id, high_usd=trial.high_usd)
+            return True
+        if error.retryable:
+            if no:  # for good: the next try is another run
+                self._set(trial, attempt=trial.attempt + 1)
+            self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
+            return False
+        self.ft.store.searches.propose(self.search.id, trial)
+        found = error.problems[:1] if isinstance(error, DataError) else ()
+        note = ": ".join([error.message, *(problem.message for problem in found)])
+        self._set(trial, state=TrialState.FAILED, note=note)
+        return True
+
+    def _key(self, trial: Trial) -> str:
+        """Of its run: what was interrupted is found again by it, and never made twice."""
+        return f"{self.search.id}-{trial.number}" + (f"-{trial.attempt}" if trial.attempt else "")
+
+    def _sent(self, trial: Trial) -> Run | None:
+        """Its run, where a process ended before it wrote that down, or a host that said no made it after
+        all."""
+        for attempt in range(trial.attempt + 1):
+            run = self.ft.store.runs.of_key(self._key(replace(trial, attempt=attempt)))
+            if run is not None and run.phase not in {*UNSENT, SubmitPhase.REFUSED}:
+                return run
+        return None
+
     def _changed(self, trial: Trial, prepared: Prepared) -> bool:
-        if trial.share < 1 or prepared.data.digest == self.search.digest:
+        """A share is of the same rows too."""
+        whole = prepared.data if trial.share == 1 else self.ft.data(JobSpec.parse(self.search.spec))
+        if whole.digest == self.search.digest:
             return False
         self.stopped = "the training data have changed since the search began"
         return True
 
-    def _affordable(self, trial: Trial, name: str, high_usd: Decimal) -> bool:
+    def _affordable(self, trial: Trial, quote: Quote) -> bool:
+        """A price that is not known is above every limit."""
         limit_usd = self.search.max_cost_usd
         if limit_usd is None:
             return True
         left = limit_usd - self.spent_usd(but=trial.number)
-        if high_usd <= left:
-            return True
-        left_of = "what is left of the sweep's limit,"
-        self.stopped = OverBudget(
-            name, high_usd, left, what=left_of, then="no further trial was made"
-        ).message
-        return False
+        if reason := quote.unavailable or quote.open_end:
+            self.stopped = UnknownPrice(quote.provider, limit_usd, reason).message
+        elif quote.high_usd > left:
+            what, then = "what is left of the sweep's limit,", "no further trial was made"
+            self.stopped = OverBudget(quote.provider, quote.high_usd, left, what=what, then=then).message
+        return self.stopped is None
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
         """What its runs have cost, as far as that is known, and may cost yet."""
@@ -189,6 +228,8 @@ class Searching:
         run = self._run(trial)
         if run is None:
             self._set(trial, state=TrialState.FAILED, note="its run is not in this store")
+        elif run.phase in UNSENT:  # its answer was lost, and it was not made: it is sent again
+            self._set(trial, run_id=None)
         elif run.status is JobStatus.SUCCEEDED:
             self._score(trial, run)
         elif run.status.terminal:
@@ -260,6 +301,7 @@ def _losses(points: Sequence[MetricPoint]) -> list[tuple[int, float]]:
 
 def _cost(run: Run | None, trial: Trial) -> Decimal:
     """What a trial has cost, or may yet; the play money of a sandbox counts as money does."""
+    lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
-        return trial.high_usd if trial.state is TrialState.OPEN else Decimal(0)
+        return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
     return run.bill.usd if run.bill is not None and run.status.terminal else trial.high_usd

@@ -25,13 +25,23 @@ class Queue:
     def new_id(self) -> str:
         return new_id(PREFIX, self._db.clock.now())
 
-    def add(self, make: Callable[[int], QueueEntry], *, first: bool = False) -> QueueEntry:
-        """Adds what `make` gives for a position: behind all others, or before them."""
+    def add(
+        self,
+        make: Callable[[int], QueueEntry],
+        *,
+        first: bool = False,
+        guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
+    ) -> QueueEntry:
+        """Adds what `make` gives for a position: behind all others, or before them. What `guard` raises, with
+        the new one and all others before it, adds nothing."""
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max
             position = connection.execute(select(edge(schema.queue.c.position))).scalar()
             entry = make((position or 0) + (-1 if first else 1))
+            if guard is not None:
+                others = connection.execute(select(schema.queue.c.record)).scalars()
+                guard(QueueEntry.from_json(entry.to_json()), [QueueEntry.from_json(row) for row in others])
             connection.execute(schema.queue.insert().values(**_columns(entry)))
         return entry
 

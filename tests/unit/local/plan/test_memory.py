@@ -90,7 +90,7 @@ def test_a_share_of_all_weights_is_counted_by_hand() -> None:
     parts = plan(shape, Setup(adapter="full", shares=8), device="cuda", available_bytes=80 << 30).parts
     held = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
     assert held == pytest.approx(16 * total / 8, rel=1e-6)
-    assert parts["put together"] == pytest.approx(8 * outside + 12 * layer, rel=1e-6)
+    assert parts["gathered layers"] == pytest.approx(8 * outside + 12 * layer, rel=1e-6)
     parts = plan(shape, Setup(shares=2), device="cuda", available_bytes=80 << 30).parts
     few = total - outside - 65 * 4096
     packed, constants, rest = few / 2, few / 64 + few / 64 / 256 * 4, 2 * (total - few)
