@@ -63,6 +63,27 @@ def order_fields(ask: Callable[[list[dict[str, str]]], Any]) -> int:
     return right
 
 
+def test_three_hosts_do_not_queue_behind_one_another(
+    tmp_path: Path, orders: tuple[Path, Path], clients: dict[str, Any], until: Until
+) -> None:
+    """By default; of workers that never get anywhere."""
+    begun: list[Path] = []
+    nothing_done = running(home=tmp_path / "home", speed=1000, start=lambda run: begun.append(run.path))
+    with nothing_done as sandbox, clients["openai"](sandbox.env) as client:
+        file = client.files.create(file=orders[1], purpose="fine-tune").id
+        until(lambda: client.files.retrieve(file).status == "processed")
+        jobs = [
+            client.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", training_file=file).id
+            for _ in range(4)
+        ]
+
+        def states() -> list[str]:
+            return sorted(client.fine_tuning.jobs.retrieve(job).status for job in jobs)
+
+        until(lambda: states() == ["queued", "running", "running", "running"])
+    assert len(set(begun)) == 3
+
+
 @pytest.mark.slow
 def test_openai(trained: Sandbox, orders: tuple[Path, Path], clients: dict[str, Any], until: Until) -> None:
     with clients["openai"](trained.env) as client:
