@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.paths import ROOT
 
 EXTRAS = ("numpy", "torch", "transformers", "peft", "bitsandbytes", "starlette", "uvicorn")
 EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
@@ -112,3 +115,18 @@ def test_rows_are_compared_as_they_are_with_numpy(base, cli) -> None:
     told = json.loads(bare.stdout)
     assert {p["code"] for p in told["report"]["problems"]} >= {"duplicate", "conflict", "leakage"}
     assert told["report"]["problems"] == whole.json["report"]["problems"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_an_older_python_is_told_so_in_one_line(tmp_path: Path) -> None:
+    """Before anything of it is installed: pip's own words would be about some dependency."""
+    old = tmp_path / "python3.10"
+    say = "import sys; sys.version_info = (3, 10, 13); exec(sys.argv[1])"
+    old.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{say}' \"$2\"\n")
+    old.chmod(0o755)
+    made = ["make", "demo", f"PYTHON={old}", f"VENV={tmp_path}/made"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(made, cwd=ROOT, env=env, capture_output=True, text=True)
+    told, makes = done.stderr.splitlines()
+    assert done.returncode == 2 and told.startswith("Python 3.11 or newer is needed") and "make: ***" in makes
+    assert not (tmp_path / "made").exists()

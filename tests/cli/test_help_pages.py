@@ -42,6 +42,18 @@ def test_each_command_has_an_example_that_it_takes() -> None:
         command.make_context(name, words[len(own) + 1 :])  # raises for what it does not take
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("watch", "[OPTIONS] [RUN]..."), ("compare", "[OPTIONS] RUN..."), ("eval", "[OPTIONS] [RUN...]"),
+        ("export", "[OPTIONS] RUN DIR"), ("quote", "[OPTIONS] [SPEC.yaml]"), ("data check", "[OPTIONS] FILE"),
+        ("sandbox run", "[OPTIONS] -- CMD ..."),
+    ],
+)  # fmt: skip
+def test_the_first_line_is_written_as_manuals_write_it(cli: Cli, words: str, usage: str) -> None:
+    assert f"orchestrate {words} {usage}\n" in re.sub(r" +\n", "\n", cli(*words.split(), "--help").out)
+
+
 def test_the_first_page_has_no_words_of_python(cli: Cli) -> None:
     page = cli("--help").out
     assert "--install-completion" in page and not re.search(r"<\w+>", page)

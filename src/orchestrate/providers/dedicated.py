@@ -11,6 +11,9 @@ import msgspec
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.types import Record, decoding
 
+TO_BE_ASKED = "orchestrate deploy RUN   (shows the hourly price first), or --on here   (its adapter, here)"
+"""What makes a tuned model answer that is on no GPU yet."""
+
 
 class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_replicas: int = 1

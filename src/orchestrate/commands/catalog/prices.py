@@ -185,7 +185,7 @@ def _print(rates: list[Rate], *, json: bool) -> None:
         return
     today = days.today()
     shown = table(
-        "provider", "method", "for", "USD", "unit", "since", "age", "known", "source", right=("USD", "age")
+        "provider", "method", "for", "USD", "unit", "since", "days", "known", "source", right=("USD", "days")
     )
     for r in sorted(rates, key=lambda r: (r.provider, r.methods, r.applies_to, r.start)):
         price = f"{r.usd:f} to {r.usd_max:f}" if r.usd_max is not None else f"{r.usd:f}"
@@ -196,7 +196,7 @@ def _print(rates: list[Rate], *, json: bool) -> None:
             price,
             r.unit.removeprefix("usd_"),
             r.start.isoformat(),
-            f"{(today - r.last_checked).days} d",
+            f"{(today - r.last_checked).days}",
             r.confidence.value,
             r.source,
         )

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import shutil
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -57,6 +57,7 @@ def reworded(command: Any) -> None:
 def reworded_one(parameter: Any) -> None:
     if parameter.param_type_name == "argument":
         parameter.display_type_rich = _no_type  # its name says what it is
+        parameter.get_usage_pieces = partial(_usage, parameter)
     elif parameter.metavar is None and (kind := getattr(parameter, "type_descriptor", None)) is not None:
         parameter.metavar = None if kind.is_choice else _word(parameter, kind)
 
@@ -74,3 +75,12 @@ def _word(parameter: Any, kind: Any) -> str:
 def _no_type(ctx: Any) -> str:
     del ctx
     return ""
+
+
+def _usage(parameter: Any, ctx: Any) -> list[str]:
+    """As manuals write it: RUN, [RUN], RUN... , [RUN...]; what the name says itself is not said again."""
+    del ctx
+    name = parameter.metavar or parameter.name.upper()
+    if parameter.nargs != 1 and "..." not in name:
+        name += "..."
+    return [name if parameter.required or name.startswith("[") else f"[{name}]"]

@@ -21,7 +21,7 @@ from orchestrate.errors import Conflict, NotFound, ProviderError, UnexpectedAnsw
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import payload
 from orchestrate.providers.calls.values import items, plain, rows, table, text, when, whole
-from orchestrate.providers.dedicated import Replicas
+from orchestrate.providers.dedicated import TO_BE_ASKED, Replicas
 from orchestrate.providers.fireworks.profile import region_factor
 from orchestrate.types import Endpoint, Standing
 
@@ -122,7 +122,7 @@ class Serving:
         if endpoint is None:
             raise UsageError(
                 f"{deployment_id} is not deployed; Fireworks serves tuned models on deployments only",
-                fix="orchestrate deploy RUN   (it shows the hourly price first)",
+                fix=TO_BE_ASKED,
             )
         return endpoint.model
 

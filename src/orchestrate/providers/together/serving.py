@@ -16,7 +16,7 @@ from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import payload
 from orchestrate.providers.calls.values import items, money, number, plain, rows, table, text, when, whole
-from orchestrate.providers.dedicated import Replicas
+from orchestrate.providers.dedicated import TO_BE_ASKED, Replicas
 from orchestrate.types import Endpoint, Standing
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Serving:
         if endpoint is None:
             raise UsageError(
                 f"{job_id} is not deployed; Together serves tuned models on dedicated endpoints only",
-                fix="orchestrate deploy RUN   (it shows the hourly price first)",
+                fix=TO_BE_ASKED,
             )
         return endpoint.model
 
