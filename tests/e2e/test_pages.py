@@ -102,17 +102,19 @@ def test_the_pages_in_the_browser(machine: Machine, tmp_path: Path) -> None:
     link = r"http://\S+/"
     with httpx.Client() as client:
         with machine.served(plain, link, how=signal.SIGKILL) as old:
-            word = Parsed(client.get(f"{old}new").text).fields.get("word", "")
-            run_form = Parsed(client.get(f"{old}data").text)
-            assert client.get(old).status_code == 200 and run_form.own == []
+            asked = {"provider": "openai", "model": "gpt-4.1-mini-2025-04-14", "max_cost_usd": "5"}
+            asked["train"] = str(machine.folder / "train.jsonl")
+            form = Parsed(client.get(f"{old}new/confirm", params=asked, timeout=120).text)
+            assert form.posts and form.fields["word"]
         with machine.served(opened, link) as url:
             assert awaited(lambda: seen.exists() and seen.read_text()) == url
             root, token = url.rstrip("/").rsplit("/", 1)
             assert token not in old and client.get(url).status_code == 200
             stale = client.get(f"{root}/{old.rstrip('/').rsplit('/', 1)[1]}/")
             assert stale.status_code == 404 and "<pre>orchestrate ui</pre>" in stale.text
-            form = client.post(f"{url}new", data={"word": word or "of-the-old-start", "spec": "{}"})
-            assert form.status_code == 403 and "an earlier start" in form.text
+            sent = client.post(f"{url}new", data=form.fields)
+            assert sent.status_code == 403 and "open its page again" in sent.text
+            assert machine.told("orchestrate runs --sandbox") == []
         with machine.served(reading, link) as url:
             assert client.get(url).status_code == 200 and client.get(f"{url}new").status_code == 404
 
