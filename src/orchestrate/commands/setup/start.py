@@ -80,6 +80,7 @@ def init(
         print_json(written)
     else:
         print_text("\n".join(written))
+        note(f"next: say in {path} what your data are and which model, then  orchestrate check")
 
 
 def _schema(folder: Path) -> str:
