@@ -42,7 +42,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     after: tuple[str, ...] = ()
     """Entries and runs that must have succeeded."""
     agreed_usd: Decimal | None = None
-    """The high end of the quote that was shown: a dearer one is not submitted. `None`: it had no price."""
+    """The high end of the quote that was shown, or the limit where that is above it: to a host nothing dearer
+    is submitted. `None`: it had no price."""
     max_cost_usd: Decimal | None = None
     attempt: int = 0
     """How many of its runs came to nothing because their host could not be reached."""

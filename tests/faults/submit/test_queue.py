@@ -119,6 +119,17 @@ def test_a_dearer_quote_than_was_agreed_to_is_held(shop: Shop) -> None:
     assert "what was agreed to" in (held.note or "")
 
 
+def test_up_to_the_limit_and_on_this_machine_a_dearer_quote_is_what_was_agreed_to(shop: Shop) -> None:
+    assert add(shop, max_cost_usd=Decimal(50)).agreed_usd == 50
+    here = add(shop, "local")
+    lower = msgspec.structs.replace(here, agreed_usd=Decimal("0.000000001"))
+    shop.ft.store.queue.change(here.id, lambda _: lower)
+    QueueServer(shop.ft).turn()
+    begun = state(shop, here)
+    assert begun.state is QueueState.SUBMITTED and begun.run_id
+    shop.ft.run(begun.run_id).cancel()
+
+
 def test_what_a_host_refuses_is_its_run_and_says_so(shop: Shop, hosts: Any) -> None:
     hosts.fault("openai", "error", method="POST", path=CREATE["openai"], status=400)
     entry = add(shop)

@@ -54,6 +54,7 @@ def add(
         )
     queue, quote, backend = ft.store.queue, offer.quote, ft.provider(provider)
     account, before = account_of(ft.store, backend), tuple(_named(ft, name) for name in after)
+    limit = max_cost_usd if max_cost_usd is not None else offer.spec.max_cost_usd
 
     def make(position: int) -> QueueEntry:
         return QueueEntry(
@@ -66,8 +67,8 @@ def add(
             created_at=ft.store.clock.now(),
             position=position,
             after=before,
-            agreed_usd=None if quote.unavailable else quote.high_usd,
-            max_cost_usd=max_cost_usd if max_cost_usd is not None else offer.spec.max_cost_usd,
+            agreed_usd=None if quote.unavailable else max(quote.high_usd, limit or quote.high_usd),
+            max_cost_usd=limit,
             made_by=ft.settings.made_by or None,
         )
 
@@ -238,7 +239,9 @@ class QueueServer:
         quote = prepared.offer(entry.provider).quote
         if entry.agreed_usd is not None and quote.unavailable:
             raise UnknownPrice(entry.provider, entry.agreed_usd, quote.unavailable)
-        if entry.agreed_usd is not None and quote.high_usd > entry.agreed_usd:
+        # What training here takes is estimated anew after each run, and paid to nobody.
+        near = self.ft.provider(entry.provider).profile.near
+        if entry.agreed_usd is not None and not near and quote.high_usd > entry.agreed_usd:
             raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
         return self.ft.submit(
             prepared,
