@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.paper_host import PaperHost
 from tests.faults.shop import Shop
 from tests.faults.world import Counted, World
 
 from orchestrate import sandbox
 from orchestrate.sandbox.jobs import Durations
+from orchestrate.tracking import Store
 
 AT_ONCE = Durations(file=0.0)
 """An upload can be used: a client looks again after half a second only."""
@@ -31,6 +33,17 @@ def unmade_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/home/runs.sqlite3"
     return request.getfixturevalue("postgres").database()
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> PaperHost:
+    return PaperHost(tmp_path / "host", timeout_s=0.1)
 
 
 @pytest.fixture(scope="module")

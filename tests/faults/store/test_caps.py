@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Q
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -25,12 +24,6 @@ PLAN = ExperimentPlan(
     rule=DecisionRule(stages=(50, 75, 100), min_users=2, min_hours=0),
 )
 USERS = [f"user {n}" for n in range(40)]
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
 
 
 def test_processes_that_begin_at_once_begin_one(store: Store, store_url: str) -> None:

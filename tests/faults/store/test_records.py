@@ -60,12 +60,6 @@ class MovedClock(Clock):
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
-
-
-@pytest.fixture
 def clocked(store_url: str) -> Iterator[tuple[Store, MovedClock]]:
     clock = MovedClock()
     with Store.open(store_url, clock=clock) as opened:

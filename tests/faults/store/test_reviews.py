@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -19,12 +18,6 @@ AT = datetime(2026, 11, 1, tzinfo=UTC)
 
 class Found(msgspec.Struct):
     n: int
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
 
 
 def review(id: str, *runs: str, at: datetime = AT) -> Review:

@@ -38,12 +38,6 @@ SENDER = Sender(profile("openai"), SECRET)
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
-
-
-@pytest.fixture
 def host(tmp_path: Path) -> PaperHost:
     return PaperHost(tmp_path / "host")
 

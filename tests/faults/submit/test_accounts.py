@@ -29,12 +29,6 @@ QUICK = Timing(send_limit_s=0.0, requests=0, margin_s=0.0, lease_s=5.0, patience
 DATA: Any = Paper()
 
 
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
-
-
 Hosts = Callable[..., PaperHost]
 
 

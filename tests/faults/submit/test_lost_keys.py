@@ -4,7 +4,7 @@ host is the run's, and none is made a second time. What is not that job is not t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,6 @@ SPEC = JobSpec(model="m", train="rows.jsonl")
 
 class Other(Paper):
     digest = "e" * 64
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> PaperHost:
-    return PaperHost(tmp_path / "host", timeout_s=0.1)
 
 
 def backed_up(shop: Shop) -> Callable[[], None]:

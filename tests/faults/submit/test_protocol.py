@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -41,17 +40,6 @@ QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience
 SENDING = replace(QUICK, send_limit_s=60.0)  # a machine that is busy is no process that slept
 OPEN = replace(SENDING, margin_s=600.0)  # what is not known stays so, however busy the machine is
 DATA: Any = Paper()
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> PaperHost:
-    return PaperHost(tmp_path / "host", timeout_s=0.1)
 
 
 def settled(store: Store, host: PaperHost, run: Run) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,6 @@ QUICK = Timing(send_limit_s=60.0, requests=0, margin_s=0.0, lease_s=5.0, patienc
 AT_FIRST = Timing(send_limit_s=60.0, lease_s=0.2)
 AT_ONCE = Timing(send_limit_s=0.0, requests=0, margin_s=0.0, lease_s=5.0, patience_s=1.0)
 DATA: Any = Paper()
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> PaperHost:
-    return PaperHost(tmp_path / "host", timeout_s=0.1)
 
 
 class Killed(BaseException):
