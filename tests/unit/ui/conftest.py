@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrate import Orchestrator, config
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.server import Sandbox
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, Run, SubmitPhase
@@ -33,9 +36,22 @@ PRICE = Quote(
 MakeRun = Callable[..., Run]
 
 
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    home = tmp_path_factory.mktemp("sandbox")
+    with running(home=home, train=False, speed=1000, waits=Durations(file=0.0)) as found:
+        yield found
+
+
 @pytest.fixture
-def ft(tmp_path: Path) -> Iterator[Orchestrator]:
-    env = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+def hosts() -> Mapping[str, str]:
+    """The environment of the hosts that are asked; a module that asks a sandbox gives its own."""
+    return {}
+
+
+@pytest.fixture
+def ft(hosts: Mapping[str, str], tmp_path: Path) -> Iterator[Orchestrator]:
+    env = {**hosts, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
     with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as opened:
         yield opened
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,8 +12,6 @@ from starlette.testclient import TestClient
 from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, JobStatus, Orchestrator, config
-from orchestrate.sandbox import running
-from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.serving import gateway
 from orchestrate.text import money, rate
@@ -21,18 +19,9 @@ from orchestrate.ui.server import app
 from orchestrate.ui.site import Site
 
 
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    home = tmp_path_factory.mktemp("sandbox")
-    with running(home=home, train=False, speed=1000, waits=Durations(file=0.0)) as found:
-        yield found
-
-
 @pytest.fixture
-def ft(sandbox: Sandbox, tmp_path: Path) -> Iterator[Orchestrator]:
-    env = {**sandbox.env, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
-    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as opened:
-        yield opened
+def hosts(sandbox: Sandbox) -> Mapping[str, str]:
+    return sandbox.env
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ form to the run that it makes."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -17,27 +17,16 @@ from tests.unit.ui.conftest import MARKUP
 from tests.unit.ui.page import Parsed
 from typer.testing import CliRunner
 
-from orchestrate import JobSpec, Orchestrator, config, quoting
+from orchestrate import JobSpec, Orchestrator, quoting
 from orchestrate.cli import app as command
-from orchestrate.sandbox import running
-from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.ui.server import app, serving
 from orchestrate.ui.site import Site
 
 
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    home = tmp_path_factory.mktemp("sandbox")
-    with running(home=home, train=False, speed=1000, waits=Durations(file=0.0)) as found:
-        yield found
-
-
 @pytest.fixture
-def ft(sandbox: Sandbox, tmp_path: Path) -> Iterator[Orchestrator]:
-    env = {**sandbox.env, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
-    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as opened:
-        yield opened
+def hosts(sandbox: Sandbox) -> Mapping[str, str]:
+    return sandbox.env
 
 
 def test_the_calculator_agrees_with_a_quote_of_such_rows(ft: Orchestrator, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from decimal import Decimal
 from html import unescape
 from pathlib import Path
@@ -18,10 +18,8 @@ from tests.reviewing import answered, desk_of
 from tests.unit.ui.conftest import MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.handle import RunHandle
-from orchestrate.sandbox import running
-from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.data.files import Review
 from orchestrate.service.evaluation import reviewing
@@ -31,18 +29,9 @@ from orchestrate.ui.server import app
 from orchestrate.ui.site import Site
 
 
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    home = tmp_path_factory.mktemp("sandbox")
-    with running(home=home, train=False, speed=1000, waits=Durations(file=0.0)) as found:
-        yield found
-
-
 @pytest.fixture
-def ft(sandbox: Sandbox, tmp_path: Path) -> Iterator[Orchestrator]:
-    env = {**sandbox.env, "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
-    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as opened:
-        yield opened
+def hosts(sandbox: Sandbox) -> Mapping[str, str]:
+    return sandbox.env
 
 
 def trained(ft: Orchestrator, rows: Path, backend: str, model: str) -> RunHandle:
