@@ -20,7 +20,6 @@ from orchestrate.commands.data.options import (
     WorkersOpt,
     columns_read,
     engine,
-    progress_bar,
 )
 from orchestrate.commands.data.views import note_rewritten
 from orchestrate.commands.terminal import completing
@@ -29,6 +28,7 @@ from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import MissingExtra, UsageError
 from orchestrate.text import count
 from orchestrate.types import Severity
+from orchestrate.underway import BYTES, work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def convert(
     with (
         _conversations(file, messages, reading.ignored or ()) as joined,
         engine(reading.engine, reading.workers),
-        progress_bar("converting") as progress,
+        work("converting", BYTES) as progress,
     ):
         report = data.convert(
             joined,
@@ -145,7 +145,7 @@ def split(
     from orchestrate.service.data import files as data
 
     with (
-        progress_bar("splitting") as progress,
+        work("splitting", BYTES) as progress,
         _or("--no-near, and nearly equal rows may be on both sides"),
     ):
         report = data.split(
@@ -184,7 +184,7 @@ def dedupe(
     """Keep the first of each set of equal rows, and log the others."""
     from orchestrate.service.data import files as data
 
-    with engine(reading.engine, reading.workers), progress_bar("comparing") as progress:
+    with engine(reading.engine, reading.workers), work("comparing", BYTES) as progress:
         report = data.dedupe(
             file,
             None if dry_run else output or data.beside(file, "deduped.jsonl"),

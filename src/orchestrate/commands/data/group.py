@@ -23,13 +23,13 @@ from orchestrate.commands.data.options import (
     WorkersOpt,
     columns_read,
     engine,
-    progress_bar,
 )
 from orchestrate.commands.data.record import from_record
 from orchestrate.commands.data.views import show_check, show_inspect, show_preview
 from orchestrate.commands.terminal.console import Json, note, orchestrator, print_json, settings_of
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
+from orchestrate.underway import BYTES, work
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -48,7 +48,7 @@ def inspect(
     from orchestrate.service.data import files as data
 
     name = tokenizer or data.counter(model)
-    with progress_bar("reading") as progress:
+    with work("reading", BYTES) as progress:
         report = data.inspect(
             file, tokenizer=name, columns=columns_read(columns, ignored), workers=workers, progress=progress
         )
@@ -113,7 +113,7 @@ def check(
         data.require_writable(repaired, *paths.values())
     for line in unchecked:
         note(line)
-    with engine(reading.engine, reading.workers), progress_bar("checking") as progress:
+    with engine(reading.engine, reading.workers), work("checking", BYTES) as progress:
         report = data.check(paths, options, progress=progress)
     fixed = data.fix(file, repaired, hosts=options.hosts, columns=columns) if repaired else None
     if json:

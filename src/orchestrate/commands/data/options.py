@@ -1,9 +1,9 @@
-"""What the data commands share: how files are named and read, and how far the work is."""
+"""What the data commands share: how files are named and read."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ import typer
 
 from orchestrate.commands.terminal.console import note
 from orchestrate.errors import UsageError
-from orchestrate.underway import BYTES, work
 
 FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
 MapOpt = Annotated[
@@ -37,8 +36,6 @@ EngineOpt = Annotated[
     str, typer.Option("--engine", help="local, or ray: a running cluster, else one on this machine.")
 ]
 OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +70,3 @@ def engine(name: str, workers: int | None) -> Generator[None]:
     with redirect_stdout(sys.stderr), data.on_ray(workers) as cpus:  # Ray prints what befalls its workers
         note(f"on Ray, {cpus} CPUs")
         yield
-
-
-@contextmanager
-def progress_bar(what: str) -> Generator[Progress]:
-    """How far the bytes of a file are."""
-    with work(what, BYTES) as told:
-        yield told

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate import config
-from orchestrate.commands.data.options import progress_bar
 from orchestrate.commands.terminal.console import (
     Json,
     note,
@@ -21,6 +20,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.errors import UsageError
+from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
     from orchestrate.service.setup.starting import Started
@@ -63,7 +63,7 @@ def init(
         )
     if fitting:
         before = _text_of(usual)
-        with orchestrator(context) as ft, progress_bar("reading") as progress:
+        with orchestrator(context) as ft, work("reading", BYTES) as progress:
             started = starting.start(ft, place, backends, output=output, progress=progress)
         _schema(path.parent)
         _show(started, json=json)
