@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-import sqlalchemy
+from sqlalchemy import event, select
 
 from orchestrate.costing import Spending
 from orchestrate.errors import OverBudget, UsageError
@@ -211,7 +211,7 @@ def test_many_changes_together_leave_what_one_after_the_other_do(store: Store) -
     ]
     executed: list[str] = []
 
-    @sqlalchemy.event.listens_for(store.database.engine, "before_cursor_execute")
+    @event.listens_for(store.database.engine, "before_cursor_execute")
     def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         executed.append(statement)
 
@@ -226,11 +226,12 @@ def test_many_changes_together_leave_what_one_after_the_other_do(store: Store) -
 
     def told(run: Run) -> list[Any]:
         with store.database.reading() as connection:
-            query = sqlalchemy.select(schema.runs).where(schema.runs.c.id == run.id)
+            query = select(schema.runs).where(schema.runs.c.id == run.id)
             row = dict(connection.execute(query).one()._mapping)
         kept = msgspec.json.decode(row.pop("record"))
         for name in ("id", "ref", "created_at", "due_at", "job_id", "updated_at"):
-            row.pop(name), kept.pop(name, None)
+            row.pop(name)
+            kept.pop(name, None)
         steps = [(t.phase, t.status, t.raw_status, t.attempt) for t in store.history.transitions(run.id)]
         return [row, kept, steps]
 
