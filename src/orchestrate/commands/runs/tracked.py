@@ -80,7 +80,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "made by": record.made_by,
         "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
-        "data": record.dataset_digest[:16],
+        "digest of data": record.dataset_digest[:16],
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _told(k, v)),
     }
     for e in evaluations:
