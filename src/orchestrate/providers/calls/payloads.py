@@ -20,6 +20,13 @@ class Unreadable(ValueError):
     """An answer that is not what was asked for. Its message is for the user, and begins with `it`."""
 
 
+class CutShort(Unreadable):
+    """A stream that ended before the model had. A proxy that gives up closes one as if it were whole."""
+
+    def __init__(self) -> None:
+        super().__init__("it ended before the model had said that it is done")
+
+
 def payload(answer: object) -> dict[str, Any]:
     """An SDK object or mapping as a plain JSON-ready dict, secrets removed; empty for anything else."""
     if hasattr(answer, "to_dict"):
