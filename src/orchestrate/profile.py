@@ -157,6 +157,8 @@ class Profile:
     unbilled_failure: Callable[[Job], bool] = lambda job: False
     """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
     a bill is known."""
+    checkpoints_answer: bool = False
+    """Each checkpoint of a run that succeeded answers by a name of its own, without a deployment."""
     cap_gap: str = ""
     """Why a limit cannot end a job while it runs: the host tells nothing by which its cost so far is known.
     Empty where it does."""

@@ -159,6 +159,7 @@ PROFILE = Profile(
     ),
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     picture_tokens=picture_tokens,
+    checkpoints_answer=True,  # `fine_tuned_model_checkpoint`; developers.openai.com, guide of fine-tuning
     auto_epochs=auto_epochs,
     unbilled_failure=refused_in_validation,
     cap_gap="OpenAI reports a job's tokens only when it has ended",
