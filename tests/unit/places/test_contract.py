@@ -197,6 +197,14 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
         assert speed is not None, told
         return told, float(speed[1].replace(",", ""))
 
+    def checked() -> str:
+        short = on(world, spec, max_hours=0.0001)
+        problems = found.check(short, data, found.translate(short))
+        [told] = [one.message for one in problems if one.code == "longer-than-its-limits"]
+        return told
+
+    assert not [one for one in found.check(asked, data, found.translate(asked)) if "limit" in one.message]
+    assert "modelled for" in checked() and "pauses after 0.4s of work" in checked()
     modelled, before = quoted()
     assert f"modelled for {world.gpu}, an estimate; a first run on {world.name} measures it" in modelled
     for number, die_at in enumerate((5, 0)):
@@ -217,6 +225,7 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
     assert (pace.kind.device, pace.tokens / pace.seconds) == (world.gpu, SPEED)
     measured, after = quoted()
     assert f"fitted to 1 finished run on {world.name} ({world.gpu}), the last on {pace.at.date()}" in measured
+    assert "fitted to 1 finished run" in checked()
     assert SPEED < after < 1.5 * SPEED < before, "it is slower than such a GPU is expected to be"
 
 
