@@ -71,11 +71,12 @@ class Joined:
     total: Total = field(default_factory=Total)
 
 
-def open_dataset(
+def open_dataset(  # noqa: PLR0913  each is a use of its own
     path: str,
     *,
     columns: Mapping[str, str] | None = None,
     tokenizers: Sequence[str] = (),
+    memory: Path | None = None,
     compare: bool = False,
     content: bool = False,
     workers: int | None = None,
@@ -87,7 +88,8 @@ def open_dataset(
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
-    task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
+    kept_in = None if memory is None else str(memory)
+    task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content, kept_in)
     with nullcontext(progress) if progress else work(f"reading {name_of(path)}", BYTES) as told:
         total = run(task, lines.line_bytes, workers, told, join)
     told = (*total.reported(path), *_whole_file(lines, renaming, total))
@@ -137,6 +139,7 @@ def open_counted(
         path,
         columns=columns,
         tokenizers=due,
+        memory=memory,
         compare=compare,
         content=content,
         workers=workers,
