@@ -22,6 +22,7 @@ from orchestrate.places.base import Machine, Resources
 from orchestrate.places.order import read_order
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.text import duration
 from orchestrate.types import (
     Account,
     Billing,
@@ -169,7 +170,28 @@ class AwayProvider(LocalProvider):
                     fix=error.fix,
                 )
             )
-        return found
+        return found + self._too_long(spec, data, translation)
+
+    def _too_long(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        """A run that is expected to take longer than it may is paused in the middle."""
+        if translation.refused:
+            return []
+        seconds = self.quote(spec, data, translation, costing.RateBook(())).train_seconds
+        most = decoding.convert(translation.body.get("resources", {}), Resources).limits.seconds
+        if seconds is None or most is None or seconds <= most:
+            return []
+        speed = self.speed(spec, translation)
+        told = f"at {speed.tokens_per_second:,.0f} tokens per second; {speed.source}"
+        return [
+            Problem(
+                code="longer-than-its-limits",
+                message=f"it is expected to take {duration(seconds)} ({told}), and pauses after "
+                f"{duration(most)} of work, at its limit of hours or money",
+                severity=Severity.WARNING,
+                providers=(self.name,),
+                fix="a higher max_hours or max_cost_usd, or a faster gpu",
+            )
+        ]
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
