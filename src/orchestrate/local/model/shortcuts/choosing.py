@@ -72,21 +72,23 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
 
 
 def _layers(loaded: Loaded, job: LocalJob) -> bool:
-    """Whether the model is known to get through a step with what is left on."""
-    proved = False
-    if not job.adapter.full:
+    """Whether the model is known to get through a step with what is left on. Each of the two is tried alone
+    only where both together fail: a pass costs a large model on a CPU seconds."""
+    fused = not job.adapter.full
+    if fused:
         fuse(loaded.model)
-        if reason := probes.trains(loaded):
-            unfuse(loaded.model)
-            loaded.left_out["LoRA in one step"] = reason
-        proved = reason is None
-    if loaded.device.type == "cpu" and use_on_cpu(loaded.inner):
-        if reason := probes.trains(loaded):
-            undo(loaded.inner)
-            loaded.left_out["attention and norms for a CPU"] = reason
-        else:
-            proved = True
-    return proved
+    swapped = loaded.device.type == "cpu" and bool(use_on_cpu(loaded.inner))
+    if probes.trains(loaded) is None:
+        return True
+    if swapped:
+        undo(loaded.inner)
+    if fused and (reason := probes.trains(loaded)):
+        unfuse(loaded.model)
+        loaded.left_out["LoRA in one step"] = reason
+    if swapped and use_on_cpu(loaded.inner) and (reason := probes.trains(loaded)):
+        undo(loaded.inner)
+        loaded.left_out["attention and norms for a CPU"] = reason
+    return False
 
 
 def _experts(loaded: Loaded) -> None:
