@@ -136,8 +136,13 @@ class AwayProvider(LocalProvider):
         """Raises `UsageError`."""
         if first.refused:
             return None, "the settings that are refused come first"
-        billions = self.resolve(self._as_local(spec)).params_b
-        found = renting.fits(self.place.machines(), first.model, first.body, billions)
+        billions, kind = self.resolve(self._as_local(spec)).params_b, self._work_kind(spec, first)
+
+        def operations(gpu: str) -> float:
+            there = _there(kind, gpu, 1)
+            return throughput.estimate(self.home, there).tokens_per_second * there.operations
+
+        found = renting.fits(self.place.machines(), first.model, first.body, billions, operations)
         return renting.chosen(asked, found)
 
     def _planned_for(self, machine: Machine | None, found: Resources) -> dict[str, Any]:

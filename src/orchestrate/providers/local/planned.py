@@ -107,8 +107,12 @@ class PlannedProvider(Provider):
 
     def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:
         """Of training, where the job would run."""
+        kind, body = self._work_kind(spec, translation), translation.body
+        return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
+
+    def _work_kind(self, spec: JobSpec, translation: Translation) -> Kind:
         body, resolved = translation.body, self.resolve(self._as_local(spec))
-        kind = throughput.kind_of(
+        return throughput.kind_of(
             parameters=fitting.active_parameters(translation.model, resolved.params_b)
             or weights.parameters(translation.model),
             adapter=body["adapter"]["type"],
@@ -117,7 +121,6 @@ class PlannedProvider(Provider):
             threads=body.get("threads"),
             device=body.get("device"),
         )
-        return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
         del body
