@@ -187,7 +187,7 @@ def _expected(kind: Kind) -> Point:
         if kind.precision == "fp32":
             operations *= CPU_32_BITS
     else:
-        known = (v for key, v in GPU_OPERATIONS.items() if key in kind.device)
+        known = (v for key, v in GPU_OPERATIONS.items() if key in kind.device.upper())
         operations = next(known, OTHER_GPU_OPERATIONS)
     return Point(log=math.log(operations), off=UNMEASURED)
 

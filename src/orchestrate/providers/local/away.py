@@ -22,6 +22,7 @@ from orchestrate.places.base import Machine, Resources
 from orchestrate.places.order import read_order
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.text import duration
 from orchestrate.types import (
     Account,
     Billing,
@@ -135,8 +136,13 @@ class AwayProvider(LocalProvider):
         """Raises `UsageError`."""
         if first.refused:
             return None, "the settings that are refused come first"
-        billions = self.resolve(self._as_local(spec)).params_b
-        found = renting.fits(self.place.machines(), first.model, first.body, billions)
+        billions, kind = self.resolve(self._as_local(spec)).params_b, self._work_kind(spec, first)
+
+        def operations(gpu: str) -> float:
+            there = _there(kind, gpu, 1)
+            return throughput.estimate(self.home, there).tokens_per_second * there.operations
+
+        found = renting.fits(self.place.machines(), first.model, first.body, billions, operations)
         return renting.chosen(asked, found)
 
     def _planned_for(self, machine: Machine | None, found: Resources) -> dict[str, Any]:
@@ -169,7 +175,28 @@ class AwayProvider(LocalProvider):
                     fix=error.fix,
                 )
             )
-        return found
+        return found + self._too_long(spec, data, translation)
+
+    def _too_long(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        """A run that is expected to take longer than it may is paused in the middle."""
+        if translation.refused:
+            return []
+        seconds = self.quote(spec, data, translation, costing.RateBook(())).train_seconds
+        most = decoding.convert(translation.body.get("resources", {}), Resources).limits.seconds
+        if seconds is None or most is None or seconds <= most:
+            return []
+        speed = self.speed(spec, translation)
+        told = f"at {speed.tokens_per_second:,.0f} tokens per second; {speed.source}"
+        return [
+            Problem(
+                code="longer-than-its-limits",
+                message=f"it is expected to take {duration(seconds)} ({told}), and pauses after "
+                f"{duration(most)} of work, at its limit of hours or money",
+                severity=Severity.WARNING,
+                providers=(self.name,),
+                fix="a higher max_hours or max_cost_usd, or a faster gpu",
+            )
+        ]
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
