@@ -17,6 +17,7 @@ from orchestrate.commands.terminal.console import (
     Json,
     confirm,
     err,
+    fitted,
     note,
     orchestrator,
     print_json,
@@ -194,9 +195,11 @@ def _announce(
 ) -> None:
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
-        head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
+        head = [SANDBOX, "  "] if backend.sandbox else []
         price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
-        err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
+        said = f" {quote.model} at {backend.host}: {price}"
+        taken = len(name) + sum(map(len, head))
+        err.print(Text.assemble(*head, (name, "bold"), fitted(said, taken)), soft_wrap=True)
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap
         if cap is not None and gap:
