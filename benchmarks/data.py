@@ -309,7 +309,12 @@ def main() -> None:
         if given.growth:
             results += growth(folder, [int(size) for size in given.growth.split(",")], given.text)
     if given.json:
-        given.json.write_text(json.dumps(results, indent=2))
+        about = {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "load": round(load, 1),
+            "python": platform.python_version(),
+        }
+        given.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

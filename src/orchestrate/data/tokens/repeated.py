@@ -18,7 +18,9 @@ MOST_CHARACTERS = 1 << 19
 _ENTRY = 100
 """Characters that a text costs beside its own."""
 _PROBED = 8
-"""One text of so many is always looked for; the others where that pays."""
+"""One text of so many is looked for first; the others where that pays."""
+_MOST_PASSES = 15
+"""Calls in a row in which no text is looked for."""
 _PAYS = 1 / 20
 """The part of all characters that must have come before: to look for texts costs less than to count it."""
 
@@ -59,13 +61,20 @@ class Counts:
     def __init__(self, count: Callable[[list[str]], list[int]]) -> None:
         self._count = count
         self._recent = Recent[int]()
+        self._passes = self._left = 0
 
     def __call__(self, texts: list[str]) -> list[int]:
+        if self._left:
+            self._left -= 1
+            return self._count(texts)
         some = -(-len(texts) // _PROBED)
         counts, again = self._looked_for(texts[:some])
         rest = texts[some:]
         if again >= _PAYS * sum(map(len, texts[:some])):
+            self._passes = 0
             return counts + self._looked_for(rest)[0]
+        # Where nothing comes again it is looked for ever more seldom.
+        self._passes = self._left = min(2 * self._passes + 1, _MOST_PASSES)
         return counts + self._count(rest)
 
     def _looked_for(self, texts: list[str]) -> tuple[list[int], int]:
