@@ -16,7 +16,7 @@ from pathlib import Path
 from tests import command
 
 ORCHESTRATE = [sys.executable, "-m", "orchestrate.cli"]
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 class Terminal:
