@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate import config, sandbox
+from orchestrate.local import machine
 from orchestrate.providers import registry
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, sync, transitions
@@ -61,13 +61,18 @@ def transitions_per_second(folder: Path, seconds: float = 5.0) -> dict[str, floa
             store.runs.apply(ids[count % 500], change(count % 500, words[(count // 500) % 2]))
             count += 1
         single = count / (time.perf_counter() - begun)
-        count, turn, begun = 0, 0, time.perf_counter()
+        count, turn, begun, used = 0, 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - begun < seconds:
             turn += 1
             word = words[turn % 2]
             count += len(store.runs.apply_many([(run_id, change(n, word)) for n, run_id in enumerate(ids)]))
         batched = count / (time.perf_counter() - begun)
-    return {"transitions_per_s": round(single), "batched_transitions_per_s": round(batched)}
+        by_cpu = count / (time.process_time() - used)
+    return {
+        "transitions_per_s": round(single),
+        "batched_transitions_per_s": round(batched),
+        "batched_transitions_per_cpu_s": round(by_cpu),
+    }
 
 
 def sweep(folder: Path, runs: int) -> dict[str, float]:
@@ -83,9 +88,9 @@ def sweep(folder: Path, runs: int) -> dict[str, float]:
         with Store.open(f"sqlite:///{folder}/sweep.sqlite3") as store:
             with_jobs = track(store, "openai", provider.host, job_ids)
             hosts.clear_requests()
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), time.process_time()
             report = sync(store, lambda _: provider)
-            first = time.perf_counter() - begun
+            first, first_cpu = time.perf_counter() - begun, time.process_time() - used
             requests = hosts.count("openai")
             begun = time.perf_counter()
             sync(store, lambda _: provider)
@@ -101,6 +106,7 @@ def sweep(folder: Path, runs: int) -> dict[str, float]:
         "sweep_runs": runs,
         "sweep_requests": requests,
         "sweep_all_changed_s": round(first, 2),
+        "sweep_all_changed_cpu_s": round(first_cpu, 2),
         "sweep_again_s": round(second, 2),
         "list_50_newest_ms": round(newest * 1000, 1),
     }
@@ -212,10 +218,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     figures: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{machine.cpu_name()}, {machine.cores()} cores",
+        "load": machine.load(),
         "python": platform.python_version(),
     }
-    print(f"{figures['machine']}, Python {figures['python']}")
+    print(f"{figures['machine']}, load {figures['load']:.1f}, Python {figures['python']}")
     for part in (transitions_per_second, lambda f: sweep(f, arguments.runs), day):
         with tempfile.TemporaryDirectory() as folder:
             found = part(Path(folder))

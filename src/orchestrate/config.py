@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 from orchestrate.errors import ConfigError
 from orchestrate.files import is_private, private_folder
 from orchestrate.hosts import HostConfig as HostConfig
-from orchestrate.hosts import Hosts, reject_unknown, table
+from orchestrate.hosts import Hosts, options, reject_unknown, table
 from orchestrate.hosts import is_loopback as is_loopback
 from orchestrate.hosts import require_safe_url as require_safe_url
 from orchestrate.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
@@ -165,7 +165,7 @@ def load(
         config_named=named is not None,
         hosts=Hosts(values.get("hosts", {}), env, path),
         pins=pin_file(env),
-        local=table(values.get("local", {}), path, "local"),
+        local=options(values.get("local", {}), this_machine(), path, "local"),
         gateway=table(values.get("gateway", {}), path, "gateway"),
         queue=_slots(table(values.get("queue", {}), path, "queue"), path),
         notify=_notify(env),

@@ -8,18 +8,32 @@ from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
 from orchestrate.text import count, rate
-from orchestrate.types import Adapter, Deployment, DeploymentState
+from orchestrate.types import Adapter, Deployment, DeploymentState, Feature
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.handle import Home
-    from orchestrate.providers.base import Progress
+    from orchestrate.providers.base import Progress, Provider
     from orchestrate.tracking.hosting.deployer import Deployer
 
 
 READY = "ready"
 """Of an endpoint that takes requests."""
 _POLL_S = 2.0
+
+
+def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[str, str]]:
+    """What can be done with a checkpoint beside going on from it, and the command."""
+    uses: list[tuple[str, str]] = []
+    if provider.profile.checkpoints_answer:
+        uses.append(("it answers by its own name, without a deployment", f"orchestrate eval {run_id}@{id}"))
+    if Feature.DOWNLOAD in provider.features:
+        fetched = f"orchestrate download {run_id} --checkpoint {id}"
+        uses.append(("serve it from this machine", f'orchestrate serve "$({fetched})"'))
+    return uses
+
+
+NOT_DEPLOYED = "deploy  puts up the end of a run, none of its checkpoints"
 
 
 class DeploymentHandle:

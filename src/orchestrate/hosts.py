@@ -4,7 +4,7 @@ used."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +16,10 @@ from urllib.parse import urlsplit
 from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
 from orchestrate.keys import SANDBOX_KEY_PREFIX, Secret, from_keyring, key_file, pin_file, read_keys
 from orchestrate.profile import (
+    AWAY,
+    BY_SDK,
     DESCRIBED,
+    OPTIONS,
     OWN_DESCRIPTIONS,
     Profile,
     built_in,
@@ -27,6 +30,7 @@ from orchestrate.profile import (
     plug_ins,
     profile,
 )
+from orchestrate.text import meant
 
 _log = logging.getLogger(__name__)
 _HOST_FIELDS = {
@@ -39,6 +43,12 @@ _HOST_FIELDS = {
     "project",
     "timeout_s",
     "options",
+}
+
+_BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "it belongs to [hosts.NAME.options]")
+_ABOVE = {
+    **dict.fromkeys(_HOST_FIELDS - {"options"}, "it belongs to [hosts.NAME] itself"),
+    "allow_grader_code": "whoever runs it allows it: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
 
 
@@ -217,7 +227,7 @@ class Hosts(Mapping[str, HostConfig]):
     def _described(self, name: str) -> HostConfig:
         """All but the key."""
         own, env, path = self._tables.get(name, {}), self._env, self._path
-        reject_unknown(own, _HOST_FIELDS, str(path), f"hosts.{name}.")
+        reject_unknown(own, _HOST_FIELDS, str(path), f"hosts.{name}.", _BELOW)
         known = known_profile(self.types.get(name) or own.get("type") or name)
         if own.get("profile") is not None and own.get("type") != DESCRIBED:
             raise ConfigError(f'{path}: hosts.{name}.profile goes with  type = "{DESCRIBED}"  only')
@@ -239,7 +249,7 @@ class Hosts(Mapping[str, HostConfig]):
             organization=own.get("organization") or env.get((mine and mine.organization_variable) or ""),
             project=own.get("project") or env.get((mine and mine.project_variable) or ""),
             timeout_s=seconds(own.get("timeout_s", 60.0), path, f"hosts.{name}.timeout_s"),
-            options={**wandb, **table(own.get("options", {}), path, f"hosts.{name}.options")},
+            options={**wandb, **options(own.get("options", {}), known, path, f"hosts.{name}.options")},
             pins=pin_file(env),
             url_from_file=not given and url != (mine and mine.url),
             **self._management(name, known),
@@ -312,11 +322,30 @@ def is_loopback(hostname: str) -> bool:
         return False
 
 
-def reject_unknown(values: Mapping[str, Any], allowed: set[str], path: str, prefix: str) -> None:
-    if unknown := sorted(set(values) - allowed):
+def reject_unknown(
+    values: Mapping[str, Any],
+    allowed: Iterable[str],
+    path: str,
+    prefix: str,
+    elsewhere: Mapping[str, str] | None = None,
+) -> None:
+    """`elsewhere`: what to do about fields that are known, and not where they stand."""
+    names = sorted(allowed)
+    if unknown := sorted(set(values).difference(names)):
+        wrong = unknown[0]
         raise ConfigError(
-            f"{path}: unknown field {prefix}{unknown[0]}; allowed: {', '.join(sorted(allowed))}"
+            f"{path}: unknown field {prefix}{wrong}{meant(wrong, names)}; allowed: {', '.join(names)}",
+            fix=(elsewhere or {}).get(wrong),
         )
+
+
+def options(values: Any, known: Profile | None, path: Path | None, name: str) -> dict[str, Any]:
+    """The table of this name. Raises `ConfigError` for a key that this backend, which says what it takes,
+    does not know."""
+    told = table(values, path, name)
+    if known is not None and known.options is not None:
+        reject_unknown(told, OPTIONS | known.options, str(path), f"{name}.", _ABOVE)
+    return told
 
 
 def table(value: Any, path: Path | None, name: str) -> dict[str, Any]:

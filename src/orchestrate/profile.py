@@ -9,7 +9,7 @@ fine-tuning API is described by a YAML file, of ours or in the user's configurat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -40,6 +40,15 @@ DESCRIBED = "openai-compatible"
 OWN_DESCRIPTIONS = "hosts"
 """The folder of the user's own, beside the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+OPTIONS = frozenset({"home", "prices"})
+"""What the options of any backend may say: its folder, and whose prices hold."""
+HOSTED = frozenset({"retry_budget_s"})
+"""The same of backends that are asked over the network."""
+BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
+"""The same of those that are asked by OpenAI's SDK."""
+RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes")
+"""The same of places, and of `provider_options.<place>` beside the engine's own."""
+AWAY = frozenset({*RENTED, "depot", "pass_env"})
 
 
 class Readable(Protocol):
@@ -107,6 +116,8 @@ class Profile:
     management_login: str = ""
     """How the key of its management API is got, where deployments need another than training; it is in
     NAME_MANAGEMENT_TOKEN."""
+    options: frozenset[str] | None = None
+    """What `[hosts.NAME.options]` may say, beside `OPTIONS`; `None` takes anything, a misspelt one too."""
     sdk: str | None = None
     """The distribution of its official SDK; the least version is that of Orchestrate's own requirements."""
 
@@ -146,6 +157,8 @@ class Profile:
     unbilled_failure: Callable[[Job], bool] = lambda job: False
     """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
     a bill is known."""
+    checkpoints_answer: bool = False
+    """Each checkpoint of a run that succeeded answers by a name of its own, without a deployment."""
     cap_gap: str = ""
     """Why a limit cannot end a job while it runs: the host tells nothing by which its cost so far is known.
     Empty where it does."""
@@ -197,16 +210,23 @@ def plug_ins() -> Mapping[str, EntryPoint]:
 
 
 @cache
+def place_plug_ins() -> Mapping[str, EntryPoint]:
+    """The same of the packages that add a place."""
+    return {point.name: point for point in sorted(entry_points(group=PLACES))}
+
+
+@cache
 def places() -> Mapping[str, str | EntryPoint]:
     """Kind -> module, or entry point, of the places away from here. Nothing of them is imported."""
     entries = files(PLACES).joinpath("kinds").iterdir()
     modules = sorted(e.name.removesuffix(".py") for e in entries if e.name.endswith(".py"))
     ours = {name.replace("_", "-"): f"{PLACES}.kinds.{name}" for name in modules if not name.startswith("_")}
-    return {**{point.name: point for point in sorted(entry_points(group=PLACES))}, **ours}
+    return {**place_plug_ins(), **ours}
 
 
-def away(kind: str, title: str, place: str) -> Profile:
-    """Of a place for the workers of our engine: the rows, models and settings are those of this machine."""
+def away(kind: str, title: str, place: str, options: Iterable[str] | None = None) -> Profile:
+    """Of a place for the workers of our engine: the rows, models and settings are those of this machine.
+    `options`: those of its own, beside `AWAY`; `None` takes anything."""
     return replace(
         this_machine(),
         kind=kind,
@@ -215,6 +235,7 @@ def away(kind: str, title: str, place: str) -> Profile:
         rank=100,
         near=False,
         place=place,
+        options=None if options is None else AWAY.union(options),
         models_of=this_machine().kind,
     )
 

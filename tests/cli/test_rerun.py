@@ -9,6 +9,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 from orchestrate import JobSpec, Orchestrator, config
+from orchestrate.data.operations.inspect import inspect
 from orchestrate.errors import AlreadySubmitted, DataError, UsageError
 from orchestrate.sandbox import running
 from orchestrate.types import JobStatus
@@ -40,6 +41,7 @@ def test_a_run_is_made_again_here_and_on_another_host(tmp_path: Path) -> None:
             sent = [body for body in bodies if isinstance(body, dict) and "n_epochs" in body]
             assert [(job["model"], job["n_epochs"]) for job in sent][-1] == ("Qwen/Qwen3-8B", 3)
             assert there.record.dataset_digest == first.record.dataset_digest
+            assert inspect(str(train)).data_digest == first.record.dataset_digest, "what both commands show"
 
             write(train, 13)
             jobs = len(ft.runs())

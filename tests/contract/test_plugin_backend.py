@@ -72,9 +72,14 @@ def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
             "package": "orchestrate-shelf",
             "version": "0.3.0",
             "profile": "orchestrate_shelf.profile:PROFILE",
+            "options": ["home", "label", "prices"],
             "error": None,
         }
     ]
+    options = tmp_path / "orchestrate.toml"
+    options.write_text("[hosts.shelf.options]\nlable = 'x'\n")
+    assert "hosts.shelf.options.lable (did you mean label?)" in installed.run("plan", *shelf, code=3)
+    options.write_text("[hosts.shelf.options]\nlabel = 'x'\n")
     # Its profile is what these commands know of it.
     unpriced = installed.orchestrate("quote", *shelf, code=1)
     assert "there are no rates for shelf" in json.dumps(unpriced)

@@ -54,6 +54,11 @@ from together import Together
 
 client = Together()
 train_file = client.files.upload("train.jsonl", purpose="fine-tune", check=True)
+while (file := client.files.retrieve(train_file.id)).processing_status not in (
+    "COMPLETED", "INVALID_FORMAT", "FAILED"
+):
+    time.sleep(0.1)
+assert file.processing_status == "COMPLETED", file
 job = client.fine_tuning.create(
     training_file=train_file.id, model="Qwen/Qwen3.5-9B", n_epochs=2, n_checkpoints=1, lora=True
 )
@@ -178,6 +183,9 @@ def test_together_on_its_own_command_line(program: Program, tmp_path: Path) -> N
     tg("files", "check", "train.jsonl")
     file = json.loads(tg("files", "upload", "train.jsonl", "--json"))["id"]
     assert file in tg("files", "list", "--json")
+    deadline = time.monotonic() + 120
+    while json.loads(tg("files", "retrieve", file, "--json"))["processing_status"] != "COMPLETED":
+        assert time.monotonic() < deadline
     assert "Max Batch Size" in tg("fine-tuning", "model-limits", "Qwen/Qwen3.5-9B")
     start = ("--training-file", file, "--model", "Qwen/Qwen3.5-9B", "--lora", "--non-interactive")
     assert "has been submitted" in tg("fine-tuning", "create", *start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.conftest import Cli, Result
@@ -67,7 +68,9 @@ def test_one_host(cli: Cli, project: Path, quick: Sandbox, host: str) -> None:
     metrics = done(ask("metrics", run, "--json")).json
     assert [point["step"] for point in metrics if "train_loss" in point["values"]] == [1, 2, 3, 4]
     if "checkpoints" not in ABSENT[host]:
-        assert 4 in [c["step"] for c in done(ask("checkpoints", run, "--json")).json]
+        found = done(ask("checkpoints", run, "--json")).json
+        assert 4 in [c["step"] for c in found]
+        of_a_checkpoint(ask, quick, run, host, found[-1])
     for command, reason in ABSENT[host].items():
         refused = ask(command, run)
         assert refused.code == 2 and reason in refused.err, (command, refused)
@@ -78,6 +81,28 @@ def test_one_host(cli: Cli, project: Path, quick: Sandbox, host: str) -> None:
         deployed_and_taken_down(ask, quick, run, host)
     else:
         assert done(ask("chat", run, "hello")).out.startswith(NOT_TRAINED)
+
+
+def of_a_checkpoint(ask: Cli, sandbox: Sandbox, run: str, host: str, last: dict[str, Any]) -> None:
+    """What is said to be possible with one is, and is said in a command that does it."""
+    told = done(ask("checkpoints", run)).err
+    if host == "openai":
+        assert f"  orchestrate eval {run}@{last['id']}\n" in told and "none of its checkpoints" not in told
+        asked_of = ("--test", "validation.jsonl", "--limit", "2", "--json")
+        longer = done(ask("submit", "--provider", host, "--set", "epochs=2", "--watch", "--yes")).out.strip()
+        first, end = done(ask("checkpoints", longer, "--json")).json
+        sandbox.clear_requests()
+        scored = done(ask("eval", f"{longer}@{first['id']}", *asked_of)).json
+        assert {c["checkpoint"] for c in scored["contenders"]} == {first["id"], None}
+        asked = {one["body"]["model"] for one in sandbox.requests(host, method="POST")}
+        assert asked == {"gpt-4o-mini-2024-07-18", first["model"]} and first["model"] != end["model"]
+        refused = ask("eval", f"{run}@nothing", *asked_of)
+        assert refused.code == 2 and "has no checkpoint 'nothing'" in refused.err
+        return
+    fetch = f"download {run} --checkpoint {last['id']}"
+    assert f'  orchestrate serve "$(orchestrate {fetch})"\n' in told and "none of its checkpoints" in told
+    folder = Path(done(ask(*fetch.split())).out.strip())
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in folder.iterdir()}
 
 
 def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> None:

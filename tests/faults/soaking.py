@@ -277,7 +277,10 @@ class Soak:
                     if run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
                         session.end_or_go_on(run, go_on=chance.random() < 0.7)
                 time.sleep(0.5)
-            self.running = session.running_though_cancelled()
+            # A worker of this machine ends when it next looks at what is asked of it.
+            while running := session.running_though_cancelled():
+                assert time.monotonic() < deadline, f"cancelled, and still running: {running[:3]}"
+                time.sleep(0.5)
             self.hosts.skip(7200.0)
             for run in session.store.runs.matching(provider="local", active=True):
                 cancel(session.store, session.provider("local"), run)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from tests.paths import ROOT
 
-from orchestrate import config
+from orchestrate import config, description
 from orchestrate.errors import ConfigError, MissingKey
+from orchestrate.profile import OPTIONS, built_in, described, places, profile
+from orchestrate.providers.local import renting
 
 
 def env_of(tmp_path: Path, **more: str) -> dict[str, str]:
@@ -51,12 +55,67 @@ def test_the_nearest_file_upwards_is_used(tmp_path: Path) -> None:
         ("[hosts.openai]\nbase_url = 'http://[x'\n", "is not a URL"),
         ("broken = \n", "cannot be read"),
         ("[hosts.mine]\nbase_url = 'http://example.com/v1'\n", "unencrypted"),
+        (
+            "[hosts.ray.options]\ndepo = '/x'\n",
+            r"unknown field hosts.ray.options.depo \(did you mean depot\?",
+        ),
+        (
+            "[hosts.ray.options]\nimage = 'x'\n",
+            "unknown field hosts.ray.options.image; allowed: address, depot",
+        ),
+        (
+            "[hosts.mine]\ntype = 'fireworks'\n[hosts.mine.options]\nregion = 'eu'\n",
+            "hosts.mine.options.region",
+        ),
+        ("[hosts.openai.options]\nwandb_api_key = 'k'\n", "unknown field hosts.openai.options.wandb_api_key"),
+        ("[local]\nthread = 2\n", r"unknown field local.thread \(did you mean threads\?\)"),
     ],
 )
 def test_a_wrong_file_names_the_field(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "orchestrate.toml").write_text(text)
     with pytest.raises(ConfigError, match=expected):
         config.load(env=env_of(tmp_path), cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("[hosts.fireworks.options]\naccount_id = 'a'\n", "it belongs to [hosts.NAME] itself"),
+        ("[hosts.ray]\ndepot = '/x'\n", "it belongs to [hosts.NAME.options]"),
+    ],
+)
+def test_a_field_in_the_wrong_table_is_told_its_own(tmp_path: Path, text: str, fix: str) -> None:
+    (tmp_path / "orchestrate.toml").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        config.load(env=env_of(tmp_path), cwd=tmp_path)
+    assert refused.value.fix == fix
+
+
+READ = re.compile(r'(?<!provider_)options(?:\.get\(|\[)"(\w+)"|"(\w+)" in config\.options')
+NOT_OF_A_HOST = {"temperature", "extra_body", "local", "trainingConfig"}
+"""Of a chat request, and of a spec."""
+OF_THE_PROGRAM = {"wandb_api_key", "allow_grader_code"}
+"""From the environment or a flag; a file may not say them."""
+
+
+def test_each_option_that_is_read_is_named_and_each_named_is_read() -> None:
+    """What is read is taken from the sources: an option that no profile names could not be given."""
+    source = ROOT / "src" / "orchestrate"
+    files = [file for room in ("places", "providers") for file in (source / room).rglob("*.py")]
+    found = {file: {one or other for one, other in READ.findall(file.read_text())} for file in files}
+    read = set().union(*found.values(), renting.OPTIONS) - NOT_OF_A_HOST - OF_THE_PROGRAM
+    asked = {
+        name
+        for file in described().values()
+        if (deployed := description.read(*file).deployment)
+        for name in deployed.options
+    }
+    kinds = {*built_in(), *described(), *places()}
+    named = OPTIONS.union(*(profile(kind).options or () for kind in kinds))
+    assert read | asked | {"threads"} == named  # the threads are read in a loop
+    for kind in places():
+        own = found[source / "places" / "kinds" / f"{kind.replace('-', '_')}.py"]
+        assert own <= OPTIONS | (profile(kind).options or set()), kind
 
 
 def test_plain_http_is_for_loopback_only(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrate.data import opening
-from orchestrate.data.facts import Facts, TokenCount
+from orchestrate.data.facts import Facts, TokenCount, data_digest
 from orchestrate.data.rules import Target
 from orchestrate.data.targets.writing import write_rows
 
@@ -68,9 +67,8 @@ class TrainingData:
 
     @property
     def digest(self) -> str:
-        """sha256 over the digests of its files."""
-        parts = [self.train.digest, self.validation.digest if self.validation else "-"]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """See `facts.data_digest`."""
+        return data_digest(self.train.digest, self.validation.digest if self.validation else None)
 
     @classmethod
     def open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,11 @@ from orchestrate.data.rows.pictures import Picture
 from orchestrate.data.shapes.reading import Row
 from orchestrate.data.tokens.lengths import Remark
 from orchestrate.types import Problem
+
+
+def data_digest(train: str, validation: str | None = None) -> str:
+    """Of a run's data: sha256 over the digests of the rows that it trains and validates on."""
+    return hashlib.sha256(f"{train}\n{validation or '-'}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ def by_chat(
         return [replace(answer, first_token_seconds=first_seconds()) if first_seconds else answer]
 
     identity = {"host": contender.served_by, "model": contender.model, "run": contender.run_id}
+    identity |= {"checkpoint": contender.checkpoint} if contender.checkpoint else {}
     # Answers without that time are none for those who want it.
     streamed = {"stream": True} if first_seconds else dict[str, Any]()
     respondent = Respondent(

@@ -19,7 +19,7 @@ from orchestrate.gateway.calls import Call, parsed, read, streamed
 from orchestrate.gateway.engines import Engines
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.refusals import refusal_of
-from orchestrate.providers.calls.payloads import Unreadable
+from orchestrate.providers.calls.payloads import CutShort
 from orchestrate.providers.calls.values import plain
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes
 from orchestrate.types import Feature, Run
@@ -155,8 +155,8 @@ def _broken(error: Exception) -> HostError:
 
 
 def _pieces(stream: Iterable[Any], model: str) -> Iterator[str]:
-    """An SDK's stream as the API has it. What breaks within is told as its last piece, and so is an end
-    before the model has said that it is done: a proxy that gives up closes it as one that is whole."""
+    """An SDK's stream as the API has it. What breaks within is told as its last piece, and so is a
+    stream that was cut short."""
     ended = False
     try:
         for piece in stream:
@@ -164,7 +164,7 @@ def _pieces(stream: Iterable[Any], model: str) -> Iterator[str]:
             ended = ended or any(one.get("finish_reason") for one in told.get("choices") or ())
             yield chat.event({**told, "model": model})
         if not ended:
-            raise Unreadable("it ended before the model had said that it is done")
+            raise CutShort
     except Exception as error:  # noqa: BLE001  told to the client, whatever it is
         yield chat.event(error_body(_broken(error)))
         return

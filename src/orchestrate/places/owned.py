@@ -13,10 +13,11 @@ from orchestrate.places.base import Hourly, Machine
 from orchestrate.places.order import gpu_asked
 
 NAME = "a worker"
+OPTIONS = ("gpu", "gpu_memory_gib", "usd_per_hour")
 
 
 def machine(name: str, options: Mapping[str, Any]) -> Machine:
-    """By `gpu`, `gpu_memory_gib` and `usd_per_hour` of the options of the backend `name`; without a `gpu` a
+    """By `OPTIONS` of the options of the backend `name`; without a `gpu` a
     worker gets a CPU."""
     gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
     return Machine(

@@ -227,26 +227,15 @@ class Orchestrator(Measuring, Rerunning):
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate import earlier, trust
         from orchestrate.service.training import submission
-        from orchestrate.tracking.submitting.repeats import already
 
         [name] = self.backends(provider)
         if not isinstance(spec, Prepared):
             self.require(spec, name)  # before the data are read
         prepared = spec if isinstance(spec, Prepared) else self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
-        wish = earlier.wish(self, prepared, name, idempotency_key)
-        submitter = submission.submitter(self, name, agree)
-        asked = submission.of(self, prepared, name, limit_usd=limit, key=idempotency_key, again=again)
-        if known := wish.known(self.store):
-            trust.require_to_spend(self.settings, self.provider(name))
-            return RunHandle(self, submitter.take_up(known, asked, progress=progress))
-        if not again and (same := wish.same(self.store)):
-            raise already(same)
-        self.preflight(prepared, name, strict=strict, max_cost_usd=limit)
-        prepared.require_unchanged()
-        return RunHandle(self, submitter.submit(asked, progress=progress))
+        asked = submission.of(self, prepared, name, key=idempotency_key, limit_usd=limit, again=again)
+        return submission.send(self, prepared, name, asked, strict=strict, agree=agree, progress=progress)
 
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None

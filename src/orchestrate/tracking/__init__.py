@@ -12,10 +12,10 @@ from orchestrate.attributes import late
 
 if TYPE_CHECKING:
     from orchestrate.tracking.store import Store as Store
+    from orchestrate.tracking.submitting.submission import stored_spec as stored_spec
     from orchestrate.tracking.submitting.submit import Submitter as Submitter
     from orchestrate.tracking.submitting.submit import cancel as cancel
     from orchestrate.tracking.submitting.submit import settle as settle
-    from orchestrate.tracking.submitting.submit import stored_spec as stored_spec
     from orchestrate.tracking.syncing.recovery import recover as recover
     from orchestrate.tracking.syncing.sweep import SyncReport as SyncReport
     from orchestrate.tracking.syncing.sweep import refresh as refresh
@@ -36,7 +36,7 @@ _PUBLIC = {
     "recover": "syncing.recovery",
     "refresh": "syncing.sweep",
     "settle": "submitting.submit",
-    "stored_spec": "submitting.submit",
+    "stored_spec": "submitting.submission",
     "settle_left_s": "timing",
     "sync": "syncing.sweep",
 }

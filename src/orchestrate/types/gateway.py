@@ -82,13 +82,17 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A request that changed something, or was refused."""
+    """A request that changed something, or was refused; or a command that made or revoked a key."""
 
     at: datetime
     key: str
     method: str
+    """Of HTTP, or `COMMAND`."""
     path: str
     status: int
+    """Of HTTP; 0 of a command."""
+    by: str | None = None
+    """Who ran the command, as `user@machine`."""
     subject: str | None = None
     """The id of what was made or changed."""
     code: str | None = None

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrate.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.handle import DeploymentHandle, RunHandle
 from orchestrate.keys import masked
@@ -59,6 +60,7 @@ def routes(site: Site) -> list[Route]:
             axes=AXES,
             settings=_settings(site, run),
             kept=_kept(site, handle),
+            uses=_uses(handle),
             artifact=handle.downloaded(),
             lineage=_lineage(site, run),
             since=site.ft.store.clock.now().isoformat(),
@@ -188,6 +190,19 @@ def _kept(site: Site, handle: RunHandle) -> list[_Kept]:
             acts.append(("Continue", f"/new?{urlencode(new.continued(run, origin))}"))
         found.append(_Kept(one, acts))
     return found
+
+
+def _uses(handle: RunHandle) -> tuple[list[tuple[str, str]], str]:
+    """What else can be done with the last checkpoint, by which command; and what cannot."""
+    found = handle.checkpoints()
+    if not found or handle.record.status is not JobStatus.SUCCEEDED:
+        return [], ""
+    try:
+        provider = handle.provider
+    except OrchestrateError:  # not configured any more
+        return [], ""
+    not_deployed = NOT_DEPLOYED if Feature.DEPLOY in provider.features else ""
+    return uses_of_checkpoint(provider, handle.id, found[-1].id), not_deployed
 
 
 def _reviews(site: Site, run: Run) -> list[tuple[str, list[str]]]:

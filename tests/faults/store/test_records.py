@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import event, select
 
 from orchestrate.costing import Spending
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
 from orchestrate.tracking.clock import Clock, Uptime
+from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
 from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import (
@@ -26,6 +28,7 @@ from orchestrate.types import (
     Evaluation,
     Event,
     Job,
+    JobError,
     JobHandle,
     JobStatus,
     Measure,
@@ -181,6 +184,62 @@ def test_a_change_that_raises_changes_nothing(store: Store) -> None:
     with pytest.raises(RuntimeError):
         store.runs.apply_many(sorted([(run.id, works), (other.id, fails)], key=lambda p: p[1] is fails))
     assert [store.runs.get(r.id) for r in (run, other)] == [run, other]
+
+
+def test_many_changes_together_leave_what_one_after_the_other_do(store: Store) -> None:
+    """And take as many statements however many they are."""
+    at, error = datetime(2026, 1, 2, tzinfo=UTC), JobError(message="no")
+
+    def seen(status: JobStatus) -> Callable[[Run], Run]:
+        def change(run: Run) -> Run:
+            handle = JobHandle(provider=run.provider, job_id=run.job_id or "")
+            return transitions.observed(run, Job(handle=handle, status=status, raw_status=status.value), at)
+
+        return change
+
+    def sent(run: Run) -> Run:
+        handle = JobHandle(provider=run.provider, job_id=f"j-{run.id}")
+        return transitions.submitted(run, handle, at)
+
+    stories: list[list[Callable[[Run], Run]]] = [
+        [sent, seen(JobStatus.RUNNING), seen(JobStatus.SUCCEEDED)],
+        [sent],
+        [lambda run: run],
+        [lambda run: transitions.refused(run, error, at)],
+        [lambda run: transitions.refused(run, error, at), sent],
+        [lambda run: msgspec.structs.replace(run, tags={"a": "b"})],
+    ]
+    executed: list[str] = []
+
+    @event.listens_for(store.database.engine, "before_cursor_execute")
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        executed.append(statement)
+
+    alone, together = [make(store) for _ in stories], [make(store) for _ in stories]
+    changed = [store.runs.apply(r.id, c) for r, story in zip(alone, stories, strict=True) for c in story]
+    executed.clear()
+    found = store.runs.apply_many(
+        [(r.id, c) for r, story in zip(together, stories, strict=True) for c in story]
+    )
+    statements = len(executed)
+    assert len(found) == len(changed) - 1  # all but the one that changed nothing
+
+    def told(run: Run) -> list[Any]:
+        with store.database.reading() as connection:
+            query = select(schema.runs).where(schema.runs.c.id == run.id)
+            row = dict(connection.execute(query).one()._mapping)
+        kept = msgspec.json.decode(row.pop("record"))
+        for name in ("id", "ref", "created_at", "due_at", "job_id", "updated_at"):
+            row.pop(name)
+            kept.pop(name, None)
+        steps = [(t.phase, t.status, t.raw_status, t.attempt) for t in store.history.transitions(run.id)]
+        return [row, kept, steps]
+
+    assert [told(run) for run in together] == [told(run) for run in alone]
+    many = [make(store).id for _ in range(20)]
+    executed.clear()
+    assert len(store.runs.apply_many([(run_id, sent) for run_id in many])) == 20
+    assert len(executed) <= statements
 
 
 def test_events_are_kept_once_and_in_order(store: Store) -> None:

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 from tests import command
 from tests.faults.shop import Shop
+from tests.faults.submit.test_lost_keys import backed_up
 from tests.faults.submitting import MODELS, write_rows
-from tests.faults.world import CREATE, SETTLED
+from tests.faults.world import CREATE, HOSTED, SETTLED
 
 from orchestrate import Orchestrator, config, watching
 from orchestrate.costing import RateBook
@@ -393,3 +394,84 @@ def test_what_was_lost_and_never_made_goes_again_and_does_not_block_the_others(s
     assert [moved.entry.id for moved in server.turn()] == [second.id]
     found = shop.count("openai")
     assert (found["runs"], found["lost"], found["doubled"]) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_a_backup_from_before_a_second_try_makes_no_second_job(
+    shop: Shop, hosts: Any, name: str, tally: Any
+) -> None:
+    """What was sent to a busy host, and then again, is one run with one ref, in every copy of the store."""
+    entry, server = add(shop, name), QueueServer(shop.ft)
+    restore = backed_up(shop)
+    hosts.fault(name, "rate_limit", method="POST", path=CREATE[name], retry_after=500.0, count=0)
+    assert server.turn() == [] and server.problems
+    assert [run.record.phase for run in shop.ft.runs()] == [SubmitPhase.UPLOADED]
+    hosts.clear_faults()
+    server._again.clear()  # a while later
+    [moved] = server.turn()
+    first = shop.ft.run(moved.entry.run_id or "").record
+    restore()
+    assert state(shop, entry).state is QueueState.WAITING
+    [moved] = QueueServer(shop.ft).turn()
+    second = shop.ft.run(moved.entry.run_id or "").record
+    assert (second.ref, second.job_id) == (first.ref, first.job_id)
+    found = shop.count(name)
+    tally("restored store: the queue's second try", name, found)
+    assert found == {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0}
+
+
+def test_what_a_busy_host_did_not_take_is_withdrawn_with_its_entry_and_takes_no_room(
+    shop: Shop, hosts: Any
+) -> None:
+    write_rows(shop.rows, 14)  # which the host has not yet
+    hosts.fault("openai", "rate_limit", method="POST", path="files", retry_after=500.0, count=0)
+    first, server = add(shop), QueueServer(shop.ft)
+    server.turn()
+    [run] = shop.ft.runs()
+    assert run.record.phase is SubmitPhase.INTENT
+    hosts.clear_faults()
+    second = add(shop, epochs=2)
+    assert [moved.entry.id for moved in server.turn()] == [second.id], "the first waits a while"
+    server._again.clear()
+    assert server.turn() == [], "its room was taken meanwhile"
+    assert queueing.remove(shop.ft, first.id).state is QueueState.REMOVED
+    assert shop.ft.run(run.id).record.status is JobStatus.CANCELLED
+    ended(shop, state(shop, second).run_id)
+    assert (server.turn(), server.waiting(), shop.sent()) == ([], [], 1)
+
+
+@pytest.mark.parametrize("gone", ["address", "backend"])
+def test_what_waits_for_a_backend_that_is_not_here_says_so_and_lets_the_others_go(
+    shop: Shop, gone: str
+) -> None:
+    entry, other = add(shop), add(shop, epochs=2)
+    away = {"host": "https://api.example.com/v1"} if gone == "address" else {"provider": "elsewhere"}
+    shop.ft.store.queue.change(entry.id, lambda now: msgspec.structs.replace(now, **away))
+    watcher = watching.watcher(shop.ft)
+    watcher.turn()
+    [told] = [problem for problem in watcher.problems if entry.id in problem]
+    assert ("at https://api.example.com/v1" if gone == "address" else "elsewhere") in told
+    assert state(shop, other).state is QueueState.SUBMITTED
+    assert state(shop, entry).state is QueueState.WAITING
+    assert not QueueServer(shop.ft).waiting(), "nothing is to be waited for here"
+    watcher.turn()
+    assert not any(entry.id in problem for problem in watcher.problems), "once"
+    listed = shop.type("queue", "ls")
+    assert listed.exit_code == 0 and "was added" in " ".join(listed.output.split())
+    assert queueing.remove(shop.ft, entry.id).state is QueueState.REMOVED
+
+
+def test_an_entry_is_named_by_its_id_or_enough_of_it_to_be_the_only_one(shop: Shop) -> None:
+    one, two = add(shop), add(shop, epochs=2)
+    get = shop.ft.store.queue.get
+    for name in (one.id, one.id.removeprefix("q-"), f" {one.id} ", one.id[-4:], one.id[-6:]):
+        assert get(name).id == one.id
+    for short in (one.id[-1], one.id[-3:]):
+        with pytest.raises(UsageError, match=rf"fits.*{one.id}.*at least 4 characters"):
+            get(short)
+    with pytest.raises(UsageError, match=f"{one.id}.*{two.id}.*fit one alone"):
+        get(one.id[:6])
+    for nothing in ("", "q-", "zzzzz", "q-nothing"):
+        with pytest.raises(UsageError, match="no entry"):
+            get(nothing)
+    assert [entry.state for entry in queueing.entries(shop.ft)] == [QueueState.WAITING] * 2

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.faults.shop import Shop
+from tests.faults.submit.test_lost_keys import backed_up
 from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE
 
@@ -245,6 +246,24 @@ def test_a_host_that_is_busy_costs_no_trial(shop: Shop, hosts: Any) -> None:
     [trial] = turned(carried)
     assert (trial.state, shop.sent(), carried.waits) == (TrialState.OPEN, 1, None)
     assert shop.ft.run(trial.run_id or "").record.phase is SubmitPhase.SUBMITTED
+
+
+def test_a_backup_from_before_a_second_try_makes_no_second_job(shop: Shop, hosts: Any) -> None:
+    write_rows(shop.rows, 24)
+    search = begun(shop)
+    restore = backed_up(shop)
+    hosts.fault("openai", "rate_limit", method="POST", path=CREATE["openai"], retry_after=500.0, count=0)
+    carried = Searching(shop.ft, search)
+    [trial] = turned(carried)
+    assert trial.run_id is None and carried.waits
+    hosts.clear_faults()
+    [trial] = turned(carried)
+    first = shop.ft.run(trial.run_id or "").record
+    restore()
+    [trial] = turned(Searching(shop.ft, search))
+    assert shop.ft.run(trial.run_id or "").record.job_id == first.job_id
+    found = shop.count("openai")
+    assert (found["runs"], found["jobs"], found["lost"]) == (1, 1, 0)
 
 
 def test_what_its_host_refuses_is_a_failed_trial_and_the_others_go_on(shop: Shop, hosts: Any) -> None:

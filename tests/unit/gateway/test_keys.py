@@ -138,12 +138,19 @@ def test_the_log_tells_who_did_what(keyed: Gateway) -> None:
     who = key(keyed, "logged", backends=["together"])
     refusal(keyed, who, model=OTHER)
     # Each is written down after its answer.
-    assert len(service.entries(keyed.ft, key="logged")) == 2, "before they were answered"
-    entries = sorted(service.entries(keyed.ft, key="logged"), key=lambda entry: entry.status)
+    service.revoke_key(keyed.ft, "logged")
+    service.revoke_key(keyed.ft, "logged")  # was revoked already
+    assert len(service.entries(keyed.ft, key="logged")) == 4, "before they were answered"
+    first, *entries, last = sorted(service.entries(keyed.ft, key="logged"), key=lambda e: (e.at, e.status))
+    entries.sort(key=lambda entry: entry.status)
     assert [(e.method, e.path, e.status) for e in entries] == [
         ("POST", "/v1/files", 200),
         ("POST", "/v1/fine_tuning/jobs", 403),
     ]
+    assert [(e.method, e.path, e.by) for e in (first, last)] == [
+        ("COMMAND", f"gateway keys {verb}", keyed.ft.settings.made_by) for verb in ("add", "revoke")
+    ]
+    assert keyed.ft.settings.made_by and who not in str(service.entries(keyed.ft))
     assert str(entries[0].subject).startswith("file-") and entries[0].address == "127.0.0.1"
 
 

@@ -43,6 +43,7 @@ from tests.sending import create, upload
 from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
+from orchestrate.service.setup import backends
 from orchestrate.spec import JobSpec
 
 folder = Path(sys.argv[1])
@@ -54,7 +55,7 @@ data = TrainingData.open(spec.train)
 handle = create(found, spec, upload(found, spec, data), "orc-0123456789ab")
 job = found.get(handle)
 print(json.dumps([found.title, found.place.started, job.status, handle.provider, found.quote(
-    spec, data, found.translate(spec), None).unavailable]))
+    spec, data, found.translate(spec), None).unavailable, backends.plugins()[-1].to_dict()]))
 """
 
 
@@ -66,7 +67,9 @@ def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
     (about / "entry_points.txt").write_text("[orchestrate.places]\nshed = shed:PROFILE\n")
     messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
     (tmp_path / "train.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 20)
-    (tmp_path / "orchestrate.toml").write_text(f'[hosts.shed.options]\ndepot = "file://{tmp_path}/depot"\n')
+    (tmp_path / "orchestrate.toml").write_text(
+        f'[hosts.shed.options]\ndepot = "file://{tmp_path}/depot"\nwhat_only_it_knows = 1\n'
+    )
     done = subprocess.run(
         [sys.executable, "-c", USE, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src"), str(ROOT)])},
@@ -75,8 +78,15 @@ def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    title, started, status, provider, unavailable = json.loads(done.stdout.splitlines()[-1])
+    title, started, status, provider, unavailable, listed = json.loads(done.stdout.splitlines()[-1])
     assert (title, status, provider) == ("The shed", "queued", "shed")
     [(ref, machine, env)] = started
     assert (ref, machine) == ("orc-0123456789ab", "bench") and "ORCHESTRATE_DEPOT" in env
     assert "no price is known" in unavailable
+    # It names no options: any are taken, and the list says so.
+    assert (listed["kind"], listed["package"], listed["options"], listed["error"]) == (
+        "shed",
+        "shed",
+        None,
+        None,
+    )

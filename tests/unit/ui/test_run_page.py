@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from html import unescape
 from itertools import pairwise
 
 import pytest
@@ -63,7 +64,9 @@ def test_a_finished_run_in_the_order_in_which_it_is_read(
     places = [page.text.index(word, page.text.index("What it is worth")) for word in order]
     assert places == sorted(places), list(zip(order, places, strict=True))
     assert "measured hours x rate" in page.text and "$1.00 to $3.00" in page.text
-    assert "No backend deploys a checkpoint" in page.text
+    fetched = f"orchestrate download {run.id} --checkpoint step-5"
+    assert f'orchestrate serve "$({fetched})"' in unescape(page.text)
+    assert "none of its checkpoints" not in page.text, "nothing is deployed from this machine"
 
 
 def test_a_run_without_anything_says_the_next_command(web: TestClient, make_run: MakeRun) -> None:

@@ -49,7 +49,8 @@ def show_inspect(report: InspectReport) -> None:
         ("languages", _counted(report.languages) and f"{_counted(report.languages)}{_of(report)}"),
         ("longest rows", ", ".join(f"{r.row} ({r.tokens:,})" for r in report.longest)),
         ("problems", _counted(report.problems)),
-        ("digest", report.digest),
+        ("digest of rows", report.digest),
+        ("digest of data", f"{report.data_digest[:16]}, of a run that trains on this file alone"),
     ):
         if value:
             facts.add_row(Text(name, style="dim"), Text(value))

@@ -18,6 +18,7 @@ from orchestrate.commands.terminal.console import (
     table,
 )
 from orchestrate.commands.tuned.hosting import in_words
+from orchestrate.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.text import limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
@@ -80,7 +81,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "made by": record.made_by,
         "idempotency key": record.idempotency_key,
         "finished": f"{record.finished_at:%Y-%m-%d %H:%M:%S} UTC" if record.finished_at else None,
-        "data": record.dataset_digest[:16],
+        "digest of data": record.dataset_digest[:16],
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _told(k, v)),
     }
     for e in evaluations:
@@ -155,7 +156,8 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, js
     """Checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        ft.provider(handle.record.provider).require(Feature.CHECKPOINTS)
+        provider = ft.provider(handle.record.provider)
+        provider.require(Feature.CHECKPOINTS)
         _fresh(ft, handle, refresh)
         found = handle.checkpoints()
     if json:
@@ -166,6 +168,11 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, js
         made = f"{c.created_at:%Y-%m-%d %H:%M:%S}" if c.created_at else ""
         shown.add_row(c.id, str(c.step or ""), made, c.model or "")
     out.print(shown)
+    if found and handle.record.status is JobStatus.SUCCEEDED:
+        for said, command in uses_of_checkpoint(provider, handle.id, found[-1].id):
+            note(f"{said}:\n  {command}")
+        if Feature.DEPLOY in provider.features:
+            note(NOT_DEPLOYED)
 
 
 def cancel(context: typer.Context, run: RunArg, json: Json = False) -> None:

@@ -213,7 +213,7 @@ def log(
     limit: Annotated[int, typer.Option(min=1, help="The last so many.")] = 50,
     json: Json = False,
 ) -> None:
-    """Who changed what, and what was refused, oldest first."""
+    """Who changed what, who made and revoked keys, and what was refused, oldest first."""
     from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft:
@@ -225,6 +225,7 @@ def log(
     for entry in found:
         at, asked = f"{entry.at:%Y-%m-%d %H:%M:%S}", f"{entry.method} {entry.path}"
         times = f" ({entry.times} times)" if entry.times > 1 else ""
-        what = entry.subject or entry.code or "-"
-        shown.add_row(at, entry.key or "-", asked, f"{entry.status}{times}", what)
+        what = entry.subject or entry.code or (f"by {entry.by}" if entry.by else "-")
+        status = f"{entry.status}{times}" if entry.status else "-"
+        shown.add_row(at, entry.key or "-", asked, status, what)
     out.print(shown)

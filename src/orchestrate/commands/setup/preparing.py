@@ -321,10 +321,12 @@ def plugins(json: Json = False) -> None:
     elif not rows:
         note("no installed package adds a backend; docs/plugins.md says how to write one")
     else:
-        shown = table("backend", "package", "version", "profile", "")
+        shown = table("backend", "package", "version", "profile", "options", "")
         for row in rows:
             error = Text(row.error or "loaded", "red" if row.error else "green")
-            shown.add_row(row.kind, row.package or "-", row.version or "-", row.profile, error)
+            taken = "any, unchecked" if row.options is None else f"{len(row.options)} named"
+            options = "-" if row.error else taken
+            shown.add_row(row.kind, row.package or "-", row.version or "-", row.profile, options, error)
         out.print(shown)
     if any(row.error for row in rows):
         raise typer.Exit(3)

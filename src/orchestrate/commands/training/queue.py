@@ -39,7 +39,10 @@ app = typer.Typer(
     help="Runs that wait for a place: each goes when its backend has room and what it comes after has "
     "succeeded. `worker`, `watch` and `queue run` submit them.",
 )
-Names = Annotated[list[str], typer.Argument(metavar="ENTRY...", help="Entries, by a part of their ids.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="ENTRY...", help="Entries, by their ids or four characters of an id's end."),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +225,6 @@ def _limit(entry: QueueEntry) -> str:
 
 
 def _about(entry: QueueEntry) -> str:
-    if entry.state is QueueState.WAITING and entry.after:
-        return f"after {', '.join(entry.after)}"
-    words = [entry.run_id, entry.note]
+    after = entry.state is QueueState.WAITING and entry.after
+    words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)

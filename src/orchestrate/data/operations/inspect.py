@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from orchestrate.data.facts import Facts
+from orchestrate.data.facts import Facts, data_digest
 from orchestrate.data.opening import count_tokens, open_dataset
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
@@ -65,6 +65,9 @@ class InspectReport(Record, frozen=True, kw_only=True):
     rows: int
     rows_with_errors: int
     digest: str
+    """Of the rows."""
+    data_digest: str
+    """Of a run that trains on this file alone, as `show` has it."""
     tokenizer: str
     tokens_exact: bool
     tokens: int
@@ -116,6 +119,7 @@ def inspect(
         rows=data.rows,
         rows_with_errors=broken,
         digest=data.digest,
+        data_digest=data_digest(data.digest),
         tokenizer=count.tokenizer,
         tokens_exact=count.exact,
         tokens=count.tokens,

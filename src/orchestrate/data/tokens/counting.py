@@ -41,6 +41,7 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
 )
 from orchestrate.data.tokens.lengths import Counter, Lengths, has_tokenizer
+from orchestrate.data.tokens.repeated import Counts
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
 
@@ -209,7 +210,7 @@ class BpeCounter:
         self.name = name
         self.error_band = error_band
         self._overhead = overhead
-        self._count = batch_counter(vocabulary)
+        self._count = Counts(batch_counter(vocabulary))
 
     def count(self, examples: Sequence[Example]) -> Lengths:
         sheet = _Sheet(self._overhead)

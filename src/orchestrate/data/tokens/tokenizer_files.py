@@ -14,6 +14,8 @@ from typing import Any, cast
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
+from orchestrate.data.tokens.repeated import Pieces
+
 Json = dict[str, Any]
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -122,10 +124,11 @@ def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
         encoding = tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    apart = _apart(tokenizer, file)
     marks = {text for text, token in added.items() if token["special"]} | set(listed)
     bos, eos = (added[named[name]]["id"] if name in named else None for name in ("bos_token", "eos_token"))
     return HubTokenizer(
-        encode,
+        Pieces(encode, apart) if apart else encode,
         lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         bos,
         eos,
@@ -133,6 +136,32 @@ def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
         frozenset(added[text]["id"] for text in marks),
         frozenset(marks),
         _templates(folder, config.get("chat_template")),
+    )
+
+
+def _apart(tokenizer: Tokenizer, file: Json) -> Mapping[str, int]:
+    """The added tokens between which a text can be encoded piece by piece, with their ids; none where the
+    tokens or places of a piece depend on whether something stands before it."""
+    added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.normalized]
+    if any(token.lstrip or token.rstrip or token.single_word for token in added):
+        return {}
+    if _has(file, {"prepend_scheme": "first"}) or _has(
+        file.get("post_processor"), {"add_prefix_space": True}
+    ):
+        return {}
+    ids = {token.content: tokenizer.token_to_id(token.content) for token in added if token.content}
+    return {text: number for text, number in ids.items() if number is not None}
+
+
+def _has(part: object, fields: Json) -> bool:
+    """Whether a part of a tokenizer, or one inside it, has one of these."""
+    if isinstance(part, list):
+        return any(_has(one, fields) for one in cast("list[object]", part))
+    if not isinstance(part, dict):
+        return False
+    own = cast("Json", part)
+    return any(own.get(name) == value for name, value in fields.items()) or any(
+        _has(value, fields) for name, value in own.items() if name not in ("vocab", "merges")
     )
 
 

@@ -45,7 +45,7 @@ from orchestrate.types import Record
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
-PROFILE = away("hf-jobs", "Hugging Face Jobs", f"{__name__}:HfJobs")
+PROFILE = away("hf-jobs", "Hugging Face Jobs", f"{__name__}:HfJobs", {"image", "namespace"})
 LABEL = "orchestrate-ref"
 OURS = {"orchestrate": "run"}
 RATES = "huggingface"

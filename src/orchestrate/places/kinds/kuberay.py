@@ -35,7 +35,18 @@ from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, n
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
 
-PROFILE = away("kuberay", "KubeRay", f"{__name__}:KubeRay")
+OWN = {
+    "context",
+    "cpus",
+    "image",
+    "memory",
+    "namespace",
+    "node_selector",
+    "packages",
+    "ray_version",
+    "secret",
+}
+PROFILE = away("kuberay", "KubeRay", f"{__name__}:KubeRay", {*owned.OPTIONS, *OWN})
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 OURS, LABEL = "orchestrate=run", "orchestrate-ref"
 STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {

@@ -38,7 +38,7 @@ from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, n
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
 
-PROFILE = away("ray", "Ray", f"{__name__}:RayJobs")
+PROFILE = away("ray", "Ray", f"{__name__}:RayJobs", {*owned.OPTIONS, "address", "packages"})
 ADDRESS = "http://127.0.0.1:8265"
 OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {

@@ -41,7 +41,8 @@ from orchestrate.places.kinds._skypilot.offers import Listed, cheapest, known
 from orchestrate.places.order import RUN_BOOT, Order, pins, read_order
 from orchestrate.profile import away
 
-PROFILE = away("sky", "SkyPilot", f"{__name__}:Sky")
+OWN = {"cpus", "disk_gb", "image", "infra", "python", "server"}
+PROFILE = away("sky", "SkyPilot", f"{__name__}:Sky", {*owned.OPTIONS, *OWN})
 STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "REQUEST_PENDING": "waiting",
     "REQUEST_RUNNING": "waiting",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from orchestrate import config
 from orchestrate.errors import ConfigError, MissingKey, UsageError
-from orchestrate.profile import built_in
+from orchestrate.profile import built_in, this_machine
 
 if TYPE_CHECKING:
     from orchestrate.config import HostConfig, Settings
@@ -28,16 +29,36 @@ class ModelAt:
 
 def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
     """Without a host the first built-in one. `key_variable` has the key for an address. Raises as
-    `configured` and `addressed` do."""
+    `configured` and `addressed` do, and `UsageError` for a model without a host that is elsewhere."""
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")
         if not equals or not model:
             raise UsageError(f"{written} names no model", fix="https://ADDRESS/v1=MODEL")
         return ModelAt(model, addressed(address, key_variable))
-    host, equals, model = written.partition("=")
-    if not equals:
-        host, model = next(iter(built_in())), written
-    return ModelAt(model, configured(settings, host))
+    name, equals, model = written.partition("=")
+    if equals:
+        return ModelAt(model, configured(settings, name))
+    host = configured(settings, next(iter(built_in())))
+    _require_there(host, written)
+    return ModelAt(written, host)
+
+
+def _require_there(host: HostConfig, name: str) -> None:
+    """Whoever names a model of this machine or of another host is not to be asked for the key of this one.
+    A server of one's own at this host's address may have any model."""
+    from orchestrate.catalog import lookup
+
+    known, here = lookup(name), this_machine().kind
+    elsewhere = Path(name).is_dir() if known is None else known.on(host.name) is None
+    if not elsewhere or (host.base_url != built_in()[host.name].url and not host.sandbox):
+        return
+    ids = (
+        {here: name} if known is None else {one: name if one == here else id for one, id in known.ids.items()}
+    )
+    raise UsageError(
+        f"{name} is no model of {host.name}, which is asked where no host is named",
+        fix="name the host: " + " or ".join(f"{one}={id}" for one, id in sorted(ids.items())),
+    )
 
 
 def configured(settings: Settings, name: str) -> HostConfig:

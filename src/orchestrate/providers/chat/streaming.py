@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from orchestrate.providers.calls.payloads import Unreadable
+from orchestrate.providers.calls.payloads import CutShort
 from orchestrate.providers.calls.values import plain, rows, table, text, whole
 
 _SAID = ("content", "reasoning", "reasoning_content")
@@ -96,8 +96,7 @@ def _assembled(
             if part.get("finish_reason"):
                 choice["finish_reason"] = part["finish_reason"]
     if "finish_reason" not in choice:
-        # A proxy that gives up closes the stream as one that is whole: what came is no answer of the model.
-        raise Unreadable("it ended before the model had said that it is done")
+        raise CutShort  # what came is no answer of the model
     if calls:
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
     return whole_answer, first

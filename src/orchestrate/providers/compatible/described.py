@@ -29,7 +29,7 @@ from orchestrate.data.rules import (
 from orchestrate.data.targets.dialects import Dialect
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError
-from orchestrate.profile import HUB_ID, Gate, Profile, Readable
+from orchestrate.profile import BY_SDK, HUB_ID, Gate, Profile, Readable
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def profile_of(kind: str, file: Readable, name: str) -> Profile:
         unbilled_failure=_never_began,
         cap_gap=told.cap_gap,
         serving_note=told.serving_note,
+        options=BY_SDK.union(["base_deployment"], told.deployment.options if told.deployment else ()),
         management_login=told.deployment.login if told.deployment else "",
     )
 

@@ -21,7 +21,7 @@ from orchestrate.data.rules import (
     HostRules,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import Profile
+from orchestrate.profile import HOSTED, Profile
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
@@ -114,6 +114,7 @@ PROFILE = Profile(
     provider="orchestrate.providers.fireworks.provider:FireworksProvider",
     rank=2,
     url="https://api.fireworks.ai",
+    options=HOSTED,
     sdk="fireworks-ai",
     account_variable="FIREWORKS_ACCOUNT_ID",
     chat_path="/inference/v1",

@@ -23,5 +23,6 @@ PROFILE = Profile(
     dialect=CANONICAL,
     ids=HUB_ID,
     default_epochs=3,
+    options=frozenset({"threads", "device", "gpu_memory_gib"}),
     unbilled_failure=lambda job: job.started_at is None,
 )

@@ -10,6 +10,7 @@ from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
 from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources
 from orchestrate.places.order import gpu_asked
+from orchestrate.profile import RENTED as OPTIONS
 from orchestrate.providers.local import shares
 from orchestrate.text import money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
@@ -17,8 +18,6 @@ from orchestrate.types import MemoryPlan, Outcome, Setting
 if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
-OPTIONS = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes")
-"""Of `provider_options.<place>`, beside the engine's own."""
 MOST_HOURS = 24.0
 """Where nobody says how long a run may take: a bill has an end in any case."""
 

@@ -20,7 +20,7 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import Delivery, Gate, Profile
+from orchestrate.profile import BY_SDK, Delivery, Gate, Profile
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ PROFILE = Profile(
     chat_limit="max_completion_tokens",  # newer models refuse `max_tokens`; many compatible hosts need it
     webhook_variable="OPENAI_WEBHOOK_SECRET",
     delivery=delivery,
+    options=BY_SDK,
     sdk="openai",
     rules=RULES,
     dialect=Dialect(row_weight=False),
@@ -158,6 +159,7 @@ PROFILE = Profile(
     ),
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     picture_tokens=picture_tokens,
+    checkpoints_answer=True,  # `fine_tuned_model_checkpoint`; developers.openai.com, guide of fine-tuning
     auto_epochs=auto_epochs,
     unbilled_failure=refused_in_validation,
     cap_gap="OpenAI reports a job's tokens only when it has ended",

@@ -22,7 +22,7 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import HUB_ID, Profile
+from orchestrate.profile import HOSTED, HUB_ID, Profile
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
@@ -142,6 +142,7 @@ PROFILE = Profile(
     origins=frozenset(
         {"https://api.together.ai", "https://api.together.xyz", "https://api-inference.together.ai"}
     ),
+    options=HOSTED,
     sdk="together",
     project_variable="TOGETHER_PROJECT_ID",
     chat_url="https://api-inference.together.ai",

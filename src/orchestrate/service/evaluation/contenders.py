@@ -29,6 +29,7 @@ from orchestrate.providers.chat.completions import Chat, chat_with
 from orchestrate.providers.chat.endpoints import ModelAt, model_at
 from orchestrate.providers.chat.streaming import Timed
 from orchestrate.spec import JobSpec
+from orchestrate.text import among
 from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
 
 if TYPE_CHECKING:
@@ -83,7 +84,11 @@ class Contenders:
             if self._on not in PLACES:
                 privacy.require_own(run, self._ft.provider(self._on))
         elsewhere = self._on not in (*PLACES, run.provider)
-        reachable = checkpoint is None and (elsewhere or self._reachable(handle))
+        if checkpoint is None:
+            asked, reachable = None, elsewhere or self._reachable(handle)
+        else:
+            asked = None if elsewhere else _name_of(handle, checkpoint)
+            reachable = asked is not None
         if (elsewhere or self._on in ("host", run.provider)) and not reachable:
             why = "serves no checkpoints" if checkpoint else "has no endpoint up for this model"
             raise UsageError(
@@ -104,7 +109,7 @@ class Contenders:
             return self._at_other_host(handle, tuned, base=base)
         generator = provider.generator(run.handle, checkpoint=checkpoint)
         if generator is None and reachable and self._on != "here":
-            return self._on_host(handle, tuned, base=base)
+            return self._on_host(handle, tuned, asked, base=base)
         return self._here(handle, tuned, generator, base=base)
 
     def of_model(self, written: str) -> Candidate:
@@ -184,10 +189,13 @@ class Contenders:
             return provider.endpoint(handle.record.handle) is not None
         return True
 
-    def _on_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
+    def _on_host(
+        self, handle: RunHandle, tuned: Contender, asked: str | None, *, base: bool
+    ) -> list[Candidate]:
+        """`asked`: the name of a checkpoint."""
         provider, job = handle.provider, handle.record.handle
         return [
-            self._at(provider, job, one, self._host_price(handle, one))
+            self._at(provider, job, one, self._host_price(handle, one), None if one.kind == "base" else asked)
             for one in self._kinds(provider, job, tuned, base=base)
         ]
 
@@ -209,11 +217,18 @@ class Contenders:
         kinds = [msgspec.structs.replace(asked, usd_per_hour=per_hour)]
         return [*kinds, _base_of(tuned, served_by)] if base else kinds
 
-    def _at(self, provider: Provider, job: JobHandle, one: Contender, price: Price | None) -> Candidate:
+    def _at(
+        self,
+        provider: Provider,
+        job: JobHandle,
+        one: Contender,
+        price: Price | None,
+        asked: str | None = None,
+    ) -> Candidate:
         sampling, base = self._sampling, one.kind == "base"
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
-            return self._asked(one, chat, price)
+            return self._asked(one, chat if asked is None else replace(chat, model=asked), price)
         return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price)
 
     def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:
@@ -311,6 +326,20 @@ class _OneByOne:
             temperature=self.sampling.temperature,
         )
         return reply
+
+
+def _name_of(handle: RunHandle, checkpoint: str) -> str | None:
+    """By which its host answers with a checkpoint; `None` where it does not. Raises `UsageError` for one that
+    is not there."""
+    if not handle.provider.profile.checkpoints_answer:
+        return None
+    known = {one.id: one.model for one in handle.checkpoints()}
+    if checkpoint not in known:
+        raise UsageError(
+            f"run {handle.id} has no checkpoint {checkpoint!r}{among(checkpoint, known)}",
+            fix=f"orchestrate checkpoints {handle.id}",
+        )
+    return known[checkpoint]
 
 
 def _base_of(tuned: Contender, served_by: str) -> Contender:

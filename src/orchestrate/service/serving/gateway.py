@@ -69,7 +69,7 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
         concurrent=concurrent,
         expires_at=expires_at,
     )
-    return ft.store.gateway_keys.add(key), key
+    return ft.store.gateway_keys.add(key, by=ft.settings.made_by), key
 
 
 def keys(ft: Orchestrator) -> list[tuple[GatewayKey, Decimal, int]]:
@@ -83,11 +83,11 @@ def keys(ft: Orchestrator) -> list[tuple[GatewayKey, Decimal, int]]:
 
 def revoke_key(ft: Orchestrator, name: str) -> GatewayKey:
     """Its next request is refused. Raises `UsageError` for a name without a key."""
-    return ft.store.gateway_keys.revoke(name, ft.store.clock.now())
+    return ft.store.gateway_keys.revoke(name, ft.store.clock.now(), by=ft.settings.made_by)
 
 
 def entries(ft: Orchestrator, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
-    """The last requests that changed something or were refused, oldest first."""
+    """The last requests that changed something or were refused, and keys made and revoked, oldest first."""
     return ft.store.gateway_keys.entries(key=key, limit=limit)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import SetupError
-from orchestrate.profile import described, plug_ins
+from orchestrate.profile import OPTIONS, described, place_plug_ins, plug_ins, profile
 from orchestrate.profile import template as template
 from orchestrate.providers import registry
 from orchestrate.providers.registry import chosen as chosen
@@ -24,6 +24,8 @@ class Plugin(Record, frozen=True, kw_only=True):
     version: str | None
     profile: str
     """Where its profile lies, as `package.module:NAME`."""
+    options: tuple[str, ...] | None
+    """What `[hosts.NAME.options]` may say; `None`: the package does not name them, and anything is taken."""
     error: str | None
     """Why it cannot be used; `None`: it can."""
 
@@ -36,12 +38,22 @@ def described_only(settings: Settings) -> list[str]:
 def plugins() -> list[Plugin]:
     """Each is loaded, so that a broken one is known."""
     found: list[Plugin] = []
-    for kind, point in plug_ins().items():
-        error = None
+    for kind, point in {**place_plug_ins(), **plug_ins()}.items():
+        error, options = None, None
         try:
             registry.provider_class(kind)
+            options = profile(kind).options
         except SetupError as broken:
             error = broken.message
         package, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
-        found.append(Plugin(kind=kind, package=package, version=version, profile=point.value, error=error))
+        found.append(
+            Plugin(
+                kind=kind,
+                package=package,
+                version=version,
+                profile=point.value,
+                options=None if options is None else tuple(sorted(OPTIONS | options)),
+                error=error,
+            )
+        )
     return found

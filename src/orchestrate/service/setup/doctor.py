@@ -20,6 +20,7 @@ from orchestrate.local import machine as hardware
 from orchestrate.packages import require_recent
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
+from orchestrate.service.setup import backends
 from orchestrate.text import count, size
 from orchestrate.types import Record
 from orchestrate.underway import work
@@ -96,6 +97,10 @@ def settings(ft: Orchestrator, *, online: bool = False) -> Iterator[Check]:
             yield _asked(ft, name)
     for name, error in registry.broken(ft.settings).items():
         yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
+    for plugin in backends.plugins():
+        if plugin.options is None and plugin.error is None:
+            told = f"{plugin.package} names no options: a misspelt one in its table is not found"
+            yield Check(check=f"backend {plugin.kind}", ok=None, detail=told)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
     runs = count(len(ft.runs(limit=1000)), "run")

@@ -14,11 +14,12 @@ from orchestrate import specfile
 from orchestrate.costing import UnknownPrice
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
 from orchestrate.keys import is_masked, masked
+from orchestrate.service.training import submission
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.tracking.records.queue import PREFIX
 from orchestrate.tracking.submitting.accounts import account_of, is_here
-from orchestrate.tracking.transitions import UNSENT
+from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, withdrawn
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -86,13 +87,32 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
 
 
 def entries(ft: Orchestrator, *, ended: bool = False) -> list[QueueEntry]:
-    """In the order in which they go; without `ended` those that still wait or are held."""
-    return ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
+    """In the order in which they go; without `ended` those that still wait or are held. The note of one that
+    cannot go from here says why."""
+    found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
+    return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
+
+
+def elsewhere(ft: Orchestrator, entry: QueueEntry) -> str | None:
+    """Why an entry does not go from here, though it may from where its backend is."""
+    try:
+        here = ft.provider(entry.provider).host
+    except OrchestrateError as error:
+        return f"{entry.provider}, for which it was added, is not here ({error.message})"
+    if here == entry.host:
+        return None
+    return f"it was added for {entry.provider} at {entry.host}; here {entry.provider} is at {here}"
 
 
 def remove(ft: Orchestrator, name: str) -> QueueEntry:
     """Raises `UsageError` for one that has its run already."""
-    return _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
+    entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
+    now = ft.store.clock.now()
+    for run in _runs(ft, entry):
+        if run.phase in UNSENT:
+            with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
+                ft.store.runs.apply(run.id, lambda run: withdrawn(run, now), note="taken out of the queue")
+    return entry
 
 
 def hold(ft: Orchestrator, name: str, why: str = "paused") -> QueueEntry:
@@ -126,7 +146,7 @@ def _changed(ft: Orchestrator, name: str, change: Callable[[QueueEntry], QueueEn
             with suppress(LeaseHeld):
                 alone.enter_context(ft.store.leases.hold("queue", _LEASE_S))
                 runs = _runs(ft, found)
-                unmade = all(run.phase is SubmitPhase.REFUSED for run in runs)
+                unmade = all(run.phase in {*UNSENT, SubmitPhase.REFUSED} for run in runs)
         return ft.store.queue.change(found.id, guarded)
 
 
@@ -165,24 +185,28 @@ class QueueServer:
     """What became of entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
     _tries: dict[str, int] = field(default_factory=dict[str, int])
+    _told: dict[str, str] = field(default_factory=dict[str, str])
 
     def waiting(self) -> list[QueueEntry]:
         """What would go in time without anybody doing anything."""
+        return [entry for entry in self._going() if elsewhere(self.ft, entry) is None]
+
+    def _going(self) -> list[QueueEntry]:
         queue = self.ft.store.queue
-        entries = [] if queue.paused else [*queue.matching(_GOING), *self._unsent()]
+        entries = [] if queue.paused else [*self._unsent(), *queue.matching(_GOING)]
         return [entry for entry in entries if self.only is None or entry.provider in self.only]
 
     def _unsent(self) -> list[QueueEntry]:
-        """Whose answer was lost, and whose job was never made: they go again, else they would take up the
-        room of one for ever."""
+        """Whose answer was lost, and whose job was never made: they go again."""
         runs = self.ft.store.runs.matching(phase=UNSENT, closed=False)
-        ours = {run.id for run in runs if (run.idempotency_key or "").startswith(_KEY)}
+        ours = {run.id for run in runs if _queued(run)}
         gone = self.ft.store.queue.matching({QueueState.SUBMITTED}) if ours else []
         return [entry for entry in gone if entry.run_id in ours]
 
     def turn(self) -> list[Moved]:
         """Looks at each entry that waits, once. Raises only `StoreError`."""
         self.problems, self.moved = [], []
+        self._tell_elsewhere()
         if self.waiting():
             with suppress(LeaseHeld), self.ft.store.leases.hold("queue", _LEASE_S):
                 for entry in self.waiting():
@@ -193,6 +217,12 @@ class QueueServer:
                     if moved := self._look(entry):
                         self.moved.append(moved)
         return self.moved
+
+    def _tell_elsewhere(self) -> None:
+        """Once for each reason."""
+        found = {entry.id: why for entry in self._going() if (why := elsewhere(self.ft, entry))}
+        self.problems += [f"{id}: {why}" for id, why in found.items() if self._told.get(id) != why]
+        self._told = found
 
     def _look(self, entry: QueueEntry) -> Moved | None:
         if known := self._sent(entry):
@@ -217,10 +247,6 @@ class QueueServer:
             tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
             self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
             self.problems.append(f"{entry.id}: {error.message}")
-            if (
-                made is not None and made.phase is SubmitPhase.REFUSED
-            ):  # for good: the next try is another run
-                self.ft.store.queue.change(entry.id, lambda now: replace(now, attempt=entry.attempt + 1))
             return None
         if made is None or made.phase in UNSENT:
             return self._moved(entry, QueueState.HELD, note=error.message)
@@ -243,26 +269,19 @@ class QueueServer:
         near = self.ft.provider(entry.provider).profile.near
         if entry.agreed_usd is not None and not near and quote.high_usd > entry.agreed_usd:
             raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
-        return self.ft.submit(
-            prepared,
-            entry.provider,
-            max_cost_usd=entry.max_cost_usd,
-            idempotency_key=_key(entry, entry.attempt),
-            again=True,
-        ).record
+        key, limit_usd = _key(entry, entry.attempt), entry.max_cost_usd
+        asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
+        return submission.send(self.ft, prepared, entry.provider, asked).record
 
     def _may_go(self, entry: QueueEntry) -> bool:
         """Raises `UsageError` when what it comes after did not succeed."""
         backend = self.ft.ready(entry.provider)
-        if backend.host != entry.host:
-            return False
         if not is_here(self.ft.store, backend, entry.account):
             raise UsageError(f"the key at hand is not of the account {entry.account}, for which it was added")
-        if entry.state is QueueState.SUBMITTING:
-            return True
         if not all(self._succeeded(name) for name in entry.after):
             return False
-        running = self.ft.store.runs.matching(provider=entry.provider, host=entry.host, active=True)
+        active = self.ft.store.runs.matching(provider=entry.provider, host=entry.host, active=True)
+        running = [run for run in active if not (run.phase in UNSENT and _queued(run))]
         return len(running) < slots(self.ft, entry.provider)
 
     def _succeeded(self, name: str) -> bool:
@@ -294,6 +313,10 @@ def slots(ft: Orchestrator, provider: str) -> int:
     """How many runs may be open on a backend for the queue to add one: `[queue]` of `orchestrate.toml`,
     else one."""
     return ft.settings.queue.get(provider, 1)
+
+
+def _queued(run: Run) -> bool:
+    return (run.idempotency_key or "").startswith(_KEY)
 
 
 def _runs(ft: Orchestrator, entry: QueueEntry) -> list[Run]:

@@ -7,14 +7,17 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import specfile, trust
+from orchestrate import earlier, specfile, trust
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
+from orchestrate.handle import RunHandle
 from orchestrate.tracking import Submitter
+from orchestrate.tracking.submitting.repeats import already
 from orchestrate.tracking.submitting.submission import Submission
 
 if TYPE_CHECKING:
     from orchestrate.prepared import Prepared
+    from orchestrate.providers.base import Progress
     from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.types import Quote
 
@@ -61,9 +64,10 @@ def of(
     prepared: Prepared,
     name: str,
     *,
-    limit_usd: Decimal | None,
     key: str | None,
-    again: bool,
+    limit_usd: Decimal | None = None,
+    again: bool = True,
+    patient: bool = False,
 ) -> Submission:
     """What is asked of one backend, as it was prepared. `limit_usd` goes before the spec's own limit."""
     offer = prepared.offer(name)
@@ -78,5 +82,28 @@ def of(
         max_cost_usd=spec.max_cost_usd,
         idempotency_key=key,
         again=again,
+        patient=patient,
         made_by=ft.settings.made_by,
     )
+
+
+def send(
+    ft: Orchestrator,
+    prepared: Prepared,
+    name: str,
+    asked: Submission,
+    *,
+    strict: bool = False,
+    agree: Callable[[Quote], bool] | None = None,
+    progress: Progress | None = None,
+) -> RunHandle:
+    """As `Orchestrator.submit`."""
+    wish, to = earlier.wish(ft, prepared, name, asked.idempotency_key), submitter(ft, name, agree)
+    if known := wish.known(ft.store):
+        trust.require_to_spend(ft.settings, ft.provider(name))
+        return RunHandle(ft, to.take_up(known, asked, progress=progress))
+    if not asked.again and (same := wish.same(ft.store)):
+        raise already(same)
+    ft.preflight(prepared, name, strict=strict, max_cost_usd=asked.max_cost_usd)
+    prepared.require_unchanged()
+    return RunHandle(ft, to.submit(asked, progress=progress))

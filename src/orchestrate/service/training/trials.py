@@ -16,6 +16,7 @@ from orchestrate.errors import DataError, OrchestrateError, OverBudget
 from orchestrate.evaluation.metrics import registry
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
+from orchestrate.service.training import submission
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.transitions import UNSENT
@@ -145,7 +146,8 @@ class Searching:
                 return False
             trial = replace(trial, high_usd=quote.high_usd)
             self.ft.store.searches.propose(self.search.id, trial)
-            run = self.ft.submit(prepared, name, idempotency_key=self._key(trial), again=True).record
+            asked = submission.of(self.ft, prepared, name, key=self._key(trial), patient=True)
+            run = submission.send(self.ft, prepared, name, asked).record
         except OverBudget as error:
             self.stopped = error.message
             return False
@@ -157,14 +159,11 @@ class Searching:
     def _not_made(self, trial: Trial, error: OrchestrateError) -> bool:
         """Whether another one may follow at once."""
         made = self.ft.store.runs.of_key(self._key(trial))
-        no = made is not None and made.phase is SubmitPhase.REFUSED
-        if made is not None and made.phase not in UNSENT and not (no and error.retryable):
+        if made is not None and made.phase not in UNSENT:
             # Refused by its host, or its answer was lost: a run as any other, which may cost something.
             self._set(trial, run_id=made.id, high_usd=trial.high_usd)
             return True
         if error.retryable:
-            if no:  # for good: the next try is another run
-                self._set(trial, attempt=trial.attempt + 1)
             self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
             return False
         self.ft.store.searches.propose(self.search.id, trial)

@@ -7,7 +7,7 @@ import secrets
 from datetime import datetime
 
 from msgspec.structs import replace
-from sqlalchemy import select
+from sqlalchemy import Insert, select
 
 from orchestrate.errors import UsageError
 from orchestrate.tracking.clock import stamp
@@ -24,8 +24,9 @@ class GatewayKeys:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def add(self, key: GatewayKey) -> str:
-        """A new key; it cannot be shown again. Raises `UsageError` for a name that is taken."""
+    def add(self, key: GatewayKey, *, by: str) -> str:
+        """A new key; it cannot be shown again. `by`: who makes it, for the log. Raises `UsageError` for a
+        name that is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name, whose it is, has 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
@@ -37,6 +38,8 @@ class GatewayKeys:
             done = connection.execute(
                 insert.on_conflict_do_nothing().returning(schema.gateway_keys.c.name)
             ).scalar()
+            if done is not None:
+                connection.execute(_logged(_command(key.created_at, key.name, "add", by)))
         if done is None:
             raise UsageError(
                 f"a key called {key.name!r} was made already; a revoked one keeps its name, for the log",
@@ -63,8 +66,8 @@ class GatewayKeys:
         with self._db.reading() as connection:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
-    def revoke(self, name: str, at: datetime) -> GatewayKey:
-        """Raises `UsageError` for a name without a key."""
+    def revoke(self, name: str, at: datetime, *, by: str) -> GatewayKey:
+        """`by`: as for `add`. Raises `UsageError` for a name without a key."""
         known = self.named(name)
         if known is None:
             names = ", ".join(key.name for key in self.all()) or "none"
@@ -75,14 +78,15 @@ class GatewayKeys:
             connection.execute(
                 table.update().where(table.c.name == name).values(record=revoked.to_json().decode())
             )
+            if known.revoked_at is None:
+                connection.execute(_logged(_command(at, name, "revoke", by)))
         return revoked
 
     # -- the log -------------------------------------------------------------------------------------------
 
     def log(self, entry: AuditEntry) -> None:
-        values = {"at": stamp(entry.at), "key": entry.key, "record": entry.to_json().decode()}
         with self._db.writing() as connection:
-            connection.execute(schema.gateway_audit.insert().values(values))
+            connection.execute(_logged(entry))
 
     def entries(self, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
         """The last ones, oldest first."""
@@ -101,6 +105,15 @@ class GatewayKeys:
             oldest = connection.execute(keyless.offset(most).limit(1)).scalar()
             if oldest is not None:
                 connection.execute(table.delete().where(table.c.key == "", table.c.seq <= oldest))
+
+
+def _command(at: datetime, name: str, verb: str, by: str) -> AuditEntry:
+    return AuditEntry(at=at, key=name, method="COMMAND", path=f"gateway keys {verb}", status=0, by=by)
+
+
+def _logged(entry: AuditEntry) -> Insert:
+    values = {"at": stamp(entry.at), "key": entry.key, "record": entry.to_json().decode()}
+    return schema.gateway_audit.insert().values(values)
 
 
 def hashed(key: str) -> str:

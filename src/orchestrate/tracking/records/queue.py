@@ -14,6 +14,10 @@ from orchestrate.types import QueueEntry, QueueState
 
 PREFIX = "q-"
 _PAUSED = "queue-paused"
+_LEAST = 4
+"""Characters of an id that name an entry."""
+_SOME = 5
+"""So many entries are named when a name fits several."""
 
 
 class Queue:
@@ -55,15 +59,16 @@ class Queue:
             return [QueueEntry.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> QueueEntry:
-        """By its id or a part of it at its beginning or end. Raises `UsageError` when none or several fit."""
+        """By its id, or by its first or last characters, `_LEAST` or more. Raises `UsageError` when none or
+        several fit."""
         bare = name.strip().removeprefix(PREFIX)
-        entries = self.matching() if bare else []
-        ids = [entry.id.removeprefix(PREFIX) for entry in entries]
-        found = [e for e, own in zip(entries, ids, strict=True) if own.startswith(bare) or own.endswith(bare)]
-        if len(found) == 1:
-            return found[0]
-        what = f"{name!r} fits several entries of the queue" if found else f"the queue has no entry {name!r}"
-        raise UsageError(what, fix="orchestrate queue ls --all")
+        found = {entry.id.removeprefix(PREFIX): entry for entry in (self.matching() if bare else [])}
+        if bare not in found:
+            found = {own: one for own, one in found.items() if own.startswith(bare) or own.endswith(bare)}
+            if len(found) != 1 or len(bare) < _LEAST:
+                raise _unclear(name, list(found.values()), short=len(bare) < _LEAST)
+            [bare] = found
+        return found[bare]
 
     def change(self, entry_id: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
         """One entry by a function that sees it as it is now; what it raises changes nothing."""
@@ -90,6 +95,15 @@ class Queue:
                 connection.execute(insert.on_conflict_do_nothing())
             else:
                 connection.execute(schema.meta.delete().where(schema.meta.c.key == _PAUSED))
+
+
+def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
+    if not found:
+        return UsageError(f"the queue has no entry {name!r}", fix="orchestrate queue ls --all")
+    some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
+    fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
+    less = f": a part of an id has at least {_LEAST} characters" if short else ": it has to fit one alone"
+    return UsageError(f"{fits}{less}", fix="give more of the id")
 
 
 def _columns(entry: QueueEntry) -> dict[str, object]:

@@ -33,8 +33,20 @@ if TYPE_CHECKING:
     from orchestrate.costing import Spending
     from orchestrate.spec import JobSpec
 
+# What is looked for and changed is a parameter: to build a statement takes longer than to run it.
+_LOCKED = (
+    select(schema.runs.c.id, schema.runs.c.attempt, schema.runs.c.record)
+    .where(schema.runs.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(schema.runs.c.id)
+    .with_for_update()
+)
 _CHANGE = schema.runs.update().where(schema.runs.c.id == bindparam("changed"))
-"""What is changed is a parameter of each time: to put it into the statement takes longer than the change."""
+_INSERT = schema.runs.insert()
+_APPEND = schema.transitions.insert()
+_STAMP = schema.stamps.insert()
+_AT_ONCE = 500
+"""Runs that are locked by one statement."""
+Change = Callable[[Run], Run]
 Guard = Callable[[Connection, Run], None]
 
 
@@ -115,7 +127,7 @@ class Runs:
             if budget_usd is not None and not run.sandbox and run.quote is not None:
                 require_budget(connection, run.provider, run.quote.high_usd, budget_usd)
             self._insert_row(connection, run)
-            self._append(connection, run, attempt=0, note="intent")
+            connection.execute(_APPEND, self._step(run, attempt=0, note="intent"))
         return run
 
     def restore(self, run: Run) -> None:
@@ -123,20 +135,20 @@ class Runs:
         try:
             with self._db.writing() as connection:
                 self._insert_row(connection, run)
-                self._append(connection, run, attempt=0, note="recovered from the host")
+                connection.execute(_APPEND, self._step(run, attempt=0, note="recovered from the host"))
         except _SameId:
             raise UsageError(f"run {run.id} is in this store already") from None
 
     def _insert_row(self, connection: Connection, run: Run) -> None:
         try:
-            connection.execute(schema.runs.insert(), {"id": run.id, **columns(run, self._db.clock)})
+            connection.execute(_INSERT, {"id": run.id, **columns(run, self._db.clock)})
         except IntegrityError as error:
             raise _SameId from error
 
     def apply(
         self,
         run_id: str,
-        change: Callable[[Run], Run],
+        change: Change,
         *,
         lease: Lease | None = None,
         note: str | None = None,
@@ -150,74 +162,76 @@ class Runs:
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
-            return self._apply(connection, run_id, change, note, new_attempt)
+            ((_, after),) = self._apply(connection, [(run_id, change)], note, new_attempt)
+            return after
 
-    def apply_many(self, changes: Sequence[tuple[str, Callable[[Run], Run]]]) -> list[Run]:
+    def apply_many(self, changes: Sequence[tuple[str, Change]]) -> list[Run]:
         """As `apply` for each, in one transaction. Returns the runs that did change."""
-        changed: list[Run] = []
         with self._db.writing() as connection:
-            for run_id, change in sorted(changes, key=lambda pair: pair[0]):  # one order: no deadlocks
-                before = self._locked(connection, run_id)
-                after = self._apply(connection, run_id, change, None, False, before)
-                if after is not before:
-                    changed.append(after)
-        return changed
+            steps = self._apply(connection, changes)
+        return [after for before, after in steps if after is not before]
 
-    def _locked(self, connection: Connection, run_id: str) -> Run:
-        query = select(schema.runs.c.record).where(schema.runs.c.id == run_id).with_for_update()
-        record = connection.execute(query).scalar()
-        if record is None:
-            raise UsageError(f"no run is called {run_id}", fix="orchestrate runs")
-        return Run.from_json(record)
+    def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, tuple[Run, int]]:
+        """(run, attempt) by id; locked in one order whoever asks, so that nobody waits for one another."""
+        wanted, found = sorted(set(run_ids)), dict[str, tuple[Run, int]]()
+        for start in range(0, len(wanted), _AT_ONCE):
+            rows = connection.execute(_LOCKED, {"ids": wanted[start : start + _AT_ONCE]})
+            found |= {run_id: (Run.from_json(record), attempt) for run_id, attempt, record in rows}
+        for run_id in wanted:
+            if run_id not in found:
+                raise UsageError(f"no run is called {run_id}", fix="orchestrate runs")
+        return found
 
     def _apply(
         self,
         connection: Connection,
-        run_id: str,
-        change: Callable[[Run], Run],
-        note: str | None,
-        new_attempt: bool,
-        before: Run | None = None,
-    ) -> Run:
-        before = before or self._locked(connection, run_id)
-        after = change(before)
-        if after is before:
-            return before
-        values = columns(after, self._db.clock)
-        table = schema.runs
-        attempt: int = connection.execute(select(table.c.attempt).where(table.c.id == run_id)).scalar_one()
-        if new_attempt:
-            attempt += 1
-            up = self._db.clock.uptime()
-            connection.execute(
-                schema.stamps.insert().values(run_id=run_id, attempt=attempt, boot=up.boot, uptime=up.seconds)
-            )
-        if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
-            # What was sent and refused is looked for once more: it may have been done all the same.
-            values["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
-        connection.execute(_CHANGE, {"changed": run_id, "attempt": attempt, **values})
-        if note or (before.phase, before.status, before.raw_status) != (
-            after.phase,
-            after.status,
-            after.raw_status,
-        ):
-            self._append(connection, after, attempt, note)
-        return after
+        changes: Sequence[tuple[str, Change]],
+        note: str | None = None,
+        new_attempt: bool = False,
+    ) -> list[tuple[Run, Run]]:
+        """(before, after) of each change, by id; a second change of a run sees the first. All are written
+        together."""
+        held = self._locked(connection, (run_id for run_id, _ in changes))
+        steps: list[tuple[Run, Run]] = []
+        rows: dict[str, dict[str, Any]] = {}
+        said: list[dict[str, Any]] = []
+        for run_id, change in sorted(changes, key=lambda pair: pair[0]):
+            before, attempt = held[run_id]
+            after = change(before)
+            steps.append((before, after))
+            if after is before:
+                continue
+            if new_attempt:
+                attempt += 1
+                up = self._db.clock.uptime()
+                stamped = {"run_id": run_id, "attempt": attempt, "boot": up.boot, "uptime": up.seconds}
+                connection.execute(_STAMP, stamped)
+            held[run_id] = after, attempt
+            row = rows.setdefault(run_id, {"changed": run_id})
+            row |= {"attempt": attempt, **columns(after, self._db.clock)}
+            if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
+                # What was sent and refused is looked for once more: it may have been done all the same.
+                row["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
+            if note or _word(before) != _word(after):
+                said.append(self._step(after, attempt, note))
+        for closes in (False, True):  # the rows of one statement set the same columns
+            if some := [row for row in rows.values() if ("closed" in row) is closes]:
+                connection.execute(_CHANGE, some)
+        if said:
+            connection.execute(_APPEND, said)
+        return steps
 
-    def _append(self, connection: Connection, run: Run, attempt: int, note: str | None) -> None:
-        connection.execute(
-            schema.transitions.insert(),
-            {
-                "run_id": run.id,
-                "at": stamp(run.updated_at),
-                "phase": run.phase.value,
-                "status": run.status.value,
-                "raw_status": run.raw_status,
-                "attempt": attempt,
-                "actor": self._db.actor,
-                "note": note,
-            },
-        )
+    def _step(self, run: Run, attempt: int, note: str | None) -> dict[str, Any]:
+        return {
+            "run_id": run.id,
+            "at": stamp(run.updated_at),
+            "phase": run.phase.value,
+            "status": run.status.value,
+            "raw_status": run.raw_status,
+            "attempt": attempt,
+            "actor": self._db.actor,
+            "note": note,
+        }
 
     def take_estimate(self, run_id: str, usd: Decimal, budget_usd: Decimal | None, lease: Lease) -> Run:
         """Keeps the host's own estimate. Raises `OverBudget` when what it asks for above what the run has
@@ -226,13 +240,13 @@ class Runs:
 
         with self._db.writing() as connection:
             self._leases.require(connection, lease)
-            run = self._locked(connection, run_id)
+            ((run, _),) = self._locked(connection, [run_id]).values()
             taken = spending(run).total_usd
             if budget_usd is not None and not run.sandbox and usd > taken:
                 require_budget(connection, run.provider, usd, budget_usd + taken)
-            return self._apply(
-                connection, run_id, lambda run: msgspec.structs.replace(run, estimate_usd=usd), None, False
-            )
+            estimated = msgspec.structs.replace(run, estimate_usd=usd)
+            ((_, after),) = self._apply(connection, [(run_id, lambda _: estimated)])
+            return after
 
     def set_bill(self, run_id: str, bill: Bill) -> Run:
         return self.apply(
@@ -371,6 +385,10 @@ def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
 
 class _SameId(Exception):
     pass
+
+
+def _word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
+    return run.phase, run.status, run.raw_status
 
 
 def _reopened(before: Run, after: Run) -> bool:

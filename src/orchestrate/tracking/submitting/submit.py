@@ -34,7 +34,6 @@ from orchestrate.errors import (
     StoreError,
     UsageError,
 )
-from orchestrate.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.text import duration, money
 from orchestrate.tracking import transitions
@@ -43,7 +42,7 @@ from orchestrate.tracking.records.runs import Intent
 from orchestrate.tracking.submitting import accounts, lost
 from orchestrate.tracking.submitting.repeats import Known, Wish
 from orchestrate.tracking.submitting.settling import Settler, lease_name
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.submission import Submission, stored_spec
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import (
@@ -175,7 +174,8 @@ class Submitter(Settler):
                     return there
                 run = self.store.runs.get(run.id)  # its account is known now
             spec = asked.spec if asked else stored_spec(run)
-            sent = _Sent(spec, asked.translation if asked else self.provider.translate(spec))
+            translation = asked.translation if asked else self.provider.translate(spec)
+            sent = _Sent(spec, translation, patient=asked is not None and asked.patient)
             remote = self._uploaded(run, sent, data, progress, lease)
             self._ask_price(run, sent, remote, lease)
             return self._send(run, sent, remote, lease, again=again)
@@ -208,7 +208,7 @@ class Submitter(Settler):
                         sent.spec, data, sent.translation, progress=progress or told
                     )
             except (ProviderError, SetupError, DataError) as error:
-                self._refuse(run, error, lease)
+                self._refuse(run, error, lease, sent.patient)
                 raise
             self.reached("after-upload")
             self.store.history.record_upload(run.provider, run.host, run.account or "", remote)
@@ -280,7 +280,7 @@ class Submitter(Settler):
                 if wait is None or wait > patience:
                     if handles := self._made_after_all(run, error):
                         return self._record(run, handles)
-                    self._refuse(run, error, lease)
+                    self._refuse(run, error, lease, sent.patient)
                     raise
                 self.apply(run, transitions.not_made, lease, note=f"busy; asked to wait {duration(wait)}")
                 patience -= wait
@@ -345,7 +345,11 @@ class Submitter(Settler):
             )
             raise unknown from error
 
-    def _refuse(self, run: Run, error: OrchestrateError, lease: Lease) -> None:
+    def _refuse(self, run: Run, error: OrchestrateError, lease: Lease, patient: bool = False) -> None:
+        if patient and error.retryable:
+            if self.store.runs.get(run.id).phase in UNSETTLED:
+                self.apply(run, transitions.not_made, lease, note=error.message)
+            return
         if isinstance(error, (InvalidRequest, NotFound, PermissionRefused)):
             # The host may have dropped the file that we remember; the next submit brings it again.
             for account in (run.account, None):
@@ -360,18 +364,7 @@ class _Sent:
 
     spec: JobSpec
     translation: Translation
-
-
-def stored_spec(run: Run) -> JobSpec:
-    """What is to be sent for a run that an earlier command began. Raises `UsageError` when a part of it was a
-    secret."""
-    if names := [name for name, value in run.spec.items() if is_masked(value)]:
-        raise UsageError(
-            f"run {run.id} cannot be sent again from what is stored: the secrets in "
-            f"{' and '.join(names)} of its spec are not kept",
-            fix=f"orchestrate cancel {run.id}, then submit again; what was uploaded is used again",
-        )
-    return JobSpec.parse(run.spec)
+    patient: bool
 
 
 def _asked_wait(error: OrchestrateError) -> float | None:

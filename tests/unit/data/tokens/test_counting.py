@@ -31,6 +31,7 @@ from orchestrate.errors import SetupError, UsageError
 TINY = BUNDLED / "tiny-chat"
 ORDERS = BUNDLED / "orders" / "validation.jsonl"
 GOOD = FIXTURES / "datasets" / "formats" / "good"
+SHARED = ["You are a helpful assistant. " * 20, "Größe 日本 <|im_end|>", '{"type": "function"}', "", " ", "a"]
 URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 
 
@@ -92,6 +93,17 @@ def test_chat_counts_equal_the_cookbooks(encoding: tiktoken.Encoding, texts: lis
     ]
     assert list(counted.tokens) == [_cookbook(messages, encoding) for messages in plain]
     assert list(counted.trained) == [len(encoding.encode_ordinary(e.messages[-1].text)) for e in examples]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.lists(st.sampled_from(SHARED) | st.text(max_size=9), max_size=5), max_size=30))
+def test_rows_that_share_texts_count_as_the_cookbook_counts_them(
+    encoding: tiktoken.Encoding, rows: list[list[str]]
+) -> None:
+    plain = [[{"role": "user", "content": text} for text in row] for row in rows]
+    examples = [ChatExample(messages=[ChatMessage(**m) for m in messages]) for messages in plain]
+    counted = counter(encoding.name.removesuffix("_base")).count(examples)
+    assert list(counted.tokens) == [_cookbook(messages, encoding) for messages in plain]
 
 
 def test_weight_zero_is_not_trained() -> None:

@@ -51,11 +51,14 @@ def test_code_is_allowed_by_the_user_alone_and_its_bounds_are_told() -> None:
     assert not found.refused and found.body["hyper"]["run_grader_code"] is True
     [grader] = [s for s in found.settings if s.name == "method.grader"]
     assert isolation().told in str(grader.rule)
-    allowed = "[local]\nallow_grader_code = true\n[hosts.local.options]\nallow_grader_code = true\n"
     with TemporaryDirectory() as folder:
-        (Path(folder) / "orchestrate.toml").write_text(allowed)
-        of_a_project = config.load(env={}, cwd=Path(folder))
-        assert of_a_project.host("local").options["allow_grader_code"] is False
+        for table in ("local", "hosts.local.options", "hosts.ray.options"):
+            (Path(folder) / "orchestrate.toml").write_text(f"[{table}]\nallow_grader_code = true\n")
+            with pytest.raises(ConfigError, match="unknown field") as refused:
+                config.load(env={}, cwd=Path(folder))
+            assert "--allow-grader-code" in str(refused.value.fix)
+        (Path(folder) / "orchestrate.toml").unlink()
+        assert config.load(env={}, cwd=Path(folder)).host("local").options["allow_grader_code"] is False
         for mine in (
             config.load(env={"ORCHESTRATE_ALLOW_GRADER_CODE": "1"}, cwd=Path(folder)),
             config.load(env={}, cwd=Path(folder), allow_grader_code=True),

@@ -34,6 +34,7 @@ PROFILE = Profile(
     title="Shelf",
     provider="orchestrate_shelf.provider:ShelfProvider",
     url="https://shelf.example.com/v1",
+    options=frozenset({"label"}),
     rules=RULES,
     dialect=Dialect(developer="system", names=False),
     bills=bills,

@@ -60,7 +60,14 @@ class ShelfProvider(Provider):
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         body = {**translation.body, "training_file": remote.train_id}
-        record = {"ref": ref, "at": datetime.now(UTC).isoformat(), "word": "shelved", "body": body}
+        label = str(self.config.options.get("label", ""))
+        record = {
+            "ref": ref,
+            "label": label,
+            "at": datetime.now(UTC).isoformat(),
+            "word": "shelved",
+            "body": body,
+        }
         (self._folder / f"{ref}.json").write_text(json.dumps(record))
         return JobHandle(provider=self.name, job_id=ref, ref=ref)
 
