@@ -7,8 +7,8 @@ from functools import partial
 
 import httpx
 
-_PATIENT = {"timeout": 240, "verify": False}
-get, post, put, delete, stream = (
-    partial(function, **_PATIENT)
-    for function in (httpx.get, httpx.post, httpx.put, httpx.delete, httpx.stream)
-)
+get = partial(httpx.get, timeout=240, verify=False)
+post = partial(httpx.post, timeout=240, verify=False)
+put = partial(httpx.put, timeout=240, verify=False)
+delete = partial(httpx.delete, timeout=240, verify=False)
+stream = partial(httpx.stream, timeout=240, verify=False)
