@@ -158,6 +158,18 @@ Machines of other hosts are rented through SkyPilot (`--provider sky`, [places](
 Several GPUs of one machine hold the whole model each where it fits, else a share of every weight. On none
 of these alone fits: {unfit}. In shares each of eight GPUs holds {spread}.
 
+## What is not offered
+
+- A run on several machines. A run has one machine: with several GPUs one process for each (`processes`), the
+  whole model or a share of every weight in each. Ray Train's workers on several nodes, and workers that come
+  and go while a run trains, are not used; a machine that is taken away is replaced by another, on which the
+  run goes on from its newest checkpoint.
+- Anyscale. `anyscale://` is refused. Its package (0.26.112) finds only a cluster that is running already, by
+  an account's token; jobs of its own API are tried again once unless `max_retries=0` is said, and their names
+  are not unique. Nothing of it was tried, as there was no account. Clusters of one's own: `ray`, `kuberay`.
+- `ray://`, the address of Ray Client: give the http address of the same cluster's dashboard
+  ([places](places.md)).
+
 ## Against published figures
 
 - Weights of a 70B model in 4 bits: 35.3 GB by 4 bits each, more with the constants of NF4 and the
@@ -175,7 +187,8 @@ training in processes that had the job's environment alone, and the depot behind
 (moto). Of KubeRay the real client of Kubernetes ran against a stand-in that takes what the operator's
 schema of a RayJob allows. SkyPilot's own client and API server took our jobs, with answers lost between the
 two, and its optimiser chose machines for them on catalogs of a fixture; no cloud was reached. Two processes
-trained over Gloo on a CPU, with the whole model and with shares of it, NF4 too; NCCL did not run. Not run:
+trained over Gloo on a CPU, with the whole model and with shares of it, NF4 too; what was trained in shares
+was merged and exported, and says in plain PEFT what the run of one process says. NCCL did not run. Not run:
 a depot at `hf://` or `gs://`, the hour of a real GPU, and so none of
 the hours and dollars above.
 """

@@ -112,6 +112,7 @@ def quick_python() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all is imported and found: hardly anything of it is garbage
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Keys(), "key-scan")
@@ -119,6 +120,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """What is there by now is there to the end: no collection of garbage has to look through it again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -44,6 +44,7 @@ FORKED = {
     "orchestrate.local.weights.conversion": "engines",
     "orchestrate.local.weights.naming": "engines",
     "orchestrate.local.weights.worker": "engines",
+    "orchestrate.watching": "commands",
 }
 READ_ON_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
 """Variables that the libraries read only once: who sets them gets an interpreter of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,7 +17,16 @@ from orchestrate.costing import size
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
 from orchestrate.providers.overrides import overrides
 from orchestrate.specfile import with_template
-from orchestrate.types import Listing, Outcome, Problem, Quote, Setting, Severity, Translation
+from orchestrate.types import (
+    Listing,
+    Outcome,
+    Problem,
+    Quote,
+    Setting,
+    Severity,
+    TokensFrom,
+    Translation,
+)
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -144,6 +154,15 @@ class Terms:
     gpu_hours: Decimal | None = None
     """What an RFT job is taken to need, which no host says beforehand."""
     checked: bool = True
+    tokens_from: TokensFrom = TokensFrom.EXACT
+
+
+def counted_from(given: str) -> TokensFrom:
+    """Raises `UsageError` for another word."""
+    try:
+        return TokensFrom(given)
+    except ValueError:
+        raise UsageError(f"tokens are counted {', '.join(TokensFrom)}; got {given!r}") from None
 
 
 def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepared:
@@ -155,7 +174,8 @@ def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepar
     tokenizers = tokenizers_of(terms.settings, {name: mine for name, (mine, _) in own.items()})
     named = (spec.train, spec.validation, spec.test if terms.checked else None)
     marks = {path: mark(path) for path in named if isinstance(path, str)}
-    opened = _open(spec, tokenizers, terms.settings, checked=terms.checked)
+    counted = tokenizers if terms.tokens_from is TokensFrom.EXACT else ()
+    opened = _open(spec, counted, terms.settings, checked=terms.checked)
     if (mix := opened["train"].mix) is not None:
         marks[mix.facts.path] = mark(mix.facts.path)
     of_files: list[Problem] = []
@@ -163,7 +183,7 @@ def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepar
         from orchestrate.data.operations.check import problems_of_files
 
         of_files = problems_of_files(opened)
-    data = _trained_on(opened)
+    data = _trained_on(opened, terms.tokens_from)
     offers = [_offer(backend, *own[backend.name], data, of_files, terms, alone=alone) for backend in backends]
     return Prepared(tuple(offers), data, tuple(of_files), marks, terms.checked)
 
@@ -221,13 +241,13 @@ def _open(
     return {split: opened[given] for split, given in splits.items() if given is not None}
 
 
-def _trained_on(opened: Mapping[str, Opened]) -> TrainingData:
+def _trained_on(opened: Mapping[str, Opened], tokens_from: TokensFrom = TokensFrom.EXACT) -> TrainingData:
     from orchestrate.data import Dataset, TrainingData
 
     train, validation = opened["train"], opened.get("validation")
-    return TrainingData(
-        Dataset.of(train.mix or train), Dataset.of(validation) if validation else None, train.mixed
-    )
+    files = [Dataset.of(one) for one in (train.mix or train, validation) if one is not None]
+    told = [dataclasses.replace(file, tokens_from=tokens_from) for file in files]
+    return TrainingData(told[0], told[1] if validation else None, train.mixed)
 
 
 def _offer(
@@ -246,7 +266,10 @@ def _offer(
         if not translation.model and translation.refused:
             raise SpecError(str(translation.refused[0].rule))
         problems = provider.check(spec, data, translation)
-        quote = provider.quote(spec, data, translation, terms.rates, gpu_hours=terms.gpu_hours)
+        if terms.tokens_from is TokensFrom.NONE:
+            quote = Quote(provider=name, model=translation.model, unavailable="tokens were not counted")
+        else:
+            quote = provider.quote(spec, data, translation, terms.rates, gpu_hours=terms.gpu_hours)
     except SpecError as error:
         problems.append(_problem("no-model", name, error))
         quote = Quote(provider=name, model="", unavailable=error.message)
@@ -264,8 +287,22 @@ def _offer(
         rows=data.train.rows,
         epochs=size.epochs_of(translation, provider.profile, data.train.rows),
         batch_size=size.batch_of(translation),
+        tokens_from=_counted_from(provider, spec, data, terms.tokens_from),
     )
     return Offer(name, spec, translation, found, told)
+
+
+def _counted_from(provider: Provider, spec: JobSpec, data: TrainingData, wanted: TokensFrom) -> TokensFrom:
+    """What is small, or was counted before, is not sampled."""
+    if wanted is not TokensFrom.SAMPLED:
+        return wanted
+    try:
+        name = size.tokenizer_for(provider.resolve(spec), spec)
+        files = [file for file in (data.train, data.validation) if file is not None]
+        found = {file.tokens(name).tokens_from for file in files}
+    except (SpecError, MissingExtra):
+        return wanted
+    return wanted if wanted in found else TokensFrom.EXACT
 
 
 def _unlisted(provider: Provider, spec: JobSpec) -> str | None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tests import command
 
+from orchestrate.local.run import process
+
 ORCHESTRATE = [sys.executable, "-m", "orchestrate.cli"]
 PATIENCE_S = 240.0
 
@@ -78,21 +80,22 @@ def watchers(folder: Path, home: str = "home") -> list[int]:
     found: list[int] = []
     for file in (folder / home / "watchers").glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            pid = json.loads(file.read_text())["pid"]
-            if b"orchestrate.watching" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
+            watcher = json.loads(file.read_text())
+            if process.started(watcher["pid"]) == watcher["started"]:
+                found.append(watcher["pid"])
     return found
 
 
 def started(folder: Path) -> list[int]:
-    """Process ids of all that were started to be one, also of those that wait for the lock."""
+    """Process ids of all that were started to be one, also of those that wait for the lock; of a fork the
+    program that stands for it (`tests/forking.py`)."""
     found: list[int] = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if b"orchestrate.watching" in (process / "cmdline").read_bytes().split(b"\0"):
+            if b"orchestrate.watching" in (entry / "cmdline").read_bytes().split(b"\0"):
                 home = f"ORCHESTRATE_HOME={folder / 'home'}".encode()
-                if home in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
+                if home in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests import command
+from tests import command, forking
 from tests.cli.conftest import Result
 from tests.paths import BUNDLED, FIXTURES
 
@@ -273,11 +273,11 @@ def test_rows_come_through_a_pipe_too(tmp_path: Path) -> None:
     orders = ORDERS / "validation.jsonl"
     for line in (
         f"cat '{orders}' | $O data check - --near --json",
-        f"$O data check <(gzip -c '{orders}') --json",
+        f"{sys.executable} -m orchestrate.cli data check <(gzip -c '{orders}') --json",  # not a fork
         f"$O data check - --json < '{orders}'",
     ):
         done = subprocess.run(
-            ["bash", "-c", line.replace("$O", f"'{sys.executable}' -m orchestrate.cli")],
+            ["bash", "-c", line.replace("$O", f"'{forking.python()}' -m orchestrate.cli")],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -285,7 +285,7 @@ def test_rows_come_through_a_pipe_too(tmp_path: Path) -> None:
         assert done.returncode == 0 and json.loads(done.stdout)["report"]["files"][0]["rows"] == 100, (
             done.stderr
         )
-    line = f"cat '{orders}' | '{sys.executable}' -m orchestrate.cli data dedupe -"
+    line = f"cat '{orders}' | '{forking.python()}' -m orchestrate.cli data dedupe -"
     subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
     assert len((tmp_path / "data.deduped.jsonl").read_text().splitlines()) == 100
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests import forking
 from tests.cli.conftest import Cli
 
 ENCODINGS = ("utf-8", "cp1252", "latin-1", "ascii")
@@ -33,7 +34,9 @@ def project(tmp_path: Path) -> Path:
 def test_a_process_writes_in_any_encoding(project: Path, cli_env: dict[str, str], encoding: str) -> None:
     def said(*words: str) -> bytes:
         env = cli_env | {"PYTHONIOENCODING": encoding, "COLUMNS": "100"}
-        command = [sys.executable, "-m", "orchestrate.cli", *words]
+        # One is an interpreter of its own, which sets its streams up itself.
+        python = sys.executable if encoding == "cp1252" else forking.python()
+        command = [python, "-m", "orchestrate.cli", *words]
         done = subprocess.run(command, cwd=project, env=env, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -24,6 +24,7 @@ from tests import command
 from tests.reviewing import answered
 
 from orchestrate import JobSpec, config
+from orchestrate.commands.terminal import console
 from orchestrate.commands.terminal.pages import examples
 from orchestrate.text import lookalike
 from orchestrate.tracking import Store
@@ -232,3 +233,22 @@ def test_what_is_looked_for_is_found() -> None:
     assert strangers("qwen3-30b-\na3b-instruct", wide, loosely=False)
     assert strangers("total  $1,7...", wide, loosely=False)
     assert not strangers("total\n$1,752.01\n  qwen3-30b-a3b-instruct", wide, loosely=False)
+
+
+def test_a_command_in_a_note_can_be_copied() -> None:
+    rows = "/home/ann/tickets/of-november/held-out.jsonl"
+    command = f"orchestrate eval NEW-RUN --model record:rec-1 --against record:rec-1 -p local --test {rows}"
+    text = f"it is kept, and is compared with what comes by {command} once it has ended\n  {command}"
+    wide = console.err.width
+    console.err.width = 80
+    try:
+        with console.err.capture() as shown:
+            console.note(text)
+    finally:
+        console.err.width = wide
+    assert shown.get().splitlines() == [
+        "it is kept, and is compared with what comes by",
+        command,
+        "once it has ended",
+        f"  {command}",
+    ]

@@ -27,6 +27,7 @@ from tests.unit.ui.page import Parsed
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
+from orchestrate.sandbox.server import Sandbox
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 300
@@ -77,13 +78,19 @@ def awaited(look: Callable[[], Any]) -> Any:
     return found
 
 
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    home = tmp_path_factory.mktemp("hosts")
+    with running(home=home, train=False, speed=1000, waits=Durations(file=0.0)) as sandbox:
+        yield sandbox
+
+
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path: Path, hosts: Sandbox) -> Machine:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "train.jsonl").write_bytes(rows())
-    with running(home=tmp_path / "sandbox", train=False, speed=1000, waits=Durations(file=0.0)) as sandbox:
-        yield Machine(folder, environment(tmp_path) | sandbox.env)
+    return Machine(folder, environment(tmp_path) | hosts.env)
 
 
 def blocks(name: str) -> list[Snippet]:
@@ -148,7 +155,7 @@ def test_the_gateway(machine: Machine) -> None:
 def test_the_queue(machine: Machine) -> None:
     """With a host of the sandbox for this machine, whose quotes follow how long its last run took: an entry
     may be held for that."""
-    added, settings = blocks("queue.md")
+    added, settings = blocks("queue.md")[:2]
     (machine.folder / "orchestrate.toml").write_text(settings.text)
     for name, seed in (("finetune.yaml", 1), ("second.yaml", 2)):
         spec = {"model": "gpt-4.1-mini-2025-04-14", "train": "train.jsonl", "seed": seed}
@@ -192,3 +199,61 @@ def test_the_trackers(machine: Machine) -> None:
     [run_there] = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(run_there.info.run_id, "train_loss")
     assert [(m.step, m.value) for m in history] == [(p["step"], p["values"]["train_loss"]) for p in points]
+
+
+def test_evaluations(machine: Machine) -> None:
+    [evaluated] = (one for one in blocks("evaluation.md") if not one.language)
+    shown = [
+        {
+            "messages": [
+                {"role": "user", "content": f"say {n}"},
+                {"role": "assistant", "content": f'{{"n": {n}}}'},
+            ]
+        }
+        for n in range(4)
+    ]
+    lines = [json.dumps({**row, "tag": ["even", "odd"][n % 2]}) + "\n" for n, row in enumerate(shown)]
+    (machine.folder / "test.jsonl").write_text("".join(lines))
+    spec = {"model": "gpt-4o-mini", "train": "train.jsonl", "test": "test.jsonl", "epochs": 2}
+    (machine.folder / "finetune.yaml").write_text(json.dumps(spec))
+    run = machine.run("orchestrate submit -p openai --watch --yes").out.strip()
+    checkpoint = machine.told(f"orchestrate checkpoints {run}")[0]["id"]
+    plain, shots, two, gate = evaluated.lines
+    assert {c["kind"] for c in machine.told(plain)["contenders"]} == {"tuned", "base"}
+    assert len(machine.told(shots)["contenders"]) == 4
+    asked = two.replace("RUN@CHECKPOINT", f"{run}@{checkpoint}").replace(" RUN ", f" {run} ")
+    found = machine.told(asked)
+    assert {"odd", "even"} <= {m["slice"].partition(":")[2] for m in found["measures"] if m["slice"]}
+    machine.run(gate, codes=(1,))  # nothing was trained: it may not ship
+    assert (machine.folder / "eval.xml").exists() and (machine.folder / "eval.md").exists()
+
+
+def test_a_sweep(machine: Machine) -> None:
+    """With a host of the sandbox for this machine, which would train each."""
+    sweeps = next(one for one in blocks("queue.md") if "sweep" in one.text)
+    [line] = sweeps.lines
+    held = [
+        {"messages": [{"role": r, "content": f"{r} {n}"} for r in ("user", "assistant")]} for n in range(4)
+    ]
+    (machine.folder / "valid.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in held))
+    spec = {"model": "qwen3-8b", "train": "train.jsonl", "validation": "valid.jsonl"}
+    (machine.folder / "finetune.yaml").write_text(json.dumps(spec))
+    tried = machine.told(f"{line.replace('-p local', '-p together')} --yes")
+    assert len({json.dumps(trial["settings"], sort_keys=True) for trial in tried}) == 4
+    assert (machine.folder / "best.yaml").exists()
+
+
+def test_a_host_that_a_file_describes(machine: Machine, tmp_path: Path) -> None:
+    described = next(one for one in blocks("plugins.md") if "--template" in one.text)
+    template, _, plan, stand_in = described.lines
+    command, file = template.split(" > ")
+    there = tmp_path / "hosts" / Path(file).name  # beside the key file
+    there.parent.mkdir()
+    there.write_text(machine.run(command).out)
+    machine.env["MYCLOUD_API_KEY"] = "sandbox-0"
+    spec = {"model": "some/model", "train": "train.jsonl"}
+    (machine.folder / "finetune.yaml").write_text(json.dumps(spec))
+    assert [one["provider"] for one in machine.told(plan)] == ["mycloud"]
+    with machine.served(f"{stand_in} --port 0", r"MYCLOUD_BASE_URL=\S+"):
+        pass
+    machine.folder.joinpath("served-0").unlink()  # it tells its keys

@@ -118,12 +118,14 @@ class Soak:
         self.env = {**os.environ, **hosts.env}
         self.done = Counter[str]()
         self.faults = Counter[str]()
+        self.rounds = 0
         self._local_at = 0.0
         self._lock = threading.Lock()
         Store.open(url).close()
 
     def run(self, seconds: float) -> None:
-        """Lets everything go wrong for so long."""
+        """Lets everything go wrong for so long, each time in another order."""
+        self.rounds += 1
         self.until = time.monotonic() + seconds
         jobs: list[Callable[[], None]] = [self._break_hosts]
         if self.postgres is not None:
@@ -148,7 +150,7 @@ class Soak:
     # -- processes -----------------------------------------------------------------------------------------
 
     def _slot(self, number: int, worker: Worker) -> None:
-        chance = random.Random(f"{self.seed}-{number}")
+        chance = random.Random(f"{self.seed}-{self.rounds}-{number}")
         while time.monotonic() < self.until:
             order = self._order(chance)
             self._befall(chance, order, worker.begin(order), worker.answers)
@@ -212,7 +214,7 @@ class Soak:
     # -- hosts and store -----------------------------------------------------------------------------------
 
     def _break_hosts(self) -> None:
-        chance = random.Random(f"{self.seed}-hosts")
+        chance = random.Random(f"{self.seed}-{self.rounds}-hosts")
         while time.monotonic() < self.until:
             name = chance.choice(HOSTED)
             if len(self.hosts.fronts[name].faults.waiting()) < 4:
@@ -254,7 +256,7 @@ class Soak:
         return kind, fields
 
     def _restart_postgres(self) -> None:
-        chance = random.Random(f"{self.seed}-postgres")
+        chance = random.Random(f"{self.seed}-{self.rounds}-postgres")
         while (left := self.until - time.monotonic()) > 8.0:
             time.sleep(min(chance.uniform(4.0, 15.0), left - 6.0))
             self.postgres.stop(chance.choice(("immediate", "fast")))

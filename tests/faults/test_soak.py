@@ -21,13 +21,14 @@ def test_a_soak_loses_and_doubles_nothing(
     with sandbox.running(home=tmp_path / "sandbox", train=False, waits=WAITS) as hosts:
         soak = Soak(tmp_path / "soak", url, hosts, seed=7, slots=6, postgres=postgres)
         soak.run(20.0)
+        while not (soak.done["killed"] and soak.done["submit"] and soak.faults.total()):
+            soak.run(10.0)  # a busy machine did too little in the time
         soak.settle()
         books = soak.audit()
     for name, row in books.items():
         tally("everything at once (soak)", name, row | {"alarms": row["by_proxy"]})
     assert soak.crashes() == ""
     assert sum(row["runs"] for row in books.values()) > 0
-    assert soak.done["killed"] > 0 and soak.faults.total() > 0
     assert {name: (row["lost"], row["doubled"], row["wrong_end"]) for name, row in books.items()} == {
         name: (0, 0, 0) for name in books
     }

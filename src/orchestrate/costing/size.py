@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
+from orchestrate.data.passes.sampled import COVERAGE
 from orchestrate.data.tokens import counting
 from orchestrate.specfile import template_text
-from orchestrate.types import Outcome, QuoteLine, Record, Translation
+from orchestrate.types import Outcome, QuoteLine, Record, TokensFrom, Translation
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
@@ -206,7 +207,7 @@ def _steps_per_epoch(work: Work) -> int:
     """Rows that are split are several examples."""
     batch = _whole(effective(work.translation, "batch_size", work.spec.batch_size)) or 1
     train = work.data.train
-    sequences = len(train.tokens(tokenizer_for(work.resolved, work.spec)).lengths)
+    sequences = train.tokens(tokenizer_for(work.resolved, work.spec)).sequences
     return max(1, -(-(sequences // 2 if train.kind == "preference" else sequences) // batch))
 
 
@@ -258,7 +259,7 @@ def _file(
         least=(words - shared) * (1 - spread) + least,
         most=words * (1 + spread) + most,
         lost=count.tokens - words,
-        sequences=len(count.lengths),
+        sequences=count.sequences,
         shared=shared,
         images=sum(dataset.pictures.values()) - uncounted,
         pictures=likely,
@@ -288,6 +289,8 @@ def _counted(count: TokenCount) -> str:
     family, stands_in, base = count.tokenizer.partition("~")
     by = f"{base} in place of {family}'s tokenizer" if stands_in else count.tokenizer
     words = f"{count.tokens:,} tokens in {text.count(count.rows, 'row')}, counted with {by}"
+    if count.tokens_from is TokensFrom.SAMPLED:
+        words = f"about {words} in a sample; {COVERAGE} of 100 samples have the true count in their interval"
     return f"{words}: +/-{count.error_band:.1%}" if count.error_band else words
 
 

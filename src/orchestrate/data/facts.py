@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from orchestrate.data.rows.examples import Example, Kind
 from orchestrate.data.rows.pictures import Picture
 from orchestrate.data.shapes.reading import Row
 from orchestrate.data.tokens.lengths import Remark
-from orchestrate.types import Problem
+from orchestrate.types import Problem, TokensFrom
 
 
 def data_digest(train: str, validation: str | None = None) -> str:
@@ -50,6 +51,10 @@ class TokenCount:
     exact: bool
     error_band: float = 0.0
     """Relative half-width of the count's uncertainty; 0 when exact."""
+    tokens_from: TokensFrom = TokensFrom.EXACT
+    """`SAMPLED`: `tokens` and `trained_tokens` are estimates; `error_band` has the sample's in it."""
+    weights: Sequence[float] = ()
+    """Of a sample: how many sequences each of `lengths`, which has those that were counted, stands for."""
     lengths: Sequence[int] = ()
     """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt
     with each answer). Behind them those of rows that are split, where the counter splits some."""
@@ -59,7 +64,24 @@ class TokenCount:
 
     def truncated(self, limit: int | None) -> int:
         """Tokens left when every sequence is cut at `limit`."""
-        return self.tokens if limit is None else sum(min(n, limit) for n in self.lengths)
+        if limit is None:
+            return self.tokens
+        if self.weights:
+            return round(sum(w * min(n, limit) for n, w in zip(self.lengths, self.weights, strict=True)))
+        return sum(min(n, limit) for n in self.lengths)
+
+    @property
+    def low(self) -> int:
+        """Of its band."""
+        return math.floor(self.tokens * (1 - self.error_band))
+
+    @property
+    def high(self) -> int:
+        return math.ceil(self.tokens * (1 + self.error_band))
+
+    @property
+    def sequences(self) -> int:
+        return round(sum(self.weights)) if self.weights else len(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,8 @@ class Facts:
     """Columns that were renamed while reading: (wanted, column)."""
     memory: Path | None = field(default=None, compare=False)
     """The folder where token counts are kept."""
+    tokens_from: TokensFrom = field(default=TokensFrom.EXACT, compare=False)
+    """How its tokens are counted."""
 
     def examples(self) -> Iterator[Example]:
         """The canonical rows, in order; rows with errors are left out. Raises `DataError` when the file

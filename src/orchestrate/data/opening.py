@@ -16,6 +16,7 @@ from orchestrate.data.facts import Content, Facts, TokenCount
 from orchestrate.data.files.sources import Source, name_of, source
 from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
+from orchestrate.data.passes.sampled import LEAST_BYTES, sampled_once
 from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, rows_file, scan
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
@@ -26,7 +27,7 @@ from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.data.tokens import cache, counting
 from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError, OrchestrateError, UsageError
-from orchestrate.types import Problem
+from orchestrate.types import Problem, TokensFrom
 from orchestrate.underway import BYTES, work
 
 PARALLEL_BYTES = 24 << 20
@@ -71,11 +72,12 @@ class Joined:
     total: Total = field(default_factory=Total)
 
 
-def open_dataset(
+def open_dataset(  # noqa: PLR0913  each is a use of its own
     path: str,
     *,
     columns: Mapping[str, str] | None = None,
     tokenizers: Sequence[str] = (),
+    memory: Path | None = None,
     compare: bool = False,
     content: bool = False,
     workers: int | None = None,
@@ -87,7 +89,8 @@ def open_dataset(
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
-    task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content)
+    kept_in = None if memory is None else str(memory)
+    task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content, kept_in)
     with nullcontext(progress) if progress else work(f"reading {name_of(path)}", BYTES) as told:
         total = run(task, lines.line_bytes, workers, told, join)
     told = (*total.reported(path), *_whole_file(lines, renaming, total))
@@ -137,6 +140,7 @@ def open_counted(
         path,
         columns=columns,
         tokenizers=due,
+        memory=memory,
         compare=compare,
         content=content,
         workers=workers,
@@ -331,21 +335,21 @@ def _content(total: Total) -> Content:
 
 
 def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
-    """See `Dataset.tokens`."""
+    """See `Dataset.tokens`. A count that is there goes before a sample."""
+    if facts.tokens_from is TokensFrom.NONE:
+        raise UsageError(f"the tokens of {facts.path} are not counted", fix="--tokens exact or sampled")
     name = counting.base(tokenizer)
     kept = cache.find(facts.digest, name, facts.memory)
+    if kept is None and facts.tokens_from is TokensFrom.SAMPLED and facts.bytes >= LEAST_BYTES:
+        return _sampled(facts, tokenizer)
     if kept is None:
         lines = source(facts.path)
         task = Task(lines.lines, 0, 0, facts.format, facts.columns, (name,))
         lengths = run(task, lines.line_bytes).lengths[name]
         kept = cache.keep(facts.digest, name, lengths, facts.memory)
-    band = counting.error_band(tokenizer)
-    if not tokenizer.startswith("hf:") and (facts.content.tools or facts.content.images):
-        band = max(band, counting.TOOL_BAND)
     sequences = kept.sequences()
     tokens = sum(sequences)
-    if facts.kind not in ("completion", "text") and tokens:
-        band = max(band, counting.row_doubt(tokenizer) * len(sequences) / tokens)
+    band = _band(facts, tokenizer, len(sequences), tokens)
     return TokenCount(
         tokens=tokens,
         trained_tokens=kept.trained,
@@ -356,4 +360,35 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         error_band=band,
         lengths=sequences,
         remarks=kept.remarks,
+    )
+
+
+def _band(facts: Facts, tokenizer: str, sequences: float, tokens: float) -> float:
+    """Of a count of all rows."""
+    band = counting.error_band(tokenizer)
+    if not tokenizer.startswith("hf:") and (facts.content.tools or facts.content.images):
+        band = max(band, counting.TOOL_BAND)
+    if facts.kind not in ("completion", "text") and tokens:
+        band = max(band, counting.row_doubt(tokenizer) * sequences / tokens)
+    return band
+
+
+def _sampled(facts: Facts, tokenizer: str) -> TokenCount:
+    lines = source(facts.path)
+    task = Task(lines.lines, 0, lines.line_bytes, facts.format, facts.columns)
+    sample = sampled_once(task, counting.base(tokenizer), facts.digest)
+    band = _band(facts, tokenizer, sum(sample.weights), sample.tokens)
+    doubt = sample.half_width / sample.tokens if sample.tokens else 0.0
+    return TokenCount(
+        tokens=round(sample.tokens),
+        trained_tokens=round(sample.trained),
+        rows=facts.rows,
+        longest=max(sample.lengths, default=0),
+        tokenizer=counting.told(tokenizer),
+        exact=False,
+        error_band=(1 + band) * (1 + doubt) - 1,
+        tokens_from=TokensFrom.SAMPLED,
+        weights=sample.weights,
+        lengths=sample.lengths,
+        remarks=sample.remarks,
     )

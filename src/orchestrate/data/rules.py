@@ -265,6 +265,11 @@ def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None)
     if not limits or tokens.longest <= min(limits):
         return []
     limit = min(limits)
+    if tokens.weights:
+        long = round(sum(w for n, w in zip(tokens.lengths, tokens.weights, strict=True) if n > limit))
+        message = f"about {count(long, 'row')} are longer than {limit:,} tokens and would be cut, by a sample"
+        fix = "--tokens exact says which; shorten them, or raise max_seq_length where the model allows it"
+        return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
     of_a_row = 2 if data.kind == "preference" else 1  # a pair is two sequences
     places = {i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit}
     # Behind the rows are parts of them, which are no longer than the whole.

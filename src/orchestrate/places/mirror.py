@@ -20,7 +20,7 @@ from orchestrate.places.depot import StoredRun
 from orchestrate.types import Record
 
 GROWING = ("events.jsonl", "metrics.jsonl", "worker.log")
-WHOLE = ("proof.json", "status.json")
+WHOLE = ("proof.json", "paces.jsonl", "status.json")
 """The status last: what it tells of is there before it."""
 SEEN = ".seen.json"
 """Which parts a reader has."""
@@ -153,7 +153,10 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
         for name in GROWING:
             _take_parts(run, stored, name)
         _take_checkpoints(run, stored)
-        for name, data in (("proof.json", stored.read("proof.json")), ("status.json", status)):
+        whole = {"proof.json": stored.read("proof.json")}
+        if status and State.from_json(status).terminal:
+            whole["paces.jsonl"] = stored.read("paces.jsonl")
+        for name, data in {**whole, "status.json": status}.items():
             if data and _differs(run.path / name, data):
                 write_whole(run.path / name, data)
         told = None if pulse is None else Pulse.from_json(pulse)

@@ -24,6 +24,7 @@ import msgspec
 
 from orchestrate.errors import HostUnavailable, OrchestrateError
 from orchestrate.files import PRIVATE_UMASK, write_whole
+from orchestrate.local.plan import paces
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places.base import PRICE, Hourly
@@ -94,6 +95,7 @@ class Errand:
         """Whether the run is settled: it ended, or is paused."""
         restore(self.run, self.stored)
         job = unpack(self.order, self.depot, self.run.path.parent / "given")
+        job = msgspec.structs.replace(job, paces=str(paces.file_of(self.run.path)))
         write_whole(self.run.path / "job.json", msgspec.json.format(job.to_json()))
         if not (self.run.path / "status.json").exists():
             self.run.write_state(State(status="queued", updated_at=now()))

@@ -11,7 +11,7 @@ from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.spec import method_word
 from orchestrate.text import count
-from orchestrate.types import Problem, Quote, Severity, Translation
+from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -95,7 +95,7 @@ def _of_file(
 ) -> list[Problem]:
     target = provider.target
     counter = costing.tokenizer_for(model, spec)
-    tokens = dataset.tokens(counter)
+    tokens = None if dataset.tokens_from is TokensFrom.NONE else dataset.tokens(counter)
     found = rules.check(
         dataset,
         target,
@@ -105,7 +105,8 @@ def _of_file(
         epochs=spec.epochs,
         validation=validation,
     )
-    found += _rendered(provider, dataset.path, tokens.remarks)
+    if tokens is not None:
+        found += _rendered(provider, dataset.path, tokens.remarks)
     if (
         dataset.content.images
         and model.model is not None
@@ -130,7 +131,7 @@ def _rendered(provider: Provider, source: str, remarks: Sequence[Remark]) -> Ite
             code, text, severity = "template-changes", f"{rows}: {remark.text}", Severity.WARNING
         else:
             continue  # the host renders rows with a template of its own
-        for number in remark.first[:1]:
+        for number in remark.first[:1] or (None,):
             yield _problem(
                 provider.name, code, text, fix=remark.fix, source=source, severity=severity, row=number
             )

@@ -158,16 +158,19 @@ class Orchestrator(Measuring, Rerunning):
         *,
         gpu_hours: Decimal | None = None,
         checked: bool = True,
+        tokens: str = "exact",
     ) -> Prepared:
         """The spec translated, checked and quoted once for each backend, and each of its files read once;
         `submit` takes it. Offline.
 
         `gpu_hours` is what an RFT job is taken to need. Without `checked` the files are counted for
-        the quotes only, and the test file is not read. Raises `DataError` for a file that cannot be read.
+        the quotes only, and the test file is not read. `tokens`: `exact`, `sampled` (its interval is within
+        the low and the high price, by which limits are checked) or `none`: no price. Raises `DataError` for a
+        file that cannot be read.
         """
         self._known(spec)
         backends = [self.provider(name) for name in self.backends(provider)]
-        return prepare(spec, backends, self._terms(gpu_hours, checked))
+        return prepare(spec, backends, self._terms(gpu_hours, checked, tokens))
 
     def plan(
         self, spec: JobSpec, provider: Backends = "all", *, measured: bool = False
@@ -193,11 +196,16 @@ class Orchestrator(Measuring, Rerunning):
         return self.prepare(spec, provider).problems
 
     def quote(
-        self, spec: JobSpec, provider: Backends = "all", *, gpu_hours: Decimal | None = None
+        self,
+        spec: JobSpec,
+        provider: Backends = "all",
+        *,
+        gpu_hours: Decimal | None = None,
+        tokens: str = "exact",
     ) -> Listing[Quote]:
         """One quote for each backend, cheapest first, those of jobs that would be refused and those without a
-        price last. Offline."""
-        return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False).quotes
+        price last. `tokens` as in `prepare`. Offline."""
+        return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False, tokens=tokens).quotes
 
     # -- spending -------------------------------------------------------------------------------------------
 
@@ -373,10 +381,11 @@ class Orchestrator(Measuring, Rerunning):
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _terms(self, gpu_hours: Decimal | None = None, checked: bool = True) -> Terms:
+    def _terms(self, hours: Decimal | None = None, checked: bool = True, count: str = "exact") -> Terms:
+        from orchestrate.prepared import counted_from
         from orchestrate.service.training.continuation import continued
 
-        return Terms(self.settings, self.rates, partial(continued, self), gpu_hours, checked)
+        return Terms(self.settings, self.rates, partial(continued, self), hours, checked, counted_from(count))
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""

@@ -69,6 +69,7 @@ from orchestrate.types.planning import Quote as Quote
 from orchestrate.types.planning import QuoteLine as QuoteLine
 from orchestrate.types.planning import Setting as Setting
 from orchestrate.types.planning import Severity as Severity
+from orchestrate.types.planning import TokensFrom as TokensFrom
 from orchestrate.types.planning import Translation as Translation
 from orchestrate.types.proof import NOT_PROVED as NOT_PROVED
 from orchestrate.types.proof import Canary as Canary

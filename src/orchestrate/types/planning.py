@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     import pandas
 
 
+class TokensFrom(StrEnum):
+    """How the tokens of a file are counted: all of them, in a sample of its rows, or not at all."""
+
+    EXACT = "exact"
+    SAMPLED = "sampled"
+    NONE = "none"
+
+
 class Severity(StrEnum):
     ERROR = "error"
     WARNING = "warning"
@@ -219,6 +227,9 @@ class Quote(Record, frozen=True, kw_only=True):
     """As asked for, or as the host is taken to choose."""
     batch_size: int | None = None
     """Rows to a step; `None` where the host chooses."""
+    tokens_from: TokensFrom = TokensFrom.EXACT
+    """What the price stands on: all rows counted, or a sample of them, whose interval is within `low_usd` and
+    `high_usd`; without a count there is no price."""
 
     def __str__(self) -> str:
         if self.unavailable is not None:

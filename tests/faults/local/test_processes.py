@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.faults.local.test_resume import KINDS, of_kind
 from tests.faults.local.test_workers import (  # noqa: F401  fixtures
@@ -22,9 +23,12 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
     kill,
     wait,
 )
+from tests.paths import TINY
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.run.parallel import split
+from orchestrate.serving.export.forms import Options, export
+from orchestrate.serving.tuned import Tuned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -83,6 +87,35 @@ def test_two_processes_train_what_one_trains(
     tokens = [run.state().trained_tokens for run in runs]
     assert tokens[0] == tokens[1]
     wait(lambda: not helpers(runs[1]))
+    if sharded and kind == "qlora":
+        merged_and_exported(alone.path / "adapter", runs[1].path / "adapter", home.parent)
+
+
+def merged_and_exported(one: Path, two: Path, folder: Path) -> None:
+    """What was trained in shares, by the words of plain transformers and PEFT: the adapter that is exported
+    loads, our merge says what PEFT's says, and both what the run of one process says, to a fiftieth of what
+    training changed."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tuned = Tuned("two", two, str(TINY), "adapter")
+    adapter = export(tuned, "peft", folder / "peft").folder
+    merged = export(tuned, "merged", folder / "merged", Options(dtype="fp32")).folder
+    words = torch.arange(5, 69).reshape(2, 32)
+
+    def said(path: str | Path, laid_on: str | Path | None = None) -> torch.Tensor:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        if laid_on is not None:
+            model = PeftModel.from_pretrained(model, laid_on)
+        with torch.no_grad():
+            return model.eval()(words).logits
+
+    ours, theirs = said(merged), said(TINY, adapter)
+    assert ours.allclose(theirs, rtol=0, atol=1e-4)
+    base, alone = said(TINY), said(TINY, one)
+    changed = float((alone - base).abs().max())
+    assert changed > 0.1
+    assert float((theirs - alone).abs().max()) < changed / 50
 
 
 @pytest.mark.slow

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate.local.plan import paces
+from orchestrate.local.plan.paces import Kind, Pace
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.rundir import RunDir, now
 
 STEPS = 10
 PATIENCE_S = 400
+SPEED = 123.0
+"""Tokens per second, that it says it measured."""
 
 
 def main(path: str, die_at: int, hold_at: int) -> None:
@@ -51,6 +55,10 @@ def main(path: str, die_at: int, hold_at: int) -> None:
         run.write_state(state)
         if step == die_at and attempt == 1:
             raise SystemExit(9)
+    if attempt == 1:
+        kind = Kind(device="NVIDIA of some make", threads=1, parameters=8.2e9, precision="bf16")
+        pace = Pace(kind=kind, at=now(), tokens=60 * SPEED, seconds=60, besides_seconds=5)
+        paces.add(Path(run.job().paces or ""), pace)
     (run.path / "adapter").mkdir()
     (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"the weights of the end")
     run.add_event("done", type="succeeded", step=STEPS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -21,10 +22,13 @@ from typing import Any
 import msgspec
 import pytest
 from tests.sending import create, upload
+from tests.unit.places.engine import SPEED
 from tests.unit.places.worlds import WORLDS, World
 
+from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, OverBudget
+from orchestrate.local.plan import paces
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.orphans import OrphanReport, Orphans
 from orchestrate.places.base import PRICE, Hourly, Resources
@@ -127,6 +131,32 @@ def test_a_key_finds_its_job_after_the_store_and_the_home_were_lost(
     assert world.jobs() == [(runs[0].ref, True)]
 
 
+def test_a_second_try_is_the_same_job_in_a_store_that_was_restored_since(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """The first one found no depot, and left its run directory here."""
+    asked = on(world, spec)
+    submission = Submission(
+        spec=asked,
+        translation=found.translate(asked),
+        data=TrainingData.open(asked.train),  # type: ignore[arg-type]
+        idempotency_key="queue-q-1",
+        patient=True,
+    )
+    (tmp_path / "depot").write_text("no folder")
+    runs: list[Run] = []
+    with Store.open(f"sqlite:///{tmp_path}/first/runs.sqlite3") as store:
+        with pytest.raises(HostUnavailable):
+            Submitter(store, found).submit(submission)
+        assert [run.phase for run in store.runs.matching()] == [SubmitPhase.UPLOADED] and not world.jobs()
+        (tmp_path / "depot").unlink()
+        runs.append(Submitter(store, found).submit(submission))
+    with Store.open(f"sqlite:///{tmp_path}/second/runs.sqlite3") as store:
+        runs.append(Submitter(store, found).submit(submission))
+    assert runs[0].job_id == runs[1].job_id == runs[0].ref
+    assert world.jobs() == [(runs[0].ref, True)]
+
+
 def test_the_way_of_a_run(world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path) -> None:
     """It waits, runs, dies, goes on as another job, ends; each step is told once, and both jobs are paid."""
     handle = submit(found, on(world, spec))
@@ -151,6 +181,45 @@ def test_the_way_of_a_run(world: World, found: AwayProvider, spec: JobSpec, tmp_
     assert job.payload["used_seconds"] == pytest.approx(120, abs=1)
     assert world.minute_usd is not None and job.cost_usd is not None
     assert float(job.cost_usd) == pytest.approx(float(2 * world.minute_usd), rel=0.02) and job.cost_origin
+
+
+def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """Of the machine that was asked for, and once, however many look."""
+    asked, rates = on(world, spec), built_in()
+    data = TrainingData.open(asked.train)  # type: ignore[arg-type]
+
+    def quoted() -> tuple[str, float]:
+        quote = found.quote(asked, data, found.translate(asked), rates)
+        [told] = [line for line in quote.assumptions if "tokens per second" in line]
+        speed = re.search(r"at ([\d,]+) tokens per second", told)
+        assert speed is not None, told
+        return told, float(speed[1].replace(",", ""))
+
+    def checked() -> str:
+        short = on(world, spec, max_hours=0.0001)
+        problems = found.check(short, data, found.translate(short))
+        [told] = [one.message for one in problems if one.code == "longer-than-its-limits"]
+        return told
+
+    assert not [one for one in found.check(asked, data, found.translate(asked)) if "limit" in one.message]
+    assert "modelled for" in checked() and "pauses after 0.4s of work" in checked()
+    modelled, before = quoted()
+    assert f"modelled for {world.gpu}, an estimate; a first run on {world.name} measures it" in modelled
+    handle = submit(found, asked)
+    world.run()
+    assert work(tmp_path, "worker") == 0
+    world.end("it has ended")
+    for _ in range(2):
+        assert found.get(handle).status is JobStatus.SUCCEEDED
+        assert [job.handle for job in found.list()] == [handle]
+    [pace] = paces.read(paces.file_of(found.home))
+    assert (pace.kind.device, pace.tokens / pace.seconds) == (world.gpu, SPEED)
+    measured, after = quoted()
+    assert f"fitted to 1 finished run on {world.name} ({world.gpu}), the last on {pace.at.date()}" in measured
+    assert "fitted to 1 finished run" in checked()
+    assert SPEED < after < 1.5 * SPEED < before, "it is slower than such a GPU is expected to be"
 
 
 def test_why_a_worker_never_reported_is_told_and_it_is_not_paid_for_without_end(

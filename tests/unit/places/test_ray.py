@@ -62,8 +62,24 @@ def test_a_cluster_elsewhere_needs_https_and_a_token(monkeypatch: pytest.MonkeyP
         place(address="http://10.0.0.7:8265").require()
     place(address="https://10.0.0.7:8265").require()
     assert place().own and not place(address="https://10.0.0.7:8265").own
-    with pytest.raises(ConfigError, match="http address"):
-        place(address="ray://10.0.0.7:10001").require()
+
+
+@pytest.mark.parametrize(
+    ("address", "told", "fix"),
+    [
+        ("ray://10.0.0.7:10001", "as the head sees itself", "ssh -L 8265:127.0.0.1:8265 10.0.0.7, then"),
+        ("ray://127.0.0.1:10001", "as the head sees itself", 'address = "http://127.0.0.1:8265"'),
+        ("anyscale://team/cluster", "no run was ever tried there", "-p kuberay"),
+        ("10.0.0.7:8265", "http address", "kubectl port-forward"),
+    ],
+)
+def test_an_address_of_another_kind_is_refused_with_the_way_to_one_that_is_taken(
+    address: str, told: str, fix: str
+) -> None:
+    for ask in (RayJobs.require, RayJobs.find):
+        with pytest.raises(ConfigError, match=told) as caught:
+            ask(place(address=address))
+        assert address in caught.value.message and fix in (caught.value.fix or "")
 
 
 def test_a_private_run_stays_with_a_cluster_and_a_depot_of_this_machine(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from orchestrate import JobSpec, Orchestrator, config
 from orchestrate.cli import app
 from orchestrate.data.opening import open_dataset
-from orchestrate.errors import DataError, MissingKey, UsageError
-from orchestrate.types import Severity
+from orchestrate.data.passes.sampled import LEAST_BYTES
+from orchestrate.errors import DataError, MissingKey, OverBudget, UsageError
+from orchestrate.types import Severity, TokensFrom
 
 SPLITS = ("train", "validation", "test")
 MODELS = {"local": str(TINY), "openai": "gpt-4.1-mini", "together": "qwen3-8b", "fireworks": "qwen3-8b"}
@@ -257,3 +258,71 @@ def test_a_quote_counts_by_the_chat_template_that_trains(home: Path) -> None:
     # The file may change; what was shown stays.
     (home / "own.jinja").write_text("{{ messages }}")
     assert offer.spec.chat_template == own
+
+
+# -- tokens of a sample, or none
+# ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> str:
+    """A file that is sampled; other rows for each test, as counts are kept by them."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": tmp_path.name + f" {n}" * (n % 300)},
+                {"role": "assistant", "content": "Your order is on its way. " * (n % 97 + 1)},
+            ]
+        }
+        for n in range(5000)
+    ]
+    file = tmp_path / "large.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert file.stat().st_size > LEAST_BYTES
+    return str(file)
+
+
+def test_a_sampled_quote_holds_the_exact_one_and_says_so(large: str) -> None:
+    spec = JobSpec(model="gpt-4.1-mini", train=large, epochs=3)
+    with Orchestrator() as ft:
+        [sampled] = ft.quote(spec, "openai", tokens="sampled")
+        [exact] = ft.quote(spec, "openai")
+        [again] = ft.quote(spec, "openai", tokens="sampled")
+    assert sampled.expected_usd != exact.expected_usd and exact.expected_usd is not None
+    assert sampled.low_usd < exact.low_usd <= exact.expected_usd <= exact.high_usd < sampled.high_usd
+    assert (sampled.tokens_from, exact.tokens_from) == (TokensFrom.SAMPLED, TokensFrom.EXACT)
+    assert any("in a sample; 99 of 100 samples" in told for told in sampled.assumptions)
+    assert (again.tokens_from, again.high_usd) == (TokensFrom.EXACT, exact.high_usd), "it was counted by then"
+
+
+def test_a_limit_is_checked_by_the_high_end_of_a_sample(large: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sandbox-secret")
+    with Orchestrator() as ft:
+        prepared = ft.prepare(
+            JobSpec(model="gpt-4.1-mini", train=large, epochs=3), "openai", tokens="sampled"
+        )
+        quote = prepared.offer("openai").quote
+        assert quote.expected_usd is not None and quote.tokens_from is TokensFrom.SAMPLED
+        with pytest.raises(OverBudget):
+            ft.preflight(prepared, "openai", max_cost_usd=(quote.expected_usd + quote.high_usd) / 2)
+
+
+def test_what_is_not_counted_has_no_price(large: str, home: Path) -> None:
+    train = ["--train", large, "--model", "gpt-4.1-mini", "--provider", "openai", "--json"]
+    done = CliRunner().invoke(app, ["quote", "--tokens", "none", *train])
+    [quote] = json.loads(done.stdout)
+    assert done.exit_code == 1 and not list((home / "home").rglob("*.counts"))
+    assert quote["tokens_from"] == "none" and "tokens were not counted" in quote["unavailable"]
+    with Orchestrator() as ft, pytest.raises(UsageError, match="exact, sampled, none"):
+        ft.quote(JobSpec(model="gpt-4.1-mini", train=large), "openai", tokens="guessed")
+
+
+def test_data_check_tells_the_interval(large: str) -> None:
+    def told(how: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["data", "check", large, "--for", "openai", "--tokens", how, "--json"])
+        return json.loads(done.stdout)["report"]["files"][0]
+
+    none, sampled, exact = told("none"), told("sampled"), told("exact")
+    assert (none["tokens"], none["tokens_from"]) == (None, "none")
+    assert sampled["tokens_from"] == "sampled" and exact["tokens_from"] == "exact"
+    assert sampled["tokens_low"] < exact["tokens"] < sampled["tokens_high"] < 1.2 * exact["tokens"]

@@ -27,8 +27,9 @@ from orchestrate.commands.data.options import (
 from orchestrate.commands.data.record import from_record
 from orchestrate.commands.data.views import show_check, show_inspect, show_preview
 from orchestrate.commands.terminal.console import Json, note, orchestrator, print_json, settings_of
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import TokensOpt, grouped
 from orchestrate.errors import UsageError
+from orchestrate.types import TokensFrom
 from orchestrate.underway import BYTES, work
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
@@ -82,6 +83,7 @@ class Wanted:
         ),
     ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Whatever is not read is an error.")] = False
+    tokens: TokensOpt = TokensFrom.EXACT
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.text import Text
 from orchestrate.commands.terminal.console import note, out, table
 from orchestrate.keys import hide, masked_url
 from orchestrate.text import count
-from orchestrate.types import Severity
+from orchestrate.types import Severity, TokensFrom
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.check import CheckReport
@@ -49,8 +49,10 @@ def show_inspect(report: InspectReport) -> None:
         ("languages", _counted(report.languages) and f"{_counted(report.languages)}{_of(report)}"),
         ("longest rows", ", ".join(f"{r.row} ({r.tokens:,})" for r in report.longest)),
         ("problems", _counted(report.problems)),
-        ("digest of rows", report.digest),
-        ("digest of data", f"{report.data_digest[:16]}, of a run that trains on this file alone"),
+        (
+            "digests",
+            f"{report.digest[:16]} of the rows; {report.data_digest[:16]} of a run's data, if it is all",
+        ),
     ):
         if value:
             facts.add_row(Text(name, style="dim"), Text(value))
@@ -78,7 +80,11 @@ def _counted(counts: dict[str, int], most: int = 8) -> str:
 
 def show_check(report: CheckReport, fixed: FixReport | None) -> None:
     for file in report.files:
-        counted = f", {file.tokens:,} tokens by {file.tokenizer}" if file.tokens is not None else ""
+        counted = ", tokens not counted"
+        if file.tokens is not None:
+            counted = f", {file.tokens:,} tokens by {file.tokenizer}"
+        if file.tokens_from is TokensFrom.SAMPLED:
+            counted += f" in a sample: {file.tokens_low:,} to {file.tokens_high:,}"
         good = f"{file.rows:,} of {count(file.lines, 'row')} good"
         note(f"{file.split}: {file.path}  {file.format}, {good}{counted}")
     _problems(report)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.padding import Padding
 from rich.text import Text
 
 from orchestrate.bundled import bundled
@@ -93,7 +94,7 @@ class _Demo:
     """Runs commands of `orchestrate` in one folder and shows them as a person would type them there."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+        self.folder, self.steps = folder.resolve(), 0
         reached = ("_API_KEY", "_BASE_URL")
         self.env = {
             name: value
@@ -108,22 +109,22 @@ class _Demo:
 
     def go(self, train: bool) -> None:
         started = time.monotonic()
-        self._say("1. Check the data, for every backend at once")
+        self._step("Check the data, for every backend at once")
         self._run(
             "check" if train else f"check --provider {_hosted_kinds()}"
         )  # this machine may lack what trains
-        self._say("2. What would it cost?", "Real prices of the hosts, from the rates of this package.")
+        self._step("What would it cost?", "Real prices of the hosts, from the rates of this package.")
         self._run("quote")
         runs = [*self._trained_here(), *self._hosted(train)] if train else self._hosted(train)
         names = " ".join(runs)
         if train:
-            self._say("5. Was it worth it? Base against tuned, on 200 rows that no run has seen")
+            self._step("Was it worth it? Base against tuned, on 200 rows that no run has seen")
             self._run(f"eval {names}")
-        self._say("6. Side by side")
+        self._step("Side by side")
         self._run(f"compare {names}")
         self._run(f"compare {names} -o report.html")
         if train:
-            self._say("7. Ask the tuned model")
+            self._step("Ask the tuned model")
             self._run(f"chat {runs[0]} {shlex.quote(self._first_question())}")
         self._say(
             f"Done in {time.monotonic() - started:.0f} s",
@@ -132,7 +133,7 @@ class _Demo:
         )
 
     def _trained_here(self) -> list[str]:
-        self._say("3. Train here: QLoRA on this CPU", "For real; the base is a tiny model made for tests.")
+        self._step("Train here: QLoRA on this CPU", "For real; the base is a tiny model made for tests.")
         return self._run(f"submit --provider {this_machine().kind} --watch --yes --again").split()
 
     def _hosted(self, train: bool) -> list[str]:
@@ -142,10 +143,9 @@ class _Demo:
             else "do not train here (--no-train): their jobs walk through the states by the clock."
         )
         titles = ", ".join(one.title for one in built_in().values() if not one.near)
-        self._say(
-            "4. The same spec on three hosts",
-            f"SANDBOX: local stand-ins of {titles}. They speak the hosts' protocols and",
-            what,
+        self._step(
+            "The same spec on three hosts",
+            f"SANDBOX: local stand-ins of {titles}. They speak the hosts' protocols and {what}",
             "With your key in the environment, the same line goes to the real host.",
         )
         way = [] if train else ["--no-train"]
@@ -154,11 +154,17 @@ class _Demo:
         shown = " ".join(["orchestrate sandbox run", *way, "-- orchestrate", submit])
         return self._process(shown, ["sandbox", "run", *way, "--", *command]).split()
 
+    def _step(self, title: str, *lines: str) -> None:
+        self.steps += 1
+        self._say(f"{self.steps}. {title}")
+        for line in lines:
+            out.print(Padding(Text(line), (0, 0, 0, 3)))
+
     def _say(self, title: str, *lines: str) -> None:
         out.print()
         out.print(Text(f"== {title}", style="bold"))
         for line in lines:
-            print_text(f"   {line}")
+            print_text(f"   {line}")  # paths and commands, to be copied
 
     def _run(self, command: str) -> str:
         """Runs one command line and returns its stdout; ends the demo when it fails."""

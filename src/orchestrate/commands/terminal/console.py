@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from textwrap import wrap
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
@@ -174,12 +176,48 @@ def filled(
     return made
 
 
+_COMMAND = re.compile(
+    r"(?:orchestrate|pip)(?: [a-z-]+){1,2}"  # and what is no word of a sentence: flags, names, paths
+    r"(?: (?:-[\w-]+(?: [^\s;,()]+)?|[A-Z\d\"'$\[./~]\S*|[a-z]\S*[-=/._:\d]\S*))*"
+)
+_JOINED = "\0"
+
+
 def note(text: str) -> None:
-    err.print(hide(text), style="dim")
+    err.print(_fitted(hide(text)), style="dim", soft_wrap=True)
 
 
-def warn(text: str) -> None:
-    err.print(Text.assemble(("warning: ", "yellow"), hide(text)), soft_wrap=True)
+def warn(text: str, *, indent: str = "") -> None:
+    head = f"{indent}warning: "
+    err.print(Text.assemble((head, "yellow"), _told(hide(text), len(head))), soft_wrap=True)
+
+
+def _told(text: str, taken: int, hang: str = "") -> str:
+    """What may be searched for stays a line in a pipe."""
+    return _fitted(text, taken, hang) if err.is_terminal else text
+
+
+def _fitted(text: str, taken: int = 0, hang: str = "") -> str:
+    """Wrapped between words, and a command whole: on a line of its own where it does not fit, and where that
+    is too short as the terminal wraps it, so that it can be copied. `taken`: of the first line's width;
+    `hang`: before the others."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("  "):  # a command, or a list
+            lines.append(line)
+            continue
+        whole = _COMMAND.sub(lambda found: found[0].replace(" ", _JOINED), line)
+        begun = hang if lines else _JOINED * taken
+        parts = wrap(
+            whole,
+            err.width,
+            initial_indent=begun,
+            subsequent_indent=hang,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += [part.lstrip(_JOINED).replace(_JOINED, " ") for part in parts]
+    return "\n".join(lines)
 
 
 def status_text(status: str, *, sandbox: bool = False) -> Text:
@@ -253,13 +291,13 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
         ).write()
         return
     err.print("error:", style="bold red", end=" ")
-    err.print(hide(error.message), soft_wrap=True)
+    err.print(_told(hide(error.message), len("error: ")), soft_wrap=True)
     if isinstance(error, ProviderError):
         wait = f" after {error.retry_after_s:.0f} s" if error.retry_after_s else ""
         again = f"trying again{wait} may help" if error.retryable else "trying again will not help"
         err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""))
     if error.fix:
-        err.print(f"  {hide(error.fix)}", style="cyan", soft_wrap=True)
+        err.print(f"  {_told(hide(error.fix), 2, '  ')}", style="cyan", soft_wrap=True)
 
 
 def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import note
 from orchestrate.errors import UsageError
+from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
     from orchestrate.quoting import Use
@@ -83,6 +84,17 @@ def _fields(group: Any) -> list[inspect.Parameter]:
         )
         for field in dataclasses.fields(group)
     ]
+
+
+TokensOpt = Annotated[
+    TokensFrom,
+    typer.Option(
+        "--tokens",
+        help="exact: all rows are counted. sampled: of a file over 8 MiB those at 2,000 places, with an "
+        "interval that holds the true count in 99 of 100 samples; low and high prices have it in them. none: "
+        "not counted, so that there is no price, and rows that are too long are not told.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

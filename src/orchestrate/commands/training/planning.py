@@ -17,6 +17,7 @@ from orchestrate.commands.terminal.options import (
     ProviderOpt,
     ServingOptions,
     SpecOptions,
+    TokensOpt,
     backends_of,
     grouped,
 )
@@ -25,7 +26,7 @@ from orchestrate.commands.training.translations import show_translations
 from orchestrate.errors import UsageError
 from orchestrate.keys import hide, masked
 from orchestrate.text import count, money
-from orchestrate.types import Problem, Quote, Severity, Translation
+from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 
 if TYPE_CHECKING:
     from orchestrate.quoting import LivePrice, Ownership
@@ -132,6 +133,7 @@ class Priced:
 
     rate: RateOpt = None
     gpu_hours: GpuHoursOpt = None
+    tokens: TokensOpt = TokensFrom.EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ def quote(
     with orchestrator(context) as ft:
         own = of_flags(priced.rate)
         ft.rates = ft.rates.over(own)
-        prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False)
+        prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False, tokens=priced.tokens)
         quoting.require_used(ft, prepared, own, serving=use is not None)
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []

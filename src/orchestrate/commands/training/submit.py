@@ -200,8 +200,7 @@ def _announce(
         if cap is not None and gap:
             warnings.append(f"the limit of {limit(cap)} cannot end this run while it trains: {gap}")
         for warning in warnings:
-            err.print("  ", end="")
-            warn(warning)
+            warn(warning, indent="  ")
 
 
 def submit_each(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from msgspec import structs
 
 from orchestrate.data import rules
 from orchestrate.data.facts import TokenCount
@@ -16,7 +18,7 @@ from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import unread
-from orchestrate.types import Problem, Record, Severity
+from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 FEW_ROWS = 300
 MOST_UNBALANCED = 4
@@ -40,6 +42,10 @@ class FileFacts(Record, frozen=True, kw_only=True):
     trained_tokens: int | None = None
     tokenizer: str | None = None
     tokens_exact: bool | None = None
+    tokens_from: TokensFrom = TokensFrom.EXACT
+    tokens_low: int | None = None
+    tokens_high: int | None = None
+    """With the tokenizer's band, and that of a sample: 99 of 100 samples have the true count between both."""
     counts: dict[str, int]
 
 
@@ -79,6 +85,8 @@ class Options:
     workers: int | None = None
     memory: Path | None = None
     """Where token counts are kept for the next time."""
+    tokens_from: TokensFrom = TokensFrom.EXACT
+    """How tokens are counted."""
 
 
 def check(
@@ -92,11 +100,12 @@ def check(
     Raises `DataError` when a file cannot be read at all, `UsageError` for an unknown host.
     """
     options = options or Options()
+    exact = options.tokens_from is TokensFrom.EXACT
     opened = {
         split: open_counted(
             path,
             columns=options.columns,
-            tokenizers=(options.tokenizer,) if options.tokenizer else (),
+            tokenizers=(options.tokenizer,) if options.tokenizer and exact else (),
             memory=options.memory,
             compare=True,
             content=True,
@@ -126,7 +135,7 @@ def check(
         )
     return CheckReport(
         ok=not _count(found, Severity.ERROR),
-        files=tuple(_facts(split, one, options.tokenizer) for split, one in opened.items()),
+        files=tuple(_facts(split, one, options) for split, one in opened.items()),
         hosts=tuple(hosts),
         problems=tuple(found),
     )
@@ -146,12 +155,14 @@ def _count(found: Sequence[Problem], severity: Severity) -> int:
     return sum(1 for p in found if p.severity is severity)
 
 
-def _tokens(one: Opened, tokenizer: str | None) -> TokenCount | None:
-    return count_tokens(one.facts, tokenizer) if tokenizer else None
+def _tokens(one: Opened, options: Options) -> TokenCount | None:
+    if options.tokenizer is None or options.tokens_from is TokensFrom.NONE:
+        return None
+    return count_tokens(replace(one.facts, tokens_from=options.tokens_from), options.tokenizer)
 
 
-def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
-    data, count = one.facts, _tokens(one, tokenizer)
+def _facts(split: str, one: Opened, options: Options) -> FileFacts:
+    data, count = one.facts, _tokens(one, options)
     return FileFacts(
         split=split,
         path=data.path,
@@ -166,6 +177,9 @@ def _facts(split: str, one: Opened, tokenizer: str | None) -> FileFacts:
         trained_tokens=count.trained_tokens if count else None,
         tokenizer=count.tokenizer if count else None,
         tokens_exact=count.exact if count else None,
+        tokens_from=count.tokens_from if count else TokensFrom.NONE,
+        tokens_low=count.low if count else None,
+        tokens_high=count.high if count else None,
         counts=dict(one.total.counts),
     )
 
@@ -175,7 +189,7 @@ def _for_host(one: Opened, host: Target, split: str, options: Options) -> list[P
         one.facts,
         host,
         method=options.method,
-        tokens=_tokens(one, options.tokenizer),
+        tokens=_tokens(one, options),
         context=options.contexts.get(host.name),
         epochs=options.epochs,
         validation=split != "train",
@@ -301,6 +315,4 @@ def _whole(code: str, message: str, path: str) -> Problem:
 
 
 def _placed(found: Problem, path: str) -> Problem:
-    from msgspec.structs import replace
-
-    return replace(found, source=path)
+    return structs.replace(found, source=path)

@@ -110,7 +110,9 @@ def open_mix(
             spool = Path(room, f"{number}.jsonl")
             with spooled(spool, f"the mix of {len(files)} files") as out:
                 join = Joined(out.write, union)
-                opened.append(open_dataset(file.path, compare=compare, content=content, join=join))
+                opened.append(
+                    open_dataset(file.path, memory=memory, compare=compare, content=content, join=join)
+                )
             _require_kind(opened[-1], opened[0])
             parts.append(_part(file, opened[-1], spool))
         path = folder / f"{_name(parts)}.jsonl"

@@ -75,6 +75,8 @@ class Task:
     """Keep hashes of rows and prompts, and short answers, for comparing rows."""
     content: bool = False
     """Look for secrets, personal data, damage, refusals and placeholders."""
+    memory: str | None = None
+    """The folder where compiled patterns are kept."""
 
 
 @dataclass
@@ -223,7 +225,11 @@ def ready(task: Task) -> None:
         if not name.startswith("hf:"):  # those may start threads
             counter(name).count([])
     if task.content:
-        candidates(b"", [0])
+        candidates(b"", [0], _folder(task))
+
+
+def _folder(task: Task) -> Path | None:
+    return None if task.memory is None else Path(task.memory)
 
 
 def scan(task: Task, keep: Callable[[list[Example]], object] | None = None) -> Part:
@@ -232,7 +238,7 @@ def scan(task: Task, keep: Callable[[list[Example]], object] | None = None) -> P
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
     for lines in pieces(task.path, task.start, task.end):
         rows = _rows(task, lines)
-        content = _content(lines, rows) if task.content else {}
+        content = _content(lines, rows, _folder(task)) if task.content else {}
         for index, row in enumerate(rows):
             if row.problems or row.unread or index in content:
                 _report(part, part.lines + index + 1, row, content.get(index, []))
@@ -246,7 +252,7 @@ def scan(task: Task, keep: Callable[[list[Example]], object] | None = None) -> P
     return part
 
 
-def _content(lines: list[bytes], rows: list[Row]) -> dict[int, list[Problem]]:
+def _content(lines: list[bytes], rows: list[Row], folder: Path | None) -> dict[int, list[Problem]]:
     """What is found in the content, for each index of a row with any."""
     texts = [
         line if row.example is None else visible(row.example).encode()
@@ -254,7 +260,7 @@ def _content(lines: list[bytes], rows: list[Row]) -> dict[int, list[Problem]]:
     ]
     patterns: dict[int, list[int]] = {}
     starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
-    for index, pattern in sorted(sifted(b"\n".join(texts), starts[:-1])):
+    for index, pattern in sorted(sifted(b"\n".join(texts), starts[:-1], folder)):
         patterns.setdefault(index, []).append(pattern)
     found: dict[int, list[Problem]] = {}
     for index, numbers in patterns.items():

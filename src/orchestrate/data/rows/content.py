@@ -13,9 +13,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 from orchestrate.data.rows import mojibake
+from orchestrate.data.rows.automaton import automaton, place
 from orchestrate.data.rows.problems import problem
 from orchestrate.types import Problem
 
@@ -188,11 +190,11 @@ def _sieve(pattern: Pattern) -> bytes:
     )
 
 
-def candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
+def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
     """(text, pattern) pairs that may match; a superset of those that do. `block` holds texts with a byte
-    between them, `starts` their offsets."""
+    between them, `starts` their offsets; `folder` keeps the compiled patterns."""
     found: set[tuple[int, int]] = set()
-    database = _database()
+    database = _database(folder)
     if database is not None:
 
         def hit(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
@@ -209,21 +211,22 @@ _FEW_BYTES = 1 << 20
 """Building the automaton takes as long as looking at about twice as much without it."""
 
 
-def sifted(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
-    """As `candidates`; the first few bytes that a thread looks at are looked at without hyperscan."""
+def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
+    """As `candidates`; the first few bytes that a thread looks at are looked at without hyperscan, unless it
+    is ready."""
     seen = getattr(_own, "seen", 0) + len(block)
-    if _database.cache_info().currsize or seen > _FEW_BYTES:
-        return candidates(block, starts)
+    if _loaded or seen > _FEW_BYTES or _kept(folder):
+        return candidates(block, starts, folder)
     _own.seen = seen
     return plain_candidates(block, starts)
 
 
 def _scratch(database: Any) -> Any:
     """The memory that a scan works in, this thread's own: two scans at once may not share it."""
-    if not hasattr(_own, "scratch"):
+    if getattr(_own, "database", None) is not database:
         import hyperscan  # pyright: ignore[reportMissingTypeStubs]
 
-        _own.scratch = cast("Any", hyperscan).Scratch(database)
+        _own.database, _own.scratch = database, cast("Any", hyperscan).Scratch(database)
     return _own.scratch
 
 
@@ -248,19 +251,35 @@ def _positions(block: bytes, pattern: Pattern) -> Iterator[int]:
 
 
 @lru_cache(maxsize=1)
-def _database() -> Any:
-    """The filter as one automaton, `None` without hyperscan."""
-    try:
-        import hyperscan  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError:
-        return None
+def _filters() -> tuple[list[bytes], list[int]]:
+    """The expressions of the automaton, with their flags."""
     expressions: list[bytes] = []
     for pattern in PATTERNS:
         # The regexes of the others take long, and rarely tell more than their literals.
         whole = pattern.code in ("secret", "personal-data")
         literals = b"|".join(b"".join(b"\\x%02x" % byte for byte in each) for each in pattern.literals)
         expressions.append(_sieve(pattern) if whole else literals)
-    flags = [cast("int", hyperscan.HS_FLAG_CASELESS) if p.caseless else 0 for p in PATTERNS]  # pyright: ignore[reportUnknownMemberType]
-    database = cast("Any", hyperscan).Database()
-    database.compile(expressions=expressions, ids=[*range(len(flags))], elements=len(flags), flags=flags)
-    return database
+    return expressions, [int(pattern.caseless) for pattern in PATTERNS]
+
+
+_loaded: list[Any] = []
+"""The automaton of this process, once it is there: the same wherever it came from."""
+
+
+def _database(folder: Path | None) -> Any:
+    """The filter as one automaton, `None` without hyperscan."""
+    if not _loaded:
+        try:
+            _loaded.append(automaton(*_filters(), folder))
+        except ImportError:
+            _loaded.append(None)
+    return _loaded[0]
+
+
+@lru_cache(maxsize=1)
+def _kept(folder: Path | None) -> bool:
+    """Whether the automaton need only be read."""
+    try:
+        return folder is not None and place(*_filters(), folder).is_file()
+    except ImportError:
+        return False

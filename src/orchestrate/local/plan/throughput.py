@@ -136,9 +136,10 @@ def kind_of(
     )
 
 
-def estimate(home: Path, kind: Kind, *, load: float = 0.0) -> Throughput:
+def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = None) -> Throughput:
     """From what finished runs took, a measurement, and what such a machine is expected to do; nothing is
-    measured now. `load` is that of other processes on its cores: it makes the slow end slower."""
+    measured now. `load` is that of other processes on its cores: it makes the slow end slower. `place`: whose
+    machine it is, where it is not this one."""
     ran = paces.read(paces.file_of(home))
     runs, benches = paces.speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
@@ -146,7 +147,7 @@ def estimate(home: Path, kind: Kind, *, load: float = 0.0) -> Throughput:
         [*runs, *benches, _expected(kind)], least=UNPROVED, errors=paces.errors(kind, ran, told_by)
     )
     slower = slowdown(kind, load, machine.cores())
-    source = _source(kind, ran, home, told_by)
+    source = _source(kind, ran, home, told_by, place)
     if slower > 1.1:
         cores = text.count(machine.cores(), "core")
         source += f"; beside a load of {load:.1f} on {cores}: up to {slower:.1f} times as long"
@@ -186,21 +187,22 @@ def _expected(kind: Kind) -> Point:
         if kind.precision == "fp32":
             operations *= CPU_32_BITS
     else:
-        known = (v for key, v in GPU_OPERATIONS.items() if key in kind.device)
+        known = (v for key, v in GPU_OPERATIONS.items() if key in kind.device.upper())
         operations = next(known, OTHER_GPU_OPERATIONS)
     return Point(log=math.log(operations), off=UNMEASURED)
 
 
-def _source(kind: Kind, ran: list[Pace], home: Path, told_by: str) -> str:
+def _source(kind: Kind, ran: list[Pace], home: Path, told_by: str, place: str | None) -> str:
+    what = text.count(kind.threads, "CPU thread") if kind.device == "cpu" else kind.device
     if told_by == "runs":
-        last = max(pace.at for pace in ran if paces.alike(kind, pace.kind) is not None)
-        count = sum(paces.alike(kind, pace.kind) is not None for pace in ran)
-        return f"fitted to {text.count(count, 'finished run')} on this machine, the last on {last.date()}"
+        at = [pace.at for pace in ran if paces.alike(kind, pace.kind) is not None]
+        where = "this machine" if place is None else f"{place} ({what})"
+        return f"fitted to {text.count(len(at), 'finished run')} on {where}, the last on {max(at).date()}"
     if told_by == "bench":
         nearest = min(
             (b for b in read(home) if b.device == kind.device),
             key=lambda b: paces.decades(kind.parameters, b.parameters),
         )
         return f"measured on this machine with {nearest.model} on {nearest.measured_on}"
-    what = text.count(kind.threads, "CPU thread") if kind.device == "cpu" else kind.device
-    return f"modelled for {what}; orchestrate local bench, or a first run, measures it"
+    measured = "orchestrate local bench, or a first run," if place is None else f"a first run on {place}"
+    return f"modelled for {what}, an estimate; {measured} measures it"

@@ -51,6 +51,10 @@ STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 REF = "orchestrate-ref"
 ANSWER_S = 60
 TIMED_OUT = 408
+RAY_CLIENT = (
+    "the Jobs API has an http address. From one of Ray Client, Ray asks the head for it and takes it as the "
+    "head sees itself, without TLS: behind a tunnel that is nothing, or another cluster of this machine"
+)
 
 
 class RayJobs(AwayPlace):
@@ -81,10 +85,8 @@ class RayJobs(AwayPlace):
                 )
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(
-                f"hosts.{self.name}.options.address is {self.address}: the Jobs API has an http address",
-                fix=f"for example {ADDRESS}; behind Kubernetes: kubectl port-forward svc/NAME-head-svc 8265",
-            )
+            told, fix = _no_http(parts.scheme, parts.hostname or "HEAD")
+            raise ConfigError(f"hosts.{self.name}.options.address is {self.address}: {told}", fix=fix)
         if self.own:
             return
         if parts.scheme != "https" or os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
@@ -191,6 +193,23 @@ class RayJobs(AwayPlace):
                 raise refused from error
             told = f"the cluster at {self.address} could not be asked: {error}"
             raise HostUnavailable(self.name, told, fix="ray status; ray start --head") from error
+
+
+def _no_http(scheme: str, head: str) -> tuple[str, str]:
+    """Why an address is not taken, and how to come to one that is."""
+    if scheme == "ray" and is_loopback(head):
+        return RAY_CLIENT, f'address = "{ADDRESS}", the dashboard of a cluster on this machine'
+    if scheme == "ray":
+        fix = f'ssh -L 8265:127.0.0.1:8265 {head}, then address = "{ADDRESS}"; or the https address of its '
+        return RAY_CLIENT, f"{fix}dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    if scheme == "anyscale":
+        return (
+            "Anyscale's own addresses are not taken, as no run was ever tried there",
+            "a cluster of your own: -p ray with the https address of its dashboard and a token, -p kuberay "
+            "in Kubernetes, or machines by the hour: -p sky, -p hf-jobs",
+        )
+    fix = f'for example "{ADDRESS}"; behind Kubernetes: kubectl port-forward svc/NAME-head-svc 8265'
+    return "the Jobs API has an http address", fix
 
 
 class _Answered(Exception):

@@ -12,6 +12,8 @@ import msgspec
 
 from orchestrate import costing
 from orchestrate.errors import NotFound, SetupError, UsageError
+from orchestrate.files import locked, write_whole
+from orchestrate.local.machine import cores
 from orchestrate.local.plan import paces, throughput
 from orchestrate.local.plan.paces import Kind, Point
 from orchestrate.local.run.rundir import RunDir
@@ -20,6 +22,7 @@ from orchestrate.places.base import Machine, Resources
 from orchestrate.places.order import read_order
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.text import duration
 from orchestrate.types import (
     Account,
     Billing,
@@ -43,6 +46,10 @@ if TYPE_CHECKING:
 
 STARTUP = Point(log=5.7, off=0.7)
 """Seconds beside training: a machine, its packages and the model's weights, about five minutes."""
+
+
+def _there(kind: Kind, gpu: str | None, threads: int) -> Kind:
+    return msgspec.structs.replace(kind, device=gpu or "cpu", threads=threads if gpu is None else 1)
 
 
 class AwayProvider(LocalProvider):
@@ -129,8 +136,13 @@ class AwayProvider(LocalProvider):
         """Raises `UsageError`."""
         if first.refused:
             return None, "the settings that are refused come first"
-        billions = self.resolve(self._as_local(spec)).params_b
-        found = renting.fits(self.place.machines(), first.model, first.body, billions)
+        billions, kind = self.resolve(self._as_local(spec)).params_b, self._work_kind(spec, first)
+
+        def operations(gpu: str) -> float:
+            there = _there(kind, gpu, 1)
+            return throughput.estimate(self.home, there).tokens_per_second * there.operations
+
+        found = renting.fits(self.place.machines(), first.model, first.body, billions, operations)
         return renting.chosen(asked, found)
 
     def _planned_for(self, machine: Machine | None, found: Resources) -> dict[str, Any]:
@@ -163,13 +175,55 @@ class AwayProvider(LocalProvider):
                     fix=error.fix,
                 )
             )
-        return found
+        return found + self._too_long(spec, data, translation)
+
+    def _too_long(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        """A run that is expected to take longer than it may is paused in the middle."""
+        if translation.refused:
+            return []
+        seconds = self.quote(spec, data, translation, costing.RateBook(())).train_seconds
+        most = decoding.convert(translation.body.get("resources", {}), Resources).limits.seconds
+        if seconds is None or most is None or seconds <= most:
+            return []
+        speed = self.speed(spec, translation)
+        told = f"at {speed.tokens_per_second:,.0f} tokens per second; {speed.source}"
+        return [
+            Problem(
+                code="longer-than-its-limits",
+                message=f"it is expected to take {duration(seconds)} ({told}), and pauses after "
+                f"{duration(most)} of work, at its limit of hours or money",
+                severity=Severity.WARNING,
+                providers=(self.name,),
+                fix="a higher max_hours or max_cost_usd, or a faster gpu",
+            )
+        ]
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
-        there = msgspec.structs.replace(kind, device=gpu or "cpu", threads=kind.threads if gpu is None else 1)
-        found = throughput.estimate(self.home, there)
-        return msgspec.structs.replace(found, besides=paces.combined([STARTUP], least=throughput.UNPROVED))
+        there = _there(kind, gpu, kind.threads)
+        found = throughput.estimate(self.home, there, place=self.name)
+        began = [*paces.startups(there, paces.read(paces.file_of(self.home))), STARTUP]
+        return msgspec.structs.replace(found, besides=paces.combined(began, least=throughput.UNPROVED))
+
+    def _keep_pace(self, run: RunDir) -> None:
+        """What its worker measured, for the quotes of later runs; once. It is kept under the machine that was
+        asked for, as quotes know no other, with all the time that is paid for."""
+        mark = run.path / ".paced"
+        if run.written_state().status != "succeeded" or mark.is_file():
+            return
+        with locked(run.path / ".look", wait_s=None):
+            if mark.is_file():
+                return
+            job, used = run.job(), self.place.usage(run.ref)
+            for pace in paces.read(paces.file_of(run.path)):
+                gpu = decoding.convert(job.resources, Resources).gpu
+                kind = _there(pace.kind, gpu, job.threads or cores())
+                told = throughput.estimate(self.home, kind)
+                besides = pace.besides_seconds if used is None else max(0.0, used.seconds - pace.seconds)
+                kept = msgspec.structs.replace(pace, kind=kind, besides_seconds=besides)
+                kept = msgspec.structs.replace(kept, told=told.tokens_per_second, told_by=told.told_by)
+                paces.add(paces.file_of(self.home), kept)
+            write_whole(mark, b"")
 
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:
         del rates  # the place has its own
@@ -216,6 +270,7 @@ class AwayProvider(LocalProvider):
 
     def _told(self, run: RunDir) -> Job:
         """With what the place says that it cost."""
+        self._keep_pace(run)
         job = reading.job(run, self.name)
         used = self.place.usage(run.ref)
         if used is None:

@@ -12,7 +12,7 @@ from orchestrate.local.run import launching
 from orchestrate.providers.local import naming
 from orchestrate.providers.local.translation import memory
 from orchestrate.text import count, size
-from orchestrate.types import MemoryPlan, Problem, Severity, Translation
+from orchestrate.types import MemoryPlan, Problem, Severity, TokensFrom, Translation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -97,7 +97,7 @@ def _memory(
     spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> list[Problem]:
     """A warning when these rows do not fit: the plan may err, and the engine tries."""
-    if translation.memory is None:
+    if translation.memory is None or data.train.tokens_from is TokensFrom.NONE:
         return []
     plan = memory_of_rows(spec, data, translation, options)
     if plan is None or plan.fits is not False or plan.available_bytes is None:

@@ -88,21 +88,10 @@ class PlannedProvider(Provider):
         for setting in translation.refused:
             if setting.name in offline.NO_QUOTE:
                 return Quote(provider=self.name, model=translation.model, unavailable=setting.rule)
+        speed = self.speed(spec, translation)
         spec = self._as_local(spec)
         resolved = self.resolve(spec)
-        body = translation.body
-        kind = throughput.kind_of(
-            parameters=fitting.active_parameters(translation.model, resolved.params_b)
-            or weights.parameters(translation.model),
-            adapter=body["adapter"]["type"],
-            method=decoding.convert(body["method"], Method).word,
-            precision=body["precision"],
-            threads=body.get("threads"),
-            device=body.get("device"),
-        )
-        processes = body.get("hyper", {}).get("processes", 1)
-        speed = throughput.of_several(self._speed(kind, body), processes)
-        hourly = self._hourly(body, rates)
+        hourly = self._hourly(translation.body, rates)
         if hourly is None:
             reason = next((row.rule for row in translation.refused if row.rule), NO_PRICE)
             return Quote(provider=self.name, model=translation.model, unavailable=reason)
@@ -114,6 +103,23 @@ class PlannedProvider(Provider):
             hourly=hourly,
             startup_seconds=(speed.besides.low, speed.besides.value, speed.besides.high),
             answers=reinforcement.answers(spec),
+        )
+
+    def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:
+        """Of training, where the job would run."""
+        kind, body = self._work_kind(spec, translation), translation.body
+        return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
+
+    def _work_kind(self, spec: JobSpec, translation: Translation) -> Kind:
+        body, resolved = translation.body, self.resolve(self._as_local(spec))
+        return throughput.kind_of(
+            parameters=fitting.active_parameters(translation.model, resolved.params_b)
+            or weights.parameters(translation.model),
+            adapter=body["adapter"]["type"],
+            method=decoding.convert(body["method"], Method).word,
+            precision=body["precision"],
+            threads=body.get("threads"),
+            device=body.get("device"),
         )
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:

@@ -17,6 +17,7 @@ from orchestrate.files import private_folder
 from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
+from orchestrate.local.plan import paces
 from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.places.base import Place, Resources
@@ -142,6 +143,7 @@ class LocalProvider(PlannedProvider):
             chat_template=body.get("chat_template"),
             chat_template_kwargs=body.get("chat_template_kwargs", {}),
             spec=masked(spec.canonical()),
+            paces=str(paces.file_of(self.home)),
             resources=body.get("resources", {}),
             created_at=now(),
         )

@@ -11,7 +11,7 @@ from orchestrate.local.job import DEFAULT_SAMPLES
 from orchestrate.local.objectives import grading
 from orchestrate.providers.local.translation import max_new_tokens
 from orchestrate.spec import RFT
-from orchestrate.types import Problem, Severity
+from orchestrate.types import Problem, Severity, TokensFrom
 
 if TYPE_CHECKING:
     from orchestrate.data import Dataset, TrainingData
@@ -35,11 +35,14 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
         model = catalog.resolve(spec.model_for(provider), "local")
     except UsageError:
         return []  # the translation's row of the model says so
+    if dataset.tokens_from is TokensFrom.NONE:
+        return []
     context = spec.max_seq_length or model.context("rft")
     count = dataset.tokens(costing.tokenizer_for(model, spec))
     if context is None or count.longest <= (room := context - max_new_tokens(spec)):
         return []
-    long = sum(1 for length in count.lengths if length > room)
+    each = count.weights or [1.0] * len(count.lengths)
+    long = round(sum(weight for length, weight in zip(count.lengths, each, strict=True) if length > room))
     return [
         Problem(
             code="prompts-left-out",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +31,8 @@ class Fit(NamedTuple):
 
     machine: Machine
     plan: MemoryPlan | None
+    operations: float
+    """Per second, in a training step of such a job."""
     shared: MemoryPlan | None = None
     """Of one of its GPUs, with a share of every weight on each; where it does not fit whole."""
 
@@ -46,20 +48,17 @@ class Fit(NamedTuple):
     def usd_per_work(self) -> Decimal:
         """In which machines compare: by the hour over what is done in it."""
         hourly = self.machine.hourly
-        work = operations(self.machine.gpu) if self.machine.gpu else throughput.CPU_THREAD_OPERATIONS
-        return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(work)
-
-
-def operations(gpu: str) -> float:
-    """Per second in a training step, by the name of a GPU's type."""
-    known = (value for key, value in throughput.GPU_OPERATIONS.items() if key in gpu.upper())
-    return next(known, throughput.OTHER_GPU_OPERATIONS)
+        return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(self.operations)
 
 
 def fits(
-    machines: tuple[Machine, ...], model: str, body: Mapping[str, Any], billions: float | None
+    machines: tuple[Machine, ...],
+    model: str,
+    body: Mapping[str, Any],
+    billions: float | None,
+    operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Each machine, cheapest for the work first."""
+    """Each machine, cheapest for the work first. `operations`: what a type of GPU does of it in a second."""
     found: list[Fit] = []
     for machine in machines:
         if (machine.gpu or "").upper() in NO_BF16:
@@ -71,7 +70,8 @@ def fits(
             spread = shares.spread(here, machine.count)
             if shares.unable(spread) is None:
                 shared = fitting.of_job(model, spread, billions=billions, gpu_bytes=memory)
-        found.append(Fit(machine, plan, shared))
+        work = operations(machine.gpu) if machine.gpu else throughput.CPU_THREAD_OPERATIONS
+        found.append(Fit(machine, plan, work, shared))
     return sorted(found, key=lambda fit: fit.usd_per_work)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrate.attributes import late
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.profile import profile, this_machine
+from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
     from orchestrate.config import Settings
@@ -96,6 +97,7 @@ class Wanted:
     epochs: int | None = None
     near: bool | None = None
     strict: bool = False
+    tokens: TokensFrom = TokensFrom.EXACT
 
 
 def check_options(
@@ -135,6 +137,7 @@ def check_options(
         strict=wanted.strict,
         workers=workers,
         memory=settings.home / "counts",
+        tokens_from=wanted.tokens,
     )
     return options, unchecked
 

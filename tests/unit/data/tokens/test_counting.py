@@ -101,7 +101,9 @@ def test_rows_that_share_texts_count_as_the_cookbook_counts_them(
     encoding: tiktoken.Encoding, rows: list[list[str]]
 ) -> None:
     plain = [[{"role": "user", "content": text} for text in row] for row in rows]
-    examples = [ChatExample(messages=[ChatMessage(**m) for m in messages]) for messages in plain]
+    examples = [
+        ChatExample(messages=[ChatMessage(role="user", content=text) for text in row]) for row in rows
+    ]
     counted = counter(encoding.name.removesuffix("_base")).count(examples)
     assert list(counted.tokens) == [_cookbook(messages, encoding) for messages in plain]
 

@@ -31,9 +31,8 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
         experts.adapt(loaded.model)  # nothing else computes with these
     elif fused and not job.adapter.full:
         _experts(loaded)
-    if fused:
-        _layers(loaded, job)
-    if reason := probes.trains(loaded):
+    proved = fused and _layers(loaded, job)
+    if not proved and (reason := probes.trains(loaded)):
         raise RunFailed(
             f"this model cannot be trained as it is: {reason}",
             fix="adapter.targets: fewer modules, or engine: plain; worker.log has the whole message",
@@ -72,15 +71,22 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
         )
 
 
-def _layers(loaded: Loaded, job: LocalJob) -> None:
+def _layers(loaded: Loaded, job: LocalJob) -> bool:
+    """Whether the model is known to get through a step with what is left on."""
+    proved = False
     if not job.adapter.full:
         fuse(loaded.model)
         if reason := probes.trains(loaded):
             unfuse(loaded.model)
             loaded.left_out["LoRA in one step"] = reason
-    if loaded.device.type == "cpu" and use_on_cpu(loaded.inner) and (reason := probes.trains(loaded)):
-        undo(loaded.inner)
-        loaded.left_out["attention and norms for a CPU"] = reason
+        proved = reason is None
+    if loaded.device.type == "cpu" and use_on_cpu(loaded.inner):
+        if reason := probes.trains(loaded):
+            undo(loaded.inner)
+            loaded.left_out["attention and norms for a CPU"] = reason
+        else:
+            proved = True
+    return proved
 
 
 def _experts(loaded: Loaded) -> None:

@@ -1,0 +1,66 @@
+"""A sample's interval has the true count in it as often as is said, whatever rows the file holds."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from orchestrate.data import Dataset
+from orchestrate.data.passes.sampled import COVERAGE, sampled
+from orchestrate.data.passes.scan import Task
+
+WORDS = {
+    "prose": "The order of the third of May has not arrived yet, and nobody answers. ",
+    "code": "for(i=0;i<n;++i){x[i]^=0x5f3759df;}\n",
+    "chinese": "请问我的订单在哪里",
+    "spaces": " " * 70,
+}
+
+
+def row(chance: random.Random, words: str, length: int) -> str:
+    text = "".join(chance.choice((words, words[::-1])) for _ in range(length))
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": words}]
+    return json.dumps({"messages": messages}, ensure_ascii=False)
+
+
+def lines(kind: str) -> list[str]:
+    chance = random.Random(3)
+    if kind == "one kind after the other":
+        return [row(chance, words, 4) for words in WORDS.values() for _ in range(300)]
+    if kind == "few long rows":
+        return [
+            row(chance, WORDS["prose" if i % 100 else "code"], 1 if i % 100 else 300) for i in range(1200)
+        ]
+    if kind == "damaged and blank":
+        return [("", "{", row(chance, WORDS["prose"], 3))[chance.randrange(3)] for _ in range(1200)]
+    return [
+        row(chance, chance.choice(list(WORDS.values())), int(chance.paretovariate(1.2))) for _ in range(1200)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["mixed", "one kind after the other", "few long rows", "damaged and blank"])
+def test_the_true_count_is_in_the_interval_as_often_as_is_said(tmp_path: Path, kind: str) -> None:
+    file, seeds = tmp_path / "rows.jsonl", 200
+    file.write_text("\n".join(lines(kind)), "utf-8")
+    count = Dataset.open(file).tokens("o200k")
+    task = Task(str(file), 0, file.stat().st_size, "openai-chat")
+    samples = [sampled(task, "o200k", places=120, seed=seed) for seed in range(seeds)]
+    held = sum(abs(one.tokens - count.tokens) <= one.half_width for one in samples)
+    # Of 200 fair trials of 99 in 100 fewer than 194 hold in one of 200 cases.
+    assert held >= 194 and COVERAGE == 99, f"{held} of {seeds}"
+    assert fmean(one.tokens for one in samples) == pytest.approx(count.tokens, rel=0.02)
+    assert fmean(one.trained for one in samples) == pytest.approx(count.trained_tokens, rel=0.05)
+    assert fmean(sum(one.weights) for one in samples) == pytest.approx(count.rows, rel=0.05)
+    assert fmean(one.half_width for one in samples) < 0.25 * count.tokens
+
+
+def test_all_rows_of_one_form_leave_no_doubt(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text((row(random.Random(1), "same ", 5) + "\n") * 500, "utf-8")
+    count = Dataset.open(file).tokens("o200k")
+    sample = sampled(Task(str(file), 0, file.stat().st_size, "openai-chat"), "o200k", places=50)
+    assert sample.tokens == pytest.approx(count.tokens) and sample.half_width < 1e-6 * count.tokens
