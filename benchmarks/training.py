@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/training.py                          # after make env, which brings TRL
     .venv/bin/python benchmarks/training.py --llamafactory /tmp/lf   # also LLaMA-Factory; makes its
                                                                      # environment there, once
-    ... --threads 2 --repeat 3                                       # for figures that are told
+    ... --threads 2 --seeds 5 --json training.json                   # for figures that are told
+    ... --rows 48 --turns 12                                         # long rows
 
 It prints a table for the README, the machine named. Where nothing else runs, wall time counts; elsewhere only
 the ratios by processor time do. Contenders take turns within one run.
@@ -33,6 +34,7 @@ from collections.abc import Callable
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,13 @@ LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_
 def rows(path: Path, count: int) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
+
+
+def load(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is trained on: the demo's chats, or as many of them as make `--turns` questions in one row."""
+    chats = [r["messages"] for r in rows(ORDERS / "train.jsonl", args.rows * args.turns)]
+    joined = [[m for chat in chats[i :: args.rows] for m in chat] for i in range(args.rows)]
+    return [{"messages": messages} for messages in joined]
 
 
 def make_model(folder: Path, shape: str) -> None:
@@ -93,10 +102,7 @@ def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, 
 
         data = args.work / "engine.jsonl"
         with data.open("w", encoding="utf-8") as out:
-            out.writelines(
-                json.dumps({"messages": r["messages"]}) + "\n"
-                for r in rows(ORDERS / "train.jsonl", args.rows)
-            )
+            out.writelines(json.dumps({"messages": r["messages"]}) + "\n" for r in load(args))
         hyper = Hyper(
             epochs=1, batch_size=BATCH, learning_rate=RATE, schedule="linear", warmup_ratio=0.0, **options
         )
@@ -111,6 +117,7 @@ def engine(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, 
             threads=args.threads,
             precision=args.precision,
             created_at=now(),
+            seed=args.seed,
         )
         run_dir, _ = RunDir.make(args.work / "runs", job)
         session = Session(run_dir, job, lambda: None, lambda _: None)
@@ -159,14 +166,13 @@ COMMON: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
     "logging_steps": 50,
-    "seed": 0,
     "dataloader_pin_memory": False,
     "optim": "adamw_torch_fused",
 }
 
 
 def common(args: argparse.Namespace) -> dict[str, Any]:
-    return {**COMMON, "bf16": args.precision == "bf16"}
+    return {**COMMON, "bf16": args.precision == "bf16", "seed": args.seed}
 
 
 def trl(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any]]:
@@ -178,9 +184,7 @@ def trl(options: dict[str, Any]) -> Callable[[argparse.Namespace], dict[str, Any
         from trl import SFTConfig, SFTTrainer
 
         torch.set_num_threads(args.threads)
-        data = Dataset.from_list(
-            [{"messages": r["messages"]} for r in rows(ORDERS / "train.jsonl", args.rows)]
-        )
+        data = Dataset.from_list([{"messages": r["messages"]} for r in load(args)])
         config = SFTConfig(output_dir=str(args.work / "trl"), **{**common(args), **options})
         trainer = SFTTrainer(
             model=base_model(args),
@@ -205,7 +209,7 @@ def peft_trainer(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     data: list[dict[str, Any]] = []
-    for row in rows(ORDERS / "train.jsonl", args.rows):
+    for row in load(args):
         out = tokenizer.apply_chat_template(
             row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -248,7 +252,7 @@ def llama_factory(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     folder = args.work / "llama-factory"
     folder.mkdir(exist_ok=True)
-    data = [{"messages": r["messages"]} for r in rows(ORDERS / "train.jsonl", args.rows)]
+    data = [{"messages": r["messages"]} for r in load(args)]
     (folder / "rows.json").write_text(json.dumps(data), encoding="utf-8")
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     about = {
@@ -294,7 +298,15 @@ def llama_factory(args: argparse.Namespace) -> dict[str, Any]:
     return {"wall": clock.wall, "cpu": clock.cpu, "steps": steps[0]}
 
 
-OWN = {"engine": engine({}), "engine, packed": engine({"packing": True})}
+def sorted_by_length(args: argparse.Namespace) -> dict[str, Any]:
+    """As the engine does where rows are padded: like lengths meet in a step."""
+    from orchestrate.local.encoding.encoded import NEAR, Rows
+
+    Rows.window = lambda _self, _line: NEAR  # type: ignore[method-assign]
+    return engine({})(args)
+
+
+OWN = {"engine": engine({}), "engine, like lengths together": sorted_by_length}
 OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "TRL, defaults": trl({"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}),
     "TRL, like lengths together": trl(
@@ -332,7 +344,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 # -- judging ------------------------------------------------------------------------------------------
 
 
-def judge(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, float]:
+def judge(args: argparse.Namespace, adapters: list[Path]) -> list[float]:
     """Held-out loss of each adapter on the assistant's tokens, by one code."""
     import torch
     from peft import PeftModel
@@ -351,13 +363,13 @@ def judge(args: argparse.Namespace, adapters: dict[str, Path]) -> dict[str, floa
         out.writelines(
             json.dumps({"messages": r["messages"]}) + "\n" for r in rows(ORDERS / "validation.jsonl", 100)
         )
-    held_out, _ = encode_file(path, template, pairs=False, max_length=None, train_on_inputs=False)
-    found: dict[str, float] = {}
-    for name, folder in adapters.items():
+    held_out, _ = encode_file(path, template, args.work / "held-out", max_length=None)
+    found: list[float] = []
+    for folder in adapters:
         inner = load_base(args.model, four_bit=True, device=torch.device("cpu"))
         model = PeftModel.from_pretrained(inner, str(folder))
         loaded = Loaded(model, inner, Head.of(inner), torch.device("cpu"))
-        found[name] = Objective(loaded, 0).evaluate(held_out, 4096)["valid_loss"]
+        found.append(Objective(loaded, 0).evaluate(held_out, 4096)["valid_loss"])
     return found
 
 
@@ -367,7 +379,7 @@ def work_tokens(args: argparse.Namespace) -> tuple[int, int]:
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     total = trained = 0
-    for row in rows(ORDERS / "train.jsonl", args.rows):
+    for row in load(args):
         out = tokenizer.apply_chat_template(
             row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -375,32 +387,23 @@ def work_tokens(args: argparse.Namespace) -> tuple[int, int]:
     return total, trained
 
 
-def contend(args: argparse.Namespace, name: str, python: str) -> dict[str, Any] | None:
+def contend(args: argparse.Namespace, name: str, python: str, seed: int) -> dict[str, Any] | None:
     out = args.work / f"adapter-{len(list(args.work.iterdir()))}"
-    command = [
-        python,
-        __file__,
-        "--contender",
-        name,
-        "--model",
-        str(args.model),
-        "--work",
-        str(args.work),
-        "--out",
-        str(out),
-        "--rows",
-        str(args.rows),
-        "--threads",
-        str(args.threads),
-        "--precision",
-        args.precision,
-    ]
+    told = {
+        "contender": name,
+        "model": args.model,
+        "work": args.work,
+        "out": out,
+        "seed": seed,
+        **{given: getattr(args, given) for given in ("rows", "turns", "threads", "precision")},
+    }
+    command = [python, __file__, *(part for key, value in told.items() for part in (f"--{key}", str(value)))]
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         print(f"{name}: failed\n{done.stderr[-1500:]}", file=sys.stderr)
         return None
-    return {**json.loads(done.stdout.splitlines()[-1]), "adapter": out}
+    return {"name": name, "seed": seed, **json.loads(done.stdout.splitlines()[-1]), "adapter": str(out)}
 
 
 def main() -> None:
@@ -416,9 +419,12 @@ def main() -> None:
         "--precision", choices=["auto", *DTYPES], default="auto", help="of all; auto: what suits this CPU"
     )
     parser.add_argument("--only", help="names of contenders, separated by ;")
-    parser.add_argument("--repeat", type=int, default=1, help="the best of so many runs is told")
-    for hidden in ("--contender", "--model", "--work", "--out"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS, type=str if hidden == "--contender" else Path)
+    parser.add_argument("--turns", type=int, default=1, help="chats of the demo in each row")
+    parser.add_argument("--seeds", type=int, default=1, help="each contender trains with so many")
+    parser.add_argument("--json", type=Path, help="the figures, for docs/figures.py")
+    for hidden in ("--contender", "--model", "--work", "--out", "--seed"):
+        kind = {"--contender": str, "--seed": int}.get(hidden, Path)
+        parser.add_argument(hidden, help=argparse.SUPPRESS, type=kind)
     args = parser.parse_args()
     if args.contender:
         result = {**OWN, **OTHERS}[args.contender](args)
@@ -461,29 +467,83 @@ def contenders(args: argparse.Namespace) -> dict[str, str]:
 def compare(args: argparse.Namespace) -> None:
     from orchestrate.local import machine
 
-    total, trained = work_tokens(args)
-    results: dict[str, dict[str, Any]] = {}
-    for _ in range(args.repeat):
+    load, (total, trained) = machine.load(), work_tokens(args)
+    found: list[dict[str, Any]] = []
+    for seed in range(args.seeds):
         for name, python in contenders(args).items():
-            one = contend(args, name, python)
-            if one and (name not in results or one["cpu"] < results[name]["cpu"]):
-                results[name] = one
-    losses = judge(args, {name: r["adapter"] for name, r in results.items()})
-    print(f"{machine.cpu_name()}, {args.threads} of {machine.cores()} threads; {date.today()}; a random")
-    print(f"{args.shape} Llama, NF4, {args.precision}, LoRA r=16; {args.rows} short chats,", end=" ")
-    print(f"{total} tokens, {trained} trained.")
-    print()
-    print(
-        "| | steps | trained tokens/s | per CPU second | the engine is ahead by | peak MB | held-out loss |"
+            if one := contend(args, name, python, seed):
+                found.append(one)
+    losses = judge(args, [Path(one.pop("adapter")) for one in found])
+    for one, loss in zip(found, losses, strict=True):
+        one["held_out_loss"] = loss
+    figures = {
+        "benchmark": "training",
+        "machine": f"{machine.cpu_name()}, {args.threads} of {machine.cores()} threads",
+        "instructions": instructions(),
+        "load_average": load,
+        "day": str(date.today()),
+        "model": f"a random {args.shape} Llama, NF4, {args.precision}, LoRA r=16",
+        "rows": args.rows,
+        "turns": args.turns,
+        "tokens": total,
+        "trained_tokens": trained,
+        "runs": found,
+    }
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(table(figures))
+
+
+def instructions() -> str:
+    """What of a CPU's instructions decides how bf16 is multiplied."""
+    return next(
+        (told for flag, told in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flag in cpu_flags()),
+        "no instructions for bf16",
     )
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    own = results.get("engine")
-    for name, r in results.items():
-        ahead = f"{r['cpu'] / own['cpu']:.2f}x ({r['wall'] / own['wall']:.2f}x in wall time)" if own else ""
-        print(
-            f"| {name} | {r['steps']} | {trained / r['wall']:.0f} | {trained / r['cpu']:.0f} "
-            f"| {'' if name == 'engine' else ahead} | {r['peak_mb']:.0f} | {losses[name]:.4f} |"
-        )
+
+
+def cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Markdown. Of several seeds the median of what each took, beside the engine with the same seed, and each
+    one's loss. On a machine that does other things wall time says nothing, and is left out."""
+    of = {name: [r for r in figures["runs"] if r["name"] == name] for name in OWN | OTHERS}
+    own = {r["seed"]: r for r in of["engine"]}
+    trained = figures["trained_tokens"]
+    clocks = {"wall": "second", "cpu": "CPU second"}
+    if figures["load_average"] > 1:
+        del clocks["wall"]
+    heads = ["", "steps", *(f"trained tokens per {told}" for told in clocks.values())]
+    heads += [f"the engine is ahead by {told}s" for told in clocks.values()]
+    each = f" of {figures['turns']} chats each" if figures["turns"] > 1 else ""
+    lines = [
+        "{machine} ({instructions}), load {load_average:.1f}; {day}; {model};\n{rows} rows{each}, {tokens:,} "
+        "tokens, {trained_tokens:,} trained.".format(**figures, each=each),
+        "",
+        f"| {' | '.join([*heads, 'peak MB', 'held-out loss'])} |",
+        f"|---|{'---:|' * len(heads)}---|",
+    ]
+    for name, runs in of.items():
+        if not runs:
+            continue
+        cells = [name, str(runs[0]["steps"])]
+        cells += [f"{median(trained / r[clock] for r in runs):.0f}" for clock in clocks]
+        for clock in clocks:
+            ratios = [r[clock] / own[r["seed"]][clock] for r in runs if r["seed"] in own]
+            cells.append("" if name == "engine" or not ratios else f"{median(ratios):.2f} x")
+        peaks = [r["peak_mb"] for r in runs if "peak_mb" in r]
+        cells.append(f"{median(peaks):.0f}" if peaks else "")
+        losses = [r["held_out_loss"] for r in runs]
+        of_seeds = " ".join(f"{loss:.3f}" for loss in losses)
+        cells.append(f"**{mean(losses):.3f}** ({of_seeds})" if len(losses) > 1 else of_seeds)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -390,9 +390,7 @@ class RunHandle:
 
     def proofs(self) -> list[Proof]:
         """Whether what answered somewhere was what was trained, oldest first."""
-        from orchestrate import tuned
-
-        return tuned.proofs(self._ft, self.id)
+        return self._ft.store.history.proofs(self.id)
 
 
 def _dollars(value: Decimal | float | str | None) -> Decimal | None:

@@ -13,10 +13,7 @@ from msgspec.structs import replace
 
 from orchestrate import text
 from orchestrate.config import OWN_HOSTS
-from orchestrate.costing import size
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
-from orchestrate.providers.overrides import overrides
-from orchestrate.specfile import with_template
 from orchestrate.types import (
     Listing,
     Outcome,
@@ -168,6 +165,8 @@ def counted_from(given: str) -> TokensFrom:
 def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepared:
     """Raises `DataError` for a file that cannot be read and, where there is one backend only, `MissingExtra`
     and `UsageError` for what it lacks; among several they are its problems."""
+    from orchestrate.specfile import with_template
+
     alone = len(backends) == 1
     spec = with_template(spec)
     own = {backend.name: translated(backend, spec, terms, alone=alone) for backend in backends}
@@ -193,6 +192,8 @@ def translated(
 ) -> tuple[JobSpec, Translation]:
     """The spec as the backend gets it, and what it becomes there. A spec that cannot be had there gives a
     translation that refuses it."""
+    from orchestrate.providers.overrides import overrides
+
     name = provider.name
     own = spec
     try:
@@ -260,6 +261,8 @@ def _offer(
     *,
     alone: bool,
 ) -> Offer:
+    from orchestrate.costing import size
+
     name = provider.name
     problems: list[Problem] = []
     try:
@@ -294,6 +297,8 @@ def _offer(
 
 def _counted_from(provider: Provider, spec: JobSpec, data: TrainingData, wanted: TokensFrom) -> TokensFrom:
     """What is small, or was counted before, is not sampled."""
+    from orchestrate.costing import size
+
     if wanted is not TokensFrom.SAMPLED:
         return wanted
     try:

@@ -275,11 +275,6 @@ def _kept(home: Home, proof: Proof) -> Proof:
     return proof
 
 
-def proofs(home: Home, *run_ids: str) -> list[Proof]:
-    """Oldest first; of all runs when none are named."""
-    return [Proof.from_dict(r.data) for r in home.store.history.records("proof", run_ids or None)]
-
-
 def merge(
     home: Home,
     parts: Sequence[RunHandle | Path],

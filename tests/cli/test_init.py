@@ -134,3 +134,12 @@ def test_what_cannot_be_proposed_is_an_error_and_nothing_is_written(cli: Cli, tm
         "keys.toml",
     }
     assert (tmp_path / "finetune.yaml").read_text() == "mine"
+
+
+def test_rows_that_are_left_out_are_told(cli: Cli, tmp_path: Path) -> None:
+    chat = '{"messages": [{"role": "user", "content": "%s?"}, {"role": "assistant", "content": "%s!"}]}\n'
+    unanswered = '{"messages": [{"role": "user", "content": "what now?"}]}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(chat % (city, city) for city in CITIES) + unanswered)
+    made = cli("init", "rows.jsonl", "--for", "local")
+    assert made.code == 0 and "10 rows, chat" in made.err, made.err
+    assert "1 row with errors not counted: orchestrate data check rows.jsonl" in made.err

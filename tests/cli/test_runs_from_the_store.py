@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,3 +164,22 @@ def test_a_report_is_opened_in_the_browser(cli: Cli, project: None, tmp_path: Pa
     page = Path(done.out.strip())
     assert (tmp_path / "opened").read_text().strip() == page.as_uri()
     assert page.read_text().startswith("<!doctype html>") and "No run has succeeded" in page.read_text()
+
+
+HEAVY = (
+    "orchestrate.costing",
+    "orchestrate.data",
+    "orchestrate.spec",
+    "orchestrate.tuned",
+    "httpx",
+    "keyring",
+)
+
+
+def test_reading_the_store_loads_nothing_of_what_runs_are_made_with() -> None:
+    program = (
+        "import sys, orchestrate.handle, orchestrate.service.orchestrator, orchestrate.tracking.store; "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
-from orchestrate.data.passes.sampled import COVERAGE
 from orchestrate.data.tokens import counting
+from orchestrate.data.tokens.lengths import COVERAGE
 from orchestrate.specfile import template_text
 from orchestrate.types import Outcome, QuoteLine, Record, TokensFrom, Translation
 

@@ -56,7 +56,8 @@ def events(run: RunDir, kind: str) -> list[str]:
 
 
 def test_numbers_that_run_away_stop_the_run_with_a_reason(job: LocalJob, home: Path) -> None:  # noqa: F811
-    run, _ = RunDir.make(home, changed(job, "nan", learning_rate=1e30, schedule="constant", evals=1))
+    wild = {"learning_rate": 1e30, "schedule": "constant", "evals": 1, "recovery_seconds": 600.0}
+    run, _ = RunDir.make(home, changed(job, "nan", **wild))
     work(run)
     state = run.state()
     assert state.status == "failed" and state.error is not None
@@ -69,20 +70,21 @@ def test_numbers_that_run_away_stop_the_run_with_a_reason(job: LocalJob, home: P
 
 
 def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
-    """One row in 40 is noise; the others are alike, so that the mean soon lies far below it."""
+    """One row in 20 is noise; the others are alike, so that the mean soon lies far below it."""
     path = tmp_path / "noise.jsonl"
     with path.open("w", encoding="utf-8") as out:
-        for i in range(40):
-            answer = "".join(chr(0x4E00 + 37 * k) for k in range(30)) if i == 17 else "red"
+        for i in range(20):
+            answer = "".join(chr(0x4E00 + 37 * k) for k in range(30)) if i == 7 else "red"
             messages = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": answer}]
             out.write(json.dumps({"messages": messages}) + "\n")
-    noisy = changed(job, "spike", epochs=2, batch_size=1, spike_factor=3.0, train=str(path), validation=None)
+    quick = {"epochs": 2, "batch_size": 1, "recovery_seconds": 600.0}
+    noisy = changed(job, "spike", spike_factor=3.0, train=str(path), validation=None, **quick)
     run, _ = RunDir.make(home, noisy)
     work(run)
     assert run.state().status == "succeeded"
     skipped = events(run, "skipped")
     assert skipped and all("the loss jumped to" in m for m in skipped)
-    assert len(run.metrics()) == 80
+    assert len(run.metrics()) == 40
 
 
 @pytest.mark.slow

@@ -68,7 +68,9 @@ def test_two_processes_train_what_one_trains(
     """Each step's loss to a thousandth of itself, each weight to 1e-3 after 15 steps or more: sums in another
     order are rounded otherwise, and AdamW makes as much of a small gradient as of a large one."""
     base = of_kind(job, KINDS.get(kind, {}))
-    alone = launch(of(base, 1, dropout=None), home)
+    # In shares the engine's shortcuts are off, and rows that are padded come in another order.
+    engine = "plain" if sharded else None
+    alone = launch(msgspec.structs.replace(of(base, 1, dropout=None), engine=engine), home)
     runs = [alone, launch(of(base, 2, sharded=sharded, dropout=None), home)]
     assert [finish(run) for run in runs] == ["succeeded"] * 2, runs[1].log.read_text()
     one, two = (curve(run) for run in runs)

@@ -10,6 +10,7 @@ from rich.text import Text
 from orchestrate.commands.terminal.console import (
     Json,
     RunArg,
+    fitted,
     note,
     orchestrator,
     out,
@@ -92,7 +93,9 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         if value is not None:
-            out.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
+            taken = width + 2
+            told = fitted(value, taken, " " * taken, on=out) if isinstance(value, str) else value
+            out.print(Text.assemble((f"{name:<{width}}  ", "bold"), told), soft_wrap=True)
 
 
 def _scored(e: Evaluation, c: Contender, m: Measure) -> str:

@@ -184,20 +184,20 @@ _JOINED = "\0"
 
 
 def note(text: str) -> None:
-    err.print(_fitted(hide(text)), style="dim", soft_wrap=True)
+    err.print(_fitted(hide(text), 0, "", err.width), style="dim", soft_wrap=True)
 
 
 def warn(text: str, *, indent: str = "") -> None:
     head = f"{indent}warning: "
-    err.print(Text.assemble((head, "yellow"), _told(hide(text), len(head))), soft_wrap=True)
+    err.print(Text.assemble((head, "yellow"), fitted(hide(text), len(head))), soft_wrap=True)
 
 
-def _told(text: str, taken: int, hang: str = "") -> str:
-    """What may be searched for stays a line in a pipe."""
-    return _fitted(text, taken, hang) if err.is_terminal else text
+def fitted(text: str, taken: int, hang: str = "", *, on: Console = err) -> str:
+    """For a terminal as `note` has it; what may be searched for stays a line in a pipe."""
+    return _fitted(text, taken, hang, on.width) if on.is_terminal else text
 
 
-def _fitted(text: str, taken: int = 0, hang: str = "") -> str:
+def _fitted(text: str, taken: int, hang: str, width: int) -> str:
     """Wrapped between words, and a command whole: on a line of its own where it does not fit, and where that
     is too short as the terminal wraps it, so that it can be copied. `taken`: of the first line's width;
     `hang`: before the others."""
@@ -210,7 +210,7 @@ def _fitted(text: str, taken: int = 0, hang: str = "") -> str:
         begun = hang if lines else _JOINED * taken
         parts = wrap(
             whole,
-            err.width,
+            width,
             initial_indent=begun,
             subsequent_indent=hang,
             break_long_words=False,
@@ -291,13 +291,13 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
         ).write()
         return
     err.print("error:", style="bold red", end=" ")
-    err.print(_told(hide(error.message), len("error: ")), soft_wrap=True)
+    err.print(fitted(hide(error.message), len("error: ")), soft_wrap=True)
     if isinstance(error, ProviderError):
         wait = f" after {error.retry_after_s:.0f} s" if error.retry_after_s else ""
         again = f"trying again{wait} may help" if error.retryable else "trying again will not help"
         err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""))
     if error.fix:
-        err.print(f"  {_told(hide(error.fix), 2, '  ')}", style="cyan", soft_wrap=True)
+        err.print(f"  {fitted(hide(error.fix), 2, '  ')}", style="cyan", soft_wrap=True)
 
 
 def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:

@@ -17,6 +17,7 @@ from orchestrate.commands.terminal.console import (
     Json,
     confirm,
     err,
+    fitted,
     note,
     orchestrator,
     print_json,
@@ -82,6 +83,8 @@ def submit(
     Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
     again, while it is open or a day after, needs --again.
     """
+    if watch and err.is_terminal:  # who looks on sees at once that it has begun
+        note(f"submitting to {provider}: reading the spec and its files")
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         carry_out(ft, spec, ft.backends(provider), Carrying(spending, strict, watch, json))
@@ -192,9 +195,11 @@ def _announce(
 ) -> None:
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
-        head = Text.assemble(SANDBOX, " ") if backend.sandbox else Text()
+        head = [SANDBOX, "  "] if backend.sandbox else []
         price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
-        err.print(head, Text(name, "bold"), f"{quote.model} at {backend.host}: {price}", soft_wrap=True)
+        said = f" {quote.model} at {backend.host}: {price}"
+        taken = len(name) + sum(map(len, head))
+        err.print(Text.assemble(*head, (name, "bold"), fitted(said, taken)), soft_wrap=True)
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap
         if cap is not None and gap:

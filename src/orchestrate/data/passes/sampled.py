@@ -27,8 +27,6 @@ PLACES = 2000
 """Rows are looked at in so many places; those that are met twice are counted once."""
 LEAST_BYTES = 8 << 20
 """A smaller file is counted whole: that takes no longer."""
-COVERAGE = 99
-"""Of 100 samples so many have the true count in their interval, at least."""
 _QUANTILE = 2.576
 """Of the normal distribution, for `COVERAGE`. One place from each stretch errs less than places anywhere, by
 which the error is estimated."""

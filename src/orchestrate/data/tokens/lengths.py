@@ -13,6 +13,8 @@ from orchestrate.data.rows.examples import Example
 
 FIRST_ROWS = 5
 """Rows that a remark names."""
+COVERAGE = 99
+"""Of 100 samples so many have the true count in their interval, at least."""
 
 
 class Remark(msgspec.Struct, frozen=True):

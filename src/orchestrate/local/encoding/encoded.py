@@ -31,6 +31,11 @@ from orchestrate.local.encoding.encoding import (
     encode_row,
 )
 
+NEAR = 16
+"""Batches within which rows are sorted by length."""
+MOST = 0.9
+"""Of the rows: a few long ones are padded among themselves."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -74,11 +79,17 @@ class Rows:
         """Row numbers of the examples; for pairs all preferred ones first, then all rejected."""
         return [2 * i for i in examples] + [2 * i + 1 for i in examples] if self.pairs else list(examples)
 
-    def batches(self, batch_size: int, seed: int, epoch: int) -> Batches:
+    def batches(self, batch_size: int, seed: int, epoch: int, window: int = NEAR) -> Batches:
         """The examples of each optimiser step of one epoch. Answers that are judged keep the order of chance:
         good and bad ones differ in length, and sorted would meet only their like."""
-        window = 16 if self.labels is None else 1
+        window = window if self.labels is None else 1
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
+
+    def window(self, line: int) -> int:
+        """For `batches`, where rows of up to `line` tokens need no padding: to sort them would gain nothing,
+        and steps of short rows alone and long ones alone learn a little less. Answers to prompts are drawn
+        side by side in any case."""
+        return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
     def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> Rows | None:
@@ -303,7 +314,7 @@ class Batches(Sequence[list[int]]):
 
 
 def epoch_batches(
-    lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = 16
+    lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = NEAR
 ) -> Batches:
     """The examples of each optimiser step of one epoch: a function of seed and epoch alone, so it can be gone
     back to.
@@ -325,14 +336,15 @@ def epoch_batches(
 
 
 def micro_batches(
-    batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int
+    batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int, line: int = 0
 ) -> Iterator[list[int]]:
     """Splits one optimiser step's examples so that no part holds more than `max_tokens` with padding, or
-    `max_rows`."""
+    `max_rows`; those of up to `line` tokens, which need no padding, stay among themselves."""
     numbers = np.asarray(batch, dtype=np.int64)
     part: list[int] = []
     for i in numbers[np.argsort(lengths[numbers], kind="stable")]:
-        if part and (len(part) >= max_rows or (len(part) + 1) * int(lengths[i]) > max_tokens):
+        full = len(part) >= max_rows or (len(part) + 1) * int(lengths[i]) > max_tokens
+        if part and (full or lengths[part[-1]] <= line < lengths[i]):
             yield part
             part = []
         part.append(int(i))

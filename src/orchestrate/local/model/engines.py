@@ -32,6 +32,7 @@ class Choice:
     reason: str
 
 
+NO_PACKING = "on a CPU it gains nothing: rows in one line, or beside rows of like length, take no longer"
 PLAIN = Choice("plain", "asked for by name")
 
 
@@ -50,7 +51,7 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
     if asked not in (None, "auto"):
         return Choice(asked, "asked for by name")
     if device != "cuda":
-        return Choice("fused", "on a CPU our own kernels and rows in one line; Liger and Unsloth need a GPU")
+        return Choice("fused", "on a CPU our own kernels; Liger and Unsloth need a GPU")
     if _installed("liger"):
         return Choice("liger", "liger-kernel is installed and there is a GPU")
     if tokens is not None and tokens >= COMPILE_TOKENS:

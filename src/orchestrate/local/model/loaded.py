@@ -57,6 +57,8 @@ class Loaded:
     trained_only: TrainedOnly | None = None
     packs: bool = False
     """Whether rows that lie one behind the other, with positions that begin at 0 in each, stay apart."""
+    turned_on: list[str] = field(default_factory=list[str])
+    """Shortcuts that are in use, for the user."""
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     """Shortcuts that the model does not bear, each with the reason, for the user."""
     without_adapter: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ batch's weight, so that the split has no influence on the result but rounding.""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -206,6 +206,11 @@ class Objective:
             share=line and self.loaded.shares,
         )
 
+    def parts(
+        self, rows: Rows, examples: Sequence[int], max_tokens: int, max_rows: int
+    ) -> Iterator[list[int]]:
+        return micro_batches(examples, rows.lengths, max_tokens, max_rows, self.loaded.line_limit)
+
     def loss(
         self, rows: Rows, numbers: Sequence[int], batch: Batch
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
@@ -255,7 +260,7 @@ class Objective:
     def part(self, rows: Rows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int) -> Sums:
         """The gradient of some of a step's examples, which all together have the weight `total`."""
         sums = Sums()
-        for part in micro_batches(examples, rows.lengths, max_tokens, max_rows):
+        for part in self.parts(rows, examples, max_tokens, max_rows):
             add(sums, self.run(rows, part, total, backward=True))
         return sums
 
@@ -263,7 +268,7 @@ class Objective:
         """Mean loss and token accuracy over all rows; the model and every random state stay as they were."""
         sums = Sums()
         with self.loaded.judging():
-            for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
+            for part in self.parts(rows, range(rows.examples), max_tokens, MOST_ROWS):
                 add(sums, self.run(rows, part, 1.0, backward=False))
         return {f"valid_{k}": v for k, v in means(sums).items()}
 

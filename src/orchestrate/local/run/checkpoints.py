@@ -33,6 +33,9 @@ class Progress(Record, frozen=True, kw_only=True):
     """Evaluations since the best one."""
     loss_mean: float | None = None
     max_tokens: int | None = None
+    window: int = 16
+    """In which order the rows come (`Rows.batches`), to the end of the run; as it was for all before it was
+    kept."""
     metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
     """Latest evaluation."""
     best_step: int | None = None

@@ -16,7 +16,7 @@ import torch
 
 from orchestrate.errors import RunFailed
 from orchestrate.local import machine
-from orchestrate.local.encoding.encoded import Rows
+from orchestrate.local.encoding.encoded import Batches, Rows
 from orchestrate.local.job import LocalJob, option
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import Objective, Sums, learning_rate, means
@@ -70,7 +70,8 @@ class Loop(Kept):
         self.loaded, self.objective, self.train, self.valid = loaded, objective, train, valid
         self.write_weights, self.asked = write_weights, asked
         self.per_epoch = math.ceil(train.examples / self.hyper.batch_size)
-        self.progress = Progress(step=0, total_steps=self.hyper.steps(self.per_epoch))
+        total, window = self.hyper.steps(self.per_epoch), train.window(loaded.line_limit)
+        self.progress = Progress(step=0, total_steps=total, window=window)
         self.max_tokens = DEFAULT_TOKENS[loaded.device.type]
         self.max_rows = self.hyper.micro_batch or 1 << 20
         self.parameters = loaded.trainable
@@ -88,7 +89,6 @@ class Loop(Kept):
         self.gpu_load: Callable[[], machine.Load | None] | None = None
         if loaded.device.type == "cuda":
             self.gpu_load = lambda: machine.gpu_load(torch.cuda.current_device())
-        total = self.progress.total_steps
         self.eval_steps = set[int]()
         if valid is not None:
             self.eval_steps = spread(self.hyper.evals, total, self.hyper.eval_steps or self.per_epoch)
@@ -114,8 +114,7 @@ class Loop(Kept):
         self._measure()
         while self.progress.step < self.progress.total_steps and not self.early_stopped:
             epoch, first = divmod(self.progress.step, self.per_epoch)
-            batches = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)
-            for batch in batches[first:]:
+            for batch in self._batches(epoch)[first:]:
                 self._one(batch)
                 if self.early_stopped or self.progress.step == self.progress.total_steps:
                     break
@@ -131,10 +130,13 @@ class Loop(Kept):
         if self.sharded is not None or self.work.measured or self.progress.step >= self.progress.total_steps:
             return
         epoch, first = divmod(self.progress.step, self.per_epoch)
-        batch = self.train.batches(self.hyper.batch_size, self.job.seed, epoch)[first]
+        batch = self._batches(epoch)[first]
         speed = self.work.measure(self.objective, batch)
         self.optimizer.zero_grad()
         self.report(speed, force=True)
+
+    def _batches(self, epoch: int) -> Batches:
+        return self.train.batches(self.hyper.batch_size, self.job.seed, epoch, self.progress.window)
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:

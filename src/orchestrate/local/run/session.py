@@ -164,7 +164,9 @@ class Session:
     def _tell_how(self) -> None:
         """With which engine and precision, and without what."""
         choice, precision = self.loaded.choice, self.loaded.precision
-        self.run.add_event(f"engine {choice.name}: {choice.reason}", type="engine", engine=choice.name)
+        on = self.loaded.turned_on
+        told = f"engine {choice.name}: {choice.reason}" + (f"; in use: {'; '.join(on)}" if on else "")
+        self.run.add_event(told, type="engine", engine=choice.name, in_use=on)
         self.run.add_event(
             f"precision {precision.name}: {precision.reason}", type="precision", precision=precision.name
         )
@@ -229,7 +231,8 @@ class Session:
         return min(limits) if limits else None
 
     def _objective(self) -> Objective:
-        pad, packing = self.tokenizer.pad_token_id or 0, self.job.hyper.packing
+        pad = self.tokenizer.pad_token_id or 0
+        packing = self.job.hyper.packing and self.device.type != "cpu"
         match self.job.method:
             case Preferences(unpaired=True) as method:
                 mismatch = Mismatch(self.job.hyper.batch_size, self.job.seed, self.limit)

@@ -117,6 +117,12 @@ def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def device_of(spec: JobSpec, options: Mapping[str, Any]) -> str:
+    """On which the run is expected to train, by the spec, the configuration and this machine."""
+    asked = spec.provider_options.get("local", {}).get("device") or options.get("device")
+    return engines.expected_device(asked or ("cuda" if options.get("gpu_memory_gib") is not None else None))
+
+
 def problem(key: str, value: Any, method: str = "sft") -> str | None:
     """Why the engine does not take this value."""
     option = OPTIONS.get(key)

@@ -11,6 +11,7 @@ import msgspec
 from orchestrate import catalog
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.local.job import DEFAULT_SAMPLES, Hyper
+from orchestrate.local.model import engines
 from orchestrate.local.model.files import models
 from orchestrate.local.objectives import grading
 from orchestrate.local.objectives.isolation import isolation
@@ -42,7 +43,7 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     chat_template(rows, spec, model)
     _steps(rows, spec)
     _optimiser(rows, spec)
-    _data(rows, spec)
+    _data(rows, spec, options)
     for name, value in own_options.of_machine(options).items():
         rows.send(name, value)
     built = rows.build(model)
@@ -285,7 +286,7 @@ def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
         rows.keep("schedule", "hyper.schedule")
 
 
-def _data(rows: Rows, spec: JobSpec) -> None:
+def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
     rows.train("read from disk in the canonical format")
     if spec.validation is not None:
         rows.keep("validation", None, rule="read from disk in the canonical format")
@@ -294,6 +295,8 @@ def _data(rows: Rows, spec: JobSpec) -> None:
     _length(rows, spec)
     if not (spec.packing and spec.method.type == "rft"):
         rows.offer("packing", "hyper.packing", False, "rows of like length are put together instead")
+        if spec.packing and own_options.device_of(spec, options) == "cpu":
+            rows.tell("packing", engines.NO_PACKING)
     if spec.suffix is not None:
         rows.keep("suffix", None, rule="kept with the run; the result is a folder")
     if spec.batch_tokens is not None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from orchestrate import tuned
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
@@ -43,7 +42,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> Comparis
         regressions=probed,
         people=_people(ft, {r.id for r in records}),
     )
-    return with_proofs(found, {r.id: tuned.proofs(ft, r.id) for r in records})
+    return with_proofs(found, {r.id: ft.store.history.proofs(r.id) for r in records})
 
 
 def _people(ft: Orchestrator, run_ids: set[str]) -> list[str]:

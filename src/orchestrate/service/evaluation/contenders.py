@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import days, privacy
-from orchestrate import tuned as models
 from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
 from orchestrate.costing.lines import MTOK
@@ -279,14 +278,18 @@ class Contenders:
 
     def _served(self, tuned: Contender, served_by: str, at: str) -> Contender:
         """`at`: as a proof calls the place; one of the run is not one of its checkpoints."""
-        proofs = [p for p in models.proofs(self._ft, tuned.run_id or "") if p.at == at]
+        proofs = [p for p in self._ft.store.history.proofs(tuned.run_id or "") if p.at == at]
         found = proofs[-1].badge if proofs and tuned.checkpoint is None else NOT_PROVED
         return msgspec.structs.replace(tuned, served_by=served_by, proof=found)
 
     def _proved_at(self, address: str, model: str) -> str | None:
         """Of a tuned model that was proved at a URL under a name; `None` where none ever was."""
         root = address.rstrip("/").removesuffix("/v1")
-        known = [p for p in models.proofs(self._ft) if p.at.removesuffix("/v1") == root and p.model == model]
+        known = [
+            p
+            for p in self._ft.store.history.proofs()
+            if p.at.removesuffix("/v1") == root and p.model == model
+        ]
         return known[-1].badge if known else None
 
     def _plain_here(self, model: str, written: str) -> Candidate:

@@ -20,6 +20,7 @@ from orchestrate.local.plan.memory import Setup
 from orchestrate.profile import this_machine
 from orchestrate.service.setup.machine import memory_plan
 from orchestrate.spec import JobSpec
+from orchestrate.text import count
 from orchestrate.types import Record, Severity
 
 if TYPE_CHECKING:
@@ -76,13 +77,16 @@ def start(
     given = {"train": place} if place.is_file() else splits_of(place)
     train = given.get("train") or next(iter(given.values()))
     columns = columns_of(str(train))
-    facts = open_dataset(str(train), columns=columns, progress=progress).facts
+    opened = open_dataset(str(train), columns=columns, progress=progress)
+    facts, broken = opened.facts, opened.total.written - opened.facts.rows
     if facts.kind not in _METHODS:
         raise DataError(
             f"{train} holds {facts.kind} rows, which need a grader: no spec can be proposed",
             fix="orchestrate init FOLDER writes a commented one",
         )
     placed, remarks = _splits(folder, given, columns)
+    if broken:
+        remarks.insert(0, f"{count(broken, 'row')} with errors not counted: orchestrate data check {train}")
     files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
     spec: dict[str, Any] = {**files, "method": _METHODS[facts.kind], "adapter": "lora", "epochs": 3}
     path.parent.mkdir(parents=True, exist_ok=True)

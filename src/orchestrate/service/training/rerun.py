@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate import catalog, specfile
 from orchestrate.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | Non
     """The spec that the run was made from, with `changes` by dotted name. Other backends than the run's get
     the model by the name that all have for it. Raises `UsageError` where a part of the spec was
     a secret, `SpecError` for wrong changes."""
+    from orchestrate import catalog, specfile
     from orchestrate.tracking import stored_spec
 
     values = stored_spec(run).asked()

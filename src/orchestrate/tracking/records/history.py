@@ -20,6 +20,7 @@ from orchestrate.types import (
     Event,
     JobStatus,
     MetricPoint,
+    Proof,
     RemoteDataset,
     SubmitPhase,
     decoding,
@@ -237,6 +238,10 @@ class History:
             done = connection.execute(schema.records.insert().values(values))
             key = done.inserted_primary_key
             return int(key[0]) if key else 0
+
+    def proofs(self, *run_ids: str) -> list[Proof]:
+        """Oldest first; of all runs when none are named."""
+        return [Proof.from_dict(r.data) for r in self.records("proof", run_ids or None)]
 
     def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
         """Oldest first; of all runs when none are named."""

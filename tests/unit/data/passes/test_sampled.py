@@ -10,8 +10,9 @@ from statistics import fmean
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.passes.sampled import COVERAGE, sampled
+from orchestrate.data.passes.sampled import sampled
 from orchestrate.data.passes.scan import Task
+from orchestrate.data.tokens.lengths import COVERAGE
 
 WORDS = {
     "prose": "The order of the third of May has not arrived yet, and nobody answers. ",

@@ -148,6 +148,15 @@ def test_the_order_is_that_of_plain_lists(
         assert list(micro_batches(batch, array, most, 3)) == parts_by_lists(batch, lengths, most, 3)
 
 
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 400), st.integers(0, 200))
+def test_rows_that_fit_into_a_line_stay_among_themselves(lengths: list[int], most: int, line: int) -> None:
+    array, rows = np.array(lengths, dtype=np.int64), list(range(len(lengths)))
+    short, long = [i for i in rows if lengths[i] <= line], [i for i in rows if lengths[i] > line]
+    wanted = [p for some in (short, long) if some for p in parts_by_lists(some, lengths, most, 3)]
+    assert list(micro_batches(rows, array, most, 3, line)) == wanted
+
+
 @settings(max_examples=100, deadline=None)
 @given(LENGTHS, st.integers(1, 600), st.integers(1, 20))
 def test_the_largest_passes_are_those_of_plain_lists(lengths: list[int], tokens: int, most: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.unit.local.sessions import TINY, make_session
@@ -143,10 +144,13 @@ def test_our_own_engine_has_the_losses_of_the_plain_one(tmp_path: Path) -> None:
     for name in ("plain", "fused"):
         session = make_session(tmp_path, train, method={"type": "sft"}, ref=name, engine=name)
         assert session.loaded.choice.name == name
+        session.loop.progress = msgspec.structs.replace(session.loop.progress, window=1)  # the same steps
         session.loop.run()
         losses.append([p.values["train_loss"] for p in session.run.metrics()])
         (event,) = (e for e in session.run.events() if e.type == "engine")
-        assert event.message == f"engine {name}: asked for by name"
+        told, _, used = event.message.partition("; in use: ")
+        assert told == f"engine {name}: asked for by name"
+        assert bool(used) == bool(event.data["in_use"]) == (name == "fused")
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 

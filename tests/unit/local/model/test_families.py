@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from tests.unit.local.families import FAMILIES, SEEING, make
 from tests.unit.local.sessions import make_session
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
+from orchestrate.local.encoding.encoded import NEAR
 from orchestrate.local.model.loading import keep_four_bit_weights
 from orchestrate.local.model.weights.experts import held_of
 from orchestrate.local.run.session import Session
@@ -231,6 +233,8 @@ def test_training_is_that_of_a_plain_loop(
     line = loaded.line_limit
     if not chosen.line:
         loaded.line_limit = 0
+    session.loop.objective.packing = chosen.packing  # as on a GPU
+    session.loop.progress = msgspec.structs.replace(session.loop.progress, window=NEAR)  # each way alike
     start = {n: p.detach().clone() for n, p in session.loop.parameters.items()}
     session.loop.restore()
     session.loop.run()

@@ -21,6 +21,7 @@ from orchestrate.local.machine import Load
 from orchestrate.local.model.shortcuts.fused import fuse
 from orchestrate.local.objectives.base import collate, pack
 from orchestrate.local.plan.sizes import Shape
+from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.session import Session
 
@@ -139,6 +140,22 @@ def test_small_micro_batches_and_packing_give_the_same_steps(make: Make) -> None
     whole, split, packed = (losses(s) for s in runs)
     assert split == pytest.approx(whole, rel=2e-2)
     assert packed == pytest.approx(whole, rel=2e-2)
+
+
+def test_rows_that_need_no_padding_come_in_the_order_of_chance_to_the_end_of_the_run(make: Make) -> None:
+    first = make("a", epochs=1)
+    train, loop = first.loop.train, first.loop
+    assert loop.progress.window == train.window(512) == 1
+    assert train.window(0) == 16
+    taken: list[list[int]] = []
+    step = loop._step
+    loop._step = lambda batch: (taken.append(batch), step(batch))[1]  # type: ignore[method-assign]
+    loop.run()
+    assert taken == list(epoch_batches(train.lengths, 4, 0, 0, window=1))
+    older = msgspec.json.decode(loop.progress.to_json())
+    del older["window"]  # of a run that was begun before it was kept
+    assert Progress.from_json(msgspec.json.encode(older)).window == 16
+    assert Progress.from_json(loop.progress.to_json()) == loop.progress
 
 
 def test_packed_rows_do_not_see_one_another(make: Make) -> None:

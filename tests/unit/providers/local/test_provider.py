@@ -101,6 +101,14 @@ def test_reinforcement_as_asked() -> None:
     assert found.body["hyper"]["learning_rate"] == 1e-5
 
 
+@pytest.mark.parametrize(("machine", "told"), [({"device": "cpu"}, True), ({"gpu_memory_gib": 24}, False)])
+def test_the_plan_says_that_packing_gains_nothing_on_a_cpu(machine: Any, told: bool) -> None:
+    values = {"model": str(TINY), "train": "t.jsonl", "packing": True}
+    (row,) = (s for s in translate(JobSpec.parse(values), machine).settings if s.name == "packing")
+    assert row.sent is True and row.outcome is Outcome.KEPT
+    assert ("on a CPU it gains nothing" in str(row.rule)) is told
+
+
 def test_reinforcement_by_default() -> None:
     found = settings(rft())
     assert (found["method.samples_per_prompt"].outcome, found["method.samples_per_prompt"].sent) == (

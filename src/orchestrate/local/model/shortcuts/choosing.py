@@ -9,7 +9,7 @@ import torch
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import LocalJob
-from orchestrate.local.model.engines import Choice
+from orchestrate.local.model.engines import NO_PACKING, Choice
 from orchestrate.local.model.head import Head
 from orchestrate.local.model.loaded import Loaded, OwnLogits
 from orchestrate.local.model.shortcuts import probes
@@ -45,6 +45,8 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
         loaded.packs = reason is None
         if reason:
             loaded.left_out["packing"] = reason
+        elif loaded.device.type == "cpu":
+            loaded.left_out["packed rows"] = NO_PACKING
     if loaded.choice.name == "compile":
         compile_layers(loaded.inner)
         if reason := probes.trains(loaded):
@@ -75,16 +77,19 @@ def _layers(loaded: Loaded, job: LocalJob) -> bool:
     """Whether the model is known to get through a step with what is left on."""
     proved = False
     if not job.adapter.full:
-        fuse(loaded.model)
+        layers = fuse(loaded.model)
         if reason := probes.trains(loaded):
             unfuse(loaded.model)
             loaded.left_out["LoRA in one step"] = reason
+        elif layers:
+            loaded.turned_on.append("LoRA in one step")
         proved = reason is None
-    if loaded.device.type == "cpu" and use_on_cpu(loaded.inner):
+    if loaded.device.type == "cpu" and (replaced := use_on_cpu(loaded.inner)):
         if reason := probes.trains(loaded):
             undo(loaded.inner)
             loaded.left_out["attention and norms for a CPU"] = reason
         else:
+            loaded.turned_on += [f"{what} for a CPU" for what in replaced]
             proved = True
     return proved
 
@@ -104,6 +109,8 @@ def _experts(loaded: Loaded) -> None:
     if reason:
         experts.give_back(loaded.model)
         loaded.left_out["experts one by one"] = reason
+    else:
+        loaded.turned_on.append("experts one by one")
 
 
 def _rows(loaded: Loaded, job: LocalJob) -> None:
@@ -114,7 +121,12 @@ def _rows(loaded: Loaded, job: LocalJob) -> None:
     if reason:
         loaded.left_out["rows in one line"] = reason
     loaded.shares = not probes.draws(loaded)
-    if not job.hyper.gradient_checkpointing and not loaded.own_logits and not loaded.balancing:
+    if loaded.line_limit:
+        told = f"rows of up to {loaded.line_limit} tokens in one line"
+        loaded.turned_on.append(told + (", what they begin with once" if loaded.shares else ""))
+    if job.hyper.gradient_checkpointing or loaded.own_logits or loaded.balancing:
         # A layer that is computed again would no longer know which places were meant, and routers speak of
         # all tokens.
-        probes.trained_only(loaded)
+        return
+    if probes.trained_only(loaded) is None:
+        loaded.turned_on.append("the last MLP for trained tokens only")

@@ -90,7 +90,7 @@ def plain_loop(made: Session, model: Any) -> list[float]:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     losses: list[float] = []
-    for batch in made.loop.train.batches(8, made.job.seed, 0):
+    for batch in made.loop.train.batches(8, made.job.seed, 0, made.loop.progress.window):
         loss = model(**padded(made, list(batch)), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,6 +97,32 @@ def test_rows_that_are_trained_from_the_start_share_nothing(tmp_path: Path) -> N
     assert len(batch.places) == batch.ids.numel()
 
 
+@pytest.mark.parametrize("noise", [None, 5.0])
+def test_the_event_tells_what_the_work_shows(tmp_path: Path, noise: float | None) -> None:
+    """Counted are the tokens that pass through the layers in one step."""
+    hyper = {"neftune_alpha": noise, "batch_size": 12}
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"}, hyper=hyper)
+    rows, passed = session.loop.train, list[int]()
+    count = session.loaded.inner.get_input_embeddings().register_forward_hook(
+        lambda _module, _args, out: passed.append(out.shape[0] * out.shape[1])
+    )
+    gradients(session, list(range(12)))
+    count.remove()
+    places = [np.flatnonzero(rows.row(i)[1]) for i in range(12)]
+    read = [int(trained[-1]) for trained in places]  # nothing is predicted behind the last trained token
+    alike = min(int(trained[0]) - 1 for trained in places)
+    while len({tuple(rows.row(i)[0][:alike]) for i in range(12)}) > 1:
+        alike -= 1
+    (event,) = (e for e in session.run.events() if e.type == "engine")
+    told = "rows of up to 512 tokens in one line, what they begin with once"
+    if noise is None:
+        assert told in event.data["in_use"] and told in event.message
+        assert alike > 10 and passed == [sum(read) - 11 * alike]
+    else:
+        assert "in one line" not in event.message
+        assert passed == [12 * max(read)]
+
+
 @pytest.mark.parametrize("job", [{"adapter": {"dropout": 0.1}}, {"hyper": {"neftune_alpha": 5.0}}])
 def test_dropout_and_noise_are_each_rows_own(tmp_path: Path, job: dict[str, Any]) -> None:
     session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"}, **job)
@@ -112,6 +139,20 @@ def test_a_model_whose_rows_would_mix_gets_no_line(tmp_path: Path) -> None:
     original = mlp.forward
     mlp.forward = lambda x: original(x) + 0.5 * torch.roll(x, 1, 1)
     assert line_limit(loaded) == (0, "a row then has other states than alone")
+
+
+def test_rounding_by_shape_leaves_the_line_and_a_little_of_another_row_does_not(tmp_path: Path) -> None:
+    """A CPU with AMX rounds sums of another shape otherwise. What one row's states take of another's without
+    a gradient is found however small it is."""
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
+    loaded = Loaded(session.loaded.model, session.loaded.inner, session.loaded.head, session.device)
+    mlp = loaded.inner.get_decoder().layers[0].mlp
+    original = mlp.forward
+    mlp.forward = lambda x: original(x) * (1 + 0.002 * (x.shape[1] % 5))
+    assert line_limit(loaded) == (512, None)
+    loaded.model.float()
+    mlp.forward = lambda x: original(x) + 4e-3 * torch.roll(x, 1, 1).detach()
+    assert line_limit(loaded) == (0, "a row's states then change with what another row says")
 
 
 def test_a_window_limits_the_rows_of_a_line(tmp_path: Path) -> None:
@@ -131,8 +172,6 @@ def test_attention_over_a_line_is_attention_over_each_row(
     lengths: list[int], shared: int, kv_heads: int, seed: int
 ) -> None:
     rows = [list(range(shared)) + [100 * (r + 1) + t for t in range(n)] for r, n in enumerate(lengths)]
-    import numpy as np
-
     line = line_up([np.array(r) for r in rows], [range(len(rows))], [shared])
     assert len(line.ids) == shared + sum(lengths)
     torch.manual_seed(seed)

@@ -1,0 +1,16 @@
+"""The tables of figures are those that their script makes of what was measured."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_no_figure_was_written_by_hand() -> None:
+    script = runpy.run_path(str(DOCS / "figures.py"))
+    written = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    named = {block["name"] for block in script["BLOCK"].finditer(written)}
+    assert named == {path.stem for path in (DOCS / "figures").glob("*.json")} and named
+    assert script["page"](written) == written, "run python docs/figures.py"
