@@ -201,11 +201,14 @@ def one(way: str, file: str) -> None:
 
 
 def measure(way: str, file: Path, cache: Path) -> dict[str, float]:
+    home = cache / "home"
+    for kept in [*home.glob("counts/*.counts"), *home.glob("counts/*.seen")]:
+        kept.unlink()  # each round counts anew
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, __file__, "--way", way, str(file)],
-        env=os.environ | {"TIKTOKEN_CACHE_DIR": str(cache)},
+        env=os.environ | {"TIKTOKEN_CACHE_DIR": str(cache), "ORCHESTRATE_HOME": str(home)},
         stdout=subprocess.PIPE,
         check=True,
     )

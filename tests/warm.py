@@ -8,11 +8,13 @@ from __future__ import annotations
 import gc
 from importlib import import_module
 
-from langdetect.detector_factory import init_factory
+gc.disable()  # until all is there: hardly anything of it is garbage
 
-from orchestrate.costing import built_in
-from orchestrate.data.rows.content import candidates
-from orchestrate.data.tokens.counting import batch_counter
+from langdetect.detector_factory import init_factory  # noqa: E402
+
+from orchestrate.costing import built_in  # noqa: E402
+from orchestrate.data.rows.content import candidates  # noqa: E402
+from orchestrate.data.tokens.counting import batch_counter  # noqa: E402
 
 for _name in (
     "anyio.streams.tls",
@@ -74,4 +76,5 @@ candidates(b"", [0])
 for _vocabulary in ("o200k_base", "qwen3.5", "cl100k_base"):
     batch_counter(_vocabulary)(["warm"])
 init_factory()
+gc.enable()
 gc.freeze()  # what is never looked through is never copied, either

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 
+gc.disable()  # until all is there: hardly anything of it is garbage
 for _name in (
     "peft",
     "orchestrate.local.answers.answering",
@@ -15,3 +17,4 @@ for _name in (
     "orchestrate.local.weights.worker",
 ):
     import_module(_name)
+gc.enable()

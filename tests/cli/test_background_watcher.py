@@ -154,6 +154,7 @@ def test_a_submit_that_watches_survives_its_terminal_too(
     submit()
     terminal = Terminal(env, tmp_path, "submit", "-p", "openai", "--yes", "--again", "--watch")
     terminal.until(b"validating")
+    assert b"submitting to openai" in terminal.shown.splitlines()[0], "before anything is read"
     until(lambda: watchers(tmp_path), "the background watcher")
     terminal.close()
     sandbox.skip(1000)

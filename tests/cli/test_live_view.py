@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -141,11 +143,10 @@ def test_a_resize_does_not_break_the_picture(tmp_path: Path) -> None:
 
 def settled(screen: Callable[[], str]) -> str:
     """The picture once it is whole, or what it is after a while."""
-    for _ in range(200):
-        if is_whole(seen := screen()):
-            return seen
+    until = time.monotonic() + 240
+    while not is_whole(seen := screen()) and time.monotonic() < until:
         time.sleep(0.05)
-    return screen()
+    return seen
 
 
 def is_whole(seen: str) -> bool:
@@ -153,3 +154,34 @@ def is_whole(seen: str) -> bool:
     lines = seen.splitlines()
     ids = [line.split()[0] for line in lines if line.startswith("run-")]
     return len(ids) == len(set(ids)) == 20 and sum(line.startswith("run ") for line in lines) == 1
+
+
+DRAWN = """
+import time
+from tests.cli.test_live_view import POINTS, made
+from orchestrate.commands.terminal.live import LiveView
+with LiveView(lambda run: POINTS, lambda run: []) as view:
+    for _ in range(3):
+        view.show(made(7))
+        view.draw()
+        time.sleep(0.6)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pty")
+def test_a_picture_is_repainted_in_place_and_only_when_there_is_a_new_one(tmp_path: Path) -> None:
+    import pty
+
+    end, inside = pty.openpty()
+    root = Path(__file__).parents[2]
+    env = os.environ | {"PYTHONPATH": f"{root}/src:{root}", "TERM": "xterm-256color"}
+    with subprocess.Popen([sys.executable, "-c", DRAWN], stdin=inside, stdout=inside, stderr=inside, env=env):
+        os.close(inside)
+        shown = b""
+        with suppress(OSError):  # the terminal's end, once the program has ended
+            while more := os.read(end, 65536):
+                shown += more
+    os.close(end)
+    assert b"\x1b[2J" not in shown, "the screen is cleared"
+    # The last picture stays, and may be painted once more for that.
+    assert 3 <= shown.count(b"run-07xk2q9mf4z7p") <= 4

@@ -400,5 +400,10 @@ def test_a_restored_store_finds_again_what_it_had_forgotten() -> None:
     machine.teardown()
 
 
-Deployments.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
 TestDeployments = Deployments.TestCase
+TestDeployments.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.slow
+class TestDeploymentsInALongSearch(Deployments.TestCase):
+    settings = settings(max_examples=40, stateful_step_count=15, deadline=None)

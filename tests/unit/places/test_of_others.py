@@ -40,10 +40,10 @@ USE = """
 import json, sys
 from pathlib import Path
 from tests.sending import create, upload
-from orchestrate import config
+from orchestrate import Orchestrator, config
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
-from orchestrate.service.setup import backends
+from orchestrate.service.setup import backends, doctor
 from orchestrate.spec import JobSpec
 
 folder = Path(sys.argv[1])
@@ -54,8 +54,10 @@ spec = JobSpec.parse({"model": "qwen3-8b", "train": str(folder / "train.jsonl")}
 data = TrainingData.open(spec.train)
 handle = create(found, spec, upload(found, spec, data), "orc-0123456789ab")
 job = found.get(handle)
+with Orchestrator(settings) as ft:
+    told = [one.detail for one in doctor.settings(ft) if one.check == "backend shed"]
 print(json.dumps([found.title, found.place.started, job.status, handle.provider, found.quote(
-    spec, data, found.translate(spec), None).unavailable, backends.plugins()[-1].to_dict()]))
+    spec, data, found.translate(spec), None).unavailable, backends.plugins()[-1].to_dict(), told]))
 """
 
 
@@ -78,7 +80,7 @@ def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    title, started, status, provider, unavailable, listed = json.loads(done.stdout.splitlines()[-1])
+    title, started, status, provider, unavailable, listed, told = json.loads(done.stdout.splitlines()[-1])
     assert (title, status, provider) == ("The shed", "queued", "shed")
     [(ref, machine, env)] = started
     assert (ref, machine) == ("orc-0123456789ab", "bench") and "ORCHESTRATE_DEPOT" in env
@@ -90,3 +92,4 @@ def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
         None,
         None,
     )
+    assert told == ["shed names no options: a misspelt one in its table is not found"]

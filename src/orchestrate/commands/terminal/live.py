@@ -188,7 +188,7 @@ Events = Callable[[str], Sequence[Event]]
 
 
 def _picture() -> Live:
-    return Live(console=err, refresh_per_second=4, transient=False)
+    return Live(console=err, auto_refresh=False, transient=False)  # the same picture is not drawn twice
 
 
 class LiveView:
@@ -230,7 +230,7 @@ class LiveView:
     def draw(self) -> None:
         if self._live:
             self._resized()
-            self._live.update(self._picture(datetime.now(UTC)))
+            self._live.update(self._picture(datetime.now(UTC)), refresh=True)
             return
         self._many = self._many or len(self._runs) > _TOLD_IN_FULL
         for run, hint in self._runs.values():

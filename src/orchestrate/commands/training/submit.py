@@ -83,6 +83,8 @@ def submit(
     Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
     again, while it is open or a day after, needs --again.
     """
+    if watch and err.is_terminal:  # who looks on sees at once that it has begun
+        note(f"submitting to {provider}: reading the spec and its files")
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         carry_out(ft, spec, ft.backends(provider), Carrying(spending, strict, watch, json))

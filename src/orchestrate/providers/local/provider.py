@@ -72,7 +72,7 @@ class LocalProvider(PlannedProvider):
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.VISION: "the local engine trains on text only",
         Feature.WANDB: "metrics are kept in the run directory; nothing is sent anywhere",
-        Feature.DEPLOY: "nothing is served from here; talk to the model with  orchestrate chat RUN",
+        Feature.DEPLOY: "this machine is not rented; serve the model with  orchestrate serve RUN",
         Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
     }
     renders_rows: ClassVar[bool] = True

@@ -37,7 +37,7 @@ RESERVED = (
 """Fields that Orchestrate fills, and keys, which do not belong into a spec."""
 NO_RFT = (
     "Together has no reinforcement jobs (only training sessions that your own program drives); "
-    "OpenAI and Fireworks have them"
+    "Fireworks and this machine have them"
 )
 
 

@@ -100,7 +100,7 @@ def settings(ft: Orchestrator, *, online: bool = False) -> Iterator[Check]:
     for plugin in backends.plugins():
         if plugin.options is None and plugin.error is None:
             told = f"{plugin.package} names no options: a misspelt one in its table is not found"
-            yield Check(check=f"backend {plugin.kind}", ok=None, detail=told)
+            yield Check(check=f"backend {plugin.kind}", ok=True, detail=told)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
     runs = count(len(ft.runs(limit=1000)), "run")
