@@ -187,10 +187,11 @@ def sandbox_free_host() -> type:
     """A backend in this process, so that only the watcher's own memory is measured."""
     from orchestrate.config import HostConfig
     from orchestrate.providers.base import Provider
+    from orchestrate.providers.openai.profile import PROFILE
     from orchestrate.types import Feature
 
     class Base(Provider):
-        name, title = "openai", "OpenAI"
+        name, title, profile = "openai", "OpenAI", PROFILE
         features = frozenset({Feature.EVENTS, Feature.METRICS})
         missing: dict[Feature, str] = {}  # noqa: RUF012
         status_map: dict[str, JobStatus] = {}  # noqa: RUF012

@@ -66,7 +66,7 @@ class ChatHost:
             self.bodies.append(body)
             self.keys.append(key)
             number = len(self.bodies)
-        self.hold.wait(60)
+        self.hold.wait(240)
         return self.writes(number, body)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests import forking, key_scan
 from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
@@ -21,6 +22,9 @@ os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 
 os.environ["ORCHESTRATE_TODAY"] = "2026-11-26"
 """Models are retired and prices end: the tests hold on any day."""
+
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:

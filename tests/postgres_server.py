@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
 from functools import cached_property
 from pathlib import Path
 
+from tests.ports import own_port
+
 QUICK = "-F -c full_page_writes=off -c wal_level=minimal -c max_wal_senders=0 -c autovacuum=off -c jit=off"
 """Nothing here has to outlive a crash of the machine; of the server's own it does."""
+WAIT = ("-w", "-t", "300")
 
 
 def postgres_binaries() -> Path | None:
@@ -32,9 +34,7 @@ class Postgres:
         if self.user:
             account = pwd.getpwnam(self.user)
             os.chown(self.folder, account.pw_uid, account.pw_gid)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = own_port()
         self._run("initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "-N")
         self.start()
 
@@ -54,11 +54,11 @@ class Postgres:
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 {QUICK}"
         self._run(
-            "pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start"
+            "pg_ctl", "-D", f"{self.folder}/data", *WAIT, "-l", f"{self.folder}/log", "-o", options, "start"
         )
 
     def stop(self, mode: str = "fast") -> None:
-        self._run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-m", mode, "stop")
+        self._run("pg_ctl", "-D", f"{self.folder}/data", *WAIT, "-m", mode, "stop")
 
     def database(self, template: str = "template1") -> str:
         """The URL of a new database, an empty one unless `template` names another to copy."""

@@ -81,7 +81,7 @@ def scripted_host() -> Iterator[ScriptedHost]:
             sent = Sent(self.command, url.path, parse_qs(url.query), dict(self.headers), raw)
             answer = host.take(sent)
             if answer.fault == "stall":
-                host.stop.wait(30)
+                host.stop.wait(240)
             if answer.fault in ("hang_up", "stall"):
                 self._hang_up()
                 return

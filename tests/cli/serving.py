@@ -23,7 +23,7 @@ def served(run: str, folder: Path, env: dict[str, str], *options: str) -> Genera
     process = command.start(command.orchestrate, given, cwd=folder, env=env, streams=streams)
     out = streams[1]
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not out.exists() or not out.read_text().strip().endswith("}"):
             assert process.is_alive() and time.monotonic() < deadline, streams[2].read_text()
             time.sleep(0.1)
@@ -31,4 +31,4 @@ def served(run: str, folder: Path, env: dict[str, str], *options: str) -> Genera
     finally:
         if process.is_alive():
             os.kill(process.pid, signal.SIGINT)
-    assert command.ended(process, 60) in (0, 130)
+    assert command.ended(process, 240) in (0, 130)

@@ -18,7 +18,7 @@ from tests import command
 from orchestrate.local.run import process
 
 ORCHESTRATE = [sys.executable, "-m", "orchestrate.cli"]
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 class Terminal:

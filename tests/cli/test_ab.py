@@ -15,13 +15,13 @@ from pathlib import Path
 import httpx
 import jsonschema
 import pytest
-from tests import command
+from tests import command, loopback
 from tests.cli.conftest import Cli
 from tests.paths import ROOT
+from tests.ports import own_port
 from tests.unit.ab.models import Model, model
 
 from orchestrate.commands.setup.schema import of
-from orchestrate.web.server import free_port
 
 PAGE = (ROOT / "docs" / "ab.md").read_text()
 
@@ -37,7 +37,7 @@ USERS = [f"u{n}" for n in range(24)]
 
 def ask(url: str, user: str, name: str = "support-bot") -> httpx.Response:
     body = {"model": name, "messages": [{"role": "user", "content": "x"}], "user": user}
-    done = httpx.post(f"{url}/chat/completions", json=body)
+    done = loopback.post(f"{url}/chat/completions", json=body)
     assert done.status_code == 200, done.text
     return done
 
@@ -67,7 +67,7 @@ def served(env: dict[str, str], folder: Path, *arguments: str) -> Generator[tupl
         command.orchestrate, ["ab", "serve", *arguments], cwd=folder, env=env, streams=streams
     )
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while not (streams[1].exists() and "}" in streams[1].read_text()):
             assert process.is_alive() and time.monotonic() < until, streams[2].read_text()
             time.sleep(0.05)
@@ -78,7 +78,7 @@ def served(env: dict[str, str], folder: Path, *arguments: str) -> Generator[tupl
     finally:
         if process.is_alive():
             process.terminate()
-        process.join(30)
+        process.join(240)
 
 
 def test_the_page_is_what_happens(
@@ -87,7 +87,7 @@ def test_the_page_is_what_happens(
     asked = re.search(r"orchestrate (ab size .*)\n```\n\n +(.*)\n", PAGE)
     assert asked is not None and cli(*asked[1].split()).out.strip() == asked[2]
 
-    port = free_port()
+    port = own_port()
     for name in ("ORCHESTRATE_HOME", "ORCHESTRATE_KEYS"):
         monkeypatch.setenv(name, cli_env[name])
     with served(cli_env, tmp_path, str(plan), "--port", str(port), "--auto", "--json"):
@@ -166,8 +166,8 @@ def test_the_rule_is_carried_out_when_it_is_asked_to(
         url,
         _,
     ):
-        until = time.monotonic() + 60
-        while httpx.get(f"{url}/ab/report").json()["share"] < 0.7:
+        until = time.monotonic() + 240
+        while loopback.get(f"{url}/ab/report").json()["share"] < 0.7:
             assert time.monotonic() < until
             for user in USERS:
                 ask(url, user, "other")

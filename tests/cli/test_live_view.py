@@ -143,11 +143,10 @@ def test_a_resize_does_not_break_the_picture(tmp_path: Path) -> None:
 
 def settled(screen: Callable[[], str]) -> str:
     """The picture once it is whole, or what it is after a while."""
-    for _ in range(200):
-        if is_whole(seen := screen()):
-            return seen
+    until = time.monotonic() + 240
+    while not is_whole(seen := screen()) and time.monotonic() < until:
         time.sleep(0.05)
-    return screen()
+    return seen
 
 
 def is_whole(seen: str) -> bool:

@@ -57,7 +57,10 @@ def test_the_command_says_whether_the_data_are_the_same_and_asks_for_the_price(
     cli: Cli, tmp_path: Path
 ) -> None:
     train = write(tmp_path / "train.jsonl", 12)
-    first = cli("submit", "--provider", "local", "--model", "tiny-chat", "--train", str(train), "--yes")
+    endless = ("--epochs", "100")  # none of them ends before it is cancelled
+    first = cli(
+        "submit", "--provider", "local", "--model", "tiny-chat", "--train", str(train), *endless, "--yes"
+    )
     run = first.out.strip()
     assert cli("cancel", run).code == 0
     refused = cli("rerun", run, "--set", "seed=9", "--max-cost", "0", "--set", "price.usd=1")
@@ -65,11 +68,11 @@ def test_the_command_says_whether_the_data_are_the_same_and_asks_for_the_price(
     write(train, 13)
     changed = cli("rerun", run, "--provider", "nowhere")
     assert changed.code == 2 and "nowhere" in changed.err
-    changed = cli("rerun", run, "--set", "epochs=1", "--yes", "--json")
+    changed = cli("rerun", run, "--set", "epochs=99", "--yes", "--json")
     assert changed.code == 0, changed.err
     assert f"warning: the data are not those of run {run}" in changed.err
     [made] = changed.json
-    assert made["spec"]["epochs"] == 1
+    assert made["spec"]["epochs"] == 99
     assert cli("cancel", made["id"]).code == 0 and cli("watch", made["id"]).code == 1
     same = cli("rerun", made["id"], "--yes")
     assert same.code == 0 and "the data are the same: digest" in same.err

@@ -92,13 +92,13 @@ def serve(
 
 def act(link: str, **body: Any) -> Any:
     request = urllib.request.Request(link, json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=240) as answer:
         return json.load(answer)
 
 
 def end(child: subprocess.Popen[str]) -> str:
     child.send_signal(signal.SIGTERM)
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=240)
     assert child.returncode == 0 and "Traceback" not in err
     return err
 

@@ -179,7 +179,7 @@ def submit(provider: Provider, spec: JobSpec, ref: str) -> JobHandle:
     return create(provider, spec, upload(provider, spec, data), ref)
 
 
-def wait_for(provider: Provider, job: JobHandle, done: Callable[[Job], bool], seconds: float = 60.0) -> Job:
+def wait_for(provider: Provider, job: JobHandle, done: Callable[[Job], bool], seconds: float = 240.0) -> Job:
     """Asks until `done`; fails the test after `seconds`."""
     end = time.monotonic() + seconds
     while True:

@@ -31,6 +31,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
+def standing(sandbox: Sandbox) -> Iterator[None]:
+    """Jobs that are made now move only when they are skipped on, on a busy machine too."""
+    speed, sandbox.clock.speed = sandbox.clock.speed, 0.001
+    yield
+    sandbox.clock.speed = speed
+
+
+@pytest.fixture
 def no_faults_left(sandbox: Sandbox) -> Iterator[None]:
     yield
     sandbox.clear_faults()

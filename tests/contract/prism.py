@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 from tests.contract.known_fields import read
+from tests.ports import own_port
 
 VERSION = "5.14.2"
 START_S = 120.0
@@ -65,7 +66,7 @@ def judging(description: Path, upstream: str, folder: Path) -> Iterator[Judge]:
     told = read(description.name)
     copy = folder / f"{description.stem}.json"
     copy.write_text(json.dumps(told, default=str))
-    port = _free_port()
+    port = own_port()
     command = ["npx", "--yes", f"@stoplight/prism-cli@{VERSION}", "proxy", str(copy), upstream]
     log = folder / "prism.log"
     with log.open("w") as said:
@@ -79,7 +80,7 @@ def judging(description: Path, upstream: str, folder: Path) -> Iterator[Judge]:
                 yield judge
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(10)
+            process.wait(120)
 
 
 def operations(description: dict[str, Any]) -> list[tuple[str, re.Pattern[str]]]:
@@ -107,7 +108,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 @contextmanager
 def _front(prism: str, upstream: str, described: list[tuple[str, re.Pattern[str]]]) -> Iterator[Judge]:
     judge = Judge()
-    with httpx.Client(timeout=60) as client:
+    with httpx.Client(timeout=240) as client:
 
         class Handler(BaseHTTPRequestHandler):
             def handle_any(self) -> None:
@@ -177,9 +178,3 @@ def _at(value: Any, place: list[str]) -> Any:
         elif isinstance(value, list) and str(key).isdigit():
             value = value[int(key)]
     return value
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -188,7 +188,7 @@ def _remote(provider: Provider, spec: JobSpec, method: str) -> RemoteDataset:
 def finished(backend: Backend, make: Any, files: dict[str, str]) -> tuple[Provider, JobHandle]:
     provider = make(backend)
     handle = submit(provider, backend.spec(files, epochs=1), new_ref())
-    wait_for(provider, handle, lambda job: job.status.terminal, seconds=180)
+    wait_for(provider, handle, lambda job: job.status.terminal)
     return provider, handle
 
 
@@ -245,26 +245,31 @@ def _download(provider: Provider, handle: JobHandle, folder: Path) -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
 
 
-def test_cancel_twice(hosted: Backend, make: Any, files: dict[str, str]) -> None:
+@pytest.mark.usefixtures("standing")
+def test_cancel_twice(hosted: Backend, make: Any, files: dict[str, str], sandbox: Sandbox) -> None:
     provider = make(hosted)
     handle = submit(provider, hosted.spec(files), new_ref())
     provider.cancel(handle)
     provider.cancel(handle)
+    sandbox.skip(100_000)
     job = wait_for(provider, handle, lambda job: job.status.terminal)
     assert job.status is JobStatus.CANCELLED
     provider.cancel(handle)
 
 
+@pytest.mark.usefixtures("standing")
 def test_pause_and_resume(hosted: Backend, make: Any, files: dict[str, str], sandbox: Sandbox) -> None:
     provider = make(hosted)
     handle = submit(provider, hosted.spec(files), new_ref())
     if Feature.PAUSE in provider.features:
+        sandbox.skip(3_000)  # validated after 1,000, begun after 2,000
         wait_for(provider, handle, lambda job: job.status is JobStatus.RUNNING)
         provider.pause(handle)
         provider.pause(handle)
         assert provider.get(handle).status is JobStatus.PAUSED
         provider.resume(handle)
         provider.resume(handle)
+        sandbox.skip(100_000)
         wait_for(provider, handle, lambda job: job.status is JobStatus.SUCCEEDED)
     else:
         with pytest.raises(Unsupported) as caught:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import pytest
 from tests.scripted_host import Answer, ScriptedHost, scripted_host
 
@@ -30,6 +32,7 @@ from orchestrate.providers.calls.payloads import MASK, redact
 
 JOBS = "/v1/fine_tuning/jobs"
 HTML = Answer("<html><body><h1>Bad gateway</h1></body></html>", type="text/html")
+PATIENCE = httpx.Timeout(240)
 
 
 @pytest.fixture
@@ -41,14 +44,14 @@ def host() -> Iterator[ScriptedHost]:
 def openai_create(url: str) -> Iterator[Callable[[], Any]]:
     from openai import OpenAI
 
-    with OpenAI(base_url=f"{url}/v1", api_key="sandbox-key", max_retries=0, timeout=2.0) as client:
+    with OpenAI(base_url=f"{url}/v1", api_key="sandbox-key", max_retries=0, timeout=PATIENCE) as client:
         yield lambda: client.fine_tuning.jobs.create(model="m", training_file="file-1")
 
 
 def together_create(url: str) -> Iterator[Callable[[], Any]]:
     from together import Together
 
-    with Together(base_url=f"{url}/v1", api_key="sandbox-key", max_retries=0, timeout=2.0) as client:
+    with Together(base_url=f"{url}/v1", api_key="sandbox-key", max_retries=0, timeout=PATIENCE) as client:
         yield lambda: client.post("/fine_tuning/jobs", cast_to=object, body={"model": "m"})
 
 
@@ -56,7 +59,7 @@ def fireworks_create(url: str) -> Iterator[Callable[[], Any]]:
     from fireworks import Fireworks
 
     with Fireworks(
-        base_url=f"{url}/v1", api_key="sandbox-key", account_id="a", max_retries=0, timeout=2.0
+        base_url=f"{url}/v1", api_key="sandbox-key", account_id="a", max_retries=0, timeout=PATIENCE
     ) as client:
         yield lambda: client.post("/fine_tuning/jobs", cast_to=object, body={"model": "m"})
 
@@ -87,7 +90,6 @@ JOB = {"id": "ftjob-1", "object": "fine_tuning.job"}
         pytest.param(Answer({}), id="empty-object"),
         pytest.param(Answer(JOB, fault="hang_up"), id="hang-up"),
         pytest.param(Answer(JOB, fault="half"), id="half-body"),
-        pytest.param(Answer(JOB, fault="stall"), id="read-time-out"),
     ],
 )
 def test_create_whose_outcome_is_not_known(
@@ -100,6 +102,22 @@ def test_create_whose_outcome_is_not_known(
     assert caught.value.ref == "orc-ref"
     assert not caught.value.retryable
     assert len(host.calls("POST", JOBS)) == 1
+
+
+@pytest.mark.parametrize("make", [openai_create, together_create, fireworks_create])
+def test_create_that_is_not_answered_in_time(
+    host: ScriptedHost, make: Callable[[str], Iterator[Callable[[], Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been sent: only the answer is waited for in vain."""
+    monkeypatch.setitem(globals(), "PATIENCE", httpx.Timeout(240, read=0.5))
+    host.on("POST", JOBS, Answer(JOB, fault="stall"))
+    for create in make(host.url):
+        with pytest.raises(OutcomeUnknown) as caught:
+            Wire("host").send_once("orc-ref", create, read_id)
+        assert caught.value.ref == "orc-ref" and not caught.value.retryable
+    while not (sent := host.calls("POST", JOBS)):
+        time.sleep(0.01)
+    assert len(sent) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,7 +173,7 @@ def test_create_that_succeeds_is_sent_once(host: ScriptedHost, create: Callable[
 def read(host: ScriptedHost) -> Iterator[Callable[[], Any]]:
     from openai import OpenAI
 
-    with OpenAI(base_url=f"{host.url}/v1", api_key="sandbox-key", max_retries=0, timeout=2.0) as client:
+    with OpenAI(base_url=f"{host.url}/v1", api_key="sandbox-key", max_retries=0, timeout=PATIENCE) as client:
         yield lambda: client.fine_tuning.jobs.retrieve("ftjob-1")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import loopback
 from tests.contract.backends import DESCRIBED, HOSTED, SAME, SPECS, Backend, create, new_ref, upload
 from tests.contract.prism import Judge, Violation, absent, judging
 from tests.contract.sent import full_spec
@@ -113,10 +114,9 @@ def test_both_ways(judged: tuple[Backend, Provider, Judge], files: dict[str, str
 
 def test_a_wrong_body_is_seen(judged: tuple[Backend, Provider, Judge], files: dict[str, str]) -> None:
     """Prism really looks: a number that is too large is told, though the sandbox refuses it too."""
-    import httpx
 
     backend, _, judge = judged
     path = next(iter(backend.create_path.values())).removeprefix(LAST[backend.name])
     wrong = {"training_file": 7, "dataset": 7, "model": "m"}
-    httpx.post(judge.url + path, json=wrong, headers={"Authorization": "Bearer sandbox-tests"})
+    loopback.post(judge.url + path, json=wrong, headers={"Authorization": "Bearer sandbox-tests"})
     assert any(v.place.startswith("request.body") for v in judge.violations if alarm(backend.name, v))

@@ -107,7 +107,7 @@ def test_the_pages_in_the_browser(machine: Machine, tmp_path: Path) -> None:
     browser.chmod(0o755)
     machine.env["BROWSER"] = f"{browser} %s"
     link = r"http://\S+/"
-    with httpx.Client() as client:
+    with httpx.Client(timeout=240) as client:
         with machine.served(plain, link, how=signal.SIGKILL) as old:
             asked = {"provider": "openai", "model": "gpt-4.1-mini-2025-04-14", "max_cost_usd": "5"}
             asked["train"] = str(machine.folder / "train.jsonl")

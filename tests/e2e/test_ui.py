@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from urllib.parse import quote
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from msgspec.structs import replace
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from tests.browsers import chromium, new_page
 from tests.paths import BUNDLED
 from tests.unit.reports.conftest import make_result
 from tests.unit.ui.conftest import ESCAPES, MARKUP
@@ -26,18 +26,13 @@ from orchestrate.types import Event, Verdict
 from orchestrate.ui.server import serving
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install one, e.g. apt-get install chromium")
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +85,7 @@ class Tab:
 
     def __init__(self, browser: Browser, url: str, size: str, scheme: str) -> None:
         looks: Any = {"viewport": SIZES[size], "color_scheme": scheme}
-        self.page: Page = browser.new_page(**looks)
+        self.page: Page = new_page(browser, **looks)
         self.url = url
         self.wrong: list[str] = []
         self.page.on("request", lambda r: r.url.startswith((url, "data:")) or self.wrong.append(r.url))
@@ -216,10 +211,10 @@ def test_rows_are_reviewed_by_keys_and_the_way_leads_back(browser: Browser, url:
 
 def test_an_old_link_says_how_to_get_another(browser: Browser, ft: Orchestrator) -> None:
     with serving(ft) as old:
-        page = browser.new_page()
+        page = new_page(browser)
         page.goto(old)
         expect(page.locator("#live")).to_have_text("live")
-    expect(page.locator("#live")).to_contain_text("not connected", timeout=30_000)
+    expect(page.locator("#live")).to_contain_text("not connected")
     token = old.rstrip("/").rpartition("/")[2]
     with serving(ft) as new:
         page.goto(f"{new.rstrip('/').rpartition('/')[0]}/{token}/")

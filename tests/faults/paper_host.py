@@ -150,7 +150,7 @@ class PaperHost(Provider):
         job_id = f"job-{uuid.uuid4().hex[:12]}"
         body = {"id": job_id, "ref": ref, "state": "queued", "appears": appears, "at": time.time()} | values
         body["owner"] = self.owner
-        self._file(body["id"]).write_text(json.dumps(body))
+        self._write(body)
         return JobHandle(provider=self.name, job_id=body["id"], ref=ref)
 
     def find(self, ref: str) -> list[JobHandle]:
@@ -202,9 +202,13 @@ class PaperHost(Provider):
     # -- for the tests
 
     def set(self, job_id: str, **values: Any) -> None:
-        file = self._file(job_id)
+        self._write(json.loads(self._file(job_id).read_text()) | values)
+
+    def _write(self, body: dict[str, Any]) -> None:
+        """Whole, whoever reads the jobs meanwhile."""
+        file = self._file(body["id"])
         draft = file.with_suffix(f".{uuid.uuid4().hex}")
-        draft.write_text(json.dumps(json.loads(file.read_text()) | values))
+        draft.write_text(json.dumps(body))
         draft.replace(file)
 
     def show(self) -> None:

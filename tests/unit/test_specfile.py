@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrate import DPO, JobSpec, LoRA, QLoRA, TrainFile, specfile
@@ -290,7 +290,6 @@ def test_the_template_is_a_valid_spec_and_fits_the_schema(tmp_path: Path) -> Non
     batch=st.none() | st.just("max") | st.integers(1, 512),
     tags=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
 )
-@settings(suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 def test_a_spec_survives_its_own_yaml(
     epochs: int | None, rate: float | None, batch: object, tags: dict[str, str]
 ) -> None:

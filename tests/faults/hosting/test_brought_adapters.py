@@ -102,7 +102,7 @@ def test_an_adapter_is_priced_uploaded_and_put_up_at_another_host(bringer: Bring
     folder = bringer.hosts.home / "runs"
     there = {_sha(file) for file in folder.glob(f"{to}-*/adapter/adapter_model.safetensors")}
     assert _sha(Path(adapter.folder) / "adapter_model.safetensors") in there, "byte for byte"
-    bringer.hosts.skip(100)
+    bringer.hosts.skip(1_000)
     said = bringer.shop.type("chat", run.id, "hello", "--at", to)
     assert said.exit_code == 0 and "not trained" in said.output
     tests = ("eval", run.id, "--test", str(bringer.shop.rows), "--limit", "2", "--json", "--on")

@@ -39,7 +39,7 @@ def test_a_run_of_a_host_and_its_base_are_asked_there(name: str, hosts: Any, tmp
         with pytest.raises(UsageError, match="deploy"), experiments.serve(ft, experiment, terms):
             pass
         run.deploy()
-        hosts.skip(100)
+        hosts.skip(1_000)
     hosts.clear_requests()
     told: dict[str, set[str]] = {"base": set(), "tuned": set()}
     known = ft.store.deployments.of_run(run.id)
@@ -78,7 +78,7 @@ def test_a_deployment_named_by_its_model_is_used_by_its_own_users_alone(
     hosts.skip(100_000)
     ft.sync()
     run.deploy()
-    hosts.skip(100)
+    hosts.skip(1_000)
     handle = run.record.handle
     asking: Any = run.provider
     base, tuned = (asking.chat(handle, base=wanted).model for wanted in (True, False))

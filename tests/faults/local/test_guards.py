@@ -10,6 +10,9 @@ import random
 import re
 import resource
 import signal
+import subprocess
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -31,6 +34,7 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
 from tests.workers import Nursery
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
+from orchestrate.local.run.launching import start_worker, worker_environment
 from orchestrate.local.space import DiskFull, disk_is_full, require
 from orchestrate.providers.local import reading
 
@@ -112,8 +116,9 @@ def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(
 
 @pytest.mark.slow
 def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
-    """A worker that may grow by 150 MB goes through 4096 tokens of a step in smaller parts. It keeps to them
-    when it is killed and goes on with all the memory there is: to the bit as one that was never in need."""
+    """A worker that may grow by 150 MB, until it has noticed, goes through 4096 tokens of a step in smaller
+    parts. It keeps to them when it is killed and goes on with all the memory there is: to the bit as one that
+    was never in need."""
     chance, path = random.Random(0), tmp_path / "long.jsonl"
     with path.open("w", encoding="utf-8") as out:
         for _ in range(48):
@@ -121,13 +126,7 @@ def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: 
             messages = [{"role": "user", "content": "Say"}, {"role": "assistant", "content": said}]
             out.write(json.dumps({"messages": messages}) + "\n")
     tight = changed(job, "tight", epochs=2, batch_size=12, evals=1, train=str(path), validation=None)
-    run = launch(tight, home)
-    wait(lambda: bool(events(run, "started")) or run.state().terminal)
-    pid = json.loads((run.path / "worker.json").read_bytes())["pid"]
-    resource.prlimit(pid, resource.RLIMIT_DATA, (written_bytes(pid) + 150 * MB, resource.RLIM_INFINITY))
-    wait(lambda: bool(events(run, "memory")) or run.state().terminal)
-    # What it is short of from here on would be other, slower kernels.
-    resource.prlimit(pid, resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    run = launch(tight, home, lambda run: start_worker(run, in_need))
     wait(lambda: len(run.metrics()) >= 3 or run.state().terminal)
     kill(run)
     assert resume(run), run.log.read_text()
@@ -149,10 +148,34 @@ def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: 
     assert {p.values["tokens"] for p in run.metrics()} == {p.values["tokens"] for p in there.metrics()}
 
 
-def written_bytes(pid: int) -> int:
-    """What RLIMIT_DATA counts."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return int(status.partition("VmData:")[2].split()[0]) * 1024
+def in_need(run: RunDir, log: int) -> int:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", IN_NEED, str(run.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env=worker_environment(run.job().threads),
+    )
+    threading.Thread(target=worker.wait, daemon=True).start()  # when it ends before the test does
+    return worker.pid
+
+
+IN_NEED = """
+import resource, sys
+from pathlib import Path
+from orchestrate.local.run import worker
+from orchestrate.local.run.rundir import RunDir
+told = RunDir.add_event
+def add_event(run, message, *, type="message", **more):
+    told(run, message, type=type, **more)
+    # RLIMIT_DATA counts VmData. What it is short of later on would be other, slower kernels.
+    written = int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]) * 1024
+    if (most := {"started": written + 150_000_000, "memory": resource.RLIM_INFINITY}.get(type)) is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
+RunDir.add_event = add_event
+raise SystemExit(worker.main(sys.argv[1]))
+"""
 
 
 @pytest.mark.slow

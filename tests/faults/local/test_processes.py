@@ -149,7 +149,7 @@ def test_one_that_is_killed_ends_all_and_the_run_goes_on(
     assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
     resumed = [event for event in killed.events() if event.type == "resumed"]
     assert len(resumed) == 2 and all((event.step or 0) > 0 for event in resumed)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while helpers(killed) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not helpers(killed)

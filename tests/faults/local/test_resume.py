@@ -125,8 +125,9 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     killed = launch(msgspec.structs.replace(job, ref="killed"), home, nursery.start)
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
-    at, later = chance.randint(1, 11), chance.uniform(0, whole.state().seconds / 15)
+    at, share = chance.randint(1, 9), chance.random()
     wait(lambda: len(killed.metrics()) >= at)
+    later = share * killed.state().seconds / at
     time.sleep(later)  # somewhere within the next step, or while its checkpoint is written
     kill(killed)
     told = f"seed {seed}: killed {later:.3f} s after step {at}"

@@ -159,7 +159,7 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
     killed = launch(msgspec.structs.replace(job, ref="orc-b"), home, nursery.start)
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
-    for first, last in ((1, 9), (10, 18)):
+    for first, last in ((1, 9), (10, 15)):
         at = chance.randint(first, last)
         wait(lambda at=at: len(killed.metrics()) >= at)
         kill(killed)

@@ -46,7 +46,7 @@ def test_two_that_decide_at_once_make_one_step(
         seen = report(one)
         if id(one) not in looked:
             looked.add(id(one))
-            both.wait(60)
+            both.wait(240)
         return seen
 
     with Experiment.open("bot", store_url) as other:
@@ -100,7 +100,7 @@ def test_killed_processes_lose_nothing_that_they_said(store: Store, store_url: s
         )
         for n, out in enumerate(outs)
     ]
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while min(out.read_text().count("\n") if out.exists() else 0 for out in outs) < 15:
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -192,7 +192,7 @@ def make_at_once(tmp_path: Path, url: str, *, processes: int, each: int) -> list
         for _ in range(processes)
     ]
     start.touch()
-    return [command.ended(maker, 120) for maker in makers]
+    return [command.ended(maker, 240) for maker in makers]
 
 
 def test_eight_processes_make_one_store_and_lose_no_run(unmade_store_url: str, tmp_path: Path) -> None:

@@ -455,7 +455,7 @@ def test_a_held_lease_is_renewed_while_its_work_goes_on(store: Store) -> None:
             return connection.exec_driver_sql("SELECT expires_at FROM leases").scalar_one()
 
     with store.leases.hold("work", ttl_s=3.0):
-        first, deadline = expires(), time.monotonic() + 60
+        first, deadline = expires(), time.monotonic() + 240
         while expires() == first:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -143,7 +143,7 @@ def _made(folder: Path) -> Path:
 @pytest.mark.parametrize("name", HOSTED)
 def test_the_share_that_is_held_covers_what_the_job_will_cost(world: World, name: str) -> None:
     """Against the sandbox, which bills by the host's rules; the judge is its final bill."""
-    world.submit(name, reached=world.stands_still_from("after-fence"))
+    world.submit(name)
     provider, run = world.provider(name), world.store.runs.get("last")
     [job] = [job for job in provider.list() if job.handle.job_id == run.job_id]
     # As where the host tells no price before the end.

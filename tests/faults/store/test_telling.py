@@ -352,7 +352,7 @@ def test_what_a_hanging_command_started_ends_with_it_and_what_a_done_one_started
     with pytest.raises(PerhapsDelivered):
         Command(_keeping(tmp_path, start + HANGS), timeout_s=TOO_LONG_S).send(run)
     child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while started(child) is not None:
         assert time.monotonic() < deadline, "its child lives on"
         time.sleep(0.05)

@@ -121,6 +121,6 @@ def test_a_worker_ends_when_asked_and_says_that_the_runs_go_on(shell: Shell) -> 
     assert worker.stdout is not None
     assert worker.stdout.readline(), "it tells what moved"
     worker.send_signal(signal.SIGTERM)
-    _, errors = worker.communicate(timeout=60)
+    _, errors = worker.communicate(timeout=240)
     assert worker.returncode == 0
     assert "the runs go on" in errors

@@ -37,7 +37,7 @@ def test_a_killed_download_leaves_nothing_or_a_whole_artefact(tmp_path: Path, na
     with sandbox.running(train=False, speed=50) as hosts, Store.open(f"sqlite:///{home}/r.sqlite3") as store:
         provider = backend(name, home, hosts.env)
         run: Run = submit(store, provider, spec_for(rows), TrainingData.open(str(rows)))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         hosts.skip(3600)
         while not run.status.terminal and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def test_a_postgres_that_is_gone_from_each_point_on(
 ) -> None:
     name = HOSTED[POINTS.index(point) % len(HOSTED)]
     world = World(tmp_path, hosts, postgres.store())
+    timing = replace(UNHURRIED, lease_s=1.0)  # which cannot be given back
 
     def stops(reached: str) -> None:
         if reached == point:
@@ -122,11 +124,11 @@ def test_a_postgres_that_is_gone_from_each_point_on(
 
     try:
         if point == "after-submitted":
-            world.submit(name, timing=UNHURRIED, reached=stops)
+            world.submit(name, timing=timing, reached=stops)
         else:
             sent = point in ("after-fence", "after-post")
             with pytest.raises(OutcomeUnknown if sent else StoreError) as caught:
-                world.submit(name, timing=UNHURRIED, reached=stops)
+                world.submit(name, timing=timing, reached=stops)
             assert len(world.jobs(name)) == int(sent)
             assert sent or caught.value.retryable
     finally:

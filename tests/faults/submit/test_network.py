@@ -11,6 +11,7 @@ import pytest
 from tests.cells import diagonal
 from tests.faults.conftest import AT_ONCE
 from tests.faults.world import CREATE, HOSTED, LATE, SETTLED, Counted, World
+from tests.ports import own_port
 
 from orchestrate import sandbox
 from orchestrate.errors import OutcomeUnknown, ProviderError, RateLimited
@@ -57,9 +58,11 @@ def test_a_host_that_goes_away_before_the_post_and_comes_back(
 ) -> None:
     home = tmp_path / "sandbox"
     with contextlib.ExitStack() as first:
-        hosts = first.enter_context(sandbox.running(home=home, train=False, speed=20, waits=AT_ONCE))
+        ports = [own_port() for _ in HOSTED]
+        hosts = first.enter_context(
+            sandbox.running(home=home, train=False, speed=20, ports=ports, waits=AT_ONCE)
+        )
         world = World(tmp_path, hosts)
-        ports = [int(url.rpartition(":")[2]) for url in hosts.urls.values()]
 
         def goes(point: str) -> None:
             if point == "after-fence":
@@ -184,7 +187,7 @@ def test_statuses_that_come_twice_or_go_back_change_nothing(
     world: World, hosts: Any, counted: Counted, name: str
 ) -> None:
     seconds, stands, old = BACKWARDS[name]
-    run = world.submit(name, reached=world.stands_still_from("after-uploaded"))
+    run = world.submit(name)
     provider = world.provider(name)
     hosts.skip(seconds)
     assert world.sync().changed == [run.id]
@@ -211,10 +214,8 @@ def test_statuses_that_come_twice_or_go_back_change_nothing(
 def test_a_cancel_that_races_the_submit_leaves_no_job_running(
     world: World, hosts: Any, counted: Counted, name: str, point: str
 ) -> None:
-    stand_still = world.stands_still_from("after-uploaded")
 
     def cancels(reached: str) -> None:
-        stand_still(reached)
         if reached == point:
             cancel(world.store, world.provider(name), world.store.runs.get("last"), timing=SETTLED)
 

@@ -194,27 +194,23 @@ def test_a_job_that_was_deleted_at_its_host_is_said_and_keeps_its_share(store: S
 
 
 def test_a_job_that_its_host_holds_is_said_once_and_an_ended_one_is_not_resumed(shop: Shop) -> None:
-    shop.hosts.clock.speed = 0.01  # only the test moves time
-    try:
-        run = shop.ft.submit(shop.spec, "openai")
-        shop.hosts.skip(250)  # until it runs
-        run.pause()
-        for _ in range(2):
-            assert f"paused: {run.id}" in shop.type("sync").output
-        [message] = told(shop.ft.store, run.record, "paused")
-        assert "keeps its share of the budget" in message and f"orchestrate resume {run.id}" in message
-        assert "keeps its share of the budget" in shop.type("events", run.id).output
-        assert run.resume().status is not JobStatus.PAUSED
-        shop.hosts.skip(100_000)
-        for _ in range(2):
-            with pytest.raises(UsageError, match="nothing to resume") as caught:
-                run.resume()
-        assert f"orchestrate show {run.id}" in str(caught.value.fix)
-        sent = [entry["path"] for entry in shop.hosts.requests("openai", method="POST")]
-        resumed = [path for path in sent if path.endswith(f"{run.record.job_id}/resume")]
-        assert len(resumed) == 1, "an ended job was not asked to go on"
-    finally:
-        shop.hosts.clock.speed = 20
+    run = shop.ft.submit(shop.spec, "openai")
+    shop.hosts.skip(250)  # until it runs
+    run.pause()
+    for _ in range(2):
+        assert f"paused: {run.id}" in shop.type("sync").output
+    [message] = told(shop.ft.store, run.record, "paused")
+    assert "keeps its share of the budget" in message and f"orchestrate resume {run.id}" in message
+    assert "keeps its share of the budget" in shop.type("events", run.id).output
+    assert run.resume().status is not JobStatus.PAUSED
+    shop.hosts.skip(100_000)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="nothing to resume") as caught:
+            run.resume()
+    assert f"orchestrate show {run.id}" in str(caught.value.fix)
+    sent = [entry["path"] for entry in shop.hosts.requests("openai", method="POST")]
+    resumed = [path for path in sent if path.endswith(f"{run.record.job_id}/resume")]
+    assert len(resumed) == 1, "an ended job was not asked to go on"
 
 
 def test_a_limit_that_is_no_number_is_no_limit(shop: Shop) -> None:

@@ -253,12 +253,12 @@ def served_until_killed(shop: Shop, hosts: Any) -> None:
     env = {**os.environ, **shop.env}
     streams = [Path(os.devnull), log, log]
     child = command.start(serve, [str(shop.folder)], cwd=shop.folder, env=env, streams=streams)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while hosts.fronts["openai"].faults.waiting():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     child.kill()
-    assert command.ended(child, 30) == -signal.SIGKILL
+    assert command.ended(child, 240) == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -271,7 +271,7 @@ def test_a_server_killed_in_the_middle_sends_nothing_twice(
     hosts.fault("openai", "slow", method="POST", path=path, delay_s=20.0)
     served_until_killed(shop, hosts)
     hosts.clear_faults()
-    server, deadline = QueueServer(shop.ft), time.monotonic() + 90
+    server, deadline = QueueServer(shop.ft), time.monotonic() + 240
     while state(shop, entry).state is not QueueState.SUBMITTED:  # its lease has to expire
         assert time.monotonic() < deadline, server.problems
         server.turn()

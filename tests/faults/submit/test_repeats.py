@@ -183,7 +183,7 @@ def test_of_many_that_ask_at_once_one_makes_the_run(
         with Orchestrator(shop.settings) as ft:
             prepared = ft.prepare(shop.spec, "fireworks")
             assert ft.runs() == []
-            together.wait(60)
+            together.wait(240)
             try:
                 return ft.submit(prepared, "fireworks", idempotency_key=key).id
             except AlreadySubmitted as error:

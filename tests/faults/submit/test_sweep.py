@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -136,15 +135,6 @@ def test_survivors_of_a_share_are_trained_again_on_all_rows(shop: Shop) -> None:
     assert len(carried.trials) == 4
 
 
-@pytest.fixture
-def standing(hosts: Any) -> Iterator[None]:
-    """The hosts' clock stands: no job ends by itself."""
-    speed, hosts.clock.speed = hosts.clock.speed, 0.01
-    yield
-    hosts.clock.speed = speed
-
-
-@pytest.mark.usefixtures("standing")
 def test_what_falls_behind_is_cancelled(shop: Shop) -> None:
     search = begun(shop, prune=True, max_parallel=3)
     carried = Searching(shop.ft, search)

@@ -16,6 +16,8 @@ from starlette.routing import Route
 from orchestrate.web.server import serving
 from orchestrate.wire.openai import chat
 
+HANGS_S = 8.0
+
 
 @dataclass
 class Model:
@@ -32,7 +34,7 @@ class Model:
         self.bodies.append(body)
         self.keys.append(request.headers.get("authorization"))
         if self.fault == "hang":
-            await asyncio.sleep(5)
+            await asyncio.sleep(HANGS_S)
         if self.fault == "page":
             return HTMLResponse("<h1>Please log in</h1>")
         if self.fault == "error" and not body.get("stream"):

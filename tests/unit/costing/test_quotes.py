@@ -336,7 +336,7 @@ def test_a_second_host_with_rates_of_its_own(
     assert price("openai").expected_usd > 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(epochs=st.integers(1, 60), more=st.integers(0, 20), evals=st.integers(0, 10))
 @pytest.mark.parametrize(
     ("provider", "model"), [("together", "llama-3.3-70b"), ("fireworks", "qwen3-8b"), ("openai", "gpt-4.1")]

@@ -140,11 +140,11 @@ def test_a_host_that_gives_up_loses_no_answer_under_way(tmp_path: Path) -> None:
     def ask(batch: list[Question]) -> list[Answer]:
         asked = batch[0].messages[0].content
         if asked in ("q0", "q1", "q2", "q3"):
-            all_asked.wait(60)
+            all_asked.wait(240)
         if asked == "q2":
             refused.set()
             raise RateLimited("host", "slow down", status=429)
-        assert refused.wait(60)
+        assert refused.wait(240)
         return [Answer(text="ok")]
 
     model = Respondent(name="m", identity={}, ask=ask, parallel=4)
@@ -180,14 +180,14 @@ def test_a_kill_loses_no_answer_and_pays_for_none_twice(tmp_path: Path) -> None:
                 """From then on nothing is answered until the command is dead."""
                 if number >= at:
                     when[0].set()
-                    when[1].wait(60)
+                    when[1].wait(240)
                 return body["messages"][-1]["content"].removeprefix("row ")
 
             host.writes = writes
             process = command.start(command.orchestrate, words, cwd=tmp_path, env=env, streams=streams)
             assert reached.wait(120)
             process.kill()
-            assert command.ended(process, 60) == -signal.SIGKILL
+            assert command.ended(process, 240) == -signal.SIGKILL
             killed.set()
         host.writes = lambda _number, body: body["messages"][-1]["content"].removeprefix("row ")
         done = command.run(words, cwd=tmp_path, env=env)

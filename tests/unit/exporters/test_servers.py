@@ -41,7 +41,7 @@ def server(command: list[str], folder: Path, address: str) -> Iterator[str]:
 
 def answer(url: str, **asked: Any) -> Any:
     """Of a server that has said that it is up, and may not be yet."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while True:
         try:
             found = httpx.request("POST" if asked.get("json") else "GET", url, timeout=60, **asked)
@@ -62,7 +62,7 @@ def test_tensorboard_draws_the_curves(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "logs")]
     command += ["--port", "0", "--load_fast", "false", "--reload_interval", "0"]
     with server(command, tmp_path, r"http://[\w.]+:\d+/") as url:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 240
         while not (tags := answer(f"{url}data/plugin/scalars/tags")):
             assert time.monotonic() < until
             time.sleep(0.2)

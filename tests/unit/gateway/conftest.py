@@ -50,7 +50,7 @@ class Gateway:
 
     def http(self, key: str = "any") -> httpx.Client:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=f"{self.url}/", headers=headers, timeout=60)
+        return httpx.Client(base_url=f"{self.url}/", headers=headers, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,14 @@ def openai(gateway: Gateway) -> Iterator[OpenAI]:
         yield client
 
 
+@pytest.fixture
+def standing(sandbox: Sandbox) -> Iterator[None]:
+    """No job that is made now ends by itself."""
+    speed, sandbox.clock.speed = sandbox.clock.speed, 0.001
+    yield
+    sandbox.clock.speed = speed
+
+
 @contextmanager
 def own_port() -> Iterator[int]:
     """A port that nobody else gets, for a server that is killed and started again: while it is down, any
@@ -107,7 +115,7 @@ def rows(n: int = 12, mark: str = "") -> bytes:
     return "".join(json.dumps(turn) + "\n" for turn in turns).encode()
 
 
-def until(look: Callable[[], Any], patience_s: float = 60) -> Any:
+def until(look: Callable[[], Any], patience_s: float = 240) -> Any:
     deadline = time.monotonic() + patience_s
     while not (found := look()):
         assert time.monotonic() < deadline, "it did not come"
@@ -115,7 +123,7 @@ def until(look: Callable[[], Any], patience_s: float = 60) -> Any:
     return found
 
 
-def ended(client: OpenAI, id: str, patience_s: float = 60) -> Any:
+def ended(client: OpenAI, id: str, patience_s: float = 240) -> Any:
     def look() -> Any:
         job = client.fine_tuning.jobs.retrieve(id)
         return job if job.status in ("succeeded", "failed", "cancelled") else None

@@ -61,6 +61,7 @@ def test_llamaindex(openai: OpenAI, data: Path) -> None:
     assert name.split(":")[1] == ASKED, "it looks up the context of the part behind ft:"
 
 
+@pytest.mark.usefixtures("standing")
 def test_instructor(openai: OpenAI, data: Path) -> None:
     """Its command line waits for the file and names a validation file that there is not."""
     with data.open("rb") as file:

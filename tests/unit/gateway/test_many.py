@@ -43,7 +43,7 @@ def test_two_hundred_clients_are_all_answered(
     async def all_of_them(file: str) -> None:
         headers, limits = {"authorization": "Bearer any"}, httpx.Limits(max_connections=CLIENTS)
         async with httpx.AsyncClient(
-            base_url=f"{gateway.url}/", headers=headers, limits=limits, timeout=120
+            base_url=f"{gateway.url}/", headers=headers, limits=limits, timeout=240
         ) as http:
             end = time.monotonic() + SECONDS
             await asyncio.gather(*(client(n, http, file, end) for n in range(CLIENTS)))

@@ -188,7 +188,7 @@ def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Jo
         words = [str(home), str(port), place]
         with _STARTING:
             process = command.start(worker.main, words, cwd=home, env=env, streams=streams)
-        until((home / "up").exists, 120)
+        until((home / "up").exists)
         return process
 
     process = start()
@@ -197,11 +197,11 @@ def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Jo
         file = client.files.create(file=("t.jsonl", rows(mark=place)), purpose="fine-tune")
         create = client.fine_tuning.jobs.create
         asked = pool.submit(lambda: create(model=ASKED, training_file=file.id, suffix=place))
-        command.ended(process, 120)
+        command.ended(process, 240)
         process = start()
         try:
-            job = asked.result(120)
-            assert ended(client, job.id, 180).status == "succeeded"
+            job = asked.result(240)
+            assert ended(client, job.id).status == "succeeded"
             assert [one.id for one in client.fine_tuning.jobs.list()] == [job.id]
         finally:
             process.kill()

@@ -108,7 +108,7 @@ def test_instructor(gateway: Gateway, model: str, data: Path) -> None:
             until(going_on, 300)
         time.sleep(3)  # it looks each second, and shows its table when it is interrupted
         watching.send_signal(signal.SIGINT)
-        watching.wait(30)
+        watching.wait(240)
         assert "succeeded" in (data.parent / "out").read_text()
     finally:
         watching.kill()

@@ -14,6 +14,7 @@ from orchestrate.keys import Secret
 from orchestrate.sandbox.server import Sandbox
 
 
+@pytest.mark.usefixtures("standing")
 def test_a_file_comes_in_parts(openai: OpenAI, gateway: Gateway) -> None:
     content = rows(300, "parts")
     upload = openai.uploads.upload_file_chunked(

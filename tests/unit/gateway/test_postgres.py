@@ -42,7 +42,7 @@ def test_two_gateways_make_each_job_once(
         processes.append(command.start(worker.main, words, cwd=home, env=env, streams=streams))
     try:
         for home in homes:
-            until((home / "up").exists, 120)
+            until((home / "up").exists)
         urls = [f"http://127.0.0.1:{port}/v1/" for port in ports]
         with httpx.Client(timeout=120) as http, ThreadPoolExecutor(6) as pool:
             upload = {"file": ("t.jsonl", rows(mark="two"))}
@@ -68,7 +68,7 @@ def test_two_gateways_make_each_job_once(
             def state(number: int) -> str:
                 return http.get(f"{urls[number % 2]}fine_tuning/jobs/{ids[number]}").json()["status"]
 
-            until(lambda: {state(n) for n in range(ASKS)} == {"succeeded"}, 120)
+            until(lambda: {state(n) for n in range(ASKS)} == {"succeeded"})
     finally:
         for process in processes:
             process.kill()

@@ -106,10 +106,14 @@ def test_an_empty_parameter_is_as_none(gateway: Gateway, file: str) -> None:
             assert file in [one["id"] for one in http.get(f"files?{query}").json()["data"]], query
 
 
-def test_what_has_ended_is_not_cancelled(openai: OpenAI, gateway: Gateway, file: str) -> None:
+@pytest.mark.usefixtures("standing")
+def test_what_was_cancelled_has_ended(openai: OpenAI, file: str) -> None:
     job = openai.fine_tuning.jobs.create(model=ASKED, training_file=file)
     assert openai.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     assert ended(openai, job.id).status == "cancelled"
+
+
+def test_what_has_ended_is_not_cancelled(openai: OpenAI, gateway: Gateway, file: str) -> None:
     done = openai.fine_tuning.jobs.create(model=ASKED, training_file=file, suffix="b")
     assert ended(openai, done.id).status == "succeeded"
     with gateway.http() as http:

@@ -29,13 +29,13 @@ def test_a_client_that_knows_the_authority_comes_in_and_no_other(sandbox: Sandbo
         given, _ = service.add_key(gateway.ft, "ann")
         headers = {"authorization": f"Bearer {given}"}
         assert gateway.url.startswith("https://127.0.0.1:")
-        with httpx.Client(verify=trusting, headers=headers) as client:
+        with httpx.Client(verify=trusting, headers=headers, timeout=240) as client:
             assert client.get(f"{gateway.url}/models").status_code == 200
             named = client.get(f"{gateway.url}/models", headers={"host": "gateway.example"})
             assert named.status_code == 200
-        with httpx.Client(headers=headers) as client, pytest.raises(httpx.ConnectError):
+        with httpx.Client(headers=headers, timeout=240) as client, pytest.raises(httpx.ConnectError):
             client.get(f"{gateway.url}/models")  # its authority is nobody to the others
-        with httpx.Client() as client, pytest.raises(httpx.RemoteProtocolError):
+        with httpx.Client(timeout=240) as client, pytest.raises(httpx.RemoteProtocolError):
             client.get(gateway.url.replace("https", "http"))
         port = httpx.URL(gateway.url).port
         assert port is not None

@@ -44,7 +44,7 @@ def killed(arguments: list[str]) -> None:
 
 def submitted(ft: Orchestrator, old: RunHandle) -> RunHandle:
     """By the same command again, until it is there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while True:
         sync(ft.store, ft.provider, timing=SETTLED)
         try:

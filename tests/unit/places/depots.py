@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
+from tests import loopback
+from tests.ports import own_port
 
 
 class S3:
     """`env`: of whoever asks it."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = own_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = (folder / "s3.log").open("wb")
         self.process = subprocess.Popen(
@@ -34,10 +33,10 @@ class S3:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             try:
-                httpx.put(f"{self.address}/runs", headers=_signed())
+                loopback.put(f"{self.address}/runs", headers=_signed())
                 return
             except httpx.TransportError:
                 assert time.monotonic() < deadline and self.process.poll() is None, "moto does not start"

@@ -1,5 +1,5 @@
 """What a worker does to its run directory, without a model: ten steps, a checkpoint at every second one. Goes
-on from its newest checkpoint, and heeds `control`."""
+on from its newest checkpoint, and heeds `control`; before the step `hold_at` it waits for it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.rundir import RunDir, now
 
 STEPS = 10
+PATIENCE_S = 400
 SPEED = 123.0
 """Tokens per second, that it says it measured."""
 
 
-def main(path: str, seconds: float, die_at: int = 0) -> None:
+def main(path: str, die_at: int, hold_at: int) -> None:
     run = RunDir(path)
     state = run.written_state()
     whole, _ = checkpoints.newest_whole(run.checkpoints)
@@ -29,12 +30,16 @@ def main(path: str, seconds: float, die_at: int = 0) -> None:
     attempt = state.attempt + 1
     run.add_event(f"attempt {attempt} begins after step {first}", type="started")
     for step in range(first + 1, STEPS + 1):
-        if word := run.asked():
+        until = time.monotonic() + PATIENCE_S
+        while not (word := run.asked()) and step == hold_at:
+            if time.monotonic() > until:
+                raise SystemExit("nobody asked")
+            time.sleep(0.02)
+        if word:
             status = {"pause": "paused", "cancel": "cancelled"}[word]
             state = msgspec.structs.replace(state, status=status, step=step - 1, updated_at=now())
             run.write_state(state)
             return
-        time.sleep(seconds)
         run.add_metrics(step, {"train_loss": 1.0 / step, "attempt": float(attempt)})
         if step % 2 == 0:
             weights = f"weights of step {step}".encode()
@@ -65,4 +70,4 @@ def main(path: str, seconds: float, die_at: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[-1], float(sys.argv[1]), int(sys.argv[2]))
+    main(sys.argv[-1], int(sys.argv[1]), int(sys.argv[2]))

@@ -78,11 +78,11 @@ def submit(found: AwayProvider, asked: JobSpec, ref: str = REF) -> Any:
     return create(found, asked, upload(found, asked, data), ref)
 
 
-def work(tmp_path: Path, name: str, *, die_at: int = 0, steps_s: float = 0.0) -> int:
+def work(tmp_path: Path, name: str, *, die_at: int = 0, hold_at: int = 0) -> int:
     """What the job would do over there; its exit code."""
     folder = tmp_path / name
     folder.mkdir()
-    engine = [sys.executable, ENGINE, str(steps_s), str(die_at)]
+    engine = [sys.executable, ENGINE, str(die_at), str(hold_at)]
     errand = Errand(
         Depot(f"file://{tmp_path}/depot"), REF, folder, engine=engine, report_s=0.05, end=lambda code: None
     )
@@ -334,7 +334,7 @@ def test_a_cap_holds_before_the_start_and_after_it(
     world.run()
     dear = Hourly(usd_per_hour=price + 1, machine="m", source="s", as_of=found.get(handle).created_at)  # type: ignore[arg-type]
     Depot(f"file://{tmp_path}/depot").run(REF).write(PRICE, dear.to_json())
-    assert work(tmp_path, "dear", steps_s=0.2) == 0
+    assert work(tmp_path, "dear", hold_at=3) == 0
     world.end("exit 0")
     job = found.get(handle)
     assert job.status is JobStatus.PAUSED and job.error is not None and "may cost" in job.error.message

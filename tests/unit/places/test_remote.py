@@ -19,6 +19,7 @@ import pytest
 from tests.paths import ROOT
 from tests.unit.places.depots import S3
 
+from orchestrate.files import write_whole
 from orchestrate.local import Hyper, LocalJob, RunDir
 from orchestrate.local.job import Adapter, Supervised
 from orchestrate.local.run import checkpoints
@@ -35,8 +36,8 @@ from orchestrate.types import ArtifactFile
 ENGINE = str(Path(__file__).parent / "engine.py")
 
 
-def engine(seconds: float = 0.0, die_at: int = 0) -> list[str]:
-    return [sys.executable, ENGINE, str(seconds), str(die_at)]
+def engine(die_at: int = 0, hold_at: int = 0) -> list[str]:
+    return [sys.executable, ENGINE, str(die_at), str(hold_at)]
 
 
 @pytest.fixture
@@ -65,10 +66,15 @@ def errand(url: str, folder: Path, **more: object) -> Errand:
 
 
 def wait(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not ready():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def meanwhile(away: Errand, happens: Callable[[], object]) -> None:
+    """Once its engine holds before step 5."""
+    threading.Thread(target=lambda: (wait(lambda: away.run.state().step == 4), happens())).start()
 
 
 def test_a_reader_sees_what_the_worker_wrote(url: str, job: LocalJob, tmp_path: Path) -> None:
@@ -119,21 +125,21 @@ def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path:
     url = f"file://{tmp_path}/depot"
     place_order(Depot(url), job, Limits())
     stored = Depot(url).run("orc-a")
-    asking = threading.Timer(0.5, lambda: stored.write("control", word.encode()))
-    asking.start()
-    assert errand(url, tmp_path / "there", engine=engine(0.3)).work() == 0
+    away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
+    meanwhile(away, lambda: stored.write("control", word.encode()))
+    assert away.work() == 0
     assert b'"status":"%s"' % end.encode() in (stored.read("status.json") or b"")
 
 
 def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
     place_order(Depot(url), job, Limits())
-    first, codes = errand(url, tmp_path / "first", engine=engine(30.0)), list[int]()
+    first, codes = errand(url, tmp_path / "first", engine=engine(hold_at=1)), list[int]()
     thread = threading.Thread(target=lambda: codes.append(first.work()))
     thread.start()
     wait(lambda: Depot(url).read("runs/orc-a/pulse.json") is not None)
     assert errand(url, tmp_path / "second").work() == 0
-    thread.join(60)
+    thread.join(240)
     assert codes == [1]
     told = RunDir(tmp_path / "here")
     told.path.mkdir()
@@ -146,13 +152,13 @@ def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Pa
     url, clock = f"file://{tmp_path}/depot", Clock()
     limits = Limits(max_usd=Decimal(1), usd_per_hour=Decimal(3600))
     place_order(Depot(url), job, limits)
-    away = errand(url, tmp_path / "there", engine=engine(0.2), clock=clock)
-    threading.Thread(target=lambda: (wait(lambda: len(away.run.metrics()) > 2), clock.pass_(1.0))).start()
+    away = errand(url, tmp_path / "there", engine=engine(hold_at=5), clock=clock)
+    meanwhile(away, lambda: clock.pass_(1.0))
     assert away.work() == 0
     state = away.run.state()
     assert state.status == "paused" and 0 < state.step < 10
     assert state.error is not None and state.error.code == "limit" and "$1.00" in state.error.message
-    again = errand(url, tmp_path / "again", engine=engine(30.0))
+    again = errand(url, tmp_path / "again", engine=engine(hold_at=5))
     assert again.claim.earlier_s >= 1.0
     assert again.work() == 0 and again.run.metrics()[-1].step == state.step, "no time was left"
     place_order(Depot(url), job, Limits())
@@ -164,8 +170,8 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_a_run_that_goes_on
 ) -> None:
     url = f"file://{tmp_path}/depot"
     place_order(Depot(url), job, Limits())
-    away = errand(url, tmp_path / "there", engine=engine(0.3))
-    threading.Timer(1.5, away.preempted.set).start()
+    away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
+    meanwhile(away, away.preempted.set)
     assert away.work() == 1
     here = RunDir(tmp_path / "here")
     here.path.mkdir()
@@ -215,9 +221,9 @@ def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
             for name, value in store.env.items():
                 patch.setenv(name, value)
             depot = Depot("s3://runs/cut")
-            order = place_order(depot, job, Limits(silence_s=4.0))
+            order = place_order(depot, job, Limits(silence_s=60))
             worker = subprocess.Popen(
-                [sys.executable, "-c", CUT, str(tmp_path), *engine(0.5)],
+                [sys.executable, "-c", CUT, str(tmp_path), *engine(hold_at=5)],
                 env={**os.environ, **environment(depot, order), "PYTHONPATH": str(ROOT / "src")},
             )
         pid = tmp_path / "orc-a" / "engine.pid"
@@ -226,21 +232,35 @@ def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
             store.freeze()
         else:
             store.process.kill()
-        assert worker.wait(60) == SILENT
+        wait(lambda: silent(worker, tmp_path))
+        assert worker.returncode == SILENT
         wait(lambda: not _lives(int(pid.read_text())))
     finally:
         store.close()
 
 
+def silent(worker: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Whether it has ended; else hours pass by its clock."""
+    passed = float((folder / "clock").read_text()) if (folder / "clock").exists() else 0.0
+    write_whole(folder / "clock", str(passed + 3600).encode())
+    return worker.poll() is not None
+
+
 CUT = """
 import os, sys
+from contextlib import suppress
 from pathlib import Path
 from orchestrate.places.depot import Depot
 from orchestrate.places.remote import Errand
 folder, *engine = sys.argv[1:]
 note = 'echo $$ > "$4/engine.new"; mv "$4/engine.new" "$4/engine.pid"; exec "$0" "$@"'
 depot = Depot(os.environ["ORCHESTRATE_DEPOT"])
-errand = Errand(depot, "orc-a", Path(folder), engine=["/bin/sh", "-c", note, *engine], report_s=0.2)
+def clock():
+    with suppress(FileNotFoundError):
+        return float(Path(folder, "clock").read_text())
+    return 0.0
+engine = ["/bin/sh", "-c", note, *engine]
+errand = Errand(depot, "orc-a", Path(folder), engine=engine, report_s=0.2, clock=clock)
 os._exit(errand.work())
 """
 
@@ -285,16 +305,17 @@ store = S3(folder)
 os.environ.update(store.env)
 depot = tests.Depot("s3://runs/cut")
 (folder / "train.jsonl").write_text("{}")
-order = tests.place_order(depot, tests.job_at(folder), tests.Limits(silence_s=8.0))
+order = tests.place_order(depot, tests.job_at(folder), tests.Limits(silence_s=60))
 worker = subprocess.Popen(
-    [sys.executable, "-c", tests.CUT, str(folder), *tests.engine(0.5)],
+    [sys.executable, "-c", tests.CUT, str(folder), *tests.engine(hold_at=5)],
     env={**os.environ, **tests.environment(depot, order)},
 )
 pid = folder / "orc-a" / "engine.pid"
 tests.wait(lambda: pid.exists() and len(tests.RunDir(folder / "orc-a").metrics()) > 1)
 tests.wait(lambda: depot.read("runs/orc-a/pulse.json") is not None)
 loopback(False)
-code = worker.wait(120)
+tests.wait(lambda: tests.silent(worker, folder))
+code = worker.returncode
 tests.wait(lambda: not tests._lives(int(pid.read_text())))
 loopback(True)
 print(code, tests._lives(int(pid.read_text())), len(depot.read("runs/orc-a/pulse.json") or b""))

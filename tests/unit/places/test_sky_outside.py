@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import pytest
 from tests.outside import program
+from tests.ports import own_port
 from tests.unit.places.test_sky import H100, REF, submit
 
 from orchestrate.errors import OutcomeUnknown
@@ -145,9 +145,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.env, self.folder, self.faults = home(folder), folder, list[str]()
         python(self.env, "print(json.dumps(None))")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = own_port()
         # Or its own controllers would look for it at its usual port, and start another over its books.
         self.env["SKYPILOT_API_SERVER_ENDPOINT"] = f"http://127.0.0.1:{self.port}"
         self.start()
@@ -176,7 +174,7 @@ class Server:
             time.sleep(0.5)
 
     def _answers(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request("GET", "/api/health")
             return connection.getresponse().status == 200
@@ -277,7 +275,7 @@ def test_a_lost_answer_makes_no_second_job(
     server.faults = [fault]
     with pytest.raises(OutcomeUnknown):
         submit(found, tmp_path, ref=ref)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     wanted = 0 if fault.endswith("before") else 1
     while len(found.find(ref)) != wanted:
         assert time.monotonic() < deadline
@@ -292,7 +290,7 @@ def test_a_lost_answer_makes_no_second_job(
 
 def test_prices_are_those_of_the_servers_catalogs(server: Server, tmp_path: Path) -> None:
     found = place(server, tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     # As it starts, it looks for clouds itself, and finds none.
     while not any(one.hourly for one in found.machines()):
         assert time.monotonic() < deadline

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,14 +11,13 @@ from typing import Literal
 from xml.etree import ElementTree
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+from tests.browsers import chromium, new_page
 
 from orchestrate.reports.charts import ticks
 from orchestrate.reports.charts.drawing import log_ticks
 from orchestrate.reports.compare import Comparison, compare
 from orchestrate.types import Evaluation, JobStatus, MetricPoint, Run
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 Make = Callable[..., Run]
 
@@ -136,12 +134,8 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install one, e.g. apt-get install chromium")
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -150,7 +144,7 @@ def page(browser: Browser, comparison: Comparison, tmp_path: Path) -> Iterator[P
     file = comparison.save(tmp_path / "report.html")
     asked: list[str] = []
     errors: list[str] = []
-    opened = browser.new_page(viewport={"width": 900, "height": 900})
+    opened = new_page(browser, viewport={"width": 900, "height": 900})
     opened.on("request", lambda request: asked.append(request.url))
     opened.on("console", lambda message: errors.append(message.text))
     opened.goto(file.as_uri())
@@ -270,7 +264,7 @@ def test_equal_steps_of_a_log_axis_are_equal_factors(run: Make) -> None:
 
 
 def test_a_notebook_shows_the_page_in_a_frame(browser: Browser, comparison: Comparison) -> None:
-    notebook = browser.new_page(viewport={"width": 1000, "height": 900})
+    notebook = new_page(browser, viewport={"width": 1000, "height": 900})
     notebook.set_content(f"<h1>cell</h1>{comparison._repr_html_()}")  # pyright: ignore[reportPrivateUsage]  # as notebooks call it
     frame = notebook.frame_locator("iframe")
     assert frame.locator(".card").count() == 4

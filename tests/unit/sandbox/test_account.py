@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import fireworks as fireworks_sdk
-import httpx
 import pytest
 from fireworks import Fireworks
+from tests import loopback
 from together import Together
 
 from orchestrate.sandbox.server import Sandbox
@@ -31,14 +31,14 @@ def file(together: Together, write: Callable[..., Path], tmp_path: Path, until: 
 
 def test_the_credit_of_the_account_is_set_over_http(sandbox: Sandbox, together: Together, file: str) -> None:
     account = f"{sandbox.urls['together']}/_sandbox/account"
-    before = httpx.get(account).json()["credit_usd"]
+    before = loopback.get(account).json()["credit_usd"]
     try:
-        assert httpx.post(account, json={"credit_usd": 3}).json() == {"sandbox": True, "credit_usd": 3}
+        assert loopback.post(account, json={"credit_usd": 3}).json() == {"sandbox": True, "credit_usd": 3}
         told = together.fine_tuning.estimate_price(training_file=file, model=MODEL)
         assert (told.allowed_to_proceed, told.user_limit, told.estimated_total_price) == (False, 3, 4)
-        assert httpx.post(account, json={"credit": 3}).status_code == 400
+        assert loopback.post(account, json={"credit": 3}).status_code == 400
     finally:
-        httpx.post(account, json={"credit_usd": before})
+        loopback.post(account, json={"credit_usd": before})
     assert together.fine_tuning.estimate_price(training_file=file, model=MODEL).allowed_to_proceed is True
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests import command
+from tests import command, loopback
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.sandbox import running
@@ -51,7 +51,7 @@ def start(home: Path, *options: str) -> tuple[subprocess.Popen[str], dict[str, A
 
 def end(process: subprocess.Popen[str], how: signal.Signals) -> int:
     process.send_signal(how)
-    code = process.wait(30)
+    code = process.wait(240)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     process.stderr.close()
@@ -114,7 +114,7 @@ def test_a_temporary_home_is_gone_afterwards() -> None:
         url = sandbox.urls["together"]
     assert not home.exists()
     with pytest.raises(httpx.TransportError):
-        httpx.get(url)
+        loopback.get(url)
 
 
 def test_several_sandboxes_at_once_do_not_meet(write: Write, clients: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def test_the_default_home_is_below_that_of_orchestrate(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("export OPENAI_BASE_URL=http://127.0.0.1:")
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
     assert (tmp_path / "sandbox" / "sandbox.sqlite3").exists()
 
 

@@ -65,7 +65,7 @@ def test_the_loop_goes_on_while_calls_block(settings: config.Settings) -> None:
         turned = threading.Event()
 
         def blocking() -> str:
-            assert turned.wait(60)
+            assert turned.wait(240)
             return "done"
 
         async with AsyncOrchestrator(settings) as ft:

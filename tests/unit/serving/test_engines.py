@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -13,8 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from tests import outside
+from tests import loopback, outside
 from tests.paths import TINY
+from tests.ports import own_port
 from tests.unit.serving.conftest import Known, in_32_bits, in_process, random_adapter
 from tests.unit.serving.gguf import QUESTION
 
@@ -40,11 +40,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
-
-
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def tuned(known: Known) -> Tuned:
@@ -92,13 +87,13 @@ def test_an_engine_is_started_waited_for_and_ended(
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     command = engines.llama_server(
-        tuned(known), tmp_path / "m.gguf", host="127.0.0.1", port=port(), parallel=4
+        tuned(known), tmp_path / "m.gguf", host="127.0.0.1", port=own_port(), parallel=4
     )
     with engines.started(command.with_more(["--ctx-size", "512"])) as url:
-        said = httpx.get(f"{url}/health").text
+        said = loopback.get(f"{url}/health").text
         assert "--alias one" in said and said.endswith("--parallel 4 --ctx-size 512")
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health")
+        loopback.get(f"{url}/health")
     program.write_text(f"#!{sys.executable}\nraise SystemExit('no such model')\n")
     with pytest.raises(RunFailed, match="no such model"), engines.started(command):
         pass

@@ -62,7 +62,7 @@ def test_each_fault_of_a_server_is_caught_in_its_stage(
     fault: Callable[[str, dict[str, Any]], dict[str, Any]], stage: str, served: Served, known: Known
 ) -> None:
     """Something between the client and the weights does it."""
-    wire = httpx.Client(timeout=60)
+    wire = httpx.Client(timeout=240)
 
     def between(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None

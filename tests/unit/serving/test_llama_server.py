@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.ports import own_port
 from tests.unit.serving.conftest import random_adapter
 from tests.unit.serving.gguf import QUESTION, Made, exported, file_of, peft_of
 
@@ -22,7 +23,6 @@ from orchestrate.serving import engines
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import LEAST_FLOOR, verify
 from orchestrate.types import Proof
-from orchestrate.web.server import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +42,7 @@ def server(made: Made, file: str | Path, *more: str, python: Path | None = None)
         )
         python = Path(sys.executable)
     command = engines.llama_server(
-        made.tuned, Path(file), host="127.0.0.1", port=free_port("127.0.0.1"), parallel=4, python=python
+        made.tuned, Path(file), host="127.0.0.1", port=own_port(), parallel=4, python=python
     )
     with engines.started(command.with_more(more)) as url:
         yield url
@@ -74,7 +74,7 @@ def test_fifty_prompts_get_the_trainers_ids_from_the_server_with_the_adapter(mad
     [wanted] = ask_all([{"task": "read", "folder": str(peft_of(made)), "base": str(made.base), "rows": rows}])
     with (
         server(made, made.base_gguf, "--lora", file_of(made.adapter), *EXACT) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url, timeout=240) as client,
     ):
         for row, known in zip(rows, wanted["answers"], strict=True):
             text = client.post("/apply-template", json={"messages": row["messages"]}).json()["prompt"]
@@ -123,7 +123,7 @@ def test_what_is_served_otherwise_is_caught(
 
 def test_a_server_that_goes_on_after_the_end_of_a_turn_is_caught(made: Made) -> None:
     """As one whose file names another token as the end: here the end is kept from being said."""
-    wire = httpx.Client(timeout=60)
+    wire = httpx.Client(timeout=240)
 
     def between(request: httpx.Request) -> httpx.Response:
         body: dict[str, Any] | None = json.loads(request.content) if request.content else None

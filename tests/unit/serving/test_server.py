@@ -19,6 +19,7 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from tests import loopback
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known, random_adapter
 
@@ -147,7 +148,7 @@ def test_completions_of_text_and_of_ids(client: OpenAI, served: Served) -> None:
     given: dict[str, Any] = {"model": "one", "max_tokens": 8, "temperature": 0}
     text = client.completions.create(prompt="Paris is", logprobs=2, **given)
     asked = {"model": "one", "prompt": "Paris is"}
-    ids = httpx.post(f"{served.url}/tokenize", json=asked).json()["tokens"]
+    ids = loopback.post(f"{served.url}/tokenize", json=asked).json()["tokens"]
     assert client.completions.create(prompt=ids, **given).choices[0].text == text.choices[0].text
     assert len(text.choices[0].logprobs.tokens) == text.usage.completion_tokens  # type: ignore[union-attr]
     both = client.completions.create(prompt=["Paris is", "Oslo is"], **given)
@@ -284,7 +285,7 @@ def test_half_a_character_is_refused_at_once_and_keeps_no_place(
     message = f'{{"role": "user", "content": {content}}}'
     body = f'{{"model": "one", "stream": {json.dumps(streamed)}, "messages": [{message}]}}'
     for _ in range(20):  # as many as can be answered and wait
-        done = httpx.post(
+        done = loopback.post(
             f"{served.url}/v1/chat/completions",
             content=body,
             headers={"content-type": "application/json"},
@@ -293,7 +294,7 @@ def test_half_a_character_is_refused_at_once_and_keeps_no_place(
         assert done.status_code == 400 and "lone surrogate" in done.json()["error"]["message"]
     asked = {"model": "one", "prompt": "x"}
     surrogate = json.dumps(asked).replace('"x"', '"\\ud800"')
-    told = httpx.post(f"{served.url}/tokenize", content=surrogate, timeout=60)
+    told = loopback.post(f"{served.url}/tokenize", content=surrogate)
     assert told.status_code == 400
     assert ask(client, max_tokens=2).choices
 
@@ -319,13 +320,13 @@ def test_a_model_without_numbers_is_told_and_the_others_answer(
         assert {f.result().choices[0].message.content for f in beside} == {wanted}
     assert served.engine.restarts == 0
     admin = {"authorization": f"Bearer {note.admin_key}"}
-    httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "broken"}, headers=admin)
+    loopback.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "broken"}, headers=admin)
 
 
 def test_tokenize_gives_the_trainers_ids(served: Served, known: Known) -> None:
     for probe in known.sheet.probes:
         body = {"model": "one", "messages": probe.messages, "tools": probe.tools}
-        done = httpx.post(f"{served.url}/tokenize", json=body)
+        done = loopback.post(f"{served.url}/tokenize", json=body)
         assert tuple(done.json()["tokens"]) == probe.ids, probe.kind
 
 
@@ -354,10 +355,12 @@ def test_an_adapter_is_added_while_others_are_answered(
         assert len({f.result().choices[0].message.content for f in before}) == 1
     with pytest.raises(SetupError, match="already"):
         add(home, third, note.url)
-    refused = httpx.post(f"{served.url}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/etc"})
+    refused = loopback.post(
+        f"{served.url}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/etc"}
+    )
     assert refused.status_code == 403
     admin = {"authorization": f"Bearer {note.admin_key}"}
-    gone = httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "third"}, headers=admin)
+    gone = loopback.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "third"}, headers=admin)
     assert gone.status_code == 200
     with pytest.raises(openai.NotFoundError):
         ask(client, "third")
@@ -368,7 +371,7 @@ def test_an_adapter_is_added_while_others_are_answered(
 
 def test_more_than_can_wait_is_told_to_come_back(served: Served) -> None:
     async def all_at_once() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=60) as http:
+        async with httpx.AsyncClient(timeout=240) as http:
             body = {"model": "one", "messages": QUESTION, "max_tokens": 60, "temperature": 1.9, "seed": 1}
             asked = [http.post(f"{served.url}/v1/chat/completions", json=body) for _ in range(40)]
             return await asyncio.gather(*asked)
@@ -383,7 +386,7 @@ def test_more_than_can_wait_is_told_to_come_back(served: Served) -> None:
 
 def test_metrics_and_health(served: Served, client: OpenAI) -> None:
     ask(client)
-    text = httpx.get(f"{served.url}/metrics").text
+    text = loopback.get(f"{served.url}/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values['orchestrate_requests_total{model="one",status="200"}']) >= 1
     assert float(values['orchestrate_tokens_total{model="one",kind="completion"}']) > 0
@@ -391,22 +394,22 @@ def test_metrics_and_health(served: Served, client: OpenAI) -> None:
     assert float(values['orchestrate_answer_seconds_bucket{le="+Inf"}']) == float(
         values["orchestrate_answer_seconds_count"]
     )
-    assert httpx.get(f"{served.url}/health").json()["status"] == "ok"
-    assert httpx.get(f"{served.url}/v1/nothing").status_code == 404
+    assert loopback.get(f"{served.url}/health").json()["status"] == "ok"
+    assert loopback.get(f"{served.url}/v1/nothing").status_code == 404
 
 
 def test_pages_of_other_sites_cannot_ask(served: Served) -> None:
     body = {"model": "one", "messages": QUESTION}
     for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
-        done = httpx.post(f"{served.url}/v1/chat/completions", json=body, headers=headers)
+        done = loopback.post(f"{served.url}/v1/chat/completions", json=body, headers=headers)
         assert done.status_code in (403, 404) and "choices" not in done.json()
 
 
 def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
     body = {"model": "one", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body) as stream:
+    with loopback.stream("POST", f"{served.url}/v1/chat/completions", json=body) as stream:
         next(stream.iter_lines())
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while served.api.load.inside and time.monotonic() < deadline:
         time.sleep(0.05)
     assert served.api.load.inside == 0
@@ -458,8 +461,8 @@ def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known,
     with serve([], tmp_path, Terms(port=0, threads=1), base=BASE) as up:
         for given, status in ((None, 401), ("orc-wrong", 401), (key, 200)):
             headers = {"authorization": f"Bearer {given}"} if given else {}
-            assert httpx.get(f"{up.url}/v1/models", headers=headers).status_code == status
-        assert httpx.get(f"{up.url}/health").status_code == 200
+            assert loopback.get(f"{up.url}/v1/models", headers=headers).status_code == status
+        assert loopback.get(f"{up.url}/health").status_code == 200
         place = UrlPlace(up.url, model=BASE, key=key)
         assert place.engine == "orchestrate"
         place.close()
@@ -490,12 +493,12 @@ def test_what_changed_on_disk_is_not_served_by_the_next_process(known: Known, tm
     tuned = [Tuned("one", known.adapter, str(base), "adapter"), Tuned("other", other, str(base), "adapter")]
     with (
         serve(tuned, tmp_path, Terms(port=0, threads=1, four_bit=False)) as up,
-        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=60) as client,
+        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=240) as client,
     ):
         before = ask(client).choices[0].message.content
         shutil.rmtree(other)
         kill(up)
-        early = httpx.post(f"{up.url}/v1/chat/completions", json={"model": "one", "messages": QUESTION})
+        early = loopback.post(f"{up.url}/v1/chat/completions", json={"model": "one", "messages": QUESTION})
         assert early.status_code == 200 or int(early.headers["retry-after"]) >= 2
         assert ask(client).choices[0].message.content == before, "who comes again is answered"
         with pytest.raises(openai.NotFoundError):
@@ -503,15 +506,19 @@ def test_what_changed_on_disk_is_not_served_by_the_next_process(known: Known, tm
         [weights] = base.glob("*.safetensors")
         os.utime(weights, (1, 1))
         kill(up)
-        deadline = time.monotonic() + 120
-        while (health := httpx.get(f"{up.url}/health")).json()["status"] != "failing":
+        deadline = time.monotonic() + 240
+        while (health := loopback.get(f"{up.url}/health")).json()["status"] != "failing":
             assert time.monotonic() < deadline, health.text
             time.sleep(0.1)
-        done = httpx.post(f"{up.url}/v1/chat/completions", json={"model": "one", "messages": QUESTION})
+        done = loopback.post(f"{up.url}/v1/chat/completions", json={"model": "one", "messages": QUESTION})
         assert done.status_code == 503 and "others than when this server was started" in done.text
         shutil.copystat(TINY / weights.name, weights)
         assert ask(client).choices[0].message.content == before, "it is tried again and again"
-        assert httpx.get(f"{up.url}/health").json() == {"status": "ok", "models": up.models, "failure": None}
+        assert loopback.get(f"{up.url}/health").json() == {
+            "status": "ok",
+            "models": up.models,
+            "failure": None,
+        }
 
 
 def kill(up: Served) -> None:
@@ -531,7 +538,7 @@ def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_da
     tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
     with (
         serve(tuned, tmp_path, Terms(port=0, threads=1, most_at_once=16, four_bit=False)) as up,
-        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=60) as client,
+        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=240) as client,
     ):
         asked = [
             {"model": name, "messages": canary.messages, "max_tokens": 60, "temperature": 1.2, "seed": n}
@@ -575,7 +582,7 @@ def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_da
         # A stream that had begun cannot be asked again by itself; its client was told, and no more than
         # these.
         assert sum(broken) <= 3 * 8
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while up.api.load.inside and time.monotonic() < deadline:
             time.sleep(0.05)
         assert up.api.load.inside == 0

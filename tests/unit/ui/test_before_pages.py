@@ -13,6 +13,7 @@ from threading import Barrier
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from tests import loopback
 from tests.unit.ui.conftest import MARKUP
 from tests.unit.ui.page import Parsed
 from typer.testing import CliRunner
@@ -165,12 +166,12 @@ def test_two_browsers_that_send_at_once_make_one_run(ft: Orchestrator, rows: Pat
     with serving(ft) as url:
 
         def opened() -> dict[str, str]:
-            asked = httpx.get(f"{url}new/confirm", params=form(rows, max_cost_usd="5"))
+            asked = loopback.get(f"{url}new/confirm", params=form(rows, max_cost_usd="5"))
             return {name: value for name, value in Parsed(asked.text).fields.items() if name != "again"}
 
         def sent(fields: dict[str, str]) -> httpx.Response:
-            ready.wait(60)
-            return httpx.post(f"{url}new", data=fields, timeout=120)
+            ready.wait(240)
+            return loopback.post(f"{url}new", data=fields)
 
         forms = [opened()] * 2 if shared else [opened(), opened()]
         with ThreadPoolExecutor(2) as browsers:

@@ -191,8 +191,8 @@ def test_the_page_follows_its_run(ft: Orchestrator, make_run: MakeRun) -> None:
 
         def listen() -> None:
             with (
-                httpx.Client(verify=False) as client,
-                client.stream("GET", f"{url}runs/{run.id}/changes", timeout=20) as answer,
+                httpx.Client(verify=False, timeout=240) as client,
+                client.stream("GET", f"{url}runs/{run.id}/changes", timeout=240) as answer,
             ):
                 for line in answer.iter_lines():
                     html = json.loads(line.removeprefix("data: ")).get("html", "") if line else ""
@@ -202,9 +202,9 @@ def test_the_page_follows_its_run(ft: Orchestrator, make_run: MakeRun) -> None:
 
         reader = threading.Thread(target=listen)
         reader.start()
-        assert first.wait(20)
+        assert first.wait(240)
         later = ft.store.clock.now() + timedelta(seconds=1)
         ft.store.runs.apply(run.id, lambda r: replace(r, step=3, updated_at=later))
-        assert second.wait(20)
+        assert second.wait(240)
     reader.join()
     assert "step 1 of 4" in got[0] and "step 3 of 4" in got[1] and "$1.50" in got[1]

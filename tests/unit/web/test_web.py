@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,19 +18,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from tests import loopback
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.web import pages, server
 from orchestrate.web.guard import Guard, holder
 
 MOST = 1000
-WEB = httpx.Client(verify=False)  # no certificates to load
-
-
-@pytest.fixture(scope="module", autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    WEB.close()
 
 
 class Asked(msgspec.Struct):
@@ -50,7 +43,7 @@ class Desk:
             routes=[
                 Route("/", lambda request: PlainTextResponse(f"hello {request.scope.get('holder', '')}")),
                 pages.action("/act", Asked, self.act),
-                pages.action("/together", Asked, lambda asked, _: self.barrier.wait(20)),
+                pages.action("/together", Asked, lambda asked, _: self.barrier.wait(240)),
                 Route("/raw", self.raw, methods=["POST"]),
                 Route("/stream", lambda _: pages.event_stream(self.events())),
                 Route("/slow", self.wait),
@@ -97,10 +90,10 @@ ANN = "/" + "a" * 32
 
 
 def test_a_token_says_who_comes_and_without_one_nothing_is_answered(url: str) -> None:
-    assert WEB.get(f"{url}{ANN}/").text == "hello ann"
-    assert WEB.get(f"{url}/{'b' * 32}/").text == "hello bo"
+    assert loopback.get(f"{url}{ANN}/").text == "hello ann"
+    assert loopback.get(f"{url}/{'b' * 32}/").text == "hello bo"
     for path in ("/", ANN, f"{ANN}a/", f"{ANN[:-1]}/", "/act", f"/x{ANN}/", f"{ANN}/none", "/%ff/", "/é/"):
-        assert WEB.get(url + path).status_code == 404, path
+        assert loopback.get(url + path).status_code == 404, path
 
 
 @pytest.mark.parametrize(
@@ -119,12 +112,12 @@ def test_a_token_says_who_comes_and_without_one_nothing_is_answered(url: str) ->
     ],
 )
 def test_only_under_a_name_of_its_own(url: str, name: str, status: int) -> None:
-    assert WEB.get(f"{url}{ANN}/", headers={"host": name}).status_code == status
+    assert loopback.get(f"{url}{ANN}/", headers={"host": name}).status_code == status
 
 
 def test_pages_of_other_sites_send_nothing_here(url: str) -> None:
     def post(**headers: str) -> int:
-        return WEB.post(f"{url}{ANN}/act", json={"number": 1}, headers=headers).status_code
+        return loopback.post(f"{url}{ANN}/act", json={"number": 1}, headers=headers).status_code
 
     assert post() == 200 and post(origin=url) == 200 and post(origin="https://app.example") == 200
     for origin in (
@@ -142,16 +135,16 @@ def test_pages_of_other_sites_send_nothing_here(url: str) -> None:
 
 def test_a_body_has_a_limit_told_or_not(url: str) -> None:
     def post(body: bytes) -> int:
-        return WEB.post(f"{url}{ANN}/raw", content=body).status_code
+        return loopback.post(f"{url}{ANN}/raw", content=body).status_code
 
     def untold(size: int) -> httpx.Response:
         parts = (b"x" * 100 for _ in range(size // 100))
-        return WEB.post(f"{url}{ANN}/raw", content=parts)
+        return loopback.post(f"{url}{ANN}/raw", content=parts)
 
     assert post(b"x" * MOST) == 200 and post(b"x" * (MOST + 1)) == 413
     assert untold(MOST).text == str(MOST)
     assert untold(MOST + 100).status_code == 413 and "1,000 bytes" in untold(MOST + 100).json()["error"]
-    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=20) as wire:
+    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=240) as wire:
         wire.sendall(
             f"POST {ANN}/raw HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999\r\n\r\n".encode()
         )
@@ -161,23 +154,23 @@ def test_a_body_has_a_limit_told_or_not(url: str) -> None:
 def test_a_body_that_stalls_is_given_up(desk: Desk) -> None:
     with server.serving(Guard(desk.app, stall_s=0.1)) as root:
         parts = urlsplit(root)
-        with socket.create_connection((parts.hostname, parts.port), timeout=20) as wire:
+        with socket.create_connection((parts.hostname, parts.port), timeout=240) as wire:
             wire.sendall(b"POST /raw HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc")
             assert b" 408 " in wire.recv(200)
-        assert WEB.get(root).status_code == 200
+        assert loopback.get(root).status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"number": "x"}', b"\xff", b'{"number": -1}'])
 def test_what_is_wrong_with_an_action_is_said(url: str, body: bytes) -> None:
-    answer = WEB.post(f"{url}{ANN}/act", content=body)
+    answer = loopback.post(f"{url}{ANN}/act", content=body)
     assert answer.status_code == 422 and answer.json()["error"]
 
 
 def test_each_answer_is_kept_by_nobody_and_runs_nothing(url: str) -> None:
     for answer in (
-        WEB.get(f"{url}{ANN}/"),
-        WEB.get(url),
-        WEB.post(f"{url}{ANN}/act", json={"number": 1}),
+        loopback.get(f"{url}{ANN}/"),
+        loopback.get(url),
+        loopback.post(f"{url}{ANN}/act", json={"number": 1}),
     ):
         headers = answer.headers
         assert headers["cache-control"] == "no-store" and headers["x-content-type-options"] == "nosniff"
@@ -188,14 +181,12 @@ def test_each_answer_is_kept_by_nobody_and_runs_nothing(url: str) -> None:
 def test_requests_run_side_by_side(url: str) -> None:
     """Each of the eight waits for the seven others."""
     with ThreadPoolExecutor(8) as pool:
-        sent = [
-            pool.submit(WEB.post, f"{url}{ANN}/together", json={"number": 1}, timeout=30) for _ in range(8)
-        ]
+        sent = [pool.submit(loopback.post, f"{url}{ANN}/together", json={"number": 1}) for _ in range(8)]
         assert [one.result().status_code for one in sent] == [200] * 8
 
 
 def test_a_stream_is_sent_as_it_comes(url: str, desk: Desk) -> None:
-    with WEB.stream("GET", f"{url}{ANN}/stream", timeout=20) as answer:
+    with loopback.stream("GET", f"{url}{ANN}/stream", timeout=240) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = answer.iter_lines()
         assert [next(lines) for _ in range(3)] == ["data: first", "data: line", ""]
@@ -204,20 +195,18 @@ def test_a_stream_is_sent_as_it_comes(url: str, desk: Desk) -> None:
 
 
 def test_the_end_waits_for_what_is_under_way_and_cuts_what_does_not_end(desk: Desk) -> None:
-    began = time.monotonic()
-    with server.serving(desk.app, grace_s=1) as root, ThreadPoolExecutor(2) as pool:
-        endless = http.client.HTTPConnection(urlsplit(root).netloc, timeout=20)
+    with server.serving(desk.app, grace_s=5) as root, ThreadPoolExecutor(2) as pool:
+        endless = http.client.HTTPConnection(urlsplit(root).netloc, timeout=240)
         endless.request("GET", "/stream")
         stream = endless.getresponse()
         assert stream.readline() == b"data: first\n"
-        slow = pool.submit(WEB.get, f"{root}/slow", timeout=20)
-        assert desk.slow.wait(20)
+        slow = pool.submit(loopback.get, f"{root}/slow", timeout=240)
+        assert desk.slow.wait(240)
     stream.close()
     endless.close()
     assert desk.done == ["slow"] and slow.result().text == "at last"
-    assert time.monotonic() - began < 20  # the stream had no end
     with pytest.raises(httpx.ConnectError):
-        WEB.get(root)
+        loopback.get(root)
 
 
 def test_a_port_that_cannot_be_had_is_said(url: str) -> None:
@@ -241,7 +230,7 @@ def test_no_part_of_an_answer_waits_until_the_part_before_it_is_acknowledged() -
 def test_a_page_holds_the_shared_parts_and_another_nonce_each_time() -> None:
     app = Starlette(routes=[pages.page("/", "orchestrate.data.operations", "review.html")])
     with server.serving(app) as root:
-        first, second = WEB.get(root), WEB.get(root)
+        first, second = loopback.get(root), loopback.get(root)
     assert "LOOK" not in first.text and "SHARED" not in first.text and "function ask(" in first.text
     policies = [answer.headers["content-security-policy"] for answer in (first, second)]
     assert policies[0] != policies[1] and "NONCE" not in first.text

@@ -149,29 +149,24 @@ def serve(
         return
     if not tuned:
         raise UsageError(f"{engine} serves tuned models here: name a run")
-    port = terms.port or free_port(terms.host)
     make = _vllm if engine == "vllm" else _llama_cpp
-    command = make(ft, tuned, terms, port, choice)
+    command = make(ft, tuned, terms, choice)
     with engines.started(command) as url:
         served = (*(t.name for t in tuned), *([tuned[0].base_name] if engine == "vllm" else []))
         yield Up(url, engine, served, tuple(tuned), command.line, why=why)
 
 
-def _vllm(
-    ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, port: int, choice: Choice
-) -> engines.Command:
+def _vllm(ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
     if len(tuned) > 1 and not all(t.adapter for t in tuned):
         raise UsageError("a whole tuned model is served alone")
     folders = {t.name: _exported(ft, t, "vllm", Options()) for t in tuned if t.adapter}
     base = tuned[0].base_name
-    return engines.vllm(tuned, folders, base, host=terms.host, port=port, python=choice.python).with_more(
-        choice.more
-    )
+    return engines.vllm(
+        tuned, folders, base, host=terms.host, port=_port(terms), python=choice.python
+    ).with_more(choice.more)
 
 
-def _llama_cpp(
-    ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, port: int, choice: Choice
-) -> engines.Command:
+def _llama_cpp(ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
     if len(tuned) > 1:
         raise UsageError(
             "llama.cpp's server has one model by name: serve one run with it",
@@ -183,10 +178,15 @@ def _llama_cpp(
         tuned[0],
         file,
         host=terms.host,
-        port=port,
+        port=_port(terms),
         parallel=min(8, terms.most_at_once),
         python=choice.llama_python,
     ).with_more(choice.more)
+
+
+def _port(terms: Terms) -> int:
+    """Found once the exports are there, which may take minutes: a free one may be another's by then."""
+    return terms.port or free_port(terms.host)
 
 
 def _exported(ft: Orchestrator, tuned: Tuned, form: str, options: Options) -> Path:

@@ -114,7 +114,7 @@ def test_a_pipe_stays_one_and_gets_the_rows(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
     reader.start()
     convert(str(_rows(tmp_path / "a.jsonl")), to("local"), pipe)
-    reader.join(30)
+    reader.join(240)
     assert pipe.is_fifo() and got[0].count(b"\n") == 20
 
 

@@ -64,9 +64,7 @@ def written(rows: list[dict[str, Any]], folder: Path) -> Path:
     return file
 
 
-_settings = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+_settings = settings(max_examples=30, suppress_health_check=list(HealthCheck))
 
 
 @_settings

@@ -43,7 +43,7 @@ def seeds(tmp_path: Path) -> str:
 def run(
     host: ChatHost, seeds: str, output: Path, order: Order = ONE, *, waits: list[float] | None = None
 ) -> GenerateReport:
-    config = HostConfig(name="writer", base_url=host.url, api_key=Secret("key-of-the-tests"), timeout_s=30)
+    config = HostConfig(name="writer", base_url=host.url, api_key=Secret("key-of-the-tests"), timeout_s=240)
     ask = chat_with(config, "gpt-4.1-mini", max_tokens=order.max_tokens).ask
     return generate(seeds, output, ask, order, sleep=(waits if waits is not None else []).append)
 

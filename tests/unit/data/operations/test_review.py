@@ -11,8 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, expect
 from playwright.sync_api import Page as Tab
+from tests.browsers import chromium, new_page
 from tests.paths import DATASETS
 
 from orchestrate.data import Dataset
@@ -20,7 +21,6 @@ from orchestrate.data.operations.review import Review, ReviewCounts, beside, req
 from orchestrate.data.operations.review_server import Page, serving
 from orchestrate.errors import DataError, SetupError, UsageError
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -149,7 +149,7 @@ def page(file: Path) -> Iterator[Page]:
 
 def send(page: Page, method: str, path: str | None = None, body: str = "", **headers: str) -> tuple[int, str]:
     parts = urlsplit(page.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=10)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=240)
     try:
         connection.request(method, path or parts.path, body.encode() or None, headers)
         answer = connection.getresponse()
@@ -196,12 +196,8 @@ def test_a_taken_port_is_said(page: Page, file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install one, e.g. apt-get install chromium")
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -209,7 +205,7 @@ def tab(browser: Browser, page: Page) -> Iterator[Tab]:
     """The page, opened; asking another address, or a blocked script, fails the test."""
     asked: list[str] = []
     errors: list[str] = []
-    opened = browser.new_page(viewport={"width": 900, "height": 800})
+    opened = new_page(browser, viewport={"width": 900, "height": 800})
     opened.on("request", lambda request: asked.append(request.url))
     opened.on("console", lambda message: errors.append(message.text))
     opened.on("pageerror", lambda error: errors.append(str(error)))
@@ -249,7 +245,7 @@ def test_a_review_by_keyboard(tab: Tab, page: Page, tmp_path: Path) -> None:
     expect(tab).to_have_title(re.compile("^4/4 "))
     tab.keyboard.press("u")
     expect(tab).to_have_title(re.compile("^3/4 "))
-    assert tab.locator("#state").inner_text() == "pending"
+    expect(tab.locator("#state")).to_have_text("pending")
     assert page.review.counts() == ReviewCounts(rows=4, pending=1, accepted=1, edited=1, rejected=1)
     assert [json.loads(line) for line in exported(page.review, tmp_path / "o.jsonl")] == [
         json.loads(ROWS[0]),
@@ -260,7 +256,7 @@ def test_a_review_by_keyboard(tab: Tab, page: Page, tmp_path: Path) -> None:
 def test_editing_keeps_numbers_that_javascript_would_round(browser: Browser, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(chat("n?", "1")[:-1] + ', "weight": 0.5, "id": 12345678901234567890}\n')
-    tab = browser.new_page()
+    tab = new_page(browser)
     with serving(str(file)) as page:
         tab.goto(page.url)
         at(tab, 1)
@@ -281,7 +277,7 @@ def test_a_review_by_mouse_goes_on_after_a_reload(tab: Tab) -> None:
     assert tab.locator("#editor").is_hidden()
     tab.get_by_role("button", name="undo").click()
     at(tab, 1)
-    assert tab.locator("#counts").inner_text().startswith("4 to decide")
+    expect(tab.locator("#counts")).to_have_text(re.compile("^4 to decide"))
 
 
 def test_markup_in_rows_is_text(tab: Tab) -> None:
@@ -294,7 +290,7 @@ def test_markup_in_rows_is_text(tab: Tab) -> None:
 def test_a_call_is_shown_as_one_and_its_tools_are_folded(browser: Browser, tmp_path: Path) -> None:
     good = DATASETS / "formats" / "good"
     file = Path(shutil.copy(good / "openai_tools.jsonl", tmp_path))
-    tab = browser.new_page(viewport={"width": 900, "height": 900})
+    tab = new_page(browser, viewport={"width": 900, "height": 900})
     with serving(str(file)) as page:
         tab.goto(page.url)
         shown = at(tab, 1).inner_text()
@@ -318,7 +314,7 @@ def test_it_fits_a_narrow_window_in_light_and_dark(tab: Tab) -> None:
 
 
 def test_the_end_of_the_server_is_told(browser: Browser, file: Path) -> None:
-    tab = browser.new_page()
+    tab = new_page(browser)
     with serving(str(file)) as page:
         tab.goto(page.url)
         at(tab, 1)

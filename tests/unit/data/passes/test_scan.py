@@ -104,7 +104,7 @@ def test_a_killed_worker_is_told_too() -> None:
         list(ordered(signal.raise_signal, [signal.SIGKILL] * 2, workers=2))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     lines=st.lists(st.text(st.sampled_from("ab \u20ac\r\0"), max_size=30), min_size=1, max_size=12),
     ended=st.booleans(),

@@ -56,7 +56,7 @@ def test_text_counts_equal_tiktokens(encoding: tiktoken.Encoding, texts: list[st
     assert [(t, a, b) for t, a, b in zip(texts, mine, theirs, strict=True) if a != b] == []
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=200)
 )  # Cn: see the module's docstring

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 from playwright.sync_api import Page as Tab
+from tests import loopback
+from tests.browsers import chromium, new_page
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered, desk_of
 
 from orchestrate.evaluation.review.desk import Desk, standing
@@ -22,7 +23,6 @@ from orchestrate.evaluation.review.server import ANYONE, Page, serving
 from orchestrate.tracking import Store
 from orchestrate.types import Criterion, Rating, Rubric
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"width": 390, "height": 780}
 DESKTOP = {"width": 1280, "height": 900}
 LONG = "A longer answer that goes on for a while, so that it has to be broken into lines. " * 12
@@ -55,19 +55,15 @@ def desk(store: Store, tmp_path: Path) -> Desk:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install one, e.g. apt-get install chromium")
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 class Opened:
     """The page as one rater has it; asking another address, or a blocked script, is an error."""
 
     def __init__(self, browser: Browser, url: str, size: dict[str, int]) -> None:
-        self.tab: Tab = browser.new_page(viewport=size)  # pyright: ignore[reportArgumentType]
+        self.tab: Tab = new_page(browser, viewport=size)  # pyright: ignore[reportArgumentType]
         self.url = url
         self.asked: set[str] = set()
         self.errors: list[str] = []
@@ -300,18 +296,18 @@ def test_what_is_no_rating_is_refused_and_not_kept(
 ) -> None:
     if body.get("task") == "TASK":
         body = body | {"task": desk.tasks[0].id}
-    answer = httpx.post(page.links["ann"], json=body)
+    answer = loopback.post(page.links["ann"], json=body)
     assert answer.status_code == 422 and answer.json()["error"]
     assert store.reviews.ratings(desk.review.id) == []
 
 
 def test_a_link_is_one_raters_and_needs_its_token(page: Page, desk: Desk, store: Store) -> None:
     body = {"action": "rate", "choice": "left", "task": desk.tasks[0].id, "rater": "bo"}
-    assert httpx.post(page.links["ann"], json=body).json()["rater"] == "ann"  # whatever the page says
+    assert loopback.post(page.links["ann"], json=body).json()["rater"] == "ann"  # whatever the page says
     assert [rating.rater for rating in held(desk, store)] == ["ann"]
     root = page.links["ann"].rsplit("/", 2)[0]
-    assert httpx.post(f"{root}/{'x' * 32}/", json=body).status_code == 404
+    assert loopback.post(f"{root}/{'x' * 32}/", json=body).status_code == 404
     for name in ("", "   ", "x" * 41):
         with serving(desk) as open_page:
             asked = {"action": "show", "rater": name}
-            assert httpx.post(open_page.links[ANYONE], json=asked).status_code == 422
+            assert loopback.post(open_page.links[ANYONE], json=asked).status_code == 422

@@ -4,13 +4,13 @@ holds."""
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.paths import TINY
 from tests.unit.local.model.shortcuts.test_line import chats
+from tests.unit.local.plan.conftest import OwnTime
 from tests.unit.local.sessions import make_session
 
 from orchestrate.config import HostConfig
@@ -84,8 +84,8 @@ class Machine:
         return self.provider.quote(spec, data, self.provider.translate(spec), built_in())
 
 
-def test_quotes_of_real_runs_hold(tmp_path: Path) -> None:
-    """Of a band for nine in ten, on a machine whose other work comes and goes: three of eight may miss."""
+def test_quotes_of_real_runs_hold(tmp_path: Path, own_time: OwnTime) -> None:
+    """Of a band for nine in ten: three of eight may miss."""
     machine = Machine(tmp_path)
     told: list[tuple[bool, float]] = []
     for asked in RUNS:
@@ -104,8 +104,8 @@ def test_quotes_of_real_runs_hold(tmp_path: Path) -> None:
     assert later[len(later) // 2] < 2.0, told
 
 
-def test_a_slow_machine_is_known_after_its_first_run(tmp_path: Path) -> None:
-    """Ten times slower than such a machine is expected to be, for which each token sleeps."""
+def test_a_slow_machine_is_known_after_its_first_run(tmp_path: Path, own_time: OwnTime) -> None:
+    """Ten times slower than such a machine is expected to be, for which each token takes time."""
     machine = Machine(tmp_path)
     told: list[tuple[float, float]] = []
     for n in range(5):
@@ -113,14 +113,14 @@ def test_a_slow_machine_is_known_after_its_first_run(tmp_path: Path) -> None:
         honest = session.loop.objective.run
 
         def run(rows: Any, examples: Any, total: float, *, backward: bool, honest: Any = honest) -> Any:
-            time.sleep(4e-3 * sum(int(rows.lengths[i]) for i in examples))
+            own_time.added_s += 4e-3 * sum(int(rows.lengths[i]) for i in examples)
             return honest(rows, examples, total, backward=backward)
 
         session.loop.objective.run = run  # type: ignore[method-assign]
-        begun = time.monotonic()
+        begun = own_time()
         session.loop.restore()
         session.loop.run()
-        pace = pacing.of(session, time.monotonic() - begun)
+        pace = pacing.of(session, own_time() - begun)
         assert pace is not None
         before = estimate(machine.provider.home, pace.kind)
         off = pace.tokens / pace.seconds / before.tokens_per_second

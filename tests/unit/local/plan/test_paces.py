@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from tests.paths import TINY
 from tests.unit.local.model.shortcuts.test_line import chats
+from tests.unit.local.plan.conftest import OwnTime
 from tests.unit.local.sessions import make_session
 
 from orchestrate.config import HostConfig
@@ -158,8 +158,8 @@ def test_a_finished_run_is_what_the_next_quote_is_fitted_to(tmp_path: Path, prov
     assert after.train_seconds is not None and before.train_seconds is not None
 
 
-def test_the_live_estimate_begins_with_a_measurement(tmp_path: Path) -> None:
-    """A layer that sleeps for each token stands for a slow machine."""
+def test_the_live_estimate_begins_with_a_measurement(tmp_path: Path, own_time: OwnTime) -> None:
+    """A layer that takes time for each token stands for a slow machine."""
     session = make_session(
         tmp_path,
         chats(tmp_path / "t.jsonl", 32),
@@ -171,11 +171,11 @@ def test_the_live_estimate_begins_with_a_measurement(tmp_path: Path) -> None:
     seen: list[tuple[float, float]] = []
 
     def slow(rows: Any, examples: Any, total: float, *, backward: bool) -> Any:
-        time.sleep(1e-3 * sum(int(rows.lengths[i]) for i in examples))
+        own_time.added_s += 1e-2 * sum(int(rows.lengths[i]) for i in examples)
         return honest(rows, examples, total, backward=backward)
 
     def watch() -> str | None:
-        seen.append((run.state().eta_seconds or 0.0, time.monotonic()))
+        seen.append((run.state().eta_seconds or 0.0, own_time()))
         return None
 
     loop.objective.run = slow  # type: ignore[method-assign]
@@ -188,9 +188,9 @@ def test_the_live_estimate_begins_with_a_measurement(tmp_path: Path) -> None:
         first.append(run.state().eta_seconds or 0.0)
 
     loop.report = told  # type: ignore[method-assign]
-    begun = time.monotonic()
+    begun = own_time()
     loop.run()
-    took = time.monotonic() - begun
+    took = own_time() - begun
     assert loop.work.measured and run.state().step == 8
     assert took / 2 < first[0] < took * 2
     assert first[-1] == 0.0

@@ -95,7 +95,7 @@ def failing(status: int, **headers: str) -> Handler:
 
 @pytest.fixture
 def client() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=10) as http:
+    with httpx.Client(timeout=240) as http:
         yield http
 
 

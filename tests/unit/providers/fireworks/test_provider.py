@@ -78,7 +78,7 @@ def fireworks(host: Host, slept: list[float], tmp_path: Path) -> Iterator[Firewo
         api_key=Secret("sandbox-key-for-fireworks"),
         base_url=host.url,
         account_id="acme",
-        timeout_s=10,
+        timeout_s=240,
         options={"home": str(tmp_path / "home"), "wandb_api_key": Secret("wandb-secret-key-123")},
     )
     provider = FireworksProvider(config, sleep=slept.append)

@@ -61,7 +61,7 @@ def host() -> Iterator[ScriptedHost]:
 
 def provider_at(url: str, home: Path, **changes: Any) -> OpenAIProvider:
     options = {"home": str(home), **changes.pop("options", {})}
-    settings = HostConfig(name="openai", base_url=f"{url}/v1", api_key=Secret("sandbox-key"), timeout_s=5)
+    settings = HostConfig(name="openai", base_url=f"{url}/v1", api_key=Secret("sandbox-key"), timeout_s=240)
     settings = dataclasses.replace(settings, options=options, **changes)
     return OpenAIProvider(settings, wire=Wire(settings.name, sleep=lambda _: None))
 

@@ -103,7 +103,7 @@ def together(host: Host, slept: list[float], tmp_path: Path) -> Iterator[Togethe
         api_key=Secret("sandbox-key-for-together"),
         base_url=host.url,
         project="proj-1",
-        timeout_s=10,
+        timeout_s=240,
         options={"home": str(tmp_path / "home"), "wandb_api_key": Secret("wandb-secret-key-123")},
     )
     provider = TogetherProvider(config, sleep=slept.append)

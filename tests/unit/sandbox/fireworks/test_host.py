@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import fireworks as sdk
-import httpx
 import pytest
 from fireworks import Fireworks
 from fireworks.types import SupervisedFineTuningJob
+from tests import loopback
+from tests.unit.sandbox.conftest import slowed
 
 from orchestrate.sandbox.server import Sandbox
 
@@ -43,7 +44,7 @@ def dataset(fireworks: Fireworks, write: Write, until: Until) -> Callable[..., s
             "Content-Type": "application/octet-stream",
             "x-goog-content-length-range": f"{size},{size}",
         }
-        httpx.put(urls[path.name], content=path.read_bytes(), headers=headers).raise_for_status()
+        loopback.put(urls[path.name], content=path.read_bytes(), headers=headers).raise_for_status()
         fireworks.datasets.validate_upload(id, body={})
         until(lambda: fireworks.datasets.get(id).state == "READY")
         return f"accounts/sandbox/datasets/{id}"
@@ -76,7 +77,7 @@ def test_a_dataset_is_ready_once_it_is_uploaded_and_checked(
     assert int(found.estimated_token_count or 0) > 8
     urls = fireworks.datasets.get_download_endpoint("ready-1").filename_to_signed_urls
     assert urls is not None
-    assert httpx.get(urls["train.jsonl"]).content == write(8).read_bytes()
+    assert loopback.get(urls["train.jsonl"]).content == write(8).read_bytes()
 
     fireworks.datasets.create(dataset_id="empty-1", dataset={"user_uploaded": {}})
     with pytest.raises(sdk.BadRequestError):
@@ -87,7 +88,9 @@ def test_a_dataset_is_ready_once_it_is_uploaded_and_checked(
     fireworks.datasets.get_upload_endpoint("empty-1", filename_to_size={"a.jsonl": "7"})
     old = (first.filename_to_signed_urls or {})["a.jsonl"]
     headers = {"Content-Type": "application/octet-stream", "x-goog-content-length-range": "5,5"}
-    assert httpx.put(old, content=b"12345", headers=headers).status_code == 403  # a second call replaces it
+    assert (
+        loopback.put(old, content=b"12345", headers=headers).status_code == 403
+    )  # a second call replaces it
 
     data = write(9).read_bytes()
     fireworks.datasets.upload("empty-1", file=("small.jsonl", data))
@@ -106,18 +109,19 @@ def test_a_supervised_job_with_an_id_of_the_callers(
         "/v1/accounts/sandbox/supervisedFineTuningJobs:estimateCost", body=body, cast_to=object
     )
     jobs = fireworks.supervised_fine_tuning_jobs
-    job = jobs.create(
-        supervised_fine_tuning_job_id="orc-a1",
-        dataset=train,
-        evaluation_dataset=valid,
-        base_model=MODEL,
-        epochs=2,
-        learning_rate=1e-4,
-        lora_rank=16,
-        batch_size_samples=4,
-        output_model="my-chairs",
-        display_name="chairs",
-    )
+    with slowed(sandbox) as goes_on:
+        job = jobs.create(
+            supervised_fine_tuning_job_id="orc-a1",
+            dataset=train,
+            evaluation_dataset=valid,
+            base_model=MODEL,
+            epochs=2,
+            learning_rate=1e-4,
+            lora_rank=16,
+            batch_size_samples=4,
+            output_model="my-chairs",
+            display_name="chairs",
+        )
     assert job.name == "accounts/sandbox/supervisedFineTuningJobs/orc-a1"
     assert job.state in ("JOB_STATE_CREATING", "JOB_STATE_VALIDATING")
     assert job.estimated_cost is not None
@@ -134,20 +138,21 @@ def test_a_supervised_job_with_an_id_of_the_callers(
         seen.add(job.state)
         assert job.job_progress is not None and job.job_progress.percent is not None
         percents.append(job.job_progress.percent)
+        goes_on()
     assert job.state == "JOB_STATE_COMPLETED"
     assert seen <= WORDS and "JOB_STATE_RUNNING" in seen
     assert percents == sorted(percents)
     assert job.output_model == "accounts/sandbox/models/my-chairs"
     assert job.model_extra is not None and job.model_extra["sandbox"] is True
     assert job.metrics_file_signed_url is not None
-    rows = [json.loads(line) for line in httpx.get(job.metrics_file_signed_url).text.splitlines()]
+    rows = [json.loads(line) for line in loopback.get(job.metrics_file_signed_url).text.splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 11))  # 5 steps, 2 epochs
 
     addon = fireworks.models.get("my-chairs")
     assert (addon.kind, addon.peft_details.r if addon.peft_details else None) == ("HF_PEFT_ADDON", 16)
     urls = fireworks.models.get_download_endpoint("my-chairs").filename_to_signed_urls or {}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= urls.keys()
-    assert json.loads(httpx.get(urls["adapter_config.json"]).text)["r"] == 16
+    assert json.loads(loopback.get(urls["adapter_config.json"]).text)["r"] == 16
     assert sandbox.count("fireworks", method="POST", path=":estimateCost") == 1
 
     warm = jobs.create(dataset=train, warm_start_from="accounts/sandbox/models/my-chairs")
@@ -176,16 +181,20 @@ def test_listing_pages_and_filters(
         list(jobs.list(filter="anything goes"))
 
 
-def test_cancel_resume_delete(fireworks: Fireworks, dataset: Callable[..., str], until: Until) -> None:
+def test_cancel_resume_delete(
+    fireworks: Fireworks, sandbox: Sandbox, dataset: Callable[..., str], until: Until
+) -> None:
     jobs = fireworks.supervised_fine_tuning_jobs
     train = dataset(20, "stop-1")
-    jobs.create(supervised_fine_tuning_job_id="stop", dataset=train, base_model=MODEL)
-    until(lambda: jobs.get("stop").state == "JOB_STATE_RUNNING")
+    with slowed(sandbox) as goes_on:
+        jobs.create(supervised_fine_tuning_job_id="stop", dataset=train, base_model=MODEL)
+        until(lambda: jobs.get("stop").state == "JOB_STATE_RUNNING" or goes_on())
     jobs.cancel("stop", body={})
     assert finish(fireworks, "stop", until).state == "JOB_STATE_CANCELLED"
     with pytest.raises(sdk.BadRequestError):
         jobs.cancel("stop", body={})
     jobs.resume("stop", body={})
+    sandbox.skip(1_000_000)
     assert finish(fireworks, "stop", until).state == "JOB_STATE_COMPLETED"
     jobs.delete("stop")
     with pytest.raises(sdk.NotFoundError):
@@ -208,7 +217,7 @@ def test_dpo_and_reinforcement_jobs(
         fireworks.supervised_fine_tuning_jobs.get("dpo-1")
     until(lambda: fireworks.dpo_jobs.get("dpo-1").state == "JOB_STATE_COMPLETED")
     url = fireworks.dpo_jobs.get_metrics_file_endpoint("dpo-1").signed_url
-    assert url is not None and httpx.get(url).text.count("\n") == 2
+    assert url is not None and loopback.get(url).text.count("\n") == 2
     with pytest.raises(sdk.BadRequestError):
         fireworks.dpo_jobs.create(
             dataset=pairs, training_config=config, loss_config={"method": "DPO", "dpo": {"beta": 0.5}}

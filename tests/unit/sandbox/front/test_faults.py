@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import fireworks as fireworks_sdk
-import httpx
 import openai as openai_sdk
 import pytest
 import together as together_sdk
 from openai import OpenAI
+from tests import loopback
 
 from orchestrate.sandbox.server import Sandbox
 
@@ -42,7 +42,7 @@ def made(openai: OpenAI) -> Callable[[str], list[str]]:
 
 
 def ask(sandbox: Sandbox, fault: Any, host: str = "openai") -> None:
-    httpx.post(f"{sandbox.urls[host]}/_sandbox/faults", json=fault).raise_for_status()
+    loopback.post(f"{sandbox.urls[host]}/_sandbox/faults", json=fault).raise_for_status()
 
 
 def test_rate_limits_and_errors_come_as_the_host_says_them_and_do_nothing(
@@ -158,7 +158,7 @@ def test_unknown_words_slow_lists_and_lists_that_lag(
 def test_faults_skip_count_and_can_be_taken_back(sandbox: Sandbox, openai: OpenAI) -> None:
     url = f"{sandbox.urls['openai']}/_sandbox/faults"
     ask(sandbox, [{"kind": "error", "skip": 1, "count": 2}, {"kind": "rate_limit", "count": 0}])
-    assert [fault["kind"] for fault in httpx.get(url).json()["faults"]] == ["error", "rate_limit"]
+    assert [fault["kind"] for fault in loopback.get(url).json()["faults"]] == ["error", "rate_limit"]
     seen: list[str] = []
     for _ in range(5):
         with pytest.raises(openai_sdk.APIStatusError) as failed:
@@ -172,11 +172,11 @@ def test_faults_skip_count_and_can_be_taken_back(sandbox: Sandbox, openai: OpenA
         "RateLimitError",
         "RateLimitError",
     ]
-    assert httpx.delete(url).json()["faults"] == []
+    assert loopback.delete(url).json()["faults"] == []
     openai.models.list()
-    wrong = httpx.post(url, json={"kind": "gremlin"})
+    wrong = loopback.post(url, json={"kind": "gremlin"})
     assert wrong.status_code == 400 and "gremlin" in wrong.text
-    assert httpx.post(url, json={"kind": "slow", "dealy_s": 1}).status_code == 400
+    assert loopback.post(url, json={"kind": "slow", "dealy_s": 1}).status_code == 400
 
 
 def test_each_host_says_a_fault_in_its_own_form(
@@ -197,20 +197,20 @@ def test_the_counters_have_every_request_without_its_secrets(
     sandbox: Sandbox, openai: OpenAI, file: str
 ) -> None:
     url = f"{sandbox.urls['openai']}/_sandbox/requests"
-    httpx.delete(url)
+    loopback.delete(url)
     openai.models.list()
     wandb: Any = [{"type": "wandb", "wandb": {"project": "p"}}]
     with pytest.raises(openai_sdk.BadRequestError):
         openai.fine_tuning.jobs.create(
             model=MODEL, training_file=file, integrations=wandb, extra_body={"api_key": "hush-a-secret"}
         )
-    report = httpx.get(url).json()
+    report = loopback.get(url).json()
     assert report["total"] == 2
     assert {(e["method"], e["path"]) for e in report["by"]} == {
         ("GET", "/v1/models"),
         ("POST", "/v1/fine_tuning/jobs"),
     }
-    only = httpx.get(url, params={"method": "POST"}).json()
+    only = loopback.get(url, params={"method": "POST"}).json()
     assert only["total"] == 1
     assert only["recent"][0]["body"]["integrations"] == wandb
     assert "hush-a-secret" not in json.dumps(report)
@@ -219,11 +219,11 @@ def test_the_counters_have_every_request_without_its_secrets(
 
 def test_the_clock_can_be_put_forward(sandbox: Sandbox, openai: OpenAI, create: Callable[[str], Any]) -> None:
     url = f"{sandbox.urls['openai']}/_sandbox/clock"
-    before = httpx.get(url).json()
-    httpx.post(url, json={"speed": 0.0001}).raise_for_status()
+    before = loopback.get(url).json()
+    loopback.post(url, json={"speed": 0.0001}).raise_for_status()
     job = create("clock")
     assert openai.fine_tuning.jobs.retrieve(job.id).status == "validating_files"
-    now = httpx.post(url, json={"skip_s": 1e6, "speed": before["speed"]}).json()
+    now = loopback.post(url, json={"skip_s": 1e6, "speed": before["speed"]}).json()
     assert now["now"] >= before["now"] + 1e6
     ended = openai.fine_tuning.jobs.retrieve(job.id)
     assert ended.status == "succeeded"
@@ -233,9 +233,9 @@ def test_the_clock_can_be_put_forward(sandbox: Sandbox, openai: OpenAI, create: 
 def test_jobs_in_bulk(sandbox: Sandbox, openai: OpenAI, file: str) -> None:
     bodies = [{"model": MODEL, "training_file": file, "metadata": {"bulk": str(n)}} for n in range(250)]
     url = f"{sandbox.urls['openai']}/_sandbox/jobs"
-    ids = httpx.post(url, json=bodies, timeout=60).json()["ids"]
+    ids = loopback.post(url, json=bodies).json()["ids"]
     assert len(set(ids)) == 250
     assert [job.id for job in openai.fine_tuning.jobs.list(limit=100)][:250] == ids[::-1]
-    wrong = httpx.post(url, json=[bodies[0], {"model": MODEL}])
+    wrong = loopback.post(url, json=[bodies[0], {"model": MODEL}])
     assert wrong.status_code == 400
     assert openai.fine_tuning.jobs.list(limit=1).data[0].id == ids[-1]  # all or none

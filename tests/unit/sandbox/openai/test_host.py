@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import httpx
 import openai as sdk
 import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
+from tests import loopback
+from tests.unit.sandbox.conftest import slowed
 
 from orchestrate.sandbox.server import Sandbox
 
@@ -45,18 +46,19 @@ def test_a_job_walks_from_validation_to_a_tuned_model(
     openai: OpenAI, sandbox: Sandbox, upload: Callable[..., str], until: Until
 ) -> None:
     train, valid = upload(20), upload(12)
-    speed = sandbox.clock.speed
-    sandbox.clock.speed = speed / 20  # the first state is seen on a busy machine too
-    job = openai.fine_tuning.jobs.create(
-        model=MODEL,
-        training_file=train,
-        validation_file=valid,
-        suffix="shop",
-        seed=7,
-        metadata={"ref": "run-1"},
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 2}}},
-    )
-    sandbox.clock.speed = speed
+    with slowed(sandbox) as goes_on:
+        job = openai.fine_tuning.jobs.create(
+            model=MODEL,
+            training_file=train,
+            validation_file=valid,
+            suffix="shop",
+            seed=7,
+            metadata={"ref": "run-1"},
+            method={
+                "type": "supervised",
+                "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 2}},
+            },
+        )
     assert job.status == "validating_files"
     assert job.organization_id == "org-sandbox"
     assert job.model_extra is not None and job.model_extra["sandbox"] is True
@@ -64,6 +66,7 @@ def test_a_job_walks_from_validation_to_a_tuned_model(
 
     seen = {job.status}
     while job.status not in ("succeeded", "failed"):
+        goes_on()
         job = openai.fine_tuning.jobs.retrieve(job.id)
         seen.add(job.status)
     assert job.status == "succeeded"
@@ -100,9 +103,10 @@ def test_a_job_walks_from_validation_to_a_tuned_model(
     ]
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
 
-    again = openai.fine_tuning.jobs.create(model=job.fine_tuned_model, training_file=train)
-    assert again.status == "validating_files"
-    openai.fine_tuning.jobs.cancel(again.id)
+    with slowed(sandbox):
+        again = openai.fine_tuning.jobs.create(model=job.fine_tuned_model, training_file=train)
+        assert again.status == "validating_files"
+        openai.fine_tuning.jobs.cancel(again.id)
 
 
 def test_listing_pages_and_filters_by_metadata(
@@ -122,15 +126,18 @@ def test_listing_pages_and_filters_by_metadata(
     assert openai.fine_tuning.jobs.list(metadata={"batch": "other"}).data == []
 
 
-def test_pause_resume_and_cancel(openai: OpenAI, upload: Callable[..., str], until: Until) -> None:
-    jobs = openai.fine_tuning.jobs
-    job = jobs.create(model=MODEL, training_file=upload(15))
-    until(lambda: jobs.retrieve(job.id).status == "running")
-    assert jobs.pause(job.id).status == "paused"  # a word that the SDK's own type does not have
-    with pytest.raises(sdk.BadRequestError):
-        jobs.pause(job.id)
-    assert jobs.resume(job.id).status in ("running", "queued")
-    assert jobs.cancel(job.id).status == "cancelled"
+def test_pause_resume_and_cancel(
+    openai: OpenAI, sandbox: Sandbox, upload: Callable[..., str], until: Until
+) -> None:
+    jobs, file = openai.fine_tuning.jobs, upload(15)
+    with slowed(sandbox) as goes_on:
+        job = jobs.create(model=MODEL, training_file=file)
+        until(lambda: jobs.retrieve(job.id).status == "running" or goes_on())
+        assert jobs.pause(job.id).status == "paused"  # a word that the SDK's own type does not have
+        with pytest.raises(sdk.BadRequestError):
+            jobs.pause(job.id)
+        assert jobs.resume(job.id).status in ("running", "queued")
+        assert jobs.cancel(job.id).status == "cancelled"
     with pytest.raises(sdk.BadRequestError) as refused:
         jobs.cancel(job.id)
     assert refused.value.code == "invalid_job_status"
@@ -347,9 +354,9 @@ def test_only_sandbox_keys_are_taken_and_none_is_kept(sandbox: Sandbox, openai: 
 
 def test_every_answer_and_page_says_that_it_is_a_sandbox(sandbox: Sandbox) -> None:
     for host, url in sandbox.urls.items():
-        page = httpx.get(url + "/")
+        page = loopback.get(url + "/")
         assert "This is a sandbox" in page.text, host
-        for answer in (page, httpx.get(url + "/v1/nothing"), httpx.get(url + "/_sandbox/requests")):
+        for answer in (page, loopback.get(url + "/v1/nothing"), loopback.get(url + "/_sandbox/requests")):
             assert answer.headers["x-orchestrate-sandbox"] == "1"
     headers = {"authorization": f"Bearer {sandbox.env['OPENAI_API_KEY']}"}
-    assert httpx.get(sandbox.urls["openai"] + "/v1/nothing", headers=headers).status_code == 404
+    assert loopback.get(sandbox.urls["openai"] + "/v1/nothing", headers=headers).status_code == 404

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import httpx
 import pytest
 import together as sdk
+from tests import loopback
+from tests.unit.sandbox.conftest import slowed
 from together import Together
 from together.lib.constants import NUM_BYTES_IN_GB
 from together.lib.resources.files import MultipartUploadManager, _calculate_file_checksum
@@ -105,22 +106,24 @@ def test_a_job_from_its_price_to_its_weights(
         training_file=train, validation_file=valid, model=MODEL, n_epochs=2, n_evals=4
     )
     assert price.estimation_available is True and price.allowed_to_proceed is True
-    made = create(
-        together,
-        train,
-        validation_file=valid,
-        n_epochs=2,
-        n_evals=4,
-        n_checkpoints=2,
-        batch_size=8,
-        suffix="orc-12",
-        random_seed=5,
-    )
+    with slowed(sandbox) as goes_on:
+        made = create(
+            together,
+            train,
+            validation_file=valid,
+            n_epochs=2,
+            n_evals=4,
+            n_checkpoints=2,
+            batch_size=8,
+            suffix="orc-12",
+            random_seed=5,
+        )
     assert made.status == "pending"
     assert made.total_price == round((price.estimated_total_price or 0) * 1e9)  # nano-dollars
     seen: set[str] = set()
     while (job := together.fine_tuning.retrieve(made.id)).status not in ("completed", "error"):
         seen.add(job.status)
+        goes_on()
     assert job.status == "completed"
     assert seen <= WORDS and {"running", "compressing", "uploading"} & seen
     assert job.model_extra is not None and job.model_extra["sandbox_trained"] is False
@@ -155,7 +158,7 @@ def test_a_job_from_its_price_to_its_weights(
 
     root = f"{sandbox.urls['together']}/v1/finetune/download?ft_id={made.id}&checkpoint=adapter"
     headers = {**together.auth_headers, "Range": "bytes=10-19"}
-    part = httpx.get(root, headers=headers)
+    part = loopback.get(root, headers=headers)
     assert (part.status_code, part.content) == (206, packed[10:20])
 
     again = together.fine_tuning.create(
@@ -172,11 +175,15 @@ def _unpack(packed: bytes, folder: Path) -> set[str]:
         return set(tar.getnames())
 
 
-def test_cancel_then_delete(together: Together, upload: Callable[..., str], until: Until) -> None:
-    job = create(together, upload(20))
+def test_cancel_then_delete(
+    together: Together, sandbox: Sandbox, upload: Callable[..., str], until: Until
+) -> None:
+    file = upload(20)
+    with slowed(sandbox) as goes_on:
+        job = create(together, file)
     with pytest.raises(sdk.BadRequestError):
         together.fine_tuning.delete(job.id)
-    until(lambda: together.fine_tuning.retrieve(job.id).status == "running")
+    until(lambda: together.fine_tuning.retrieve(job.id).status == "running" or goes_on())
     assert together.fine_tuning.cancel(job.id).status in ("cancel_requested", "cancelled")
     ended = finish(together, job.id, until)
     assert ended.status == "cancelled"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from safetensors import safe_open
+from tests import loopback
 from tests.paths import BUNDLED
 from tests.workers import Nursery
 
@@ -210,7 +210,7 @@ def test_fireworks(
         done = ("JOB_STATE_COMPLETED", "JOB_STATE_FAILED")
         job = until(lambda: (j := jobs.get("orders")).state in done and j)
         assert (job.state, job.status.message) == ("JOB_STATE_COMPLETED", "")
-        rows = [json.loads(line) for line in httpx.get(job.metrics_file_signed_url).text.splitlines()]
+        rows = [json.loads(line) for line in loopback.get(job.metrics_file_signed_url).text.splitlines()]
         losses = [row["train/loss"] for row in rows if "train/loss" in row]
         assert losses[-1] < 0.8 * losses[0]
         urls = client.models.get_download_endpoint("orders").filename_to_signed_urls
@@ -275,7 +275,7 @@ def test_preference_pairs_are_trained_too(
         job = until(lambda: (j := client.dpo_jobs.get(pairs)).state in done and j)
         assert (job.state, job.status.message) == ("JOB_STATE_COMPLETED", "")
         url = client.dpo_jobs.get_metrics_file_endpoint(pairs).signed_url
-        rows = [json.loads(line) for line in httpx.get(url).text.splitlines()]
+        rows = [json.loads(line) for line in loopback.get(url).text.splitlines()]
         losses = [row["train/loss"] for row in rows if "train/loss" in row]
         if method == "DPO":
             assert losses[-1] < 0.5 < losses[0] < 0.7  # log 2 before the first step
