@@ -19,6 +19,7 @@ from orchestrate.gateway.contents import Contents
 from orchestrate.gateway.refusals import sentence
 from orchestrate.gateway.terms import Terms
 from orchestrate.handle import RunHandle
+from orchestrate.service.training import submission
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import Lease, LeaseHeld
 from orchestrate.tracking.syncing.sweep import fetch_details
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 _TURN_S = 0.5
 _LEASE_S = 30.0
 _VIEW_S = 30.0
-_MOST_ATTEMPTS = 6
+_MOST_TRIES = 6
 _ASK_AGAIN_S = 5.0
 _LONGEST_PAUSE = timedelta(hours=1)
 _TELL_FOR = timedelta(days=1)
@@ -225,10 +226,7 @@ class Submitting:
 
     def _submit(self, job: GatewayJob) -> None:
         if job.again_at is not None:
-            refused = self.run_of(job) is not None
-            job = self._jobs.change(
-                job.id, lambda job: replace(job, again_at=None, attempt=job.attempt + refused)
-            )
+            job = self._jobs.change(job.id, lambda job: replace(job, again_at=None))
         self._reached("before-submit")
         try:
             run = self._run(job)
@@ -248,28 +246,33 @@ class Submitting:
         spec = JobSpec.parse(job.spec)
         prepared = self._prepared.get(job.id) or self._ft.prepare(spec, job.backend)
         self._reached("prepared")
-        return self._ft.submit(
-            prepared, job.backend, idempotency_key=job.run_key, again=True, agree=lambda live: False
-        ).record
+        patient = job.tries < _MOST_TRIES
+        asked = submission.of(self._ft, prepared, job.backend, key=job.run_key, patient=patient)
+        return submission.send(self._ft, prepared, job.backend, asked, agree=lambda live: False).record
 
     def _refused(self, job: GatewayJob, error: OrchestrateError) -> None:
-        """What may pass is tried again, in a run of its own where one was refused, which certainly made no
-        job. Where the backend could not be asked for a job of this one there is no run yet, and its key
-        stays."""
+        """What may pass is tried again, in the same run where there is one: a copy of the store that knows
+        nothing of this try has its key and ref too."""
         run = self.run_of(job)
-        gone = run is None or run.phase is SubmitPhase.REFUSED
+        unsent = run is not None and run.phase in UNSENT
+        gone = run is None or unsent or run.phase is SubmitPhase.REFUSED
         if isinstance(error, LeaseHeld) or not gone:
             return
-        if error.retryable and job.attempt < _MOST_ATTEMPTS and isinstance(error, ProviderError):
-            pause = _ASK_AGAIN_S if run is None else min(2.0 ** (job.attempt + 1), 60.0)
+        over = run is not None and not unsent
+        if error.retryable and not over and job.tries < _MOST_TRIES and isinstance(error, ProviderError):
+            pause = _ASK_AGAIN_S if run is None else min(2.0 ** (job.tries + 1), 60.0)
             wait = max(error.retry_after_s or 0.0, pause)
             at = self._ft.store.clock.now() + min(timedelta(seconds=wait), _LONGEST_PAUSE)
-            self._jobs.change(job.id, lambda job: replace(job, again_at=at))
+            tries = job.tries + unsent
+            self._jobs.change(job.id, lambda job: replace(job, again_at=at, tries=tries))
             return
         param = "training_file" if isinstance(error, DataError) else None
         code = getattr(error, "code", None) or ("invalid_training_file" if param else "refused")
         failed = JobError(message=sentence(error), code=str(code), param=param)
         self._jobs.change(job.id, lambda job: replace(job, error=failed))
+        if run is not None and unsent:
+            with suppress(OrchestrateError):  # a run that is not sent costs nothing
+                RunHandle(self._ft, run).cancel()
 
     # -- ends ----------------------------------------------------------------------------------------------
 

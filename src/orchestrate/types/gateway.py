@@ -60,7 +60,9 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What was decided about it, told as its first events."""
     run_id: str | None = None
     attempt: int = 0
-    """How many runs of it were refused for a reason that passes."""
+    """Of its key, in records of a time when each try was a run of its own."""
+    tries: int = 0
+    """How often its backend could not take it, for a reason that passes."""
     again_at: datetime | None = None
     error: JobError | None = None
     """Why it has no run."""

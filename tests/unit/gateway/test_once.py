@@ -21,7 +21,7 @@ from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_o
 from orchestrate import config
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
-from orchestrate.types import Job
+from orchestrate.types import Job, Run, SubmitPhase
 
 _STARTING = threading.Lock()
 """The fork server is asked by one thread at a time."""
@@ -111,6 +111,47 @@ def test_a_key_finds_its_jobs_after_the_store_was_restored(sandbox: Sandbox, tmp
     assert len(refs) == len(set(refs))
 
 
+def test_a_store_restored_from_before_a_second_try_finds_the_job_of_it(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    with gateway_of(home, sandbox.env):
+        pass  # which makes the store
+    backup = {file.name: file.read_bytes() for file in home.glob("runs.sqlite3*")}
+
+    def asked(openai: OpenAI) -> str:
+        file = openai.files.create(file=("t.jsonl", rows(mark="second try")), purpose="fine-tune")
+        headers = {"idempotency-key": "weekly"}
+        return openai.fine_tuning.jobs.create(model=ASKED, training_file=file.id, extra_headers=headers).id
+
+    def made(gateway: Gateway, id: str) -> Run:
+        jobs, again = gateway.ft.store.gateway_jobs, timedelta(days=1)
+        with suppress(TypeError):  # it does not wait
+            jobs.change(id, lambda job: replace(job, again_at=job.again_at + again))  # type: ignore[operator]
+        until(lambda: (run := gateway.ft.store.runs.of_key(id)) is not None and run.job_id)
+        return gateway.ft.store.runs.of_key(id)  # type: ignore[return-value]
+
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        busy = {"method": "POST", "path": "fine-tunes$", "retry_after": 3000.0}
+        sandbox.fault("together", "rate_limit", count=0, **busy)
+        try:
+            first = asked(openai)
+            until(lambda: gateway.ft.store.gateway_jobs.get(first).again_at)  # type: ignore[union-attr]
+        finally:
+            sandbox.clear_faults()
+        assert [run.record.phase for run in gateway.ft.runs()] == [SubmitPhase.UPLOADED]
+        there = made(gateway, first)
+    for file in home.glob("runs.sqlite3*"):
+        file.unlink()
+    for name, content in backup.items():
+        (home / name).write_bytes(content)
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        assert asked(openai) == first
+        found = made(gateway, first)
+        assert (found.ref, found.job_id) == (there.ref, there.job_id)
+        [_] = [job for job in gateway.ft.provider("together").list() if job.handle.ref == there.ref]
+
+
 def test_a_backend_that_cannot_be_asked_keeps_the_key_of_the_job(sandbox: Sandbox, tmp_path: Path) -> None:
     """Under another key it would not find the job that may be there. A clock that is set back by a day is not
     waited for."""
@@ -132,6 +173,32 @@ def test_a_backend_that_cannot_be_asked_keeps_the_key_of_the_job(sandbox: Sandbo
         run = until(lambda: gateway.ft.store.runs.of_key(job.id))
         until(lambda: gateway.ft.run(run.id).record.job_id)
         assert openai.fine_tuning.jobs.retrieve(job.id).error.message == ""  # type: ignore[union-attr]
+
+
+def test_a_backend_that_stays_busy_fails_the_job_in_the_end(sandbox: Sandbox, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        file = openai.files.create(file=("t.jsonl", rows(mark="busy")), purpose="fine-tune")
+        busy = {"method": "POST", "path": "fine-tunes$", "retry_after": 3000.0}
+        sandbox.fault("together", "rate_limit", count=0, **busy)
+        jobs, tries = gateway.ft.store.gateway_jobs, set[int]()
+
+        def over() -> bool:
+            job = jobs.get(asked.id)
+            if job is not None and job.again_at is not None:
+                tries.add(job.tries)
+                with suppress(TypeError):
+                    jobs.change(job.id, lambda job: replace(job, again_at=job.again_at + timedelta(days=1)))  # type: ignore[operator]
+            return openai.fine_tuning.jobs.retrieve(asked.id).status == "failed"
+
+        try:
+            asked = openai.fine_tuning.jobs.create(model=ASKED, training_file=file.id)
+            until(over)
+        finally:
+            sandbox.clear_faults()
+        [run] = gateway.ft.runs()
+        assert tries == {1, 2, 3, 4, 5, 6} and run.record.phase is SubmitPhase.REFUSED
+        assert run.record.job_id is None
 
 
 def test_a_job_that_was_cancelled_while_it_waits_for_its_backend_is_not_sent(
