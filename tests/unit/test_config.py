@@ -67,7 +67,7 @@ def test_the_nearest_file_upwards_is_used(tmp_path: Path) -> None:
             "[hosts.mine]\ntype = 'fireworks'\n[hosts.mine.options]\nregion = 'eu'\n",
             "hosts.mine.options.region",
         ),
-        ("[hosts.openai.options]\nwandb_api_key = 'k'\n", "unknown field hosts.openai.options.wandb_api_key"),
+        ("[hosts.openai.options]\nwandb_api_key = 7\n", "unknown field hosts.openai.options.wandb_api_key"),
         ("[local]\nthread = 2\n", r"unknown field local.thread \(did you mean threads\?\)"),
     ],
 )
