@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 # The tests start hundreds of processes; where bytecode is not kept, each of them compiles all of src again.
 export PYTHONDONTWRITEBYTECODE :=
 # Matrices of tiny models: more threads for one wait longer for one another than they calculate.

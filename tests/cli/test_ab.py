@@ -81,6 +81,7 @@ def served(env: dict[str, str], folder: Path, *arguments: str) -> Generator[tupl
         process.join(240)
 
 
+@pytest.mark.slow
 def test_the_page_is_what_happens(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_killed_proxy_goes_on_where_it_was(
     assert sum(users.values()) == len(USERS)
 
 
+@pytest.mark.slow
 def test_the_rule_is_carried_out_when_it_is_asked_to(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +178,7 @@ def test_the_rule_is_carried_out_when_it_is_asked_to(
     assert [(one["name"], one["share"]) for one in listed.json] == [("other", 0.7), ("support-bot", 0.6)]
 
 
+@pytest.mark.slow
 def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> None:
     assert "no experiment was begun" in cli("ab", "status").err
     for arguments, word in (

@@ -92,6 +92,7 @@ def gone(tmp_path: Path) -> bool:
     return not any(watchers(tmp_path, home) for home in HOMES)
 
 
+@pytest.mark.slow
 def test_watchers_of_two_machines_tell_each_end_once(
     machines: Any, runs: list[str], start: Any, sandbox: Any, tmp_path: Path, postgres: Postgres
 ) -> None:
@@ -109,6 +110,7 @@ def test_watchers_of_two_machines_tell_each_end_once(
     assert "no run is in progress any more" in log and "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_watchers_of_two_machines_cancel_once(
     machines: Any, runs: list[str], start: Any, sandbox: Any, tmp_path: Path
 ) -> None:

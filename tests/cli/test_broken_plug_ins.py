@@ -91,6 +91,7 @@ def test_it_is_told_where_it_is_looked_for(shell: Shell) -> None:
     assert named.code == 3 and "a_package_that_is_not_there" in named.err
 
 
+@pytest.mark.slow
 def test_profiles_and_the_keyring_are_loaded_when_they_are_used(shell: Shell) -> None:
     shell.env["OPENAI_API_KEY"] = "sk-of-the-environment-0123456789"
     runs = json.loads(shell("runs", program=loaded).err.splitlines()[-1])

@@ -58,6 +58,7 @@ def test_a_conversation_at_the_prompt(cli: Cli, tmp_path: Path) -> None:
         assert refused.code == 2 and "--on takes auto, host, here" in refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["together", "fireworks"])
 def test_a_deployed_model_answers_as_it_writes(cli: Cli, tmp_path: Path, backend: str) -> None:
     train = rows_of(tmp_path, [None] * 12)

@@ -47,6 +47,7 @@ def json_of(*arguments: object, cwd: Path, code: int = 0) -> Any:
     return json.loads(run(*arguments, "--json", cwd=cwd, code=code).out)
 
 
+@pytest.mark.slow
 def test_inspect(tmp_path: Path) -> None:
     shown = run("inspect", ORDERS / "train.jsonl", cwd=tmp_path).out
     assert "openai-chat" in shown and "█" in shown and "o200k" in shown
@@ -54,6 +55,7 @@ def test_inspect(tmp_path: Path) -> None:
     assert report.rows == len((ORDERS / "train.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_inspect_with_a_models_tokenizer(tmp_path: Path) -> None:
     report = json_of("inspect", ORDERS / "test.jsonl", "--model", TINY, cwd=tmp_path)
     assert report["tokenizer"].startswith("hf:") and report["tokens_exact"] is True
@@ -268,6 +270,7 @@ def test_map(tmp_path: Path) -> None:
     assert report["kind"] == "completion"
 
 
+@pytest.mark.slow
 def test_rows_come_through_a_pipe_too(tmp_path: Path) -> None:
     """Also through one that the shell makes for `<(...)`; each is read once and used as often as needed."""
     orders = ORDERS / "validation.jsonl"
@@ -308,6 +311,7 @@ def test_inspect_knows_models_by_all_their_names(tmp_path: Path, model: str, tok
     assert report["tokenizer"] == tokenizer
 
 
+@pytest.mark.slow
 def test_a_column_is_read_left_out_or_told(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     check = ("check", file, "--for", "local")

@@ -38,6 +38,7 @@ def started(arguments: list[str], folder: Path, env: dict[str, str]) -> Any:
     return command.start(command.orchestrate, arguments, cwd=folder, env=env, streams=streams)
 
 
+@pytest.mark.slow
 def test_generate_then_review_then_check(cli: Cli, host: ChatHost, tmp_path: Path) -> None:
     arguments = (
         "data",
@@ -63,6 +64,7 @@ def test_generate_then_review_then_check(cli: Cli, host: ChatHost, tmp_path: Pat
     assert counts.pending == 30 and (tmp_path / "good.jsonl").read_text() == ""
 
 
+@pytest.mark.slow
 def test_limits_and_mistakes_have_their_exit_codes(cli: Cli, host: ChatHost) -> None:
     base = ("data", "generate", str(ORDERS), "--base-url", host.url, "-o", "new.jsonl")
     limited = cli(*base, "--model", "gpt-4.1-mini", "--max-requests", "1")
@@ -93,6 +95,7 @@ def test_a_key_for_the_address_is_sent_to_it(cli: Cli, host: ChatHost) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(cli: Cli, cli_env: dict[str, str], host: ChatHost, tmp_path: Path) -> None:
     """Killed while the host thinks about the third request: no row is lost or doubled, no request
     uncounted."""
@@ -131,6 +134,7 @@ def test_a_killed_run_goes_on(cli: Cli, cli_env: dict[str, str], host: ChatHost,
     assert done.json["requests"] == len(host.bodies) == 6
 
 
+@pytest.mark.slow
 def test_two_commands_do_not_write_one_file(
     cli: Cli, cli_env: dict[str, str], host: ChatHost, tmp_path: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_an_unknown_engine_is_refused(cli: Cli) -> None:
     assert done.code == 2 and "local, ray" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_review_serves_until_interrupted(
     cli: Cli, cli_env: dict[str, str], tmp_path: Path, end: signal.Signals

@@ -66,6 +66,7 @@ def command(host: ChatHost, *more: str, model: str = PRICED) -> list[str]:
     return ["data", "judge", "rows.jsonl", "--rubric", "rubric.yaml", "--model", f"{host.url}={model}", *more]
 
 
+@pytest.mark.slow
 def test_good_rows_are_kept_and_nothing_is_lost(cli: Cli, host: ChatHost, folder: Path) -> None:
     done = cli(*command(host, "--calibrate", "rated.jsonl", "--keep", "0.75", "--yes", "--json"))
     assert done.code == 0, done.err
@@ -100,6 +101,7 @@ def test_good_rows_are_kept_and_nothing_is_lost(cli: Cli, host: ChatHost, folder
     assert "rows.judged.jsonl: 6 rows of 11" in again.out and "the judge agrees with people" in again.err
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_wrong_on_purpose_is_refused(cli: Cli, host: ChatHost, folder: Path) -> None:
     host.writes = inverted
     done = cli(*command(host, "--calibrate", "rated.jsonl", "--yes"))
@@ -111,6 +113,7 @@ def test_a_judge_that_is_wrong_on_purpose_is_refused(cli: Cli, host: ChatHost, f
     assert anyway.code == 0 and "agrees too little" in anyway.err and len(host.bodies) == 50
 
 
+@pytest.mark.slow
 def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Path) -> None:
     done = cli(*command(host, "--yes"))
     assert done.code == 2 and "never compared with people" in done.err and "--calibrate" in done.err

@@ -57,6 +57,7 @@ def test_every_page_of_the_documentation_is_in_its_list() -> None:
     assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
+@pytest.mark.slow
 def test_every_link_leads_somewhere(site: dict[Path, Page]) -> None:
     root = Path(*next(iter(site)).parts[: next(iter(site)).parts.index("site") + 1])
     dead: list[str] = []

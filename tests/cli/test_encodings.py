@@ -30,6 +30,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_process_writes_in_any_encoding(project: Path, cli_env: dict[str, str], encoding: str) -> None:
     def said(*words: str) -> bytes:

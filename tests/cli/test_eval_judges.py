@@ -87,6 +87,7 @@ def evaluated(cli: Cli, host: ChatHost, metric: str, *more: str) -> Evaluation:
     return msgspec.convert(done.json, Evaluation, strict=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "rated"), [("judge", "singles"), ("judge_pair", "pairs")])
 def test_a_judge_that_agrees_with_people_carries_a_verdict(
     cli: Cli, host: ChatHost, folder: Path, metric: str, rated: str
@@ -111,6 +112,7 @@ def test_a_judge_that_agrees_with_people_carries_a_verdict(
     assert len(host.bodies) == asked and again.verdicts[0].decision == "ship"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "rated"), [("judge", "singles"), ("judge_pair", "pairs")])
 def test_a_judge_that_is_wrong_on_purpose_carries_none(
     cli: Cli, host: ChatHost, folder: Path, metric: str, rated: str

@@ -60,6 +60,7 @@ def models(host: ChatHost, *names: str) -> list[str]:
     return [word for name in names for word in ("--model", f"{host.url}={name}")]
 
 
+@pytest.mark.slow
 def test_a_better_model_ships_and_a_worse_one_stops_a_build(
     cli: Cli, host: ChatHost, rows: str, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_paid_for(
     assert refused.code == 2 and why in " ".join(refused.err.split()) and len(host.bodies) == before
 
 
+@pytest.mark.slow
 def test_too_few_rows_are_said_to_be_too_few(cli: Cli, host: ChatHost, rows: str) -> None:
     asked = (
         "eval",
@@ -129,6 +131,7 @@ def test_too_few_rows_are_said_to_be_too_few(cli: Cli, host: ChatHost, rows: str
     assert none.code == 1 and "no verdict" in none.err
 
 
+@pytest.mark.slow
 def test_groups_and_slices(cli: Cli, host: ChatHost, rows: str) -> None:
     told = cli(
         "eval", "--test", rows, *models(host, "good", "bad"), "--cluster", "user", "--slices", "tag", "--json"
@@ -164,6 +167,7 @@ def test_a_model_that_takes_no_temperature_is_asked_without_and_that_is_told_onc
     assert again["notes"] == told["notes"] and len(host.bodies) == begun + len(sent)
 
 
+@pytest.mark.slow
 def test_asking_afresh_says_whether_the_host_changed_the_model(cli: Cli, host: ChatHost, rows: str) -> None:
     asked = ("eval", "--test", rows, *models(host, "moving"), "--json")
     first = cli(*asked).json
@@ -187,6 +191,7 @@ def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_pat
     assert "\x1b" not in (tmp_path / "r.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     unknown = cli("eval", "--test", rows, *models(host, "good"), "--max-cost", "1", "--fresh")
     assert unknown.code == 2 and "--max-cost cannot hold" in unknown.err

@@ -87,6 +87,7 @@ def test_a_group_by_itself_shows_its_page(cli: Cli, width: int) -> None:
         assert done.code == 2 and f"orchestrate {name} [OPTIONS] COMMAND" in done.out, (name, done)
 
 
+@pytest.mark.slow
 def test_what_the_shell_offers(cli: Cli, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(12)))

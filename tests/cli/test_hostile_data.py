@@ -112,6 +112,7 @@ def _try(run: Run, file: str, folder: Path) -> None:
         assert not [p for p in folder.iterdir() if p.name.startswith(".")], said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_each_command_answers_in_words(name: str, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "in" / name

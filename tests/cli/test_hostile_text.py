@@ -174,6 +174,7 @@ def outside_words(shown: str) -> int:
     return shown.count("52;c;ZXZpbA==")
 
 
+@pytest.mark.slow
 def test_no_byte_from_outside_acts_on_a_pipe(scene: tuple[Path, dict[str, str]]) -> None:
     folder, env = scene
     (folder / "commands.json").write_text(json.dumps(commands()))
@@ -187,6 +188,7 @@ def test_no_byte_from_outside_acts_on_a_pipe(scene: tuple[Path, dict[str, str]])
     assert "[link=https" in done.stdout.decode(), "markup of others is text"
 
 
+@pytest.mark.slow
 def test_no_byte_from_outside_acts_on_a_terminal(scene: tuple[Path, dict[str, str]]) -> None:
     folder, env = scene
     (folder / "commands.json").write_text(json.dumps(commands()[:34]))

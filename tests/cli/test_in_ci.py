@@ -67,6 +67,7 @@ def runner(tmp_path: Path) -> Runner:
     return Runner(tmp_path, env)
 
 
+@pytest.mark.slow
 def test_the_action_and_the_hooks_are_what_their_readers_take() -> None:
     words = ["-m", "check_jsonschema", "--builtin-schema", "vendor.github-actions", str(ROOT / "action.yml")]
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
@@ -90,6 +91,7 @@ def test_a_good_spec_is_quoted_in_a_comment(runner: Runner) -> None:
     assert asked[:3] == ["pr", "comment", "7"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_or_too_dear_fails_and_says_so(runner: Runner) -> None:
     assert runner.script(FAIL_ABOVE_USD="0.01").returncode == 1
     assert "the cheapest may cost up to" in runner.summary

@@ -25,6 +25,7 @@ def tickets(path: Path, columns: tuple[str, str] = ("body", "label")) -> None:
             rows.writerow([i, f"My {what} number {i * 37} from {city} is lost, what now?", FAULTS[what]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [("body", "label"), ("text", "category")])
 def test_a_table_of_tickets_becomes_a_spec_that_every_backend_takes(
     cli: Cli, tmp_path: Path, columns: tuple[str, str]
@@ -89,6 +90,7 @@ def test_of_few_rows_each_split_has_some_or_none_is_made(cli: Cli, tmp_path: Pat
     assert ("the spec names no model there" in checked.err) == (rows < 12)
 
 
+@pytest.mark.slow
 def test_a_spec_that_is_there_stays_and_is_compared(cli: Cli, tmp_path: Path) -> None:
     tickets(tmp_path / "t.csv")
     assert cli("init", "t.csv", "--for", "local").code == 0
@@ -105,6 +107,7 @@ def test_a_spec_that_is_there_stays_and_is_compared(cli: Cli, tmp_path: Path) ->
     assert mine.read_text() == before.replace("epochs: 5", "epochs: 3")
 
 
+@pytest.mark.slow
 def test_splits_that_are_there_are_taken_as_they_are(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

@@ -74,6 +74,7 @@ def test_errors_fit_their_schema(cli: Cli) -> None:
         jsonschema.validate(json.loads(cli(*arguments, "--json").err), of("error"))
 
 
+@pytest.mark.slow
 def test_the_command_prints_them(cli: Cli) -> None:
     assert cli("schema", "data", "check").json["title"] == "orchestrate data check --json"
     assert cli("schema", "--all").json.keys() == OUTPUTS.keys()

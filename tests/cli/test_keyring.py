@@ -38,6 +38,7 @@ def listed(result: Result, name: str = "openai") -> tuple[str | None, str | None
     return row["key"], row["source"]
 
 
+@pytest.mark.slow
 def test_a_key_in_the_keyring_is_used_and_is_in_no_other_file(
     ring: Keyring,
     stranger: tuple[str, list[str]],  # noqa: F811
@@ -64,6 +65,7 @@ def test_a_key_in_the_keyring_is_used_and_is_in_no_other_file(
     assert "holds no key called openai" in " ".join(ring("keys", "remove", "openai").err.split())
 
 
+@pytest.mark.slow
 def test_the_environment_and_the_file_go_before_the_keyring(ring: Keyring, tmp_path: Path) -> None:
     ring("keys", "set", "together", stdin="tgp-in-the-file-0123456789\n")
     ring("keys", "set", "together", "--keyring", stdin="tgp-in-the-ring-0123456789\n")

@@ -53,6 +53,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["environment", "file"])
 def test_a_key_is_not_sent_to_another_host(
     cli: Cli, project: Path, stranger: tuple[str, list[str]], place: str
@@ -91,6 +92,7 @@ def test_a_real_key_is_not_tied_to_a_sandbox_without_a_person(
     assert cli("keys", "set", "openai", stdin="sandbox-anything\n", **exported).code == 0
 
 
+@pytest.mark.slow
 def test_the_first_use_is_told(cli: Cli, stranger: tuple[str, list[str]]) -> None:
     env = {"OPENAI_BASE_URL": stranger[0], "OPENAI_API_KEY": KEY}
     first = cli("-v", "recover", "-p", "openai", **env)
@@ -98,6 +100,7 @@ def test_the_first_use_is_told(cli: Cli, stranger: tuple[str, list[str]]) -> Non
     assert "first use" not in cli("-v", "recover", "-p", "openai", **env).err
 
 
+@pytest.mark.slow
 def test_a_project_that_names_a_further_host_needs_a_word(
     cli: Cli, project: Path, stranger: tuple[str, list[str]]
 ) -> None:

@@ -41,6 +41,7 @@ def fits(command: str, out: str) -> None:
     jsonschema.validate(json.loads(out), of(command))
 
 
+@pytest.mark.slow
 def test_a_model_is_recorded_and_moved(cli: Cli, run: str, sandbox: Sandbox, tmp_path: Path) -> None:
     due = cli("record", "--calendar", "--json")
     fits("record", due.out)

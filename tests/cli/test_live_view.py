@@ -168,6 +168,7 @@ with LiveView(lambda run: POINTS, lambda run: []) as view:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pty")
 def test_a_picture_is_repainted_in_place_and_only_when_there_is_a_new_one(tmp_path: Path) -> None:
     import pty

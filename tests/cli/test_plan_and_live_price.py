@@ -96,6 +96,7 @@ def test_strict_refuses_what_is_mapped_but_not_exactly(
     assert cli(*asked, "--strict").code == code
 
 
+@pytest.mark.slow
 def test_a_strict_submit_sends_nothing(cli: Cli, project: Path, sandbox: Sandbox) -> None:
     sandbox.clear_requests()
     asked = ("submit", "--provider", "together", "--yes", "--set", "adapter.type=qlora")
@@ -155,6 +156,7 @@ LLAMA_8B = {
 }
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(LLAMA_8B))
@@ -184,6 +186,7 @@ def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path)
     assert refused.code == 3 and "gpu_memory_gib" in refused.err
 
 
+@pytest.mark.slow
 def test_a_backend_that_asks_too_much_does_not_hide_the_runs_made_before_it(
     cli: Cli, project: Path, sandbox: Sandbox
 ) -> None:
@@ -243,6 +246,7 @@ def test_a_second_machine_is_checked_by_this_one_s_rules_under_its_own_name(cli:
     }
 
 
+@pytest.mark.slow
 def test_a_refusal_prints_the_lines_that_let_the_spec_run_and_fix_writes_them(
     cli: Cli, project: Path, sandbox: Sandbox
 ) -> None:

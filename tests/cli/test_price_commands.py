@@ -73,6 +73,7 @@ def test_prices_accuracy_without_runs(cli: Cli) -> None:
     assert cli("prices", "accuracy", "--json").json == []
 
 
+@pytest.mark.slow
 def test_prices_accuracy_by_run(cli: Cli, tmp_path: Path) -> None:
     """A real run on this machine: what was quoted beside what was billed, for each component of the bill."""
     (tmp_path / "t.jsonl").write_text("".join((ORDERS / "train.jsonl").read_text().splitlines(True)[:20]))
@@ -137,6 +138,7 @@ def test_quote_with_rates_of_the_user(cli: Cli, project: Path) -> None:
     assert refused.code == 6 and "$1.00" in refused.err
 
 
+@pytest.mark.slow
 def test_a_rate_that_prices_nothing_is_an_error_that_says_what_could_be_given(
     cli: Cli, project: Path
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_quote_of_what_would_be_refused_says_so_and_stands_last(cli: Cli, proj
     assert "adapter.type" in full.json[0]["refused"]
 
 
+@pytest.mark.slow
 def test_quote_over_months(cli: Cli, project: Path) -> None:
     asked = ("quote", "--provider", "openai,together,fireworks", "--traffic", "20k req/day, 900 in, 150 out")
     found = cli(

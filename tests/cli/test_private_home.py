@@ -65,6 +65,7 @@ def open_to_others(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_umask")
 @pytest.mark.parametrize(
     ("life", "folders"),

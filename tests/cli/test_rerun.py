@@ -53,6 +53,7 @@ def test_a_run_is_made_again_here_and_on_another_host(tmp_path: Path) -> None:
                 ft.rerun(first, settings={"epoch": 3})
 
 
+@pytest.mark.slow
 def test_the_command_says_whether_the_data_are_the_same_and_asks_for_the_price(
     cli: Cli, tmp_path: Path
 ) -> None:

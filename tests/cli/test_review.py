@@ -107,6 +107,7 @@ def better(shown: dict[str, Any], texts: tuple[str, ...]) -> str:
     return "left" if shown["answers"][0]["text"].startswith(texts) else "right"
 
 
+@pytest.mark.slow
 def test_pairs_from_the_page_to_training_rows(
     cli: Cli, cli_env: dict[str, str], run_id: str, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_pairs_from_the_page_to_training_rows(
         assert other.review.id != told["review"] and other.review.items == 2
 
 
+@pytest.mark.slow
 def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.csv"
     done = cli("review", run_id, "--single", "--export", "sheet.csv", "--rater", "Fay", "--json")

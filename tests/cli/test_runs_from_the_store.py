@@ -39,6 +39,7 @@ def requests_of(hosts: Any) -> int:
     return hosts.fronts["openai"].log.report(None, None)["total"]
 
 
+@pytest.mark.slow
 def test_an_ended_run_is_shown_from_the_store(cli: Cli, project: None, hosts: Any) -> None:
     made = cli("submit", "-p", "openai", "--yes", "--watch", "--json", **hosts.env)
     run = made.json[0]["id"]
@@ -54,6 +55,7 @@ def test_an_ended_run_is_shown_from_the_store(cli: Cli, project: None, hosts: An
     assert cli("show", run, "--refresh").code == 3, "asked for by name, a missing key is an error"
 
 
+@pytest.mark.slow
 def test_the_badge_of_a_proof_is_shown_wherever_the_run_is(
     cli: Cli, project: None, hosts: Any, tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_an_open_run_is_asked_about(cli: Cli, project: None, hosts: Any) -> None
     assert cli("show", run, "--json", **hosts.env).json["status"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_an_ambiguous_beginning_names_the_runs(cli: Cli, project: None, hosts: Any) -> None:
     runs = [
         cli("submit", "-p", "openai", "--yes", "--again", "--json", **hosts.env).json[0]["id"]

@@ -49,6 +49,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_json_of_a_run_fits_its_schemas(cli: Cli, project: Path, host: dict[str, str]) -> None:
     made = cli("submit", "-p", "openai", "--yes", "--watch", "--json", cwd=project, **host)
     assert made.code == 0, made.err
@@ -67,6 +68,7 @@ def test_the_json_of_a_run_fits_its_schemas(cli: Cli, project: Path, host: dict[
     assert ODD in cli("show", "last", **host).out
 
 
+@pytest.mark.slow
 def test_a_run_shows_the_rows_that_its_host_trained_on(cli: Cli, project: Path, host: dict[str, str]) -> None:
     asked = ("--model", "qwen3-8b", "--yes", "--watch")
     assert cli("submit", "-p", "fireworks", *asked, cwd=project, **host).code == 0
@@ -82,6 +84,7 @@ def test_a_run_shows_the_rows_that_its_host_trained_on(cli: Cli, project: Path, 
     assert "--model" in cli("data", "preview", "train.jsonl", cwd=project).err
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_probed_and_too_little_stops_a_build(
     cli: Cli, project: Path, host: dict[str, str]
 ) -> None:
@@ -108,6 +111,7 @@ def test_what_was_kept_is_probed_and_too_little_stops_a_build(
         assert refused.code == 2 and why in refused.err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     cli: Cli, project: Path, host: dict[str, str]
 ) -> None:
@@ -156,6 +160,7 @@ def test_no_log_shows_a_key(cli_env: dict[str, str], project: Path, host: dict[s
             assert value.encode() not in done.err + done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_leaving_the_live_view_gives_the_terminal_back(
     cli: Cli, cli_env: dict[str, str], project: Path, slow_host: dict[str, str], name: str, code: int

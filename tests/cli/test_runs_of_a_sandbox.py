@@ -42,6 +42,7 @@ def tried(cli: Cli, *words: str, provider: str = "openai") -> Result:
     return done
 
 
+@pytest.mark.slow
 def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Path) -> None:
     run = tried(cli, provider="fireworks").out.split()[-1]
     assert "1 run of sandboxes: orchestrate runs --sandbox" in cli("runs").err
@@ -61,6 +62,7 @@ def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Pat
     assert cli("events", run, "--refresh").code == 0, "nor is it lost when the port is free again"
 
 
+@pytest.mark.slow
 def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Path) -> None:
     run = tried(cli).out.split()[-1]
     for words in (("eval", "last"), ("show", "last"), ("download", "latest"), ("compare", "last")):

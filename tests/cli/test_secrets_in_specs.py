@@ -61,6 +61,7 @@ def nothing_tells(folder: Path, *shown: Result) -> None:
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_the_token_of_an_address_fetches_the_data_and_is_neither_kept_nor_told(
     cli: Cli, tmp_path: Path, host: dict[str, str], address: str
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_token_of_an_address_fetches_the_data_and_is_neither_kept_nor_told(
     nothing_tells(tmp_path / "home", made, refused, *shown, *offline, *looked)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_before_its_send_says_what_is_missing(
     cli: Cli, cli_env: dict[str, str], tmp_path: Path, host: dict[str, str], address: str
 ) -> None:

@@ -90,6 +90,7 @@ def test_over_the_budget_is_6(cli: Cli) -> None:
     assert one.out.startswith("2026-09: $0.00 spent")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spent")
 def test_a_cost_that_nobody_knows_is_no_budget_that_holds(cli: Cli, tmp_path: Path) -> None:
     at = datetime(2026, 10, 9, tzinfo=UTC)
@@ -114,6 +115,7 @@ def test_a_cost_that_nobody_knows_is_no_budget_that_holds(cli: Cli, tmp_path: Pa
     assert cli(*ask, ORCHESTRATE_BUDGET_USD="10").code == 0
 
 
+@pytest.mark.slow
 def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     cli: Cli, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -132,6 +134,7 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     assert "at least" in blind.out and "1 account could not be asked in full" in blind.out
 
 
+@pytest.mark.slow
 def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox) -> None:
     """Never one that does not have our name; without anyone to ask none at all."""
     ask = ("spending", "--sandbox", "--end-orphans")

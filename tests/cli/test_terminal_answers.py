@@ -48,6 +48,7 @@ def creates(sandbox: Any) -> int:
     return sum(entry["path"].endswith("fine_tuning/jobs") for entry in sent)
 
 
+@pytest.mark.slow
 def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
     env: dict[str, str], sandbox: Any, tmp_path: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
     assert code == 0 and creates(sandbox) == before + 2
 
 
+@pytest.mark.slow
 def test_a_watched_run_is_drawn_in_place(env: dict[str, str], tmp_path: Path) -> None:
     submit = ["submit", "-p", "openai", "--yes", "--again", "--watch"]
     code, shown = answered(env, tmp_path, submit)

@@ -210,6 +210,7 @@ def judged(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_first_screens_of_what_goes_on_are_whole(folder: Path, cli_env: dict[str, str]) -> None:
     seen: dict[int, tuple[Told, Told]] = {}
     for width in (1000, 80, 100, 140):

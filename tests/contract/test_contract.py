@@ -375,6 +375,7 @@ def test_unknown_status_word_is_not_an_end(
     provider.cancel(handle)
 
 
+@pytest.mark.slow
 def test_reads_outlast_short_faults(
     hosted: Backend, make: Any, files: dict[str, str], sandbox: Sandbox
 ) -> None:

@@ -140,6 +140,7 @@ def test_the_strategy_knows_every_field() -> None:
     assert set(LORA) == set(LoRA.model_fields) - {"type"}
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(values=SPECS)
 def test_every_setting_is_answered(translator: tuple[Backend, Provider], values: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ with Orchestrator() as ft:
 """
 
 
+@pytest.mark.slow
 def test_no_key_and_no_signed_address_is_logged(tmp_path: Path) -> None:
     row = '{"messages": [{"role": "user", "content": "q%d"}, {"role": "assistant", "content": "a"}]}\n'
     (tmp_path / "train.jsonl").write_text("".join(row % i for i in range(12)))

@@ -81,6 +81,7 @@ def bringer(tmp_path: Path, hosts: Any) -> Iterator[Bringer]:
     made.ft.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", OTHER)
 def test_an_adapter_is_priced_uploaded_and_put_up_at_another_host(bringer: Bringer, own: str) -> None:
     run, to = bringer.runs[own], OTHER[own]
@@ -124,6 +125,7 @@ def _sha(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "point"), diagonal(OTHER, ["after-intent", "after-upload", "after-creating", "after-request"])
 )
@@ -145,6 +147,7 @@ def test_one_killed_on_its_way_is_gone_on_with_and_uploads_nothing_twice(
     assert ended is not None and ended.state is DeploymentState.ENDED and bringer.up(to) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("own", "point"), diagonal(OTHER, ["after-creating", "after-request", "after-up"]))
 def test_another_key_neither_completes_nor_doubles_nor_ends_it(
     bringer: Bringer, own: str, point: str
@@ -211,6 +214,7 @@ def test_a_base_that_the_host_does_not_have_is_refused_before_anything_is_sent(b
     assert bringer.ft.deployments(over=None) == []
 
 
+@pytest.mark.slow
 def test_the_bodies_are_those_of_the_sdks(bringer: Bringer) -> None:
     """By the SDKs' own types, and for the upload that has no type by what the SDK's command line sends."""
     from fireworks.types.model_create_params import ModelCreateParams as FireworksModel

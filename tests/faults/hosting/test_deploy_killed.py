@@ -60,6 +60,7 @@ def child(deployed: Deployed, name: str, point: str) -> Any:
     return command.start(deploy_once, arguments, cwd=ROOT, env=env, streams=streams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOURLY)
 def test_a_process_killed_on_its_way_is_found_and_gone_on_with(deployed: Deployed, name: str) -> None:
     for point in POINTS:

@@ -182,6 +182,7 @@ def test_a_fireworks_deployment_ends_though_its_job_is_gone(deployed: Deployed, 
     assert deployed.up("fireworks") == []
 
 
+@pytest.mark.slow
 def test_one_that_somebody_else_ended_is_lost_and_costs_no_more(deployed: Deployed) -> None:
     deployed.deploy("fireworks")
     state = deployed.world.hosts.fronts["fireworks"].host.state

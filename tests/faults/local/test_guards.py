@@ -55,6 +55,7 @@ def events(run: RunDir, kind: str) -> list[str]:
     return [e.message for e in run.events() if e.type == kind]
 
 
+@pytest.mark.slow
 def test_numbers_that_run_away_stop_the_run_with_a_reason(job: LocalJob, home: Path) -> None:  # noqa: F811
     wild = {"learning_rate": 1e30, "schedule": "constant", "evals": 1, "recovery_seconds": 600.0}
     run, _ = RunDir.make(home, changed(job, "nan", **wild))
@@ -69,6 +70,7 @@ def test_numbers_that_run_away_stop_the_run_with_a_reason(job: LocalJob, home: P
     assert state.step == len(run.metrics()) == int(step.group(1)) - 1
 
 
+@pytest.mark.slow
 def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
     """One row in 20 is noise; the others are alike, so that the mean soon lies far below it."""
     path = tmp_path / "noise.jsonl"
@@ -202,6 +204,7 @@ def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(
     assert curve(hurt) == curve(whole)
 
 
+@pytest.mark.slow
 def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) -> None:  # noqa: F811
     with pytest.raises(DiskFull, match=r"95 MiB free; .* take 111 MiB"):
         require(100 * MB - 1, result=20 * MB, checkpoint=40 * MB, kept=3)

@@ -178,6 +178,7 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
     assert [e.type for e in killed.events()].count("interrupted") == 2
 
 
+@pytest.mark.slow
 def test_a_pause_that_is_taken_back_while_it_is_done_is_none(job: LocalJob, home: Path) -> None:
     """As `resume` does it: what it finds is a job that still runs, and that goes on."""
     short = msgspec.structs.replace(job.hyper, epochs=2, evals=1)
@@ -304,6 +305,7 @@ def test_garbage_in_the_run_directory_ends_in_a_clear_failure(job: LocalJob, hom
         assert failed.events()[-1].level == "error"
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_checkpoints_and_not_the_run(job: LocalJob, home: Path) -> None:
     """Files above 600 kB cannot be written: the state of a checkpoint, but not the adapter."""
     run, _ = RunDir.make(

@@ -86,6 +86,7 @@ def assigning(arguments: list[str]) -> None:
             print(f"person {n} {arm}", flush=True)
 
 
+@pytest.mark.slow
 def test_killed_processes_lose_nothing_that_they_said(store: Store, store_url: str, tmp_path: Path) -> None:
     experiment = Experiment.begin(PLAN, store)
     outs = [tmp_path / "one", tmp_path / "two"]

@@ -195,6 +195,7 @@ def make_at_once(tmp_path: Path, url: str, *, processes: int, each: int) -> list
     return [command.ended(maker, 240) for maker in makers]
 
 
+@pytest.mark.slow
 def test_eight_processes_make_one_store_and_lose_no_run(unmade_store_url: str, tmp_path: Path) -> None:
     assert make_at_once(tmp_path, unmade_store_url, processes=8, each=10) == [0] * 8
     with Store.open(unmade_store_url) as store:

@@ -449,6 +449,7 @@ def test_a_lease_from_before_the_machine_started_again_ends_by_the_wall_clock(
     assert store.leases.acquire("work", 30) is not None
 
 
+@pytest.mark.slow
 def test_a_held_lease_is_renewed_while_its_work_goes_on(store: Store) -> None:
     def expires() -> str:
         with store.database.reading() as connection:

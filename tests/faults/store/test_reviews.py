@@ -37,6 +37,7 @@ def review(id: str, *runs: str, at: datetime = AT) -> Review:
     )
 
 
+@pytest.mark.slow
 def test_reviews_are_found_again(store: Store) -> None:
     first, second = review("rev-aaa", "run-1", "run-2"), review("rev-aab", "run-2", at=AT + timedelta(1))
     for one in (first, second):

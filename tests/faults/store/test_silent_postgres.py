@@ -38,11 +38,13 @@ def silent() -> Iterator[tuple[str, threading.Event]]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_an_error(silent: tuple[str, threading.Event]) -> None:
     with pytest.raises(StoreError, match="failed"):
         open_engine(f"{silent[0]}&connect_timeout=2")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_wait_for_a_silent_server(
     silent: tuple[str, threading.Event], tmp_path: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_a_url_with_options_keeps_our_limits_unless_it_says_others(
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_command_whose_query_is_blocked(postgres: Postgres, tmp_path: Path) -> None:
     import psycopg
 

@@ -153,6 +153,7 @@ def test_runs_that_come_in_ended_are_not_told(tmp_path: Path, host: PaperHost) -
         assert heard.told == [going.id]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_delivered_is_tried_less_and_less_often(
     store: Store, host: PaperHost, clock: Moved
 ) -> None:
@@ -278,6 +279,7 @@ def answering(status: int, location: str = "") -> Iterator[tuple[str, list[str]]
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [302, 404, 500])
 def test_the_token_in_a_webhooks_address_is_never_told(store: Store, host: PaperHost, status: int) -> None:
     run = ended(store, host)
@@ -310,6 +312,7 @@ def acted(tmp_path: Path) -> list[str]:
 ENDS = {"hangs": HANGS, "dies": "kill -9 $$"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("store_url", "end"), diagonal(["sqlite", "postgres"], ENDS), indirect=["store_url"])
 def test_a_command_that_may_have_told_is_not_repeated(
     store: Store, host: PaperHost, tmp_path: Path, end: str
@@ -341,6 +344,7 @@ def test_a_command_that_says_that_it_failed_is_repeated_under_the_same_id(
     assert [e for e in store.history.events(run.id) if e.type == "notification"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "store_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True
 )

@@ -221,6 +221,7 @@ def test_workers_that_claim_at_once_get_different_runs(store_url: str, host: Pap
         assert store.watching.claim_due("paper", host.host, limit=100) == []
 
 
+@pytest.mark.slow
 def test_a_worker_goes_on_after_its_postgres_was_restarted(postgres: Any, host: PaperHost) -> None:
     with Store.open(postgres.store()) as store:
         run = submit(store, host, SPEC, DATA)

@@ -143,6 +143,7 @@ def test_colleagues_with_one_key_for_other_things_have_jobs_of_their_own(
     assert len({job["ref"] for job in host.jobs()}) == 4
 
 
+@pytest.mark.slow
 def test_another_account_and_another_host_have_jobs_of_their_own(store: Store, tmp_path: Path) -> None:
     hosts = [
         PaperHost(tmp_path / place, timeout_s=0.1, owner=owner)

@@ -110,6 +110,7 @@ def test_a_postgres_that_is_started_again_at_each_point(
     world.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_postgres_that_is_gone_from_each_point_on(
     tmp_path: Path, hosts: Any, postgres: Any, tally: Callable[..., None], point: str

@@ -131,6 +131,7 @@ def test_all_that_is_spent_keeps_within_the_limit(shop: Shop) -> None:
     assert (len(person.asked), shop.sent()) == (1, 1), "nobody is asked about what cannot be"
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_within_the_most_that_was_agreed_to(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}]
@@ -269,6 +270,7 @@ def test_an_error_says_what_to_do(shop: Shop, tool: str, given: dict[str, Any], 
     assert told in said(result)
 
 
+@pytest.mark.slow
 def test_the_command_speaks_on_its_streams(shop: Shop) -> None:
     """A real process, as a client starts it, with nothing but the protocol on stdout."""
     import os

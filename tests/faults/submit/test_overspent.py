@@ -231,6 +231,7 @@ def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     assert "deleted in the console" in shown.output
 
 
+@pytest.mark.slow
 def test_a_recovered_run_counts_what_its_host_says_and_what_it_does_not_say_is_told(
     store: Store, tmp_path: Path
 ) -> None:

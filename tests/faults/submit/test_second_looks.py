@@ -220,6 +220,7 @@ def test_a_list_without_an_end_stops_neither_the_command_nor_the_others(shop: Sh
     assert shop.type("sync").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), diagonal(HOSTED, ["html", "no_list"]))
 def test_a_search_that_could_not_be_made_is_no_empty_one(shop: Shop, name: str, kind: str) -> None:
     shop.ft.provider(name).account()

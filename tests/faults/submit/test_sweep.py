@@ -114,6 +114,7 @@ def test_the_price_of_a_grid_is_the_sum_of_its_quotes(shop: Shop) -> None:
     assert price.expected_usd == sum((quote.counted_usd for quote in quotes), Decimal(0))
 
 
+@pytest.mark.slow
 def test_survivors_of_a_share_are_trained_again_on_all_rows(shop: Shop) -> None:
     write_rows(shop.rows, 60)
     search = begun(shop, share=0.5, max_parallel=3)

@@ -77,6 +77,7 @@ def test_a_project_says_what_is_spent_only_when_trusted_as_it_is(project: Path, 
     assert not trusted(project), "it has changed since"
 
 
+@pytest.mark.slow
 def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
     """A deploy, a resume and a submit with a known key spend as the first submit does."""
     soon = "".join(f"[hosts.{name}.options]\nretry_budget_s = 0.5\n" for name in ("openai", "together"))

@@ -191,6 +191,7 @@ def test_one_wrong_line_and_none_is_recorded(store: Store, tmp_path: Path) -> No
 # -- the rule ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_ramps_and_ships_what_is_better(store: Store, clock: Later) -> None:
     experiment = Experiment.begin(PLAN, store)
     assert experiment.step().decision.why == "0 of 20 users of each arm were seen at 50%"
@@ -228,6 +229,7 @@ def test_it_rolls_back_what_is_worse(store: Store, metric: str) -> None:
     assert {experiment.assign(u).arm for u in arms["tuned"]} == {"base"}
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_set_back_decides_nothing_and_is_told(store: Store, clock: Later) -> None:
     """Who gets which model, and what is known, does not hang on the time of day."""
     experiment = Experiment.begin(PLAN, store)
@@ -246,6 +248,7 @@ def test_a_clock_that_was_set_back_decides_nothing_and_is_told(store: Store, clo
     assert experiment.report().phases[-1].verb == "ramp"
 
 
+@pytest.mark.slow
 def test_a_worsening_within_its_margin_is_borne(store: Store, clock: Later) -> None:
     borne = replace(RESOLVED, margin=0.3)
     rule = replace(PLAN.rule, goal="not worse", stages=(50, 100))

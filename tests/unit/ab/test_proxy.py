@@ -140,6 +140,7 @@ def test_the_async_client_and_its_stream_helper(place: Place) -> None:
     assert set(whole) == {"tuned-model says: x"} and last == "base-model says: x "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [500, 404, 429, 400, "hang", "drop", "page", "error"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_base_answers_where_the_tuned_model_does_not(
@@ -199,6 +200,7 @@ def test_what_both_models_refuse_is_the_requests_fault(place: Place) -> None:
     assert place.comes_to({}, failed={"base": None, "tuned": 0.0})
 
 
+@pytest.mark.slow
 def test_a_base_that_hangs_is_told(place: Place) -> None:
     place.base.fault = "hang"
     [user, *_] = place.users("base")
@@ -242,6 +244,7 @@ def test_who_says_no_user_gets_the_base_and_is_no_part_of_it(place: Place) -> No
     assert place.experiment.report().users == {"base": 0, "tuned": 0}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_locked_costs_no_user_an_answer(place: Place, tmp_path: Path) -> None:
     """Each still gets their own model, as long as somebody else holds the store."""
     [known, *_] = place.users("tuned")
@@ -321,6 +324,7 @@ def test_it_asks_for_keys_where_there_are_any(models: tuple[Model, Model], tmp_p
             )
 
 
+@pytest.mark.slow
 def test_many_users_at_once_are_not_mixed_while_the_share_grows(place: Place) -> None:
     """Nobody goes from the tuned model back to the base; each answer is that of the model that is told."""
     last: dict[str, str] = {}

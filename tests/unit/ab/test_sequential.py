@@ -152,6 +152,7 @@ def many(sims: int, seed: int, walk: object) -> float:
     return sum(found) / sims
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skewed", [False, True])
 def test_means_of_skewed_values_wait_for_their_gate(skewed: bool) -> None:
     def walk(rng: random.Random) -> tuple[PlannedMetric, list[Unit]]:
@@ -245,6 +246,7 @@ def test_a_user_keeps_the_tuned_model_and_chances_add_up() -> None:
     assert 0.05 < np.mean([e.arm == "tuned" for e in back]) < 0.3
 
 
+@pytest.mark.slow
 def test_drift_while_ramping_is_no_difference() -> None:
     def walk(rng: random.Random) -> tuple[PlannedMetric, list[Unit]]:
         seen, outcomes = ramped(rng)

@@ -162,6 +162,7 @@ def test_two_commands_do_not_ask_the_same_model_at_once(tmp_path: Path) -> None:
     assert Asking(tmp_path).ask(answering(nested), questions(1))[0].text == "q0"
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_answer_and_pays_for_none_twice(tmp_path: Path) -> None:
     """The command itself, killed twice while a host answers it."""
     rows = [

@@ -62,6 +62,7 @@ def test_what_one_answer_gets(context: Make, metric: str, expected: str, answer:
     assert mark.value == pytest.approx(value)
 
 
+@pytest.mark.slow
 @given(st.text(), st.text())
 def test_every_comparison_stays_in_its_range(a: str, b: str) -> None:
     for kind, compare in registry.COMPARISONS.values():

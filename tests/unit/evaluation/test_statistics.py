@@ -95,6 +95,7 @@ def share(found: np.ndarray, level: float = 0.05) -> float:
     return float(sum(hits)) / DRAWS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 50, 100, 200, 500, 1000])
 @pytest.mark.parametrize("discordant", [0.05, 0.16, 0.4])
 def test_false_alarms_of_mcnemar_stay_at_their_level(n: int, discordant: float) -> None:
@@ -104,6 +105,7 @@ def test_false_alarms_of_mcnemar_stay_at_their_level(n: int, discordant: float) 
         assert alarms >= 0.04
 
 
+@pytest.mark.slow
 def test_the_exact_sums_behind_the_simulation() -> None:
     """Not drawn but added up, at two places."""
     for n, discordant, expected in ((50, 0.05, 0.005), (200, 0.16, 0.046)):
@@ -147,6 +149,7 @@ def clustered(clusters: int, size: int, runs: int, seed: int) -> tuple[np.ndarra
     return values.reshape(runs, -1), [i for i in range(clusters) for _ in range(size)]
 
 
+@pytest.mark.slow
 def test_clustered_items_are_not_taken_for_more_than_they_are() -> None:
     values, names = clustered(clusters=25, size=8, runs=600, seed=1)
     honest = np.mean([statistics.mean_test(row, names)[1] <= 0.05 for row in values.tolist()])
@@ -155,6 +158,7 @@ def test_clustered_items_are_not_taken_for_more_than_they_are() -> None:
     assert naive > 0.3, "the same test without clusters is over-confident, or this test could not fail"
 
 
+@pytest.mark.slow
 def test_the_bootstrap_holds_the_truth_of_a_ratio_and_of_a_difference() -> None:
     draw = np.random.default_rng(3)
 

@@ -47,6 +47,7 @@ def started(gateway: Gateway, hosts: Sandbox, model: str, mark: str) -> str:
     return id
 
 
+@pytest.mark.slow
 def test_a_job_is_paused_and_goes_on(slow: tuple[Gateway, Sandbox]) -> None:
     gateway, hosts = slow
     id = started(gateway, hosts, PAUSES, "pause")
@@ -75,6 +76,7 @@ def test_a_cancel_that_the_host_refuses_leaves_the_job_as_it_is(slow: tuple[Gate
         assert http.post(f"fine_tuning/jobs/{id}/cancel").json()["status"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_cancel_that_does_not_reach_the_host_is_sent_again(slow: tuple[Gateway, Sandbox]) -> None:
     gateway, hosts = slow
     id = started(gateway, hosts, ASKED, "unreached cancel")

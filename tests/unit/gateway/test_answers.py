@@ -104,6 +104,7 @@ def name(request: pytest.FixtureRequest, hosted: str) -> str:
     return hosted if request.param == "hosted" else request.getfixturevalue("local")
 
 
+@pytest.mark.slow
 def test_a_chat_and_its_stream_are_one_answer(openai: OpenAI, name: str) -> None:
     whole = openai.chat.completions.create(model=name, messages=ASK, max_tokens=12, temperature=0)
     stream = openai.chat.completions.create(

@@ -54,6 +54,7 @@ def test_refusals_that_are_alike_are_written_once_a_minute_with_their_number(sto
     assert len(keys.entries(key="ann")) == 5
 
 
+@pytest.mark.slow
 def test_many_addresses_fill_neither_memory_nor_the_disk(store: Store) -> None:
     audit, keys = Audit(store), store.gateway_keys
     for n in range(1100):

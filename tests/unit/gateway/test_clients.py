@@ -21,6 +21,7 @@ def data(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_dspy(openai: OpenAI, data: Path) -> None:
     """Its provider for OpenAI: polls the job and its newest event, and deletes the file at the end."""
     with data.open("rb") as file:
@@ -36,6 +37,7 @@ def test_dspy(openai: OpenAI, data: Path) -> None:
     assert openai.files.delete(uploaded.id).deleted
 
 
+@pytest.mark.slow
 def test_litellm(openai: OpenAI, data: Path) -> None:
     """Numbers as text, lists by pages; it knows a tuned model by the beginning of its name."""
     uploaded = openai.files.create(file=("train.jsonl", data.read_bytes()), purpose="fine-tune")
@@ -49,6 +51,7 @@ def test_litellm(openai: OpenAI, data: Path) -> None:
     assert "ft:gpt-4" in ended(openai, job.id).fine_tuned_model
 
 
+@pytest.mark.slow
 def test_llamaindex(openai: OpenAI, data: Path) -> None:
     """Its engine asks again after each `BadRequestError`, for ever, while the file is being processed."""
     uploaded = openai.files.create(file=("train.jsonl", data.read_bytes()), purpose="fine-tune")
@@ -75,6 +78,7 @@ def test_instructor(openai: OpenAI, data: Path) -> None:
     assert openai.fine_tuning.jobs.cancel(job.id).status == "cancelled"
 
 
+@pytest.mark.slow
 def test_wandb(openai: OpenAI, data: Path) -> None:
     """Its sync reads the first result file as numbers by step, the error as a mapping, and the data."""
     uploaded = openai.files.create(file=("train.jsonl", data.read_bytes()), purpose="fine-tune")

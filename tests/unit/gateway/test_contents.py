@@ -26,6 +26,7 @@ def kept(gateway: Gateway, content: bytes) -> Path:
     return gateway.ft.settings.home / "gateway" / f"{hashlib.sha256(content).hexdigest()}.jsonl"
 
 
+@pytest.mark.slow
 def test_files_of_one_content_come_and_go_at_once_and_lose_nothing(gateway: Gateway) -> None:
     content = rows(mark="shared")
 

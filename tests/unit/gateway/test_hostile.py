@@ -154,6 +154,7 @@ class Impatient(Patient):
     head_s = 1.0
 
 
+@pytest.mark.slow
 def test_clients_that_never_finish_a_request_are_cut_off_and_others_served(gateway: Gateway) -> None:
     door = app.app(gateway.ft, [], ())
     with closing(listen(0)) as taking, running([(door, taking)], protocol=Impatient):

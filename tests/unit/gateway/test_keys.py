@@ -77,6 +77,7 @@ def test_a_key_does_what_it_may(
     assert refusal(keyed, key(keyed, f"k{hash(str(scope))}", **scope), **body) == found
 
 
+@pytest.mark.slow
 def test_tuned_models_are_of_the_names_and_backends_that_a_key_may_use(keyed: Gateway) -> None:
     maker = key(keyed, "maker", project="p3")
     with keyed.client(maker) as client:
@@ -93,6 +94,7 @@ def test_tuned_models_are_of_the_names_and_backends_that_a_key_may_use(keyed: Ga
             assert name not in [one["id"] for one in http.get("models").json()["data"]]
 
 
+@pytest.mark.slow
 def test_a_job_that_was_refused_for_now_still_takes_its_quote(keyed: Gateway) -> None:
     maker, jobs = key(keyed, "again"), keyed.ft.store.gateway_jobs
     assert refusal(keyed, maker)[0] == 200
@@ -166,6 +168,7 @@ def test_others_come_with_keys_over_tls_only(keyed: Gateway, tmp_path: Path) -> 
     assert "--behind-proxy" in refused(host="0.0.0.0")
 
 
+@pytest.mark.slow
 def test_a_project_may_use_the_model_that_it_was_permitted(keyed: Gateway) -> None:
     maker, guest = key(keyed, "permits", project="p4"), key(keyed, "guest", project="p5")
     with keyed.client(maker) as client, keyed.http(guest) as http:
@@ -204,6 +207,7 @@ def test_a_project_may_use_the_model_that_it_was_permitted(keyed: Gateway) -> No
         assert [one.project_id for one in permissions.list(name).data] == ["p6"]
 
 
+@pytest.mark.slow
 def test_a_name_may_have_colons(keyed: Gateway) -> None:
     narrow = key(keyed, "colons", project="p8", map=["qwen3:8b=together:qwen3-8b"], models=["qwen3:8b"])
     with keyed.client(narrow) as client:

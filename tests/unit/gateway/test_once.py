@@ -67,6 +67,7 @@ def test_many_repeats_at_once_make_one_job(gateway: Gateway, openai: OpenAI) -> 
         assert len(set(pool.map(post, range(8)))) == 1
 
 
+@pytest.mark.slow
 def test_a_key_finds_its_jobs_after_the_store_was_restored(sandbox: Sandbox, tmp_path: Path) -> None:
     """The files that were uploaded since are gone with the store, and have other ids when they come again."""
     home = tmp_path / "home"
@@ -201,6 +202,7 @@ def test_a_backend_that_stays_busy_fails_the_job_in_the_end(sandbox: Sandbox, tm
         assert run.record.job_id is None
 
 
+@pytest.mark.slow
 def test_a_job_that_was_cancelled_while_it_waits_for_its_backend_is_not_sent(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:

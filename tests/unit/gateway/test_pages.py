@@ -15,6 +15,7 @@ def tuned(gateway: Gateway) -> tuple[str, str]:
         return job.id, ended(client, job.id).fine_tuned_model
 
 
+@pytest.mark.slow
 def test_a_list_behind_an_id_that_is_not_in_it_is_refused(gateway: Gateway, tuned: tuple[str, str]) -> None:
     """An empty page would say that there is nothing more."""
     job, model = tuned

@@ -62,6 +62,7 @@ def test_graders_are_tried_out(openai: OpenAI, gateway: Gateway) -> None:
     assert refused.status_code == 422 and refused.json()["error"]["code"] == "invalid_grader"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [1])
 def test_an_end_is_told_signed_until_it_is_taken(sandbox: Sandbox, tmp_path: Path, failures: int) -> None:
     taken: list[tuple[str, dict[str, str]]] = []

@@ -113,6 +113,7 @@ def test_what_was_cancelled_has_ended(openai: OpenAI, file: str) -> None:
     assert ended(openai, job.id).status == "cancelled"
 
 
+@pytest.mark.slow
 def test_what_has_ended_is_not_cancelled(openai: OpenAI, gateway: Gateway, file: str) -> None:
     done = openai.fine_tuning.jobs.create(model=ASKED, training_file=file, suffix="b")
     assert ended(openai, done.id).status == "succeeded"

@@ -31,6 +31,7 @@ def ended(request: pytest.FixtureRequest, ft: Orchestrator, old: RunHandle, sand
     return old
 
 
+@pytest.mark.slow
 def test_a_silent_model_moves_by_what_was_recorded(
     ft: Orchestrator, ended: RunHandle, sandbox: Sandbox
 ) -> None:

@@ -252,6 +252,7 @@ def full_import(arguments: list[str]) -> None:
         importing.take(ft, "openai", tell=tell)
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_nothing_half_is_kept_and_it_goes_on(
     ft: Orchestrator, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_migration_killed_at_each_step_is_one_job(
     assert [run.id for run in new] == [found.id] and jobs == [found.record.job_id]
 
 
+@pytest.mark.slow
 def test_two_who_carry_out_one_plan_at_once_submit_each_once(
     ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
 ) -> None:

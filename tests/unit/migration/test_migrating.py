@@ -170,6 +170,7 @@ def made(sandbox: Sandbox, host: str) -> int:
     return sum(e["method"] == "POST" and e["path"].endswith(ends) for e in sandbox.requests(host))
 
 
+@pytest.mark.slow
 def test_the_same_migration_is_one_job(ft: Orchestrator, old: RunHandle, sandbox: Sandbox) -> None:
     first = PreparedMigration(ft, old, order("together")).submit("together")
     again = PreparedMigration(ft, ft.run(old.id), order("together", "local")).submit("together")
@@ -234,6 +235,7 @@ def proved(ft: Orchestrator, sandbox: Sandbox, migration: PreparedMigration, nam
         return proof.run()
 
 
+@pytest.mark.slow
 def test_old_and_new_answer_the_same_prompts(
     ft: Orchestrator, old: RunHandle, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -252,6 +254,7 @@ def test_old_and_new_answer_the_same_prompts(
     assert json.loads(report(found).render("json"))["proposal"]["run_id"] == old.id
 
 
+@pytest.mark.slow
 def test_a_silent_model_is_compared_by_its_recording(
     ft: Orchestrator, old: RunHandle, sandbox: Sandbox
 ) -> None:
@@ -297,6 +300,7 @@ def written(ft: Orchestrator, path: Path) -> plans.Plan:
     return plans.read(path)
 
 
+@pytest.mark.slow
 def test_a_plan_is_written_edited_and_carried_out(
     ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -328,6 +332,7 @@ def test_a_plan_is_written_edited_and_carried_out(
     assert {e["method"] for e in sandbox.requests("openai")} <= {"GET"}, "nothing is submitted or asked twice"
 
 
+@pytest.mark.slow
 def test_imported_models_are_the_same_by_their_settings_alone(ft: Orchestrator, sandbox: Sandbox) -> None:
     with OpenAI(base_url=sandbox.env["OPENAI_BASE_URL"], api_key=sandbox.env["OPENAI_API_KEY"]) as client:
         rows = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -389,6 +394,7 @@ def test_what_is_no_plan_is_refused_with_the_place(tmp_path: Path, text: str) ->
         plans.read(path)
 
 
+@pytest.mark.slow
 def test_the_budget_is_that_of_all_quotes(ft: Orchestrator, runs: list[RunHandle], tmp_path: Path) -> None:
     plan = written(ft, tmp_path / "plan.yaml")
     prepared = PreparedPlan(ft, tmp_path / "plan.yaml", order())
@@ -397,6 +403,7 @@ def test_the_budget_is_that_of_all_quotes(ft: Orchestrator, runs: list[RunHandle
     assert plan.budget_usd - prepared.high_usd < Decimal("0.01")
 
 
+@pytest.mark.slow
 def test_a_plan_calls_each_run_by_its_id_and_once(
     ft: Orchestrator, runs: list[RunHandle], tmp_path: Path
 ) -> None:
@@ -412,6 +419,7 @@ def test_a_plan_calls_each_run_by_its_id_and_once(
         PreparedPlan(ft, path, order())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", ["model", "skip", "deleted"])
 def test_what_was_paid_before_an_edit_counts(
     ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, tmp_path: Path, edit: str
@@ -458,6 +466,7 @@ class Killed:
             PreparedPlan(ft, Path(path), order()).run(Path(home) / "reports", tell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_plan_goes_on_after_a_kill(
     ft: Orchestrator,

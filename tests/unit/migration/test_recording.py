@@ -319,6 +319,7 @@ def killed_record(arguments: list[str]) -> None:
         prepared.run(progress)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 30])
 def test_a_recording_goes_on_after_a_kill(
     ft: Orchestrator,
@@ -340,6 +341,7 @@ def test_a_recording_goes_on_after_a_kill(
     assert len(recording.all_recordings(ft)) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
     ft: Orchestrator, old: RunHandle, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
 ) -> None:

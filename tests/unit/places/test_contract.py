@@ -157,6 +157,7 @@ def test_a_second_try_is_the_same_job_in_a_store_that_was_restored_since(
     assert world.jobs() == [(runs[0].ref, True)]
 
 
+@pytest.mark.slow
 def test_the_way_of_a_run(world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path) -> None:
     """It waits, runs, dies, goes on as another job, ends; each step is told once, and both jobs are paid."""
     handle = submit(found, on(world, spec))
@@ -183,6 +184,7 @@ def test_the_way_of_a_run(world: World, found: AwayProvider, spec: JobSpec, tmp_
     assert float(job.cost_usd) == pytest.approx(float(2 * world.minute_usd), rel=0.02) and job.cost_origin
 
 
+@pytest.mark.slow
 def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
     world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
 ) -> None:
@@ -222,6 +224,7 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
     assert SPEED < after < 1.5 * SPEED < before, "it is slower than such a GPU is expected to be"
 
 
+@pytest.mark.slow
 def test_why_a_worker_never_reported_is_told_and_it_is_not_paid_for_without_end(
     world: World, found: AwayProvider, spec: JobSpec
 ) -> None:

@@ -99,6 +99,7 @@ def test_our_words_are_the_clients() -> None:
     assert {flavor for flavor, _, _ in FLAVORS.values()} <= {one.value for one in JobHardware}
 
 
+@pytest.mark.slow
 def test_a_refusal_is_certain_and_another_ref_is_another_job(hub: Hub, rows: Path, tmp_path: Path) -> None:
     found, asked = provider(hub, tmp_path), spec(rows)
     hub.faults = ["refused"]

@@ -77,6 +77,7 @@ def meanwhile(away: Errand, happens: Callable[[], object]) -> None:
     threading.Thread(target=lambda: (wait(lambda: away.run.state().step == 4), happens())).start()
 
 
+@pytest.mark.slow
 def test_a_reader_sees_what_the_worker_wrote(url: str, job: LocalJob, tmp_path: Path) -> None:
     depot = Depot(url)
     order = place_order(depot, job, Limits())
@@ -101,6 +102,7 @@ def test_a_reader_sees_what_the_worker_wrote(url: str, job: LocalJob, tmp_path: 
     assert not here.alive()  # it has said that it ends
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
     url: str, job: LocalJob, tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> 
     assert told.state().status == "succeeded" and len(told.metrics()) == 10
 
 
+@pytest.mark.slow
 def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Path) -> None:
     """A dollar at 3600 dollars per hour is one second, of all attempts together."""
     url, clock = f"file://{tmp_path}/depot", Clock()
@@ -210,6 +213,7 @@ def test_when_the_switch_is_thrown() -> None:
     assert Switch(Limits(), clock=clock).due() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["frozen", pytest.param("gone", marks=pytest.mark.slow)])
 def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
     cut: str, job: LocalJob, tmp_path: Path
@@ -369,6 +373,7 @@ def _fill(draft: Path) -> None:
     (draft / "state.safetensors").write_bytes(b"s" * 100)
 
 
+@pytest.mark.slow
 def test_an_engine_ends_with_whoever_watches_it(tmp_path: Path) -> None:
     """Killed, a watcher can end nothing: its engine sees that the line is cut."""
     watcher = subprocess.Popen(

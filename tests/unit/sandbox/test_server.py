@@ -58,6 +58,7 @@ def end(process: subprocess.Popen[str], how: signal.Signals) -> int:
     return code
 
 
+@pytest.mark.slow
 def test_a_killed_sandbox_keeps_its_jobs(
     tmp_path: Path, write: Write, until: Until, clients: dict[str, Any]
 ) -> None:
@@ -126,6 +127,7 @@ def test_several_sandboxes_at_once_do_not_meet(write: Write, clients: dict[str, 
             assert client.files.list().data == []
 
 
+@pytest.mark.slow
 def test_the_default_home_is_below_that_of_orchestrate(tmp_path: Path) -> None:
     env = {**os.environ, "ORCHESTRATE_HOME": str(tmp_path)}
     process = subprocess.Popen(

@@ -295,6 +295,7 @@ def test_a_sampled_quote_holds_the_exact_one_and_says_so(large: str) -> None:
     assert (again.tokens_from, again.high_usd) == (TokensFrom.EXACT, exact.high_usd), "it was counted by then"
 
 
+@pytest.mark.slow
 def test_a_limit_is_checked_by_the_high_end_of_a_sample(large: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sandbox-secret")
     with Orchestrator() as ft:
@@ -317,6 +318,7 @@ def test_what_is_not_counted_has_no_price(large: str, home: Path) -> None:
         ft.quote(JobSpec(model="gpt-4.1-mini", train=large), "openai", tokens="guessed")
 
 
+@pytest.mark.slow
 def test_data_check_tells_the_interval(large: str) -> None:
     def told(how: str) -> dict[str, Any]:
         done = CliRunner().invoke(app, ["data", "check", large, "--for", "openai", "--tokens", how, "--json"])

@@ -173,6 +173,7 @@ def test_an_adapter_whose_configuration_is_broken_is_refused_with_its_folder(
             written(tmp_path, form, tmp_path / "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "said"),
     [

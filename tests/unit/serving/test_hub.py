@@ -160,6 +160,7 @@ def uploaded(url: str, folder: Path, home: Path, key: str = KEY, repo: str = "me
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_folder_is_published_whole_privately_and_not_twice(
     known: Known, hub: tuple[str, type[Hub]], tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def split() -> tuple[dict[str, tuple[Pieces, dict[str, tuple[Any, str | None]]]]
     return taken, refused
 
 
+@pytest.mark.slow
 def test_most_templates_are_learnt_and_the_others_refused() -> None:
     taken, refused = split()
     assert len(taken) >= 15, (len(taken), refused)

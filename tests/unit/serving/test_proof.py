@@ -158,6 +158,7 @@ class OverTheWire:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tamper", "stage"),
     [

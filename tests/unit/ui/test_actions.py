@@ -41,6 +41,7 @@ def done(web: TestClient, path: str, **more: str) -> str:
     return answer.text
 
 
+@pytest.mark.slow
 def test_a_deployment_names_its_price_and_is_ended_again(
     web: TestClient, ft: Orchestrator, ready: str
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_run_is_cancelled(web: TestClient, ft: Orchestrator, rows: Path, sandb
     assert ft.run(run).wait(poll_s=0.02).status is JobStatus.CANCELLED
 
 
+@pytest.mark.slow
 def test_what_a_host_refuses_is_told_with_the_way_out(web: TestClient, ready: str, site: Site) -> None:
     answer = web.post(f"/runs/{ready}/do/cancel", data={"word": site.word})
     assert answer.status_code == 200 and "succeeded" in answer.text, "a run that has ended stays so"

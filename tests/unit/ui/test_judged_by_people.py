@@ -84,6 +84,7 @@ def test_rows_are_reviewed_on_the_page_of_the_command(web: TestClient, rows: Pat
     assert gone.status_code == 422 and "none" in gone.text
 
 
+@pytest.mark.slow
 def test_an_evaluation_names_its_sum_and_its_answers_are_judged(
     web: TestClient, ft: Orchestrator, rows: Path, site: Site
 ) -> None:

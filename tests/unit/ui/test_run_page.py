@@ -176,6 +176,7 @@ def test_points_are_sampled_evenly_with_both_ends(ft: Orchestrator, make_run: Ma
     assert (steps[0], steps[-1]) == (1, 1000) and len(steps) <= 52 and max(gaps[1:]) - min(gaps[1:]) <= 1
 
 
+@pytest.mark.slow
 def test_the_page_follows_its_run(ft: Orchestrator, make_run: MakeRun) -> None:
     import json
     import threading

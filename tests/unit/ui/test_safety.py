@@ -58,6 +58,7 @@ def test_pages_load_nothing_from_elsewhere_and_are_not_kept(url: str, client: ht
     assert "http" not in answer.text.replace(url.rstrip("/").rpartition("/")[0], "").replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_an_open_page_is_told_of_changes_and_let_go_at_the_end(
     ft: Orchestrator, client: httpx.Client, make_run: MakeRun
 ) -> None:

@@ -194,6 +194,7 @@ def test_a_stream_is_sent_as_it_comes(url: str, desk: Desk) -> None:
         assert list(lines) == ["data: second", ""]
 
 
+@pytest.mark.slow
 def test_the_end_waits_for_what_is_under_way_and_cuts_what_does_not_end(desk: Desk) -> None:
     with server.serving(desk.app, grace_s=5) as root, ThreadPoolExecutor(2) as pool:
         endless = http.client.HTTPConnection(urlsplit(root).netloc, timeout=240)

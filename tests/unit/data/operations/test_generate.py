@@ -243,6 +243,7 @@ def test_a_refusal_ends_the_run_and_what_was_written_stays(
 # -- going on ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_moment_of_death_can_be_gone_on_from(host: ChatHost, seeds: str, tmp_path: Path) -> None:
     """Whatever prefix of its two files a killed run leaves, the next one ends with the same kind of file."""
     output = tmp_path / "new.jsonl"

@@ -222,6 +222,7 @@ def at(tab: Tab, row: int) -> Locator:
     return tab.locator("#row")
 
 
+@pytest.mark.slow
 def test_a_review_by_keyboard(tab: Tab, page: Page, tmp_path: Path) -> None:
     tab.keyboard.press("j")
     at(tab, 2)
@@ -267,6 +268,7 @@ def test_editing_keeps_numbers_that_javascript_would_round(browser: Browser, tmp
     tab.close()
 
 
+@pytest.mark.slow
 def test_a_review_by_mouse_goes_on_after_a_reload(tab: Tab) -> None:
     tab.get_by_role("button", name="accept").click()
     at(tab, 2)

@@ -64,6 +64,7 @@ def test_ranges_of_any_size_tell_the_same(file: Path, step: int) -> None:
     assert parts.first_rows == whole.first_rows
 
 
+@pytest.mark.slow
 def test_two_processes_tell_what_one_tells(file: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.jsonl"
     big.write_bytes(file.read_bytes() * 40)
@@ -166,6 +167,7 @@ def test_workers_begin_with_what_was_made_ready(forks: bool, tmp_path: Path) -> 
         assert done.stdout.startswith("False True" if forks else "True")
 
 
+@pytest.mark.slow
 def test_the_callers_script_is_not_run_again(tmp_path: Path) -> None:
     """A script without a main guard, as most are, opens a large file: what it does besides happens once."""
     data = tmp_path / "rows.jsonl"

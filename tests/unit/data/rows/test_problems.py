@@ -242,6 +242,7 @@ for file in {files!r}:
 """
 
 
+@pytest.mark.slow
 def test_findings_do_not_depend_on_hyperscan() -> None:
     """The filter is only a filter: with and without the package the same rows are found."""
     files = [str(file) for file in sorted(BAD.iterdir())]
@@ -270,6 +271,7 @@ _NUMBERS = st.sampled_from(
 _AROUND = st.text(st.sampled_from('\n\t"\\/ \x00aZ09-_.,é@ß日'), max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), _AROUND, _AROUND, st.randoms(use_true_random=False))
 @pytest.mark.parametrize("number", [i for i, p in enumerate(PATTERNS) if p not in _SIEVED])

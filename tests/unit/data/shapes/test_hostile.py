@@ -84,6 +84,7 @@ def test_one_bad_line_is_one_problem_of_its_row(line: bytes, code: str, tmp_path
     assert {(p.code, p.row) for p in data.problems} >= {(code, 2)}
 
 
+@pytest.mark.slow
 def test_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     with file.open("wb") as out:
@@ -102,6 +103,7 @@ def test_a_file_of_one_endless_line_is_told_so(tmp_path: Path) -> None:
     assert "one row to a line" in str(told.value.fix)
 
 
+@pytest.mark.slow
 def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW)
@@ -112,6 +114,7 @@ def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     file.unlink()
 
 
+@pytest.mark.slow
 def test_of_very_many_problems_the_first_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW + (b"{}".ljust(2 * CHUNK // 50_000) + b"\n") * 50_000)
@@ -268,6 +271,7 @@ def _zeros(kind: str) -> bytes:
     return zstd.compress(bytes(64 << 20)) * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.gz", "rows.jsonl.zst"])
 def test_a_gigabyte_of_zeros_is_not_unpacked(name: str, tmp_path: Path) -> None:
     packed = tmp_path / name
@@ -302,6 +306,7 @@ def test_the_disk_is_not_filled(tmp_path: Path) -> None:
     assert target.read_bytes() == ROW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz"])
 def test_no_room_for_what_is_unpacked_is_told(name: str, tmp_path: Path) -> None:
     """The file may not become longer, as on a disk that is full."""

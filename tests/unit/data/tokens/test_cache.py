@@ -64,6 +64,7 @@ def test_a_check_keeps_its_counts_and_takes_them_from_there(tmp_path: Path) -> N
     assert check({"train": str(file)}, Options(tokenizer="o200k", memory=memory)) == fresh
 
 
+@pytest.mark.slow
 def test_a_changed_file_of_the_same_size_and_time_is_counted_anew(tmp_path: Path) -> None:
     file, memory = write(tmp_path / "t.jsonl", "aaaaaaaaaaaa"), tmp_path / "m"
     stat = file.stat()
@@ -124,6 +125,7 @@ def test_a_tokenizer_that_is_not_there_is_told_when_it_is_needed(tmp_path: Path)
         data.tokens("hf:/nowhere")
 
 
+@pytest.mark.slow
 def test_old_counts_make_room(tmp_path: Path) -> None:
     lengths = Lengths()
     for n in range(cache.MOST_FILES + 5):

@@ -50,6 +50,7 @@ def encoding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         return tiktoken.Encoding(**getattr(public, name)())
 
 
+@pytest.mark.slow
 def test_text_counts_equal_tiktokens(encoding: tiktoken.Encoding, texts: list[str]) -> None:
     mine = batch_counter(encoding.name)(texts)
     theirs = [len(ids) for ids in encoding.encode_ordinary_batch(texts)]

@@ -97,6 +97,7 @@ def contender_of(desk: Desk, shown: str) -> str:
     raise AssertionError(shown)
 
 
+@pytest.mark.slow
 def test_three_raters_on_a_desktop_and_a_phone(browser: Browser, desk: Desk, store: Store) -> None:
     with serving(desk, raters=("ann", "bo", "cy")) as page:
         assert list(page.links) == ["ann", "bo", "cy"] and len(set(page.links.values())) == 3
@@ -152,6 +153,7 @@ def test_orders_differ_and_are_kept_and_no_contender_is_named(desk: Desk) -> Non
     assert not any(word in told for word in ("tuned", "base", "run-1", "few-shot"))
 
 
+@pytest.mark.slow
 def test_a_name_on_the_page_and_going_on_after_a_new_start(
     browser: Browser, desk: Desk, store: Store
 ) -> None:
@@ -204,6 +206,7 @@ def test_single_answers_by_a_rubric(browser: Browser, store: Store, tmp_path: Pa
     assert [r.scores for r in held(desk, store)] == [{"correct": 3, "tone": 5}, {"correct": 2, "tone": 4}]
 
 
+@pytest.mark.slow
 def test_hostile_answers_are_text_and_long_ones_are_opened_on_demand(browser: Browser, desk: Desk) -> None:
     with serving(desk, raters=("ann",)) as page:
         ann = Opened(browser, page.links["ann"], PHONE)
@@ -301,6 +304,7 @@ def test_what_is_no_rating_is_refused_and_not_kept(
     assert store.reviews.ratings(desk.review.id) == []
 
 
+@pytest.mark.slow
 def test_a_link_is_one_raters_and_needs_its_token(page: Page, desk: Desk, store: Store) -> None:
     body = {"action": "rate", "choice": "left", "task": desk.tasks[0].id, "rater": "bo"}
     assert loopback.post(page.links["ann"], json=body).json()["rater"] == "ann"  # whatever the page says

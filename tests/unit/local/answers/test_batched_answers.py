@@ -80,6 +80,7 @@ def test_batches_take_a_third_of_the_passes_and_give_the_same_answers(tmp_path: 
     assert taken[1] * 3 <= taken[0]
 
 
+@pytest.mark.slow
 def test_answers_that_16_bits_turn_are_counted_and_told(tmp_path: Path) -> None:
     """Random weights are seldom sure: by a plain loop some of their answers are others than alone."""
     loaded = Loaded(make("llama", tmp_path / "m"), torch.bfloat16)

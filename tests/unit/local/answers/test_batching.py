@@ -77,6 +77,7 @@ def row(adapter: str, prompt: list[int], room: int = 24, **luck: Any) -> Row:
     return Row("k", adapter, prompt, Luck(**luck), room, frozenset({STOP}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("a",), (BASE,), ("a", "b", BASE), ("a", "c", BASE)])
 def test_each_row_gets_what_it_gets_alone_whoever_comes_and_goes(
     names: tuple[str, ...], adapted: Any
@@ -91,6 +92,7 @@ def test_each_row_gets_what_it_gets_alone_whoever_comes_and_goes(
     assert batching.idle
 
 
+@pytest.mark.slow
 def test_rows_that_are_mixed_without_pefts_hooks_get_the_same(tmp_path: Path) -> None:
     """Adapters of other ranks and targets, added while rows go on; PEFT has its model back afterwards."""
     model = PeftModel.from_pretrained(

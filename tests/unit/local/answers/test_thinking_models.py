@@ -108,6 +108,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Trained(request.param, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_tokens", "score"), [(40, 1.0), (4, 0.0)])
 def test_an_evaluation_is_of_the_answer(
     trained: Trained, tmp_path: Path, max_tokens: int, score: float
@@ -172,6 +173,7 @@ def test_the_likeliest_token_is_the_models_own(trained: Trained) -> None:
     assert model.generation_config.repetition_penalty == 3.0
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_cut_says_so(trained: Trained) -> None:
     length = trained.ask("Sky?")[0].completion_tokens or 0
     [begun] = trained.ask("Sky?", max_tokens=3)
@@ -186,6 +188,7 @@ def test_an_answer_that_is_cut_says_so(trained: Trained) -> None:
         assert all("blue".startswith(r.content) for r in cut)
 
 
+@pytest.mark.slow
 def test_a_batch_changes_no_answer(trained: Trained) -> None:
     questions = [*COLOURS, "Sky? " * 9 + "Grass?", "Town?"]
     alone = [trained.ask(question)[0] for question in questions]
@@ -226,6 +229,7 @@ def test_a_stream_has_the_answer_alone(trained: Trained) -> None:
         assert "".join(piece["piece"] for piece in pieces) == last["replies"][0]["content"] == content
 
 
+@pytest.mark.slow
 def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_path: Path) -> None:
     """From the job to the rows, the result's files as anybody reads them, and the questions of a chat."""
     from transformers import AutoTokenizer

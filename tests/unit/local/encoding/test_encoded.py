@@ -67,6 +67,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_encoded(tmp_path: Path, templa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.jsonl", "rows.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_row_more_costs_its_place_in_memory_and_not_its_tokens(tmp_path: Path, template: Template) -> None:
     """Some 200 tokens in each: held as lists they are over 10,000 bytes."""
     peaks: list[int] = []
@@ -82,6 +83,7 @@ def test_a_row_more_costs_its_place_in_memory_and_not_its_tokens(tmp_path: Path,
     assert (peaks[1] - peaks[0]) / 400 < 300
 
 
+@pytest.mark.slow
 def test_a_prompt_more_costs_its_place_in_memory_and_not_its_words(
     tmp_path: Path, template: Template
 ) -> None:

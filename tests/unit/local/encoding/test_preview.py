@@ -58,6 +58,7 @@ def test_other_rows_and_pieces_of_characters_too(theirs: Any) -> None:
     assert mine.said([5, 6], mine.asked(asked)) == trained.said([5, 6], trained.asked(asked))
 
 
+@pytest.mark.slow
 def test_neither_transformers_nor_torch_is_imported() -> None:
     file = BUNDLED / "orders" / "train.jsonl"
     code = (

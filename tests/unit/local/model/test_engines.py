@@ -131,6 +131,7 @@ def test_compiling_is_for_a_gpu() -> None:
         choose("compile", "cpu")
 
 
+@pytest.mark.slow
 def test_our_own_engine_has_the_losses_of_the_plain_one(tmp_path: Path) -> None:
     train = tmp_path / "t.jsonl"
     with train.open("w", encoding="utf-8") as out:
@@ -189,6 +190,7 @@ def test_32_bits_need_more_memory_than_16() -> None:
         assert plans[0].parts[part] < plans[1].parts[part]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["qlora", "lora"])
 def test_a_run_has_the_products_that_it_was_given(tmp_path: Path, adapter: str) -> None:
     import torch

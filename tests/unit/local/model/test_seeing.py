@@ -28,6 +28,7 @@ pytestmark = [
 TOWERS = ("visual", "vision", "multi_modal", "projector")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
     [

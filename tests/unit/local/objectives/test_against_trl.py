@@ -261,6 +261,7 @@ KTO: dict[str, dict[str, float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, KTO))
 def test_kto_is_trls(tmp_path: Path, adapter: str, name: str) -> None:
     from datasets import Dataset
@@ -318,6 +319,7 @@ def test_kto_is_trls(tmp_path: Path, adapter: str, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl_beta", [0.0, 0.3], ids=["no kl", "kl"])
 def test_grpo_is_trls(tmp_path: Path, kl_beta: float) -> None:
     """TRL is given our answers and rewards; advantages, divergence, loss and gradient are its own."""

@@ -33,6 +33,7 @@ def values(session: Session, name: str) -> list[float]:
     return [p.values[name] for p in session.run.metrics()]
 
 
+@pytest.mark.slow
 def test_dpo_of_all_weights_separates_the_answers_with_one_copy_of_the_model(tmp_path: Path) -> None:
     session = make_session(
         tmp_path,
@@ -48,6 +49,7 @@ def test_dpo_of_all_weights_separates_the_answers_with_one_copy_of_the_model(tmp
     assert values(session, "train_reward_accuracy")[-1] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -73,6 +75,7 @@ def test_each_loss_learns_to_prefer(tmp_path: Path, method: dict[str, Any]) -> N
     assert values(session, "train_reward_accuracy")[-1] > 0.9
 
 
+@pytest.mark.slow
 def test_going_on_keeps_the_reference_of_the_beginning(tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs.jsonl", 32)
     options: dict[str, Any] = {
@@ -92,6 +95,7 @@ def test_going_on_keeps_the_reference_of_the_beginning(tmp_path: Path) -> None:
     assert values(again, "train_loss") == first
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_adapter_that_training_goes_on_from(tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs.jsonl", 32)
     hyper = {"learning_rate": 1e-3, "epochs": 3}
@@ -111,6 +115,7 @@ def test_the_reference_is_the_adapter_that_training_goes_on_from(tmp_path: Path)
     assert values(after, "train_loss")[0] == pytest.approx(math.log(2), abs=2e-2)
 
 
+@pytest.mark.slow
 def test_a_reference_that_was_broken_off_is_finished_and_the_same(tmp_path: Path) -> None:
     session = make_session(tmp_path, pairs(tmp_path / "pairs.jsonl", 32), method={"type": "dpo"})
     objective, rows = session.loop.objective, session.loop.train

@@ -116,6 +116,7 @@ def test_code_grades_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         assert grader.grade(["Blue", "Blue whale"], [ITEM, ITEM]) == [Grade(0.4), Grade(1.0)]
 
 
+@pytest.mark.slow
 def test_code_that_hangs_dies_or_raises_costs_its_answer_only() -> None:
     source = (
         "import os, signal, sys, time\n"

@@ -60,6 +60,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[n], b[n]) for n in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter",
     [
@@ -92,6 +93,7 @@ def test_the_reward_rises_also_on_prompts_that_it_was_not_trained_on(
     assert all(v == 0 for v in values(made, "train_grader_errors"))
 
 
+@pytest.mark.slow
 def test_the_split_into_parts_does_not_change_the_gradient(session: Make) -> None:
     made = session(method={"kl_beta": 0.1})
     made.loaded.model.float()
@@ -110,6 +112,7 @@ def test_the_split_into_parts_does_not_change_the_gradient(session: Make) -> Non
             assert (gradient - found[0][1][name]).norm() <= 1e-3 * found[0][1][name].norm() + 1e-7, name
 
 
+@pytest.mark.slow
 def test_where_all_answers_are_equally_good_nothing_moves(session: Make) -> None:
     made = session({**EXACT, "operation": "ne", "reference": "never said"})
     before = weights(made)
@@ -118,6 +121,7 @@ def test_where_all_answers_are_equally_good_nothing_moves(session: Make) -> None
     assert same(before, weights(made))
 
 
+@pytest.mark.slow
 def test_a_pause_while_answers_are_drawn_loses_and_repeats_nothing(session: Make) -> None:
     hyper = {"epochs": 2, "checkpoints": 1}
     whole = session(hyper=hyper, adapter={"dropout": 0.1})
@@ -159,6 +163,7 @@ def test_a_cancel_while_answers_are_drawn_ends_the_run_at_once(session: Make) ->
     assert looks == 3 and made.run.metrics() == []
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_graded_gets_nothing_and_is_told_once(session: Make) -> None:
     source = "def grade(sample, item):\n    print('noise')\n    return 1 / ('e' in sample['output_text'])\n"
     made = session(code(source), hyper={"run_grader_code": True})
@@ -170,6 +175,7 @@ def test_an_answer_that_cannot_be_graded_gets_nothing_and_is_told_once(session: 
     assert len(told) == 2 and "code runs" in told[0] and "got 0: ZeroDivisionError" in told[1]
 
 
+@pytest.mark.slow
 def test_a_grader_that_can_grade_nothing_ends_the_run(session: Make) -> None:
     made = session(
         code("def grade(sample, item):\n    return item['missing']\n"), hyper={"run_grader_code": True}
@@ -201,6 +207,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_left_out_and_told(
         session(train=path, hyper={"max_seq_length": 10}, ref="b")
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_splits_the_work_and_keeps_the_batch(session: Make) -> None:
     made = session()
     objective, tried = policy(made), []

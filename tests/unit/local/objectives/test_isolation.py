@@ -98,6 +98,7 @@ def test_nothing_of_the_user_can_be_reached(way: Isolation, tmp_path: Path) -> N
     assert found["processes"] <= 6 and not found["killed"]
 
 
+@pytest.mark.slow
 def test_what_takes_all_there_is_is_ended_and_told(way: Isolation) -> None:
     source = (
         "import os, signal, sys, time\n"
@@ -148,6 +149,7 @@ def test_forged_answers_end_the_process(way: Isolation) -> None:
     assert grade.score == 0 and "own answers" in str(grade.error)
 
 
+@pytest.mark.slow
 def test_processes_that_the_code_leaves_behind_end_with_the_grader(way: Isolation) -> None:
     # Bounded: the number of processes is not limited for root, and a real bomb would take the machine along.
     source = (

@@ -31,6 +31,7 @@ def values(session: Session, name: str) -> list[float]:
     return [p.values[name] for p in session.run.metrics() if name in p.values]
 
 
+@pytest.mark.slow
 def test_kto_raises_the_good_answers_above_the_bad_ones(tmp_path: Path) -> None:
     rows = answers(tmp_path / "rows.jsonl", 36)
     valid = str(answers(tmp_path / "valid.jsonl", 12))
@@ -47,6 +48,7 @@ def test_kto_raises_the_good_answers_above_the_bad_ones(tmp_path: Path) -> None:
     assert min(values(session, "train_kl")) >= 0.0 and {"valid_loss", "valid_kl"} <= last.keys()
 
 
+@pytest.mark.slow
 def test_small_micro_batches_give_the_same_steps(tmp_path: Path) -> None:
     """The divergence is that of the whole batch, however the batch is cut."""
     rows = answers(tmp_path / "rows.jsonl", 24)
@@ -62,6 +64,7 @@ def test_small_micro_batches_give_the_same_steps(tmp_path: Path) -> None:
         assert other_kl == pytest.approx(kl, abs=0.2)
 
 
+@pytest.mark.slow
 def test_weights_scale_the_loss_of_their_label(tmp_path: Path) -> None:
     file = answers(tmp_path / "rows.jsonl", 12)
     found: dict[str, float] = {}
@@ -77,6 +80,7 @@ def test_weights_scale_the_loss_of_their_label(tmp_path: Path) -> None:
     assert found["undesirable_weight"] == pytest.approx(8, abs=0.1)
 
 
+@pytest.mark.slow
 def test_going_on_keeps_the_reference_of_the_beginning(tmp_path: Path) -> None:
     data = answers(tmp_path / "rows.jsonl", 32)
     options: dict[str, Any] = {
@@ -96,6 +100,7 @@ def test_going_on_keeps_the_reference_of_the_beginning(tmp_path: Path) -> None:
     assert (values(again, "train_loss"), values(again, "train_kl")) == first
 
 
+@pytest.mark.slow
 def test_a_reference_that_was_broken_off_is_finished_and_the_same(tmp_path: Path) -> None:
     session = make_session(tmp_path, answers(tmp_path / "rows.jsonl", 32), method=KTO)
     objective, rows = session.loop.objective, session.loop.train

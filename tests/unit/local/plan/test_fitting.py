@@ -51,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("precision", [HERE, *(() if HERE == "fp32" else ("fp32",))])
 @pytest.mark.parametrize(

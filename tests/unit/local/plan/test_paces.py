@@ -132,6 +132,7 @@ def provider(tmp_path: Path) -> LocalProvider:
     return LocalProvider(HostConfig(name="local", options={"home": str(tmp_path), "device": "cpu"}))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_what_the_next_quote_is_fitted_to(tmp_path: Path, provider: LocalProvider) -> None:
     train = chats(tmp_path / "t.jsonl", 24)
     given = {"model": str(TINY), "train": str(train), "adapter": "qlora", "epochs": 1, "batch_size": 8}
@@ -158,6 +159,7 @@ def test_a_finished_run_is_what_the_next_quote_is_fitted_to(tmp_path: Path, prov
     assert after.train_seconds is not None and before.train_seconds is not None
 
 
+@pytest.mark.slow
 def test_the_live_estimate_begins_with_a_measurement(tmp_path: Path, own_time: OwnTime) -> None:
     """A layer that takes time for each token stands for a slow machine."""
     session = make_session(
@@ -196,6 +198,7 @@ def test_the_live_estimate_begins_with_a_measurement(tmp_path: Path, own_time: O
     assert first[-1] == 0.0
 
 
+@pytest.mark.slow
 def test_a_measurement_at_the_start_changes_no_bit(tmp_path: Path) -> None:
     data = chats(tmp_path / "t.jsonl", 16)
     measured, silent = (
@@ -211,6 +214,7 @@ def test_a_measurement_at_the_start_changes_no_bit(tmp_path: Path) -> None:
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_a_method_that_reads_first_counts_what_it_reads(tmp_path: Path) -> None:
     from tests.unit.local.sessions import pairs
 

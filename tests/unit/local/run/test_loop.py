@@ -103,6 +103,7 @@ def losses(session: Session, name: str = "train_loss") -> list[float]:
     return [p.values[name] for p in session.run.metrics()]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_an_adapter_with_a_passport(make: Make) -> None:
     session = make("a", validation=True, epochs=4)
     session.loop.run()
@@ -116,6 +117,7 @@ def test_training_lowers_the_loss_and_leaves_an_adapter_with_a_passport(make: Ma
     assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
+@pytest.mark.slow
 def test_evaluating_in_the_middle_changes_nothing(make: Make) -> None:
     without, between = make("a", epochs=1), make("b", epochs=1, validation=True, evals=5)
     without.loop.run()
@@ -125,6 +127,7 @@ def test_evaluating_in_the_middle_changes_nothing(make: Make) -> None:
         assert torch.equal(value, weights(between)[name]), name
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(make: Make) -> None:
     first, second = (make(ref, epochs=1, adapter={"dropout": 0.2}) for ref in ("a", "b"))
     for session in (first, second):
@@ -133,6 +136,7 @@ def test_the_seed_decides_everything(make: Make) -> None:
     assert losses(first) == losses(second)
 
 
+@pytest.mark.slow
 def test_small_micro_batches_and_packing_give_the_same_steps(make: Make) -> None:
     runs = [make("a", epochs=1), make("b", epochs=1, micro_batch=2), make("c", epochs=1, packing=True)]
     for session in runs:
@@ -142,6 +146,7 @@ def test_small_micro_batches_and_packing_give_the_same_steps(make: Make) -> None
     assert packed == pytest.approx(whole, rel=2e-2)
 
 
+@pytest.mark.slow
 def test_rows_that_need_no_padding_come_in_the_order_of_chance_to_the_end_of_the_run(make: Make) -> None:
     first = make("a", epochs=1)
     train, loop = first.loop.train, first.loop
@@ -175,6 +180,7 @@ def test_packed_rows_do_not_see_one_another(make: Make) -> None:
     assert packed.ids.numel() < padded.ids.numel() * 3
 
 
+@pytest.mark.slow
 def test_the_fused_layer_does_what_peft_does(make: Make) -> None:
     session = make("a")
     data, loop = session.loop.train, session.loop
@@ -198,6 +204,7 @@ def test_the_fused_layer_does_what_peft_does(make: Make) -> None:
     assert data.examples == 20
 
 
+@pytest.mark.slow
 def test_dpo_separates_the_answers(make: Make) -> None:
     session = make("a", method="dpo", epochs=3, learning_rate=1e-3)
     session.loop.run()
@@ -209,6 +216,7 @@ def test_dpo_separates_the_answers(make: Make) -> None:
     assert last["train_reward_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter",
     [
@@ -226,6 +234,7 @@ def test_every_kind_of_adapter_trains(make: Make, adapter: dict[str, Any]) -> No
     assert (session.publish() / "model.safetensors").is_file() == (adapter.get("type") == "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "dropout"), [("fused", 0.0), ("fused", 0.1), ("plain", 0.1)])
 def test_gradient_checkpointing_changes_no_bit(make: Make, engine: str, dropout: float) -> None:
     plain, checked = (
@@ -249,6 +258,7 @@ def test_gradient_checkpointing_changes_no_bit(make: Make, engine: str, dropout:
         assert torch.equal(weights(checked)[name], value), name
 
 
+@pytest.mark.slow
 def test_noise_trains(make: Make) -> None:
     plain, noisy = make("a", max_steps=1), make("b", neftune_alpha=1.0, epochs=6)
     for session in (plain, noisy):
@@ -257,6 +267,7 @@ def test_noise_trains(make: Make) -> None:
     assert losses(noisy)[-1] < losses(noisy)[0]
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
     given = {"validation": True, "epochs": 10, "learning_rate": 0.05, "evals": 25}
     session = make("a", **given, early_stopping_patience=2)
@@ -289,6 +300,7 @@ def test_early_stopping_keeps_the_best_weights(make: Make) -> None:
         assert torch.equal(weights(again_after)[name], value), name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("paged_adamw_8bit", marks=pytest.mark.slow)])
 def test_going_back_to_a_checkpoint_repeats_the_same_steps(make: Make, optimizer: str) -> None:
@@ -304,6 +316,7 @@ def test_going_back_to_a_checkpoint_repeats_the_same_steps(make: Make, optimizer
     assert losses(again) == first
 
 
+@pytest.mark.slow
 def test_steps_say_how_long_and_when_and_the_best_weights_are_kept(make: Make) -> None:
     """By an optimiser whose averaged weights are those to evaluate and to keep; gone back to within an
     epoch."""
@@ -350,6 +363,7 @@ def test_the_shorter_of_epochs_and_steps_ends_it(make: Make, asked: dict[str, in
     assert make("a", **asked).loop.progress.total_steps == steps
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_or_is_skipped(make: Make) -> None:
     stops, skips = make("a"), make("b", nan_policy="skip")
     for session in (stops, skips):
@@ -381,6 +395,7 @@ def test_the_plan_counts_the_adapter_that_the_targets_name(make: Make, targets: 
     assert session.memory_plan.parts["optimiser"] == 8 * adapter
 
 
+@pytest.mark.slow
 def test_too_little_memory_halves_the_micro_batch_not_the_batch(make: Make) -> None:
     session = make("a", epochs=1)
     reference = make("b", epochs=1)
@@ -401,6 +416,7 @@ def test_too_little_memory_halves_the_micro_batch_not_the_batch(make: Make) -> N
     assert any(e.type == "memory" for e in session.run.events())
 
 
+@pytest.mark.slow
 def test_what_the_gpu_says_is_among_the_metrics(make: Make) -> None:
     """From a reader that stands in for the driver's tool: there is no GPU here."""
     session = make("a", epochs=1)

@@ -52,6 +52,7 @@ def test_after_the_warm_up_the_rate_is_that_of_transformers(schedule: str) -> No
     assert [factor(k) for k in range(10)] == pytest.approx([k / 10 for k in range(10)])
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_gradient_and_decay_shrinks_the_weights(tmp_path: Path) -> None:
     train = tmp_path / "t.jsonl"
     talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]

@@ -117,6 +117,7 @@ def test_a_broken_download_goes_on_where_it_stopped(client: httpx.Client, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+@pytest.mark.slow
 def test_a_later_process_goes_on(client: httpx.Client, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         run(client, FileHost(half, failing(404)), tmp_path / "f")
@@ -125,6 +126,7 @@ def test_a_later_process_goes_on(client: httpx.Client, tmp_path: Path) -> None:
     assert host.seen[0]["Range"] == f"bytes={len(BODY) // 2}-"
 
 
+@pytest.mark.slow
 def test_all_of_it_came_but_the_rename_did_not(client: httpx.Client, tmp_path: Path) -> None:
     run(client, FileHost(whole), tmp_path / "f")
     (tmp_path / "f").rename(tmp_path / "f.part")
@@ -214,6 +216,7 @@ def test_a_bomb_is_not_unpacked_on_the_way(client: httpx.Client, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_unfinished_lies_in_a_folder_of_ours_alone(client: httpx.Client, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     before = os.umask(0)

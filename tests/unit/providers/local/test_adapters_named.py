@@ -42,6 +42,7 @@ def checked(home: Path, adapter: dict[str, Any], **more: Any) -> list[tuple[str,
 LOOKED_FOR = ("unknown-target", "names-not-looked-at", "setting-refused")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "field", "told"),
     [
@@ -74,6 +75,7 @@ def test_a_setting_that_fits_nothing_is_refused(
     assert (code in LOOKED_FOR, severity, where) == (True, "error", f"adapter.{field}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "field", "told"),
     [
@@ -109,6 +111,7 @@ def test_what_the_model_has_is_kept(tmp_path: Path, adapter: dict[str, Any]) -> 
     assert checked(tmp_path, {"type": "lora", **adapter}) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_here_is_not_looked_at_and_that_is_told(tmp_path: Path) -> None:
     adapter = {"type": "lora", "modules_to_save": ["lm_haed"]}
     row = planned(adapter, model="nobody/nothing-1b")["adapter.modules_to_save"]

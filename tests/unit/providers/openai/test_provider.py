@@ -359,6 +359,7 @@ def written(data: TrainingData, folder: Path) -> Path:
     return data.train.write(to("openai"), folder / "data")
 
 
+@pytest.mark.slow
 def test_file_is_sent_once_for_each_digest(
     host: ScriptedHost, provider: OpenAIProvider, tmp_path: Path
 ) -> None:

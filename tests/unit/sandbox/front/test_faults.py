@@ -230,6 +230,7 @@ def test_the_clock_can_be_put_forward(sandbox: Sandbox, openai: OpenAI, create: 
     assert ended.finished_at is not None and ended.finished_at > job.created_at + 10000
 
 
+@pytest.mark.slow
 def test_jobs_in_bulk(sandbox: Sandbox, openai: OpenAI, file: str) -> None:
     bodies = [{"model": MODEL, "training_file": file, "metadata": {"bulk": str(n)}} for n in range(250)]
     url = f"{sandbox.urls['openai']}/_sandbox/jobs"

@@ -137,6 +137,7 @@ def same_training(made: Session, model: Any) -> None:
             assert moved > 0 and apart < 0.02 * moved, (name, apart, moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "config"),
     [
@@ -189,6 +190,7 @@ def test_it_is_pefts_in_a_plain_loop(
     assert torch.allclose(logits_of(again, made), logits_of(model, made), atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "start"), diagonal(["lora", "rslora"], ["pissa", "pissa_niter_4", "olora"]))
 def test_a_start_out_of_the_base_is_pefts_and_is_given_back(
     tmp_path: Path, rows: Path, start: str, kind: str
@@ -234,6 +236,7 @@ def test_a_start_out_of_the_base_is_pefts_and_is_given_back(
         assert configs[0][field] == pytest.approx(configs[1][field]), field
 
 
+@pytest.mark.slow
 def test_eva_is_pefts(tmp_path: Path, rows: Path) -> None:
     """Its directions, its ranks, and the scales that go with them, of the same batches."""
     from peft import EvaConfig, LoraConfig, get_peft_model
@@ -266,6 +269,7 @@ def test_eva_is_pefts(tmp_path: Path, rows: Path) -> None:
     assert torch.allclose(logits_of(again, made), logits_of(model, made), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_loftq_makes_up_for_what_4_bits_lose_as_well_as_its_rank_can(tmp_path: Path, rows: Path) -> None:
     """By the theorem of Eckart and Young: what is left is what the smaller singular values hold."""
     import bitsandbytes.functional as bnb
@@ -288,6 +292,7 @@ def test_loftq_makes_up_for_what_4_bits_lose_as_well_as_its_rank_can(tmp_path: P
     ).norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["pissa_niter_4", pytest.param("eva", marks=SLOW)])
 def test_a_run_that_goes_on_begins_with_the_same(tmp_path: Path, rows: Path, start: str) -> None:
     import shutil
@@ -359,6 +364,7 @@ def untied(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_added_tokens_are_pefts_trainable_tokens_in_a_plain_loop(
     tmp_path: Path, noted: Path, tied: bool
@@ -409,6 +415,7 @@ def test_added_tokens_are_pefts_trainable_tokens_in_a_plain_loop(
         assert torch.equal(value, made.loaded.trainable[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "qlora"])
 def test_added_tokens_in_other_trainings(tmp_path: Path, noted: Path, kind: str) -> None:
     """All weights, saved whole; and in 16 bits over a base in 4, where the rows are trained in 32 all the

@@ -57,12 +57,14 @@ def whole(said: dict[str, Any], hub: fake_hub.Hub) -> bool:
     return said.get("print") == models.open_folder(hub.folder).fingerprint()
 
 
+@pytest.mark.slow
 def test_what_is_whole_serves_without_the_hub(hub: fake_hub.Hub, tmp_path: Path) -> None:
     assert whole(fetch(tmp_path / "home", hub), hub)
     hub.down = 503
     assert whole(fetch(tmp_path / "home", hub), hub)
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_middle_is_told_and_the_next_run_goes_on(
     hub: fake_hub.Hub, tmp_path: Path
 ) -> None:

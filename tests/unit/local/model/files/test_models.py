@@ -128,6 +128,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_gguf_is_the_model_that_it_was_made_from_and_trains(beside: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -159,6 +160,7 @@ def test_a_gguf_is_the_model_that_it_was_made_from_and_trains(beside: Path, tmp_
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "least", "most"), [("Q8_0", 0.003, 0.01), ("Q4_0", 0.05, 0.12)])
 def test_a_quantised_gguf_with_its_own_vocabulary_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, least: float, most: float

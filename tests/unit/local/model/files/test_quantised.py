@@ -78,6 +78,7 @@ def curve(made: Session) -> list[float]:
     return [p.values["train_loss"] for p in made.run.metrics()]
 
 
+@pytest.mark.slow
 def test_a_base_in_4_bits_trains_as_one_that_is_put_into_them(
     tmp_path: Path, rows: Path, held: dict[str, Path]
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_base_in_4_bits_trains_as_one_that_is_put_into_them(
         merge(ModelFolder(held["nf4"]), made.publish(), tmp_path / "merged", "bf16")
 
 
+@pytest.mark.slow
 def test_a_base_in_8_bits_is_read_as_transformers_reads_it(
     tmp_path: Path, rows: Path, held: dict[str, Path]
 ) -> None:

@@ -130,6 +130,7 @@ def test_dropout_and_noise_are_each_rows_own(tmp_path: Path, job: dict[str, Any]
     assert session.loop.objective.collate(session.loop.train, range(6)).ids.numel() > 6 * 15
 
 
+@pytest.mark.slow
 def test_a_model_whose_rows_would_mix_gets_no_line(tmp_path: Path) -> None:
     """As in a layer with a state that runs on: a position sees the token before it, whosever it is."""
     session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
@@ -141,6 +142,7 @@ def test_a_model_whose_rows_would_mix_gets_no_line(tmp_path: Path) -> None:
     assert line_limit(loaded) == (0, "a row then has other states than alone")
 
 
+@pytest.mark.slow
 def test_rounding_by_shape_leaves_the_line_and_a_little_of_another_row_does_not(tmp_path: Path) -> None:
     """A CPU with AMX rounds sums of another shape otherwise. What one row's states take of another's without
     a gradient is found however small it is."""
@@ -155,6 +157,7 @@ def test_rounding_by_shape_leaves_the_line_and_a_little_of_another_row_does_not(
     assert line_limit(loaded) == (0, "a row's states then change with what another row says")
 
 
+@pytest.mark.slow
 def test_a_window_limits_the_rows_of_a_line(tmp_path: Path) -> None:
     session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
     session.loaded.inner.config.sliding_window = 40

@@ -48,6 +48,7 @@ def last_mlp(session: Session) -> Any:
     return session.loaded.inner.get_decoder().layers[-1].mlp
 
 
+@pytest.mark.slow
 def test_attention_with_dropout_is_trained_in_padded_rows(tmp_path: Path) -> None:
     """Which it is in training mode only: a look at the model in evaluation mode does not show it."""
     folder = make("seed_oss", tmp_path / "model", attention_dropout=0.1, residual_dropout=0.1)

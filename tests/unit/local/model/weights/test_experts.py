@@ -40,6 +40,7 @@ def trained(tmp_path: Path, family: str, adapter: dict[str, Any], **job: Any) ->
     return session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 def test_what_was_trained_on_four_bits_is_read_with_and_without_them(tmp_path: Path, family: str) -> None:
     """By our layers over the 4 bits, and by peft's own over the values that these stand for."""
@@ -74,6 +75,7 @@ def test_experts_are_held_in_half_a_byte(tmp_path: Path) -> None:
     assert sizes[1] - sizes[0] == pytest.approx((4 - 0.53) * (experts + linear), rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_router_stays_and_the_experts_are_asked_for(tmp_path: Path) -> None:
     plain = trained(tmp_path, "mixtral", {"type": "lora"}, ref="plain")
     told = [e.message for e in plain.run.events() if e.type == "adapter"]
