@@ -37,6 +37,7 @@ RUN_BY = {
     "docs/evaluation.md": "tests/e2e/test_pages.py",
     "docs/gateway.md": "tests/e2e/test_pages.py",
     "docs/notebooks.md": "tests/unit/notebook/test_notebook.py",
+    "docs/places.md": "tests/unit/places/test_places_page.py",
     "docs/plugins.md": "tests/e2e/test_pages.py",
     "docs/queue.md": "tests/e2e/test_pages.py",
     "docs/trackers.md": "tests/e2e/test_pages.py",

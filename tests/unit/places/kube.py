@@ -47,9 +47,13 @@ class Cluster:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cluster": self}))
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
     def api(self) -> Any:
         settings = kubernetes.client.Configuration()
-        settings.host = f"http://127.0.0.1:{self.server.server_address[1]}"
+        settings.host = self.url
         settings.retries = False
         return kubernetes.client.CustomObjectsApi(kubernetes.client.ApiClient(settings))
 
