@@ -14,6 +14,7 @@ from orchestrate.data.rows.examples import Example, Kind
 from orchestrate.data.rows.pictures import Picture
 from orchestrate.data.shapes.reading import Row
 from orchestrate.data.tokens.lengths import Remark
+from orchestrate.errors import DataError
 from orchestrate.types import Problem, TokensFrom
 
 
@@ -146,3 +147,16 @@ class Facts:
             for number, row in read_rows(Task(lines.lines, start, end, self.format, self.columns)):
                 yield before + number, row
             before += number
+
+
+def require_same(digest: str, data: Facts) -> None:
+    """Raises `DataError` when the rows that were read are not those of `data`."""
+    if digest != data.digest:
+        raise changed(data)
+
+
+def changed(data: Facts) -> DataError:
+    return DataError(
+        f"{data.path} has changed while it was used; nothing was written or sent",
+        fix="the same command again, to see what it holds now",
+    )

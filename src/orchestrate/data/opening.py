@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.facts import Content, Facts, TokenCount
+from orchestrate.data.facts import Content, Facts, TokenCount, changed, require_same
 from orchestrate.data.files.sources import Source, name_of, source
 from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
@@ -26,6 +26,7 @@ from orchestrate.data.shapes.reading import parse, renamed
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.data.tokens import cache, counting
 from orchestrate.data.tokens.counting import counter
+from orchestrate.data.tokens.lengths import Lengths
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
 from orchestrate.underway import BYTES, work
@@ -345,8 +346,9 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
     if kept is None:
         lines = source(facts.path)
         task = Task(lines.lines, 0, 0, facts.format, facts.columns, (name,))
-        lengths = run(task, lines.line_bytes).lengths[name]
-        kept = cache.keep(facts.digest, name, lengths, facts.memory)
+        total = run(task, lines.line_bytes)
+        require_same(total.sha256.hexdigest(), facts)  # else other rows would be counted under its digest
+        kept = cache.keep(facts.digest, name, total.lengths.get(name, Lengths()), facts.memory)
     sequences = kept.sequences()
     tokens = sum(sequences)
     band = _band(facts, tokenizer, len(sequences), tokens)
@@ -375,6 +377,8 @@ def _band(facts: Facts, tokenizer: str, sequences: float, tokens: float) -> floa
 
 def _sampled(facts: Facts, tokenizer: str) -> TokenCount:
     lines = source(facts.path)
+    if lines.bytes != facts.bytes:
+        raise changed(facts)
     task = Task(lines.lines, 0, lines.line_bytes, facts.format, facts.columns)
     sample = sampled_once(task, counting.base(tokenizer), facts.digest)
     band = _band(facts, tokenizer, sum(sample.weights), sample.tokens)

@@ -21,7 +21,7 @@ from orchestrate.gateway.terms import Terms
 from orchestrate.handle import RunHandle
 from orchestrate.service.training import submission
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.database.leases import Lease, LeaseHeld
+from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
 from orchestrate.tracking.syncing.sweep import fetch_details
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.tracking.watching.channels import NotDelivered, Webhook
@@ -232,6 +232,8 @@ class Submitting:
             run = self._run(job)
         except OutcomeUnknown:
             run = self.run_of(job)  # the watcher settles it
+        except (LeaseHeld, LeaseLost, StoreError):
+            raise  # neither its data nor its backend is at fault: a later turn goes on
         except OrchestrateError as error:
             self._refused(job, error)
             return
@@ -256,7 +258,7 @@ class Submitting:
         run = self.run_of(job)
         unsent = run is not None and run.phase in UNSENT
         gone = run is None or unsent or run.phase is SubmitPhase.REFUSED
-        if isinstance(error, LeaseHeld) or not gone:
+        if not gone:
             return
         over = run is not None and not unsent
         if error.retryable and not over and job.tries < _MOST_TRIES and isinstance(error, ProviderError):

@@ -244,7 +244,9 @@ def test_a_job_of_a_run_that_was_given_up_is_adopted_when_it_shows(store: Store,
         submit(store, host, SPEC, DATA, timing=SENDING)
     run = settled(store, host, store.runs.get("last"))
     run = cancel(store, host, run, timing=QUICK)
-    assert (run.status, store.runs.matching(closed=False)) == (JobStatus.CANCELLED, [])
+    assert (run.status, store.runs.matching(closed=False)) == (JobStatus.CANCELLED, [run])
+    sync(store, lambda _: host, timing=QUICK)
+    assert store.runs.matching(closed=False) == [], "it was looked for once more"
     late = host.add(run.ref)
     del host.faults["raises"]
     submit(store, host, SPEC, DATA)  # another run is open, so the host is swept

@@ -440,6 +440,21 @@ def test_what_a_busy_host_did_not_take_is_withdrawn_with_its_entry_and_takes_no_
     assert (server.turn(), server.waiting(), shop.sent()) == ([], [], 1)
 
 
+def test_what_its_host_takes_after_all_is_to_be_ended_though_its_entry_was_removed(
+    shop: Shop, hosts: Any
+) -> None:
+    """A host may have made the job when it says that it is busy, and list it later."""
+    write_rows(shop.rows, 15)
+    hosts.fault("openai", "rate_limit", method="POST", path=CREATE["openai"], retry_after=500.0, count=0)
+    entry = add(shop)
+    QueueServer(shop.ft).turn()
+    queueing.remove(shop.ft, entry.id)
+    [run] = shop.ft.runs()
+    assert run.record.status is JobStatus.CANCELLED
+    assert not shop.ft.store.runs.is_closed(run.id), "it is looked for once more"
+    assert shop.ft.store.runs.cancel_requested(run.id)
+
+
 @pytest.mark.parametrize("gone", ["address", "backend"])
 def test_what_waits_for_a_backend_that_is_not_here_says_so_and_lets_the_others_go(
     shop: Shop, gone: str

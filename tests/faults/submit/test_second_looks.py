@@ -20,6 +20,7 @@ from tests.faults.world import CREATE, HOSTED, UNHURRIED, World
 from orchestrate.errors import InvalidRequest, OutcomeUnknown, RateLimited, UnexpectedAnswer
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, recover, sync
+from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.types import Bill, Job, JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
@@ -128,6 +129,23 @@ def refused(store: Store, host: PaperHost) -> Run:
         submit(store, host, SPEC, DATA, timing=QUICK)
     host.faults.clear()
     return store.runs.get("last")
+
+
+def test_what_was_withdrawn_after_a_refusal_is_looked_for_and_ended_where_it_was_done(
+    store: Store, host: PaperHost
+) -> None:
+    """One that is asked again stays unsent between, and may be given up there."""
+    host.faults |= {"after": RateLimited("paper", "busy", status=429, retry_after_s=60.0), "lag_s": 3600.0}
+    asked = Submission(spec=SPEC, translation=host.translate(SPEC), data=DATA, patient=True)
+    with pytest.raises(RateLimited):
+        Submitter(store, host, QUICK).submit(asked)
+    host.faults.clear()
+    run = store.runs.get("last")
+    assert run.phase is SubmitPhase.UPLOADED
+    assert Submitter(store, host, QUICK).cancel(run).status is JobStatus.CANCELLED
+    host.show()
+    assert sync(store, lambda _: host, timing=QUICK).adopted == [run.id]
+    assert [job["state"] for job in host.jobs()] == ["stopped"]
 
 
 def test_a_refusal_of_a_known_meaning_is_not_looked_into_at_once(store: Store, host: PaperHost) -> None:

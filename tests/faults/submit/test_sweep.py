@@ -249,6 +249,20 @@ def test_a_host_that_is_busy_costs_no_trial(shop: Shop, hosts: Any) -> None:
     assert shop.ft.run(trial.run_id or "").record.phase is SubmitPhase.SUBMITTED
 
 
+def test_a_trial_that_fails_while_it_waits_for_its_host_leaves_no_run_behind(shop: Shop, hosts: Any) -> None:
+    """Else what it might cost is taken from the budget for ever."""
+    write_rows(shop.rows, 25)
+    hosts.fault("openai", "rate_limit", method="POST", path=CREATE["openai"], retry_after=500.0, count=0)
+    carried = Searching(shop.ft, begun(shop, Order(space=space.parse(["epochs=1"], []))))
+    turned(carried)
+    assert carried.waits
+    hosts.clear_faults()
+    shop.rows.unlink()
+    [trial] = turned(carried)
+    assert trial.state is TrialState.FAILED
+    assert [run.record.status for run in shop.ft.runs()] == [JobStatus.CANCELLED]
+
+
 def test_a_backup_from_before_a_second_try_makes_no_second_job(shop: Shop, hosts: Any) -> None:
     write_rows(shop.rows, 24)
     search = begun(shop)

@@ -62,13 +62,17 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 
 @contextmanager
 def gateway_of(
-    home: Path, env: dict[str, str], table: dict[str, Any] | None = None, **more: Any
+    home: Path,
+    env: dict[str, str],
+    table: dict[str, Any] | None = None,
+    reached: Callable[[str], None] = lambda place: None,
+    **more: Any,
 ) -> Iterator[Gateway]:
     own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
     settings = config.load(env={**env, **own}, cwd=home)
     with Orchestrator(settings) as ft:
         told = terms.read({"models": MODELS, **(table or {})}, home, "here", port=0, **more)
-        with running.serve(ft, told, watching.watcher(ft)) as up:
+        with running.serve(ft, told, watching.watcher(ft), reached) as up:
             yield Gateway(ft, up.url)
 
 

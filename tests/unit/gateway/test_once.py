@@ -19,8 +19,10 @@ from tests.unit.gateway import worker
 from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, own_port, rows, until
 
 from orchestrate import config
+from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
+from orchestrate.tracking.database.leases import LeaseLost
 from orchestrate.types import Job, Run, SubmitPhase
 
 _STARTING = threading.Lock()
@@ -200,6 +202,38 @@ def test_a_backend_that_stays_busy_fails_the_job_in_the_end(sandbox: Sandbox, tm
         [run] = gateway.ft.runs()
         assert tries == {1, 2, 3, 4, 5, 6} and run.record.phase is SubmitPhase.REFUSED
         assert run.record.job_id is None
+
+
+@pytest.mark.parametrize("error", [StoreError("the store is busy"), LeaseLost("another worker is at it")])
+def test_what_is_wrong_here_between_two_tries_gives_no_job_up(
+    sandbox: Sandbox, tmp_path: Path, error: OrchestrateError
+) -> None:
+    wrong: list[OrchestrateError] = []
+
+    def reached(place: str) -> None:
+        if place == "prepared" and wrong:
+            raise wrong.pop()
+
+    with gateway_of(tmp_path / "home", sandbox.env, reached=reached) as gateway, gateway.client() as openai:
+        file = openai.files.create(file=("t.jsonl", rows(mark=error.message)), purpose="fine-tune")
+        busy = {"method": "POST", "path": "fine-tunes$", "retry_after": 3000.0}
+        sandbox.fault("together", "rate_limit", count=0, **busy)
+        jobs = gateway.ft.store.gateway_jobs
+        try:
+            id = openai.fine_tuning.jobs.create(model=ASKED, training_file=file.id).id
+            until(lambda: jobs.get(id).again_at)  # type: ignore[union-attr]
+        finally:
+            sandbox.clear_faults()
+        wrong.append(error)
+        jobs.change(id, lambda job: replace(job, again_at=job.again_at + timedelta(days=1)))  # type: ignore[operator]
+        until(
+            lambda: (
+                not wrong
+                and (run := gateway.ft.store.runs.of_key(id))
+                and (run.job_id or run.status.terminal)
+            )
+        )
+        assert gateway.ft.store.runs.of_key(id).job_id  # type: ignore[union-attr]
 
 
 @pytest.mark.slow

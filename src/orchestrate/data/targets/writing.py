@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.data import rules
-from orchestrate.data.facts import Facts
+from orchestrate.data.facts import Facts, require_same
 from orchestrate.data.files.outputs import whole, writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import paying
@@ -98,7 +98,7 @@ def write_rows(
         with whole(path) as partial:
             rows = chain.from_iterable(_kept(piece, seen.update) for piece in tasks)
             written = write_parquet(rows, partial, data.kind, plain=plain)
-            _require_same(seen.hexdigest(), data)
+            require_same(seen.hexdigest(), data)
             _require_some(written, data, target)
     else:
         with writing(path) as file:
@@ -107,20 +107,12 @@ def write_rows(
                 written += count
                 unheld += without
                 seen.update(digests)
-            _require_same(seen.hexdigest(), data)
+            require_same(seen.hexdigest(), data)
             if unheld:
                 losses = [*losses, _unheld(data, target, unheld)]
                 refuse(data, target, [] if allow_loss else losses[-1:])
             _require_some(written, data, target)
     return written, losses
-
-
-def _require_same(digest: str, data: Facts) -> None:
-    if digest != data.digest:
-        raise DataError(
-            f"{data.path} has changed while it was used; nothing was written or sent",
-            fix="the same command again, to see what it holds now",
-        )
 
 
 def _require_some(written: int, data: Facts, target: Target) -> None:

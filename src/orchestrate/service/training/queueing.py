@@ -107,12 +107,19 @@ def elsewhere(ft: Orchestrator, entry: QueueEntry) -> str | None:
 def remove(ft: Orchestrator, name: str) -> QueueEntry:
     """Raises `UsageError` for one that has its run already."""
     entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
-    now = ft.store.clock.now()
     for run in _runs(ft, entry):
         if run.phase in UNSENT:
-            with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
-                ft.store.runs.apply(run.id, lambda run: withdrawn(run, now), note="taken out of the queue")
+            withdraw(ft, run, "taken out of the queue")
     return entry
+
+
+def withdraw(ft: Orchestrator, run: Run, why: str) -> None:
+    """Of what was not sent, or not taken. A job that its host made all the same is ended when it is found.
+    The host is not asked: its key may be gone."""
+    now = ft.store.clock.now()
+    ft.store.runs.request_cancel(run.id)
+    with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
+        ft.store.runs.apply(run.id, lambda run: withdrawn(run, now), note=why)
 
 
 def hold(ft: Orchestrator, name: str, why: str = "paused") -> QueueEntry:

@@ -17,6 +17,7 @@ from orchestrate.evaluation.metrics import registry
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
 from orchestrate.service.training import submission
+from orchestrate.service.training.queueing import withdraw
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.transitions import UNSENT
@@ -166,6 +167,8 @@ class Searching:
         if error.retryable:
             self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
             return False
+        if made is not None:
+            withdraw(self.ft, made, error.message)
         self.ft.store.searches.propose(self.search.id, trial)
         found = error.problems[:1] if isinstance(error, DataError) else ()
         note = ": ".join([error.message, *(problem.message for problem in found)])

@@ -210,8 +210,9 @@ class Runs:
             row = rows.setdefault(run_id, {"changed": run_id})
             row |= {"attempt": attempt, **columns(after, self._db.clock)}
             if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
-                # What was sent and refused is looked for once more: it may have been done all the same.
-                row["closed"] = after.phase is SubmitPhase.REFUSED and not (attempt and after.error)
+                # What was sent, and refused or withdrawn after it, is looked for once more: it may have been
+                # done all the same.
+                row["closed"] = after.phase is SubmitPhase.REFUSED and not attempt
             if note or _word(before) != _word(after):
                 said.append(self._step(after, attempt, note))
         for closes in (False, True):  # the rows of one statement set the same columns

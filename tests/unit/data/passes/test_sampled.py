@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.passes.sampled import sampled
+from orchestrate.data.passes.sampled import LEAST_BYTES, sampled
 from orchestrate.data.passes.scan import Task
 from orchestrate.data.tokens.lengths import COVERAGE
+from orchestrate.errors import DataError
+from orchestrate.types import TokensFrom
 
 WORDS = {
     "prose": "The order of the third of May has not arrived yet, and nobody answers. ",
@@ -65,3 +69,14 @@ def test_all_rows_of_one_form_leave_no_doubt(tmp_path: Path) -> None:
     count = Dataset.open(file).tokens("o200k")
     sample = sampled(Task(str(file), 0, file.stat().st_size, "openai-chat"), "o200k", places=50)
     assert sample.tokens == pytest.approx(count.tokens) and sample.half_width < 1e-6 * count.tokens
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+def test_a_file_that_was_cut_since_it_was_read_is_told(tmp_path: Path, left: int) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text((lines("few long rows")[0] + "\n") * (LEAST_BYTES // 200))
+    data = replace(Dataset.open(str(file)), tokens_from=TokensFrom.SAMPLED)
+    assert data.bytes >= LEAST_BYTES
+    os.truncate(file, left)
+    with pytest.raises(DataError, match="has changed"):
+        data.tokens("o200k")

@@ -16,7 +16,7 @@ from orchestrate.data import Dataset, TrainingData
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.tokens import cache
 from orchestrate.data.tokens.lengths import Lengths
-from orchestrate.errors import OrchestrateError
+from orchestrate.errors import DataError, OrchestrateError
 
 
 def write(file: Path, *answers: str) -> Path:
@@ -75,6 +75,20 @@ def test_a_changed_file_of_the_same_size_and_time_is_counted_anew(tmp_path: Path
     long = in_a_new_process(file, memory, "o200k")
     assert long[0] > short[0]
     assert long[:3] == in_a_new_process(file, tmp_path / "fresh", "o200k")[:3]
+
+
+@pytest.mark.parametrize("answers", [(), ("one", "two and more", "three"), ("another", "word")])
+def test_a_file_that_changes_before_it_is_counted_is_not_counted_for_what_it_was(
+    tmp_path: Path, answers: tuple[str, ...]
+) -> None:
+    before = (f"before {len(answers)}", "two and more")
+    file, memory = write(tmp_path / "t.jsonl", *before), tmp_path / "m"
+    opened = Dataset.open(file, memory=memory)
+    write(file, *answers)
+    with pytest.raises(DataError, match="has changed"):
+        opened.tokens("o200k")
+    assert not list(memory.glob("*.counts"))
+    assert len(Dataset.open(write(file, *before), memory=memory).tokens("o200k").lengths) == 2
 
 
 def test_another_tokenizer_in_the_same_folder_is_another_count(tmp_path: Path) -> None:
