@@ -201,33 +201,6 @@ def test_the_trackers(machine: Machine) -> None:
     assert [(m.step, m.value) for m in history] == [(p["step"], p["values"]["train_loss"]) for p in points]
 
 
-def test_evaluations(machine: Machine) -> None:
-    [evaluated] = (one for one in blocks("evaluation.md") if not one.language)
-    shown = [
-        {
-            "messages": [
-                {"role": "user", "content": f"say {n}"},
-                {"role": "assistant", "content": f'{{"n": {n}}}'},
-            ]
-        }
-        for n in range(4)
-    ]
-    lines = [json.dumps({**row, "tag": ["even", "odd"][n % 2]}) + "\n" for n, row in enumerate(shown)]
-    (machine.folder / "test.jsonl").write_text("".join(lines))
-    spec = {"model": "gpt-4o-mini", "train": "train.jsonl", "test": "test.jsonl", "epochs": 2}
-    (machine.folder / "finetune.yaml").write_text(json.dumps(spec))
-    run = machine.run("orchestrate submit -p openai --watch --yes").out.strip()
-    checkpoint = machine.told(f"orchestrate checkpoints {run}")[0]["id"]
-    plain, shots, two, gate = evaluated.lines
-    assert {c["kind"] for c in machine.told(plain)["contenders"]} == {"tuned", "base"}
-    assert len(machine.told(shots)["contenders"]) == 4
-    asked = two.replace("RUN@CHECKPOINT", f"{run}@{checkpoint}").replace(" RUN ", f" {run} ")
-    found = machine.told(asked)
-    assert {"odd", "even"} <= {m["slice"].partition(":")[2] for m in found["measures"] if m["slice"]}
-    machine.run(gate, codes=(1,))  # nothing was trained: it may not ship
-    assert (machine.folder / "eval.xml").exists() and (machine.folder / "eval.md").exists()
-
-
 def test_a_sweep(machine: Machine) -> None:
     """With a host of the sandbox for this machine, which would train each."""
     sweeps = next(one for one in blocks("queue.md") if "sweep" in one.text)

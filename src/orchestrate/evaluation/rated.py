@@ -2,7 +2,8 @@
 
 A line has the conversation as `prompt` (a text, or messages), or a whole chat row as `messages`, whose last
 message is the answer. Then one `answer` with its `scores` by criterion (or `rating`, where the rubric has
-one criterion), or two `answers` with `preferred`: first, second, tie or both bad.
+one criterion), or two `answers` with `preferred`: first, second, tie or both bad. What we write of a single
+one has it as the only one of its `answers`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -47,7 +48,7 @@ class _Line(msgspec.Struct):
     messages: list[Message] | None = None
     expected: str = ""
     answer: str | None = None
-    answers: tuple[str, str] | None = None
+    answers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=2)] | None = None
     preferred: Preferred | None = None
     scores: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     rating: float | None = None

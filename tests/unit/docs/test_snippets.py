@@ -34,7 +34,7 @@ RUN_BY = {
     "docs/leaving-openai.md": "tests/e2e/test_leaving_guide.py",
     "docs/ab.md": "tests/cli/test_ab.py",
     "docs/quotes.md": "tests/cli/test_quotes_page.py",
-    "docs/evaluation.md": "tests/e2e/test_pages.py",
+    "docs/evaluation.md": "tests/e2e/test_evaluation_page.py",
     "docs/gateway.md": "tests/e2e/test_pages.py",
     "docs/notebooks.md": "tests/unit/notebook/test_notebook.py",
     "docs/places.md": "tests/unit/places/test_places_page.py",

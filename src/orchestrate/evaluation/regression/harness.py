@@ -37,7 +37,10 @@ def run(
         raise SetupError(
             "--tasks needs the package lm-eval, which is not installed", fix="pip install lm-eval"
         ) from error
-    manager = TaskManager(include_path=str(folder) if folder else None)
+    # Those of lm-eval are some ten thousand files to read. A group of one's own may name some of them.
+    manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
+    if manager is None or not {*tasks} <= {*manager.all_subtasks}:
+        manager = TaskManager(include_path=str(folder) if folder else None)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(f"lm-eval has no task {unknown[0]!r}", fix="--tasks-folder DIR with the task's YAML")

@@ -208,10 +208,25 @@ def test_rated_answers_are_written_and_read(desk: Desk, store: Store, tmp_path: 
     assert said[ESCAPES[:12]] == ("tie", 2)
 
 
+def test_rated_single_answers_are_read_as_they_were_written(store: Store, tmp_path: Path) -> None:
+    desk = desk_of(store, tmp_path, answered(("q", "good", "bad")), kind="single")
+    for _ in desk.tasks:
+        shown = desk.shown("ann")
+        points = 5 if shown["answers"][0]["text"] == "good" else 2
+        desk.act(Asked(action="rate", rater="ann", task=shown["task"], scores={"quality": points}))
+    file = tmp_path / "rated.jsonl"
+    made = rated.of_review(desk.review, desk.tasks, store.reviews.ratings(desk.review.id))
+    assert rated.write(made, file) == 2
+    back = rated.read(file, desk.review.rubric)
+    assert back == made
+    assert {one.answers[0]: one.scores["quality"] for one in back} == {"good": 5, "bad": 2}
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("{", "line 1"),
+        ('{"prompt": "x", "answers": ["y", "z", "a"], "preferred": "tie"}', "length <= 2"),
         ('{"prompt": "x"}', "give prompt and answer"),
         ('{"prompt": "x", "answer": "y"}', "quality is not rated"),
         ('{"prompt": "x", "answer": "y", "rating": 6}', "not 1 to 5"),
