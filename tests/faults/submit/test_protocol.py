@@ -228,6 +228,14 @@ def test_a_process_that_lost_its_lease_sends_nothing(store: Store, host: PaperHo
     assert store.runs.get("last").job_id == host.jobs()[0]["id"]
 
 
+def test_a_store_that_is_too_slow_to_send_gives_no_run_up(store: Store, host: PaperHost) -> None:
+    with pytest.raises(StoreError, match="takes longer") as caught:
+        submit(store, host, SPEC, DATA, timing=replace(QUICK, send_limit_s=-1.0))
+    run = store.runs.get("last")
+    assert (caught.value.retryable, run.phase, host.requests) == (True, SubmitPhase.UPLOADED, ["upload"])
+    assert submit(store, host, SPEC, DATA, run_id=run.id).job_id == host.jobs()[0]["id"]
+
+
 def test_two_jobs_of_one_ref_are_an_alarm_and_the_tracked_one_stays(store: Store, host: PaperHost) -> None:
     run = submit(store, host, SPEC, DATA)
     twin = host.add(run.ref)

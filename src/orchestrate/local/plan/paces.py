@@ -92,7 +92,8 @@ def add(path: Path, pace: Pace) -> None:
 
 
 def read(path: Path) -> list[Pace]:
-    """The latest, oldest first; lines that are none are passed over."""
+    """The latest, oldest first; lines that are none, or say what cannot be, are passed over: they may have
+    come from another machine."""
     try:
         lines = path.read_bytes().splitlines()[-LATEST:]
     except OSError:
@@ -103,7 +104,16 @@ def read(path: Path) -> list[Pace]:
             found.append(Pace.from_json(line))
         except msgspec.MsgspecError:
             continue
-    return [pace for pace in found if pace.tokens > 0 and pace.seconds > 0]
+    return [pace for pace in found if _can_be(pace)]
+
+
+def _can_be(pace: Pace) -> bool:
+    counts = (pace.kind.parameters, pace.kind.threads, pace.tokens, pace.seconds)
+    speeds = [pace.tokens / pace.seconds] if pace.seconds > 0 else []
+    if pace.told is not None:
+        speeds.append(pace.told)
+    speeds_can_be = all(1e-9 < speed < 1e12 for speed in speeds)
+    return min(counts) > 0 and speeds_can_be and pace.at.tzinfo is not None
 
 
 def alike(kind: Kind, other: Kind) -> float | None:

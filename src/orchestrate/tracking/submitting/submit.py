@@ -307,10 +307,12 @@ class Submitter(Settler):
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
                 return
             self.apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
-        raise StoreError(
+        slow = StoreError(
             f"run {run.id}: writing to the run store takes longer than {duration(self.timing.send_limit_s)}",
             fix=f"nothing was sent; when the machine is less busy: orchestrate resume {run.id}",
         )
+        slow.retryable = True  # else whoever would ask again gives the run up
+        raise slow
 
     def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
         """A job that is there already is taken at once; its absence proves nothing yet."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.paths import TINY
 from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.plan.conftest import OwnTime
@@ -96,6 +97,25 @@ def test_a_damaged_line_is_passed_over(tmp_path: Path) -> None:
         out.write(b'{"kind": 3}\n{"ki')
     assert paces.read(paces.file_of(tmp_path)) == [first]
     assert paces.read(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": replace(SMALL, parameters=0.0)},
+        {"kind": replace(SMALL, threads=0)},
+        {"told": -1.0, "told_by": "runs"},
+        {"tokens": 1e308, "seconds": 1e-10},
+        {"at": START.replace(tzinfo=None)},
+    ],
+)
+def test_a_line_that_says_what_cannot_be_ends_no_quote(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """As one that came with a run from elsewhere."""
+    first = ran(tmp_path, SMALL, 1000.0)
+    told = estimate(tmp_path, SMALL)
+    paces.add(paces.file_of(tmp_path), replace(first, **wrong))
+    assert paces.read(paces.file_of(tmp_path)) == [first]
+    assert estimate(tmp_path, SMALL) == told
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2, 0.45])
