@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.documented import snippets
+from tests.paths import ROOT
 
 import orchestrate
 
 PLUGIN = Path(__file__).parent / "plugin"
+ENTRY, PROFILE, ATTIC = snippets(ROOT / "docs" / "plugins.md")[:3]
 
 
 class Installed:
@@ -54,6 +57,11 @@ class Installed:
         return self._run("-c", "from orchestrate.cli import main; main()", *args, code=code, typed=typed)
 
 
+def test_the_page_shows_what_is_installed_here() -> None:
+    assert ENTRY.text in (PLUGIN / "pyproject.toml").read_text()
+    assert PROFILE.text in (PLUGIN / "src" / "orchestrate_shelf" / "profile.py").read_text()
+
+
 @pytest.mark.slow
 def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
     installed = Installed(tmp_path)
@@ -79,6 +87,10 @@ def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
     options = tmp_path / "orchestrate.toml"
     options.write_text("[hosts.shelf.options]\nlable = 'x'\n")
     assert "hosts.shelf.options.lable (did you mean label?)" in installed.run("plan", *shelf, code=3)
+    options.write_text(ATTIC.text)
+    assert [one["provider"] for one in installed.orchestrate("plan", "--provider", "attic")] == ["attic"]
+    [key] = [c for c in installed.orchestrate("doctor") if c["check"] == "key attic"]
+    assert "https://attic.example.com/v1" in key["detail"]
     options.write_text("[hosts.shelf.options]\nlabel = 'x'\n")
     # Its profile is what these commands know of it.
     unpriced = installed.orchestrate("quote", *shelf, code=1)

@@ -201,19 +201,32 @@ def test_the_trackers(machine: Machine) -> None:
     assert [(m.step, m.value) for m in history] == [(p["step"], p["values"]["train_loss"]) for p in points]
 
 
-def test_a_sweep(machine: Machine) -> None:
-    """With a host of the sandbox for this machine, which would train each."""
-    sweeps = next(one for one in blocks("queue.md") if "sweep" in one.text)
-    [line] = sweeps.lines
+def test_sweeps(machine: Machine) -> None:
+    """With a host of the sandbox for this machine, which would train each, and for two of which only one
+    answers for what it tuned; and fewer trials of those that are drawn, as each is a run."""
+    grid, drawn = (found.lines for found in blocks("queue.md") if "sweep" in found.text)
     held = [
         {"messages": [{"role": r, "content": f"{r} {n}"} for r in ("user", "assistant")]} for n in range(4)
     ]
-    (machine.folder / "valid.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in held))
-    spec = {"model": "qwen3-8b", "train": "train.jsonl", "validation": "valid.jsonl"}
+    for name in ("valid.jsonl", "test.jsonl"):
+        (machine.folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in held))
+    model = {"default": "qwen3-8b", "openai": "gpt-4o-mini"}
+    spec = {"model": model, "train": "train.jsonl", "validation": "valid.jsonl"}
     (machine.folder / "finetune.yaml").write_text(json.dumps(spec))
-    tried = machine.told(f"{line.replace('-p local', '-p together')} --yes")
-    assert len({json.dumps(trial["settings"], sort_keys=True) for trial in tried}) == 4
+
+    def tried(line: str) -> list[dict[str, Any]]:
+        line = line.replace("-p local", "-p together").replace("=local,together", "=openai")
+        return machine.told(f"{re.sub('trials [0-9]+', 'trials 3', line)} --yes")
+
+    assert len({json.dumps(trial["settings"], sort_keys=True) for trial in tried(*grid)}) == 4
     assert (machine.folder / "best.yaml").exists()
+    backends, pruned, shares = map(tried, drawn)
+    assert [(one["settings"], one["note"]) for one in backends] == [({"provider": "openai"}, "n = 4")]
+    for found in (pruned, shares):
+        rates = [trial["settings"]["learning_rate"] for trial in found[:3]]
+        assert len({*rates}) == 3 and all(1e-5 <= rate <= 1e-3 for rate in rates)
+    assert [trial.get("share", 1.0) for trial in shares] == [0.25, 0.25, 0.25, 1.0]
+    assert shares[-1]["settings"] == shares[shares[-1]["parent"]]["settings"]
 
 
 def test_a_host_that_a_file_describes(machine: Machine, tmp_path: Path) -> None:
