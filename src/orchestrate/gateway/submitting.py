@@ -19,7 +19,6 @@ from orchestrate.gateway.contents import Contents
 from orchestrate.gateway.refusals import sentence
 from orchestrate.gateway.terms import Terms
 from orchestrate.handle import RunHandle
-from orchestrate.service.training import submission
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
 from orchestrate.tracking.syncing.sweep import fetch_details
@@ -248,9 +247,14 @@ class Submitting:
         spec = JobSpec.parse(job.spec)
         prepared = self._prepared.get(job.id) or self._ft.prepare(spec, job.backend)
         self._reached("prepared")
-        patient = job.tries < _MOST_TRIES
-        asked = submission.of(self._ft, prepared, job.backend, key=job.run_key, patient=patient)
-        return submission.send(self._ft, prepared, job.backend, asked, agree=lambda live: False).record
+        return self._ft.submit(
+            prepared,
+            job.backend,
+            idempotency_key=job.run_key,
+            again=True,
+            patient=job.tries < _MOST_TRIES,
+            agree=lambda live: False,
+        ).record
 
     def _refused(self, job: GatewayJob, error: OrchestrateError) -> None:
         """What may pass is tried again, in the same run where there is one: a copy of the store that knows

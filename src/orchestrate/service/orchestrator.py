@@ -209,7 +209,7 @@ class Orchestrator(Measuring, Rerunning):
 
     # -- spending -------------------------------------------------------------------------------------------
 
-    def submit(
+    def submit(  # noqa: PLR0913  each is a wish of its own
         self,
         spec: JobSpec | Prepared,
         provider: str,
@@ -218,6 +218,7 @@ class Orchestrator(Measuring, Rerunning):
         strict: bool = False,
         idempotency_key: str | None = None,
         again: bool = False,
+        patient: bool = False,
         agree: Callable[[Quote], bool] | None = None,
         progress: Progress | None = None,
     ) -> RunHandle:
@@ -228,8 +229,10 @@ class Orchestrator(Measuring, Rerunning):
 
         `idempotency_key` is the caller's own: the same key is the same run for ever, in every process of this
         store, and its run is returned however it stands. Where a run that is the same is open, or has
-        succeeded within a day, `AlreadySubmitted` names it, unless `again`. `agree` is asked when the host's
-        own estimate is above the quote's high end and no limit allows it; without it that is refused.
+        succeeded within a day, `AlreadySubmitted` names it, unless `again`. What a busy host did not take
+        stays unsent where it is `patient`, and the next call with its key goes on with it. `agree` is asked
+        when the host's own estimate is above the quote's high end and no limit allows it; without it that is
+        refused.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
@@ -242,7 +245,8 @@ class Orchestrator(Measuring, Rerunning):
             self.require(spec, name)  # before the data are read
         prepared = spec if isinstance(spec, Prepared) else self.prepare(spec, name)
         limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
-        asked = submission.of(self, prepared, name, key=idempotency_key, limit_usd=limit, again=again)
+        key = idempotency_key
+        asked = submission.of(self, prepared, name, key=key, limit_usd=limit, again=again, patient=patient)
         return submission.send(self, prepared, name, asked, strict=strict, agree=agree, progress=progress)
 
     def earlier(
