@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from orchestrate.spec import Full, JobSpec
 from orchestrate.spending import Spender
 from orchestrate.tracking import Store, Submitter
 from orchestrate.tracking.submitting.submission import Submission
-from orchestrate.types import JobStatus, Run, Standing, SubmitPhase
+from orchestrate.types import JobStatus, Run, Standing, SubmitPhase, TokensFrom
 
 REF = "orc-0123456789ab"
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -182,6 +183,17 @@ def test_the_way_of_a_run(world: World, found: AwayProvider, spec: JobSpec, tmp_
     assert job.payload["used_seconds"] == pytest.approx(120, abs=1)
     assert world.minute_usd is not None and job.cost_usd is not None
     assert float(job.cost_usd) == pytest.approx(float(2 * world.minute_usd), rel=0.02) and job.cost_origin
+
+
+def test_a_run_whose_tokens_are_not_counted_is_checked_without_its_time(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    short = on(world, spec, max_hours=0.0001)
+    counted = TrainingData.open(short.train)  # type: ignore[arg-type]
+    data = TrainingData(replace(counted.train, tokens_from=TokensFrom.NONE))
+    codes = {one.code for one in found.check(short, counted, found.translate(short))}
+    told = {one.code for one in found.check(short, data, found.translate(short))}
+    assert codes - told == {"longer-than-its-limits"}
 
 
 @pytest.mark.slow

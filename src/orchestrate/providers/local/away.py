@@ -35,6 +35,7 @@ from orchestrate.types import (
     Setting,
     Severity,
     Standing,
+    TokensFrom,
     Translation,
     decoding,
 )
@@ -179,7 +180,7 @@ class AwayProvider(LocalProvider):
 
     def _too_long(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         """A run that is expected to take longer than it may is paused in the middle."""
-        if translation.refused:
+        if translation.refused or data.train.tokens_from is TokensFrom.NONE:
             return []
         seconds = self.quote(spec, data, translation, costing.RateBook(())).train_seconds
         most = decoding.convert(translation.body.get("resources", {}), Resources).limits.seconds
