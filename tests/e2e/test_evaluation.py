@@ -59,7 +59,7 @@ def runs(ft: Orchestrator, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     found: dict[str, RunHandle] = {}
     for name, rate in (("good", 0.02), ("idle", 1e-7)):
         spec = JobSpec(
-            model=str(TINY), train=str(train), test=str(test), epochs=4, batch_size=8, learning_rate=rate
+            model=str(TINY), train=str(train), test=str(test), epochs=6, batch_size=8, learning_rate=rate
         )
         found[name] = ft.submit(spec, "local", again=True)
         found[name].wait()
