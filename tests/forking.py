@@ -34,17 +34,20 @@ from tests.paths import ROOT
 
 from orchestrate.local.run.launching import worker_environment
 
-WARM = {"commands": "tests.warm", "engines": "tests.warm_engines"}
-"""What the process has imported from which the forks of a kind are made."""
+WARM = {"commands": "tests.warm", "engines": "tests.warm_engines", "engines again": "tests.warm_engines"}
+"""What the process has imported from which the forks of a kind are made. Sets have another order in those of
+another kind, as in an interpreter of their own."""
 FORKED = {
     "orchestrate.cli": "commands",
     "orchestrate.local.answers.answering": "engines",
     "orchestrate.local.answers.engine": "engines",
+    "orchestrate.local.run.helper": "engines",
     "orchestrate.local.run.worker": "engines",
     "orchestrate.local.weights.conversion": "engines",
     "orchestrate.local.weights.naming": "engines",
     "orchestrate.local.weights.worker": "engines",
     "orchestrate.watching": "commands",
+    "tests.mortal": "engines",
 }
 READ_ON_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
 """Variables that the libraries read only once: who sets them gets an interpreter of its own."""
@@ -135,9 +138,16 @@ def path() -> str:
     return os.pathsep.join((str(Path(python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]))
 
 
-def ask(words: list[str], env: dict[str, str], cwd: Path, umask: int, files: tuple[int, int, int]) -> int:
+def ask(
+    words: list[str],
+    env: dict[str, str],
+    cwd: Path,
+    umask: int,
+    files: tuple[int, int, int],
+    kind: str | None = None,
+) -> int:
     """Starts the module of these words detached, as nobody's child, and returns its process id."""
-    place = Path(python()).with_name(FORKED[words[0]])
+    place = Path(python()).with_name(kind or FORKED[words[0]])
     asked = marshal.dumps((words, env, str(cwd), umask, {}))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(str(place))
@@ -237,7 +247,7 @@ def become(asked: Any, files: list[int], program: str) -> NoReturn:
         open_streams(env)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = words
-        if FORKED[words[0]] == "commands":
+        if FORKED[words[0]] == "commands" or env.get("PYTHONEXECUTABLE") == program:
             sys.executable = program
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # it was imported
         code = run(words[0])

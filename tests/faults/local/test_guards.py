@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
     home,
     job,
     kill,
+    small,
     wait,
     work,
 )
@@ -91,24 +91,20 @@ def test_a_row_whose_loss_leaps_out_is_skipped_and_named(job: LocalJob, home: Pa
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(
-    job: LocalJob,  # noqa: F811
+    small: LocalJob,  # noqa: F811
     home: Path,  # noqa: F811
     nursery: Nursery,
 ) -> None:
     """No file may grow beyond what the metrics have by then: neither they nor a checkpoint can be written."""
-    whole = launch(changed(job, "whole"), home, nursery.start)
+    whole = launch(changed(small, "whole"), home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    full = launch(changed(job, "full"), home, nursery.start)
-    wait(lambda: len(full.metrics()) >= 7)
-    pid = json.loads((full.path / "worker.json").read_bytes())["pid"]
-    limit = (full.path / "metrics.jsonl").stat().st_size + 400
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    full = launch(changed(small, "full"), home, nursery.mortal(7, fate="disk full"))
     assert finish(full) == "paused", full.log.read_text()
     wait(lambda: not full.alive())
     state = full.state()
     assert state.error is not None and state.error.code == "disk_full"
     assert "orchestrate resume full" in state.error.message
-    assert resume(full)
+    assert resume(full, nursery.again)
     assert finish(full) == "succeeded", full.log.read_text()
     assert full.state().error is None
     assert curve(full) == curve(whole)
@@ -117,7 +113,12 @@ def test_a_disk_that_fills_up_pauses_the_run_and_nothing_is_lost(
 
 
 @pytest.mark.slow
-def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_too_little_memory_costs_time_and_changes_no_batch(
+    job: LocalJob,  # noqa: F811
+    home: Path,  # noqa: F811
+    tmp_path: Path,
+    nursery: Nursery,
+) -> None:
     """A worker that may grow by 150 MB, until it has noticed, goes through 4096 tokens of a step in smaller
     parts. It keeps to them when it is killed and goes on with all the memory there is: to the bit as one that
     was never in need."""
@@ -131,7 +132,7 @@ def test_too_little_memory_costs_time_and_changes_no_batch(job: LocalJob, home: 
     run = launch(tight, home, lambda run: start_worker(run, in_need))
     wait(lambda: len(run.metrics()) >= 3 or run.state().terminal)
     kill(run)
-    assert resume(run), run.log.read_text()
+    assert resume(run, nursery.again), run.log.read_text()
     assert finish(run) == "succeeded", run.log.read_text()
     memory = [e for e in run.events() if e.type == "memory"]
     assert [e.step for e in memory] == [0] * len(memory) != []
@@ -182,22 +183,21 @@ raise SystemExit(worker.main(sys.argv[1]))
 
 @pytest.mark.slow
 def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(
-    job: LocalJob,  # noqa: F811
+    small: LocalJob,  # noqa: F811
     home: Path,  # noqa: F811
     nursery: Nursery,
 ) -> None:
-    whole = launch(changed(job, "whole"), home, nursery.start)
+    whole = launch(changed(small, "whole"), home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    hurt = launch(changed(job, "hurt"), home, nursery.start)
-    wait(lambda: len(hurt.metrics()) >= 12)
-    kill(hurt)
+    hurt = launch(changed(small, "hurt"), home, nursery.mortal(12))
+    assert finish(hurt) == "interrupted"
     checkpoints = sorted(hurt.checkpoints.glob("step-*"))
     assert len(checkpoints) >= 2
     state = checkpoints[-1] / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1000] + bytes(1000))
     (hurt.path / "status.json").write_bytes(b"\x00garbage")
     (hurt.path / "events.jsonl").write_bytes((hurt.path / "events.jsonl").read_bytes() + b"\xff{")
-    assert resume(hurt)
+    assert resume(hurt, nursery.again)
     assert finish(hurt) == "succeeded", hurt.log.read_text()
     assert any(f"{checkpoints[-1].name} is damaged" in m for m in events(hurt, "checkpoint"))
     assert events(hurt, "resumed") == [f"going on from step {int(checkpoints[-2].name[5:])} of 20"]

@@ -41,11 +41,10 @@ def test_killed_in_the_reference_and_in_a_step_it_ends_as_if_it_had_not_been(
         seed = random.randrange(1 << 30)
         at = random.Random(seed).randint(2, 14)
         wait(lambda: (killed.path / "rows" / "train" / "mismatched.npy").exists() or bool(killed.metrics()))
-        for ready in (lambda: True, lambda: len(killed.metrics()) >= at):
-            wait(ready)
-            kill(killed)
-            assert killed.state().status == "interrupted", f"seed {seed}"
-            assert resume(killed)
+        kill(killed)
+        for go_on in (nursery.mortal(at, again=True), nursery.start):
+            assert finish(killed) == "interrupted", f"seed {seed}"
+            assert resume(killed, go_on)
         assert finish(killed) == "succeeded", killed.log.read_text()
         assert curve(killed) == curve(whole), f"seed {seed}"
         kl = [[p.values["train_kl"] for p in run.metrics()] for run in (killed, whole)]

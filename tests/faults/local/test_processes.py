@@ -3,9 +3,7 @@ from its newest checkpoint."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
+import random
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
     finish,
     home,
     job,
-    kill,
+    small,
     wait,
 )
 from tests.paths import TINY
+from tests.workers import Nursery
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.run.parallel import split
@@ -64,14 +63,15 @@ def test_two_processes_train_what_one_trains(
     sharded: bool,
     job: LocalJob,  # noqa: F811
     home: Path,  # noqa: F811
+    nursery: Nursery,
 ) -> None:
     """Each step's loss to a thousandth of itself, each weight to 1e-3 after 15 steps or more: sums in another
     order are rounded otherwise, and AdamW makes as much of a small gradient as of a large one."""
     base = of_kind(job, KINDS.get(kind, {}))
     # In shares the engine's shortcuts are off, and rows that are padded come in another order.
     engine = "plain" if sharded else None
-    alone = launch(msgspec.structs.replace(of(base, 1, dropout=None), engine=engine), home)
-    runs = [alone, launch(of(base, 2, sharded=sharded, dropout=None), home)]
+    alone = launch(msgspec.structs.replace(of(base, 1, dropout=None), engine=engine), home, nursery.start)
+    runs = [alone, launch(of(base, 2, sharded=sharded, dropout=None), home, nursery.start)]
     assert [finish(run) for run in runs] == ["succeeded"] * 2, runs[1].log.read_text()
     one, two = (curve(run) for run in runs)
     assert len(one) == len(two) > 10
@@ -124,35 +124,33 @@ def merged_and_exported(one: Path, two: Path, folder: Path) -> None:
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "in shares"])
 def test_one_that_is_killed_ends_all_and_the_run_goes_on(
     sharded: bool,
-    job: LocalJob,  # noqa: F811
+    small: LocalJob,  # noqa: F811
     home: Path,  # noqa: F811
+    nursery: Nursery,
 ) -> None:
-    """To the bit as if nothing had happened, with dropout: what each draws is told by seed, step and rank."""
-    job = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, epochs=8))
-    whole = launch(of(job, 2, sharded=sharded), home)
+    """To the bit as if nothing had happened, with dropout: what each draws is told by seed, step and rank. In
+    shares the last worker and its helper are started as anywhere else."""
+    whole = launch(of(small, 2, sharded=sharded), home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    killed = launch(msgspec.structs.replace(of(job, 2, sharded=sharded), ref="orc-b"), home)
-    wait(lambda: len(killed.metrics()) >= 3)
-    [helper] = helpers(killed)
-    os.kill(helper, signal.SIGKILL)
-    assert finish(killed) == "interrupted"
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    helper_dies = nursery.mortal(chance.randint(2, 6), chance.random(), "helper killed")
+    killed = launch(msgspec.structs.replace(of(small, 2, sharded=sharded), ref="orc-b"), home, helper_dies)
+    assert finish(killed) == "interrupted", f"seed {seed}"
     assert any("ended with -9" in event.message for event in killed.events())
-    assert resume(killed)
-    reached = len(killed.metrics())
-    wait(lambda: len(killed.metrics()) >= reached + 2 and bool(helpers(killed)))
-    kill(killed)
     wait(lambda: not helpers(killed))
-    assert resume(killed)
+    assert resume(killed, nursery.mortal(chance.randint(9, 15), chance.random(), again=True))
+    wait(lambda: bool(helpers(killed)))
+    assert finish(killed) == "interrupted", f"seed {seed}"
+    wait(lambda: not helpers(killed))
+    assert resume(killed, None if sharded else nursery.start)
     assert finish(killed) == "succeeded", killed.log.read_text()
-    assert curve(killed) == curve(whole)
+    assert curve(killed) == curve(whole), f"seed {seed}"
     weights = "adapter/adapter_model.safetensors"
-    assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
+    assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes(), f"seed {seed}"
     resumed = [event for event in killed.events() if event.type == "resumed"]
-    assert len(resumed) == 2 and all((event.step or 0) > 0 for event in resumed)
-    deadline = time.monotonic() + 240
-    while helpers(killed) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not helpers(killed)
+    assert len(resumed) == 2 and all((event.step or 0) > 0 for event in resumed), f"seed {seed}"
+    wait(lambda: not helpers(killed))
 
 
 def test_shares_have_about_as_many_tokens_each() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
     finish,
     home,
     job,
-    kill,
-    wait,
+    small,
 )
 from tests.unit.local.families import make
 from tests.workers import Nursery
@@ -114,30 +112,27 @@ def result(run: RunDir) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
-    job: LocalJob,  # noqa: F811
+    small: LocalJob,  # noqa: F811
     home: Path,  # noqa: F811
     nursery: Nursery,
     kind: str,
 ) -> None:
-    job = of_kind(job, KINDS[kind])
-    whole = launch(job, home, nursery.start)
+    trained = of_kind(small, KINDS[kind])
+    whole = launch(trained, home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    killed = launch(msgspec.structs.replace(job, ref="killed"), home, nursery.start)
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
+    # Somewhere within the next step, or while its checkpoint is written.
     at, share = chance.randint(1, 9), chance.random()
-    wait(lambda: len(killed.metrics()) >= at)
-    later = share * killed.state().seconds / at
-    time.sleep(later)  # somewhere within the next step, or while its checkpoint is written
-    kill(killed)
-    told = f"seed {seed}: killed {later:.3f} s after step {at}"
-    assert killed.state().status == "interrupted", told
+    killed = launch(msgspec.structs.replace(trained, ref="killed"), home, nursery.mortal(at, share))
+    told = f"seed {seed}: killed {share:.3f} of a step after step {at}"
+    assert finish(killed) == "interrupted", told
     # Killed before its first checkpoint was written, it begins anew.
     begun = any(killed.checkpoints.glob("step-*"))
     assert begun or at == 1, told
     if begun and "8bit" in KINDS[kind].get("hyper", {}).get("optimizer", ""):
         assert quantised(killed), "no moment is in 8 bits: this case would be that of another optimiser"
-    assert resume(killed), "by a process of its own, in which sets have another order"
+    assert resume(killed, nursery.again), told
     assert finish(killed) == "succeeded", killed.log.read_text()
     resumed = [e.step for e in killed.events() if e.type == "resumed"]
     assert len(resumed) == begun and all(0 < (step or 0) < 15 for step in resumed), told

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from tests.paths import TINY
 from tests.sending import create, upload
+from tests.unit.local.families import make
 from tests.workers import Nursery
 
 from orchestrate.config import HostConfig
@@ -73,6 +74,12 @@ def job(files: tuple[Path, Path]) -> LocalJob:
         threads=1,
         created_at=now(),
     )
+
+
+@pytest.fixture
+def small(job: LocalJob, tmp_path: Path) -> LocalJob:
+    """With a random model of two layers, for which a step is a third of the work."""
+    return msgspec.structs.replace(job, model=str(make("llama", tmp_path / "small")))
 
 
 @pytest.fixture
@@ -150,23 +157,20 @@ def by_reward(job: LocalJob) -> LocalJob:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "rft"])
 def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
-    job: LocalJob, home: Path, nursery: Nursery, method: str
+    job: LocalJob, small: LocalJob, home: Path, nursery: Nursery, method: str
 ) -> None:
-    if method == "rft":
-        job = by_reward(job)
+    job = by_reward(job) if method == "rft" else small
     whole = launch(job, home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
-    killed = launch(msgspec.structs.replace(job, ref="orc-b"), home, nursery.start)
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
-    for first, last in ((1, 9), (10, 15)):
-        at = chance.randint(first, last)
-        wait(lambda at=at: len(killed.metrics()) >= at)
-        kill(killed)
-        assert killed.state().status == "interrupted"
+    ends = [nursery.mortal(chance.randint(1, 9)), nursery.mortal(chance.randint(10, 15), again=True)]
+    killed = launch(msgspec.structs.replace(job, ref="orc-b"), home, ends[0])
+    for go_on in (ends[1], None if method == "sft" else nursery.start):
+        assert finish(killed) == "interrupted", f"seed {seed}"
         with (killed.path / "metrics.jsonl").open("ab") as torn:
             torn.write(b'{"step": 99, "va')
-        assert resume(killed)
+        assert resume(killed, go_on)
     assert finish(killed) == "succeeded", killed.log.read_text()
     assert curve(killed) == curve(whole), f"seed {seed}"
     for name in ("adapter_model.safetensors", "adapter_config.json"):
@@ -218,7 +222,9 @@ def test_a_run_is_resumed_in_the_moment_in_which_it_says_paused(job: LocalJob, h
 
 
 @pytest.mark.slow
-def test_two_launches_of_one_ref_are_one_run_and_pause_resume_cancel_act(job: LocalJob, home: Path) -> None:
+def test_two_launches_of_one_ref_are_one_run_and_pause_resume_cancel_act(
+    job: LocalJob, home: Path, nursery: Nursery
+) -> None:
     job = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, epochs=100, evals=1))
     with ThreadPoolExecutor(4) as pool:
         started = list(pool.map(lambda _: launch(job, home), range(4)))
@@ -232,7 +238,7 @@ def test_two_launches_of_one_ref_are_one_run_and_pause_resume_cancel_act(job: Lo
     assert run.state().status == "paused"
     steps = [p.step for p in run.metrics()]
     assert steps == list(range(1, len(steps) + 1)) and run.state().step == len(steps)
-    assert resume(run)
+    assert resume(run, nursery.again)
     wait(lambda: len(run.metrics()) > len(steps))
     run.ask("cancel")
     wait(lambda: not run.alive())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from orchestrate.local.proof.prompts import probes
 from orchestrate.serving.export.ollama import SHAPES, Pieces, learn, modelfile, prove
 
 TEMPLATES = Path(trl.chat_template_utils.__file__).parent / "chat_templates"
+COMPILED = Path(tempfile.gettempdir()) / f"orchestrate-go-{os.getuid()}"
+"""Of Go's own library, which takes half a minute: once for all tests, and for those of the next time."""
 NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
 GO = """
 package main
@@ -151,6 +155,7 @@ def rendered_by_go(template: str, conversations: Sequence[Sequence[Any]], scratc
     if not program.exists():
         (scratch / "main.go").write_text(GO)
         env = {"HOME": str(scratch), "PATH": "/usr/bin:/bin:/usr/local/go/bin", "GOFLAGS": "-mod=mod"}
+        env["GOCACHE"] = str(COMPILED)
         built = ["go", "build", "-o", str(program), str(scratch / "main.go")]
         subprocess.run(built, check=True, env=env, cwd=scratch)
     shaped = [[{"Role": m["role"], "Content": m["content"]} for m in c] for c in conversations]

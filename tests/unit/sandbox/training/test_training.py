@@ -231,9 +231,11 @@ def test_fireworks(
 
 @pytest.mark.slow
 def test_a_stopped_sandbox_goes_on_with_the_training(
-    tmp_path: Path, orders: tuple[Path, Path], clients: dict[str, Any], until: Until
+    tmp_path: Path, orders: tuple[Path, Path], clients: dict[str, Any], until: Until, nursery: Nursery
 ) -> None:
-    with running(home=tmp_path / "home", speed=50) as sandbox, clients["openai"](sandbox.env) as client:
+    starts = (nursery.start, nursery.again)
+    first, second = (running(home=tmp_path / "home", speed=50, start=start) for start in starts)
+    with first as sandbox, clients["openai"](sandbox.env) as client:
         few = tmp_path / "few.jsonl"
         few.write_text("".join(orders[0].read_text(encoding="utf-8").splitlines(keepends=True)[:160]))
         file = client.files.create(file=few, purpose="fine-tune")
@@ -243,7 +245,7 @@ def test_a_stopped_sandbox_goes_on_with_the_training(
         until(lambda: [e for e in jobs.list_events(job.id, limit=20).data if e.type == "metrics"])
         assert jobs.pause(job.id).status == "paused"
         assert jobs.resume(job.id).status == "running"
-    with running(home=tmp_path / "home", speed=50) as sandbox, clients["openai"](sandbox.env) as client:
+    with second as sandbox, clients["openai"](sandbox.env) as client:
         jobs = client.fine_tuning.jobs
         ended = until(
             lambda: (j := jobs.retrieve(job.id)).status in ("succeeded", "failed", "cancelled") and j
