@@ -23,19 +23,20 @@ from orchestrate.local.run import worker
 
 def main(path: str, step: str, share: str, fate: str) -> int:
     last = time.monotonic()
-    waiting = threading.Event()
+    coming: threading.Timer | None = None
     add_metrics, write_state = RunDir.add_metrics, RunDir.write_state
 
     def metrics(run: RunDir, at: int, *told: Any, **more: Any) -> None:
-        nonlocal last
+        nonlocal last, coming
+        if coming is not None:
+            coming.join()  # no step later, however late its thread is
         add_metrics(run, at, *told, **more)
         took, last = time.monotonic() - last, time.monotonic()
-        if at >= int(step) and not waiting.is_set():
-            waiting.set()
-            if (later := float(share) * took) == 0:
-                FATES[fate](run)
-            else:
-                threading.Timer(later, FATES[fate], [run]).start()
+        if at >= int(step) and coming is None:
+            coming = threading.Timer(float(share) * took, FATES[fate], [run])
+            coming.start()
+            if float(share) == 0:
+                coming.join()
 
     def state(run: RunDir, *told: Any) -> None:
         nonlocal last

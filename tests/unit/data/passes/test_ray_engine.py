@@ -63,6 +63,7 @@ def cluster(home: Path) -> Iterator[str]:
     """The address of one for several commands: it takes longer to start than they take."""
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
+        cwd=home,
         env=environment(home, RAY_USAGE_STATS_ENABLED="0"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
