@@ -10,12 +10,12 @@ engine and its rival in loss with the others. With `all` and more threads than o
 with one thread too, and on a CPU with AMX also without it.
 
 Every contender trains the same adapter (LoRA r=16 on all linear layers over NF4 with double quantisation, in
-bf16 or fp32, whichever the CPU is made for) from the same weights on the same rows, 16 rows (or their tokens,
+bf16 or fp32, whichever the CPU is made for) from the same weights on the same rows, as many (or their tokens,
 where rows are packed) to the optimiser step, the same learning rates; the engine in the environment of its
 workers, the others in a plain one. Counted are the rows' own tokens, padding left out. Speed is told by the
 second where nothing else ran, else by the second of processor time: what other work took meanwhile is kept
-with each run. Afterwards one and the same code computes the loss of each adapter on held-out rows of the
-same kind.
+with each run. Loading and encoding are left out, the engine's look at its own speed before the first step is
+not. Afterwards one and the same code computes the loss of each adapter on held-out rows of the same kind.
 
 The model is random: speed does not depend on what a model knows, and a loss that falls from ln(vocabulary)
 shows what each contender learnt from the same tokens.

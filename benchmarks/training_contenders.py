@@ -14,7 +14,7 @@ from typing import Any
 from training_loads import LOADS, Load, Row, canonical
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-BATCH, RATE, BETA = 16, 1e-3, 0.1
+RATE, BETA = 1e-3, 0.1
 AT_ONCE = 4096
 """Tokens in one pass, at most, where rows lie side by side: the engine's own limit on a CPU."""
 IN_LINE = 1232
@@ -58,21 +58,25 @@ class Work:
 
     def side_by_side(self) -> dict[str, int]:
         """Rows in a pass, and passes to a step."""
-        rows = BATCH
+        rows = self.load.batch
         while rows > 1 and rows * self.longest * (2 if self.load.pairs else 1) > AT_ONCE:
             rows //= 2
-        return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": BATCH // rows}
+        return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": self.load.batch // rows}
+
+    def defaults(self) -> dict[str, int]:
+        rows = min(8, self.load.batch)
+        return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": self.load.batch // rows}
 
     def in_line(self) -> dict[str, int]:
-        rows = BATCH
+        rows = self.load.batch
         while rows > 1 and rows * self.tokens > IN_LINE * 1.1:
             rows //= 2
-        return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": BATCH // rows}
+        return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": self.load.batch // rows}
 
     def packed(self) -> dict[str, int]:
-        """Lines with as many tokens to the step as 16 rows have on average."""
+        """Lines with as many tokens to the step as its rows have on average."""
         width = max(IN_LINE, self.longest)
-        lines = max(1, round(BATCH * self.tokens / width))
+        lines = max(1, round(self.load.batch * self.tokens / width))
         return {"per_device_train_batch_size": 1, "gradient_accumulation_steps": lines, "max_length": width}
 
 
@@ -109,7 +113,9 @@ def engine(work: Work) -> dict[str, Any]:
 
     data, clock = work.own / "rows.jsonl", Clock()
     data.write_text(canonical(work.load, work.data), encoding="utf-8")
-    hyper = Hyper(epochs=1, batch_size=BATCH, learning_rate=RATE, schedule="linear", warmup_ratio=0.0)
+    hyper = Hyper(
+        epochs=1, batch_size=work.load.batch, learning_rate=RATE, schedule="linear", warmup_ratio=0.0
+    )
     job = LocalJob(
         ref="engine",
         model=work.model,
@@ -226,7 +232,7 @@ def best(*more: Callable[[Work], dict[str, Any]], **fixed: Any) -> Contender:
     return trl(options)
 
 
-def trl_dpo(options: dict[str, Any]) -> Contender:
+def trl_dpo(at_once: Callable[[Work], dict[str, int]], **options: Any) -> Contender:
     def run(work: Work) -> dict[str, Any]:
         import torch
         from datasets import Dataset
@@ -239,7 +245,7 @@ def trl_dpo(options: dict[str, Any]) -> Contender:
             {"prompt": r["messages"][:-1], "chosen": r["messages"][-1:], "rejected": [r["rejected"]]}
             for r in work.data
         ]
-        settings = {**common(work), "beta": BETA, "max_length": None, **work.side_by_side(), **options}
+        settings = {**common(work), "beta": BETA, "max_length": None, **at_once(work), **options}
         trainer = DPOTrainer(
             model=base_model(work),
             args=DPOConfig(**settings),
@@ -343,10 +349,9 @@ def llama_factory(work: Work) -> dict[str, Any]:
 OWN: dict[str, Contender] = {"engine": engine, "engine, like lengths together": sorted_by_length}
 RIVAL = "TRL, like lengths together"
 """With all seeds, as the engine: whose held-out loss is to be equalled."""
-DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
 LLAMA_FACTORY = "LLaMA-Factory"
 OTHERS: dict[str, Contender] = {
-    "TRL, defaults": trl(lambda _: DEFAULTS),
+    "TRL, defaults": trl(Work.defaults),
     RIVAL: best(Work.side_by_side, **LIKE_LENGTHS),
     "TRL, packed": best(Work.packed, packing=True),
     "TRL, padding-free": best(Work.in_line, padding_free=True),
@@ -354,8 +359,8 @@ OTHERS: dict[str, Contender] = {
     LLAMA_FACTORY: llama_factory,
 }
 OTHERS_IN_PAIRS: dict[str, Contender] = {
-    "TRL, defaults": trl_dpo({}),
-    RIVAL: trl_dpo({"gradient_checkpointing": False, **LIKE_LENGTHS}),
+    "TRL, defaults": trl_dpo(Work.defaults),
+    RIVAL: trl_dpo(Work.side_by_side, gradient_checkpointing=False, **LIKE_LENGTHS),
 }
 
 

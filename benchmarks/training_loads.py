@@ -32,6 +32,8 @@ class Load:
     """Entries of the model, of which the rows use those of the tiny tokenizer."""
     pairs: bool = False
     """Each answer beside the one to another question, for DPO."""
+    batch: int = 16
+    """Rows to a step of the optimiser."""
     judged: int = 100
     """Held-out rows."""
 
@@ -61,12 +63,12 @@ class Load:
 
 LOADS = {
     "short chats": Load(320),
-    "6 turns": Load(48, turns=6, judged=16),
-    "long questions": Load(24, context=12, judged=24),
-    "a shared system prompt": Load(64, system=6, judged=32),
+    "6 turns": Load(48, turns=6, batch=8, judged=16),
+    "long questions": Load(24, context=12, batch=4, judged=24),
+    "a shared system prompt": Load(64, system=6, batch=8, judged=32),
     "32,000 entries": Load(160, vocabulary=32_000),
-    "151,936 entries": Load(64, vocabulary=151_936),
-    "DPO pairs": Load(96, pairs=True),
+    "151,936 entries": Load(64, vocabulary=151_936, batch=8),
+    "DPO pairs": Load(96, pairs=True, batch=8),
 }
 """With their sizes all contenders take turns at all of them in about 20 minutes on two quiet cores."""
 
