@@ -6,8 +6,8 @@
     ... --llamafactory /tmp/lf               # also LLaMA-Factory; makes its environment there, once
 
 Contenders take turns within one run, each in a process of its own: all of them with the first seed, the
-engine and its rival in loss with the others. With `all` and more threads than one, short chats are trained
-with one thread too, and on a CPU with AMX also without it.
+engine and its rival in loss with the others. With `all` only the likely fastest train the loads after the
+first, short chats are trained with one thread too, and on a CPU with AMX also without it.
 
 Every contender trains the same adapter (LoRA r=16 on all linear layers over NF4 with double quantisation, in
 bf16 or fp32, whichever the CPU is made for) from the same weights on the same rows, as many (or their tokens,
@@ -47,6 +47,8 @@ from training_table import tables
 LLAMA_FACTORY_PACKAGE = "llamafactory==0.9.5"
 WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 SHORT = "short chats"
+BEST = ("engine", RIVAL, "TRL, packed", "TRL, padding-free")
+"""Who trains the other loads with `all`: the rest was slower on short chats, or is like the second."""
 DEVELOPMENT = [name for name in OWN if name != "engine"]
 """Run only where they are named."""
 
@@ -68,13 +70,17 @@ class Case:
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
-    for name in LOADS if args.load == "all" else [args.load]:
-        yield Case(name, args.threads, args.seeds if name == SHORT or args.load != "all" else 1)
-    few = ("engine", RIVAL, "peft and Trainer")
-    if args.load == "all" and args.threads > 1:
-        yield Case(SHORT, 1, note=", one thread", only=few)
-    if args.load == "all" and "amx_bf16" in cpu_flags():
-        yield Case(SHORT, args.threads, note=", without AMX", environment=WITHOUT_AMX, only=few)
+    if args.load != "all":
+        yield Case(args.load, args.threads, args.seeds)
+        return
+    yield Case(SHORT, args.threads, args.seeds)
+    for name in LOADS:
+        if name != SHORT:
+            yield Case(name, args.threads, only=BEST)
+    if args.threads > 1:
+        yield Case(SHORT, 1, note=", one thread", only=BEST)
+    if "amx_bf16" in cpu_flags():
+        yield Case(SHORT, args.threads, note=", without AMX", environment=WITHOUT_AMX, only=BEST)
 
 
 def main() -> None:

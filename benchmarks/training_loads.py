@@ -63,9 +63,9 @@ class Load:
 
 LOADS = {
     "short chats": Load(320),
-    "6 turns": Load(48, turns=6, batch=8, judged=16),
-    "long questions": Load(24, context=12, batch=4, judged=24),
-    "a shared system prompt": Load(64, system=6, batch=8, judged=32),
+    "6 turns": Load(32, turns=6, batch=8, judged=16),
+    "long questions": Load(20, context=12, batch=4, judged=20),
+    "a shared system prompt": Load(40, system=6, batch=8, judged=32),
     "32,000 entries": Load(160, vocabulary=32_000),
     "151,936 entries": Load(64, vocabulary=151_936, batch=8),
     "DPO pairs": Load(96, pairs=True, batch=8),
