@@ -143,11 +143,12 @@ class Answerer:
             answers, fits = halving(rows, self.device, draw)
             if fits < rows:
                 self.fitting_rows = fits
-            turned = self.sampler.turned(model, fitting, answers, close)
+            turned = set[int]()
             if rounding == "mended":
-                for number in turned:
+                for number in sorted(close):
                     [answers[number]] = draw(1, [fitting[number]])
-                turned = set[int]()
+            else:
+                turned = self.sampler.turned(model, fitting, answers, close)
         drawn = iter(enumerate(answers))
         replies: list[dict[str, Any]] = []
         for prompt in prompts:

@@ -38,6 +38,10 @@ PROMPTS_A_STEP = 4
 """Prompts that are read between two tokens of the rows that are being answered."""
 
 
+class Torn(Exception):
+    """Nothing more can be answered by this process."""
+
+
 @dataclass
 class Row:
     """One answer on its way."""
@@ -231,10 +235,19 @@ class Batching:
 
         def compute() -> None:
             with self._as(rows) as more:
-                out = self.model(**inputs, use_cache=True, **{self._cache: cache}, **more)
+                out = self._passed(**inputs, use_cache=True, **{self._cache: cache}, **more)
             found.append(out.logits[:, -1])
 
         return found[0] if _fits(compute) else None
+
+    def _passed(self, **inputs: Any) -> Any:
+        """Raises `Torn` where PEFT mixed the adapters: what it hung on the model for that stays there."""
+        try:
+            return self.model(**inputs)
+        except (RuntimeError, MemoryError) as error:
+            if "adapter_names" in inputs:
+                raise Torn("the model cannot be used any more") from error
+            raise
 
     def _interrupted(self, batch: Batch, coming: list[Row]) -> Iterator[tuple[Row, Drawn]]:
         """Memory ran out amid a batch: some layers' caches have what others have not."""

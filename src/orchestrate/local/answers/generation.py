@@ -122,8 +122,8 @@ class Generator:
         rounding: Rounding = "left",
     ) -> list[Reply | DataError]:
         """As `generate`, with the reason in the place of each reply that there cannot be. `rounding`, for
-        temperature 0: that a batch of 16-bit products turned a reply is `told` in its notes, or it is
-        `mended`: asked for again, alone."""
+        temperature 0: that a batch of 16-bit products turned a reply is `told` in its notes, or replies that
+        it may have turned are `mended`: asked for again, alone."""
         if not prompts:
             return []
         self.start()

@@ -212,7 +212,22 @@ def little_memory(model: Any, rows: int) -> Iterator[list[int]]:
         hook.remove()
 
 
-def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(adapted: Any) -> None:
+def plainly_adapted(folder: Path) -> Any:
+    """Two adapters of the kind that is mixed without PEFT's hooks."""
+    model = PeftModel.from_pretrained(tiny_model(), random_adapter(folder / "a", 1), adapter_name="a")
+    model.load_adapter(str(random_adapter(folder / "b", 2, r=4)), "b")
+    return model.eval()
+
+
+def mixing(model: Any) -> Batching:
+    batching = Batching(model, most_rows=8)
+    batching.use(model)
+    return batching
+
+
+def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(tmp_path: Path) -> None:
+    adapted = plainly_adapted(tmp_path)
+
     def rows() -> list[Row]:
         found = [row("ab"[n % 2], p, 20) for n, p in enumerate(prompts(7, 8))]
         for n, one in enumerate(found[:4]):
@@ -221,8 +236,8 @@ def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(ada
         return found
 
     wanted, got = rows(), rows()
-    run(Batching(adapted, most_rows=8), wanted, arrivals=7)
-    batching = Batching(adapted, most_rows=8)
+    run(mixing(adapted), wanted, arrivals=7)
+    batching = mixing(adapted)
     with little_memory(adapted, 3) as failed:
         assert run(batching, got, arrivals=7) <= 8
     assert failed and batching.most_rows <= 3 and batching.idle
@@ -230,14 +245,16 @@ def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(ada
     assert got[4].copies == [] and all(one.ended for one in got)
 
 
-def test_a_row_that_never_fits_is_told_and_the_next_one_is_answered(adapted: Any) -> None:
+def test_a_row_that_never_fits_is_told_and_the_next_one_is_answered(tmp_path: Path) -> None:
+    adapted = plainly_adapted(tmp_path)
     first, second = (row("a", p, 6) for p in prompts(2, 9))
-    batching = Batching(adapted, most_rows=8)
+    batching = mixing(adapted)
     batching.waiting.append(first)
     with little_memory(adapted, 0):
         [(told, drawn)] = list(batching.step())
     assert told is first and first.ended and drawn.failed == NO_MEMORY and first.ids == []
     run(batching, [second])
+    batching.changing()
     assert second.ids == alone(adapted, "a", second.prompt, 6)
 
 

@@ -27,7 +27,7 @@ print(torch._dynamo.utils.counters["frames"]["ok"])
 @pytest.mark.slow
 def test_libraries_come_without_a_compiler_which_can_still_be_had() -> None:
     done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "1"
+    assert int(done.stdout.split()[-1]) > 0
 
 
 def test_all_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
