@@ -236,7 +236,9 @@ def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(tmp
         return found
 
     wanted, got = rows(), rows()
-    run(mixing(adapted), wanted, arrivals=7)
+    enough = mixing(adapted)
+    run(enough, wanted, arrivals=7)
+    enough.changing()
     batching = mixing(adapted)
     with little_memory(adapted, 3) as failed:
         assert run(batching, got, arrivals=7) <= 8
