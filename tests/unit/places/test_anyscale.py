@@ -22,7 +22,6 @@ from tests.paths import ROOT, TINY
 from tests.sending import create, upload
 from tests.unit.places.depots import S3
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
     AuthenticationFailed,
@@ -36,16 +35,17 @@ from orchestrate.errors import (
     RateLimited,
     UnexpectedAnswer,
 )
-from orchestrate.keys import Secret
-from orchestrate.orphans import Orphans
 from orchestrate.places.base import Resources
 from orchestrate.places.kinds._anyscale.asking import Client
 from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
 from orchestrate.places.order import pins
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.settings import config
+from orchestrate.settings.keys import Secret
 from orchestrate.spec import JobSpec
-from orchestrate.spending import Spender
+from orchestrate.spending.accounts import Spender
+from orchestrate.spending.orphans import Orphans
 from orchestrate.tracking import Store
 from orchestrate.types import JobStatus
 
@@ -365,7 +365,9 @@ def test_by_the_commands_alone(console: Any, rows: Path, tmp_path: Path) -> None
     console.made = lambda id: None
     deadline = time.monotonic() + 240
     while True:  # the lease of the killed one has to run out
-        [one] = json.loads(run("sync", "--json").stdout and run("runs", "--json").stdout)
+        synced = run("sync")
+        assert synced.returncode == 0, synced.stdout + synced.stderr
+        [one] = json.loads(run("runs", "--json").stdout)
         if one["status"] == "queued":
             break
         assert one["status"] == "submitting" and time.monotonic() < deadline, one

@@ -41,7 +41,6 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.files import write_whole
-from orchestrate.hosts import HostConfig
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.places import owned
 from orchestrate.places.away import AwayPlace
@@ -49,6 +48,7 @@ from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, n
 from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
+from orchestrate.settings.hosts import HostConfig
 
 ADDRESS = "https://console.anyscale.com"
 TOKEN = "ANYSCALE_CLI_TOKEN"  # noqa: S105  a variable's name

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import SetupError
-from orchestrate.hosts import known_profile
 from orchestrate.profile import OPTIONS, described, place_plug_ins, places, plug_ins, profile
 from orchestrate.profile import template as template
 from orchestrate.providers import registry
 from orchestrate.providers.registry import chosen as chosen
 from orchestrate.providers.registry import with_keys as with_keys
+from orchestrate.settings.hosts import known_profile
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
+    from orchestrate.settings.config import Settings
 
 
 class Plugin(Record, frozen=True, kw_only=True):
