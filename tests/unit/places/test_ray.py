@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.paths import TINY
+from tests.ports import own_port
 from tests.sending import create, upload
 from tests.unit.places.worlds import ray_cluster
 
@@ -110,7 +110,7 @@ class Head:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = [_free() for _ in range(3)]
+        self.ports = [own_port() for _ in range(3)]
         self.address = f"http://127.0.0.1:{self.ports[0]}"
         self.start()
 
@@ -164,12 +164,6 @@ def _below(parent: int) -> list[int]:
         found += mine
         waiting += mine
     return found
-
-
-def _free() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture
