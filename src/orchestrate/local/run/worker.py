@@ -125,7 +125,7 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
         error=None,
     )
     begun = time.monotonic()
-    with process.uncollected():
+    with process.importing():
         from orchestrate.local.run.loop import Stopped
         from orchestrate.local.run.session import Session  # torch loads here
 
