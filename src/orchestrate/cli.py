@@ -7,6 +7,7 @@ configuration, 4 the host refused or is unavailable, 5 outcome unknown, 6 over b
 from __future__ import annotations
 
 import codecs
+import gc
 import os
 import sys
 from collections.abc import Generator, Iterable
@@ -295,9 +296,23 @@ def _show(what: str, unit: str) -> AbstractContextManager[Told]:
     return under_way(what, unit)
 
 
+def _collect_later() -> None:
+    """What is imported stays: to look through it for garbage again and again is a tenth of a short command.
+    From the first collection on all is as usual."""
+    usual = gc.get_threshold()
+
+    def begun(phase: str, info: dict[str, int]) -> None:
+        gc.set_threshold(*usual)
+        gc.callbacks.remove(begun)
+
+    gc.callbacks.append(begun)
+    gc.set_threshold(200_000, *usual[1:])
+
+
 def main() -> None:
     """Entry point of the command: runs it, and turns an error into a message and an exit code."""
     as_json = "--json" in sys.argv
+    _collect_later()
     try:
         # A wrong command line may hold a hostile file name, so that typer must not print it.
         with guarded_streams(), nullcontext() if as_json else heard_by(_show):

@@ -15,7 +15,7 @@ from datetime import date
 from decimal import Decimal
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -203,16 +203,22 @@ def built_in() -> Mapping[str, Profile]:
 
 
 @cache
+def _entry_points() -> EntryPoints:
+    """Of all packages: each reading opens a file of every one."""
+    return entry_points()
+
+
+@cache
 def plug_ins() -> Mapping[str, EntryPoint]:
     """Kind -> entry point of the packages that add a backend; nothing of them is imported."""
-    found = entry_points(group=GROUP)
+    found = _entry_points().select(group=GROUP)
     return {point.name: point for point in sorted(found, key=lambda point: point.name)}
 
 
 @cache
 def place_plug_ins() -> Mapping[str, EntryPoint]:
     """The same of the packages that add a place."""
-    return {point.name: point for point in sorted(entry_points(group=PLACES))}
+    return {point.name: point for point in sorted(_entry_points().select(group=PLACES))}
 
 
 @cache
