@@ -11,8 +11,7 @@ from orchestrate.data.rows.examples import Kind
 from orchestrate.errors import MissingExtra
 from orchestrate.packages import needed
 
-
-FEW = 30_000
+FEW = 100_000
 """Rows that are compared in less time than importing numpy takes."""
 
 

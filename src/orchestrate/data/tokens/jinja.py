@@ -1,5 +1,5 @@
-"""Chat templates as programs: jinja2's sandbox with the functions, filters and the `{% generation %}` tag that
-transformers gives them (5.x: `render_jinja_template`)."""
+"""Chat templates as programs: jinja2's sandbox with the functions, filters and the `{% generation %}` tag
+that transformers gives them (5.x: `render_jinja_template`)."""
 
 from __future__ import annotations
 
