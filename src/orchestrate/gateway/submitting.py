@@ -18,7 +18,7 @@ from orchestrate.gateway import showing
 from orchestrate.gateway.contents import Contents
 from orchestrate.gateway.refusals import sentence
 from orchestrate.gateway.terms import Terms
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
 from orchestrate.tracking.syncing.sweep import fetch_details
@@ -27,7 +27,7 @@ from orchestrate.tracking.watching.channels import NotDelivered, Webhook
 from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.tracking import Watcher
 

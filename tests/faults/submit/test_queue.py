@@ -19,11 +19,12 @@ from tests.faults.submit.test_lost_keys import backed_up
 from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE, HOSTED, SETTLED
 
-from orchestrate import Orchestrator, config, watching
+from orchestrate import Orchestrator, watching
 from orchestrate.costing import RateBook
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.service.training import queueing
 from orchestrate.service.training.queueing import QueueServer
+from orchestrate.settings import config
 from orchestrate.tracking import Store, sync
 from orchestrate.tracking.timing import settle_left_s
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase

@@ -18,10 +18,10 @@ from tests import command
 from tests.unit.gateway import worker
 from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, own_port, rows, until
 
-from orchestrate import config
 from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
+from orchestrate.settings import config
 from orchestrate.tracking.database.leases import LeaseLost
 from orchestrate.types import Job, Run, SubmitPhase
 

@@ -19,13 +19,13 @@ from tests.paths import TINY
 from tests.sending import create, upload
 from tests.unit.places.worlds import ray_cluster
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from orchestrate import specfile
 from orchestrate.costing import UnknownPrice
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
-from orchestrate.keys import is_masked, masked
 from orchestrate.service.training import submission
-from orchestrate.spec import JobSpec
+from orchestrate.settings.keys import is_masked, masked
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.tracking.records.queue import PREFIX
 from orchestrate.tracking.submitting.accounts import account_of, is_here
@@ -23,7 +22,7 @@ from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, withd
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
 
 _LEASE_S = 30.0

@@ -7,16 +7,18 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import earlier, specfile, trust
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
+from orchestrate.preparing import earlier
+from orchestrate.settings import trust
+from orchestrate.spec import specfile
 from orchestrate.tracking import Submitter
 from orchestrate.tracking.submitting.repeats import already
 from orchestrate.tracking.submitting.submission import Submission
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.providers.base import Progress
     from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.types import Quote
