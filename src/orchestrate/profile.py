@@ -15,10 +15,10 @@ from datetime import date
 from decimal import Decimal
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
@@ -203,8 +203,8 @@ def built_in() -> Mapping[str, Profile]:
 
 
 @cache
-def _entry_points() -> EntryPoints:
-    """Of all packages: each reading opens a file of every one."""
+def _entry_points() -> Any:
+    """Of all packages: each reading opens a file of every one. `EntryPoints`, which Python 3.11 wraps."""
     return entry_points()
 
 
