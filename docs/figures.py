@@ -2,7 +2,16 @@
 
 python benchmarks/training.py ... --json docs/figures/training.json
 python benchmarks/tracking.py --json docs/figures/tracking.json
+python benchmarks/startup.py --json docs/figures/startup.json
+python benchmarks/data.py --json docs/figures/data-100.json
+python benchmarks/data.py --size 1000 --rounds 1 --json docs/figures/data-1000.json
+python benchmarks/data.py --size 0 --growth 100,1000,10000 --json docs/figures/data-growth.json
+python benchmarks/importing.py --no-details --json docs/figures/importing.json
+python benchmarks/ui.py --json docs/figures/ui.json
 python docs/figures.py
+
+What stands between `until figures/NAME.json` and `end` was copied before there was such a file; once there
+is, the table takes its place.
 """
 
 from __future__ import annotations
@@ -17,10 +26,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "figures"
 BLOCK = re.compile(r"<!-- from figures/(?P<name>[\w-]+)\.json -->\n.*?<!-- end -->\n", re.DOTALL)
+UNTIL = re.compile(r"<!-- until figures/(?P<name>[\w-]+)\.json -->\n")
 
 
-def training(figures: dict[str, Any]) -> str:
-    told: str = runpy.run_path(str(ROOT / "benchmarks" / "training.py"))["table"](figures)
+def by_its_script(name: str) -> Callable[[dict[str, Any]], str]:
+    """The `table` of a benchmark."""
+
+    def told(figures: dict[str, Any]) -> str:
+        found: str = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))["table"](figures)
+        return found
+
     return told
 
 
@@ -40,7 +55,26 @@ def tracking(figures: dict[str, Any]) -> str:
     return "\n".join([head, "", "| | |", "|---|---:|", *rows])
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], str]] = {"training": training, "tracking": tracking}
+def importing(figures: dict[str, Any]) -> str:
+    return (
+        "{machine}, {cores} cores, load {load}: {jobs:,} jobs of an OpenAI sandbox on loopback become runs\n"
+        "in {first_s} s, and are found known in {again_s} s.".format(**figures)
+    )
+
+
+def ui(figures: dict[str, Any]) -> str:
+    rows = [f"| {name.strip()} | {told:,.0f} |" for name, told in figures.items() if name != "machine"]
+    return "\n".join([f"{figures['machine']}:", "", "| | |", "|---|---:|", *rows])
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "training": by_its_script("training"),
+    "data": by_its_script("data"),
+    "startup": by_its_script("startup"),
+    "tracking": tracking,
+    "importing": importing,
+    "ui": ui,
+}
 """By the first word of a file's name."""
 
 
@@ -51,7 +85,11 @@ def page(text: str) -> str:
         told = KINDS[name.split("-")[0]](figures)
         return f"<!-- from figures/{name}.json -->\n{told}\n<!-- end -->\n"
 
-    return BLOCK.sub(section, text)
+    def begun(mark: re.Match[str]) -> str:
+        there = (FIGURES / f"{mark['name']}.json").is_file()
+        return mark[0].replace("until", "from", 1) if there else mark[0]
+
+    return BLOCK.sub(section, UNTIL.sub(begun, text))
 
 
 if __name__ == "__main__":
