@@ -28,6 +28,9 @@ from orchestrate.underway import Told, heard_by
 _WRITABLE = "orchestrate"
 """The name of our handler of characters that an encoding has not."""
 
+_LATE = 200_000
+"""Objects more than before that are made until garbage is first looked for; a short command makes fewer."""
+
 _WORK = "Train"
 _RUNS = "Follow runs"
 _MODELS = "Use and judge tuned models"
@@ -300,13 +303,15 @@ def _collect_later() -> None:
     """What is imported stays: to look through it for garbage again and again is a tenth of a short command.
     From the first collection on all is as usual."""
     usual = gc.get_threshold()
+    if usual[0] >= _LATE:
+        return
 
     def begun(phase: str, info: dict[str, int]) -> None:
         gc.set_threshold(*usual)
         gc.callbacks.remove(begun)
 
     gc.callbacks.append(begun)
-    gc.set_threshold(200_000, *usual[1:])
+    gc.set_threshold(_LATE, *usual[1:])
 
 
 def main() -> None:
