@@ -261,11 +261,11 @@ class Submitting:
         nothing of this try has its key and ref too."""
         run = self.run_of(job)
         unsent = run is not None and run.phase in UNSENT
-        gone = run is None or unsent or run.phase is SubmitPhase.REFUSED
-        if not gone:
+        refused = run is not None and run.phase is SubmitPhase.REFUSED
+        sent = run is not None and not unsent and not refused
+        if sent or (run is not None and run.status is JobStatus.CANCELLED):
             return
-        over = run is not None and not unsent
-        if error.retryable and not over and job.tries < _MOST_TRIES and isinstance(error, ProviderError):
+        if error.retryable and not refused and job.tries < _MOST_TRIES and isinstance(error, ProviderError):
             pause = _ASK_AGAIN_S if run is None else min(2.0 ** (job.tries + 1), 60.0)
             wait = max(error.retry_after_s or 0.0, pause)
             at = self._ft.store.clock.now() + min(timedelta(seconds=wait), _LONGEST_PAUSE)
@@ -276,14 +276,15 @@ class Submitting:
         code = getattr(error, "code", None) or ("invalid_training_file" if param else "refused")
         failed = JobError(message=sentence(error), code=str(code), param=param)
         self._jobs.change(job.id, lambda job: replace(job, error=failed))
-        if run is not None and unsent:
-            with suppress(OrchestrateError):  # a run that is not sent costs nothing
-                RunHandle(self._ft, run).cancel()
 
     # -- ends ----------------------------------------------------------------------------------------------
 
     def _end(self, job: GatewayJob, run: Run | None) -> None:
         if job.ended_at is None:
+            if run is not None and run.phase in UNSENT and not run.status.terminal:
+                run = RunHandle(
+                    self._ft, run
+                ).cancel()  # it will not be sent, and holds a share of the budget
             if run is not None and not self._complete(run):
                 return
             now = self._ft.store.clock.now()

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 Mark = tuple[int, ...]
 """Of a file as it lies; equal marks mean that nobody wrote to it."""
 
+UNCOUNTED = "tokens were not counted"
+"""Why there is no price where none was wanted. It could be known, so nothing is submitted without it."""
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -271,7 +274,7 @@ def _offer(
             raise SpecError(str(translation.refused[0].rule))
         problems = provider.check(spec, data, translation)
         if terms.tokens_from is TokensFrom.NONE:
-            quote = Quote(provider=name, model=translation.model, unavailable="tokens were not counted")
+            quote = Quote(provider=name, model=translation.model, unavailable=UNCOUNTED)
         else:
             quote = provider.quote(spec, data, translation, terms.rates(), gpu_hours=terms.gpu_hours)
     except SpecError as error:

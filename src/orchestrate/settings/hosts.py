@@ -48,6 +48,7 @@ _HOST_FIELDS = {
 _BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "it belongs to [hosts.NAME.options]")
 _ABOVE = {
     **dict.fromkeys(_HOST_FIELDS - {"options"}, "it belongs to [hosts.NAME] itself"),
+    "wandb_api_key": "keys are kept out of files: export WANDB_API_KEY=...",
     "allow_grader_code": "whoever runs it allows it: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
 

@@ -319,6 +319,17 @@ def test_what_is_not_counted_has_no_price(large: str, home: Path) -> None:
         ft.quote(JobSpec(model="gpt-4.1-mini", train=large), "openai", tokens="guessed")
 
 
+def test_nothing_is_submitted_whose_price_was_not_looked_at(
+    large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sandbox-secret")
+    with Orchestrator() as ft:
+        prepared = ft.prepare(JobSpec(model="gpt-4.1-mini", train=large), "openai", tokens="none")
+        with pytest.raises(UsageError, match="tokens were not counted"):
+            ft.submit(prepared, "openai")
+        assert ft.runs() == []
+
+
 @pytest.mark.slow
 def test_data_check_tells_the_interval(large: str) -> None:
     def told(how: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from orchestrate.costing import UnknownPrice
-from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
+from orchestrate.errors import DataError, OrchestrateError, OverBudget, StoreError, UsageError
 from orchestrate.service.training import submission
 from orchestrate.settings.keys import is_masked, masked
 from orchestrate.spec import JobSpec, specfile
@@ -249,7 +249,7 @@ class QueueServer:
 
     def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
         made = self.ft.store.runs.of_key(_key(entry, entry.attempt))
-        if error.retryable:
+        if error.retryable or isinstance(error, StoreError):  # a full disk is no fault of the entry's
             tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
             self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
             self.problems.append(f"{entry.id}: {error.message}")

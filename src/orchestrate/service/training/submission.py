@@ -11,6 +11,7 @@ from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
 from orchestrate.handles.run import RunHandle
 from orchestrate.preparing import earlier
+from orchestrate.preparing.prepared import UNCOUNTED
 from orchestrate.settings import trust
 from orchestrate.spec import specfile
 from orchestrate.tracking import Submitter
@@ -40,6 +41,11 @@ def limits(
     committed_usd = Decimal(0)
     for name in names:
         offer = prepared.offer(name)
+        if offer.quote.unavailable == UNCOUNTED:
+            raise UsageError(
+                f"{name}: the price of this is not known, as its tokens were not counted",
+                fix="prepare it with tokens counted (exact or sampled)",
+            )
         ft.require(offer.spec, name)
         offer.require_fit(strict=strict)
         sandbox = ft.provider(name).sandbox
