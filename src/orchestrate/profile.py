@@ -46,7 +46,7 @@ HOSTED = frozenset({"retry_budget_s"})
 """The same of backends that are asked over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
 """The same of those that are asked by OpenAI's SDK."""
-RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes")
+RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
 """The same of places, and of `provider_options.<place>` beside the engine's own."""
 AWAY = frozenset({*RENTED, "depot", "pass_env"})
 
