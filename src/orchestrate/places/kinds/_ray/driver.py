@@ -113,8 +113,8 @@ class Driver:
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
                     return self._say("paused", "limit", f"the job ended itself: {due[1]}")
             if clock - self.heard > self.start_s:
-                told = f"no workers came within {duration(self.start_s)}: {_room()}"
-                return self._say("failed", "RunFailed", told)
+                told = f"no workers came within {duration(self.start_s)}: the cluster has no room for them"
+                return self._say("failed", "RunFailed", f"{told} (ray status)")
             if self.settled.is_set():
                 left = left or clock
                 if clock - left > self.leave_s:
@@ -122,13 +122,13 @@ class Driver:
         return 0 if self._settled() else 1
 
     def _say(self, status: str, code: str, told: str) -> int:
-        """How the run stands, where no worker can say so."""
+        """How the run stands, where no worker can say so; in a thread that is not waited for without end."""
         _log.error("%s", told)
-        try:
-            self._write_status(status, JobError(code=code, message=told))
-        except (HostUnavailable, OSError):
-            return 1
-        return 0 if status == "paused" else 1
+        error = JobError(code=code, message=told)
+        writing = threading.Thread(target=self._write_status, args=(status, error), daemon=True)
+        writing.start()
+        writing.join(self.leave_s)
+        return 0 if status == "paused" and not writing.is_alive() else 1
 
     def _write_status(self, status: str, error: JobError) -> None:
         before, at = self.stored.read("status.json"), now()
@@ -175,17 +175,6 @@ class Driver:
         told, state = Pulse.from_json(pulse), State.from_json(status)
         mine = told.ended and told.attempt > self.claim.number
         return mine and (state.terminal or state.status == "paused")
-
-
-def _room() -> str:
-    """Of the cluster."""
-    import ray as installed
-
-    with suppress(Exception):
-        ray: Any = installed
-        there = ray.cluster_resources()
-        return f"the cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-    return "the cluster could not be asked for what it has"
 
 
 def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
