@@ -20,8 +20,9 @@ from typing import Any
 
 from openai import OpenAI
 
-from orchestrate import Orchestrator, config, sandbox
+from orchestrate import Orchestrator, sandbox
 from orchestrate.service.migration import importing
+from orchestrate.settings import config
 
 MODEL = "gpt-4.1-mini-2025-04-14"
 

@@ -21,9 +21,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from orchestrate import config, sandbox
+from orchestrate import sandbox
 from orchestrate.local import machine
 from orchestrate.providers import registry
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, sync, transitions
 from orchestrate.tracking.clock import Clock, Uptime
@@ -185,9 +186,9 @@ def day(folder: Path, runs: int = 10) -> dict[str, float]:
 
 def sandbox_free_host() -> type:
     """A backend in this process, so that only the watcher's own memory is measured."""
-    from orchestrate.config import HostConfig
     from orchestrate.providers.base import Provider
     from orchestrate.providers.openai.profile import PROFILE
+    from orchestrate.settings.config import HostConfig
     from orchestrate.types import Feature
 
     class Base(Provider):

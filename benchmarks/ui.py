@@ -27,7 +27,8 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from orchestrate import Orchestrator, config
+from orchestrate import Orchestrator
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
 from orchestrate.tracking import Store
 from orchestrate.tracking.database import schema

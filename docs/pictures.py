@@ -18,10 +18,11 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrate import JobSpec, config
+from orchestrate import JobSpec
 from orchestrate.commands.runs import spending as view
 from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
+from orchestrate.settings import config
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"

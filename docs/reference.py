@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import orchestrate
-from orchestrate import JobSpec, Orchestrator, config, costing, errors, specfile
+from orchestrate import JobSpec, Orchestrator, costing, errors
 from orchestrate.cli import COMMANDS, LazyCommand
 from orchestrate.commands.setup.schema import OUTPUTS, of
 from orchestrate.commands.terminal.pages import examples
+from orchestrate.settings import config
+from orchestrate.spec import specfile
 
 FOLDER = Path(__file__).parent / "reference"
 MADE = "<!-- Made from the code by docs/reference.py: change the code, then run it. -->"

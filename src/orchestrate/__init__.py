@@ -10,7 +10,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from orchestrate.aio import AsyncOrchestrator as AsyncOrchestrator
-    from orchestrate.deployment import DeploymentHandle as DeploymentHandle
     from orchestrate.errors import AlreadySubmitted as AlreadySubmitted
     from orchestrate.errors import ArtifactRefused as ArtifactRefused
     from orchestrate.errors import AuthenticationFailed as AuthenticationFailed
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
     from orchestrate.errors import UnexpectedAnswer as UnexpectedAnswer
     from orchestrate.errors import Unsupported as Unsupported
     from orchestrate.errors import UsageError as UsageError
-    from orchestrate.handle import RunHandle as RunHandle
+    from orchestrate.handles.deployment import DeploymentHandle as DeploymentHandle
+    from orchestrate.handles.run import RunHandle as RunHandle
     from orchestrate.service import Orchestrator as Orchestrator
     from orchestrate.spec import DPO as DPO
     from orchestrate.spec import RFT as RFT
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from orchestrate.types import JobStatus as JobStatus
 
 _PUBLIC = {
-    "DeploymentHandle": "deployment",
-    "RunHandle": "handle",
+    "DeploymentHandle": "handles.deployment",
+    "RunHandle": "handles.run",
     "Orchestrator": "service",
     "AsyncOrchestrator": "aio",
     "JobSpec": "spec",

@@ -11,18 +11,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from orchestrate.deployment import DeploymentHandle
-from orchestrate.handle import RunHandle
+from orchestrate.handles.deployment import DeploymentHandle
+from orchestrate.handles.run import RunHandle
 from orchestrate.service import Orchestrator
 from orchestrate.types import Deployment, DeploymentState, Evaluation, JobStatus, Run
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.evaluation.regression.regress import Regression
     from orchestrate.evaluation.review.desk import Desk
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
+    from orchestrate.settings.config import Settings
     from orchestrate.tracking import Store
 
 _P = ParamSpec("_P")

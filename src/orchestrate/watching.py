@@ -8,15 +8,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from orchestrate import config
 from orchestrate.errors import MissingKey, OrchestrateError
+from orchestrate.settings import config
 from orchestrate.tracking.transitions import UNSENT as UNSENT
 from orchestrate.tracking.transitions import UNSETTLED as UNSETTLED
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service import Orchestrator
+    from orchestrate.settings.config import Settings
     from orchestrate.tracking import SyncReport as SyncReport
     from orchestrate.tracking import Watcher
     from orchestrate.tracking.database.leases import Lease as Lease

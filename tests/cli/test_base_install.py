@@ -19,7 +19,8 @@ EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
 BARE = f"""
 import json, os, sys
 sys.modules.update(dict.fromkeys({EXTRAS}))
-import orchestrate.data.operations.check, orchestrate.quoting, orchestrate.service, orchestrate.specfile
+import orchestrate.data.operations.check, orchestrate.preparing.quoting, orchestrate.service
+import orchestrate.spec.specfile
 import orchestrate.tracking.store
 from orchestrate.costing import built_in
 from orchestrate.data.tokens.counting import batch_counter

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Cli
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.sandbox import running
 from orchestrate.service.serving.talking import Talk, system_message
+from orchestrate.settings import config
 from orchestrate.types import JobStatus, Message
 
 SYSTEM = "You answer in one word."

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Cli
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.data.operations.inspect import inspect
 from orchestrate.errors import AlreadySubmitted, DataError, UsageError
 from orchestrate.sandbox import running
+from orchestrate.settings import config
 from orchestrate.types import JobStatus
 
 

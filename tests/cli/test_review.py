@@ -17,7 +17,7 @@ from tests.chat_host import chat_host
 from tests.cli.conftest import Cli
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.commands.setup.schema import AnswersReviewing
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
@@ -25,6 +25,7 @@ from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview
 from orchestrate.evaluation.review.sheets import Imported
 from orchestrate.service.evaluation import reviewing
+from orchestrate.settings import config
 from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
 

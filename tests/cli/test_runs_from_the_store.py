@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tests.cli.conftest import Cli
 
-from orchestrate import config
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
+from orchestrate.settings import config
 from orchestrate.tracking import Store
 from orchestrate.types import Proof, ProofStage
 
@@ -173,7 +173,7 @@ HEAVY = (
     "orchestrate.costing",
     "orchestrate.data",
     "orchestrate.spec",
-    "orchestrate.tuned",
+    "orchestrate.handles.tuned",
     "httpx",
     "keyring",
 )
@@ -181,7 +181,7 @@ HEAVY = (
 
 def test_reading_the_store_loads_nothing_of_what_runs_are_made_with() -> None:
     program = (
-        "import sys, orchestrate.handle, orchestrate.service.orchestrator, orchestrate.tracking.store; "
+        "import sys, orchestrate.handles.run, orchestrate.service.orchestrator, orchestrate.tracking.store; "
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

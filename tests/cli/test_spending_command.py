@@ -18,11 +18,11 @@ from fireworks import Fireworks
 from tests.cli.conftest import Cli
 from tests.scripted_host import scripted_host
 
-from orchestrate import config
 from orchestrate.commands.setup.schema import of
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.settings import config
 from orchestrate.tracking import Store
 from orchestrate.types import Bill, JobStatus, Run, SubmitPhase
 

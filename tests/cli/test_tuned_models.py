@@ -13,7 +13,9 @@ from tests.cli.conftest import Cli
 from tests.cli.serving import served
 from tests.paths import BUNDLED
 
-from orchestrate import Orchestrator, config, tuned
+from orchestrate import Orchestrator
+from orchestrate.handles import tuned
+from orchestrate.settings import config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ORDERS = BUNDLED / "orders"

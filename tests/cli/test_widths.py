@@ -23,9 +23,10 @@ import pytest
 from tests import command
 from tests.reviewing import answered
 
-from orchestrate import JobSpec, config
+from orchestrate import JobSpec
 from orchestrate.commands.terminal import console
 from orchestrate.commands.terminal.pages import examples
+from orchestrate.settings import config
 from orchestrate.text import lookalike
 from orchestrate.tracking import Store
 from orchestrate.tracking.records.runs import Intent

@@ -16,11 +16,11 @@ from typing import Any
 from tests.paths import ROOT
 from tests.sending import create, upload
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.profile import described
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
+from orchestrate.settings import config
 from orchestrate.spec import DPO, RFT, SFT, EarlyStopping, JobSpec, LoRA, WandB
 from orchestrate.types import Feature, Job, JobHandle
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.contract.backends import BACKENDS, Backend
 
-from orchestrate.methods import OPTIMIZERS
 from orchestrate.providers.base import Provider
 from orchestrate.spec import JobSpec, LoRA
+from orchestrate.spec.methods import OPTIMIZERS
 from orchestrate.types import Feature, Outcome
 
 FRACTIONS = st.sampled_from([0.0, 0.05, 0.5])

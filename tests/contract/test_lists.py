@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from tests.scripted_host import Answer, ScriptedHost, scripted_host
 
-from orchestrate import config
 from orchestrate.errors import ProviderError, UnexpectedAnswer
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.providers.calls.hosted import Retry, Wire
+from orchestrate.settings import config
 from orchestrate.types import JobHandle
 
 REF = "orc-1qrn0nq0kvxa"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.keys import Secret, hide
 from orchestrate.providers.calls import logs
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
+from orchestrate.settings.keys import Secret, hide
 
 WANDB = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """

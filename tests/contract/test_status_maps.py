@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from orchestrate.config import HostConfig
 from orchestrate.profile import built_in
 from orchestrate.providers.registry import provider_class
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import JobStatus
 
 

@@ -11,9 +11,11 @@ import pytest
 from tests.paths import BUNDLED
 from tests.workers import Nursery
 
-from orchestrate import config, costing, quoting
+from orchestrate import costing
+from orchestrate.preparing import quoting
 from orchestrate.sandbox import running
 from orchestrate.service import Orchestrator
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 
 ORDERS = BUNDLED / "orders"

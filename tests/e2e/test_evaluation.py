@@ -10,9 +10,9 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
-from orchestrate.config import load
 from orchestrate.errors import UsageError
 from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
+from orchestrate.settings.config import load
 from orchestrate.types import Evaluation, Sampling
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]

@@ -10,10 +10,10 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.sending import upload
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
 from orchestrate.sandbox import running
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
 from orchestrate.tracking.records.runs import Intent

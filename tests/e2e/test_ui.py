@@ -19,9 +19,10 @@ from tests.paths import BUNDLED
 from tests.unit.reports.conftest import make_result
 from tests.unit.ui.conftest import ESCAPES, MARKUP
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
+from orchestrate.settings import config
 from orchestrate.types import Event, Verdict
 from orchestrate.ui.server import serving
 

@@ -27,7 +27,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
     HostUnavailable,
@@ -40,6 +39,7 @@ from orchestrate.errors import (
 )
 from orchestrate.profile import Profile
 from orchestrate.providers.base import Progress, Provider
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
     Account,

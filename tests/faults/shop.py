@@ -11,8 +11,9 @@ from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE, HOSTED
 from typer.testing import CliRunner, Result
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
+from orchestrate.settings import config
 
 
 class Shop:

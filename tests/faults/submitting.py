@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing
 from orchestrate.tracking.records.runs import Intent

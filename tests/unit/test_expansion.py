@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrate import specfile
 from orchestrate.costing.rates import book
 from orchestrate.errors import ConfigError, OrchestrateError
 from orchestrate.expansion import Expands, require_bounded
+from orchestrate.spec import specfile
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from tests.unit.test_config import env_of
+from tests.unit.settings.test_config import env_of
 
-from orchestrate import config, sandbox
+from orchestrate import sandbox
 from orchestrate.errors import MissingExtra, SetupError
 from orchestrate.local.run.launching import PACKAGES, require_packages
 from orchestrate.packages import needed, require_recent
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
+from orchestrate.settings import config
 
 Old = Callable[[str], Requirement]
 SDKS = {kind: one.sdk for kind, one in built_in().items() if one.sdk}

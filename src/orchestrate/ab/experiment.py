@@ -270,7 +270,7 @@ def _opened(store: Store | str | None) -> Store:
     if isinstance(store, Store):
         return store
     if store is None:
-        from orchestrate import config
+        from orchestrate.settings import config
 
         settings = config.load()
         settings.make_home()

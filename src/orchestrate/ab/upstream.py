@@ -12,7 +12,7 @@ from typing import Any, cast
 import anyio
 import httpx
 
-from orchestrate.keys import Secret
+from orchestrate.settings.keys import Secret
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
 """Statuses below 500 that are not for what was asked: it is not there, not allowed, or has too much to do."""

@@ -12,7 +12,7 @@ from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.lengths import COVERAGE
-from orchestrate.specfile import template_text
+from orchestrate.spec.specfile import template_text
 from orchestrate.types import Outcome, QuoteLine, Record, TokensFrom, Translation
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
-from orchestrate.deployment import used
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.gateway.calls import Call, parsed, read, streamed
 from orchestrate.gateway.engines import Engines
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.refusals import refusal_of
+from orchestrate.handles.deployment import used
 from orchestrate.providers.calls.payloads import CutShort
 from orchestrate.providers.calls.values import plain
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes

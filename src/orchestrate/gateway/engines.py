@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
-from orchestrate import tuned as models
-from orchestrate.handle import RunHandle
+from orchestrate.handles import tuned as models
+from orchestrate.handles.run import RunHandle
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.load import Load

@@ -17,7 +17,7 @@ from orchestrate.gateway.calls import Call, endpoint, placed, retries
 from orchestrate.gateway.files import Files
 from orchestrate.gateway.refusals import no_file, no_job, no_model, refusal_of, wrong_state
 from orchestrate.gateway.submitting import Reached, Submitting
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
 from orchestrate.text import count, money
 from orchestrate.tracking.gateway.jobs import Request, Use
 from orchestrate.types import Feature, GatewayJob, Run
@@ -27,7 +27,7 @@ from orchestrate.wire.openai.pages import metadata_filter, number, page, page_of
 from orchestrate.wire.openai.tuning import CreateJob
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
 
 _JOBS = "/v1/fine_tuning/jobs"

@@ -20,7 +20,7 @@ from orchestrate.gateway.models import Models
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Terms
 from orchestrate.gateway.uploads import Uploads
-from orchestrate.hosts import is_loopback
+from orchestrate.settings.hosts import is_loopback
 from orchestrate.web.server import serving
 
 if TYPE_CHECKING:

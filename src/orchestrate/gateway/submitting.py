@@ -18,7 +18,7 @@ from orchestrate.gateway import showing
 from orchestrate.gateway.contents import Contents
 from orchestrate.gateway.refusals import sentence
 from orchestrate.gateway.terms import Terms
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
 from orchestrate.tracking.syncing.sweep import fetch_details
@@ -27,7 +27,7 @@ from orchestrate.tracking.watching.channels import NotDelivered, Webhook
 from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.tracking import Watcher
 
@@ -261,11 +261,11 @@ class Submitting:
         nothing of this try has its key and ref too."""
         run = self.run_of(job)
         unsent = run is not None and run.phase in UNSENT
-        gone = run is None or unsent or run.phase is SubmitPhase.REFUSED
-        if not gone:
+        refused = run is not None and run.phase is SubmitPhase.REFUSED
+        sent = run is not None and not unsent and not refused
+        if sent or (run is not None and run.status is JobStatus.CANCELLED):
             return
-        over = run is not None and not unsent
-        if error.retryable and not over and job.tries < _MOST_TRIES and isinstance(error, ProviderError):
+        if error.retryable and not refused and job.tries < _MOST_TRIES and isinstance(error, ProviderError):
             pause = _ASK_AGAIN_S if run is None else min(2.0 ** (job.tries + 1), 60.0)
             wait = max(error.retry_after_s or 0.0, pause)
             at = self._ft.store.clock.now() + min(timedelta(seconds=wait), _LONGEST_PAUSE)
@@ -276,14 +276,15 @@ class Submitting:
         code = getattr(error, "code", None) or ("invalid_training_file" if param else "refused")
         failed = JobError(message=sentence(error), code=str(code), param=param)
         self._jobs.change(job.id, lambda job: replace(job, error=failed))
-        if run is not None and unsent:
-            with suppress(OrchestrateError):  # a run that is not sent costs nothing
-                RunHandle(self._ft, run).cancel()
 
     # -- ends ----------------------------------------------------------------------------------------------
 
     def _end(self, job: GatewayJob, run: Run | None) -> None:
         if job.ended_at is None:
+            if run is not None and run.phase in UNSENT and not run.status.terminal:
+                run = RunHandle(
+                    self._ft, run
+                ).cancel()  # it will not be sent, and holds a share of the budget
             if run is not None and not self._complete(run):
                 return
             now = self._ft.store.clock.now()

@@ -11,7 +11,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrate.errors import ConfigError
-from orchestrate.keys import Secret
+from orchestrate.settings.keys import Secret
 from orchestrate.types import GatewayKey
 from orchestrate.web.server import LOOPBACK
 

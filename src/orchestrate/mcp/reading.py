@@ -10,12 +10,11 @@ from typing import Any, cast
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrate import specfile
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.keys import hide
 from orchestrate.progress import cost_so_far
 from orchestrate.service import Orchestrator
-from orchestrate.spec import JobSpec
+from orchestrate.settings.keys import hide
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import inert
 from orchestrate.types import JobStatus, Problem, Quote, Run, Severity
 

@@ -15,7 +15,7 @@ from orchestrate import text
 from orchestrate.errors import UsageError
 from orchestrate.files import write_whole
 from orchestrate.migration.proposals import Proposal
-from orchestrate.specfile import parse, yaml_text
+from orchestrate.spec.specfile import parse, yaml_text
 from orchestrate.types import Record, decoding
 
 MOST_USD = Decimal(10**12)

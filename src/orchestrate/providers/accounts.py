@@ -11,8 +11,8 @@ import hashlib
 import hmac
 from collections.abc import Callable
 
-from orchestrate.config import HostConfig
 from orchestrate.errors import InvalidRequest, NotFound, PermissionRefused
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import Account
 
 

@@ -48,7 +48,6 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel, ModelOnHost
-    from orchestrate.config import HostConfig
     from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from orchestrate.profile import Profile
     from orchestrate.providers.adapters import Adapters
     from orchestrate.providers.chat.completions import Chat
+    from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
 Progress = Callable[[int, int], None]

@@ -6,9 +6,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import catalog, costing, days
-from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
+from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import method_word
 from orchestrate.text import count
 from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation

@@ -12,9 +12,9 @@ from orchestrate.profile import built_in, described, not_loaded, places, plug_in
 from orchestrate.text import among, meant
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig, Settings
     from orchestrate.data.rules import Target
     from orchestrate.providers.base import Provider
+    from orchestrate.settings.config import HostConfig, Settings
 
 
 def names(settings: Settings) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec.structs import replace
 
 from orchestrate.errors import TranslationRefused
-from orchestrate.keys import masked
+from orchestrate.settings.keys import masked
 from orchestrate.types import Authority, Outcome, Setting, Translation
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from contextvars import ContextVar
 
-from orchestrate.config import SANDBOX_KEY_PREFIX
+from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 
 OWN = "sandbox"
 HERE: ContextVar[str | None] = ContextVar("account", default=None)

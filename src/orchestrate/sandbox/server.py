@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from orchestrate.config import SANDBOX_KEY_PREFIX
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import locked, private_folder
 from orchestrate.sandbox import SLOTS
@@ -31,6 +30,7 @@ from orchestrate.sandbox.jobs import Durations, Settings
 from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, Ways, last_start
 from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training.trainer import Trainer
+from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
 from orchestrate.web.server import listen, running
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from orchestrate import specfile
 from orchestrate.errors import UsageError
+from orchestrate.spec import specfile
 from orchestrate.types import Search
 
 PROVIDER = "provider"

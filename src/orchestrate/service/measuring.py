@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
 from orchestrate.types import Evaluation, Listing, Rating, Run
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
-from orchestrate.deployment import DeploymentHandle
 from orchestrate.errors import DataError
-from orchestrate.handle import RunHandle
-from orchestrate.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
+from orchestrate.handles.deployment import DeploymentHandle
+from orchestrate.handles.run import RunHandle
+from orchestrate.preparing.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
 from orchestrate.service.measuring import Measuring
 from orchestrate.service.setup.opened import Opened
 from orchestrate.service.training.rerun import Rerunning
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrate.catalog import Model
-    from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
-    from orchestrate.earlier import Earlier
-    from orchestrate.orphans import Orphan, OrphanReport
+    from orchestrate.preparing.earlier import Earlier
+    from orchestrate.preparing.quoting import Ownership
     from orchestrate.providers.base import Progress, Provider
-    from orchestrate.quoting import Ownership
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.service.setup.models import ModelChanges
+    from orchestrate.settings.config import Settings
     from orchestrate.spec import JobSpec
-    from orchestrate.spending import SpendingReport
+    from orchestrate.spending.accounts import SpendingReport
+    from orchestrate.spending.orphans import Orphan, OrphanReport
     from orchestrate.tracking import Store, SyncReport
 
 Backends = str | Sequence[str]
@@ -53,9 +53,9 @@ class Orchestrator(Measuring, Rerunning):
     until it is needed; use as a context manager."""
 
     def __init__(self, settings: Settings | Opened | None = None) -> None:
-        """`settings` default to `orchestrate.config.load()`. Raises `ConfigError`."""
+        """`settings` default to `orchestrate.settings.config.load()`. Raises `ConfigError`."""
         if settings is None:
-            from orchestrate import config
+            from orchestrate.settings import config
 
             settings = config.load()
         self._opened = settings if isinstance(settings, Opened) else Opened(settings)
@@ -253,7 +253,7 @@ class Orchestrator(Measuring, Rerunning):
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
         """What a submit to each of these backends would find in the store. Raises `KeyTaken`."""
-        from orchestrate import earlier
+        from orchestrate.preparing import earlier
 
         return earlier.found(self, prepared, self.backends(provider), idempotency_key)
 
@@ -334,13 +334,13 @@ class Orchestrator(Measuring, Rerunning):
         ignore: Sequence[str] = (),
     ) -> SpendingReport:
         """What was spent, what is committed, what is left of the budget, and by asking every configured
-        account what bills or could, made from here or not. `by`: one or more of `orchestrate.spending.BY`, or
-        `tag:NAME`; `month` as `2026-11`. `sandbox` reports the sandboxes' play money instead. `offline` asks
-        no host. `ignore` has the ids (or their last parts) or names of deployments that are meant to stand
-        and are not idle. What could not be asked is told in the report; raises `UsageError` for an
-        unknown month or grouping."""
+        account what bills or could, made from here or not. `by`: one or more of
+        `orchestrate.spending.accounts.BY`, or `tag:NAME`; `month` as `2026-11`. `sandbox` reports the
+        sandboxes' play money instead. `offline` asks no host. `ignore` has the ids (or their last parts) or
+        names of deployments that are meant to stand and are not idle. What could not be asked is told in
+        the report; raises `UsageError` for an unknown month or grouping."""
         from orchestrate.providers import registry
-        from orchestrate.spending import Spender
+        from orchestrate.spending.accounts import Spender
 
         names = registry.names(self.settings)  # the report says of a broken one that it was not asked
         spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
@@ -350,7 +350,7 @@ class Orchestrator(Measuring, Rerunning):
     def orphans(self, *, sandbox: bool = False) -> OrphanReport:
         """What bills under our mark and no run and no deployment of this store accounts for. It may be
         another store's with the same accounts."""
-        from orchestrate.orphans import Orphans
+        from orchestrate.spending.orphans import Orphans
 
         return Orphans(self.store, self.provider).among(self.spending(sandbox=sandbox))
 
@@ -358,7 +358,7 @@ class Orchestrator(Measuring, Rerunning):
         self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None
     ) -> OrphanReport:
         """Ends what `orphans` listed; `tell` is called for each."""
-        from orchestrate.orphans import Orphans
+        from orchestrate.spending.orphans import Orphans
 
         return Orphans(self.store, self.ready).end(report, tell)
 
@@ -386,14 +386,14 @@ class Orchestrator(Measuring, Rerunning):
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _terms(self, hours: Decimal | None = None, checked: bool = True, count: str = "exact") -> Terms:
-        from orchestrate.prepared import counted_from
+        from orchestrate.preparing.prepared import counted_from
         from orchestrate.service.training.continuation import continued
 
         return Terms(self.settings, self.rates, partial(continued, self), hours, checked, counted_from(count))
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""
-        from orchestrate import specfile
         from orchestrate.providers import registry
+        from orchestrate.spec import specfile
 
         specfile.require_backends(spec, registry.known(self.settings))

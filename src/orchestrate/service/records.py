@@ -17,12 +17,11 @@ from orchestrate.exporters.records import Logged as Logged
 from orchestrate.local.plan.throughput import Bench as Bench
 from orchestrate.migration.proposals import Migration as Migration
 from orchestrate.migration.proposals import Proposal as Proposal
-from orchestrate.orphans import OrphanReport as OrphanReport
-from orchestrate.quoting import Accuracy as Accuracy
-from orchestrate.quoting import LivePrice as LivePrice
-from orchestrate.quoting import Ownership as Ownership
-from orchestrate.quoting import Rate as Rate
-from orchestrate.quoting import Reconciliation as Reconciliation
+from orchestrate.preparing.quoting import Accuracy as Accuracy
+from orchestrate.preparing.quoting import LivePrice as LivePrice
+from orchestrate.preparing.quoting import Ownership as Ownership
+from orchestrate.preparing.quoting import Rate as Rate
+from orchestrate.preparing.quoting import Reconciliation as Reconciliation
 from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.service.evaluation.judging import JudgeReport as JudgeReport
@@ -40,6 +39,7 @@ from orchestrate.service.migration.recording import Recording as Recording
 from orchestrate.service.setup.backends import Plugin as Plugin
 from orchestrate.service.setup.doctor import Check as Check
 from orchestrate.service.setup.models import ModelChanges as ModelChanges
-from orchestrate.spending import SpendingReport as SpendingReport
+from orchestrate.spending.accounts import SpendingReport as SpendingReport
+from orchestrate.spending.orphans import OrphanReport as OrphanReport
 from orchestrate.tracking import SyncReport as SyncReport
 from orchestrate.tracking.syncing.recovery import Recovery as Recovery

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from orchestrate.errors import SpecError
-from orchestrate.methods import DPO as DPO
-from orchestrate.methods import RFT as RFT
-from orchestrate.methods import SFT as SFT
-from orchestrate.methods import (
+from orchestrate.spec.methods import DPO as DPO
+from orchestrate.spec.methods import RFT as RFT
+from orchestrate.spec.methods import SFT as SFT
+from orchestrate.spec.methods import (
     Adapter,
     Float,
     Int,
@@ -27,14 +27,14 @@ from orchestrate.methods import (
     Train,
     Usd,
 )
-from orchestrate.methods import EarlyStopping as EarlyStopping
-from orchestrate.methods import Full as Full
-from orchestrate.methods import LoRA as LoRA
-from orchestrate.methods import Optimizer as Optimizer
-from orchestrate.methods import QLoRA as QLoRA
-from orchestrate.methods import TrainFile as TrainFile
-from orchestrate.methods import WandB as WandB
-from orchestrate.methods import method_word as method_word
+from orchestrate.spec.methods import EarlyStopping as EarlyStopping
+from orchestrate.spec.methods import Full as Full
+from orchestrate.spec.methods import LoRA as LoRA
+from orchestrate.spec.methods import Optimizer as Optimizer
+from orchestrate.spec.methods import QLoRA as QLoRA
+from orchestrate.spec.methods import TrainFile as TrainFile
+from orchestrate.spec.methods import WandB as WandB
+from orchestrate.spec.methods import method_word as method_word
 from orchestrate.spec.mistakes import spec_errors
 from orchestrate.text import meant
 

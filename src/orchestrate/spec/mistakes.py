@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.methods import DPO, RFT, SFT, EarlyStopping, Full, LoRA, Optimizer, QLoRA, TrainFile, WandB
+from orchestrate.spec.methods import (
+    DPO,
+    RFT,
+    SFT,
+    EarlyStopping,
+    Full,
+    LoRA,
+    Optimizer,
+    QLoRA,
+    TrainFile,
+    WandB,
+)
 from orchestrate.text import meant
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from orchestrate.types import Feature, JobStatus, Run, SubmitPhase
 from orchestrate.ui.site import Copy, Form, Site, first
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
 
 _UNSENT = (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
 

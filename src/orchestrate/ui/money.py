@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrate.spending import Found, SpendingReport
+from orchestrate.spending.accounts import Found, SpendingReport
 from orchestrate.ui.site import Copy, Site
 
 _BY = ("month", "backend", "tag")

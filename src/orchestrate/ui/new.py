@@ -15,15 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrate import specfile
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Outcome, Run, Severity
 from orchestrate.ui import actions
 from orchestrate.ui.site import Copy, Form, Site, compact, first
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Offer
+    from orchestrate.preparing.prepared import Offer
 
 _FIRST = (
     "model",

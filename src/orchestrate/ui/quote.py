@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrate import quoting
 from orchestrate.errors import UsageError
+from orchestrate.preparing import quoting
 from orchestrate.spec import JobSpec
 from orchestrate.ui.site import Copy, Site
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.hosts import is_loopback
+from orchestrate.settings.hosts import is_loopback
 from orchestrate.ui import actions, compare, data, evaluate, money, new, quote, review, run, runs, tokens
 from orchestrate.ui.site import Site, static
 from orchestrate.web import server

@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from orchestrate import progress, text
 from orchestrate.errors import OrchestrateError, ProviderError, SpecError, UsageError
-from orchestrate.keys import hide
+from orchestrate.settings.keys import hide
 from orchestrate.types import Run
 from orchestrate.ui.work import Work
 

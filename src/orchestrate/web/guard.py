@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrate.hosts import is_loopback
+from orchestrate.settings.hosts import is_loopback
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {

@@ -16,11 +16,12 @@ from tests.cells import diagonal
 from tests.faults.hosting.deployed import Killed, Moved, dies_at
 from tests.faults.shop import Shop
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import OrchestrateError, OtherAccount, Unsupported, UsageError
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
+from orchestrate.handles.tuned import adapter_of
+from orchestrate.settings import config
 from orchestrate.tracking.hosting.deployer import Deployer, Terms
-from orchestrate.tuned import adapter_of
 from orchestrate.types import ADAPTER_JOB, Deployment, DeploymentState
 
 OTHER = {"together": "fireworks", "fireworks": "together"}

@@ -23,12 +23,12 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
 from tests.unit.local.families import make
 from tests.workers import Nursery
 
-from orchestrate.config import HostConfig
 from orchestrate.data import Dataset
 from orchestrate.data.operations.mix import open_mix
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.job import Method, Preferences
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import TrainFile
 
 Change = dict[str, dict[str, Any]]

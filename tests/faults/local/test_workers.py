@@ -21,7 +21,6 @@ from tests.paths import TINY
 from tests.sending import create, upload
 from tests.workers import Nursery
 
-from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
@@ -30,6 +29,7 @@ from orchestrate.local.plan import paces
 from orchestrate.local.run import worker
 from orchestrate.local.run.rundir import STARTING_S, now
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobHandle, JobStatus, Message
 

@@ -12,11 +12,11 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 from tests.paths import BUNDLED
 
-from orchestrate import config
 from orchestrate.costing import bill_run
 from orchestrate.errors import HostUnavailable
 from orchestrate.profile import profile
 from orchestrate.service import Orchestrator
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher, refresh, sync
 from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Quote, QuoteLine, Run

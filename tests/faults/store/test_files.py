@@ -18,8 +18,8 @@ import pytest
 from tests import command
 from tests.faults.submitting import make_runs
 
-from orchestrate import config
 from orchestrate.errors import OrchestrateError, SetupError, StoreError
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, transitions
 from orchestrate.tracking.database import schema

@@ -16,9 +16,9 @@ from tests.faults.shop import Shop
 from tests.faults.world import HOSTED, World
 from tests.scripted_host import Answer, ScriptedHost, scripted_host
 
-from orchestrate import config
 from orchestrate.costing import accuracy, bill_run
 from orchestrate.providers import registry
+from orchestrate.settings import config
 from orchestrate.tracking import Store, recover
 from orchestrate.tracking.syncing.recovery import Recovery
 from orchestrate.tracking.syncing.worth import valued

@@ -21,10 +21,10 @@ from tests.cells import diagonal
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
-from orchestrate.config import Notify, Secret
 from orchestrate.errors import ConfigError, RateLimited, UsageError
 from orchestrate.local.run.process import started
 from orchestrate.providers.calls.hosted import retry_after
+from orchestrate.settings.config import Notify, Secret
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s
 from orchestrate.tracking.clock import Clock, Uptime

@@ -22,9 +22,9 @@ from tests import loopback
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
-from orchestrate.config import Secret
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.profile import profile
+from orchestrate.settings.config import Secret
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Watcher
 from orchestrate.tracking.clock import Clock, Uptime

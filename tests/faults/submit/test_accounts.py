@@ -13,12 +13,12 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import spec_for, submit
 from tests.faults.world import CREATE, HOSTED, SETTLED, UNHURRIED, World
 
-from orchestrate import config
 from orchestrate.errors import NotFound, OtherAccount, OutcomeUnknown
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.service import Orchestrator
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, refresh, settle, sync
 from orchestrate.tracking.submitting import accounts

@@ -16,12 +16,13 @@ from mcp.types import ElicitRequestParams, ElicitResult
 from tests.faults.shop import Shop
 from tests.faults.submitting import MODELS
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.mcp.server import server, skill
 from orchestrate.mcp.spending import put
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.settings import config
 from orchestrate.text import money
 from orchestrate.types import Event, JobStatus
 

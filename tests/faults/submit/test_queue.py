@@ -19,11 +19,12 @@ from tests.faults.submit.test_lost_keys import backed_up
 from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE, HOSTED, SETTLED
 
-from orchestrate import Orchestrator, config, watching
+from orchestrate import Orchestrator, watching
 from orchestrate.costing import RateBook
-from orchestrate.errors import ConfigError, UsageError
+from orchestrate.errors import ConfigError, StoreError, UsageError
 from orchestrate.service.training import queueing
 from orchestrate.service.training.queueing import QueueServer
+from orchestrate.settings import config
 from orchestrate.tracking import Store, sync
 from orchestrate.tracking.timing import settle_left_s
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
@@ -139,6 +140,19 @@ def test_what_a_host_refuses_is_its_run_and_says_so(shop: Shop, hosts: Any) -> N
     assert gone.state is QueueState.SUBMITTED
     assert shop.ft.run(gone.run_id or "").record.status is JobStatus.FAILED
     assert gone.note
+
+
+def test_a_disk_that_is_full_for_a_moment_holds_no_entry(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("the run store failed: disk I/O error")
+
+    entry, server = add(shop), QueueServer(shop.ft)
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.ft, "prepare", full)
+        assert server.turn() == [] and server.problems
+    server._again.clear()  # a while later
+    server.turn()
+    assert (state(shop, entry).state, shop.sent()) == (QueueState.SUBMITTED, 1)
 
 
 def test_a_host_that_is_down_is_tried_again(shop: Shop, hosts: Any) -> None:

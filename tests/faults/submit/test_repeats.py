@@ -15,9 +15,10 @@ from tests.faults.shop import Shop
 from tests.faults.submitting import BACKENDS, write_rows
 from tests.faults.world import CREATE, HOSTED
 
-from orchestrate import Orchestrator, config
+from orchestrate import Orchestrator
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
+from orchestrate.settings import config
 from orchestrate.tracking.records.runs import Intent
 from orchestrate.tracking.submitting.repeats import RECENT
 from orchestrate.types import JobStatus, Run, SubmitPhase

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
 from orchestrate.errors import OrchestrateError, ProjectNotTrusted, UsageError
+from orchestrate.settings import config
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 FREE = """provider: openai

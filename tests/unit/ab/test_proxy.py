@@ -24,8 +24,8 @@ from tests.unit.ab.models import Model, model, words
 from orchestrate.ab import Experiment
 from orchestrate.ab.proxy import BROKEN, NOBODY, Proxy
 from orchestrate.ab.upstream import Upstream, tokens
-from orchestrate.keys import Secret
 from orchestrate.serving.server.keys import hashed
+from orchestrate.settings.keys import Secret
 from orchestrate.tracking import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 from orchestrate.web.server import serving

@@ -21,8 +21,9 @@ from tests.documented import SHELL, Snippet, snippets
 from tests.paths import ROOT
 from typer.main import get_command
 
-from orchestrate import Orchestrator, config
+from orchestrate import Orchestrator
 from orchestrate.cli import app
+from orchestrate.settings import config
 
 PAGES = [
     ROOT / "README.md",

@@ -68,11 +68,12 @@ def test_a_job_is_paused_and_goes_on(slow: tuple[Gateway, Sandbox]) -> None:
 def test_a_cancel_that_the_host_refuses_leaves_the_job_as_it_is(slow: tuple[Gateway, Sandbox]) -> None:
     gateway, hosts = slow
     id = started(gateway, hosts, ASKED, "refused cancel")
-    hosts.fault("together", "error", method="POST", path="cancel", status=403, message="not yours")
+    hosts.fault("together", "error", method="POST", path="cancel", status=403, message="not yours", count=0)
     with gateway.http() as http:
         refused = http.post(f"fine_tuning/jobs/{id}/cancel")
         assert (refused.status_code, refused.headers["x-should-retry"]) == (403, "false"), refused.text
         assert http.get(f"fine_tuning/jobs/{id}").json()["status"] in ("queued", "running")
+        hosts.clear_faults()
         assert http.post(f"fine_tuning/jobs/{id}/cancel").json()["status"] == "cancelled"
 
 

@@ -18,12 +18,12 @@ from tests import command
 from tests.unit.gateway import worker
 from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, own_port, rows, until
 
-from orchestrate import config
 from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
+from orchestrate.settings import config
 from orchestrate.tracking.database.leases import LeaseLost
-from orchestrate.types import Job, Run, SubmitPhase
+from orchestrate.types import Job, JobError, JobStatus, Run, SubmitPhase
 
 _STARTING = threading.Lock()
 """The fork server is asked by one thread at a time."""
@@ -255,6 +255,58 @@ def test_a_job_that_was_cancelled_while_it_waits_for_its_backend_is_not_sent(
         until(lambda: gateway.ft.store.gateway_jobs.get(job.id).ended_at)  # type: ignore[union-attr]
         assert openai.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
         assert [run.record.job_id for run in gateway.ft.runs()] == [None], "nothing was made to be ended"
+
+
+def test_a_job_that_failed_leaves_no_run_to_be_sent_though_its_gateway_was_killed_in_between(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    id = _waits_for_its_backend(sandbox, tmp_path)
+    failed = JobError(message="refused", code="refused")
+    with gateway_of(tmp_path, sandbox.env, reached=_held) as gateway:  # what a kill would leave of it
+        jobs = gateway.ft.store.gateway_jobs
+        jobs.change(id, lambda job: replace(job, error=failed, again_at=None))
+        until(lambda: jobs.get(id).ended_at)  # type: ignore[union-attr]
+        [run] = gateway.ft.runs()
+        assert run.record.status is JobStatus.CANCELLED, "an unsent run holds a share of the budget"
+
+
+def test_a_run_that_was_cancelled_here_while_its_gateway_submits_is_shown_cancelled(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    id = _waits_for_its_backend(sandbox, tmp_path)
+    here: list[Gateway] = []
+
+    def reached(place: str) -> None:
+        if place == "prepared":
+            here[0].ft.run(here[0].ft.store.runs.of_key(id).id).cancel()  # type: ignore[union-attr]
+
+    with gateway_of(tmp_path, sandbox.env, reached=reached) as gateway, gateway.client() as openai:
+        here.append(gateway)
+        jobs = gateway.ft.store.gateway_jobs
+        jobs.change(id, lambda job: replace(job, again_at=job.again_at + timedelta(days=1)))  # type: ignore[operator]
+        until(lambda: jobs.get(id).ended_at)  # type: ignore[union-attr]
+        assert openai.fine_tuning.jobs.retrieve(id).status == "cancelled"
+        assert jobs.get(id).error is None  # type: ignore[union-attr]
+
+
+def _held(place: str) -> None:
+    if place == "before-submit":
+        raise StoreError("the store is busy")
+
+
+def _waits_for_its_backend(sandbox: Sandbox, home: Path) -> str:
+    """A job whose run is here and whose upload was refused for now; its gateway has ended."""
+    (home / "orchestrate.toml").write_text("[hosts.together.options]\nretry_budget_s = 0.1\n")
+    with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:
+        file = openai.files.create(file=("t.jsonl", rows(mark=home.name)), purpose="fine-tune")
+        sandbox.fault("together", "error", method="POST", path="files", status=503, count=0)
+        try:
+            id = openai.fine_tuning.jobs.create(model=ASKED, training_file=file.id).id
+            until(lambda: gateway.ft.store.gateway_jobs.get(id).again_at)  # type: ignore[union-attr]
+        finally:
+            sandbox.clear_faults()
+        assert gateway.ft.store.runs.of_key(id).job_id is None  # type: ignore[union-attr]
+    return id
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 from openai import OpenAI
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
 
-from orchestrate.keys import Secret
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.settings.keys import Secret
 
 
 @pytest.mark.usefixtures("standing")

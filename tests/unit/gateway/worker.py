@@ -11,10 +11,11 @@ from typing import Any
 
 from tests.unit.gateway.conftest import MODELS
 
-from orchestrate import config, watching
+from orchestrate import watching
 from orchestrate.gateway import running, terms
 from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.service.training import submission
+from orchestrate.settings import config
 
 BEFORE = ("before-taken", "after-taken")
 """Places at which the client has no answer yet."""

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate import JobSpec, Orchestrator, RunHandle, config
+from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.settings import config
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,12 +16,13 @@ from tests.faults.world import SETTLED
 from tests.unit.migration.test_migrating import order, quiet, written
 from tests.unit.migration.test_migrating import runs as runs
 
-from orchestrate import Orchestrator, RunHandle, config
+from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import OrchestrateError, OutcomeUnknown
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.migration.account import PreparedPlan
 from orchestrate.service.migration.migrating import TAG, PreparedMigration
 from orchestrate.service.training import submission
+from orchestrate.settings import config
 from orchestrate.tracking import Timing, sync
 from orchestrate.tracking.timing import POINTS
 from orchestrate.types import SubmitPhase

@@ -19,12 +19,13 @@ from tests import command
 from tests.paths import TINY
 from tests.unit.migration.conftest import chat_rows
 
-from orchestrate import JobSpec, Orchestrator, RunHandle, catalog, config, quoting
+from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.migration import plan as plans
 from orchestrate.migration import targets
 from orchestrate.migration.parity import parity
 from orchestrate.migration.targets import Needs
+from orchestrate.preparing import quoting
 from orchestrate.profile import profile
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.migration import account, importing
@@ -32,6 +33,7 @@ from orchestrate.service.migration.account import PreparedPlan
 from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
 from orchestrate.service.migration.parity import PreparedProof, report, results
 from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
+from orchestrate.settings import config
 from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
 
 AUTUMN, WINTER = date(2026, 11, 26), date(2027, 2, 1)

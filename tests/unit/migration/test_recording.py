@@ -21,7 +21,7 @@ from tests import command
 from tests.chat_host import chat_host
 from tests.unit.migration.conftest import chat_rows
 
-from orchestrate import Orchestrator, RunHandle, config
+from orchestrate import Orchestrator, RunHandle
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OverBudget, UsageError
 from orchestrate.evaluation.held_out import held_out
@@ -35,6 +35,7 @@ from orchestrate.sandbox.training.untrained import ANSWER
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.service.migration import recording
 from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
+from orchestrate.settings import config
 from orchestrate.types import Message, Sampling
 
 SHORT = Sampling(max_tokens=16)

@@ -17,9 +17,9 @@ import httpx
 from tests.paths import TINY
 from tests.ports import own_port
 
-from orchestrate import config
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 
 RAY = str(Path(sys.executable).with_name("ray"))

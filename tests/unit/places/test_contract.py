@@ -31,14 +31,14 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, OverBudget
 from orchestrate.local.plan import paces
 from orchestrate.local.run.rundir import RunDir
-from orchestrate.orphans import OrphanReport, Orphans
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.depot import Depot
 from orchestrate.places.remote import Errand
-from orchestrate.prepared import _kept_private
+from orchestrate.preparing.prepared import _kept_private
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.spec import Full, JobSpec
-from orchestrate.spending import Spender
+from orchestrate.spending.accounts import Spender
+from orchestrate.spending.orphans import OrphanReport, Orphans
 from orchestrate.tracking import Store, Submitter
 from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.types import JobStatus, Run, Standing, SubmitPhase, TokensFrom

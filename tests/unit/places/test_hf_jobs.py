@@ -21,7 +21,6 @@ from tests.unit.places import hub as hubs
 from tests.unit.places.depots import S3
 from tests.unit.places.hub import TOKEN, Hub
 
-from orchestrate import config
 from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
@@ -34,6 +33,7 @@ from orchestrate.places.kinds.hf_jobs import FLAVORS, LABEL, STAGES, HfJobs
 from orchestrate.places.order import pins
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Severity
 

@@ -14,12 +14,12 @@ import yaml
 from tests.sending import create, upload
 from tests.unit.places.kube import Cluster
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError, InvalidRequest
 from orchestrate.places.kinds.kuberay import KubeRay
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus
 

@@ -40,7 +40,8 @@ USE = """
 import json, sys
 from pathlib import Path
 from tests.sending import create, upload
-from orchestrate import Orchestrator, config
+from orchestrate import Orchestrator
+from orchestrate.settings import config
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
 from orchestrate.service.setup import backends, doctor

@@ -13,12 +13,12 @@ from tests.sending import create, upload
 from tests.unit.places.raycluster import ENV, Head, kill, processes, provider, running, spec, wait
 from tests.unit.places.worlds import ray_cluster
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
 from orchestrate.providers import registry
+from orchestrate.settings import config
 from orchestrate.types import JobStatus
 
 pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")

@@ -21,7 +21,6 @@ from tests.unit.places.hub import TOKEN
 from tests.unit.places.kube import Cluster
 from tests.unit.places.rayhead import Head
 
-from orchestrate import config
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.kinds._skypilot.asking import Bridge
 from orchestrate.places.kinds.hf_jobs import HfJobs
@@ -30,6 +29,7 @@ from orchestrate.places.kinds.ray import RayJobs
 from orchestrate.places.kinds.sky import Sky
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.settings import config
 
 
 @dataclass

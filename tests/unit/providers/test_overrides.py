@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from tests.contract.backends import BACKENDS, Backend
 
-from orchestrate import specfile
 from orchestrate.errors import SpecError
-from orchestrate.prepared import Terms, translated
+from orchestrate.preparing.prepared import Terms, translated
 from orchestrate.providers.base import Provider
 from orchestrate.service import Orchestrator
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Translation
 
 ORDINARY = """\
@@ -62,7 +61,7 @@ HOSTS = pytest.mark.parametrize("provider", BUILT_IN, ids=lambda b: b.name, indi
 
 
 def plan(provider: Provider, spec: JobSpec, tmp_path: Path) -> Translation:
-    from orchestrate import config
+    from orchestrate.settings import config
 
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Orchestrator(settings) as ft:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrate import config
 from orchestrate.service import Orchestrator
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.records.runs import Intent
 

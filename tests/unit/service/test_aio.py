@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from orchestrate import AsyncOrchestrator, Orchestrator, config
+from orchestrate import AsyncOrchestrator, Orchestrator
 from orchestrate.aio import AsyncDeploymentHandle, AsyncRunHandle
 from orchestrate.errors import UsageError
-from orchestrate.handle import DeploymentHandle, RunHandle
+from orchestrate.handles.run import DeploymentHandle, RunHandle
+from orchestrate.settings import config
 
 ASYNC_ONLY = {"sync_api", "threads", "call"}
 PAIRS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.sandbox import running
 from orchestrate.service.data import files as data
@@ -16,6 +16,7 @@ from orchestrate.service.data.generation import Writer
 from orchestrate.service.setup import machine
 from orchestrate.service.setup.sandbox import running as running_at
 from orchestrate.service.training.advice import Needs, base_score
+from orchestrate.settings import config
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import pytest
 from tests.chat_host import ChatHost, chat_host
 from tests.reviewing import answered
 
-from orchestrate import AsyncOrchestrator, JobSpec, Orchestrator, config
+from orchestrate import AsyncOrchestrator, JobSpec, Orchestrator
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Answered
 from orchestrate.evaluation.review.desk import Desk
+from orchestrate.settings import config
 from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed, Rating
 

@@ -16,11 +16,12 @@ from keyring.backend import KeyringBackend
 from tests.paths import TINY
 from typer.testing import CliRunner
 
-from orchestrate import JobSpec, Orchestrator, config
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
 from orchestrate.data.opening import open_dataset
 from orchestrate.data.passes.sampled import LEAST_BYTES
 from orchestrate.errors import DataError, MissingKey, OverBudget, UsageError
+from orchestrate.settings import config
 from orchestrate.types import Severity, TokensFrom
 
 SPLITS = ("train", "validation", "test")
@@ -316,6 +317,17 @@ def test_what_is_not_counted_has_no_price(large: str, home: Path) -> None:
     assert quote["tokens_from"] == "none" and "tokens were not counted" in quote["unavailable"]
     with Orchestrator() as ft, pytest.raises(UsageError, match="exact, sampled, none"):
         ft.quote(JobSpec(model="gpt-4.1-mini", train=large), "openai", tokens="guessed")
+
+
+def test_nothing_is_submitted_whose_price_was_not_looked_at(
+    large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sandbox-secret")
+    with Orchestrator() as ft:
+        prepared = ft.prepare(JobSpec(model="gpt-4.1-mini", train=large), "openai", tokens="none")
+        with pytest.raises(UsageError, match="tokens were not counted"):
+            ft.submit(prepared, "openai")
+        assert ft.runs() == []
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ import pytest
 from huggingface_hub import constants
 
 from orchestrate import Orchestrator
-from orchestrate.config import load
 from orchestrate.errors import ConfigError, OrchestrateError, SpecError, TranslationRefused, UsageError
-from orchestrate.privacy import require_own
+from orchestrate.handles.privacy import require_own
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.service.serving.tuned import require_upload
 from orchestrate.service.training.logging import log
+from orchestrate.settings.config import load
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Run, Sampling, Severity, SubmitPhase
 

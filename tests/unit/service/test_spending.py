@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from tests.sending import upload
 
-from orchestrate import AsyncOrchestrator, Orchestrator, config
-from orchestrate.orphans import OrphanReport
+from orchestrate import AsyncOrchestrator, Orchestrator
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.setup.opened import Opened
-from orchestrate.spending import Asked, SpendingReport
+from orchestrate.settings import config
+from orchestrate.spending.accounts import Asked, SpendingReport
+from orchestrate.spending.orphans import OrphanReport
 
 THEIRS = "sandbox-another-team"
 

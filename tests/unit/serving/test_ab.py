@@ -9,9 +9,9 @@ from openai import OpenAI
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known
 
-from orchestrate import config
 from orchestrate.service import Orchestrator
 from orchestrate.service.serving import experiments
+from orchestrate.settings import config
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 
 pytestmark = [

@@ -18,7 +18,6 @@ from tests.ports import own_port
 from tests.unit.serving.conftest import Known, in_32_bits, in_process, random_adapter
 from tests.unit.serving.gguf import QUESTION
 
-from orchestrate import config
 from orchestrate.errors import RunFailed, SetupError
 from orchestrate.service import Orchestrator
 from orchestrate.service.serving import tuned as serving
@@ -26,6 +25,7 @@ from orchestrate.serving import engines
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.tuned import Tuned
+from orchestrate.settings import config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),

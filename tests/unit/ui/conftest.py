@@ -13,10 +13,11 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
-from orchestrate import Orchestrator, config
+from orchestrate import Orchestrator
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, Run, SubmitPhase

@@ -11,9 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 from tests.unit.ui.page import Parsed
 
-from orchestrate import JobSpec, JobStatus, Orchestrator, config
+from orchestrate import JobSpec, JobStatus, Orchestrator
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.serving import gateway
+from orchestrate.settings import config
 from orchestrate.text import money, rate
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site

@@ -18,8 +18,9 @@ from tests.unit.ui.conftest import MARKUP
 from tests.unit.ui.page import Parsed
 from typer.testing import CliRunner
 
-from orchestrate import JobSpec, Orchestrator, quoting
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app as command
+from orchestrate.preparing import quoting
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.ui.server import app, serving
 from orchestrate.ui.site import Site

@@ -14,7 +14,7 @@ from orchestrate.commands.terminal.console import SANDBOX, Json, note, orchestra
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.commands.terminal.rates import RateOpt, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.quoting import (
+from orchestrate.preparing.quoting import (
     Accuracy,
     Rate,
     RateBook,
@@ -149,7 +149,7 @@ def accuracy(
     json: Json = False,
 ) -> None:
     """How far quotes were from bills, over all runs of this store that succeeded."""
-    from orchestrate.quoting import accuracy as measured
+    from orchestrate.preparing.quoting import accuracy as measured
 
     with orchestrator(context) as ft:
         found = measured(ft.store.runs.matching())

@@ -167,7 +167,7 @@ def preview(
     """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
     run by its host's own account of them."""
     from orchestrate.service.data import files as data
-    from orchestrate.specfile import parse_settings
+    from orchestrate.spec.specfile import parse_settings
 
     if model is None and not Path(file).exists():
         with orchestrator(context) as ft:

@@ -17,7 +17,7 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service import Orchestrator
     from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration
     from orchestrate.service.migration.parity import Migration

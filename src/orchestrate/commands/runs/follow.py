@@ -37,7 +37,7 @@ from orchestrate.types import JobStatus, Run
 from orchestrate.watching import UNSENT
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service import Orchestrator
     from orchestrate.watching import Failure, Lease
 

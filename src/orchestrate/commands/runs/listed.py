@@ -22,8 +22,8 @@ from orchestrate.commands.terminal.console import (
     print_json,
     stage_text,
 )
-from orchestrate.deployment import hourly
 from orchestrate.errors import UsageError
+from orchestrate.handles.deployment import hourly
 from orchestrate.progress import cost_so_far, seconds_taken, stage
 from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run

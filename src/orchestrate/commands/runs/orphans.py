@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from orchestrate.commands.terminal.console import confirm, note, out, print_json, table, warn
 from orchestrate.errors import HostUnavailable, UsageError
-from orchestrate.keys import hide
+from orchestrate.settings.keys import hide
 from orchestrate.text import NOTHING, count, rate
 
 if TYPE_CHECKING:
-    from orchestrate.orphans import Orphan, OrphanReport
     from orchestrate.service import Orchestrator
+    from orchestrate.spending.orphans import Orphan, OrphanReport
 
 
 def run(ft: Orchestrator, *, sandbox: bool, yes: bool, json: bool) -> int:

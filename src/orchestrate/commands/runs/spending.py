@@ -26,10 +26,10 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
 from orchestrate.commands.terminal.options import grouped
-from orchestrate.config import Notify, Settings
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
-from orchestrate.keys import hide
-from orchestrate.spending import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
+from orchestrate.settings.config import Notify, Settings
+from orchestrate.settings.keys import hide
+from orchestrate.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.text import NOTHING, count, joined, rate
 
 if TYPE_CHECKING:

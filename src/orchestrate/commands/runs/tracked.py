@@ -19,8 +19,8 @@ from orchestrate.commands.terminal.console import (
     table,
 )
 from orchestrate.commands.tuned.hosting import in_words
-from orchestrate.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
+from orchestrate.handles.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.text import limit, money, quoted
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.types.proof import badge
@@ -29,7 +29,7 @@ from orchestrate.watching import UNSENT, UNSETTLED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service import Orchestrator
 
 Refresh = Annotated[
@@ -262,7 +262,7 @@ def _quote(run: Run) -> str | None:
 
 def _bill(run: Run) -> str | None:
     if run.bill is None:
-        from orchestrate.quoting import spending
+        from orchestrate.preparing.quoting import spending
 
         held = spending(run).committed_usd
         told = f"bill not known; {money(held)} of the budget stays reserved" if held else "bill not known"

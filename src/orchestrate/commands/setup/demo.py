@@ -24,9 +24,9 @@ from rich.text import Text
 
 from orchestrate.bundled import bundled
 from orchestrate.commands.terminal.console import note, out, print_text
-from orchestrate.config import CONFIG_NAME
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.profile import built_in, this_machine
+from orchestrate.settings.config import CONFIG_NAME
 
 _FOLDER = Path("orchestrate-demo")
 _FILES = ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl")

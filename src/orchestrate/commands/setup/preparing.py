@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.text import Text
 
-from orchestrate import config, days
+from orchestrate import days
 from orchestrate.commands.terminal.console import (
     Json,
     note,
@@ -25,8 +25,9 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
-from orchestrate.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
-from orchestrate.pins import Pins, origin
+from orchestrate.settings import config
+from orchestrate.settings.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
+from orchestrate.settings.pins import Pins, origin
 from orchestrate.text import among, meant
 from orchestrate.types import Feature
 
@@ -192,7 +193,7 @@ def keys_trust(
 
 
 def _trust_project(settings: config.Settings) -> None:
-    from orchestrate import trust
+    from orchestrate.settings import trust
 
     files = trust.deciding(settings)
     if files:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate import config
 from orchestrate.commands.terminal.console import (
     Json,
     note,
@@ -20,6 +19,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.errors import UsageError
+from orchestrate.settings import config
 from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def init(
 
     Example: orchestrate init tickets.csv --for openai,local
     """
-    from orchestrate import specfile
     from orchestrate.service.setup import starting
+    from orchestrate.spec import specfile
 
     folder = place.parent if place.is_file() else place
     usual = folder / specfile.DEFAULT_NAME
@@ -84,7 +84,7 @@ def init(
 
 
 def _schema(folder: Path) -> str:
-    from orchestrate import specfile
+    from orchestrate.spec import specfile
 
     path = folder / specfile.SCHEMA_NAME
     path.write_text(jsonlib.dumps(specfile.json_schema(), indent=2) + "\n", encoding="utf-8")

@@ -24,15 +24,15 @@ from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.waiting import Bars
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.files import FULL
-from orchestrate.keys import hide
 from orchestrate.progress import stage
+from orchestrate.settings.keys import hide
 from orchestrate.tables import Listing
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Record, Run
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.service import Orchestrator
+    from orchestrate.settings.config import Settings
 
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
 # Model names, messages and errors are other people's text: brackets and colons in it are not markup.
@@ -115,7 +115,7 @@ def orchestrator(context: typer.Context, *, made_by: str | None = None) -> Gener
 
 def settings_of(context: typer.Context, *, made_by: str | None = None) -> Settings:
     """The configuration of this command line. Raises `ConfigError`."""
-    from orchestrate import config
+    from orchestrate.settings import config
 
     given: dict[str, Any] = context.find_root().obj or {}
     return config.load(
@@ -304,7 +304,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
     import traceback
 
-    from orchestrate.redaction import redact_text
+    from orchestrate.settings.redaction import redact_text
 
     trace = inert(redact_text("".join(traceback.format_exception(error))))
     message = redact_text(f"{type(error).__name__}: {error}")

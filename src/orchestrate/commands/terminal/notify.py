@@ -12,11 +12,11 @@ import typer
 
 from orchestrate import watching
 from orchestrate.commands.terminal.console import warn
-from orchestrate.config import Notify, Secret
+from orchestrate.settings.config import Notify, Secret
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.service import Orchestrator
+    from orchestrate.settings.config import Settings
 
 CommandOpt = Annotated[
     str | None,

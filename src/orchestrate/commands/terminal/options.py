@@ -19,7 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
-    from orchestrate.quoting import Use
+    from orchestrate.preparing.quoting import Use
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 
@@ -134,7 +134,7 @@ class SpecOptions:
     @property
     def file(self) -> Path:
         """The file that the spec is read from. Raises `UsageError` where flags give some of it."""
-        from orchestrate import specfile
+        from orchestrate.spec import specfile
 
         path = self.spec or Path(specfile.DEFAULT_NAME)
         given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
@@ -145,7 +145,7 @@ class SpecOptions:
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
         """`provider`: the backends for which it is read. Raises `SpecError`."""
-        from orchestrate import specfile
+        from orchestrate.spec import specfile
 
         flags: dict[str, Any] = {
             "model": models_given(self.model),
@@ -251,7 +251,7 @@ class ServingOptions:
 
     def use(self) -> Use | None:
         """What the model is for; `None` without traffic. Raises `UsageError`."""
-        from orchestrate import quoting
+        from orchestrate.preparing import quoting
 
         if not self.traffic:
             return None

@@ -9,7 +9,7 @@ import typer
 from orchestrate import days
 
 if TYPE_CHECKING:
-    from orchestrate.quoting import Rate, RateBook
+    from orchestrate.preparing.quoting import Rate, RateBook
 
 RateOpt = Annotated[
     list[str] | None,
@@ -21,7 +21,7 @@ RateOpt = Annotated[
 
 def of_flags(flags: list[str] | None) -> list[Rate]:
     """Raises `UsageError`."""
-    from orchestrate.quoting import parse_flag
+    from orchestrate.preparing.quoting import parse_flag
 
     return [parse_flag(flag, days.today()) for flag in flags or ()]
 

@@ -24,12 +24,12 @@ from orchestrate.commands.terminal.options import (
 from orchestrate.commands.terminal.rates import RateOpt, of_flags
 from orchestrate.commands.training.translations import show_translations
 from orchestrate.errors import UsageError
-from orchestrate.keys import hide, masked
+from orchestrate.settings.keys import hide, masked
 from orchestrate.text import count, money
 from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 
 if TYPE_CHECKING:
-    from orchestrate.quoting import LivePrice, Ownership
+    from orchestrate.preparing.quoting import LivePrice, Ownership
 
 _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _SHOWN = 40
@@ -116,8 +116,8 @@ def _gib(given: str) -> float:
 
 def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
     """Whether something was written into the spec's file."""
-    from orchestrate import specfile
     from orchestrate.files import write_whole
+    from orchestrate.spec import specfile
 
     path = asked.file
     fixable = {t.provider: t.overrides for t in translations if t.overrides is not None}
@@ -158,7 +158,7 @@ def quote(
 ) -> None:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
     Offline, unless --live; exit code 1 when no backend has a price."""
-    from orchestrate import quoting
+    from orchestrate.preparing import quoting
 
     if shown.format not in ("table", "md"):
         raise UsageError(f"--format takes table or md; got {shown.format!r}")

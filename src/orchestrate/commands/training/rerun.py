@@ -13,7 +13,7 @@ from orchestrate.commands.terminal.options import grouped
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, carry_out
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.types import Run
 
 
@@ -44,8 +44,8 @@ def rerun(
     Says whether the data are still those of the run, by their digest, and then checks, quotes and asks as any
     submit does. A run of a sandbox is made again in the sandbox.
     """
-    from orchestrate import specfile
     from orchestrate.service.training.rerun import spec_of
+    from orchestrate.spec import specfile
 
     changes: dict[str, Any] = specfile.parse_settings(settings or [])
     if spending.max_cost is not None:

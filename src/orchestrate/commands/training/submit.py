@@ -31,9 +31,9 @@ from orchestrate.text import count, limit, money, quoted
 from orchestrate.types import JobStatus, Problem, Quote, Severity
 
 if TYPE_CHECKING:
-    from orchestrate.earlier import Earlier
-    from orchestrate.handle import RunHandle
-    from orchestrate.prepared import Prepared
+    from orchestrate.handles.run import RunHandle
+    from orchestrate.preparing.earlier import Earlier
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import note, out, table
-from orchestrate.keys import hide
+from orchestrate.settings.keys import hide
 from orchestrate.tables import Listing
 from orchestrate.text import count, joined, size
 from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translation
@@ -136,7 +136,7 @@ def _parts(setting: Setting, *, all: bool) -> Iterator[str]:
 def _rest(translation: Translation) -> None:
     """The lines that would mend what is refused, and the memory plan."""
     if translation.overrides is not None:
-        from orchestrate import specfile
+        from orchestrate.spec import specfile
 
         note(f"with these lines it runs on {translation.provider} (--fix writes them):")
         out.print(hide(specfile.overrides_block(translation.provider, translation.overrides)), style="cyan")

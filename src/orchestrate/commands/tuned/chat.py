@@ -32,7 +32,7 @@ from orchestrate.types import Message, Reply, decoding
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service.serving.talking import Talk
 
 

@@ -30,8 +30,8 @@ from orchestrate.text import money, rate
 from orchestrate.types import Deployment, DeploymentState
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
-    from orchestrate.handle import DeploymentHandle
+    from orchestrate.handles.run import DeploymentHandle
+    from orchestrate.settings.config import Settings
 
 
 PATIENCE_S = 900.0

@@ -28,7 +28,7 @@ from orchestrate.data.files.records import (
 from orchestrate.data.files.spooling import spooled
 from orchestrate.data.files.tables import LONGEST_RECORD, PYTHON_CELLS, csv_lines, is_table
 from orchestrate.errors import DataError
-from orchestrate.keys import remember
+from orchestrate.settings.keys import remember
 from orchestrate.underway import BYTES, work
 
 BLOCK = 1 << 20

@@ -26,7 +26,7 @@ from orchestrate.data.opening import Joined, Opened, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError
 from orchestrate.files import private_folder, write_whole
-from orchestrate.methods import TrainFile
+from orchestrate.spec.methods import TrainFile
 from orchestrate.types import Problem, Record, Severity
 
 

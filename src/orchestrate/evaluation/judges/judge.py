@@ -19,7 +19,7 @@ from orchestrate.evaluation.asking import Asking, Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.judges import prompts
 from orchestrate.evaluation.metrics.base import MeanOfMarks
-from orchestrate.keys import masked_url
+from orchestrate.settings.keys import masked_url
 from orchestrate.types import Message, MetricUsed, Rubric
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError, SetupError
 from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
 from orchestrate.profile import this_machine
-from orchestrate.specfile import template_text
+from orchestrate.spec.specfile import template_text
 
 IMAGES = ("images are left out: this machine's engine trains on text only",)
 LONGEST = 2_000_000

@@ -34,13 +34,13 @@ from orchestrate.errors import (
     OutcomeUnknown,
     ProviderError,
 )
-from orchestrate.hosts import is_loopback
 from orchestrate.packages import require_recent
 from orchestrate.places import owned
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins
 from orchestrate.profile import away
+from orchestrate.settings.hosts import is_loopback
 
 PROFILE = away("ray", "Ray", f"{__name__}:RayJobs", {*owned.OPTIONS, "address", "packages"})
 ADDRESS = "http://127.0.0.1:8265"

@@ -24,7 +24,7 @@ from orchestrate.providers.calls.hosted import Retry, Wire
 if TYPE_CHECKING:
     from openai import OpenAI
 
-    from orchestrate.config import HostConfig
+    from orchestrate.settings.config import HostConfig
 
 CONNECT_S = 10.0
 SANDBOX_ANSWER_S = 600.0

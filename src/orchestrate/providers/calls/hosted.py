@@ -44,7 +44,7 @@ from orchestrate.providers.calls.payloads import Unreadable, redact_text
 from orchestrate.providers.calls.payloads import payload as payload
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig
+    from orchestrate.settings.config import HostConfig
 
 T = TypeVar("T")
 

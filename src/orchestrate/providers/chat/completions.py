@@ -21,7 +21,7 @@ from orchestrate.providers.chat.wishes import Wishes
 from orchestrate.types import Message, Reply
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig
+    from orchestrate.settings.config import HostConfig
 
 
 @dataclass(frozen=True)

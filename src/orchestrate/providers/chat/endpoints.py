@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from orchestrate import config
 from orchestrate.errors import ConfigError, MissingKey, UsageError
 from orchestrate.profile import built_in, this_machine
+from orchestrate.settings import config
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig, Settings
+    from orchestrate.settings.config import HostConfig, Settings
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from orchestrate.types import Endpoint, Job, JobStatus, Standing
 if TYPE_CHECKING:
     import httpx
 
-    from orchestrate.config import HostConfig
+    from orchestrate.settings.config import HostConfig
 
 
 _BROUGHT = re.compile(r"orc-[0-9a-f]{24}")

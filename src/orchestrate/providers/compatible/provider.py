@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.config import HostConfig
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
 from orchestrate.files import new_folder
@@ -27,6 +26,7 @@ from orchestrate.providers.compatible.translation import translate
 from orchestrate.providers.compatible.weights import fetch
 from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.registry import no_address
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
     ADAPTER_JOB,
     Account,

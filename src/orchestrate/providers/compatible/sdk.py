@@ -48,8 +48,8 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from openai import OpenAI
 
-    from orchestrate.config import HostConfig
     from orchestrate.data import TrainingData
+    from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
 _CHAT_THREADS = 8

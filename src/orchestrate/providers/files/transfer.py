@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 
 from orchestrate.errors import ArtifactRefused, ProviderError, SetupError, UnexpectedAnswer
 from orchestrate.files import FULL, move_into_place, opener, own_folder, private_folder, write_whole
-from orchestrate.hosts import is_loopback
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.files.archives import too_large
+from orchestrate.settings.hosts import is_loopback
 
 if TYPE_CHECKING:
     import httpx
 
-    from orchestrate.config import HostConfig
+    from orchestrate.settings.config import HostConfig
 
 MOST_BYTES = 200 * 10**9
 """Of a model whose size is not known: 100 billion parameters in 16 bits."""

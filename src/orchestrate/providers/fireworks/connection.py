@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.config import HostConfig
 from orchestrate.errors import NotFound, UsageError
 from orchestrate.packages import require_recent
 from orchestrate.providers.calls.hosted import Wire
@@ -15,6 +14,7 @@ from orchestrate.providers.calls.values import items, plain, table
 from orchestrate.providers.fireworks.datasets import require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import KINDS, id_of
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import JobHandle
 
 if TYPE_CHECKING:

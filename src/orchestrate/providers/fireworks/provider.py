@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from orchestrate.config import HostConfig
 from orchestrate.errors import (
     Conflict,
     InvalidRequest,
@@ -54,6 +53,7 @@ from orchestrate.providers.fireworks.translation import (
 )
 from orchestrate.providers.fireworks.weights import Weights
 from orchestrate.providers.settings import UNPAIRED
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
     ADAPTER_JOB,
     Account,

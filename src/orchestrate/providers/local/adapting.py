@@ -10,9 +10,9 @@ from orchestrate.local.job import Adapter
 from orchestrate.local.model.adapters.names import no_pattern
 from orchestrate.local.model.files import models
 from orchestrate.local.model.files.quantised import Quantised
-from orchestrate.methods import LoRA, QLoRA
 from orchestrate.providers.local import continuing, naming
 from orchestrate.providers.settings import Rows
+from orchestrate.spec.methods import LoRA, QLoRA
 
 if TYPE_CHECKING:
     from orchestrate.spec import JobSpec

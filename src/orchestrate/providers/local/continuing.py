@@ -13,8 +13,8 @@ from orchestrate.providers.settings import Rows
 from orchestrate.text import count
 
 if TYPE_CHECKING:
-    from orchestrate.methods import LoRA
     from orchestrate.spec import JobSpec
+    from orchestrate.spec.methods import LoRA
 
 PEFTS: Mapping[str, str] = {
     "r": "r",

@@ -14,7 +14,7 @@ from orchestrate.local.job import Adapter
 from orchestrate.local.model.adapters.names import ALL_LINEAR, Misnamed, ModuleNames, misnamed, no_pattern
 from orchestrate.local.model.files import models
 from orchestrate.local.weights import asking
-from orchestrate.methods import LoRA
+from orchestrate.spec.methods import LoRA
 
 if TYPE_CHECKING:
     from orchestrate.spec import JobSpec

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrate.errors import ConfigError, SetupError
-from orchestrate.keys import masked
 from orchestrate.local.model import engines
 from orchestrate.local.plan import states
-from orchestrate.methods import OPTIMIZERS
+from orchestrate.settings.keys import masked
 from orchestrate.spec import method_word
+from orchestrate.spec.methods import OPTIMIZERS
 from orchestrate.types import Outcome, Setting
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ import msgspec
 
 from orchestrate.errors import Conflict, NotFound, ProviderError
 from orchestrate.files import private_folder
-from orchestrate.keys import masked
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.plan import paces
@@ -28,6 +27,7 @@ from orchestrate.providers.base import Progress
 from orchestrate.providers.local import reading, weights
 from orchestrate.providers.local.planned import PlannedProvider
 from orchestrate.providers.local.profile import PROFILE
+from orchestrate.settings.keys import masked
 from orchestrate.types import (
     Account,
     Artifact,
@@ -49,9 +49,9 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
+    from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5

@@ -10,7 +10,7 @@ from orchestrate.data.tokens.chat_templates import reads, require_template
 from orchestrate.errors import DataError, SpecError
 from orchestrate.providers.settings import Rows
 from orchestrate.spec import JobSpec
-from orchestrate.specfile import template_text
+from orchestrate.spec.specfile import template_text
 
 GOES_ALONG = "goes with the result, for chat, evaluation and export"
 

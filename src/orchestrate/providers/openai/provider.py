@@ -36,8 +36,8 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig
     from orchestrate.data import TrainingData
+    from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
 _HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not say how"

@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrate.config import HostConfig
 from orchestrate.errors import (
     InvalidRequest,
     NotFound,
@@ -52,6 +51,7 @@ from orchestrate.providers.together.files import Files
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving
 from orchestrate.providers.together.translation import NO_RFT, tag, translate
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
     ADAPTER_JOB,
     Account,

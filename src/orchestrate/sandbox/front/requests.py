@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrate.config import SANDBOX_KEY_PREFIX
 from orchestrate.sandbox.accounts import HERE, account_of
 from orchestrate.sandbox.front.faults import Fault, FaultBook
 from orchestrate.sandbox.host import LIST_LAG_S, Host, HostError
+from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 
 _SECRET_FIELDS = {"wandb_key", "wandb_api_key", "hf_api_token", "apiKey", "api_key"}
 _MAX_LOGGED_BODY = 65536

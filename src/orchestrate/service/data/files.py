@@ -16,7 +16,6 @@ from orchestrate.profile import profile, this_machine
 from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.data.files.outputs import beside as beside
     from orchestrate.data.files.outputs import is_stdout as is_stdout
     from orchestrate.data.files.outputs import require_writable as require_writable
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.local.encoding.preview import read_preview as read_preview
     from orchestrate.providers.registry import format_of as format_of
     from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.settings.config import Settings
 
 _PUBLIC = {
     "Division": "data.operations.split",

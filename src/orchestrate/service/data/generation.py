@@ -21,7 +21,7 @@ from orchestrate.providers.chat.completions import chat_with
 from orchestrate.providers.chat.endpoints import addressed, configured
 
 if TYPE_CHECKING:
-    from orchestrate.config import HostConfig, Settings
+    from orchestrate.settings.config import HostConfig, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
 from orchestrate.evaluation.review.results import told
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate import days, privacy
+from orchestrate import days
 from orchestrate.costing import Prices
 from orchestrate.costing.completions import completion_price
 from orchestrate.costing.lines import MTOK
 from orchestrate.costing.serving.ways import token_rates
-from orchestrate.deployment import require_open
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
+from orchestrate.handles import privacy
+from orchestrate.handles.deployment import require_open
 from orchestrate.migration import recordings
 from orchestrate.profile import this_machine
 from orchestrate.providers.calls.clients import connect, wire_of
@@ -32,7 +33,7 @@ from orchestrate.text import among
 from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.local.answers.generation import Generator
     from orchestrate.providers.base import Provider
     from orchestrate.service.orchestrator import Orchestrator

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
 from orchestrate.data.files.outputs import require_writable
-from orchestrate.deployment import used
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import rubric
@@ -35,18 +34,19 @@ from orchestrate.evaluation.judges.judge import PairJudge, ScoreJudge
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
-from orchestrate.keys import is_masked, masked_url
+from orchestrate.handles.deployment import used
 from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.comparison import asked_before
 from orchestrate.service.evaluation.contenders import PLACES, Contenders, other_host
+from orchestrate.settings.keys import is_masked, masked_url
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service.orchestrator import Orchestrator
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrate.data import Dataset
-from orchestrate.deployment import used
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.asking import Asking, Progress, Purse
 from orchestrate.evaluation.evaluate import EvaluationPlan, plan
@@ -20,13 +19,14 @@ from orchestrate.evaluation.regression.judging import ProbeResult
 from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
 from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.evaluation.regression.regress import compared, probed, regression
+from orchestrate.handles.deployment import used
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.contenders import Contenders, other_host
 from orchestrate.text import count, meant
 from orchestrate.types import Sampling, decoding
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service.orchestrator import Orchestrator
 
 KIND = "regression"

@@ -21,7 +21,7 @@ from orchestrate.text import joined
 from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.migration.proposals import Migration
     from orchestrate.service.orchestrator import Orchestrator
 

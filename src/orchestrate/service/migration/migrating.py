@@ -14,25 +14,26 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
-from orchestrate import days, quoting
+from orchestrate import days
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.evaluation.metrics import registry
-from orchestrate.keys import is_masked
 from orchestrate.migration import changes, recordings
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.proposals import HeldOutRows, Old, Priced, Proposal, Target
 from orchestrate.migration.targets import MOST, Needs, Suited, base_of, suited
+from orchestrate.preparing import quoting
 from orchestrate.reports import facts
+from orchestrate.settings.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Quote, Run, Sampling
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
-    from orchestrate.earlier import Earlier
-    from orchestrate.handle import RunHandle
-    from orchestrate.prepared import Offer, Prepared
+    from orchestrate.handles.run import RunHandle
+    from orchestrate.preparing.earlier import Earlier
+    from orchestrate.preparing.prepared import Offer, Prepared
+    from orchestrate.preparing.quoting import Ownership, Use
     from orchestrate.providers.base import Progress
-    from orchestrate.quoting import Ownership, Use
     from orchestrate.service.orchestrator import Orchestrator
 
 TAG = "migrated_from"

@@ -24,7 +24,7 @@ from orchestrate.types import Evaluation, JobStatus, decoding
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.regression.regress import Regression
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service.migration.migrating import PreparedMigration
     from orchestrate.service.orchestrator import Orchestrator
 

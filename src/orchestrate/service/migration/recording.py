@@ -19,12 +19,12 @@ from orchestrate.evaluation.asking import Asking, Progress, Purse
 from orchestrate.evaluation.evaluate import Asked, plan
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.prompts import prompts
-from orchestrate.keys import masked_url
 from orchestrate.migration import recordings
 from orchestrate.migration.covering import covering
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.recordings import Recording as Recording
 from orchestrate.service.evaluation.contenders import Contenders
+from orchestrate.settings.keys import masked_url
 from orchestrate.tracking.ids import RUN_PREFIX
 from orchestrate.types import JobStatus, Record, Run, Sampling
 

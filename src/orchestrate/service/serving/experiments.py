@@ -17,16 +17,16 @@ from orchestrate.ab.plan import read_plan
 from orchestrate.ab.proxy import USER_HEADER, Proxy
 from orchestrate.ab.sequential import users_for as users_for
 from orchestrate.ab.upstream import Upstream
-from orchestrate.deployment import used
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
-from orchestrate.hosts import is_loopback
-from orchestrate.keys import Secret
+from orchestrate.handles.deployment import used
 from orchestrate.profile import this_machine
 from orchestrate.providers.chat.completions import at_chat
 from orchestrate.providers.chat.endpoints import model_at
 from orchestrate.reports import experiments as pages
 from orchestrate.service.serving import tuned as serving
 from orchestrate.serving.server import keys
+from orchestrate.settings.hosts import is_loopback
+from orchestrate.settings.keys import Secret
 from orchestrate.tracking.ids import RUN_PREFIX
 from orchestrate.types import Arm, ExperimentPlan, ExperimentReport
 from orchestrate.web import server
@@ -34,7 +34,7 @@ from orchestrate.web import server
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service.orchestrator import Orchestrator
 
 _log = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate import config
 from orchestrate.errors import UsageError
 from orchestrate.gateway import running, terms
 from orchestrate.gateway.running import Up as Up
 from orchestrate.gateway.terms import Target as Target
 from orchestrate.gateway.terms import Terms as Terms
+from orchestrate.settings import config
 from orchestrate.types import AuditEntry, GatewayKey
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Feature, Message, Reply
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.local.answers.generation import Generator
 
 PLACES = ("auto", "host", "here")

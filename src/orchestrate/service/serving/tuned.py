@@ -1,4 +1,4 @@
-"""Tuned models in use, for the command line: `orchestrate.tuned` and the server by the names that people
+"""Tuned models in use, for the command line: `orchestrate.handles.tuned` and the server, by names that people
 type."""
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate import privacy
-from orchestrate import tuned as models
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
 from orchestrate.files import locked, private_folder
+from orchestrate.handles import privacy
+from orchestrate.handles import tuned as models
+from orchestrate.handles.tuned import Asking as Asking
+from orchestrate.handles.tuned import export as export
+from orchestrate.handles.tuned import merge as merge
+from orchestrate.handles.tuned import merges as merges
+from orchestrate.handles.tuned import verify as verify
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
@@ -21,17 +26,12 @@ from orchestrate.serving.export.forms import Options as Options
 from orchestrate.serving.server import keys, running
 from orchestrate.serving.server.running import Terms as Terms
 from orchestrate.serving.tuned import Tuned
-from orchestrate.tuned import Asking as Asking
-from orchestrate.tuned import export as export
-from orchestrate.tuned import merge as merge
-from orchestrate.tuned import merges as merges
-from orchestrate.tuned import verify as verify
 from orchestrate.types import Export, Proof
 from orchestrate.web.server import free_port
 
 if TYPE_CHECKING:
-    from orchestrate.deployment import DeploymentHandle
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.deployment import DeploymentHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service.orchestrator import Orchestrator
 
 ENGINES = ("auto", "transformers", "llama.cpp", "vllm")

@@ -13,7 +13,7 @@ from orchestrate.providers.registry import with_keys as with_keys
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
+    from orchestrate.settings.config import Settings
 
 
 class Plugin(Record, frozen=True, kw_only=True):

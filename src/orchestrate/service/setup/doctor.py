@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from orchestrate import __version__
-from orchestrate.deployment import hourly
 from orchestrate.errors import OrchestrateError, SetupError
+from orchestrate.handles.deployment import hourly
 from orchestrate.local import machine as hardware
 from orchestrate.packages import require_recent
 from orchestrate.profile import built_in

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from orchestrate import catalog, config
+from orchestrate import catalog
 from orchestrate.providers import registry
 from orchestrate.service.setup.opened import Opened
+from orchestrate.settings import config
 from orchestrate.types import Run
 
 

@@ -6,8 +6,8 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.providers.base import Provider
+    from orchestrate.settings.config import Settings
     from orchestrate.tracking import Store
 
 

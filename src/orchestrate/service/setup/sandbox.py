@@ -15,9 +15,9 @@ from orchestrate.errors import SetupError
 from orchestrate.service.setup.opened import Opened
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.providers.base import Provider
     from orchestrate.sandbox.server import Sandbox
+    from orchestrate.settings.config import Settings
     from orchestrate.tracking import Store
 
 

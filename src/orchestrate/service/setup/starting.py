@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate import catalog, specfile
+from orchestrate import catalog
 from orchestrate.data.files.folders import splits_of
 from orchestrate.data.opening import columns_of, open_dataset
 from orchestrate.data.operations.split import NAMES, Division, TooFew, split
@@ -19,7 +19,7 @@ from orchestrate.local import machine
 from orchestrate.local.plan.memory import Setup
 from orchestrate.profile import this_machine
 from orchestrate.service.setup.machine import memory_plan
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import count
 from orchestrate.types import Record, Severity
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from orchestrate import catalog, days, quoting
+from orchestrate import catalog, days
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
+from orchestrate.preparing import quoting
 from orchestrate.reports import facts
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.reports.advice import Needs as Needs
@@ -19,7 +20,7 @@ from orchestrate.types import Feature, Score
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrate.quoting import Ownership, Use
+    from orchestrate.preparing.quoting import Ownership, Use
     from orchestrate.service.orchestrator import Orchestrator
 
 _EPOCHS = 3

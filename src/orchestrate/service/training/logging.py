@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrate import exporters, privacy
+from orchestrate import exporters
 from orchestrate.exporters.records import Exporter as Exporter
 from orchestrate.exporters.records import Logged
+from orchestrate.handles import privacy
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
     from orchestrate.service.orchestrator import Orchestrator
 
 opened = exporters.opened

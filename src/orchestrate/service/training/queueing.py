@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from orchestrate import specfile
 from orchestrate.costing import UnknownPrice
-from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
-from orchestrate.keys import is_masked, masked
+from orchestrate.errors import DataError, OrchestrateError, OverBudget, StoreError, UsageError
 from orchestrate.service.training import submission
-from orchestrate.spec import JobSpec
+from orchestrate.settings.keys import is_masked, masked
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.tracking.records.queue import PREFIX
 from orchestrate.tracking.submitting.accounts import account_of, is_here
@@ -23,7 +22,7 @@ from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, withd
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
 
 _LEASE_S = 30.0
@@ -250,7 +249,7 @@ class QueueServer:
 
     def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
         made = self.ft.store.runs.of_key(_key(entry, entry.attempt))
-        if error.retryable:
+        if error.retryable or isinstance(error, StoreError):  # a full disk is no fault of the entry's
             tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
             self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
             self.problems.append(f"{entry.id}: {error.message}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from orchestrate.errors import DataError
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
-    from orchestrate.prepared import Prepared
+    from orchestrate.handles.run import RunHandle
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.spec import JobSpec
     from orchestrate.types import Run
@@ -19,7 +19,8 @@ def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | Non
     """The spec that the run was made from, with `changes` by dotted name. Other backends than the run's get
     the model by the name that all have for it. Raises `UsageError` where a part of the spec was
     a secret, `SpecError` for wrong changes."""
-    from orchestrate import catalog, specfile
+    from orchestrate import catalog
+    from orchestrate.spec import specfile
     from orchestrate.tracking import stored_spec
 
     values = stored_spec(run).asked()

@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
-from orchestrate import specfile
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.metrics import registry
-from orchestrate.keys import is_masked, masked
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
-from orchestrate.spec import JobSpec
+from orchestrate.settings.keys import is_masked, masked
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Feature, Search
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
 
 LOSS = "validation_loss"

@@ -7,16 +7,19 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import earlier, specfile, trust
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
-from orchestrate.handle import RunHandle
+from orchestrate.handles.run import RunHandle
+from orchestrate.preparing import earlier
+from orchestrate.preparing.prepared import UNCOUNTED
+from orchestrate.settings import trust
+from orchestrate.spec import specfile
 from orchestrate.tracking import Submitter
 from orchestrate.tracking.submitting.repeats import already
 from orchestrate.tracking.submitting.submission import Submission
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.providers.base import Progress
     from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.types import Quote
@@ -38,6 +41,11 @@ def limits(
     committed_usd = Decimal(0)
     for name in names:
         offer = prepared.offer(name)
+        if offer.quote.unavailable == UNCOUNTED:
+            raise UsageError(
+                f"{name}: the price of this is not known, as its tokens were not counted",
+                fix="prepare it with tokens counted (exact or sampled)",
+            )
         ft.require(offer.spec, name)
         offer.require_fit(strict=strict)
         sandbox = ft.provider(name).sandbox

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate import specfile
 from orchestrate.costing import UnknownPrice
 from orchestrate.errors import DataError, OrchestrateError, OverBudget
 from orchestrate.evaluation.metrics import registry
@@ -19,12 +18,12 @@ from orchestrate.search.space import PROVIDER, Space
 from orchestrate.service.training import submission
 from orchestrate.service.training.queueing import withdraw
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.tracking.transitions import UNSENT
 from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, SubmitPhase, Trial, TrialState
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
 
 _LEASE_S = 30.0

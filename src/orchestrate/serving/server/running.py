@@ -17,13 +17,13 @@ import msgspec
 
 from orchestrate.errors import HostUnavailable, SetupError, UsageError
 from orchestrate.files import private_folder, write_whole
-from orchestrate.hosts import is_loopback
 from orchestrate.local.model.files.models import source
 from orchestrate.serving.server import keys as client_keys
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.load import Load
 from orchestrate.serving.tuned import Tuned, hub_name
+from orchestrate.settings.hosts import is_loopback
 from orchestrate.types import Record
 from orchestrate.web.server import LOOPBACK, serving
 

@@ -18,10 +18,10 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from orchestrate.config import sqlite_path
 from orchestrate.errors import StoreError
 from orchestrate.files import whole
 from orchestrate.packages import needed
+from orchestrate.settings.config import sqlite_path
 from orchestrate.tracking.database import schema
 
 _HEADER = b"SQLite format 3\x00"

@@ -17,7 +17,7 @@ from sqlalchemy import Column, Connection, bindparam, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
-from orchestrate.keys import masked
+from orchestrate.settings.keys import masked
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.leases import Lease, Leases

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, or_, select
 
 from orchestrate.errors import AlreadySubmitted, KeyTaken, SpecError, UsageError
-from orchestrate.keys import masked
+from orchestrate.settings.keys import masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema

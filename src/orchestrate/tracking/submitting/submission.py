@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
-from orchestrate.keys import is_masked
+from orchestrate.settings.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.types import Quote, Run, Translation
 

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
-from orchestrate import config
 from orchestrate.errors import SetupError
 from orchestrate.files import PRIVATE_UMASK, locked, opener, private_folder, write_whole
 from orchestrate.local.run.process import WorkerId, alive, me
+from orchestrate.settings import config
 from orchestrate.text import inert
 from orchestrate.tracking.syncing.sweep import Failure, SyncReport
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
+    from orchestrate.settings.config import Settings
     from orchestrate.tracking import Watcher
 
 _PROCESS = "orchestrate.watching"

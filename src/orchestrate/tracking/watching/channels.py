@@ -26,8 +26,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from orchestrate.config import Notify, Secret, is_loopback
 from orchestrate.errors import ConfigError, OrchestrateError, UsageError
+from orchestrate.settings.config import Notify, Secret, is_loopback
 from orchestrate.text import duration
 from orchestrate.types import Event, Run
 

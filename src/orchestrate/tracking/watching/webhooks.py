@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from orchestrate.config import Secret
 from orchestrate.errors import OrchestrateError
 from orchestrate.profile import Profile
+from orchestrate.settings.config import Secret
 
 if TYPE_CHECKING:
     from orchestrate.tracking.store import Store

@@ -13,7 +13,6 @@ from tests.chat_host import ChatHost, chat_host, order_row
 from tests.paths import BUNDLED
 from tests.targets import hosts
 
-from orchestrate.config import HostConfig, Secret
 from orchestrate.data import Dataset
 from orchestrate.data.files.journal import Journal
 from orchestrate.data.operations.check import check
@@ -22,6 +21,7 @@ from orchestrate.data.operations.review import Entry, Review
 from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
 from orchestrate.providers.chat.completions import chat_with
+from orchestrate.settings.config import HostConfig, Secret
 
 ORDERS = BUNDLED / "orders" / "train.jsonl"
 ONE = Order(rows=10, parallel=1, hosts=hosts("openai", "together", "fireworks", "local"))

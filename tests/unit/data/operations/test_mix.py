@@ -17,7 +17,7 @@ from orchestrate.data.opening import Opened, open_dataset
 from orchestrate.data.operations.check import problems_of_files
 from orchestrate.data.operations.mix import open_mix
 from orchestrate.errors import DataError
-from orchestrate.methods import TrainFile
+from orchestrate.spec.methods import TrainFile
 
 
 def chat(n: object, answer: str = "yes") -> dict[str, Any]:

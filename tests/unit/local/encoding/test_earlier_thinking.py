@@ -11,7 +11,6 @@ import pytest
 from tests.unit.local.encoding.test_encoding import QWEN3, template
 from tests.unit.local.thinkers import make_family
 
-from orchestrate.config import HostConfig
 from orchestrate.costing import Work
 from orchestrate.costing.size import measure
 from orchestrate.data import TrainingData
@@ -21,6 +20,7 @@ from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.adapters.added_tokens import add_tokens
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 
 

@@ -13,7 +13,6 @@ import pytest
 from tests.sending import upload
 from tests.unit.local.sessions import TINY, make_session, pairs
 
-from orchestrate import config
 from orchestrate.data import TrainingData
 from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template, decode_row
@@ -21,6 +20,7 @@ from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.local.objectives.dpo import PairObjective, with_reference
 from orchestrate.local.run.session import Session
 from orchestrate.providers import registry
+from orchestrate.settings import config
 from orchestrate.spec import DPO, JobSpec
 
 pytestmark = [

@@ -13,7 +13,6 @@ from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.plan.conftest import OwnTime
 from tests.unit.local.sessions import make_session
 
-from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local.plan import paces
@@ -21,6 +20,7 @@ from orchestrate.local.plan.throughput import estimate
 from orchestrate.local.run import pacing, worker
 from orchestrate.local.run.session import Session
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 from orchestrate.types import Quote
 

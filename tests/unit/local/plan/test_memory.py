@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from tests.paths import TINY
 
-from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
@@ -25,6 +24,7 @@ from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.plan.throughput import Bench
 from orchestrate.local.speed import measuring
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 
 LLAMA_8B = {

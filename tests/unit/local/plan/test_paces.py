@@ -15,7 +15,6 @@ from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.plan.conftest import OwnTime
 from tests.unit.local.sessions import make_session
 
-from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local.plan import paces, throughput
@@ -24,6 +23,7 @@ from orchestrate.local.plan.throughput import Bench, estimate
 from orchestrate.local.run import worker
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 
 pytestmark = [

@@ -21,7 +21,7 @@ from orchestrate.local.run.optimizers import (
     set_rate,
     state_tensors,
 )
-from orchestrate.methods import OPTIMIZERS
+from orchestrate.spec.methods import OPTIMIZERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 

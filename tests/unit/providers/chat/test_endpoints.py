@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tests.paths import TINY
 
-from orchestrate import config
 from orchestrate.errors import UsageError
 from orchestrate.providers.chat.endpoints import model_at
+from orchestrate.settings import config
 
 
 def settings(folder: Path, **env: str) -> config.Settings:

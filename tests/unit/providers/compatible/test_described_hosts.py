@@ -19,8 +19,7 @@ from msgspec import structs
 from tests.scripted_host import ScriptedHost, scripted_host
 from tests.sending import create, upload
 
-from orchestrate import catalog, config, description
-from orchestrate.config import Settings
+from orchestrate import catalog, description
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
@@ -38,6 +37,8 @@ from orchestrate.providers.compatible import checking
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.orchestrator import Orchestrator
+from orchestrate.settings import config
+from orchestrate.settings.config import Settings
 from orchestrate.spec import JobSpec, LoRA, WandB
 from orchestrate.types import ADAPTER_JOB, Adapter, JobHandle, JobStatus, Message, RemoteDataset, Severity
 

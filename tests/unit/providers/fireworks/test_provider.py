@@ -15,7 +15,6 @@ import pytest
 from tests.sending import create, live_price, upload
 from tests.unit.providers.loopback import Answer, Host
 
-from orchestrate.config import HostConfig, Secret
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
     ArtifactRefused,
@@ -33,6 +32,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.providers.fireworks.provider import FireworksProvider
+from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, RFT, JobSpec, LoRA
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
 

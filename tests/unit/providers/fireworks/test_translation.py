@@ -6,11 +6,11 @@ from typing import Any, get_args
 
 import pytest
 
-from orchestrate.config import HostConfig, Secret
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.fireworks.connection import Connection
 from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.translation import fill_steps, job_id_of, output_model
+from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
 from orchestrate.types import Authority, Feature, Outcome, Setting
 

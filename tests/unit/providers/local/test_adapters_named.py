@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.paths import TINY
 
-from orchestrate.config import HostConfig
 from orchestrate.data import TrainingData
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.local.translation import translate
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting
 

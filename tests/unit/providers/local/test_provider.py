@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from tests.paths import TINY
 
-from orchestrate import config
-from orchestrate.config import HostConfig
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.local.objectives.isolation import isolation
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.local.translation import translate
+from orchestrate.settings import config
+from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting
 

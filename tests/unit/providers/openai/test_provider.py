@@ -16,8 +16,6 @@ from tests.scripted_host import Answer, ScriptedHost, scripted_host
 from tests.sending import create, upload
 from tests.targets import to
 
-from orchestrate import config
-from orchestrate.config import HostConfig, Secret
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
@@ -34,6 +32,8 @@ from orchestrate.errors import (
 from orchestrate.providers import registry
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.openai.provider import OpenAIProvider
+from orchestrate.settings import config
+from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, RFT, JobSpec, WandB
 from orchestrate.types import Feature, JobHandle, JobStatus, Message, RemoteDataset, Severity
 

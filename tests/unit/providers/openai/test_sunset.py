@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from orchestrate import catalog, costing
-from orchestrate.config import SANDBOX_KEY_PREFIX, HostConfig, Secret
 from orchestrate.data import TrainingData
 from orchestrate.profile import profile
 from orchestrate.providers.openai import checking
 from orchestrate.providers.openai.provider import OpenAIProvider
+from orchestrate.settings.config import SANDBOX_KEY_PREFIX, HostConfig, Secret
 from orchestrate.spec import JobSpec
 from orchestrate.types import Problem, Quote, Severity
 

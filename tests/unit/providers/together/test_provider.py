@@ -17,7 +17,6 @@ from tests.sending import create, live_price, upload
 from tests.targets import to
 from tests.unit.providers.loopback import Answer, Asked, Host
 
-from orchestrate.config import HostConfig, Secret
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
     ArtifactRefused,
@@ -33,6 +32,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.providers.together.provider import TogetherProvider
+from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, JobSpec, LoRA, WandB
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
 from orchestrate.zstd import zstd

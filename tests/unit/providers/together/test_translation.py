@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 import pytest
 
-from orchestrate.config import HostConfig, Secret
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.providers.chat.completions import at_chat
 from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.providers.together.translation import tag
+from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
 from orchestrate.types import Feature, JobStatus, Outcome, Setting
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from tests.paths import ROOT
 
-from orchestrate import config, description
+from orchestrate import description
 from orchestrate.errors import ConfigError, MissingKey
 from orchestrate.profile import OPTIONS, built_in, described, places, profile
 from orchestrate.providers.local import renting
+from orchestrate.settings import config
 
 
 def env_of(tmp_path: Path, **more: str) -> dict[str, str]:

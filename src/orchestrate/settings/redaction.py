@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit, urlunsplit
 
-from orchestrate.keys import MASK, hide
+from orchestrate.settings.keys import MASK, hide
 
 _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_](?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,}"

@@ -12,7 +12,7 @@ from orchestrate.types import Adapter, Deployment, DeploymentState, Feature
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
-    from orchestrate.handle import Home
+    from orchestrate.handles.run import Home
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.tracking.hosting.deployer import Deployer
 

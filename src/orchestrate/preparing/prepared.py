@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from orchestrate import text
-from orchestrate.config import OWN_HOSTS
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
+from orchestrate.settings.config import OWN_HOSTS
 from orchestrate.types import (
     Listing,
     Outcome,
@@ -26,15 +26,18 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.opening import Opened
     from orchestrate.providers.base import Provider
+    from orchestrate.settings.config import Settings
     from orchestrate.spec import JobSpec, TrainFile
 
 Mark = tuple[int, ...]
 """Of a file as it lies; equal marks mean that nobody wrote to it."""
+
+UNCOUNTED = "tokens were not counted"
+"""Why there is no price where none was wanted. It could be known, so nothing is submitted without it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Offer:
         `DataError` for an error in the files."""
         refused = self.translation.inexact if strict else self.translation.refused
         if refused:
-            from orchestrate import specfile
+            from orchestrate.spec import specfile
 
             fields = self.translation.overrides
             lines = None if fields is None else specfile.overrides_block(self.provider, fields)
@@ -165,7 +168,7 @@ def counted_from(given: str) -> TokensFrom:
 def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepared:
     """Raises `DataError` for a file that cannot be read and, where there is one backend only, `MissingExtra`
     and `UsageError` for what it lacks; among several they are its problems."""
-    from orchestrate.specfile import with_template
+    from orchestrate.spec.specfile import with_template
 
     alone = len(backends) == 1
     spec = with_template(spec)
@@ -270,7 +273,7 @@ def _offer(
             raise SpecError(str(translation.refused[0].rule))
         problems = provider.check(spec, data, translation)
         if terms.tokens_from is TokensFrom.NONE:
-            quote = Quote(provider=name, model=translation.model, unavailable="tokens were not counted")
+            quote = Quote(provider=name, model=translation.model, unavailable=UNCOUNTED)
         else:
             quote = provider.quote(spec, data, translation, terms.rates, gpu_hours=terms.gpu_hours)
     except SpecError as error:

@@ -13,10 +13,9 @@ import msgspec
 
 from orchestrate import text
 from orchestrate.catalog.models import lookup
-from orchestrate.deployment import require_open, used
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import private_folder, whole, write_whole
-from orchestrate.keys import secret, user_and_machine
+from orchestrate.handles.deployment import require_open, used
 from orchestrate.local.model.files.models import config_of
 from orchestrate.local.weights.asking import ask
 from orchestrate.serving import agreements, combining
@@ -28,11 +27,12 @@ from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
 from orchestrate.serving.tuned import Tuned
+from orchestrate.settings.keys import secret, user_and_machine
 from orchestrate.types import Adapter, Export, Feature, Merged, Proof, Sheet
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
-    from orchestrate.handle import Home, RunHandle
+    from orchestrate.handles.run import Home, RunHandle
 
 
 Subject = "RunHandle | Path"

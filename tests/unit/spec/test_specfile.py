@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrate import DPO, JobSpec, LoRA, QLoRA, TrainFile, specfile
+from orchestrate import DPO, JobSpec, LoRA, QLoRA, TrainFile
 from orchestrate.errors import SpecError, UsageError
+from orchestrate.spec import specfile
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.spending import Asked, SpendingReport
+from orchestrate.spending.accounts import Asked, SpendingReport
 from orchestrate.types import JobHandle, Record, Standing
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import msgspec
 
 from orchestrate.errors import ConfigError, ProjectNotTrusted
 from orchestrate.files import locked, write_whole
-from orchestrate.keys import read_toml
+from orchestrate.settings.keys import read_toml
 from orchestrate.types import decoding
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.providers.base import Provider
+    from orchestrate.settings.config import Settings
 
 
 _LEADING = {"prices", "usd_per_hour", "depot", "address", "image", "pass_env"}

@@ -14,7 +14,6 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from orchestrate.errors import ConfigError, MissingKey, OrchestrateError
-from orchestrate.keys import SANDBOX_KEY_PREFIX, Secret, from_keyring, key_file, pin_file, read_keys
 from orchestrate.profile import (
     AWAY,
     BY_SDK,
@@ -30,6 +29,7 @@ from orchestrate.profile import (
     plug_ins,
     profile,
 )
+from orchestrate.settings.keys import SANDBOX_KEY_PREFIX, Secret, from_keyring, key_file, pin_file, read_keys
 from orchestrate.text import meant
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ _HOST_FIELDS = {
 _BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "it belongs to [hosts.NAME.options]")
 _ABOVE = {
     **dict.fromkeys(_HOST_FIELDS - {"options"}, "it belongs to [hosts.NAME] itself"),
+    "wandb_api_key": "keys are kept out of files: export WANDB_API_KEY=...",
     "allow_grader_code": "whoever runs it allows it: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
 
@@ -131,7 +132,7 @@ class HostConfig:
         if self.api_key is None:
             raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
         if self.pins is not None and self.base_url is not None and not self.sandbox:
-            from orchestrate.pins import Pins  # late: most commands send nothing
+            from orchestrate.settings.pins import Pins  # late: most commands send nothing
 
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
             # A project's file chooses both, the address and the variable whose value is sent there.

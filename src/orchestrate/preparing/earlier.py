@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrate.errors import AlreadySubmitted
-from orchestrate.handle import Home, RunHandle
+from orchestrate.handles.run import Home, RunHandle
 
 if TYPE_CHECKING:
-    from orchestrate.prepared import Prepared
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.tracking.submitting.repeats import Wish
 
 

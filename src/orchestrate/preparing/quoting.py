@@ -32,7 +32,7 @@ from orchestrate.types import Feature, Quote, Recalled, Record
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
-    from orchestrate.prepared import Offer, Prepared
+    from orchestrate.preparing.prepared import Offer, Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
 

@@ -11,7 +11,7 @@ from orchestrate.notebook.output import Output
 from orchestrate.types import Event, JobStatus, Run
 
 if TYPE_CHECKING:
-    from orchestrate.handle import RunHandle
+    from orchestrate.handles.run import RunHandle
 
 
 @dataclass(frozen=True, kw_only=True)

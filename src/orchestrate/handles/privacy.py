@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from orchestrate.config import OWN_HOSTS, Settings
 from orchestrate.errors import UsageError
-from orchestrate.hosts import is_loopback
+from orchestrate.settings.config import OWN_HOSTS, Settings
+from orchestrate.settings.hosts import is_loopback
 from orchestrate.types import Run
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrate.deployment import DeploymentHandle as DeploymentHandle
-from orchestrate.deployment import deployer_of, deployer_to, require_open, used
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
+from orchestrate.handles.deployment import DeploymentHandle as DeploymentHandle
+from orchestrate.handles.deployment import deployer_of, deployer_to, require_open, used
 from orchestrate.types import (
     Artifact,
     Bill,
@@ -32,11 +32,11 @@ from orchestrate.types import (
 from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
-    from orchestrate.config import Settings
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
     from orchestrate.exporters.records import Logged
     from orchestrate.providers.base import Progress, Provider
+    from orchestrate.settings.config import Settings
     from orchestrate.spec import JobSpec
     from orchestrate.tracking import Store
     from orchestrate.tracking.hosting.deployer import Deployer
@@ -113,7 +113,7 @@ class RunHandle:
         not answer is asked again. In a notebook the run is drawn in the cell's output meanwhile, unless
         `live` is false. Raises `TimeoutError` after `timeout_s`.
         """
-        from orchestrate.waiting import Told, wait
+        from orchestrate.handles.waiting import Told, wait
 
         told = Told(on_event=on_event, on_change=on_change, live=live)
         return wait(self, told, poll_s=poll_s, timeout_s=timeout_s)
@@ -166,7 +166,7 @@ class RunHandle:
         """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job
         that has ended stays so: started again it would be billed again, outside the price agreed to. Raises
         `ProjectNotTrusted`."""
-        from orchestrate import trust
+        from orchestrate.settings import trust
 
         trust.require_to_spend(self._ft.settings, self.provider)
         if self.record.job_id is None:
@@ -277,7 +277,8 @@ class RunHandle:
         anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
         what came of it.
         """
-        from orchestrate import privacy, trust
+        from orchestrate.handles import privacy
+        from orchestrate.settings import trust
         from orchestrate.tracking.hosting.deployer import Terms
 
         deployer = self._deployer(to, progress)
@@ -300,7 +301,7 @@ class RunHandle:
         if to is None or to == self.record.provider:
             self.provider.require(Feature.DEPLOY)
             return deployer_of(self._ft, self.record.provider)
-        from orchestrate import tuned
+        from orchestrate.handles import tuned
 
         self._ft.provider(to).adapters()
         return deployer_to(self._ft, to, tuned.adapter_of(self._ft, self), progress)
@@ -377,14 +378,14 @@ class RunHandle:
             return opened.write(exporters.story(self._ft.store, self.record))
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:
-        """See `orchestrate.tuned.export`."""
-        from orchestrate import tuned
+        """See `orchestrate.handles.tuned.export`."""
+        from orchestrate.handles import tuned
 
         return tuned.export(self._ft, self, form, Path(folder), **options)
 
     def verify(self, at: str | None = None, **asking: Any) -> Proof:
-        """See `orchestrate.tuned.verify`; `asking`: fields of `orchestrate.tuned.Asking`."""
-        from orchestrate import tuned
+        """See `orchestrate.handles.tuned.verify`; `asking`: fields of `orchestrate.handles.tuned.Asking`."""
+        from orchestrate.handles import tuned
 
         return tuned.verify(self._ft, self, at, tuned.Asking(**asking))
 

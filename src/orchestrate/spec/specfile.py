@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.expansion import require_bounded
-from orchestrate.methods import OPTIMIZERS
 from orchestrate.spec import JobSpec, TrainFile
+from orchestrate.spec.methods import OPTIMIZERS
 from orchestrate.spec.mistakes import spec_errors
 from orchestrate.text import meant
 

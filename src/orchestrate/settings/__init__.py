@@ -1,0 +1,1 @@
+"""Settings, keys and addresses: what environment, files and keyring say, and what is trusted of it."""

@@ -1,0 +1,1 @@
+"""What was spent, what is committed, and what bills without belonging to anything."""
