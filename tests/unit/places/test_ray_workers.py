@@ -33,13 +33,14 @@ from orchestrate.types import JobHandle, JobStatus
 pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
     ),
 ]
 WORKER = b"ray::RayTrainWorker"
 DRIVER = b"ORCHESTRATE_BOOT"
-STEPS = 48
+STEPS = 96
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def one(two: RunDir, folder: Path) -> RunDir:
 
 
 def submit(found: AwayProvider, folder: Path, ref: str, **options: Any) -> JobHandle:
-    asked = spec(folder, processes=2, precision="fp32", **options)
+    asked = spec(folder, epochs=8, processes=2, precision="fp32", **options)
     remote = upload(found, asked, TrainingData.open(asked.train))  # type: ignore[arg-type]
     return create(found, asked, remote, ref)
 
