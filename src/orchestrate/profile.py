@@ -224,9 +224,19 @@ def places() -> Mapping[str, str | EntryPoint]:
     return {**place_plug_ins(), **ours}
 
 
-def away(kind: str, title: str, place: str, options: Iterable[str] | None = None) -> Profile:
+def away(
+    kind: str,
+    title: str,
+    place: str,
+    options: Iterable[str] | None = None,
+    *,
+    url: str | None = None,
+    key_variable: str | None = None,
+) -> Profile:
     """Of a place for the workers of our engine: the rows, models and settings are those of this machine.
-    `options`: those of its own, beside `AWAY`; `None` takes anything."""
+    `options`: those of its own, beside `AWAY`; `None` takes anything. With a `key_variable` it has a key as
+    hosts have, that goes to `url` or where the configuration says, and its class is given the `HostConfig`
+    as well."""
     return replace(
         this_machine(),
         kind=kind,
@@ -235,6 +245,9 @@ def away(kind: str, title: str, place: str, options: Iterable[str] | None = None
         rank=100,
         near=False,
         place=place,
+        keyless=key_variable is None,
+        url=url,
+        key_variable=key_variable,
         options=None if options is None else AWAY.union(options),
         models_of=this_machine().kind,
     )

@@ -1,4 +1,8 @@
-"""Ten thousand runs on one host are brought up to date by `orchestrate sync` in at most 150 requests."""
+"""Ten thousand runs on one host are brought up to date by `orchestrate sync` in at most 150 requests.
+
+The host with the smallest pages has the ten thousand. The pages in which two thousand come on the others say
+what ten thousand cost there.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,12 @@ from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import JobHandle, JobStatus
 
 pytestmark = pytest.mark.slow
-RUNS = 10_000
-REQUESTS = {"openai": 101, "together": 2, "fireworks": 53}
+RUNS = {"openai": 10_000, "together": 2_000, "fireworks": 2_000}
+REQUESTS = {"openai": 101, "together": 2, "fireworks": 13}
 """Pages of 100; no pages at all; pages of 200, and one for each of the two other kinds of jobs. One more asks
 whose account it is."""
+DETAILS = {"openai": 150 - 101, "together": 150 - 2, "fireworks": 150 - 53}
+"""The most that may be asked for further of what has ended: what is left beside the pages of ten thousand."""
 MODELS = {"openai": "gpt-4o-mini", "together": "qwen3.5-9b", "fireworks": "qwen3-8b"}
 
 
@@ -37,7 +43,8 @@ def test_a_sync_costs_pages_not_runs(cli: Cli, cli_env: dict[str, str], tmp_path
         provider = registry.make(host, settings)
         file = upload(provider, spec, TrainingData.open(spec.train)).train_id
         sandbox.clock.speed = 0.001  # so that nothing ends before it is told to
-        jobs = sandbox.create_jobs(host, [body(provider.translate(spec).body, host, file)] * RUNS)
+        runs = RUNS[host]
+        jobs = sandbox.create_jobs(host, [body(provider.translate(spec).body, host, file)] * runs)
         with Store.open(settings.store_url) as store:
             track(store, spec, host, provider.host, jobs)
         provider.close()
@@ -49,16 +56,16 @@ def test_a_sync_costs_pages_not_runs(cli: Cli, cli_env: dict[str, str], tmp_path
             return done.json, sandbox.count()
 
         report, requests = sync()
-        assert (report["checked"], len(report["changed"]), report["failures"]) == (RUNS, RUNS, [])
-        assert requests == REQUESTS[host] <= 150
+        assert (report["checked"], len(report["changed"]), report["failures"]) == (runs, runs, [])
+        assert requests == REQUESTS[host]
         sandbox.skip(1_000_000)
         report, requests = sync()
-        assert (len(report["ended"]), report["failures"]) == (RUNS, [])
-        assert REQUESTS[host] < requests <= 150, "the details of a few of those that ended are fetched"
+        assert (len(report["ended"]), report["failures"]) == (runs, [])
+        assert REQUESTS[host] < requests <= REQUESTS[host] + DETAILS[host], "of a few of those that ended"
     with Store.open(settings.store_url) as store:
-        ended = store.runs.matching(status=[JobStatus.SUCCEEDED], limit=RUNS + 1)
-        assert len(ended) == RUNS and all(run.bill is not None for run in ended)
-        assert 0 < len(store.runs.matching(closed=True, limit=RUNS)) <= 40
+        ended = store.runs.matching(status=[JobStatus.SUCCEEDED], limit=runs + 1)
+        assert len(ended) == runs and all(run.bill is not None for run in ended)
+        assert 0 < len(store.runs.matching(closed=True, limit=runs)) <= 40
 
 
 def body(translated: dict[str, Any], host: str, file: str) -> dict[str, Any]:
@@ -67,6 +74,9 @@ def body(translated: dict[str, Any], host: str, file: str) -> dict[str, Any]:
 
 def track(store: Store, spec: JobSpec, host: str, place: str, jobs: list[str]) -> None:
     """Runs that are on the host already."""
+    laying = store.database.engine.raw_connection()
+    laying.cursor().execute("PRAGMA synchronous = OFF")  # none has to outlive a power cut
+    laying.close()
     for first in range(0, len(jobs), 500):
         changes: list[Any] = []
         for job in jobs[first : first + 500]:

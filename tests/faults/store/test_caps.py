@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.event import listen
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 from tests.paths import BUNDLED
@@ -120,6 +121,24 @@ def test_what_cannot_be_cancelled_is_told_once(store: Store, tmp_path: Path) -> 
     sync(store, lambda _: host, bill=by_tokens)
     ended = store.runs.get(run.id)
     assert (ended.status, ended.error) == (JobStatus.SUCCEEDED, None)
+
+
+def test_a_sync_writes_the_bills_of_many_together(store: Store, tmp_path: Path) -> None:
+    """Of those whose details come later: so many more, and not one transaction more."""
+    commits, counted = list[object](), list[int]()
+    listen(store.database.engine, "commit", commits.append)
+    for name, ended in (("few", 27), ("many", 31)):
+        host = PaperHost(tmp_path / name, name=name)
+        runs = [submit(store, host, SPEC, DATA) for _ in range(ended)]
+        for run in runs:
+            host.set(str(run.job_id), state="done", tokens=6)
+        commits.clear()
+        report = sync(store, {name: host}.__getitem__, only=[name], bill=by_tokens)
+        counted.append(len(commits))
+        assert (len(report.ended), report.failures) == (ended, [])
+        billed = store.runs.of_ids(run.id for run in runs)
+        assert [run.bill.usd if run.bill else None for run in billed] == [6] * ended
+    assert 0 < counted[0] == counted[1]
 
 
 def test_the_user_cancelling_is_not_blamed_on_the_cap(store: Store, host: PaperHost) -> None:

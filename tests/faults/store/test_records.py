@@ -365,7 +365,7 @@ def test_evaluations_of_before_there_were_contenders_can_be_read(store: Store) -
 def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:
     done = ends(store, has_job(store, make(store, quote=quoted("5")), "j1"))
     assert store.runs.spending() == Spending(committed_usd=Decimal(5))
-    store.runs.set_bill(done.id, Bill(usd=Decimal("0.1"), origin="total_price"))
+    store.runs.set_bills({done.id: Bill(usd=Decimal("0.1"), origin="total_price")})
     make(store, quote=quoted("0.2"))
     make(store, quote=quoted("900"), sandbox=True)
     gone = make(store, quote=quoted("7"))

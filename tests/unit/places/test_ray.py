@@ -61,7 +61,7 @@ def test_a_cluster_elsewhere_needs_https_and_a_token(monkeypatch: pytest.MonkeyP
     [
         ("ray://10.0.0.7:10001", "as the head sees itself", "ssh -L 8265:127.0.0.1:8265 10.0.0.7, then"),
         ("ray://127.0.0.1:10001", "as the head sees itself", 'address = "http://127.0.0.1:8265"'),
-        ("anyscale://team/cluster", "no run was ever tried there", "-p kuberay"),
+        ("anyscale://team/cluster", "a place of its own", "-p anyscale"),
         ("10.0.0.7:8265", "http address", "kubectl port-forward"),
     ],
 )

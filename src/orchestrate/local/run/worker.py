@@ -133,7 +133,7 @@ def _train(
         error=None,
     )
     begun = time.monotonic()
-    with process.uncollected():
+    with process.importing():
         from orchestrate.local.run.loop import Stopped
         from orchestrate.local.run.session import Session  # torch loads here
 

@@ -220,9 +220,8 @@ def _no_http(scheme: str, head: str) -> tuple[str, str]:
         return RAY_CLIENT, f"{fix}dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     if scheme == "anyscale":
         return (
-            "Anyscale's own addresses are not taken, as no run was ever tried there",
-            "a cluster of your own: -p ray with the https address of its dashboard and a token, -p kuberay "
-            "in Kubernetes, or machines by the hour: -p sky, -p hf-jobs",
+            "Anyscale has a place of its own, whose jobs bring their machine along",
+            "-p anyscale, with [hosts.anyscale.options] in orchestrate.toml",
         )
     fix = f'for example "{ADDRESS}"; behind Kubernetes: kubectl port-forward svc/NAME-head-svc 8265'
     return "the Jobs API has an http address", fix

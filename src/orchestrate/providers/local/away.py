@@ -64,7 +64,8 @@ class AwayProvider(LocalProvider):
             found = getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise SetupError(f"the place {self.kind!r} could not be loaded: {error}") from error
-        return found(self.name, self.config.options)
+        reached = () if self.profile.keyless else (self.config,)
+        return found(self.name, self.config.options, *reached)
 
     @property
     def home(self) -> Path:

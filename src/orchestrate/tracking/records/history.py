@@ -228,16 +228,14 @@ class History:
     def add_record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> int:
         """Keeps a JSON record of any room beside a run: `evaluation`, `artifact`, `endpoint` ... Returns its
         id."""
-        values = {
-            "run_id": run_id,
-            "kind": kind,
-            "at": stamp(self._db.clock.now()),
-            "record": msgspec.json.encode(record).decode(),
-        }
         with self._db.writing() as connection:
-            done = connection.execute(schema.records.insert().values(values))
+            done = connection.execute(schema.records.insert().values(self._record(run_id, kind, record)))
             key = done.inserted_primary_key
             return int(key[0]) if key else 0
+
+    def _record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> dict[str, Any]:
+        text = msgspec.json.encode(record).decode()
+        return {"run_id": run_id, "kind": kind, "at": stamp(self._db.clock.now()), "record": text}
 
     def proofs(self, *run_ids: str) -> list[Proof]:
         """Oldest first; of all runs when none are named."""
@@ -260,9 +258,12 @@ class History:
                 for row in connection.execute(query)
             ]
 
-    def add_reconciliation(self, found: Reconciliation) -> None:
-        """Quote against bill of an ended run. A host that corrects its bill leads to another one."""
-        self.add_record(found.run_id, "reconciliation", found)
+    def add_reconciliations(self, found: Iterable[Reconciliation]) -> None:
+        """Quote against bill of each ended run. A host that corrects its bill leads to another one."""
+        rows = [self._record(one.run_id, "reconciliation", one) for one in found]
+        if rows:
+            with self._db.writing() as connection:
+                connection.execute(schema.records.insert(), rows)
 
     def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
         """The last one of each run, oldest first; of all runs when none are named."""

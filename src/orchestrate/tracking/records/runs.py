@@ -6,7 +6,7 @@ projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -249,10 +249,9 @@ class Runs:
             ((_, after),) = self._apply(connection, [(run_id, lambda _: estimated)])
             return after
 
-    def set_bill(self, run_id: str, bill: Bill) -> Run:
-        return self.apply(
-            run_id, lambda run: run if run.bill == bill else msgspec.structs.replace(run, bill=bill)
-        )
+    def set_bills(self, bills: Mapping[str, Bill]) -> list[Run]:
+        """By run id, in one transaction. Returns the runs that did change."""
+        return self.apply_many([(run_id, _billed(bill)) for run_id, bill in bills.items()])
 
     def close(self, run_id: str) -> None:
         """Nothing about this run will be asked of its host again."""
@@ -386,6 +385,10 @@ def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
 
 class _SameId(Exception):
     pass
+
+
+def _billed(bill: Bill) -> Change:
+    return lambda run: run if run.bill == bill else msgspec.structs.replace(run, bill=bill)
 
 
 def _word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:

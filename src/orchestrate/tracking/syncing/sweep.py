@@ -36,7 +36,7 @@ from orchestrate.tracking.syncing.report import Failure as Failure
 from orchestrate.tracking.syncing.report import SyncReport as SyncReport
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
-from orchestrate.types import Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase
+from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -166,7 +166,7 @@ def fetch_details(
 
 def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHook | None) -> Run:
     """Writes an ended run's bill and, once nothing more is to come, closes the run."""
-    run = _billed(store, run, job, bill)
+    run = _bill(store, [(run, job)], bill)[run.id]
     ended = run.finished_at or run.updated_at
     # A host that only estimates, or a job that ended early, gets no better figure.
     better = run.status is JobStatus.SUCCEEDED and not run.early_stopped
@@ -177,15 +177,19 @@ def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHoo
     return run
 
 
-def _billed(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
-    run = cost_cap.explained(store, run)
-    made = bill(run, job) if bill else None
-    if made is not None and made != run.bill:
-        run = store.runs.set_bill(run.id, made)
+def _bill(store: Store, ended: Iterable[tuple[Run, Job]], bill: BillHook | None) -> dict[str, Run]:
+    """Writes what is new of their bills, all at once. Returns the runs as they are then, by id."""
+    runs, new = dict[str, Run](), dict[str, Bill]()
+    for run, job in ended:
+        runs[run.id] = run = cost_cap.explained(store, run)
+        made = bill(run, job) if bill else None
+        if made is not None and made != run.bill:
+            new[run.id] = made
+    changed = store.runs.set_bills(new) if new else []
+    for run in changed:
         cost_cap.told_at_end(store, run)
-        if (found := costing.reconcile(run)) is not None:
-            store.history.add_reconciliation(found)
-    return run
+    store.history.add_reconciliations(filter(None, map(costing.reconcile, changed)))
+    return runs | {run.id: run for run in changed}
 
 
 @dataclass
@@ -284,14 +288,9 @@ class _Sweep:
         if Feature.CANCEL in self.provider.features:
             for run_id in self.store.watching.uncancelled(self.provider.config.name, self.provider.host):
                 self._cancel(run_id)
-        ended = [
-            run_id for run_id, job in seen.items() if job.status.terminal or known[run_id].status.terminal
-        ]
-        few = max(1, (_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // DETAIL_REQUESTS)
-        detailed = set(_some(ended, few))
-        for run_id in ended:
-            self._conclude(run_id, seen.pop(run_id), details=run_id in detailed)
-        for run_id, job in seen.items():
+        ended = {i: job for i, job in seen.items() if job.status.terminal or known[i].status.terminal}
+        self._conclude(ended, few=(_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // DETAIL_REQUESTS)
+        for run_id, job in ((i, job) for i, job in seen.items() if i not in ended):
             self._left_undone(known[run_id], job)
             if known[run_id].max_cost_usd is not None:
                 self._cap(run_id, job)
@@ -368,11 +367,16 @@ class _Sweep:
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)
 
-    def _conclude(self, run_id: str, job: Job, *, details: bool) -> None:
-        run = self.store.runs.get(run_id)
-        if not details:
-            _billed(self.store, run, job, self.bill)
-            return  # it stays open, for a later sync
+    def _conclude(self, ended: dict[str, Job], *, few: int) -> None:
+        detailed = _some([*ended], max(1, few))
+        plain = [*(ended.keys() - detailed)]  # they stay open, for a later sync
+        for start in range(0, len(plain), _BATCH):
+            runs = self.store.runs.of_ids(plain[start : start + _BATCH])
+            _bill(self.store, [(run, ended[run.id]) for run in runs], self.bill)
+        for run in self.store.runs.of_ids(detailed):
+            self._close(run, ended[run.id])
+
+    def _close(self, run: Run, job: Job) -> None:
         self.report.asked += DETAIL_REQUESTS
         try:
             fetch_details(self.store, self.provider, run)
