@@ -46,7 +46,7 @@ HOSTED = frozenset({"retry_budget_s"})
 """The same of backends that are asked over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
 """The same of those that are asked by OpenAI's SDK."""
-RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes")
+RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
 """The same of places, and of `provider_options.<place>` beside the engine's own."""
 AWAY = frozenset({*RENTED, "depot", "pass_env"})
 
@@ -230,9 +230,19 @@ def places() -> Mapping[str, str | EntryPoint]:
     return {**place_plug_ins(), **ours}
 
 
-def away(kind: str, title: str, place: str, options: Iterable[str] | None = None) -> Profile:
+def away(
+    kind: str,
+    title: str,
+    place: str,
+    options: Iterable[str] | None = None,
+    *,
+    url: str | None = None,
+    key_variable: str | None = None,
+) -> Profile:
     """Of a place for the workers of our engine: the rows, models and settings are those of this machine.
-    `options`: those of its own, beside `AWAY`; `None` takes anything."""
+    `options`: those of its own, beside `AWAY`; `None` takes anything. With a `key_variable` it has a key as
+    hosts have, that goes to `url` or where the configuration says, and its class is given the `HostConfig`
+    as well."""
     return replace(
         this_machine(),
         kind=kind,
@@ -241,6 +251,9 @@ def away(kind: str, title: str, place: str, options: Iterable[str] | None = None
         rank=100,
         near=False,
         place=place,
+        keyless=key_variable is None,
+        url=url,
+        key_variable=key_variable,
         options=None if options is None else AWAY.union(options),
         models_of=this_machine().kind,
     )

@@ -12,7 +12,8 @@ def test_no_figure_was_written_by_hand() -> None:
     script = runpy.run_path(str(DOCS / "figures.py"))
     written = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
     named = {block["name"] for block in script["BLOCK"].finditer(written)}
-    assert named == {path.stem for path in (DOCS / "figures").glob("*.json")} and named
+    measured = {path.stem for path in (DOCS / "figures").glob("*.json")}
+    assert measured and measured <= named
     assert script["page"](written) == written, "run python docs/figures.py"
 
 
