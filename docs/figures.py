@@ -10,8 +10,8 @@ python benchmarks/importing.py --no-details --json docs/figures/importing.json
 python benchmarks/ui.py --json docs/figures/ui.json
 python docs/figures.py
 
-What stands between `until figures/NAME.json` and `end` was copied before there was such a file; once there
-is, the table takes its place.
+A table without its JSON was copied before there was such a file; once there is, the benchmark's takes its
+place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "figures"
 BLOCK = re.compile(r"<!-- from figures/(?P<name>[\w-]+)\.json -->\n.*?<!-- end -->\n", re.DOTALL)
-UNTIL = re.compile(r"<!-- until figures/(?P<name>[\w-]+)\.json -->\n")
 
 
 def by_its_script(name: str, table: str = "table") -> Callable[[dict[str, Any]], str]:
@@ -83,16 +82,12 @@ def page(text: str) -> str:
         name = block["name"]
         measured = FIGURES / f"{name}.json"
         if not measured.exists():
-            return block[0]  # what an earlier script made stays until this one has run
+            return block[0]
         figures = json.loads(measured.read_text(encoding="utf-8"))
         told = KINDS[name.split("-")[0]](figures)
         return f"<!-- from figures/{name}.json -->\n{told}\n<!-- end -->\n"
 
-    def begun(mark: re.Match[str]) -> str:
-        there = (FIGURES / f"{mark['name']}.json").is_file()
-        return mark[0].replace("until", "from", 1) if there else mark[0]
-
-    return BLOCK.sub(section, UNTIL.sub(begun, text))
+    return BLOCK.sub(section, text)
 
 
 if __name__ == "__main__":

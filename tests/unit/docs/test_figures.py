@@ -19,7 +19,6 @@ def test_no_figure_was_written_by_hand() -> None:
 
 def test_what_was_copied_gives_way_to_the_table_of_what_was_measured() -> None:
     page = runpy.run_path(str(DOCS / "figures.py"))["page"]
-    copied = "<!-- {} figures/{}.json -->\n1 s\n<!-- end -->\n"
-    measured = page(copied.format("until", "tracking"))
-    assert measured == page(copied.format("from", "tracking")) and "1 s" not in measured
-    assert page(copied.format("until", "nothing")) == copied.format("until", "nothing")
+    copied = "<!-- from figures/{}.json -->\n1 s\n<!-- end -->\n"
+    assert "1 s" not in page(copied.format("tracking"))
+    assert page(copied.format("nothing")) == copied.format("nothing")
