@@ -98,8 +98,8 @@ def test_another_job_has_the_run(stored: StoredRun) -> None:
 def test_workers_that_ray_starts_again_after_the_end_have_nothing_to_do(
     stored: StoredRun, status: str
 ) -> None:
-    """As after a full disk, at which the first pauses in the midst of a step and Ray ends the others. A run that
-    an earlier job paused is gone on with."""
+    """As after a full disk, at which the first pauses in the midst of a step and Ray ends the others. What an
+    earlier job paused is gone on with."""
     from orchestrate.places.kinds._ray.member import claimed
 
     report(stored, Claim(stored), "paused")
