@@ -94,6 +94,24 @@ def test_another_job_has_the_run(stored: StoredRun) -> None:
     assert not Claim(stored, newer.token).again and Claim(stored, newer.token).again and newer.holds
 
 
+@pytest.mark.parametrize("status", ["succeeded", "failed", "paused"])
+def test_workers_that_ray_starts_again_after_the_end_have_nothing_to_do(
+    stored: StoredRun, status: str
+) -> None:
+    """As after a full disk, at which the first pauses in the midst of a step and Ray ends the others. What an
+    earlier job paused is gone on with."""
+    from orchestrate.places.kinds._ray.member import claimed
+
+    report(stored, Claim(stored), "paused")
+    mine = Claim(stored)
+    first = claimed(stored, mine.token)
+    assert first is not None
+    report(stored, first, status)
+    assert claimed(stored, mine.token) is None
+    Claim(stored)
+    assert claimed(stored, mine.token) is None, "another job has it"
+
+
 def test_the_time_of_the_job_is_counted_once(stored: StoredRun) -> None:
     """Of the job, and not of each start of its workers besides."""
     mine = Claim(stored)

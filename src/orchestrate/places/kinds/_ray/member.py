@@ -95,7 +95,7 @@ def main(given: dict[str, Any]) -> None:
     met = Met(context.get_world_rank(), context.get_world_size())
     stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
     report_s = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
-    claim = _claimed(stored, given["under"]) if met.rank == 0 else None
+    claim = claimed(stored, given["under"]) if met.rank == 0 else None
     said: list[Any] = [claim and claim.number]
     dist.broadcast_object_list(said, src=0)
     if said[0] is None:
@@ -110,7 +110,7 @@ def main(given: dict[str, Any]) -> None:
             raise RuntimeError(f"the worker ended with {code}, and the others are to end too")
 
 
-def _claimed(stored: StoredRun, under: str) -> Claim | None:
+def claimed(stored: StoredRun, under: str) -> Claim | None:
     """`None` where nothing is left to do: an earlier start of the workers came to the run's end, or another
     job has the run."""
     try:
