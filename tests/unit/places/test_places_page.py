@@ -92,6 +92,20 @@ def test_one_word_takes_a_run_to_hugging_face(desk: Desk, tmp_path: Path) -> Non
         assert (run["id"], run["status"]) == (made["id"], "succeeded")
 
 
+def test_anyscale(desk: Desk, tmp_path: Path) -> None:
+    consoles = pytest.importorskip("tests.unit.places.console")
+    (tmp_path / "console").mkdir()
+    with consoles.running(tmp_path / "console", run=False) as console:
+        desk.configure("anyscale", cloud="first", project="ours")
+        desk.env.update(ANYSCALE_BASE_URL=console.url, ANYSCALE_CLI_TOKEN=consoles.TOKEN)
+        [made] = desk.told("orchestrate submit spec.yaml -p anyscale --yes")
+        assert made["account"] == "organization org_ours"
+        [priced] = made["quote"]["lines"]
+        assert (priced["usd_per_unit"], priced["note"]) == ("2.5", "1 x L40S (g6e.2xlarge)")
+        [job] = console.jobs.values()
+        assert job["name"] == job["tags"]["orchestrate-ref"] == made["ref"]
+
+
 def test_a_ray_cluster(desk: Desk) -> None:
     head = Head()
     try:

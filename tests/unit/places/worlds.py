@@ -23,6 +23,7 @@ from tests.unit.places.rayhead import Head
 
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.kinds._skypilot.asking import Bridge
+from orchestrate.places.kinds.anyscale import AnyscaleJobs
 from orchestrate.places.kinds.hf_jobs import HfJobs
 from orchestrate.places.kinds.kuberay import KubeRay
 from orchestrate.places.kinds.ray import RayJobs
@@ -30,6 +31,7 @@ from orchestrate.places.kinds.sky import Sky
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.settings import config
+from orchestrate.settings.keys import Secret
 
 
 @dataclass
@@ -235,4 +237,38 @@ def ray_cluster(folder: Path) -> Iterator[World]:
         head.close()
 
 
-WORLDS = {"hf-jobs": hugging_face, "kuberay": kubernetes, "ray": ray_cluster, "sky": skypilot}
+@contextmanager
+def anyscale(folder: Path) -> Iterator[World]:
+    from tests.unit.places import console as consoles  # skipped where its client is not installed
+
+    with consoles.running(folder, run=False) as console:
+
+        def place(found: AwayProvider) -> AwayPlace:
+            config = found.config.changed(base_url=console.url, api_key=Secret(consoles.TOKEN), pins=None)
+            return AnyscaleJobs("anyscale", config.options, config)
+
+        yield World(
+            name="anyscale",
+            kind="anyscale",
+            options='instance = "g6e.2xlarge"\ngpu = "L40S"\nusd_per_hour = 6\n',
+            place=place,
+            fault=console.faults.append,
+            jobs=lambda: [
+                (job["name"], job["state"]["current_state"] not in consoles.DONE)
+                for job in console.jobs.values()
+            ],
+            run=lambda: console.running(list(console.jobs)[-1]),
+            end=lambda message: console.end(list(console.jobs)[-1], "OUT_OF_RETRIES", message, ran_s=60),
+            forget=lambda: console.forgets.update(console.jobs),
+            gpu="L40S",
+            minute_usd=Decimal("0.1"),
+        )
+
+
+WORLDS = {
+    "anyscale": anyscale,
+    "hf-jobs": hugging_face,
+    "kuberay": kubernetes,
+    "ray": ray_cluster,
+    "sky": skypilot,
+}

@@ -68,7 +68,7 @@ def keys_set(
             fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
         )
     settings = settings_of(context)
-    also = backends.described_only(settings)
+    also = [*backends.described_only(settings), *backends.places_only(settings)]
     known = [*backends.with_keys(settings, also), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
         raise UsageError(

@@ -64,7 +64,8 @@ class AwayProvider(LocalProvider):
             found = getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise SetupError(f"the place {self.kind!r} could not be loaded: {error}") from error
-        return found(self.name, self.config.options)
+        reached = () if self.profile.keyless else (self.config,)
+        return found(self.name, self.config.options, *reached)
 
     @property
     def home(self) -> Path:
@@ -94,6 +95,10 @@ class AwayProvider(LocalProvider):
             engine = self._with_processes(engine, found.count)
         whole = self._engine_translation(engine, self._planned_for(machine, found))
         rows = renting.rows(asked, found, machine, why)
+        if row := renting.apart(found, whole.body.get("hyper", {}), groups=self.place.groups):
+            rows = [*(one for one in rows if one.name != row.name), row]
+            kept = tuple(one for one in whole.settings if one.name != row.name)
+            whole = msgspec.structs.replace(whole, settings=kept)
         body = {**whole.body, "resources": found.to_dict(), "device": "cuda" if found.gpu else "cpu"}
         return msgspec.structs.replace(whole, settings=(*whole.settings, *rows), body=body)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import SetupError
-from orchestrate.profile import OPTIONS, described, place_plug_ins, plug_ins, profile
+from orchestrate.profile import OPTIONS, described, place_plug_ins, places, plug_ins, profile
 from orchestrate.profile import template as template
 from orchestrate.providers import registry
 from orchestrate.providers.registry import chosen as chosen
 from orchestrate.providers.registry import with_keys as with_keys
+from orchestrate.settings.hosts import known_profile
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ class Plugin(Record, frozen=True, kw_only=True):
 def described_only(settings: Settings) -> list[str]:
     """Hosts that a YAML file describes and that nothing here uses yet."""
     return [name for name in described() if name not in registry.names(settings)]
+
+
+def places_only(settings: Settings) -> list[str]:
+    """The same of places, those that cannot be loaded left out."""
+    there = registry.names(settings)
+    return [name for name in places() if name not in there and known_profile(name) is not None]
 
 
 def plugins() -> list[Plugin]:

@@ -1,0 +1,1 @@
+"""Anyscale's own client."""

@@ -1,0 +1,118 @@
+"""Asks Anyscale by its own client, as the installed `anyscale` has it (read in 0.26.112)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+CREATE = "/decorated_ha_jobs/create"
+"""The end of the address of the one request that makes a job, and with it a bill."""
+TRIES = 2
+"""Of reads whose connection broke: the client never sends one that makes something again."""
+CONNECT_S = 30
+
+
+class Answered(Exception):
+    """A request that was answered with an error. The client's own would become a sentence without its status
+    on the way."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"it answered with {status}: {text}")
+        self.status, self.text = status, text
+
+
+class Client:
+    """One token at one address. `creating`: whether the request that makes a job was sent. That is not sent
+    any more once what goes before it took `2 * answer_s`: who settles a lost answer counts on it."""
+
+    def __init__(
+        self, host: str, token: str, answer_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        sdk = import_module("anyscale")
+        quiet = import_module("anyscale.cli_logger").BlockLogger(log_output=False)
+        # Validating would ask once more, and turn a 401 into a sentence.
+        block = sdk.AuthenticationBlock(
+            cli_token=token,
+            host=host,
+            validate_credentials=False,
+            log_output=False,
+            raise_structured_exception=True,
+        )
+        self.creating = False
+        self._answer_s, self._clock, self._begun = answer_s, clock, clock()
+        for api in (block.api_client, block.anyscale_api_client):
+            self._watch(api.api_client.rest_client)
+        apis = (block.anyscale_api_client, block.api_client)
+        self._client = sdk.AnyscaleClient(api_clients=apis, host=host, logger=quiet)
+        self._jobs = sdk.JobSDK(client=self._client, logger=quiet)
+
+    def _watch(self, rest: Any) -> None:
+        """Every request: noted where it makes a job, ended when no answer comes, its status kept."""
+        urllib3 = import_module("urllib3")
+        send = rest.request
+        # It would wait up to six minutes, in silence, where it is told to come later.
+        again = urllib3.Retry(TRIES, respect_retry_after_header=False)
+        rest.pool_manager.connection_pool_kw["retries"] = again
+
+        def request(method: str, url: str, **more: Any) -> Any:
+            if method == "POST" and url.endswith(CREATE):
+                if self._clock() - self._begun > 2 * self._answer_s:
+                    raise TimeoutError("what goes before the job took too long; the job was not asked for")
+                self.creating = True
+            try:
+                return send(method, url, **{**more, "_request_timeout": (CONNECT_S, self._answer_s)})
+            except Exception as error:
+                status = getattr(error, "status", None)
+                if status == 0:  # of TLS
+                    raise ConnectionError(str(error)) from error
+                if status is not None:
+                    raise Answered(int(status), _said(getattr(error, "body", None))) from error
+                raise
+
+        rest.request = request
+
+    def organization(self) -> str:
+        return str(self._client.get_user_info().organization_ids[0])
+
+    def jobs(self, tag: str, value: str) -> list[Any]:
+        """Of all users of the organization that may be seen, archived ones too."""
+        found: list[Any] = []
+        token: str | None = None
+        while True:
+            page = self._client.list_jobs(
+                tags_filter=[f"{tag}:{value}"], archive_status="ALL", count=100, paging_token=token
+            )
+            found += page.results
+            token = page.metadata.next_paging_token
+            if not token:
+                return found
+
+    def submit(self, asked: Mapping[str, Any]) -> str:
+        """`asked`: a `JobConfig` as its YAML has it; the id of the job."""
+        return str(self._jobs.submit(import_module("anyscale.job.models").JobConfig.from_dict(dict(asked))))
+
+    def terminate(self, job: str) -> None:
+        self._client.terminate_job(job)
+
+    def printed(self, job_run: str, lines: int) -> str:
+        """The last lines."""
+        return str(self._client.logs_for_job_run(job_run, max_lines=lines, parse_json=False))
+
+
+def _said(body: Any) -> str:
+    """What a person reads of an error's body."""
+    return str(import_module("anyscale.errors").server_error_text(body) or body or "no reason")[:500]
+
+
+def never_sent(error: Exception) -> bool:
+    """Whether no connection was made."""
+    reasons = (error, getattr(error, "reason", None))
+    kinds = {kind.__name__ for one in reasons for kind in type(one).__mro__}
+    return bool(kinds & {"NewConnectionError", "ConnectTimeoutError"})
+
+
+def unreachable(error: Exception) -> bool:
+    kinds = [f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__]
+    return "urllib3.HTTPError" in kinds or isinstance(error, OSError)

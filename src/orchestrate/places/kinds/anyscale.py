@@ -1,0 +1,322 @@
+"""Anyscale's jobs: a machine of a cloud that is set up there, with one worker on it. A job carries the ref of
+its run as its name and as a tag. Names and tags may be taken twice there: what was made is looked for first,
+and of two jobs with one ref the younger one is ended.
+
+Options of `[hosts.anyscale.options]`: `depot`; `instance`, the cloud's own name of the machine; what that is
+(`gpu`, `gpu_memory_gib`) and what an hour of it costs, Anyscale's fee included (`usd_per_hour`); `cloud` and
+`project`, by their names at Anyscale; `image` (a URI). The token is ANYSCALE_CLI_TOKEN or that of
+`orchestrate keys set anyscale`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrate.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    HostUnavailable,
+    InvalidRequest,
+    MissingExtra,
+    MissingKey,
+    NotFound,
+    OrchestrateError,
+    OutcomeUnknown,
+    PermissionRefused,
+    ProviderError,
+    QuotaExceeded,
+    RateLimited,
+    UnexpectedAnswer,
+)
+from orchestrate.files import write_whole
+from orchestrate.local.run.rundir import RunDir
+from orchestrate.places import owned
+from orchestrate.places.away import AwayPlace
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
+from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
+from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.profile import away
+from orchestrate.settings.hosts import HostConfig
+
+ADDRESS = "https://console.anyscale.com"
+TOKEN = "ANYSCALE_CLI_TOKEN"  # noqa: S105  a variable's name
+PROFILE = away(
+    "anyscale",
+    "Anyscale",
+    f"{__name__}:AnyscaleJobs",
+    {*owned.OPTIONS, "cloud", "image", "instance", "project"},
+    url=ADDRESS,
+    key_variable=TOKEN,
+)
+ADDRESS_VARIABLE = "ANYSCALE_HOST"
+WORKSPACE_VARIABLE = "ANYSCALE_EXPERIMENTAL_WORKSPACE_ID"
+TAG = "orchestrate-ref"
+OURS = ("orchestrate", "run")
+Word = Literal["waiting", "running", "ended", "unknown"]
+STATES: Mapping[str, Word] = {
+    "PENDING": "waiting",
+    "AWAITING_CLUSTER_START": "waiting",
+    "UPDATING": "running",
+    "RUNNING": "running",
+    "RESTARTING": "running",
+    "ERRORED": "running",
+    "CLEANING_UP": "running",
+    "SUCCESS": "ended",
+    "TERMINATED": "ended",
+    "BROKEN": "ended",
+    "OUT_OF_RETRIES": "ended",
+}
+"""As the client itself counts them: ERRORED is on the way to another word."""
+STOP_LATER_S = 900
+"""Between the worker's own end and the platform's, which loses what was not reported."""
+TIMED_OUT = 408
+_REFUSALS: Mapping[int, type[ProviderError]] = {
+    401: AuthenticationFailed,
+    402: QuotaExceeded,
+    403: PermissionRefused,
+    404: NotFound,
+    429: RateLimited,
+}
+
+
+class AnyscaleJobs(AwayPlace):
+    def __init__(self, name: str, options: Mapping[str, Any], config: HostConfig) -> None:
+        super().__init__(name, options)
+        self.config = config
+        self.address = (config.base_url or ADDRESS).rstrip("/")
+        self._client: Client | None = None
+        self._organization: str | None = None
+
+    def account(self) -> str:
+        if self._organization is None:
+            with self._asked(self._reading) as client:
+                self._organization = client.organization()
+        return f"organization {self._organization}"
+
+    def require(self) -> None:
+        self._require_safe()
+        if self.config.api_key is None:
+            raise MissingKey(self.name, self.config.key_variable or TOKEN)
+        if not self.options.get("instance"):
+            raise ConfigError(
+                f"hosts.{self.name}.options.instance is not set: the name that the cloud has for the machine",
+                fix=f'[hosts.{self.name}.options] instance = "g6.2xlarge", gpu = "L4"   for example',
+            )
+        super().require()
+
+    def _require_safe(self) -> None:
+        if find_spec("anyscale") is None:
+            raise MissingExtra("anyscale", "Anyscale", "anyscale")
+        given = os.environ.get(ADDRESS_VARIABLE)
+        if given and given.rstrip("/") != self.address:
+            raise ConfigError(
+                f"{ADDRESS_VARIABLE} is {given}, and the runs go to {self.address}",
+                fix=f"unset {ADDRESS_VARIABLE}, or set hosts.{self.name}.base_url to it",
+            )
+        if os.environ.get(WORKSPACE_VARIABLE):
+            raise ConfigError(
+                f"{WORKSPACE_VARIABLE} is set, as in a workspace of Anyscale: its client would send the "
+                "folder in which you are and the workspace's variables along with each job",
+                fix=f"env -u {WORKSPACE_VARIABLE} orchestrate ...",
+            )
+
+    # -- machines ------------------------------------------------------------------------------------------
+
+    def machines(self) -> tuple[Machine, ...]:
+        found = owned.machine(self.name, self.options)
+        return (msgspec.structs.replace(found, name=self._instance, hourly=self._hourly()),)
+
+    def price(self, resources: Resources) -> Hourly | None:
+        return self._hourly()
+
+    def _hourly(self) -> Hourly | None:
+        found = owned.hourly(self.name, self.options)
+        return None if found is None else msgspec.structs.replace(found, machine=self._instance)
+
+    @property
+    def _instance(self) -> str:
+        return str(self.options.get("instance") or owned.NAME)
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def start(self, run: RunDir, resources: Resources, ref: str) -> None:
+        super().start(run, resources, ref)
+        self._keep_one(run)
+
+    def look(self, run: RunDir) -> None:
+        super().look(run)
+        self._keep_one(run)
+
+    def _keep_one(self, run: RunDir) -> None:
+        """Two submits at once, as of two stores, find nothing and make a job each. Both end the younger one.
+        Looked for once after each start; a list that cannot be had now is asked for at the next look."""
+        mark, starts = run.path / ".one", str(self.starts(run)).encode()
+        if mark.is_file() and mark.read_bytes() == starts:
+            return
+        with suppress(ProviderError):
+            alive = [one for one in self.find(run.ref) if one.state != "ended"]
+            for one in alive[:-1]:
+                self._end(one)
+                told = f"a second job of this run, {one.id}, was ended; {alive[-1].id} goes on"
+                run.add_event(told, level="warning", type="doubled")
+            write_whole(mark, starts)
+
+    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+        asked = self.job(order.job.ref, resources, env)
+        with self._asked(self._new(), unknown=order.job.ref) as client:
+            client.submit(asked)
+
+    def job(self, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
+        """A `JobConfig`. The worker has the head of a cluster of one machine, and Ray starts nothing on it.
+        The client's own `requirements` would need the image's Python to be ours."""
+        models: Any = import_module("anyscale.compute_config.models")
+        seconds = resources.limits.seconds
+        words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
+        for pin in pins("local", more=("fsspec", *self.depot.packages)):
+            words += ["--with", pin]
+        words += ["python", "-c", RUN_BOOT]
+        given = {
+            "cloud": self.options.get("cloud"),
+            "project": self.options.get("project"),
+            "image_uri": self.options.get("image"),
+            "timeout_s": None if seconds is None else int(seconds + STOP_LATER_S),
+        }
+        head = models.HeadNodeConfig(instance_type=self._instance)
+        uv = "command -v uv >/dev/null || python -m pip install -q uv"
+        return {
+            "name": ref,
+            "entrypoint": f"{uv}; exec {shlex.join(words)}",
+            "env_vars": {**env, **self.secrets},
+            "compute_config": models.ComputeConfig(head_node=head, worker_nodes=[]),
+            "max_retries": 0,
+            "tags": {TAG: ref, OURS[0]: OURS[1]},
+            **{name: value for name, value in given.items() if value is not None},
+        }
+
+    def find(self, ref: str | None = None) -> list[Placed]:
+        return newest_first(_placed(job) for job in self._jobs(ref))
+
+    def state(self, ref: str) -> Placed | None:
+        """Of two, the one that goes on."""
+        found = self.find(ref)
+        return next((one for one in found if one.state != "ended"), next(iter(found), None))
+
+    def stop(self, ref: str) -> None:
+        for one in self.find(ref):
+            if one.state != "ended":
+                self._end(one)
+
+    def _end(self, one: Placed) -> None:
+        """One that somebody else ended meanwhile is as good."""
+        try:
+            with self._asked(self._reading) as client:
+                client.terminate(one.id)
+        except (InvalidRequest, NotFound):
+            if any(each.id == one.id and each.state != "ended" for each in self.find(one.ref)):
+                raise
+
+    def usage(self, ref: str) -> Usage | None:
+        """Of each job's run; the machine's own start and end are not in it."""
+        seconds = sum(
+            ((one.finished_at or datetime.now(UTC)) - one.started_at).total_seconds()
+            for one in self.find(ref)
+            if one.started_at is not None
+        )
+        hourly = self._hourly()
+        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
+        told = "Anyscale's times of its runs, at the price of the configuration"
+        return Usage(seconds=seconds, usd=usd, source=told)
+
+    def output(self, ref: str) -> str:
+        """From the bucket of the cloud, which may be closed to this machine: a run is not held up by that."""
+        runs = [job.last_job_run for job in self._jobs(ref) if job.last_job_run is not None]
+        if not runs:
+            return ""
+        newest = max(runs, key=lambda one: _time(one.created_at) or datetime.min.replace(tzinfo=UTC))
+        try:
+            with self._asked(self._reading) as client:
+                return client.printed(newest.id, 40)
+        except ProviderError as error:
+            return f"its log could not be had: {error}"
+
+    def _jobs(self, ref: str | None) -> list[Any]:
+        with self._asked(self._reading) as client:
+            found = client.jobs(TAG, ref) if ref is not None else client.jobs(*OURS)
+        # Should the filter ever be passed over, another's job must not be taken for this one.
+        return [job for job in found if (job.name == ref if ref is not None else _is_ref(job.name))]
+
+    # -- asking --------------------------------------------------------------------------------------------
+
+    @property
+    def _reading(self) -> Client:
+        if self._client is None:
+            self._client = self._new()
+        return self._client
+
+    def _new(self) -> Client:
+        self._require_safe()
+        return Client(self.address, self.config.require_key().reveal(), self.config.timeout_s)
+
+    @contextmanager
+    def _asked(self, client: Client, unknown: str | None = None) -> Generator[Client]:
+        """`unknown`: the ref of a request that makes something. Once that was sent, any answer that does not
+        certainly refuse it, or none, raises `OutcomeUnknown`."""
+        try:
+            yield client
+        except OrchestrateError:
+            raise
+        except Answered as error:
+            refused = 400 <= error.status < 500 and error.status != TIMED_OUT
+            if client.creating and unknown is not None and not refused:
+                raise OutcomeUnknown(self.name, unknown, str(error)) from error
+            kind = _REFUSALS.get(error.status, InvalidRequest if refused else HostUnavailable)
+            raise kind(self.name, error.text, status=error.status) from error
+        except Exception as error:
+            if client.creating and unknown is not None and not never_sent(error):
+                raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
+            if unreachable(error):
+                told = f"{self.address} could not be reached: {error}"
+                raise HostUnavailable(self.name, told) from error
+            if unknown is not None and isinstance(error, (ValueError, RuntimeError)):
+                # Of what a job needs, such as a project, before the job itself was asked for.
+                raise InvalidRequest(self.name, str(error)) from error
+            told = f"its answer is not as described: {error!r}"
+            raise UnexpectedAnswer(self.name, told) from error
+
+
+def _is_ref(name: str) -> bool:
+    return re.fullmatch(r"orc-[a-z0-9]{12}", name) is not None
+
+
+def _placed(job: Any) -> Placed:
+    raw = str(job.state.current_state)
+    state: Word = STATES.get(raw, "unknown")
+    run = job.last_job_run
+    ended = (run and run.finished_at) or job.state.state_transitioned_at
+    return Placed(
+        id=str(job.id),
+        ref=str(job.name),
+        state=state,
+        raw_state=raw,
+        created_at=_time(job.created_at),
+        started_at=_time(run.created_at) if run else None,
+        finished_at=_time(ended) if state == "ended" else None,
+        message=job.state.error or job.state.operation_message,
+    )
+
+
+def _time(at: datetime | None) -> datetime | None:
+    """Without a zone it is UTC."""
+    return None if at is None else at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)

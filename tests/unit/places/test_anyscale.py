@@ -1,0 +1,405 @@
+"""Anyscale by its own client, unmodified, against a stand-in that speaks its HTTP. What all places have is in
+`test_contract`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import msgspec
+import pytest
+from tests.paths import ROOT, TINY
+from tests.sending import create, upload
+from tests.unit.places.depots import S3
+
+from orchestrate.data import TrainingData
+from orchestrate.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    HostUnavailable,
+    KeyElsewhere,
+    MissingKey,
+    OutcomeUnknown,
+    PermissionRefused,
+    ProviderError,
+    RateLimited,
+    UnexpectedAnswer,
+)
+from orchestrate.places.base import Resources
+from orchestrate.places.kinds._anyscale.asking import Client
+from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
+from orchestrate.places.order import pins
+from orchestrate.providers import registry
+from orchestrate.providers.local.away import AwayProvider
+from orchestrate.settings import config
+from orchestrate.settings.keys import Secret
+from orchestrate.spec import JobSpec
+from orchestrate.spending.accounts import Spender
+from orchestrate.spending.orphans import Orphans
+from orchestrate.tracking import Store
+from orchestrate.types import JobStatus
+
+consoles = pytest.importorskip("tests.unit.places.console")
+TOKEN = consoles.TOKEN
+REF = "orc-0123456789ab"
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[Any]:
+    """Jobs are made, and nothing is run."""
+    (tmp_path / "console").mkdir()
+    with consoles.running(tmp_path / "console", run=False) as found:
+        yield found
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
+    path.write_text(f"{json.dumps({'messages': messages})}\n" * 24)
+    return path
+
+
+def provider(
+    console: Any, tmp_path: Path, home: str = "home", token: str = TOKEN, **options: Any
+) -> AwayProvider:
+    (tmp_path / home).mkdir(exist_ok=True)
+    given = {"depot": f"file://{tmp_path}/depot", "instance": "g6.2xlarge", "gpu": "L4", **options}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in given.items() if value is not None]
+    (tmp_path / "orchestrate.toml").write_text("[hosts.anyscale.options]\n" + "\n".join(lines))
+    found = registry.make("anyscale", config.load(env={}, cwd=tmp_path, home=tmp_path / home))
+    assert isinstance(found, AwayProvider)
+    reached = found.config.changed(base_url=console.url, api_key=Secret(token), pins=None)
+    found.place = AnyscaleJobs("anyscale", reached.options, reached)
+    return found
+
+
+def spec(rows: Path, **more: Any) -> JobSpec:
+    values: dict[str, Any] = {"model": str(TINY), "train": str(rows), "adapter": "lora", "epochs": 1}
+    return JobSpec.parse(values | more)
+
+
+def submit(found: AwayProvider, asked: JobSpec, ref: str = REF) -> Any:
+    data = TrainingData.open(asked.train, asked.validation)  # type: ignore[arg-type]
+    return create(found, asked, upload(found, asked, data), ref)
+
+
+def test_what_is_sent(console: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One machine, no second try of Anyscale's own, an end, and the project, cloud and image that were asked
+    for. The token is in none of it."""
+    monkeypatch.setenv("DEPOT_WORD", "only among the variables")
+    more = {"cloud": "first", "project": "ours", "image": "docker.io/me/image:1", "pass_env": ["DEPOT_WORD"]}
+    found = provider(console, tmp_path, **more)
+    submit(found, spec(rows, provider_options={"anyscale": {"max_hours": 2}}))
+    [sent], [machine] = console.sent, console.machines
+    asked = sent["config"]
+    assert sent["name"] == REF and sent["tags"] == {TAG: REF, "orchestrate": "run"}
+    assert sent["project_id"] == "prj_ours" and asked["build_id"] == "bld_of_image"
+    assert asked["max_retries"] == 0 and asked["timeout_s"] == 2 * 3600 + 900
+    assert asked["runtime_env"]["env_vars"]["DEPOT_WORD"] == "only among the variables"
+    assert set(asked["runtime_env"]) == {"env_vars"}, "no folder of this machine goes along"
+    assert "only among" not in asked["entrypoint"] and TOKEN not in json.dumps(sent)
+    words = asked["entrypoint"].split()
+    with_ = [words[i + 1] for i, word in enumerate(words) if word == "--with"]
+    assert with_ == pins("local", more=("fsspec",)) and any(pin.startswith("torch==") for pin in with_)
+    assert machine["config"]["cloud_id"] == "cld_first" and machine["anonymous"]
+    assert machine["config"]["head_node_type"]["instance_type"] == "g6.2xlarge"
+    assert machine["config"]["worker_node_types"] == [] and not machine["config"]["auto_select_worker_config"]
+
+
+def test_our_words_are_the_clients() -> None:
+    """Of each it tells as we do whether it goes on."""
+    from anyscale.client.openapi_client.models.ha_job_states import HaJobStates
+    from anyscale.job._private.job_sdk import HA_JOB_STATE_TO_JOB_STATE
+    from anyscale.job.models import JobState
+
+    assert set(STATES) == set(HaJobStates.allowable_values) == set(HA_JOB_STATE_TO_JOB_STATE)
+    words = {JobState.STARTING: "waiting", JobState.RUNNING: "running"}
+    assert {raw: words.get(word, "ended") for raw, word in HA_JOB_STATE_TO_JOB_STATE.items()} == STATES
+
+
+@pytest.mark.parametrize("fault", ["garbled", "408 after", "502 after", "599 after"])
+def test_an_answer_that_says_nothing_is_no_refusal(
+    fault: str, console: Any, rows: Path, tmp_path: Path
+) -> None:
+    """An error page with a 200, and what a proxy says for a host that has taken the job."""
+    found, asked = provider(console, tmp_path), spec(rows)
+    console.faults = [fault]
+    with pytest.raises(OutcomeUnknown):
+        submit(found, asked)
+    assert submit(found, asked).job_id == REF and len(console.jobs) == 1
+
+
+@pytest.mark.slow
+def test_a_host_that_does_not_answer_is_not_waited_for_without_end(
+    console: Any, rows: Path, tmp_path: Path
+) -> None:
+    found, asked = provider(console, tmp_path), spec(rows)
+    reached = found.place.config.changed(timeout_s=10.0)  # type: ignore[attr-defined]
+    found.place = AnyscaleJobs("anyscale", reached.options, reached)
+    console.faults = ["slow"]
+    with pytest.raises(OutcomeUnknown, match="ReadTimeout"):
+        submit(found, asked)
+    assert submit(found, asked).job_id == REF and len(console.jobs) == 1
+
+
+def test_a_job_is_not_asked_for_later_than_a_lost_one_is_waited_for(console: Any, tmp_path: Path) -> None:
+    """Else its request could still be on its way when its absence counts as proof."""
+    place = provider(console, tmp_path).place
+    asked = place.job(REF, Resources(), {})  # type: ignore[attr-defined]
+    for took, sent in [(121.0, 0), (119.0, 1)]:
+        client = Client(console.url, TOKEN, 60.0, clock=iter([0.0, took]).__next__)
+        with nullcontext() if sent else pytest.raises(TimeoutError, match="not asked for"):
+            client.submit(asked)
+        assert (len(console.sent), client.creating) == (sent, bool(sent))
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"), [("401", AuthenticationFailed), ("403", PermissionRefused), ("429", RateLimited)]
+)
+def test_a_refusal_is_certain(
+    fault: str, raised: type[ProviderError], console: Any, rows: Path, tmp_path: Path
+) -> None:
+    found, asked = provider(console, tmp_path), spec(rows)
+    console.faults = [fault]
+    with pytest.raises(raised, match="before anything was made"):
+        submit(found, asked)
+    assert not console.jobs and len(console.sent) == 1
+    submit(found, asked)
+    assert len(console.jobs) == 1
+
+
+def test_a_list_that_is_none_is_no_absence(console: Any, rows: Path, tmp_path: Path) -> None:
+    """No job is made where it cannot be told whether there is one."""
+    found, asked = provider(console, tmp_path), spec(rows)
+    for reading, raised in [("page", UnexpectedAnswer), ("500", HostUnavailable)]:
+        console.reading = reading
+        with pytest.raises(raised):
+            submit(found, asked)
+    console.reading = ""
+    with pytest.raises(AuthenticationFailed):
+        submit(provider(console, tmp_path, token="sss_another"), asked)
+    assert not console.sent
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"project": "theirs"}, "'theirs' was not found"), ({"cloud": "theirs"}, "theirs not found")],
+)
+def test_a_project_or_cloud_that_does_not_exist(
+    options: dict[str, str], told: str, console: Any, rows: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ProviderError, match=told):
+        submit(provider(console, tmp_path, **options), spec(rows))
+    assert not console.sent
+
+
+def test_of_two_jobs_with_one_ref_the_younger_is_ended_and_told(
+    console: Any, rows: Path, tmp_path: Path
+) -> None:
+    """Two stores submit at once: neither finds a job, and each makes one."""
+    both = Barrier(2, timeout=240)
+    console.made = lambda id: (console.lock.release(), both.wait(), console.lock.acquire())
+    ours = [provider(console, tmp_path, home) for home in ("here", "there")]
+    for one in ours:
+        one.place.account()
+    with ThreadPoolExecutor(2) as threads:
+        handles = list(threads.map(lambda one: submit(one, spec(rows)), ours))
+    assert [handle.job_id for handle in handles] == [REF, REF]
+    first, second = sorted(console.jobs)
+    states = {id: job["state"]["current_state"] for id, job in console.jobs.items()}
+    assert states == {first: "PENDING", second: "TERMINATED"}
+    told = [event.message for one in ours for event in one.events(handles[0]) if event.type == "doubled"]
+    assert told and all(f"{second}, was ended; {first} goes on" in message for message in told)
+    for one in ours:
+        assert one.get(handles[0]).status is JobStatus.QUEUED and not one.recover(handles[0])
+    assert len(console.jobs) == 2
+
+
+def test_the_job_of_a_stranger_with_our_name_is_left_alone(console: Any, rows: Path, tmp_path: Path) -> None:
+    """Also by what ends the jobs that no run accounts for."""
+    found, asked = provider(console, tmp_path), spec(rows)
+    submit(found, asked)
+    [mine] = console.jobs.values()
+    stranger = {**mine, "id": "prodjob_theirs", "tags": {"team": "theirs"}}
+    renamed = {**mine, "id": "prodjob_renamed", "name": "theirs"}
+    console.jobs |= {"prodjob_theirs": stranger, "prodjob_renamed": renamed}
+    assert [one.id for one in found.place.find(REF)] == [mine["id"]]
+    with Store.open(f"sqlite:///{tmp_path}/empty.db") as store:
+        by = lambda name: found  # noqa: E731
+        orphans = Orphans(store, by)
+        report = orphans.among(Spender(store, [found.name], by, by).report())
+        assert [one.item.id for one in report.orphans] == [mine["id"]]
+        assert [one.outcome for one in orphans.end(report).orphans] == ["asked to end"]
+    assert mine["state"]["current_state"] == "TERMINATED"
+    assert {stranger["state"]["current_state"], renamed["state"]["current_state"]} == {"PENDING"}
+
+
+def test_a_job_that_somebody_else_ended(console: Any, rows: Path, tmp_path: Path) -> None:
+    """It is found as ended, ending it again is no error, and the run can go on."""
+    found = provider(console, tmp_path)
+    handle = submit(found, spec(rows))
+    [id] = console.jobs
+    [seen] = found.place.find(REF)
+    console.terminate(id)
+    found.place._end(seen)  # type: ignore[attr-defined]  as after a list from before
+    found.place.stop(REF)
+    assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle)
+    assert len(console.jobs) == 2
+
+
+def test_a_name_is_no_command(console: Any, rows: Path, tmp_path: Path) -> None:
+    """Nothing of a spec or of the configuration is a word of the shell that starts the worker."""
+    nasty = "x\"; $(touch /tmp/no) `id` '; exit 1\n"
+    found = provider(console, tmp_path, instance=nasty)
+    submit(found, spec(rows, tags={"team": nasty}))
+    [sent], [machine] = console.sent, console.machines
+    assert machine["config"]["head_node_type"]["instance_type"] == nasty
+    assert "touch" not in json.dumps(sent["config"]["entrypoint"]) + sent["name"] + json.dumps(sent["tags"])
+
+
+def test_without_a_price_there_is_no_quote_and_still_an_end(console: Any, rows: Path, tmp_path: Path) -> None:
+    found, asked = provider(console, tmp_path), spec(rows)
+    data = TrainingData.open(asked.train)  # type: ignore[arg-type]
+    quote = found.quote(asked, data, found.translate(asked), None)  # type: ignore[arg-type]
+    assert "no price is known" in str(quote.unavailable)
+    handle = submit(found, asked)
+    assert console.sent[0]["config"]["timeout_s"] == 24 * 3600 + 900
+    console.end(next(iter(console.jobs)), "OUT_OF_RETRIES", "the machine died", ran_s=90)
+    job = found.get(handle)
+    assert job.cost_usd is None and job.payload["used_seconds"] == pytest.approx(90, abs=1)
+
+
+def test_a_log_that_cannot_be_had_holds_nothing_up(console: Any, rows: Path, tmp_path: Path) -> None:
+    found = provider(console, tmp_path)
+    handle = submit(found, spec(rows))
+    [id] = console.jobs
+    (console.folder / f"{id}.log").write_text("one\nno such image\n")
+    console.running(id)
+    assert found.place.output(REF) == "one\nno such image\n"
+    console.end(id, "OUT_OF_RETRIES")
+    console.closed = True
+    assert "could not be had" in found.place.output(REF)
+    assert found.get(handle).status is JobStatus.PAUSED
+
+
+def test_what_would_lead_elsewhere_is_refused(
+    console: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client would follow the one variable, and send a folder along by the other."""
+    found = provider(console, tmp_path).place
+    found.require()
+    monkeypatch.setenv("ANYSCALE_HOST", "https://console.example.com")
+    with pytest.raises(ConfigError, match=r"ANYSCALE_HOST is https://console\.example\.com"):
+        found.find(REF)
+    monkeypatch.setenv("ANYSCALE_HOST", f"{console.url}/")
+    assert found.find(REF) == []
+    monkeypatch.setenv("ANYSCALE_EXPERIMENTAL_WORKSPACE_ID", "expwrk_1")
+    with pytest.raises(ConfigError, match="would send the folder"):
+        found.require()
+    monkeypatch.delenv("ANYSCALE_EXPERIMENTAL_WORKSPACE_ID")
+    with pytest.raises(ConfigError, match=r"options\.instance is not set"):
+        provider(console, tmp_path, instance="").place.require()
+
+
+def test_the_token_goes_to_one_host(tmp_path: Path) -> None:
+    """As each key: a project's file that names another address does not get it."""
+    (tmp_path / "home").mkdir()
+    file = tmp_path / "orchestrate.toml"
+    options = f'[hosts.anyscale.options]\ndepot = "file://{tmp_path}/depot"\ninstance = "g6.2xlarge"\n'
+    env = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
+    elsewhere = '[hosts.anyscale]\nbase_url = "https://console.example.com"\n'
+    for table, given, raised in [
+        ("", {}, MissingKey),
+        (elsewhere, {"ANYSCALE_CLI_TOKEN": TOKEN}, KeyElsewhere),
+    ]:
+        file.write_text(table + options)
+        found = registry.make("anyscale", config.load(env=env | given, cwd=tmp_path, home=tmp_path / "home"))
+        with pytest.raises(raised):
+            found.place.find(REF)  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_by_the_commands_alone(console: Any, rows: Path, tmp_path: Path) -> None:
+    """The process is killed when its job was made and before it knows that; the next submit finds it."""
+    (tmp_path / "o.toml").write_text(
+        f'[hosts.anyscale.options]\ndepot = "file://{tmp_path}/depot"\n'
+        'instance = "g6.2xlarge"\ngpu = "L4"\nusd_per_hour = 1.5\n'
+    )
+    (tmp_path / "spec.yaml").write_text(f"model: qwen3-8b\ntrain: {rows}\nadapter: qlora\n")
+    env = {name: os.environ[name] for name in ("PATH", "ORCHESTRATE_TODAY") if name in os.environ}
+    env |= {"HOME": str(tmp_path), "PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
+    env |= {"ORCHESTRATE_HOME": str(tmp_path / "home"), "ORCHESTRATE_CONFIG": str(tmp_path / "o.toml")}
+    env |= {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"), "ANYSCALE_BASE_URL": console.url}
+
+    def run(*words: str, given: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "orchestrate.cli", *words]
+        return subprocess.run(
+            command, env=env | more, cwd=tmp_path, input=given, capture_output=True, text=True, check=False
+        )
+
+    done = run("keys", "set", "anyscale", given=TOKEN, ANYSCALE_BASE_URL="https://console.anyscale.com")
+    assert done.returncode == 0 and "https://console.anyscale.com" in done.stderr, done.stderr
+    assert run("keys", "trust", "anyscale", console.url).returncode == 0
+    told = run("doctor", "--online", "--json").stdout
+    assert "takes the key" in told and "key anyscale" in told, told
+    command = [sys.executable, "-m", "orchestrate.cli", "submit", "spec.yaml", "-p", "anyscale", "--yes"]
+    first = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    console.made = lambda id: os.kill(first.pid, signal.SIGKILL)
+    assert first.wait(timeout=240) == -signal.SIGKILL and len(console.jobs) == 1
+    console.made = lambda id: None
+    deadline = time.monotonic() + 400
+    while (one := json.loads(run("runs", "--json").stdout)[0])["status"] != "queued":
+        assert one["status"] == "submitting" and time.monotonic() < deadline, one
+        time.sleep(5)  # the lease of the killed one has to run out
+        run("sync")
+    assert len(console.jobs) == 1
+    assert run("submit", "spec.yaml", "-p", "anyscale", "--yes").returncode == 2, "the same run"
+    [job] = console.jobs.values()
+    assert one["ref"] == job["name"] and one["ref"] in run("spending").stdout
+    assert run("cancel", one["id"]).returncode == 0 and job["state"]["current_state"] == "TERMINATED"
+
+
+@pytest.mark.slow
+def test_trained_over_there_killed_and_brought_home(s3: S3, rows: Path, tmp_path: Path) -> None:
+    """The real engine in processes that a shell starts by the job's entrypoint, with its variables alone, its
+    depot S3; its machine dies on the way."""
+    (tmp_path / "console").mkdir()
+    with consoles.running(tmp_path / "console") as console:
+        found = provider(console, tmp_path, depot=f"s3://runs/{tmp_path.name}", gpu=None, usd_per_hour=0.5)
+        options = {"recovery_seconds": 0, "threads": 1}
+        asked = spec(rows, epochs=2, batch_size=2, seed=1, provider_options={"anyscale": options})
+        handle = submit(found, asked)
+        _wait(lambda: (found.get(handle).step or 0) >= 5, console)
+        [first] = console.jobs
+        console.kill(first)
+        _wait(lambda: found.get(handle).status is JobStatus.PAUSED, console)
+        assert found.recover(handle)
+        _wait(lambda: found.get(handle).status.terminal, console)
+        job = found.get(handle)
+        assert job.status is JobStatus.SUCCEEDED and job.step == 24
+        steps = [point.step for point in found.metrics(handle) if "train_loss" in point.values]
+        assert steps == sorted(set(steps)) and steps[-1] == 24
+        [resumed] = [event for event in found.events(handle) if event.type == "resumed"]
+        assert (resumed.step or 0) > 0
+        found.download(handle, tmp_path / "tuned")
+        passport = msgspec.json.decode((tmp_path / "tuned" / "passport.json").read_bytes())
+        assert passport["ref"] == REF and len(console.jobs) == 2
+
+
+def _wait(ready: Callable[[], bool], console: Any) -> None:
+    deadline = time.monotonic() + 240
+    while not ready():
+        logs = [path.read_text()[-1500:] for path in console.folder.glob("*.log")]
+        assert time.monotonic() < deadline, logs
+        time.sleep(0.3)
