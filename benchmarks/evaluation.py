@@ -91,7 +91,7 @@ def compare(model: Generator, asked: Prompts, options: argparse.Namespace) -> st
         found: dict[int, str] = {}
         for start in range(0, len(order), options.batch):
             part = order[start : start + options.batch]
-            replies = model.attempt([asked[i] for i in part], max_tokens=TOKENS, tell_rounding=True)
+            replies = model.attempt([asked[i] for i in part], max_tokens=TOKENS, rounding="told")
             found |= {i: getattr(reply, "content", "") for i, reply in zip(part, replies, strict=True)}
         return [found[i] for i in range(len(asked))]
 

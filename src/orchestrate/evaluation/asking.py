@@ -250,13 +250,18 @@ class _Round:
         waiting = iter(self._batches)
         pool = ThreadPoolExecutor(self._respondent.parallel, thread_name_prefix="evaluation")
         failed: BaseException | None = None
+        put_off: list[Question] | None = None
         try:
             while True:
                 while failed is None and len(running) < self._respondent.parallel:
-                    if (batch := next(waiting, None)) is None:
+                    if (batch := put_off or next(waiting, None)) is None:
                         break
                     try:
-                        worst = self._send(batch)
+                        worst, put_off = self._send(batch), None
+                    except OverBudget as error:
+                        # Answers under way are seldom as long as they may be.
+                        put_off, failed = batch, None if running else error
+                        break
                     except OrchestrateError as error:
                         failed = error
                         break

@@ -147,7 +147,7 @@ def by_generator(
                 temperature=sampling.temperature,
                 seed=sampling.seed + sample,
                 tools=list(same[0].tools) or None,
-                tell_rounding=sampling.temperature == 0,
+                rounding="told" if sampling.temperature == 0 else "left",
             )
             answers |= {q.digest: _told(r) for q, r in zip(same, replies, strict=True)}
         return [answers[q.digest] for q in questions]

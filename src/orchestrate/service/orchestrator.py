@@ -389,7 +389,9 @@ class Orchestrator(Measuring, Rerunning):
         from orchestrate.preparing.prepared import counted_from
         from orchestrate.service.training.continuation import continued
 
-        return Terms(self.settings, self.rates, partial(continued, self), hours, checked, counted_from(count))
+        return Terms(
+            self.settings, lambda: self.rates, partial(continued, self), hours, checked, counted_from(count)
+        )
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""

@@ -97,6 +97,13 @@ def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
         Asking(tmp_path, Purse(Decimal(1))).ask(answering(shout), questions(1))
 
 
+def test_what_answers_under_way_may_cost_only_delays_the_next_one(tmp_path: Path) -> None:
+    model = answering(shout, price=cents, parallel=4)
+    purse = Purse(Decimal("1.50"))
+    assert len(Asking(tmp_path, purse).ask(model, questions(10))) == 10
+    assert purse.spent_usd == Decimal("0.30")
+
+
 def test_what_was_under_way_in_a_kill_counts_at_its_worst(tmp_path: Path) -> None:
     model = answering(shout, price=cents)
     [question] = questions(1)

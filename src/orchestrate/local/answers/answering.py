@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.local import pipe
-from orchestrate.local.run.process import uncollected
+from orchestrate.local.run.process import importing
 from orchestrate.types import decoding
 
 MOST_ROWS = 64
@@ -72,6 +72,8 @@ class Answerer:
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.sampler = Sampler.of(self.template, self.folder, self.device)
         self.sampler.shares = True
+        self.fitting_rows: int | None = None
+        """As many as memory did for, once it has run out."""
         self._base: Any = None
         self._tuned: Any = None
         self._load()
@@ -112,25 +114,41 @@ class Answerer:
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
         from orchestrate.local.model.sampling.rounding import rounds
+        from orchestrate.local.run.oom import halving
 
         tools, most = request.get("tools"), request["max_tokens"]
         close: set[int] = set()
         prompts = [self._prompt(p, tools) for p in request["prompts"]]
         fitting = [prompt for prompt in prompts if self.sampler.room(prompt, 1)]
-        self.torch.manual_seed(request["seed"])
         model, adapter = self.model(request["base"])
-        looks = bool(request.get("tell_rounding")) and rounds(model, self.device)
-        with adapter, self.torch.inference_mode():
-            answers = self.sampler.draw(
+        rounding = request.get("rounding", "left")
+        looks = rounding != "left" and rounds(model, self.device)
+        watch = self._watch(prompts[0], tools, send) if request["stream"] else None
+
+        def draw(rows: int, prompts: list[list[int]] = fitting) -> list[list[int]]:
+            self.torch.manual_seed(request["seed"])
+            close.clear()
+            return self.sampler.draw(
                 model,
-                fitting,
+                prompts,
                 max_tokens=most,
                 temperature=request["temperature"],
-                most_rows=request.get("batch") or MOST_ROWS,
-                watch=self._watch(prompts[0], tools, send) if request["stream"] else None,
+                most_rows=rows,
+                watch=watch,
                 close=close if looks else None,
             )
-            turned = self.sampler.turned(model, fitting, answers, close)
+
+        rows = min(request.get("batch") or MOST_ROWS, self.fitting_rows or len(fitting), len(fitting))
+        with adapter, self.torch.inference_mode():
+            answers, fits = halving(rows, self.device, draw)
+            if fits < rows:
+                self.fitting_rows = fits
+            turned = set[int]()
+            if rounding == "mended":
+                for number in sorted(close):
+                    [answers[number]] = draw(1, [fitting[number]])
+            else:
+                turned = self.sampler.turned(model, fitting, answers, close)
         drawn = iter(enumerate(answers))
         replies: list[dict[str, Any]] = []
         for prompt in prompts:
@@ -207,7 +225,7 @@ def main() -> int:
         try:
             request = msgspec.json.decode(line, type=dict[str, Any])
             if answerer is None:
-                with uncollected():
+                with importing():
                     answerer = Answerer(request)
                 send({"ready": True})
             elif "likelihoods" in request:

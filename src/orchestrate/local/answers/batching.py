@@ -13,7 +13,7 @@ other models take turns. Imports torch."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from orchestrate.local.answers import mixing
-from orchestrate.local.answers.drawing import Drawn, Luck, draw
+from orchestrate.local.answers.drawing import NO_MEMORY, Drawn, Luck, draw
 from orchestrate.local.model.sampling.caches import new_cache, takes
+from orchestrate.local.run.oom import give_back, out_of_memory
 
 BASE = "__base__"
 """PEFT's name for rows without an adapter."""
@@ -35,6 +36,10 @@ ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_param
 """What PEFT cannot apply to some rows of a batch only."""
 PROMPTS_A_STEP = 4
 """Prompts that are read between two tokens of the rows that are being answered."""
+
+
+class Torn(Exception):
+    """Nothing more can be answered by this process."""
 
 
 @dataclass
@@ -166,8 +171,9 @@ class Batching:
             batch.drop_ended()
 
     def step(self) -> Iterator[tuple[Row, Drawn]]:
-        """Each row with its next token. Rows that end are marked, also those for which the model gives no
-        numbers; who takes the token may end more of them."""
+        """Each row with its next token. Rows that end are marked, also those for which there is no token; who
+        takes the token may end more of them. Where memory runs out, from then on half as many rows are
+        answered at once, and what was read of those on their way is read again."""
         with torch.inference_mode():
             for name in list(self._batches):
                 batch = self._batches[name]
@@ -189,19 +195,22 @@ class Batching:
         return self.most_rows if self.rows else max(self.most_rows, 1 + len(self.waiting[0].copies))
 
     def _begin(self, row: Row) -> Iterator[tuple[Row, Drawn]]:
-        device = self.model.device
+        device, read = self.model.device, [*row.prompt, *row.ids]
         cache = new_cache(self.model)
-        ids = torch.tensor([row.prompt], device=device)
-        with self._as([row]) as more:
-            out = self.model(input_ids=ids, use_cache=True, **{self._cache: cache}, **self._last, **more)
-        logits, rows = out.logits[:, -1], [row, *row.copies]
+        inputs = {"input_ids": torch.tensor([read], device=device), **self._last}
+        logits = self._logits([row], cache, inputs)
+        if logits is None:
+            yield from self._put_off([row], max(1, self.rows))
+            return
+        rows, row.copies = [row, *row.copies], []
         if self._lies is None:
             self._lies = all(_lies(layer) for layer in cache.layers)
         yield from self._take(rows, logits.expand(len(rows), -1))
         going = [r for r in rows if not r.ended]
         if going:
             batch = self._batches.setdefault(self._batch_of(row), Batch())
-            batch.join(going, cache, len(row.prompt), device)
+            if not _fits(lambda: batch.join(going, cache, len(read), device)):
+                yield from self._interrupted(batch, going)
 
     def _batch_of(self, row: Row) -> str:
         """Rows of adapters that PEFT cannot mix are answered apart."""
@@ -214,9 +223,48 @@ class Batching:
         return not any(getattr(config, name, None) for name in ALONE)
 
     def _next(self, batch: Batch) -> Iterator[tuple[Row, Drawn]]:
-        with self._as(batch.rows) as more:
-            out = self.model(**batch.inputs(), use_cache=True, **{self._cache: batch.cache}, **more)
-        yield from self._take(batch.rows, out.logits[:, -1])
+        logits = self._logits(batch.rows, batch.cache, batch.inputs())
+        if logits is not None:
+            yield from self._take(batch.rows, logits)
+            return
+        yield from self._interrupted(batch, [])
+
+    def _logits(self, rows: Sequence[Row], cache: Any, inputs: dict[str, Any]) -> Tensor | None:
+        """[rows, vocabulary] of the next token; `None` where memory has run out."""
+        found: list[Tensor] = []
+
+        def compute() -> None:
+            with self._as(rows) as more:
+                out = self._passed(**inputs, use_cache=True, **{self._cache: cache}, **more)
+            found.append(out.logits[:, -1])
+
+        return found[0] if _fits(compute) else None
+
+    def _passed(self, **inputs: Any) -> Any:
+        """Raises `Torn` where PEFT mixed the adapters: what it hung on the model for that stays there."""
+        try:
+            return self.model(**inputs)
+        except (RuntimeError, MemoryError) as error:
+            if "adapter_names" in inputs:
+                raise Torn("the model cannot be used any more") from error
+            raise
+
+    def _interrupted(self, batch: Batch, coming: list[Row]) -> Iterator[tuple[Row, Drawn]]:
+        """Memory ran out amid a batch: some layers' caches have what others have not."""
+        half = max(1, (self.rows + len(coming)) // 2)
+        rows, batch.rows, batch.cache, batch.mask = [*batch.rows, *coming], [], None, None
+        yield from self._put_off(rows, half)
+
+    def _put_off(self, rows: list[Row], most: int) -> Iterator[tuple[Row, Drawn]]:
+        """They wait until fewer rows are answered; one that was alone never will be."""
+        give_back(self.model.device)
+        if len(rows) > 1 or self.rows:
+            self.most_rows = min(self.most_rows, most)
+            self.waiting[:0] = rows
+            return
+        for row in [*rows, *rows[0].copies]:
+            row.ended = True
+            yield row, Drawn(0, failed=NO_MEMORY)
 
     def _take(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[Row, Drawn]]:
         for row, drawn in zip(rows, draw(logits, [(r.luck, r.counts) for r in rows]), strict=True):
@@ -248,6 +296,17 @@ class Batching:
             if self.model.active_adapter != names[0]:
                 self.model.set_adapter(names[0])
             yield {}
+
+
+def _fits(compute: Callable[[], None]) -> bool:
+    """Whether memory did for it."""
+    try:
+        compute()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _begins_another(row: Row) -> bool:

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+NO_NUMBERS = "no_numbers"
+"""The model gave none that are finite."""
+NO_MEMORY = "no_memory"
+"""The row does not fit into memory, even alone."""
 LEAST_TEMPERATURE = 1e-6
 """Below it the division overflows, and the likeliest token is as good as certain."""
 
@@ -44,8 +48,8 @@ class Drawn:
     logprob: float | None = None
     """Nats, by the model itself: before temperature, penalties and biases."""
     tops: tuple[tuple[int, float], ...] = ()
-    failed: bool = False
-    """The model gave no finite numbers: `id` means nothing."""
+    failed: str = ""
+    """Why there is no token, in the API's word: `id` then means nothing."""
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Drawn]:
@@ -54,7 +58,7 @@ def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Draw
     finite: list[bool] = values.isfinite().tolist()
     likeliest: list[int] = ids.tolist()
     return [
-        Drawn(likeliest[n], failed=not finite[n])
+        Drawn(likeliest[n], failed="" if finite[n] else NO_NUMBERS)
         if luck.plain or not finite[n]
         else _one(logits[n].float().cpu(), luck, counts)
         for n, (luck, counts) in enumerate(rows)

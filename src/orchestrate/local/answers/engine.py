@@ -33,7 +33,7 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.local import pipe
 from orchestrate.local.answers.answering import SMALL_MODEL_BYTES
 from orchestrate.local.answers.batching import BASE, Batching, Row
-from orchestrate.local.answers.drawing import Luck
+from orchestrate.local.answers.drawing import NO_MEMORY, NO_NUMBERS, Luck
 from orchestrate.local.answers.speech import Model, Speech
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.adapters.added_tokens import rows_of
@@ -50,6 +50,10 @@ from orchestrate.local.model.sampling.sampling import Sampler
 from orchestrate.types import decoding
 
 Send = Callable[[dict[str, Any]], None]
+_WORDS = {
+    NO_NUMBERS: "{} gives no finite numbers: its weights are broken, or overflow here",
+    NO_MEMORY: "this machine has not enough memory for {} to answer this prompt, even alone: shorten it",
+}
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,10 +281,8 @@ class Engine:
         for row, drawn in self.batching.step():
             speech = self._speeches[id(row)]
             if drawn.failed:
-                words = (
-                    f"{speech.model.name} gives no finite numbers: its weights are broken, or overflow here"
-                )
-                send({"id": row.key, "error": words, "code": "no_numbers"})
+                words = _WORDS[drawn.failed].format(speech.model.name)
+                send({"id": row.key, "error": words, "code": drawn.failed})
             elif message := speech.take(drawn):
                 send({"id": row.key, **message})
             if row.ended:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Generator as PyGenerator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 import msgspec
 
@@ -26,6 +26,7 @@ from orchestrate.underway import work
 
 Prompt = Sequence[Message | Mapping[str, Any]]
 """The messages so far. A mapping may carry what `Message` has no field for: tool calls, a tool's name."""
+Rounding = Literal["left", "told", "mended"]
 
 
 class Generator:
@@ -118,15 +119,16 @@ class Generator:
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
         batch: int | None = None,
-        tell_rounding: bool = False,
+        rounding: Rounding = "left",
     ) -> list[Reply | DataError]:
-        """As `generate`, with the reason in the place of each reply that there cannot be. `tell_rounding`: a
-        reply that a batch of 16-bit products turned says so in its notes; for temperature 0."""
+        """As `generate`, with the reason in the place of each reply that there cannot be. `rounding`, for
+        temperature 0: that a batch of 16-bit products turned a reply is `told` in its notes, or replies that
+        it may have turned are `mended`: asked for again, alone."""
         if not prompts:
             return []
         self.start()
         question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
-        self._send({**question, "batch": batch, "tell_rounding": tell_rounding})
+        self._send({**question, "batch": batch, "rounding": rounding})
         return [_reply(told) for told in self._receive()["replies"]]
 
     def stream(

@@ -12,6 +12,7 @@ import torch
 
 from orchestrate.data.rows.examples import ChatMessage, UnpairedExample
 from orchestrate.local.encoding.encoding import Template, encode_answer
+from orchestrate.local.run.oom import halving
 from orchestrate.types import decoding
 
 ROWS = 8
@@ -25,29 +26,41 @@ def likelihoods(
     where there is one, or of an `answer` to `messages`."""
     encoded = [_encoded(template, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
-    found: list[tuple[float, int, bool]] = [(0.0, 0, True)] * len(rows)
-    for start in range(0, len(order), ROWS):
-        part = order[start : start + ROWS]
-        longest = max(len(encoded[i][0]) for i in part)
-        ids = torch.zeros((len(part), longest), dtype=torch.long)
-        told = torch.zeros((len(part), longest), dtype=torch.bool)
-        there = torch.zeros((len(part), longest), dtype=torch.long)
-        for row, i in enumerate(part):
-            tokens, scored = encoded[i]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            told[row, : len(tokens)] = torch.tensor(scored)
-            there[row, : len(tokens)] = 1
-        ids, told = ids.to(device), told.to(device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=there.to(device)).logits[:, :-1].float()
-        nats = (
-            torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            * told[:, 1:]
-        )
-        likeliest = (logits.argmax(dim=-1) == ids[:, 1:]) | ~told[:, 1:]
-        for row, i in enumerate(part):
-            found[i] = (float(nats[row].sum()), int(told[row, 1:].sum()), bool(likeliest[row].all()))
-    return found
+
+    def compute(most: int) -> dict[int, tuple[float, int, bool]]:
+        parts = (order[start : start + most] for start in range(0, len(order), most))
+        return {
+            i: one
+            for part in parts
+            for i, one in zip(part, _of_part(model, device, [encoded[i] for i in part]), strict=True)
+        }
+
+    found, _ = halving(ROWS, device, compute)
+    return [found[i] for i in range(len(rows))]
+
+
+def _of_part(
+    model: Any, device: torch.device, part: Sequence[tuple[list[int], list[bool]]]
+) -> list[tuple[float, int, bool]]:
+    """Of rows in one pass, the longest of which is the last."""
+    longest = len(part[-1][0])
+    ids = torch.zeros((len(part), longest), dtype=torch.long)
+    told = torch.zeros((len(part), longest), dtype=torch.bool)
+    there = torch.zeros((len(part), longest), dtype=torch.long)
+    for row, (tokens, scored) in enumerate(part):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        told[row, : len(tokens)] = torch.tensor(scored)
+        there[row, : len(tokens)] = 1
+    ids, told = ids.to(device), told.to(device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=there.to(device)).logits[:, :-1].float()
+    nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    nats = nats * told[:, 1:]
+    likeliest = (logits.argmax(dim=-1) == ids[:, 1:]) | ~told[:, 1:]
+    return [
+        (float(nats[row].sum()), int(told[row, 1:].sum()), bool(likeliest[row].all()))
+        for row in range(len(part))
+    ]
 
 
 def _encoded(template: Template, row: dict[str, Any]) -> tuple[list[int], list[bool]]:

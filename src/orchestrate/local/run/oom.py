@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -28,3 +32,16 @@ def give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
         trim(0)
+
+
+def halving(rows: int, device: torch.device, compute: Callable[[int], T]) -> tuple[T, int]:
+    """What `compute` gives for so many rows at once, for half as many where memory runs out, and so on; and
+    how many it was. One row that does not fit raises."""
+    while True:
+        try:
+            return compute(rows), rows
+        except (RuntimeError, MemoryError) as error:
+            if rows <= 1 or not out_of_memory(error):
+                raise
+        give_back(device)
+        rows //= 2

@@ -17,6 +17,8 @@ import msgspec
 
 from orchestrate.types import Record
 
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
+"""Set to 1, nothing is compiled by torch."""
 FOREIGN_HEARTBEAT_S = 120.0
 """On another machine only the heartbeat can be seen; older than this, the worker counts as dead."""
 
@@ -63,11 +65,18 @@ def alive(path: Path) -> bool:
 
 
 @contextmanager
-def uncollected() -> Generator[None]:
-    """While the training libraries load: they make a million objects that stay, and looking again and again
-    for garbage among them takes a seventh of the time."""
+def importing() -> Generator[None]:
+    """While the training libraries load. They make a million objects that stay, and looking again and again
+    for garbage among them takes a seventh of the time. And bitsandbytes has torch compile what it has no
+    kernels for, none of which we call: to have the compiler there takes 2 s and 40 MB."""
+    asked = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        if asked is None:
+            del os.environ[NO_COMPILER]
+        else:
+            os.environ[NO_COMPILER] = asked

@@ -13,6 +13,7 @@ import msgspec
 from orchestrate.errors import RunFailed
 from orchestrate.local import pipe
 from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.process import NO_COMPILER
 
 
 def ask(task: str, *, threads: int | None = None, module: str = "worker", **fields: Any) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def ask_all(
             input=msgspec.json.encode({"tasks": tasks, "threads": threads}),
             stdout=subprocess.PIPE,
             stderr=log,
-            env=worker_environment(threads),
+            env={**worker_environment(threads), NO_COMPILER: "1"},
             check=False,
         )
         log.seek(0)

@@ -27,7 +27,6 @@ from orchestrate.providers.base import Progress, Provider
 from orchestrate.providers.calls.clients import completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
-from orchestrate.providers.chat.completions import Chat
 from orchestrate.providers.compatible import reading, recalled
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.files.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from orchestrate.data import TrainingData
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
@@ -267,6 +267,8 @@ class SdkProvider(Provider):
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
         """Raises `UsageError` while the job has no model yet."""
+        from orchestrate.providers.chat.completions import Chat
+
         known = self.get(job)
         model = self._base(known) if base else self._answering(known)
         if model is None:

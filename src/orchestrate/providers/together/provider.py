@@ -41,7 +41,6 @@ from orchestrate.providers.calls.values import (
     tagged,
     text,
 )
-from orchestrate.providers.chat.completions import Chat
 from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
@@ -77,6 +76,7 @@ if TYPE_CHECKING:
 
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.spec import JobSpec
 
 
@@ -327,6 +327,8 @@ class TogetherProvider(Provider):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
+        from orchestrate.providers.chat.completions import Chat
+
         model = str(self._raw_job(job).get("model")) if base else self._serving.model_of(job.job_id)
         create = completions(self._client().with_options(base_url=self._inference_url), self.config)
         return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})

@@ -4,38 +4,89 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrate.errors import DataError
 from orchestrate.local import Generator
 from orchestrate.types import Message, Reply
 
 MOST_PROCESSES = 2
 
 
-class Generators:
-    """A few answering processes, one for each adapter asked for lately; the oldest one makes room."""
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    adapter: Path | None
+    messages: Sequence[Message]
+    max_tokens: int
+    temperature: float
+    reply: Future[Reply] = field(default_factory=Future[Reply])
 
-    def __init__(self, model: str, threads: int) -> None:
+    def beside(self, other: _Asked) -> bool:
+        """Whether both can be answered at once. What is drawn by chance would depend on the company."""
+        greedy = self.temperature == other.temperature == 0
+        return greedy and (self.adapter, self.max_tokens) == (other.adapter, other.max_tokens)
+
+
+class Generators:
+    """A few answering processes, one for each adapter asked for lately; the oldest one makes room. Requests
+    that come while others are being answered are answered together, each as if it were alone."""
+
+    def __init__(self, model: str, threads: int, start: Callable[..., Generator] = Generator) -> None:
+        """`start`: another way to begin a process."""
         self.model = model
         self.threads = threads
-        self._lock = threading.Lock()
+        self._start = start
+        self._answering = threading.Lock()
+        self._queue = threading.Lock()
+        self._waiting: list[_Asked] = []
         self._open: OrderedDict[Path | None, Generator] = OrderedDict()
 
     def reply(
         self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
     ) -> Reply:
-        """One at a time; without an adapter the stand-in itself answers. Raises what `Generator` raises."""
-        with self._lock:
-            generator = self._open.pop(adapter, None)
-            if generator is None:
-                while len(self._open) >= MOST_PROCESSES:
-                    self._open.popitem(last=False)[1].close()
-                generator = Generator(self.model, adapter, threads=self.threads, device="cpu")
-            self._open[adapter] = generator
-            return generator.generate([messages], max_tokens=max_tokens, temperature=temperature)[0]
+        """Without an adapter the stand-in itself answers. Raises what `Generator` raises."""
+        asked = _Asked(adapter, messages, max_tokens, temperature)
+        with self._queue:
+            self._waiting.append(asked)
+        with self._answering:
+            if not asked.reply.done():  # else answered with the one before
+                self._answer(asked)
+        return asked.reply.result()
+
+    def _answer(self, first: _Asked) -> None:
+        with self._queue:
+            together = [one for one in self._waiting if one is first or one.beside(first)]
+            self._waiting = [one for one in self._waiting if one not in together]
+        try:
+            replies = self._generator(first.adapter).attempt(
+                [one.messages for one in together],
+                max_tokens=first.max_tokens,
+                temperature=first.temperature,
+                rounding="mended" if first.temperature == 0 else "left",
+            )
+        except BaseException as error:  # noqa: BLE001  each of those who asked is told
+            for one in together:
+                one.reply.set_exception(error)
+            return
+        for one, reply in zip(together, replies, strict=True):
+            if isinstance(reply, DataError):
+                one.reply.set_exception(reply)
+            else:
+                one.reply.set_result(reply)
+
+    def _generator(self, adapter: Path | None) -> Generator:
+        generator = self._open.pop(adapter, None)
+        if generator is None:
+            while len(self._open) >= MOST_PROCESSES:
+                self._open.popitem(last=False)[1].close()
+            generator = self._start(self.model, adapter, threads=self.threads, device="cpu")
+        self._open[adapter] = generator
+        return generator
 
     def close(self) -> None:
-        with self._lock:
+        with self._answering:
             while self._open:
                 self._open.popitem()[1].close()

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PLACES = ("auto", "host", "here")
 """Beside the names of hosts to which a run's adapter was deployed."""
 EMBEDDED_AT_ONCE = 64
+SANDBOX_THREADS = 32
+"""Questions at the same time to a sandbox, which answers those that wait in one batch."""
 
 
 def other_host(on: str) -> str | None:
@@ -228,6 +230,7 @@ class Contenders:
         sampling, base = self._sampling, one.kind == "base"
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
+            chat = replace(chat, threads=SANDBOX_THREADS) if provider.sandbox else chat
             return self._asked(one, chat if asked is None else replace(chat, model=asked), price)
         return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price)
 

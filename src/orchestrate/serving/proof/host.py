@@ -19,14 +19,9 @@ class HostPlace:
         self._provider, self._job = provider, job
 
     def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
-        asked: list[Asked] = []
-        for probe in probes:
-            if probe.tools:
-                asked.append(Asked())
-                continue
-            [reply] = self._provider.generate(self._job, [_messages(probe.messages)], max_tokens=1)
-            asked.append(Asked(count=reply.prompt_tokens))
-        return asked
+        plain = [_messages(probe.messages) for probe in probes if not probe.tools]
+        replies = iter(self._provider.generate(self._job, plain, max_tokens=1) if plain else ())
+        return [Asked() if p.tools else Asked(count=next(replies).prompt_tokens) for p in probes]
 
     def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
         prompts = [

@@ -22,6 +22,7 @@ import msgspec
 from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.local import pipe
 from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.process import NO_COMPILER
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60
@@ -97,7 +98,7 @@ class Engine:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=worker_environment(threads if isinstance(threads, int) else None),
+            env={**worker_environment(threads if isinstance(threads, int) else None), NO_COMPILER: "1"},
             start_new_session=True,  # Ctrl-C is for the server, which lets answers end
         )
         self._worker = worker

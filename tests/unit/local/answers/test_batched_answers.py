@@ -97,3 +97,39 @@ def test_answers_that_16_bits_turn_are_counted_and_told(tmp_path: Path) -> None:
     assert f"base: {turned} of {ROWS} answers: {ROUNDED_OTHERWISE}" in found.notes
     assert any("cut at the most tokens" in note for note in found.notes)
     assert not [n for n in evaluated(loaded, tmp_path / "alone", 1).notes if ROUNDED_OTHERWISE in n]
+
+
+def asked_at_once(loaded: Loaded, **more: Any) -> list[str]:
+    items = held_out(Dataset.open(str(BUNDLED / "orders" / "test.jsonl")), limit=ROWS).items
+    how = {"max_tokens": 16, "temperature": 0.0, "seed": 0, "base": True, **more}
+    return [reply.content for reply in loaded.attempt([item.prompt for item in items], **how)]
+
+
+def test_answers_that_16_bits_turn_can_be_mended(tmp_path: Path) -> None:
+    loaded = Loaded(make("llama", tmp_path / "m"), torch.bfloat16)
+    alone = asked_at_once(loaded, batch=1)
+    assert asked_at_once(loaded) != alone
+    assert asked_at_once(loaded, rounding="mended") == alone
+
+
+def test_where_memory_runs_out_half_as_many_are_answered_together() -> None:
+    loaded = Loaded(TINY, torch.float32)
+    wanted = asked_at_once(loaded)
+    failed: list[int] = []
+
+    def fail(module: Any, args: Any) -> None:
+        del module
+        if len(args[0]) > 7:
+            failed.append(len(args[0]))
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    loaded.model.model.layers[1].register_forward_pre_hook(fail)
+    assert asked_at_once(loaded) == wanted
+    assert loaded.answerer.fitting_rows == 6 and max(failed) == ROWS
+    failed.clear()
+    assert asked_at_once(loaded) == wanted and not failed
+    sent: list[dict[str, Any]] = []
+    loaded.answerer.likelihoods(
+        {"likelihoods": [{"text": f"Order {n}"} for n in range(9)], "base": True}, sent.append
+    )
+    assert failed == [8] and len(sent[0]["likelihoods"]) == 9

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tests.unit.serving.conftest import random_adapter
 from transformers import AutoModelForCausalLM
 
 from orchestrate.local.answers.batching import BASE, Batching, Row
-from orchestrate.local.answers.drawing import Luck
+from orchestrate.local.answers.drawing import NO_MEMORY, Luck
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -189,6 +191,73 @@ def test_a_cancelled_row_leaves_and_the_others_go_on(adapted: Any) -> None:
     while not batching.idle:
         list(batching.step())
     assert len(rows[1].ids) == kept < 20 and all(len(r.ids) == 20 for r in rows if r is not rows[1])
+
+
+@contextmanager
+def little_memory(model: Any, rows: int) -> Iterator[list[int]]:
+    """The second layer's pass over more rows ends as torch's does where memory runs out: the first layer has
+    the token in its cache by then. Gives the rows of each failed pass."""
+    failed: list[int] = []
+
+    def fail(module: Any, args: Any) -> None:
+        del module
+        if len(args[0]) > rows:
+            failed.append(len(args[0]))
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    hook = model.get_base_model().model.layers[1].register_forward_pre_hook(fail)
+    try:
+        yield failed
+    finally:
+        hook.remove()
+
+
+def plainly_adapted(folder: Path) -> Any:
+    """Two adapters of the kind that is mixed without PEFT's hooks."""
+    model = PeftModel.from_pretrained(tiny_model(), random_adapter(folder / "a", 1), adapter_name="a")
+    model.load_adapter(str(random_adapter(folder / "b", 2, r=4)), "b")
+    return model.eval()
+
+
+def mixing(model: Any) -> Batching:
+    batching = Batching(model, most_rows=8)
+    batching.use(model)
+    return batching
+
+
+def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(tmp_path: Path) -> None:
+    adapted = plainly_adapted(tmp_path)
+
+    def rows() -> list[Row]:
+        found = [row("ab"[n % 2], p, 20) for n, p in enumerate(prompts(7, 8))]
+        for n, one in enumerate(found[:4]):
+            one.luck = Luck(temperature=1.0, generator=torch.Generator().manual_seed(n))
+        found[4].copies = [row("a", found[4].prompt, 20)]
+        return found
+
+    wanted, got = rows(), rows()
+    enough = mixing(adapted)
+    run(enough, wanted, arrivals=7)
+    enough.changing()
+    batching = mixing(adapted)
+    with little_memory(adapted, 3) as failed:
+        assert run(batching, got, arrivals=7) <= 8
+    assert failed and batching.most_rows <= 3 and batching.idle
+    assert [one.ids for one in got] == [one.ids for one in wanted]
+    assert got[4].copies == [] and all(one.ended for one in got)
+
+
+def test_a_row_that_never_fits_is_told_and_the_next_one_is_answered(tmp_path: Path) -> None:
+    adapted = plainly_adapted(tmp_path)
+    first, second = (row("a", p, 6) for p in prompts(2, 9))
+    batching = mixing(adapted)
+    batching.waiting.append(first)
+    with little_memory(adapted, 0):
+        [(told, drawn)] = list(batching.step())
+    assert told is first and first.ended and drawn.failed == NO_MEMORY and first.ids == []
+    run(batching, [second])
+    batching.changing()
+    assert second.ids == alone(adapted, "a", second.prompt, 6)
 
 
 def test_log_probabilities_are_the_models_own(adapted: Any) -> None:

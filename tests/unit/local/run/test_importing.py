@@ -1,0 +1,41 @@
+"""What a worker loads before it begins."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+
+from orchestrate.local.run.process import NO_COMPILER, importing
+
+LOADS = """
+import sys
+from orchestrate.local.run.process import importing
+with importing():
+    import peft, bitsandbytes
+assert "torch._inductor.compile_fx" not in sys.modules
+import torch
+double = torch.compile(lambda x: 2 * x, backend="eager")
+assert double(torch.ones(1)).item() == 2
+print(torch._dynamo.utils.counters["frames"]["ok"])
+"""
+
+
+@pytest.mark.slow
+def test_libraries_come_without_a_compiler_which_can_still_be_had() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) > 0
+
+
+def test_all_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NO_COMPILER, raising=False)
+    with importing():
+        assert os.environ[NO_COMPILER] == "1" and not gc.isenabled()
+    assert NO_COMPILER not in os.environ and gc.isenabled()
+    monkeypatch.setenv(NO_COMPILER, "0")
+    with importing():
+        assert os.environ[NO_COMPILER] == "1"
+    assert os.environ[NO_COMPILER] == "0"
