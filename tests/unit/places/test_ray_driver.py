@@ -3,6 +3,9 @@ workers are stand-ins that report to the depot; `test_ray_workers` has real ones
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal
@@ -110,6 +113,22 @@ def test_workers_that_ray_starts_again_after_the_end_have_nothing_to_do(
     assert claimed(stored, mine.token) is None
     Claim(stored)
     assert claimed(stored, mine.token) is None, "another job has it"
+
+
+def test_what_a_killed_worker_left_on_its_node_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own run alone, and never of one that lives."""
+    from orchestrate.places.kinds._ray.member import room
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    for name in (f"orc-a-{gone.pid}-x", f"orc-a-{os.getpid()}-x", f"orc-b-{gone.pid}-x"):
+        (tmp_path / f"orchestrate-{name}" / "checkpoints").mkdir(parents=True)
+    with room("orc-a") as mine:
+        left = {path.name.removeprefix("orchestrate-") for path in tmp_path.iterdir()} - {
+            Path(mine).name.removeprefix("orchestrate-")
+        }
+    assert left == {f"orc-a-{os.getpid()}-x", f"orc-b-{gone.pid}-x"}
 
 
 def test_the_time_of_the_job_is_counted_once(stored: StoredRun) -> None:

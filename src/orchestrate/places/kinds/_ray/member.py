@@ -12,12 +12,13 @@ looks in the depot whether anything is left to do.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ import torch.distributed as dist
 from orchestrate.errors import HostUnavailable
 from orchestrate.files import write_whole
 from orchestrate.local.job import LocalJob
-from orchestrate.local.run import helper, worker
+from orchestrate.local.run import helper, process, worker
 from orchestrate.local.run.parallel import Met
 from orchestrate.local.run.rundir import RunDir, State
 from orchestrate.places.claim import Claim, Signs, Superseded
@@ -101,13 +102,23 @@ def main(given: dict[str, Any]) -> None:
     if said[0] is None:
         return
     threading.Thread(target=_guard, args=(stored, given["under"], said[0], report_s), daemon=True).start()
-    with TemporaryDirectory(prefix="orchestrate-") as folder:
+    with room(stored.ref) as folder:
         if claim is None:
             _help(stored, Path(folder), met)
             return
         code = First(claim, Path(folder), met, device, report_s).work()
         if code or (met.processes > 1 and not met.released):
             raise RuntimeError(f"the worker ended with {code}, and the others are to end too")
+
+
+def room(ref: str) -> TemporaryDirectory[str]:
+    """A folder of this process. What killed ones of the run left on this node goes: each start of the workers
+    has the rows, the model and checkpoints anew."""
+    for left in Path(gettempdir()).glob(f"orchestrate-{ref}-*-*"):
+        pid = left.name.rsplit("-", 2)[1]
+        if pid.isdecimal() and process.started(int(pid)) is None:
+            shutil.rmtree(left, ignore_errors=True)
+    return TemporaryDirectory(prefix=f"orchestrate-{ref}-{os.getpid()}-")
 
 
 def claimed(stored: StoredRun, under: str) -> Claim | None:
