@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +23,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import settings
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.calls.clients import completions, connect, wire_of
+from orchestrate.providers.calls.clients import Kept, completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.compatible import reading, recalled
@@ -70,6 +69,7 @@ class SdkProvider(Provider):
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
         super().__init__(config)
         self._wire = wire or wire_of(config)
+        self._client = Kept(self.connect)
         options = config.options
         self._files = Files(
             lambda: self.client,
@@ -81,17 +81,16 @@ class SdkProvider(Provider):
             refused=self.refused_files,
         )
 
-    @cached_property
+    @property
     def client(self) -> OpenAI:
         """The SDK's client, retries off. Raises `MissingKey`."""
-        return self.connect()
+        return self._client()
 
     def connect(self) -> OpenAI:
         return connect(self.config)
 
     def close(self) -> None:
-        if (client := vars(self).pop("client", None)) is not None:
-            client.close()
+        self._client.close()
 
     def holds(self, remote: RemoteDataset) -> bool:
         try:
