@@ -46,8 +46,8 @@ from orchestrate.settings.keys import Secret
 from orchestrate.spec import JobSpec
 from orchestrate.spending.accounts import Spender
 from orchestrate.spending.orphans import Orphans
-from orchestrate.tracking import Store
-from orchestrate.types import JobStatus
+from orchestrate.tracking import Store, Submitter
+from orchestrate.types import JobStatus, SubmitPhase
 
 consoles = pytest.importorskip("tests.unit.places.console")
 TOKEN = consoles.TOKEN
@@ -331,7 +331,7 @@ def test_the_token_goes_to_one_host(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_by_the_commands_alone(console: Any, rows: Path, tmp_path: Path) -> None:
-    """The process is killed when its job was made and before it knows that; the next submit finds it."""
+    """The process is killed when its job was made and before it knows that: it is found."""
     (tmp_path / "o.toml").write_text(
         f'[hosts.anyscale.options]\ndepot = "file://{tmp_path}/depot"\n'
         'instance = "g6.2xlarge"\ngpu = "L4"\nusd_per_hour = 1.5\n'
@@ -358,16 +358,16 @@ def test_by_the_commands_alone(console: Any, rows: Path, tmp_path: Path) -> None
     console.made = lambda id: os.kill(first.pid, signal.SIGKILL)
     assert first.wait(timeout=240) == -signal.SIGKILL and len(console.jobs) == 1
     console.made = lambda id: None
-    deadline = time.monotonic() + 400
-    while (one := json.loads(run("runs", "--json").stdout)[0])["status"] != "queued":
-        assert one["status"] == "submitting" and time.monotonic() < deadline, one
-        time.sleep(5)  # the lease of the killed one has to run out
-        run("sync")
+    found, deadline = provider(console, tmp_path), time.monotonic() + 400
+    with Store.open(f"sqlite:///{tmp_path}/home/runs.sqlite3") as store:
+        while (one := store.runs.matching()[0]).phase is not SubmitPhase.SUBMITTED:
+            assert time.monotonic() < deadline, one
+            Submitter(store, found).settle(one)  # once the lease of the killed one has run out
+            time.sleep(0.5)
     assert len(console.jobs) == 1
-    assert run("submit", "spec.yaml", "-p", "anyscale", "--yes").returncode == 2, "the same run"
     [job] = console.jobs.values()
-    assert one["ref"] == job["name"] and one["ref"] in run("spending").stdout
-    assert run("cancel", one["id"]).returncode == 0 and job["state"]["current_state"] == "TERMINATED"
+    assert one.ref == job["name"] and one.ref in run("spending").stdout
+    assert run("cancel", one.id).returncode == 0 and job["state"]["current_state"] == "TERMINATED"
 
 
 @pytest.mark.slow
