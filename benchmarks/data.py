@@ -2,7 +2,7 @@
 
     python benchmarks/data.py                                  side by side, 100 MB, three rounds
     python benchmarks/data.py --size 1000 --rounds 5           the same on 1 GB
-    python benchmarks/data.py --growth 1,10,100,1000,2000      check alone: linear? and the peak of memory
+    python benchmarks/data.py --size 0 --growth 100,1000,10000 check alone: linear? and the peak of memory
     python benchmarks/data.py --text FOLDER                    rows of other text
 
 Four ways, each the whole life of a process, imports and vocabularies included, in turn, round after round:
@@ -18,7 +18,8 @@ Four ways, each the whole life of a process, imports and vocabularies included, 
 
 The rows are cut from the Python files and documents of this environment, or from the text and translations
 (`*.po`) under `--text`, with a fixed seed. Where the machine does other things too compare CPU seconds: they
-count all of a way's processes. Needs the package bpe-openai: tiktoken's own vocabulary without a network.
+count all of a way's processes. The files lie under TMPDIR, one at a time: 10 GB need 10 GB there. Needs the
+package bpe-openai: tiktoken's own vocabulary without a network.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 ROW_BYTES = 3_100
@@ -262,7 +265,10 @@ def compare(folder: Path, megabytes: int, rounds: int, text: str | None) -> list
             f"| {rows / cpu_mid:,.0f} | {size / wall_mid:.0f} | {figures(way, 'peak_mb')[1]:.0f} "
             f"| {base['wall_s'] / wall_mid:.1f}, {base['cpu_s'] / cpu_mid:.1f} |"
         )
-    return [{"mb": size, "rows": rows, "way": way, **run} for way in WAYS for run in seen[way]]
+    file.unlink()
+    return [
+        {"mb": size, "rows": rows, "way": way, "alone": False, **run} for way in WAYS for run in seen[way]
+    ]
 
 
 def growth(folder: Path, sizes: list[int], text: str | None) -> list[dict[str, object]]:
@@ -277,8 +283,58 @@ def growth(folder: Path, sizes: list[int], text: str | None) -> list[dict[str, o
             f"| {size / run['cpu_s']:.0f} | {run['peak_mb']:.0f} |",
             flush=True,
         )
-        results.append({"mb": size, "rows": rows, "way": "check", **run})
+        results.append({"mb": size, "rows": rows, "way": "check", "alone": True, **run})
+        file.unlink()
     return results
+
+
+def told_of_the_machine() -> dict[str, object]:
+    from orchestrate.local import machine
+
+    return {
+        "machine": f"{machine.cpu_name()}, {machine.cores()} cores",
+        "load": round(machine.load(), 1),
+        "python": platform.python_version(),
+        "day": date.today().isoformat(),
+    }
+
+
+TOLD = {
+    "check": "`orchestrate data check`: all problems, exact counts, portability",
+    "cookbook": "OpenAI's cookbook method (tiktoken)",
+    "uncounted": "`orchestrate data check` without counting",
+    "together": "Together's `check_file`: counts no tokens",
+}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Markdown: the median of each way's rounds, and of check alone what it took by size. On a machine that
+    does other things wall time says nothing, and is left out."""
+    clocks = ({"wall_s": "second"} if figures["load"] <= 1 else {}) | {"cpu_s": "CPU second"}
+    lines = ["{machine}, load {load}, Python {python}, {day}".format(**figures)]
+    beside = [run for run in figures["results"] if not run["alone"]]
+    if beside:
+        of = {way: [run for run in beside if run["way"] == way] for way in WAYS}
+        lines[0] += f"; {beside[0]['mb']:,.0f} MB, {beside[0]['rows']:,} rows, rounds: {len(of['check'])}."
+        heads = [*(f"{told}s" for told in clocks.values()), "MB per CPU second", "peak MB"]
+        heads += [f"times the cookbook by {told}s" for told in clocks.values()]
+        lines += ["", f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+        base = {clock: median(run[clock] for run in of["cookbook"]) for clock in clocks}
+        for way, runs in of.items():
+            took = {clock: median(run[clock] for run in runs) for clock in clocks}
+            cells = [TOLD[way], *(f"{took[clock]:.1f}" for clock in clocks)]
+            cells += [f"{runs[0]['mb'] / took['cpu_s']:.0f}", f"{median(r['peak_mb'] for r in runs):,.0f}"]
+            cells += [f"{base[clock] / took[clock]:.1f}" for clock in clocks]
+            lines.append(f"| {' | '.join(cells)} |")
+    alone = [run for run in figures["results"] if run["alone"]]
+    if alone:
+        heads = ["MB", "rows", *(f"{told}s" for told in clocks.values()), "MB per CPU second", "peak MB"]
+        lines += ["", f"| {' | '.join(heads)} |", f"|{'---:|' * len(heads)}"]
+    for run in alone:
+        cells = [f"{run['mb']:,.0f}", f"{run['rows']:,}", *(f"{run[clock]:.1f}" for clock in clocks)]
+        cells += [f"{run['mb'] / run['cpu_s']:.0f}", f"{run['peak_mb']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -298,10 +354,8 @@ def main() -> None:
         return one(given.way, given.file)
     if given.make:
         return make(Path(given.file), given.make, given.text)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f}"
-    )
+    about = told_of_the_machine()
+    print("{machine}, Python {python}, load {load}".format(**about))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiktoken_cache(folder)
@@ -309,11 +363,6 @@ def main() -> None:
         if given.growth:
             results += growth(folder, [int(size) for size in given.growth.split(",")], given.text)
     if given.json:
-        about = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "load": round(load, 1),
-            "python": platform.python_version(),
-        }
         given.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
 
 

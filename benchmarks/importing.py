@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from openai import OpenAI
 
 from orchestrate import Orchestrator, sandbox
+from orchestrate.local.machine import cpu_name
 from orchestrate.service.migration import importing
 from orchestrate.settings import config
 
@@ -67,7 +67,7 @@ def main() -> None:
         "known_again": known.known,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
-        "machine": platform.processor() or platform.machine(),
+        "machine": cpu_name(),
     }
     print(json.dumps(told, indent=2))
     if asked.json is not None:

@@ -18,9 +18,10 @@ import platform
 import subprocess
 import sys
 import tempfile
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FLOOR = "import typer; app = typer.Typer(); app.command()(lambda: print('hello')); app()"
 COMMANDS = (
@@ -106,6 +107,32 @@ def measure(rounds: int) -> dict[str, Cost]:
     return {name: Cost(min(t.cpu_s for t in all), max(t.peak_mb for t in all)) for name, all in taken.items()}
 
 
+def told_of_the_machine() -> dict[str, object]:
+    """In a process of its own, as `filled`."""
+    code = (
+        "import json; from orchestrate.local import machine as m; "
+        "print(json.dumps([f'{m.cpu_name()}, {m.cores()} cores', round(m.load(), 1)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    machine, load = json.loads(done.stdout)
+    today = date.today().isoformat()
+    return {"machine": machine, "load": load, "python": platform.python_version(), "day": today}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "{machine}, load {load}, Python {python}, {day}:".format(**figures),
+        "",
+        "| | ms of CPU | times the floor | peak MB |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, one in figures["commands"].items():
+        told = name if name == "the floor" else f"`orchestrate {name}`"
+        lines.append(f"| {told} | {one['cpu_s'] * 1000:.0f} | {one['floors']:.2f} | {one['peak_mb']:.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a command costs before it does its work.")
     parser.add_argument("--rounds", type=int, default=9)
@@ -114,23 +141,16 @@ def main() -> None:
     given = parser.parse_args()
     if given.fill:
         return print(filled(given.fill))
-    load = os.getloadavg()[0]
+    about = told_of_the_machine()
     found = measure(given.rounds)
     floor = found["the floor"].cpu_s
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}")
+    print("{machine}, load {load}, Python {python}".format(**about))
     for name, one in found.items():
         print(
             f"{name:<24} {one.cpu_s * 1000:5.0f} ms of CPU  {one.cpu_s / floor:.2f} x  {one.peak_mb:4.0f} MB"
         )
     if given.json:
         rows = {name: {**one._asdict(), "floors": one.cpu_s / floor} for name, one in found.items()}
-        about = {
-            "machine": machine,
-            "cores": os.cpu_count(),
-            "load": load,
-            "python": platform.python_version(),
-        }
         given.json.write_text(json.dumps({**about, "commands": rows}, indent=2) + "\n")
 
 

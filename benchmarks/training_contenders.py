@@ -232,12 +232,15 @@ def best(*more: Callable[[Work], dict[str, Any]], **fixed: Any) -> Contender:
     return trl(options)
 
 
-def trl_dpo(at_once: Callable[[Work], dict[str, int]], **options: Any) -> Contender:
+def trl_dpo(
+    at_once: Callable[[Work], dict[str, int]], *, sorted_rows: bool = False, **options: Any
+) -> Contender:
     def run(work: Work) -> dict[str, Any]:
         import torch
         from datasets import Dataset
         from peft import LoraConfig
         from transformers import AutoTokenizer
+        from transformers.trainer_pt_utils import LengthGroupedSampler
         from trl import DPOConfig, DPOTrainer
 
         torch.set_num_threads(work.threads)
@@ -246,18 +249,24 @@ def trl_dpo(at_once: Callable[[Work], dict[str, int]], **options: Any) -> Conten
             for r in work.data
         ]
         settings = {**common(work), "beta": BETA, "max_length": None, **at_once(work), **options}
-        trainer = DPOTrainer(
+
+        class LikeLengths(DPOTrainer):
+            """The trainer's own sampler, which does not know the lengths of pairs."""
+
+            def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+                lengths = [
+                    len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+                    for row in self.train_dataset
+                ]
+                return LengthGroupedSampler(work.load.batch, lengths=lengths)
+
+        trainer = (LikeLengths if sorted_rows else DPOTrainer)(
             model=base_model(work),
             args=DPOConfig(**settings),
             train_dataset=Dataset.from_list(pairs),
             processing_class=AutoTokenizer.from_pretrained(work.model),
             peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"),
         )
-        rows = trainer.train_dataset
-        lengths = [
-            len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows
-        ]
-        trainer.train_dataset = rows.add_column("length", lengths)
         return trained(trainer, work)
 
     return run
@@ -360,7 +369,7 @@ OTHERS: dict[str, Contender] = {
 }
 OTHERS_IN_PAIRS: dict[str, Contender] = {
     "TRL, defaults": trl_dpo(Work.defaults),
-    RIVAL: trl_dpo(Work.side_by_side, gradient_checkpointing=False, **LIKE_LENGTHS),
+    RIVAL: trl_dpo(Work.side_by_side, sorted_rows=True, gradient_checkpointing=False),
 }
 
 

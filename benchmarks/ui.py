@@ -28,6 +28,7 @@ from typing import Any
 from playwright.sync_api import Page, sync_playwright
 
 from orchestrate import Orchestrator
+from orchestrate.local.machine import cpu_name, load
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
 from orchestrate.tracking import Store
@@ -207,9 +208,7 @@ def main() -> None:
             ids = [run.id for run in ft.runs(limit=given.runs)] or filled(ft.store, given.runs, given.points)
             with serving(ft) as url:
                 found = measure(url, ids)
-    machine = (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}"
-    )
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, load {load():.1f}, Python {platform.python_version()}"
     print(f"{given.runs:,} runs, {given.runs * given.points:,} points; {machine}")
     for name, value in found.items():
         print(f"  {name:<50} {value:>9,.1f}")

@@ -160,15 +160,23 @@ of these alone fits: {unfit}. In shares each of eight GPUs holds {spread}.
 
 ## What is not offered
 
-- A run on several machines. A run has one machine: with several GPUs one process for each (`processes`), the
-  whole model or a share of every weight in each. Ray Train's workers on several nodes, and workers that come
-  and go while a run trains, are not used; a machine that is taken away is replaced by another, on which the
-  run goes on from its newest checkpoint.
+- A run on several machines, except on a Ray cluster (`ray`, [places](places.md#a-ray-cluster)). Elsewhere
+  a run has one machine: with several GPUs one process for each (`processes`), the whole model or a share
+  of every weight in each. A machine that is taken away is replaced by another, on which the run goes on
+  from its newest checkpoint. KubeRay's clusters have the one machine that is their head.
+- Workers that come and go (`min_processes`) where each has a share of every weight: the plan is for all
+  of them.
 - `anyscale://`, the address of a cluster that is running at Anyscale: `--provider anyscale` makes a job with
   a machine of its own. Spot machines are not offered there: the worker has the head of the job's cluster, for
   which Anyscale's API has no spot. No price is built in, as the bill is that of the user's cloud and a fee.
 - `ray://`, the address of Ray Client: give the http address of the same cluster's dashboard
-  ([places](places.md)).
+  ([places](places.md)). Ray 2.60 would connect a Ray Client, which takes a driver on the cluster, the
+  same Ray and Python at both ends and the one connection of the whole process, ask it for
+  `dashboard_url`, which is the address as the head sees itself, and put `http://` before it
+  (`ray_client_address_to_api_server_url`). Outside loopback that is an address without TLS in every case,
+  over which a token and the keys for the depot would go in the clear: our rule refuses it. On loopback
+  `127.0.0.1:8265` behind a tunnel is another machine's, or nothing. And a run is found again by its
+  cluster's address, which would have to be asked for each time.
 
 ## Against published figures
 
@@ -182,8 +190,10 @@ of these alone fits: {unfit}. In shares each of eight GPUs holds {spread}.
 ## What could not be run here
 
 No GPU and no account was at hand. A Ray cluster ran for real, of one head with two CPUs, its worker and its
-head killed on the way. Of Hugging Face Jobs the real client ran against a stand-in for its HTTP, with real
-training in processes that had the job's environment alone, and the depot behind a server that speaks S3
+head killed on the way; and one of two nodes with a CPU each, both on one machine, on which two workers of Ray
+Train trained what one process trains, each step's loss to a thousandth of itself, and of which a worker, the
+job and a node were killed. Of Hugging Face Jobs the real client ran against a stand-in for its HTTP, with
+real training in processes that had the job's environment alone, and the depot behind a server that speaks S3
 (moto). Of KubeRay the real client of Kubernetes ran against a stand-in that takes what the operator's
 schema of a RayJob allows. SkyPilot's own client and API server took our jobs, with answers lost between the
 two, and its optimiser chose machines for them on catalogs of a fixture; no cloud was reached. Anyscale's own

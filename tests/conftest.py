@@ -88,6 +88,16 @@ class Keys:
             self.scan.text(where, text)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads keys and pins of the one who runs it, or leaves counts and caches in their home."""
+    home = tmp_path_factory.mktemp("nobody")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HF_DATASETS_CACHE", "WANDB_CACHE_DIR"):
+            patch.setenv(name, str(home / name.lower()))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     binaries = postgres_binaries()

@@ -7,6 +7,7 @@ configuration, 4 the host refused or is unavailable, 5 outcome unknown, 6 over b
 from __future__ import annotations
 
 import codecs
+import gc
 import os
 import sys
 from collections.abc import Generator, Iterable
@@ -26,6 +27,9 @@ from orchestrate.underway import Told, heard_by
 
 _WRITABLE = "orchestrate"
 """The name of our handler of characters that an encoding has not."""
+
+_LATE = 200_000
+"""Objects more than before that are made until garbage is first looked for; a short command makes fewer."""
 
 _WORK = "Train"
 _RUNS = "Follow runs"
@@ -295,9 +299,25 @@ def _show(what: str, unit: str) -> AbstractContextManager[Told]:
     return under_way(what, unit)
 
 
+def _collect_later() -> None:
+    """What is imported stays: to look through it for garbage again and again is a tenth of a short command.
+    From the first collection on all is as usual."""
+    usual = gc.get_threshold()
+    if usual[0] >= _LATE:
+        return
+
+    def begun(phase: str, info: dict[str, int]) -> None:
+        gc.set_threshold(*usual)
+        gc.callbacks.remove(begun)
+
+    gc.callbacks.append(begun)
+    gc.set_threshold(_LATE, *usual[1:])
+
+
 def main() -> None:
     """Entry point of the command: runs it, and turns an error into a message and an exit code."""
     as_json = "--json" in sys.argv
+    _collect_later()
     try:
         # A wrong command line may hold a hostile file name, so that typer must not print it.
         with guarded_streams(), nullcontext() if as_json else heard_by(_show):
@@ -313,6 +333,8 @@ def main() -> None:
         from orchestrate.commands.terminal.console import report
 
         code = report(error, as_json=as_json, verbose=any(a in sys.argv for a in ("-v", "-vv", "--verbose")))
+    # All memory goes back at once: without this Python looks through it several times as it ends.
+    gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
 
 

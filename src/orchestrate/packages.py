@@ -23,14 +23,29 @@ def needed(extra: str, what: str, package: str) -> Generator[None]:
         raise MissingExtra(extra, what, package) from error
 
 
+def installed(package: str) -> str:
+    """Its version. Raises `PackageNotFoundError`."""
+    return next(iter(_header(package, "Version")))
+
+
+def _header(package: str, field: str) -> list[str]:
+    """The values of a field of the metadata, which the library would parse as an e-mail, its page-long text
+    included."""
+    from importlib.metadata import distribution
+
+    found = distribution(package)
+    header = (found.read_text("METADATA") or str(found.metadata)).partition("\n\n")[0]
+    return re.findall(rf"^{field}: *(.+?) *$", header, re.MULTILINE)
+
+
 @cache
 def require_recent(package: str) -> None:
     """Raises `SetupError` for an installed distribution that is older than Orchestrate asks for; where
     Orchestrate itself is not installed, nothing is asked for."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError
 
     try:
-        found = version(package)
+        found = installed(package)
         lines = _asked().get(_same(package), ())
     except PackageNotFoundError:
         return
@@ -49,10 +64,8 @@ def require_recent(package: str) -> None:
 @cache
 def _asked() -> dict[str, list[str]]:
     """Requirements by the package's name, unparsed: there are over a hundred, and few are asked for."""
-    from importlib.metadata import requires
-
     asked: dict[str, list[str]] = {}
-    for line in requires("orchestrate-ft") or ():
+    for line in _header("orchestrate-ft", "Requires-Dist"):
         asked.setdefault(_same(_NAME_END.split(line, maxsplit=1)[0]), []).append(line)
     return asked
 

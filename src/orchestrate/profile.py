@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
@@ -46,7 +46,7 @@ HOSTED = frozenset({"retry_budget_s"})
 """The same of backends that are asked over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
 """The same of those that are asked by OpenAI's SDK."""
-RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes")
+RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
 """The same of places, and of `provider_options.<place>` beside the engine's own."""
 AWAY = frozenset({*RENTED, "depot", "pass_env"})
 
@@ -203,16 +203,22 @@ def built_in() -> Mapping[str, Profile]:
 
 
 @cache
+def _entry_points() -> Any:
+    """Of all packages: each reading opens a file of every one. `EntryPoints`, which Python 3.11 wraps."""
+    return entry_points()
+
+
+@cache
 def plug_ins() -> Mapping[str, EntryPoint]:
     """Kind -> entry point of the packages that add a backend; nothing of them is imported."""
-    found = entry_points(group=GROUP)
+    found = _entry_points().select(group=GROUP)
     return {point.name: point for point in sorted(found, key=lambda point: point.name)}
 
 
 @cache
 def place_plug_ins() -> Mapping[str, EntryPoint]:
     """The same of the packages that add a place."""
-    return {point.name: point for point in sorted(entry_points(group=PLACES))}
+    return {point.name: point for point in sorted(_entry_points().select(group=PLACES))}
 
 
 @cache

@@ -125,6 +125,7 @@ def test_the_page_is_what_happens(
     assert cli("ab", "stop", "support-bot").code == 2
 
 
+@pytest.mark.slow
 def test_a_killed_proxy_goes_on_where_it_was(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path
 ) -> None:

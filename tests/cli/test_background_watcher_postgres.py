@@ -130,6 +130,7 @@ def test_watchers_of_two_machines_cancel_once(
     assert sorted(told(tmp_path)) == sorted(runs)
 
 
+@pytest.mark.slow
 def test_a_killed_watcher_is_replaced_by_its_own_machines_next_view(
     cli: Cli, machines: Any, runs: list[str], start: Any, sandbox: Any, tmp_path: Path
 ) -> None:

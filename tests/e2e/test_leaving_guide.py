@@ -22,7 +22,7 @@ from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 
 GUIDE = (ROOT / "docs" / "leaving-openai.md").read_text(encoding="utf-8")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
 
 
 def commands() -> list[str]:

@@ -19,7 +19,7 @@ from orchestrate.service.migration.parity import Migration, PreparedProof, repor
 from orchestrate.settings.config import load
 from orchestrate.types import JobStatus, Sampling
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
 
 
 def rows(path: Path, first: int, last: int) -> str:

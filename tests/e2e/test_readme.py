@@ -22,7 +22,7 @@ from orchestrate.sandbox import running
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS = {"train.jsonl": ("train", 60), "valid.jsonl": ("validation", 20), "test.jsonl": ("test", 20)}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
 
 
 def blocks(language: str) -> list[str]:
@@ -53,7 +53,7 @@ def project(
         "HF_HUB_OFFLINE": "1",
         "PATH": forking.path(),
     }
-    with running(home=folder / "sandbox", start=nursery.start) as hosts:
+    with running(home=folder / "sandbox", speed=20, start=nursery.start) as hosts:
         yield folder, kept | hosts.env
 
 

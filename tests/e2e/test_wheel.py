@@ -1,4 +1,8 @@
-"""The wheel in a bare environment, by the keyless path of the README: no step of it is a dead end."""
+"""The wheel in a bare environment, by the keyless path of the README: no step of it is a dead end.
+
+It has what the wheel asks for and nothing else, as links to what is installed for the tests: a package that
+is imported and not declared is missing here.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,17 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
+NAME = "orchestrate-ft"
 ROWS = {"train.jsonl": 60, "validation.jsonl": 20, "test.jsonl": 20}
 Typed = Callable[..., str]
 
@@ -27,10 +36,12 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     [wheel] = (place / "dist").iterdir()
     assert wheel.stat().st_size < 6e6
-    venv.create(place / "venv", with_pip=True)
+    venv.create(place / "venv")
     bin = place / "venv" / "bin"
-    # What is imported is compiled then: all of torch would take longer than what follows.
-    subprocess.run([bin / "pip", "install", "-q", "--no-compile", f"{wheel}[sandbox]"], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(bin / "python")]
+    subprocess.run([*pip, "install", "-q", "--no-index", "--no-deps", "--no-compile", wheel], check=True)
+    [installed] = (place / "venv").glob("lib/*/site-packages/orchestrate_ft-*.dist-info")
+    link(installed, "sandbox")
     dropped = ("_API_KEY", "_BASE_URL")
     kept = {k: v for k, v in os.environ.items() if not k.endswith(dropped) and k != "PYTHONPATH"}
     kept |= {"HOME": str(place), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -54,13 +65,41 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
     yield run
 
 
+def link(installed: Path, extra: str) -> None:
+    """Puts beside the installed wheel what it asks for with an extra, and what that asks for in turn, each in
+    a version that is asked for."""
+    named = {NAME: Distribution.at(installed)}
+    asking, asked = [(NAME, ""), (NAME, extra)], set[tuple[str, str]]()
+    while asking:
+        name, extra = asking.pop()
+        asked.add((name, extra))
+        for text in named[name].requires or ():
+            wanted = Requirement(text)
+            if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+                continue
+            other = canonicalize_name(wanted.name)
+            if other not in named:
+                named[other] = distribution(other)
+                link_files(named[other], installed.parent)
+            assert wanted.specifier.contains(named[other].version, prereleases=True), text
+            asking += {(other, each) for each in ("", *wanted.extras)} - asked
+    assert {"torch", "transformers", "pydantic"} <= named.keys()
+
+
+def link_files(found: Distribution, site: Path) -> None:
+    for file in found.files or ():
+        if file.parts[0] != "..":  # its commands
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            (site / file).symlink_to(file.locate())
+
+
 def test_every_step_after_a_submit_without_a_key(typed: Typed) -> None:
     typed("orchestrate check")
     typed("orchestrate quote")
     inside = "orchestrate sandbox run -- "
     submitted = typed(f"{inside}orchestrate submit --provider openai,fireworks --max-cost 25 --watch")
     openai, fireworks = submitted.split()
-    typed(f"{inside}orchestrate eval {openai} --limit 4")
+    typed(f"{inside}orchestrate eval {openai} --limit 2")
     typed(f"{inside}orchestrate chat {openai} 'Order 4711: 12 lamps for Ana Lopez in Madrid.'")
     typed(f"{inside}orchestrate sync")
     typed("orchestrate sync")
@@ -77,7 +116,7 @@ def test_every_step_after_a_submit_without_a_key(typed: Typed) -> None:
 
 def test_training_here_needs_no_key_either(typed: Typed) -> None:
     [run] = typed("orchestrate submit --provider local --yes --watch").split()
-    typed("orchestrate eval last --limit 4")
+    typed("orchestrate eval last --limit 2")
     typed("orchestrate chat last 'Order 4711: 12 lamps for Ana Lopez in Madrid.'")
     typed("orchestrate download last")
     typed("orchestrate compare last --format md")

@@ -9,7 +9,6 @@ from pathlib import Path
 from orchestrate.data import opening
 from orchestrate.data.facts import Facts, TokenCount, data_digest
 from orchestrate.data.rules import Target
-from orchestrate.data.targets.writing import write_rows
 
 
 class Dataset(Facts):
@@ -51,6 +50,8 @@ class Dataset(Facts):
         """
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
+            from orchestrate.data.targets.writing import write_rows
+
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(self, target, path, allow_loss=allow_loss)
         return path

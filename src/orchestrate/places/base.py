@@ -55,6 +55,8 @@ class Resources(Record, frozen=True, kw_only=True):
     """The place's own word for the one that was chosen."""
     spot: bool = False
     """Cheaper, and taken away when another pays more."""
+    min_processes: int | None = None
+    """With which the run goes on where not all of them can be had; `None`: it takes all."""
     limits: Limits = Limits()
 
     @property
@@ -117,6 +119,9 @@ class Place(ABC):
 
     away: bool = True
     """Whether a worker has another disk than this machine."""
+
+    groups: bool = False
+    """Whether several processes of a run may lie on several machines."""
 
     @property
     def own(self) -> bool:

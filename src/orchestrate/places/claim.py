@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,30 +17,80 @@ class Attempt(Record, frozen=True, kw_only=True):
     token: str
     used_s: float = 0.0
     """With the latest report."""
+    under: str | None = None
+    """The token of the attempt whose time it is in, where one job has the run several times."""
 
 
 class Claim:
     """The newest attempt has the run: a worker that finds another above its own ends itself. So a second one
     that was started by mistake costs minutes, and never a run that is trained twice."""
 
-    def __init__(self, stored: StoredRun) -> None:
+    def __init__(self, stored: StoredRun, under: str | None = None) -> None:
+        """`under`: the token of the attempt that starts this one. Raises `Superseded` where another has the
+        run by now."""
         self.stored = stored
         earlier = _attempts(stored)
+        if under is not None and not _within(earlier, under):
+            raise Superseded
+        self.again = under is not None and earlier[-1].under == under
+        """Not the first of those that this attempt starts."""
         self.number = len(earlier) + 1
         self.earlier_s = sum(one.used_s for one in earlier)
-        self._mine = Attempt(token=secrets.token_hex(8))
+        self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)
 
+    @property
+    def token(self) -> str:
+        return self._mine.token
+
     def used(self, seconds: float) -> None:
-        self._mine = msgspec.structs.replace(self._mine, used_s=seconds)
+        """Counted once: what is in another's time is counted by that one."""
+        self._mine = msgspec.structs.replace(self._mine, used_s=0.0 if self._mine.under else seconds)
         self.stored.write(f"attempts/{_name(self.number)}", self._mine.to_json())
 
     @property
     def holds(self) -> bool:
+        """Whether the newest attempt is this one, or one that it started."""
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token
-        return mine and names[-1:] == [_name(self.number)]
+        if not mine or names[-1:] == [_name(self.number)]:
+            return mine
+        newest = self.stored.read(f"attempts/{names[-1]}")
+        return newest is not None and Attempt.from_json(newest).under == self._mine.token
+
+
+class Superseded(Exception):
+    """Another attempt has the run."""
+
+
+class Signs:
+    """Of one who works under an attempt: that this one lives, and the run is still its own."""
+
+    def __init__(self, stored: StoredRun, under: str, number: int, clock: Callable[[], float]) -> None:
+        """`number`: of the newest attempt, under it."""
+        self.stored, self.number, self.clock = stored, number, clock
+        names = self.stored.depot.names(f"{self.stored.folder}/attempts")
+        data = {name: self.stored.read(f"attempts/{name}") for name in names}
+        mine = [name for name, told in data.items() if told and Attempt.from_json(told).token == under]
+        self._name, self._said, self._at = mine[0], data[mine[0]], clock()
+
+    @property
+    def newest(self) -> bool:
+        names = self.stored.depot.names(f"{self.stored.folder}/attempts")
+        return names[-1:] == [_name(self.number)]
+
+    @property
+    def silent_s(self) -> float:
+        """Since it last said how long it has been at work."""
+        said = self.stored.read(f"attempts/{self._name}")
+        if said != self._said:
+            self._said, self._at = said, self.clock()
+        return self.clock() - self._at
+
+
+def _within(attempts: list[Attempt], token: str) -> bool:
+    return bool(attempts) and token in (attempts[-1].token, attempts[-1].under)
 
 
 def used_s(stored: StoredRun) -> float:

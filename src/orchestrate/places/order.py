@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
@@ -120,7 +121,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
 
 
-def pins(*extras: str, more: tuple[str, ...] = ()) -> list[str]:
+def pins(*extras: str, more: Iterable[str] = ()) -> list[str]:
     """`name==version` of every package that this installation's `extras` stand on, as they are here. `more`:
     further packages. Raises `MissingExtra` for one that is not installed here."""
     found: dict[str, str] = {}
@@ -156,7 +157,7 @@ def _public(version: str) -> str:
     return version.partition("+")[0]
 
 
-BOOT = """
+FETCH = """
 import hashlib, io, os, runpy, sys, tempfile, zipfile
 import fsspec
 digest = os.environ["ORCHESTRATE_CODE"]
@@ -167,9 +168,13 @@ folder = tempfile.mkdtemp()
 zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
 sys.path.insert(0, folder)
 os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ.get("PYTHONPATH", "")
-runpy.run_module("orchestrate.places.remote", run_name="__main__")
 """
 """The first thing that a worker away from here runs: it fetches our code, which no registry need have."""
+MODULE = "ORCHESTRATE_MODULE"
+"""Of the worker's environment: what it runs, where that is not `orchestrate.places.remote`."""
+BOOT = f"""{FETCH}
+runpy.run_module(os.environ.get("{MODULE}", "orchestrate.places.remote"), run_name="__main__")
+"""
 RUN_BOOT = "import os;exec(os.environ['ORCHESTRATE_BOOT'])"
 
 

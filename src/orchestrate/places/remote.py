@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import msgspec
 
 from orchestrate.errors import HostUnavailable, OrchestrateError
 from orchestrate.files import PRIVATE_UMASK, write_whole
+from orchestrate.local.job import LocalJob
 from orchestrate.local.plan import paces
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
@@ -42,6 +44,41 @@ LOOK_S = 0.2
 SILENT = 75
 ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
 _log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What trains in a run directory."""
+
+    def running(self) -> bool: ...
+
+    def kill(self) -> None:
+        """Waits for nothing."""
+
+    def close(self) -> None: ...
+
+
+class Child:
+    """A process, on a line."""
+
+    def __init__(self, command: Sequence[str], log: Path, threads: int | None) -> None:
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                umask=PRIVATE_UMASK,
+                env=launching.worker_environment(threads),
+            )
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self._process.communicate()  # closes its line
 
 
 class Errand:
@@ -64,14 +101,14 @@ class Errand:
         self.run = RunDir(folder / ref)
         self.engine, self.report_s, self.grace_s, self.end = engine, report_s, grace_s, end
         self.order: Order = read_order(self.stored)
-        self.claim = Claim(self.stored)
+        self.claim = self._claimed()
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
         """The machine is taken away: set by a signal."""
         self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()
         self._number = 0
         self._reporter: Reporter | None = None
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker: Engine | None = None
 
     def work(self) -> int:
         for task in (self._guard, self._keep_reporting):
@@ -96,37 +133,39 @@ class Errand:
         restore(self.run, self.stored)
         job = unpack(self.order, self.depot, self.run.path.parent / "given")
         job = msgspec.structs.replace(job, paces=str(paces.file_of(self.run.path)))
-        write_whole(self.run.path / "job.json", msgspec.json.format(job.to_json()))
+        write_whole(self.run.path / "job.json", msgspec.json.format(self._fitted(job).to_json()))
         if not (self.run.path / "status.json").exists():
             self.run.write_state(State(status="queued", updated_at=now()))
         self._reporter = Reporter(self.run, self.stored)
         if self.run.written_state().terminal:
             return True
-        with self.run.log.open("ab") as log:
-            self._worker = subprocess.Popen(
-                [*self.engine, str(self.run.path)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                umask=PRIVATE_UMASK,
-                env=launching.worker_environment(self.order.job.threads),
-            )
+        self._worker = self._begun()
         try:
             why = self._watch(self._worker)
         finally:
             self._worker.kill()
-            self._worker.communicate()  # closes its line
+            self._worker.close()
         state = self.run.written_state()
         if why is not None and not state.terminal:
             self._left(why)
             return bool(why)
         return state.terminal or state.status == "paused"
 
-    def _watch(self, worker: subprocess.Popen[bytes]) -> str | None:
+    def _claimed(self) -> Claim:
+        return Claim(self.stored)
+
+    def _fitted(self, job: LocalJob) -> LocalJob:
+        """The job as it is done here."""
+        return job
+
+    def _begun(self) -> Engine:
+        return Child([*self.engine, str(self.run.path)], self.run.log, self.order.job.threads)
+
+    def _watch(self, worker: Engine) -> str | None:
         """Until the worker has ended. Why it was asked to, if it was; empty for a machine that is taken
         away."""
         why, until = None, 0.0
-        while worker.poll() is None and not self._superseded.is_set():
+        while worker.running() and not self._superseded.is_set():
             time.sleep(LOOK_S)
             found = self.switch.due()
             if why is None and (found is not None or self.preempted.is_set()):

@@ -148,7 +148,8 @@ class Terms:
     """Under which specs are prepared."""
 
     settings: Settings
-    rates: RateBook
+    rates: Callable[[], RateBook]
+    """Read when a quote asks for them; a plan does not."""
     continued: Callable[[JobSpec, str], JobSpec]
     """Puts the tuned model in the place of a run that a spec continues from."""
     gpu_hours: Decimal | None = None
@@ -275,7 +276,7 @@ def _offer(
         if terms.tokens_from is TokensFrom.NONE:
             quote = Quote(provider=name, model=translation.model, unavailable=UNCOUNTED)
         else:
-            quote = provider.quote(spec, data, translation, terms.rates, gpu_hours=terms.gpu_hours)
+            quote = provider.quote(spec, data, translation, terms.rates(), gpu_hours=terms.gpu_hours)
     except SpecError as error:
         problems.append(_problem("no-model", name, error))
         quote = Quote(provider=name, model="", unavailable=error.message)
@@ -336,17 +337,14 @@ def _why_refused(problems: Sequence[Problem]) -> str | None:
 def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
     """Those with which the backends count (name -> its spec), as far as the models are known."""
     from orchestrate import catalog, costing
-    from orchestrate.data.tokens import counting
 
     found: dict[str, None] = {}
     for name, spec in specs.items():
         try:
             model = catalog.resolve(spec.model_for(name), settings.host(name).kind)
-            tokenizer = costing.tokenizer_for(model, spec)
-            counting.counter(tokenizer)
+            found[costing.tokenizer_for(model, spec)] = None
         except (SpecError, MissingExtra):
             continue  # that backend says what it lacks; the others can be counted
-        found[tokenizer] = None
     return list(found)
 
 

@@ -389,7 +389,8 @@ class Orchestrator(Measuring, Rerunning):
         from orchestrate.preparing.prepared import counted_from
         from orchestrate.service.training.continuation import continued
 
-        return Terms(self.settings, self.rates, partial(continued, self), hours, checked, counted_from(count))
+        known, counted = partial(continued, self), counted_from(count)
+        return Terms(self.settings, lambda: self.rates, known, hours, checked, counted)
 
     def _known(self, spec: JobSpec) -> None:
         """Raises `SpecError` when a part of the spec is for an unknown backend."""

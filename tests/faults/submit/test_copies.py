@@ -169,5 +169,5 @@ class Copies(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-Copies.TestCase.settings = settings(max_examples=50, stateful_step_count=8, deadline=None)
+Copies.TestCase.settings = settings(max_examples=25, stateful_step_count=8, deadline=None)
 TestCopies = Copies.TestCase

@@ -302,6 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(int(fault.split()[0]), "said after it was made")
             elif fault == "garbled":
                 self._send(200, ERROR_PAGE, "text/html")
+            elif fault == "moved":  # to where it is made again
+                self._send(307, b"", "text/plain", location=self.path)
             elif fault == "slow":
                 self.console.over.wait(240)
             elif fault == "lost":
@@ -366,8 +368,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.console.problems.append(f"{kind}: {error}")
         self._send(200, json.dumps(body).encode(), "application/json")
 
-    def _send(self, status: int, data: bytes, kind: str) -> None:
+    def _send(self, status: int, data: bytes, kind: str, location: str = "") -> None:
         self.send_response(status)
+        if location:
+            self.send_header("location", location)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(data)))
         self.end_headers()

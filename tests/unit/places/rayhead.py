@@ -21,6 +21,8 @@ class Head:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.faults: list[str] = []
+        self.asked: list[Any] = []
+        """Ray's own `JobSubmitRequest`s."""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"head": self}))
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -96,6 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         except TypeError as error:
             self._answer(400, str(error))
             return
+        self.head.asked.append(asked)
         job = {
             "type": "SUBMISSION",
             "submission_id": asked.submission_id,

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from tests.paths import TINY
 from tests.sending import create, upload
+from tests.unit.places.raycluster import ENV, Head, kill, processes, provider, running, spec, wait
 from tests.unit.places.worlds import ray_cluster
 
 from orchestrate.data import TrainingData
@@ -24,9 +18,7 @@ from orchestrate.errors import ConfigError
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
 from orchestrate.providers import registry
-from orchestrate.providers.local.away import AwayProvider
 from orchestrate.settings import config
-from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus
 
 pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
@@ -98,88 +90,17 @@ def test_a_private_run_stays_with_a_cluster_and_a_depot_of_this_machine(tmp_path
 def test_of_two_submits_of_one_attempt_one_is_taken_and_both_have_it(tmp_path: Path) -> None:
     with ray_cluster(tmp_path) as world:
         found = world.provider(tmp_path)
-        asked = _spec(tmp_path)
+        asked = spec(tmp_path)
         remote = upload(found, asked, TrainingData.open(asked.train))  # type: ignore[arg-type]
         world.fault("taken")
         assert create(found, asked, remote, REF).job_id == REF
         assert world.jobs() == [(REF, True)]
 
 
-class Head:
-    """A cluster of one machine, in a process group of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ports = [_free() for _ in range(3)]
-        self.address = f"http://127.0.0.1:{self.ports[0]}"
-        self.start()
-
-    def start(self) -> None:
-        dashboard, gcs, client = map(str, self.ports)
-        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        env |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
-        command += [f"--port={gcs}", f"--ray-client-server-port={client}", "--include-dashboard=true"]
-        command += [
-            f"--dashboard-port={dashboard}",
-            "--object-store-memory=100000000",
-            "--disable-usage-stats",
-        ]
-        with (self.folder / "head.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=env
-            )
-        _wait(self._answers)
-
-    def _answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.address}/api/jobs/", timeout=5).status_code == 200
-        except httpx.TransportError:
-            assert self.process.poll() is None, (self.folder / "head.log").read_text()[-2000:]
-            return False
-
-    def kill(self) -> None:
-        """With all that it started, which has the same session or an ancestor in it."""
-        mine = _below(self.process.pid)
-        for pid in [self.process.pid, *mine]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        self.process.wait()
-
-
-def _below(parent: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, waiting = list[int](), [parent]
-    while waiting:
-        mine = children.get(waiting.pop(), [])
-        found += mine
-        waiting += mine
-    return found
-
-
-def _free() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    folder = Path(f"/tmp/ray-{os.getpid()}")  # Ray's sockets allow no long path
-    folder.mkdir()
-    found = Head(folder)
-    yield found
-    found.kill()
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+def head() -> Iterator[Head]:
+    with running() as found:
+        yield found
 
 
 @pytest.mark.slow
@@ -188,10 +109,10 @@ def test_a_cluster_that_is_killed_on_the_way(
     head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Submitted twice, its worker killed, its head killed and started anew: one run, each step once."""
-    for name, value in {"ORCHESTRATE_REPORT_S": "0.3", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}.items():
+    for name, value in ENV.items():
         monkeypatch.setenv(name, value)
-    found = _provider(head, tmp_path)
-    asked = _spec(tmp_path)
+    found = provider(head.address, tmp_path)
+    asked = spec(tmp_path)
     data = TrainingData.open(asked.train)  # type: ignore[arg-type]
     remote = upload(found, asked, data)
     handle = create(found, asked, remote, REF)
@@ -199,14 +120,14 @@ def test_a_cluster_that_is_killed_on_the_way(
     place = found.place
     assert isinstance(place, RayJobs)
     assert [one.id for one in place.find(REF)] == [REF]
-    _wait(lambda: (found.get(handle).step or 0) >= 3)
+    wait(lambda: (found.get(handle).step or 0) >= 3)
 
-    _kill_worker()
-    _wait(lambda: found.get(handle).status is JobStatus.PAUSED)
+    kill(processes(REF, b"ORCHESTRATE_BOOT", b"tether"))
+    wait(lambda: found.get(handle).status is JobStatus.PAUSED)
     assert found.recover(handle) and not found.recover(handle)
     assert {one.id for one in place.find(REF)} == {REF, f"{REF}-2"}
     reached = found.get(handle).step or 0
-    _wait(lambda: (found.get(handle).step or 0) > reached + 2)
+    wait(lambda: (found.get(handle).step or 0) > reached + 2)
 
     head.kill()
     head.start()
@@ -217,7 +138,7 @@ def test_a_cluster_that_is_killed_on_the_way(
     long_ago = time.time() - place.silence_s - 120
     os.utime(run.path / "worker.json", (long_ago, long_ago))
     assert found.recover(handle)
-    _wait(lambda: found.get(handle).status.terminal)
+    wait(lambda: found.get(handle).status.terminal)
     job = found.get(handle)
     assert job.status is JobStatus.SUCCEEDED and job.step == 48, job.error
     steps = [point.step for point in found.metrics(handle) if "train_loss" in point.values]
@@ -226,42 +147,3 @@ def test_a_cluster_that_is_killed_on_the_way(
     assert len(resumed) == 2 and all((event.step or 0) > 0 for event in resumed), "not from the beginning"
     found.download(handle, tmp_path / "tuned")
     assert (tmp_path / "tuned" / "adapter_model.safetensors").is_file()
-
-
-def _provider(head: Head, tmp_path: Path) -> AwayProvider:
-    (tmp_path / "orchestrate.toml").write_text(
-        f'[hosts.ray.options]\naddress = "{head.address}"\ndepot = "file://{tmp_path}/depot"\n'
-        'packages = "image"\nusd_per_hour = 0.5\n'
-        'pass_env = ["ORCHESTRATE_REPORT_S", "HF_HUB_OFFLINE", "OMP_NUM_THREADS"]\n'
-    )
-    found = registry.make("ray", config.load(env={}, cwd=tmp_path, home=tmp_path / "home"))
-    assert isinstance(found, AwayProvider)
-    return found
-
-
-def _spec(tmp_path: Path) -> JobSpec:
-    messages = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
-    (tmp_path / "train.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 24)
-    options = {"ray": {"recovery_seconds": 0, "threads": 1}}
-    values = {"model": str(TINY), "train": str(tmp_path / "train.jsonl"), "adapter": "lora", "seed": 1}
-    return JobSpec.parse({**values, "epochs": 4, "batch_size": 2, "provider_options": options})
-
-
-def _kill_worker() -> None:
-    """The process that trains and the one that watches it, as when their machine dies."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes()
-                mine = b"ORCHESTRATE_REF=" + REF.encode() in (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if mine and (b"ORCHESTRATE_BOOT" in words or b"tether" in words) and b"/bin/sh" not in words:
-                os.kill(int(entry.name), signal.SIGKILL)
-
-
-def _wait(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not ready():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.3)

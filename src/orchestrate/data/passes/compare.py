@@ -11,6 +11,9 @@ from orchestrate.data.rows.examples import Kind
 from orchestrate.errors import MissingExtra
 from orchestrate.packages import needed
 
+FEW = 100_000
+"""Rows that are compared in less time than importing numpy takes."""
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -31,6 +34,8 @@ def numpy() -> Any:
 
 def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     """Indices of elements that occur before, in order, and of the first occurrence of each."""
+    if len(hashes) <= FEW:
+        return _repeats_plainly(hashes)
     try:
         np = numpy()
     except MissingExtra:
@@ -47,7 +52,7 @@ def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
 
 
 def _repeats_plainly(hashes: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Slower and larger than with numpy, which the base installation does not have."""
+    """Of many slower and larger than with numpy, which the base installation does not have."""
     seen: dict[int, int] = {}
     first = [seen.setdefault(value, i) for i, value in enumerate(hashes)]
     again = [i for i, j in enumerate(first) if i != j]

@@ -32,7 +32,7 @@ AHEAD = 3
 """Results that each worker may be ahead of the reader; bounds the memory."""
 
 _START = (
-    "import sys; sys.path[:] = sys.argv[2:]; "
+    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
     "from orchestrate.data.passes.pool import serve; serve(sys.argv[1])"
 )
 FORKS = sys.platform == "linux"
@@ -222,7 +222,8 @@ def serve(sockets: str) -> None:
     if ready is not None:
         with suppress(Exception):
             ready(task)
-    gc.freeze()
+    gc.freeze()  # what was loaded stays, and is not looked through for garbage
+    gc.enable()
     if not sockets:
         answers = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # whatever a library prints must not fall into the answers

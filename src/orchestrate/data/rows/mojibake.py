@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 _BYTES = {chr(byte): byte for byte in range(0x80, 0x100)} | {
     char: byte for byte in range(0x80, 0xA0) for char in bytes([byte]).decode("cp1252", "ignore")
@@ -19,16 +20,20 @@ _CLOSING = "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u203a\xa0\xbb\xae\u2122"
 """Marks that follow on a letter in texts that are whole, such as a quotation in capitals."""
 _INSIDE = "".join(char for char in _NEXT if char not in _CLOSING)
 _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
-_RUN = re.compile(
-    rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
-)
-_DAMAGED = re.compile(rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)")
+_RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
+_DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
 """The first bytes, in UTF-8, of what follows on the first character of a damaged one."""
 
 
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """With the first text that may be damaged: compiling takes longer than most commands' whole work."""
+    return re.compile(pattern)
+
+
 def is_damaged(text: str) -> bool:
-    return _DAMAGED.search(text) is not None
+    return _compiled(_DAMAGED).search(text) is not None
 
 
 def repaired(text: str) -> str:
@@ -39,7 +44,7 @@ def repaired(text: str) -> str:
     try:
         return text.encode("cp1252").decode()
     except UnicodeError:
-        return _RUN.sub(_decoded, text) if is_damaged(text) else text
+        return _compiled(_RUN).sub(_decoded, text) if is_damaged(text) else text
 
 
 def _decoded(run: re.Match[str]) -> str:

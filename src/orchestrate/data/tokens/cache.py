@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ import msgspec
 from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.lengths import Lengths, Remark
 from orchestrate.files import private_folder, sha256, write_whole
+from orchestrate.packages import installed
 
 MOST_FILES = 500
 """Of those in a folder, the oldest above this number are removed."""
@@ -101,7 +102,7 @@ def _version(counter: str) -> str:
     parts = [sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
     for library in _LIBRARIES:
         with suppress(PackageNotFoundError):
-            parts.append(f"{library} {version(library)}")
+            parts.append(f"{library} {installed(library)}")
     if counter.startswith("hf:"):
         parts += _contents(counting.folder_of(counter))
     return _hash(*parts)

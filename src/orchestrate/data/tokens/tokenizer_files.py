@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from tokenizers import AddedToken, Tokenizer
 
 from orchestrate.data.tokens.repeated import Pieces
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Json = dict[str, Any]
 
@@ -115,6 +117,8 @@ def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
     listed = [*named.values(), *_listed(config)]
     if any(token not in added for token in listed) or not _agree(config, folder, added):
         return None
+    from tokenizers import AddedToken, Tokenizer
+
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()

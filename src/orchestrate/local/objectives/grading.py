@@ -16,15 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate.data.tokens.answers import Said
 from orchestrate.errors import RunFailed
 from orchestrate.local.objectives import isolation as isolating
 from orchestrate.local.objectives.grader_code import GraderCode
 from orchestrate.local.objectives.isolation import Isolation
+
+if TYPE_CHECKING:
+    from orchestrate.data.tokens.answers import Said
 
 KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from packaging.version import Version
-
 from orchestrate.errors import SetupError
 
 EIGHT_BIT = 1 + 4 / 256
@@ -31,7 +29,7 @@ rows."""
 LION_RATE = 0.2
 """Lion's learning rate over AdamW's, whose steps are smaller: a third to a tenth is advised (Chen et al.
 2023)."""
-MUON_SINCE = Version("2.9")
+MUON_SINCE = "2.9"
 
 
 class OptimizerMissing(SetupError):
@@ -51,11 +49,13 @@ def require(optimizer: str, find: Callable[[str], object | None] = find_spec) ->
             fix="pip install schedulefree",
         )
     if optimizer == "muon":
+        from packaging.version import Version
+
         try:
             there = Version(version("torch"))
         except PackageNotFoundError:
             return  # said of training as a whole
-        if there < MUON_SINCE:
+        if there < Version(MUON_SINCE):
             raise OptimizerMissing(
                 f"optimizer muon needs torch {MUON_SINCE} or later, and {there} is installed",
                 fix=f"pip install 'torch>={MUON_SINCE}'",

@@ -1,5 +1,6 @@
 """A process that helps another with a run: `python -m orchestrate.local.run.helper RUN_DIR RANK PROCESSES
-MEETING`. It reads the run directory and writes nothing there, and ends with whoever started it."""
+MEETING`, or one that has met the others already (`assist`). It writes nothing of the run, and ends with
+whoever started it."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -18,6 +19,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local.run.rundir import RunDir, State
 
 if TYPE_CHECKING:
+    from orchestrate.local.run.parallel import Met
     from orchestrate.local.run.session import Session
 
 
@@ -38,27 +40,35 @@ class Silent(RunDir):
 
 
 def main(path: str, rank: int, processes: int, meeting: Path) -> None:
+    from orchestrate.local.run import parallel
+
+    parallel.join(meeting, rank, processes)
+    assist(Silent(path), parallel.Met(rank, processes))
+
+
+def assist(run: Silent, met: Met) -> None:
+    """Until the first one says that there is nothing left to do."""
     import torch
     import torch.distributed as dist
 
     from orchestrate.local.run import parallel
     from orchestrate.local.run.session import Session
 
-    run = Silent(path)
     job = run.job()
     if job.hyper.sharded:
-        share(Session(run, job, asked=lambda: None, set_stage=lambda stage: None, place=(rank, meeting)))
+        share(Session(run, job, asked=lambda: None, set_stage=lambda stage: None, met=met))
         return
     alone = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, processes=1))
     session = Session(run, alone, asked=lambda: None, set_stage=lambda stage: None)
     loop = session.loop
     loop.loaded.model.train()
-    parallel.join(meeting, rank, processes)
     while True:
         orders: list[Any] = [None]
         dist.broadcast_object_list(orders, src=0)
+        if orders[0] is None:
+            return
         try:
-            parallel.at_once(loop.objective, loop.train, loop.parameters, orders[0], rank)
+            parallel.at_once(loop.objective, loop.train, loop.parameters, orders[0], met.rank)
         except torch.OutOfMemoryError:
             parallel.give_back(loop.loaded.device)
         for parameter in loop.parameters.values():
@@ -70,17 +80,19 @@ def share(session: Session) -> None:
     from orchestrate.local.run import parallel
     from orchestrate.local.run.loop import Stopped
 
+    assert session.sharded is not None  # noqa: S101  as the job says
     session.loop.restore()
-    while True:
+    goes_on: bool | None = True
+    while goes_on:
         try:
             session.loop.run()
             session.loop.weights()
         except Stopped:
-            continue  # where that is taken back
+            pass  # until that is taken back
         except RunFailed as error:
             if error.__cause__ is not None:  # memory was short, and perhaps here alone
                 raise SystemExit(parallel.SHORT) from None
-        threading.Event().wait()
+        goes_on = session.sharded.agreed(None)
 
 
 def watch() -> None:

@@ -59,7 +59,8 @@ class Kept:
             return
         if whole.progress.total_steps != self.progress.total_steps:
             raise RunFailed(f"{whole.path} belongs to a run of {whole.progress.total_steps} steps")
-        tensors = load_file(whole.path / "state.safetensors")
+        # Each process may have it in a folder of its own.
+        tensors = load_file(self.dir.checkpoints / whole.path.name / "state.safetensors")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(placed(tensors[f"parameter.{name}"], parameter))

@@ -31,7 +31,7 @@ from orchestrate.local.run.optimizers import (
     make_optimizer,
     set_rate,
 )
-from orchestrate.local.run.parallel import LESS, Group, Step
+from orchestrate.local.run.parallel import LESS, Peers, Step
 from orchestrate.local.run.remaining import Work
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.schedule import random_state, set_random_state, spread
@@ -81,7 +81,7 @@ class Loop(Kept):
         self.guard = Guard(run, self.hyper)
         self.sharded: Sharded | None = None
         """Where each process has a share of the weights."""
-        self.group: Group | None = None
+        self.group: Peers | None = None
         """Of processes that help, where the job is for more than one."""
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0

@@ -1,4 +1,5 @@
-"""Several processes of one machine at one run, each with a GPU of its own and the whole model on it.
+"""Several processes at one run, each with a GPU of its own and the whole model on it. On one machine the
+first starts the others; those of several machines were brought together before.
 
 The first has the run: steps, optimiser, evaluations, checkpoints, the result. The others compute gradients of
 their share of each step's examples, from the parameters that they are given with it, and keep nothing: a run
@@ -46,6 +47,8 @@ SHORT = 77
 midst of a pass that it cannot finish."""
 LESS = f"{option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, a lower max_seq_length"
 CUT_S = 10.0
+ENDED_S = 120.0
+"""Until whoever started them must have seen that one is gone."""
 NEVER = timedelta(days=365)
 """The others wait while the first evaluates and saves. That one is gone shows otherwise, and at once."""
 
@@ -61,16 +64,69 @@ class Step:
     seed: int
 
 
-class Group:
-    """At the first process. Raises `UsageError` where there are fewer GPUs."""
+@dataclass
+class Met:
+    """One of several processes that torch.distributed has brought together already, whoever started them."""
+
+    rank: int
+    processes: int
+    released: bool = False
+    """At the first: the others were told that there is nothing left to do."""
+
+    def cut(self) -> None:
+        """After an error that may be that of a connection: whoever started them sees the process behind it as
+        ended, and ends this one too."""
+        time.sleep(ENDED_S)
+
+
+class Peers:
+    """At the first process of those that have met."""
+
+    def __init__(self, met: Met) -> None:
+        self.met, self.processes = met, met.processes
+
+    def gradients(
+        self,
+        objective: Objective,
+        rows: Rows,
+        batch: Sequence[int],
+        parameters: Mapping[str, torch.nn.Parameter],
+        step: Step,
+    ) -> Sums:
+        """As the objective's own; `step` without its shares."""
+        shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
+        order = Step(shares, step.total, step.max_tokens, step.max_rows, step.seed)
+        try:
+            dist.broadcast_object_list([order], src=0)
+            return at_once(objective, rows, parameters, order, 0)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self.cut()
+            raise
+
+    def cut(self) -> None:
+        """After an error of a connection."""
+
+    def close(self, *, failed: bool = False) -> None:
+        """They hold nothing that would be lost. `failed`: they may wait in the midst of a pass, and are ended
+        by whoever started them."""
+        if not failed:
+            dist.broadcast_object_list([None], src=0)
+            self.met.released = True
+
+
+class Group(Peers):
+    """Those that this one, the first, starts itself. Raises `UsageError` where there are fewer GPUs."""
 
     def __init__(self, run: RunDir, processes: int, threads: int | None, device: torch.device) -> None:
+        super().__init__(Met(0, processes))
         if device.type == "cuda" and (there := torch.cuda.device_count()) < processes:
             raise UsageError(
                 f"{processes} processes need a GPU each, and there are {there}",
                 fix=f"{option('processes')}: {there}",
             )
-        self.run, self.processes = run, processes
+        self.run = run
         self._ended, self._telling = threading.Event(), threading.Lock()
         self._meeting = run.path / f"meeting-{os.getpid()}"
         self._meeting.unlink(missing_ok=True)
@@ -116,34 +172,14 @@ class Group:
             self.run.write_state(ended)
         os._exit(1)
 
-    def gradients(
-        self,
-        objective: Objective,
-        rows: Rows,
-        batch: Sequence[int],
-        parameters: Mapping[str, torch.nn.Parameter],
-        step: Step,
-    ) -> Sums:
-        """As the objective's own; `step` without its shares."""
-        shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
-        order = Step(shares, step.total, step.max_tokens, step.max_rows, step.seed)
-        try:
-            dist.broadcast_object_list([order], src=0)
-            return at_once(objective, rows, parameters, order, 0)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            self.cut()
-            raise
-
     def cut(self) -> None:
-        """After an error of a connection: the process behind it is about to be seen as ended."""
+        """The process behind it is about to be seen as ended."""
         for _ in range(int(CUT_S / LOOK_S)):
             self._look()
             time.sleep(LOOK_S)
 
-    def close(self) -> None:
-        """They hold nothing that would be lost."""
+    def close(self, *, failed: bool = False) -> None:
+        del failed
         self._ended.set()
         for other in self.others:
             other.kill()

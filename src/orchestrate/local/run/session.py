@@ -37,7 +37,7 @@ from orchestrate.local.plan import fitting
 from orchestrate.local.run import export
 from orchestrate.local.run.keeping import Weights
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
-from orchestrate.local.run.parallel import Group, join
+from orchestrate.local.run.parallel import Group, Met, Peers
 from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.local.run.sharding import Sharded
@@ -56,10 +56,9 @@ class Session:
         asked: Callable[[], str | None],
         set_stage: Callable[[str], None],
         *,
-        place: tuple[int, Path] | None = None,
+        met: Met | None = None,
     ) -> None:
-        """`place`: rank and meeting of one that the first process of several with shares of the model
-        started."""
+        """`met`: of one that has met the others already."""
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
@@ -74,7 +73,8 @@ class Session:
         set_stage("encoding")
         train = self._rows("train", Path(job.train))
         valid = self._rows("validation", Path(job.validation)) if job.validation else None
-        self.group, self.sharded = None, self._meet(place, set_stage)
+        self.group: Peers | None = None
+        self.sharded = self._meet(met, set_stage)
         set_stage("loading the model")
         first = partial(
             load,
@@ -107,28 +107,28 @@ class Session:
         self._look_at_disk()
         self.facts = self._facts(train)
         if job.hyper.processes > 1 and self.sharded is None:
-            self.loop.group = self.group = self._start_others(set_stage, "the whole model (DDP)")
+            self.loop.group = self.group = self._others(met, set_stage, "the whole model (DDP)")
 
-    def _meet(self, place: tuple[int, Path] | None, set_stage: Callable[[str], None]) -> Sharded | None:
+    def _meet(self, met: Met | None, set_stage: Callable[[str], None]) -> Sharded | None:
         """Where the weights are spread over several processes."""
-        processes = self.job.hyper.processes
         if not self.job.hyper.sharded:
             return None
-        rank, cut = 0, nothing
-        if place is None:
-            self.group = self._start_others(set_stage, "a share of every weight (FSDP)")
-            cut = self.group.cut
-        else:
-            rank, meeting = place
-            join(meeting, rank, processes)
-        return Sharded(rank, processes, self.device, cut)
+        if met is None or met.rank == 0:
+            self.group = self._others(met, set_stage, "a share of every weight (FSDP)")
+        cut = nothing if self.group is None else self.group.cut
+        return Sharded(met.rank if met else 0, self.job.hyper.processes, self.device, cut)
 
-    def _start_others(self, set_stage: Callable[[str], None], holding: str) -> Group:
+    def _others(self, met: Met | None, set_stage: Callable[[str], None], holding: str) -> Peers:
         set_stage("starting the other processes")
         processes = self.job.hyper.processes
         told = f"{processes} processes, each with {holding}"
         self.run.add_event(told, type="processes", processes=processes)
-        return Group(self.run, processes, self.job.threads, self.device)
+        return Peers(met) if met else Group(self.run, processes, self.job.threads, self.device)
+
+    def go_on(self) -> None:
+        """After a pause that was taken back."""
+        if self.sharded is not None:
+            self.sharded.agreed(True)
 
     def _facts(self, train: Rows) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -330,9 +330,9 @@ class Session:
             self.run.add_event(message, level="warning", type="data")
         return rows
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         if self.group is not None:
-            self.group.close()
+            self.group.close(failed=failed)
         self.loop.objective.close()
 
     @property

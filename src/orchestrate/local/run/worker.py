@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,14 @@ from orchestrate.text import duration
 from orchestrate.types import JobError
 
 if TYPE_CHECKING:
+    from orchestrate.local.run.parallel import Met
     from orchestrate.local.run.session import Session
 
 HEARTBEAT_S = 2.0
 
 
-def main(path: str) -> int:
+def main(path: str, met: Met | None = None) -> int:
+    """`met`: where this is the first of several processes that have met already."""
     run = RunDir(path)
     with run.lock(wait_s=5.0) as held:
         if not held:
@@ -49,7 +52,7 @@ def main(path: str) -> int:
         _claim(run)
         beating.start()
         try:
-            return _work(run)
+            return _work(run, met)
         finally:
             stop.set()
             beating.join()
@@ -71,22 +74,25 @@ def _beat(run: RunDir, stop: threading.Event) -> None:
             continue
 
 
-def _work(run: RunDir) -> int:
+def _work(run: RunDir, met: Met | None) -> int:
     interrupted = threading.Event()
 
     def stop(_signal: int, _frame: object) -> None:
         interrupted.set()
 
-    signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
 
     def asked() -> str | None:
         return run.asked() or ("pause" if interrupted.is_set() else None)
 
     try:
         with ExitStack() as ending:
-            _train(run, run.job(), asked, ending)
+            _train(run, run.job(), asked, ending, met)
     except Exception as error:  # noqa: BLE001  the run directory must say how it ended
         traceback.print_exc()
+        if met is not None and met.processes > 1 and isinstance(error, RuntimeError):
+            met.cut()
         fix = error.fix if isinstance(error, OrchestrateError) else f"see {run.log}"
         message = f"{error}" + (f" ({fix})" if fix else "")
         code = type(error).__name__
@@ -109,7 +115,9 @@ def _wait_for_space(run: RunDir, message: str) -> None:
     _set(run, "paused", stage=None, error=JobError(message=told, code="disk_full"))
 
 
-def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: ExitStack) -> None:
+def _train(
+    run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: ExitStack, met: Met | None
+) -> None:
     """`ending` gets what is to be ended whatever happens."""
     if asked() == "cancel":
         run.add_event("cancelled before it began", type="cancelled")
@@ -137,9 +145,9 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
         try:
             if session is None:
                 session = Session(
-                    run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage)
+                    run, job, asked, set_stage=lambda stage: _set(run, "preparing", stage=stage), met=met
                 )
-                ending.callback(session.close)
+                ending.push(partial(_close, session))
                 run.add_event(
                     f"ready in {duration(time.monotonic() - begun)}: {session.summary}",
                     type="started",
@@ -153,6 +161,8 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
             step = session.loop.progress.step if session else state.step
             if stopped.word == "pause" and (word := _pause(run, asked, step)) != "cancel":
                 if word is None:
+                    if session is not None:
+                        session.go_on()
                     continue
                 return
             run.add_event(f"cancelled at step {step}", type="cancelled", step=step)
@@ -164,6 +174,10 @@ def _train(run: RunDir, job: LocalJob, asked: Callable[[], str | None], ending: 
     session.keep_sheet()
     run.add_event(f"done: {session.outcome}", type="succeeded", step=session.loop.progress.step)
     _end(run, "succeeded", result=result.name, early_stopped=session.loop.early_stopped)
+
+
+def _close(session: Session, kind: object, *_: object) -> None:
+    session.close(failed=kind is not None)
 
 
 def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:

@@ -5,6 +5,9 @@ Options of `[hosts.ray.options]`: `address` (`http://127.0.0.1:8265` by default)
 of the cluster (`gpu`, `gpu_memory_gib`) and what an hour of that costs (`usd_per_hour`, 0 where nobody pays);
 `packages`: `pinned` (the default: the worker's are those of here) or `image` (the cluster has all of them).
 
+Of a run with several processes each is a worker of Ray Train with its share of what the run gets, on whatever
+nodes have room (`_ray`); the one job is their driver and takes nothing itself.
+
 Ray's own variables would take the place of the address without a word, and whoever reaches a cluster without
 authentication may run anything on it: both are refused.
 """
@@ -31,10 +34,11 @@ from orchestrate.errors import (
     OutcomeUnknown,
     ProviderError,
 )
+from orchestrate.packages import require_recent
 from orchestrate.places import owned
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
 
@@ -49,6 +53,11 @@ STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "FAILED": "ended",
 }
 REF = "orchestrate-ref"
+DRIVER = "orchestrate.places.kinds._ray.driver"
+TRAIN = {"RAY_TRAIN_V2_ENABLED": "1", "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
+"""The workers of a group of which one is gone wait for it, and are not waited for."""
+TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
+"""What Ray Train imports beside what Ray itself needs; without Ray, which is the cluster's."""
 ANSWER_S = 60
 TIMED_OUT = 408
 RAY_CLIENT = (
@@ -58,6 +67,8 @@ RAY_CLIENT = (
 
 
 class RayJobs(AwayPlace):
+    groups = True
+
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         super().__init__(name, options)
         self.address = str(options.get("address", ADDRESS)).rstrip("/")
@@ -76,7 +87,8 @@ class RayJobs(AwayPlace):
 
     def _require_safe(self) -> None:
         if find_spec("ray") is None or find_spec("aiohttp_cors") is None:
-            raise MissingExtra("ray", "a Ray cluster", "ray[default]")
+            raise MissingExtra("ray", "a Ray cluster", "ray[default,train]")
+        require_recent("ray")
         for variable in OVERRIDES:
             if (given := os.environ.get(variable)) and given.rstrip("/") != self.address:
                 raise ConfigError(
@@ -112,8 +124,12 @@ class RayJobs(AwayPlace):
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
         runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
+        more, alone = ("fsspec", *self.depot.packages), order.job.hyper.processes == 1
+        if not alone:
+            runtime["env_vars"] |= {MODULE: DRIVER, **TRAIN}
+            more = (*more, *TRAIN_PACKAGES)
         if self.options.get("packages", "pinned") != "image":
-            runtime["uv"] = pins("local", more=("fsspec", *self.depot.packages))
+            runtime["uv"] = pins("local", more=more)
         with self._asked():
             client = self._jobs
         try:
@@ -122,8 +138,8 @@ class RayJobs(AwayPlace):
                 submission_id=id,
                 runtime_env=runtime,
                 metadata={REF: ref},
-                entrypoint_num_cpus=1,
-                entrypoint_num_gpus=resources.count if resources.gpu else None,
+                entrypoint_num_cpus=1 if alone else None,
+                entrypoint_num_gpus=resources.count if resources.gpu and alone else None,
             )
         except Exception as error:
             if refused := _refusal(self.name, error):

@@ -15,8 +15,9 @@ parts), `retry_budget_s`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from orchestrate.packages import require_recent
 from orchestrate.providers.calls.hosted import Retry, Wire
@@ -28,6 +29,32 @@ if TYPE_CHECKING:
 
 CONNECT_S = 10.0
 SANDBOX_ANSWER_S = 600.0
+
+
+class Closing(Protocol):
+    def close(self) -> object: ...
+
+
+_C = TypeVar("_C", bound=Closing)
+
+
+class Kept(Generic[_C]):
+    """A client, made when it is first asked for: once for all threads, as nobody would close a second one."""
+
+    def __init__(self, make: Callable[[], _C]) -> None:
+        self._make, self._made, self._lock = make, list[_C](), threading.Lock()
+
+    def __call__(self) -> _C:
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+    def close(self) -> None:
+        """Lets go of it; the next call makes another."""
+        with self._lock:
+            while self._made:
+                self._made.pop().close()
 
 
 def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING, Shape, read_answer
 from orchestrate.errors import InvalidRequest, UnexpectedAnswer
 from orchestrate.profile import built_in, kinds, profile
 from orchestrate.providers.calls.hosted import Retry, Wire
@@ -45,6 +44,8 @@ class Chat:
         One that does not take a temperature, or calls the most tokens of an answer otherwise, is asked again
         as it takes it, and the reply's notes say so.
         """
+        from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
+
         more = {"tools": [dict(tool) for tool in tools]} if tools else {}
         answer = self._answer([m.to_dict() for m in messages], more)
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
@@ -83,6 +84,8 @@ class Chat:
         self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
     ) -> tuple[str, str | None, list[dict[str, Any]]]:
         """Content, thinking and calls: the host's own fields where it fills them, else what its text says."""
+        from orchestrate.data.tokens.answers import Shape, read_answer
+
         content = text(message.get("content")) or ""
         reasoning = text(message.get("reasoning")) or text(message.get("reasoning_content")) or None
         calls = rows(message.get("tool_calls"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ from msgspec import structs
 
 from orchestrate.description import Deployment, Described, Request
 from orchestrate.errors import MissingKey, NotFound, ProviderError, UnexpectedAnswer, UsageError
+from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import payload
 from orchestrate.providers.calls.values import plain, table, text, when
@@ -44,9 +44,9 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Deploying:
     def __init__(self, told: Described, how: Deployment, config: HostConfig, wire: Wire) -> None:
         self._told, self._how, self._config, self._wire = told, how, config, wire
+        self._http = Kept(self._connect)
 
-    @cached_property
-    def _http(self) -> httpx.Client:
+    def _connect(self) -> httpx.Client:
         """Raises `MissingKey` with how the key is got."""
         import httpx
 
@@ -71,8 +71,7 @@ class Deploying:
         return httpx.Client(base_url=root, headers=headers, timeout=config.timeout_s, follow_redirects=False)
 
     def close(self) -> None:
-        if (http := vars(self).pop("_http", None)) is not None:
-            http.close()
+        self._http.close()
 
     # -- what is asked -------------------------------------------------------------------------------------
 
@@ -122,7 +121,7 @@ class Deploying:
         sent = {how.field: (f"{id}.zip", archive, "application/zip")}
 
         def upload() -> dict[str, Any]:
-            answer = self._http.post(_filled(how.path, self._own_options()), files=sent)
+            answer = self._http().post(_filled(how.path, self._own_options()), files=sent)
             answer.raise_for_status()
             return plain(answer.json())
 
@@ -208,7 +207,7 @@ class Deploying:
         }
 
     def _send(self, request: Request, values: Mapping[str, str]) -> dict[str, Any]:
-        answer = self._http.request(
+        answer = self._http().request(
             request.method,
             _filled(request.path, values),
             params=request.query or None,
@@ -222,7 +221,7 @@ class Deploying:
         path = _filled(how.path, self._own_options())
 
         def ask() -> object:
-            answer = self._http.get(path, params=how.query or None)
+            answer = self._http().get(path, params=how.query or None)
             answer.raise_for_status()
             return answer.json()
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.data import Dataset
 from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFound
 from orchestrate.files import write_whole
@@ -23,6 +22,8 @@ from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from orchestrate.data import Dataset
 
 MULTIPART_BYTES = 512 << 20
 """The Files API takes up to 512 MB; larger files go through the Uploads API."""

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,10 +23,9 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import settings
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.calls.clients import completions, connect, wire_of
+from orchestrate.providers.calls.clients import Kept, completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
-from orchestrate.providers.chat.completions import Chat
 from orchestrate.providers.compatible import reading, recalled
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.files.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from orchestrate.data import TrainingData
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
@@ -70,6 +69,7 @@ class SdkProvider(Provider):
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
         super().__init__(config)
         self._wire = wire or wire_of(config)
+        self._client = Kept(self.connect)
         options = config.options
         self._files = Files(
             lambda: self.client,
@@ -81,17 +81,16 @@ class SdkProvider(Provider):
             refused=self.refused_files,
         )
 
-    @cached_property
+    @property
     def client(self) -> OpenAI:
         """The SDK's client, retries off. Raises `MissingKey`."""
-        return self.connect()
+        return self._client()
 
     def connect(self) -> OpenAI:
         return connect(self.config)
 
     def close(self) -> None:
-        if (client := vars(self).pop("client", None)) is not None:
-            client.close()
+        self._client.close()
 
     def holds(self, remote: RemoteDataset) -> bool:
         try:
@@ -267,6 +266,8 @@ class SdkProvider(Provider):
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
         """Raises `UsageError` while the job has no model yet."""
+        from orchestrate.providers.chat.completions import Chat
+
         known = self.get(job)
         model = self._base(known) if base else self._answering(known)
         if model is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import NotFound, UsageError
 from orchestrate.packages import require_recent
+from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import Unreadable
 from orchestrate.providers.calls.values import items, plain, table
@@ -31,30 +32,26 @@ class Connection:
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         self._config = config
         self._wire = wire
-        self._sdk: Fireworks | None = None
-        self._plain: httpx.Client | None = None
+        self.client = Kept(self._connect)
+        self.plain = Kept(self._connect_plain)
         self._found_account: str | None = config.account_id
 
-    def client(self) -> Fireworks:
-        if self._sdk is None:
-            require_recent("fireworks-ai")
-            from fireworks import Fireworks
+    def _connect(self) -> Fireworks:
+        require_recent("fireworks-ai")
+        from fireworks import Fireworks
 
-            self._sdk = Fireworks(
-                api_key=self._config.require_key().reveal(),
-                base_url=self._config.base_url or PROFILE.url,
-                timeout=self._config.timeout_s,
-                max_retries=0,
-            )
-        return self._sdk
+        return Fireworks(
+            api_key=self._config.require_key().reveal(),
+            base_url=self._config.base_url or PROFILE.url,
+            timeout=self._config.timeout_s,
+            max_retries=0,
+        )
 
-    def plain(self) -> httpx.Client:
+    def _connect_plain(self) -> httpx.Client:
         """For signed URLs: it never carries the key."""
-        if self._plain is None:
-            import httpx
+        import httpx
 
-            self._plain = httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
-        return self._plain
+        return httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
 
     def lines(self, url: str | None) -> list[str]:
         """Of a file behind a signed URL; none while it is not written."""
@@ -145,9 +142,5 @@ class Connection:
         self._wire.read(lambda: client.post(path, body={}, cast_to=object), expect=object)
 
     def close(self) -> None:
-        if self._sdk is not None:
-            self._sdk.close()
-            self._sdk = None
-        if self._plain is not None:
-            self._plain.close()
-            self._plain = None
+        self.client.close()
+        self.plain.close()

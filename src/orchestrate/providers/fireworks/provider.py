@@ -34,7 +34,6 @@ from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.calls.values import items, table, text
-from orchestrate.providers.chat.completions import Chat
 from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.fireworks import pricing, reading, recalled
 from orchestrate.providers.fireworks.adapters import FireworksAdapters
@@ -42,7 +41,6 @@ from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
-from orchestrate.providers.fireworks.rendering import rendered_of
 from orchestrate.providers.fireworks.serving import Serving
 from orchestrate.providers.fireworks.translation import (
     fill_steps,
@@ -78,6 +76,7 @@ if TYPE_CHECKING:
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.spec import JobSpec
 
 _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
@@ -259,6 +258,8 @@ class FireworksProvider(Provider):
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
         """Up to 20 rows of an SFT job; the host writes them when the job has ended."""
+        from orchestrate.providers.fireworks.rendering import rendered_of
+
         raw, _ = self._at.find(job)
         return rendered_of(self._at.lines(text(raw.get("renderSamplesSignedUrl"))))
 
@@ -348,6 +349,8 @@ class FireworksProvider(Provider):
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
         """`base` asks the base model under its own name, which the host serves to all for some models."""
+        from orchestrate.providers.chat.completions import Chat
+
         raw = self._made_by(job)
         tuned = reading.tuned_model(raw)
         named = reading.settings_of(raw).get("baseModel")

@@ -95,6 +95,10 @@ class AwayProvider(LocalProvider):
             engine = self._with_processes(engine, found.count)
         whole = self._engine_translation(engine, self._planned_for(machine, found))
         rows = renting.rows(asked, found, machine, why)
+        if row := renting.apart(found, whole.body.get("hyper", {}), groups=self.place.groups):
+            rows = [*(one for one in rows if one.name != row.name), row]
+            kept = tuple(one for one in whole.settings if one.name != row.name)
+            whole = msgspec.structs.replace(whole, settings=kept)
         body = {**whole.body, "resources": found.to_dict(), "device": "cuda" if found.gpu else "cpu"}
         return msgspec.structs.replace(whole, settings=(*whole.settings, *rows), body=body)
 

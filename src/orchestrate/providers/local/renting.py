@@ -12,7 +12,7 @@ from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resource
 from orchestrate.places.order import gpu_asked
 from orchestrate.profile import RENTED as OPTIONS
 from orchestrate.providers.local import shares
-from orchestrate.text import money, size
+from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
         count=max(1, number),
         machine=machine.name if machine else None,
         spot=spot,
+        min_processes=_least(asked),
         limits=Limits(
             max_hours=float(hours) if hours is not None else MOST_HOURS,
             max_usd=spec.max_cost_usd,
@@ -213,6 +214,41 @@ def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, wh
             Setting(name=f"provider_options.{name}", asked=given, outcome=outcome, sent=sent, rule=rule)
         )
     return settings
+
+
+def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
+    """Why the processes of a run cannot be the workers of a group. `groups`: they may lie on several
+    machines."""
+    processes, least = hyper.get("processes", 1), found.min_processes
+    sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
+    name, asked, reason = "min_processes", least, None
+    if least is not None:
+        if not groups:
+            reason = "here all processes of a run are on one machine, and end together"
+        elif processes == 1 or least > processes:
+            reason = (
+                f"the run has {count(processes, 'process', 'processes')}: processes says how many at most"
+            )
+        elif sharded:
+            reason = "each process has a share of every weight: it takes all of them"
+    if reason is None and groups and processes > 1:
+        name, asked = "processes", processes
+        if found.gpu and found.count != processes:
+            reason = f"{processes} processes take {processes} GPUs, one each, and get {found.count}"
+        elif not sharded and processes > batch:
+            reason = f"a step has {count(batch, 'example')}: of {processes} processes some would have none"
+    if reason is None:
+        return None
+    return Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, rule=reason)
+
+
+def _least(asked: Mapping[str, Any]) -> int | None:
+    value = asked.get("min_processes")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"min_processes must be a whole number above 0, got {value!r}")
+    return value
 
 
 def _usd(asked: Mapping[str, Any], name: str) -> Decimal | None:

@@ -30,7 +30,7 @@ from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.calls.clients import completions
+from orchestrate.providers.calls.clients import Kept, completions
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.values import (
     items,
@@ -41,7 +41,6 @@ from orchestrate.providers.calls.values import (
     tagged,
     text,
 )
-from orchestrate.providers.chat.completions import Chat
 from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
@@ -77,6 +76,7 @@ if TYPE_CHECKING:
 
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
+    from orchestrate.providers.chat.completions import Chat
     from orchestrate.spec import JobSpec
 
 
@@ -95,7 +95,7 @@ class TogetherProvider(Provider):
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config)
         self._wire = Wire(self.name, retry=Retry.of(config), sleep=sleep)
-        self._sdk: Together | None = None
+        self._client = Kept(self._connect)
         self._limits: dict[str, dict[str, Any]] = {}
         self._files = Files(self._client, self._wire, self.target, sleep=sleep)
         self._serving = Serving(self.name, self._client, self._wire, config.project, self._inference_url)
@@ -327,30 +327,28 @@ class TogetherProvider(Provider):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
+        from orchestrate.providers.chat.completions import Chat
+
         model = str(self._raw_job(job).get("model")) if base else self._serving.model_of(job.job_id)
         create = completions(self._client().with_options(base_url=self._inference_url), self.config)
         return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
 
     def close(self) -> None:
-        if self._sdk is not None:
-            self._sdk.close()
-            self._sdk = None
+        self._client.close()
 
     # -- own -----------------------------------------------------------------------------------------------
 
-    def _client(self) -> Together:
-        if self._sdk is None:
-            require_recent("together")
-            from together import Together
+    def _connect(self) -> Together:
+        require_recent("together")
+        from together import Together
 
-            self._sdk = Together(
-                api_key=self.config.require_key().reveal(),
-                base_url=self.config.base_url or PROFILE.url,
-                project_id=self.config.project,
-                timeout=self.config.timeout_s,
-                max_retries=0,
-            )
-        return self._sdk
+        return Together(
+            api_key=self.config.require_key().reveal(),
+            base_url=self.config.base_url or PROFILE.url,
+            project_id=self.config.project,
+            timeout=self.config.timeout_s,
+            max_retries=0,
+        )
 
     @property
     def _inference_url(self) -> str:

@@ -63,7 +63,7 @@ def calls(file: Path) -> int:
 
 
 def test_work_grows_as_the_file_does(tmp_path: Path) -> None:
-    files = [tmp_path / f"{megabytes}.jsonl" for megabytes in (1, 4, 13)]
+    files = [tmp_path / f"{megabytes}.jsonl" for megabytes in (1, 3, 9)]
     rows = [write(file, int(file.stem)) for file in files]
     check({"train": str(files[0])}, Options(tokenizer="o200k", workers=1))  # loads what is loaded once
     small, middle, large = (calls(file) for file in files)

@@ -71,12 +71,12 @@ def test_all_rows_of_one_form_leave_no_doubt(tmp_path: Path) -> None:
     assert sample.tokens == pytest.approx(count.tokens) and sample.half_width < 1e-6 * count.tokens
 
 
-@pytest.mark.parametrize("left", [0, 1000])
-def test_a_file_that_was_cut_since_it_was_read_is_told(tmp_path: Path, left: int) -> None:
+def test_a_file_that_was_cut_since_it_was_read_is_told(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text((lines("few long rows")[0] + "\n") * (LEAST_BYTES // 200))
     data = replace(Dataset.open(str(file)), tokens_from=TokensFrom.SAMPLED)
     assert data.bytes >= LEAST_BYTES
-    os.truncate(file, left)
-    with pytest.raises(DataError, match="has changed"):
-        data.tokens("o200k")
+    for left in (1000, 0):
+        os.truncate(file, left)
+        with pytest.raises(DataError, match="has changed"):
+            data.tokens("o200k")

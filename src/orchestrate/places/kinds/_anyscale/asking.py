@@ -52,8 +52,9 @@ class Client:
         """Every request: noted where it makes a job, ended when no answer comes, its status kept."""
         urllib3 = import_module("urllib3")
         send = rest.request
-        # It would wait up to six minutes, in silence, where it is told to come later.
-        again = urllib3.Retry(TRIES, respect_retry_after_header=False)
+        # It would wait up to six minutes, in silence, where it is told to come later, and send what makes a
+        # job once more where that is said to have moved.
+        again = urllib3.Retry(TRIES, redirect=0, raise_on_redirect=False, respect_retry_after_header=False)
         rest.pool_manager.connection_pool_kw["retries"] = again
 
         def request(method: str, url: str, **more: Any) -> Any:

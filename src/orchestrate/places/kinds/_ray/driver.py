@@ -1,0 +1,235 @@
+"""What the job of a run with several workers runs, in the place of `orchestrate.places.remote`: Ray Train has
+them at work, on as many nodes as it takes, and starts them again when one is lost.
+
+It trains nothing itself. It has the run's attempt and its dead man's switch; Ray ends all workers when it
+ends. It ends with 0 when the depot says how the run stands, with 75 when the depot could not be reached for
+too long, and with 1 for any other end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+from packaging.version import Version
+
+from orchestrate.errors import HostUnavailable
+from orchestrate.local.run import launching
+from orchestrate.local.run.rundir import State, now
+from orchestrate.places import claim
+from orchestrate.places.base import PRICE, Hourly, Resources
+from orchestrate.places.claim import Claim
+from orchestrate.places.depot import Depot, StoredRun
+from orchestrate.places.mirror import Pulse
+from orchestrate.places.order import FETCH, read_order
+from orchestrate.places.remote import GRACE_S, LOOK_S, REPORT_S, SILENT
+from orchestrate.places.switch import Switch
+from orchestrate.text import duration
+from orchestrate.types import JobError, decoding
+
+LEAST = "2.55"
+"""The first Ray whose Train takes a range of workers."""
+FAILURES = 5
+"""After which Ray does not start the workers again; whoever watches the run may, with another job."""
+RESIZE_S = 900.0
+"""Between looks whether there is room for more workers: each change costs what was not in a checkpoint."""
+START_S = 3600.0
+"""For machines and packages, until a worker reports; at the beginning and after one was lost."""
+LEAVE_S = 60.0
+"""For Ray to bring its workers to an end, once the run has come to its own."""
+NEVER_S = 365 * 86400
+"""The others wait while the first evaluates and saves. That one is gone shows otherwise, and at once."""
+_log = logging.getLogger(__name__)
+
+
+def work(given: dict[str, Any]) -> None:
+    """In each worker's process, which has none of our code yet: this function is sent as it is here."""
+    exec(given["fetch"])  # noqa: S102  as `order.BOOT`
+    from orchestrate.places.kinds._ray import member
+
+    member.main(given)
+
+
+class Driver:
+    """`fit`: trains, until no worker is left; `end`: what ends this process from any of its threads."""
+
+    def __init__(
+        self,
+        stored: StoredRun,
+        fit: Callable[[Claim], object],
+        *,
+        report_s: float = REPORT_S,
+        start_s: float = START_S,
+        leave_s: float = LEAVE_S,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.stored, self.fit, self.end = stored, fit, end
+        self.report_s, self.start_s, self.leave_s = report_s, start_s, leave_s
+        self.claim = Claim(stored)
+        self.switch = Switch(read_order(stored).limits, self.claim.earlier_s)
+        self.fitted, self.superseded = threading.Event(), threading.Event()
+        self.begun, self.settled = threading.Event(), threading.Event()
+        self.heard = self.switch.clock()
+        """When a worker last reported."""
+        self.fault = ""
+
+    def work(self) -> int:
+        for task in (self._fit, self._keep_reporting):
+            threading.Thread(target=task, daemon=True).start()
+        code = self._watch()
+        if not self.fitted.is_set():
+            self.end(code)
+        return code
+
+    def _fit(self) -> None:
+        try:
+            self.fit(self.claim)
+        except Exception as error:  # noqa: BLE001  Ray's own, of many kinds; how the run stands is in the depot
+            self.fault = f"{type(error).__name__}: {error}"
+            _log.error("%s", self.fault)
+        finally:
+            self.fitted.set()
+
+    def _watch(self) -> int:
+        """Talks to nobody, so that nothing that hangs keeps it from its end."""
+        over = left = None
+        while not self.fitted.wait(LOOK_S):
+            clock, due = self.switch.clock(), self.switch.due()
+            if self.superseded.is_set():
+                _log.error("another attempt has the run; this one ends")
+                return 1
+            if due is not None:
+                over = over or clock
+                if due[0] == "silence":
+                    _log.error("%s; this job ends with all of its workers", due[1])
+                    return SILENT
+                # The first worker says so itself, with a checkpoint, where there is one.
+                if not self.begun.is_set() or clock - over > 3 * GRACE_S:
+                    return self._say("paused", "limit", f"the job ended itself: {due[1]}")
+            if clock - self.heard > self.start_s:
+                told = f"no workers came within {duration(self.start_s)}: the cluster has no room for them"
+                return self._say("failed", "RunFailed", f"{told} (ray status)")
+            if self.settled.is_set():
+                left = left or clock
+                if clock - left > self.leave_s:
+                    return 0
+        return 0 if self._settled() else 1
+
+    def _say(self, status: str, code: str, told: str) -> int:
+        """How the run stands, where no worker can say so; in a thread that is not waited for without end."""
+        _log.error("%s", told)
+        error = JobError(code=code, message=told)
+        writing = threading.Thread(target=self._write_status, args=(status, error), daemon=True)
+        writing.start()
+        writing.join(self.leave_s)
+        return 0 if status == "paused" and not writing.is_alive() else 1
+
+    def _write_status(self, status: str, error: JobError) -> None:
+        before, at = self.stored.read("status.json"), now()
+        state = State.from_json(before) if before else State(status="queued", updated_at=at)
+        ended = at if status == "failed" else None
+        state = msgspec.structs.replace(
+            state,
+            status=status,
+            stage=None,
+            updated_at=at,
+            finished_at=ended,
+            error=error,
+        )
+        self.stored.write("status.json", state.to_json())
+
+    # -- the depot -------------------------------------------------------------------------------------------
+
+    def _keep_reporting(self) -> None:
+        pulse: bytes | None = None
+        while not self.fitted.wait(self.report_s):
+            with suppress(HostUnavailable, OSError):  # the next one may go through
+                if not self.claim.holds:
+                    self.superseded.set()
+                    return
+                if price := self.stored.read(PRICE):
+                    self.switch.costs(Hourly.from_json(price).usd_per_hour)
+                self.claim.used(self.switch.used_s)
+                if claim.attempts(self.stored) > self.claim.number:
+                    self.begun.set()
+                if (said := self.stored.read("pulse.json")) != pulse:
+                    pulse, self.heard = said, self.switch.clock()
+                if self._settled():
+                    self.settled.set()
+                self.switch.reported()
+
+    def _settled(self) -> bool:
+        """Whether the depot says how the run stands, by the newest of the workers of this job."""
+        try:
+            pulse, status = self.stored.read("pulse.json"), self.stored.read("status.json")
+        except (HostUnavailable, OSError):
+            return False
+        if not status or not pulse:
+            return False
+        told, state = Pulse.from_json(pulse), State.from_json(status)
+        mine = told.ended and told.attempt > self.claim.number
+        return mine and (state.terminal or state.status == "paused")
+
+
+def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
+    """What has the workers train. `storage`: a folder that Ray Train wants and has nothing to keep in."""
+    import ray as installed
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if Version(installed.__version__) < Version(LEAST):
+        raise RuntimeError(
+            f"the cluster has Ray {installed.__version__}; several workers take {LEAST} or a newer one"
+        )
+    ray: Any = installed
+    order = read_order(stored)
+    resources = decoding.convert(order.job.resources, Resources)
+    processes, least = order.job.hyper.processes, resources.min_processes
+    gpu = resources.gpu is not None
+    each = {"CPU": float(order.job.threads or 1), **({"GPU": 1.0} if gpu else {})}
+    here = launching.worker_environment(order.job.threads)
+    env = {name: value for name, value in here.items() if os.environ.get(name) != value}
+
+    def fit(claim: Claim) -> object:
+        ray.init(log_to_driver=True)
+        given = {"fetch": FETCH, "under": claim.token}
+        return TorchTrainer(
+            work,
+            train_loop_config=given,
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=NEVER_S),
+            scaling_config=ScalingConfig(
+                num_workers=processes if least is None else (least, processes),
+                use_gpu=gpu,
+                resources_per_worker=each,
+                elastic_resize_monitor_interval_s=RESIZE_S,
+            ),
+            run_config=RunConfig(
+                name=stored.ref,
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=FAILURES),
+                worker_runtime_env={"env_vars": env},
+            ),
+        ).fit()
+
+    return fit
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
+    seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
+    start = float(os.environ.get("ORCHESTRATE_START_S", START_S))
+    with TemporaryDirectory(prefix="orchestrate-") as storage:
+        code = Driver(stored, fitting(stored, storage), report_s=seconds, start_s=start).work()
+    # Threads that wait for a store, or for Ray, are not waited for.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""One of several workers that Ray Train has brought together: torch.distributed is set up, and rank, number
+and device are Ray's. The first has the run directory and reports to the depot, as a worker that is alone
+does; the others help it.
+
+Whatever goes wrong at one of them ends it. Ray then ends the others and starts all of them again; the first
+looks in the depot whether anything is left to do.
+"""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from orchestrate.errors import HostUnavailable
+from orchestrate.files import write_whole
+from orchestrate.local.job import LocalJob
+from orchestrate.local.run import helper, process, worker
+from orchestrate.local.run.parallel import Met
+from orchestrate.local.run.rundir import RunDir, State
+from orchestrate.places.claim import Claim, Signs, Superseded
+from orchestrate.places.depot import Depot, StoredRun
+from orchestrate.places.mirror import restore
+from orchestrate.places.order import read_order, unpack
+from orchestrate.places.remote import REPORT_S, SILENT, Engine, Errand
+from orchestrate.places.switch import boot_time
+
+
+class Here:
+    """The engine in this process, which has met the others; so it ends with the whole process."""
+
+    def __init__(self, run: RunDir, met: Met, device: torch.device, end: Callable[[int], object]) -> None:
+        self.run, self.met, self.device, self.end = run, met, device, end
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        with self.run.log.open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            worker.main(str(self.run.path), self.met)
+
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def kill(self) -> None:
+        if self.running():
+            self.end(1)
+
+    def close(self) -> None:
+        self._thread.join()
+
+
+class First(Errand):
+    """Has the run, among several."""
+
+    def __init__(self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float) -> None:
+        self._taken, self.met, self.device = claim, met, device
+        super().__init__(claim.stored.depot, claim.stored.ref, folder, report_s=report_s)
+
+    def _claimed(self) -> Claim:
+        return self._taken
+
+    def _fitted(self, job: LocalJob) -> LocalJob:
+        return fitted(job, self.met)
+
+    def _begun(self) -> Engine:
+        return Here(self.run, self.met, self.device, self.end)
+
+
+def fitted(job: LocalJob, met: Met) -> LocalJob:
+    """For as many as have come; a step keeps its examples, each one has more or fewer of them."""
+    return msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, processes=met.processes))
+
+
+def main(given: dict[str, Any]) -> None:
+    """`given`: `under`, the token of the attempt of the job."""
+    import ray.train
+    import ray.train.torch
+
+    context: Any = ray.train.get_context()
+    device: Any = ray.train.torch.get_device()
+    met = Met(context.get_world_rank(), context.get_world_size())
+    stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
+    report_s = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
+    claim = claimed(stored, given["under"]) if met.rank == 0 else None
+    said: list[Any] = [claim and claim.number]
+    dist.broadcast_object_list(said, src=0)
+    if said[0] is None:
+        return
+    threading.Thread(target=_guard, args=(stored, given["under"], said[0], report_s), daemon=True).start()
+    with room(stored.ref) as folder:
+        if claim is None:
+            _help(stored, Path(folder), met)
+            return
+        code = First(claim, Path(folder), met, device, report_s).work()
+        if code or (met.processes > 1 and not met.released):
+            raise RuntimeError(f"the worker ended with {code}, and the others are to end too")
+
+
+def room(ref: str) -> TemporaryDirectory[str]:
+    """A folder of this process. What killed ones of the run left on this node goes: each start of the workers
+    has the rows, the model and checkpoints anew."""
+    for left in Path(gettempdir()).glob(f"orchestrate-{ref}-*-*"):
+        pid = left.name.rsplit("-", 2)[1]
+        if pid.isdecimal() and process.started(int(pid)) is None:
+            shutil.rmtree(left, ignore_errors=True)
+    return TemporaryDirectory(prefix=f"orchestrate-{ref}-{os.getpid()}-")
+
+
+def claimed(stored: StoredRun, under: str) -> Claim | None:
+    """`None` where nothing is left to do: an earlier start of the workers came to the run's end, or another
+    job has the run."""
+    try:
+        claim = Claim(stored, under)
+    except Superseded:
+        return None
+    status = stored.read("status.json")
+    state = State.from_json(status) if status else None
+    if state is not None and (state.terminal or (claim.again and state.status == "paused")):
+        return None
+    return claim
+
+
+def _help(stored: StoredRun, folder: Path, met: Met) -> None:
+    run, order = helper.Silent(folder / stored.ref), read_order(stored)
+    if order.job.hyper.sharded:
+        restore(run, stored)
+    run.path.mkdir(exist_ok=True)
+    job = fitted(unpack(order, stored.depot, folder / "given"), met)
+    write_whole(run.path / "job.json", msgspec.json.format(job.to_json()))
+    helper.assist(run, met)
+
+
+def _guard(stored: StoredRun, under: str, number: int, report_s: float) -> None:
+    """Ends this worker when the job that started it is gone, or when others were started in its place,
+    whatever Ray knows of it."""
+    silence_s = read_order(stored).limits.silence_s
+    signs, heard = None, boot_time()
+    while True:
+        with suppress(HostUnavailable, OSError):
+            signs = signs or Signs(stored, under, number, boot_time)
+            if not signs.newest or signs.silent_s > silence_s:
+                os._exit(1)
+            heard = boot_time()
+        if boot_time() - heard > silence_s:
+            os._exit(SILENT)
+        time.sleep(report_s)
