@@ -129,7 +129,7 @@ def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Pa
 
 
 def test_it_stops_before_the_limit_and_goes_on(cli: Cli, host: ChatHost, folder: Path) -> None:
-    limited = cli(*command(host, "--uncalibrated", "--max-cost", "0.004"))
+    limited = cli(*command(host, "--uncalibrated", "--max-cost", "0.0021"))
     assert limited.code == 6 and not (folder / "rows.judged.jsonl").exists(), limited.err
     sent = len(host.bodies)
     assert 0 < sent < 10

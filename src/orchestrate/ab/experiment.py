@@ -109,9 +109,17 @@ class Experiment:
                 self._phases, self._read_at = found, time.monotonic()
             return self._phases
 
-    def _enter(self, verb: Literal["ramp", "ship", "roll back", "stop"], share: float, why: str) -> bool:
-        """Begins a phase; `False` where another process was first."""
-        last = self.phases()[-1]
+    def _enter(
+        self,
+        verb: Literal["ramp", "ship", "roll back", "stop"],
+        share: float,
+        why: str,
+        *,
+        seen: ExperimentPhase | None = None,
+    ) -> bool:
+        """Begins a phase behind the last one, or behind the one of which it was decided: `False` where
+        another process was first."""
+        last = seen or self.phases()[-1]
         phase = ExperimentPhase(
             number=last.number + 1,
             share=share,
@@ -261,7 +269,7 @@ class Experiment:
         """Carries out what the rule says now, and tells how it then stands. Of several processes one does."""
         seen = self.report()
         verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
-        if verb == "hold" or verb == "stop" or not self._enter(verb, share, why):
+        if verb == "hold" or verb == "stop" or not self._enter(verb, share, why, seen=seen.phases[-1]):
             return seen
         return replace(self.report(), applied=True)
 

@@ -35,6 +35,20 @@ def test_processes_that_begin_at_once_begin_one(store: Store, store_url: str) ->
         assert [again.assign(u) for u in USERS] == [found[0].assign(u) for u in USERS]
 
 
+def test_a_decision_about_a_phase_that_has_ended_changes_nothing(
+    store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Experiment.begin(PLAN, store)
+    for user in USERS:
+        mine.assign(user)
+    with Experiment.open("bot", store_url) as other:
+        late = other.report()
+        assert mine.step().applied
+        monkeypatch.setattr(Experiment, "report", lambda one: late)
+        assert not other.step().applied
+    assert [p.share for p in mine.phases()] == [0.5, 0.75]
+
+
 def test_two_that_decide_at_once_make_one_step(
     store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,12 +31,13 @@ from orchestrate.migration.covering import covering
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.chat.completions import Chat
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.sandbox.training.untrained import ANSWER
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.service.migration import recording
 from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.settings import config
-from orchestrate.types import Message, Sampling
+from orchestrate.types import Message, Reply, Sampling
 
 SHORT = Sampling(max_tokens=16)
 
@@ -374,18 +375,20 @@ def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
 
 
 def test_a_limit_that_is_reached_midway_keeps_what_was_paid_and_goes_on_under_a_higher_one(
-    ft: Orchestrator, old: RunHandle, sandbox: Sandbox
+    ft: Orchestrator, old: RunHandle, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as whole:
         expected = whole.plan().asked.expected_usd
     assert expected is not None
-    limit = RecordOrder(sampling=SHORT, max_cost_usd=expected)  # the stand-in's answers are longer
+    limit = RecordOrder(sampling=SHORT, max_cost_usd=expected)
+    wordy = Reply(content="on and on", model="none", prompt_tokens=36, completion_tokens=16)
+    monkeypatch.setattr(Trainer, "reply", lambda *_, **__: wordy)  # dearer than is expected
     with PreparedRecording(ft, old.id, limit) as low, pytest.raises(OverBudget) as told:
         low.run()
     assert told.value.fix
     [kept] = recording.all_recordings(ft)
     assert 0 < kept.answered < 30 and not kept.complete
-    assert kept.usd is not None and kept.usd <= expected
+    assert kept.usd is not None and 0 < kept.usd <= expected
     assert asked(sandbox) == kept.answered, "what was answered is kept, and nothing is asked beyond the limit"
     with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as rest:
         assert rest.run().complete
