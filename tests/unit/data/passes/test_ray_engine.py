@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,30 +48,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CLUSTER = """
-import sys
-import ray
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture(scope="module")
-def cluster(home: Path) -> Iterator[str]:
-    """The address of one for several commands: it takes longer to start than they take."""
-    with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        cwd=home,
-        env=environment(home, RAY_USAGE_STATS_ENABLED="0"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:  # leaving it closes the pipe, at whose end the cluster ends
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-
-
 def command(engine: str, *arguments: str) -> list[str]:
     options = ("--engine", engine, "--workers", "2", "--json")
     return [sys.executable, "-m", "orchestrate.cli", "data", *arguments, *options]
@@ -82,11 +57,11 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "HOME": str(home), "COLUMNS": "160", **more}
 
 
-def run(home: Path, engine: str, *arguments: str, code: int = 0, cluster: str) -> Any:
+def run(home: Path, engine: str, *arguments: str, code: int = 0) -> Any:
     done = subprocess.run(
         command(engine, *arguments),
         cwd=home,
-        env=environment(home, RAY_ADDRESS=cluster),
+        env=environment(home),
         capture_output=True,
         text=True,
         timeout=300,
@@ -97,30 +72,28 @@ def run(home: Path, engine: str, *arguments: str, code: int = 0, cluster: str) -
 
 
 @pytest.mark.slow
-def test_check_is_the_same(home: Path, cluster: str) -> None:
+def test_check_is_the_same(home: Path) -> None:
     arguments = ("check", "rows.jsonl", "--near", "--tokenizer", "o200k")
-    local, ray = (run(home, engine, *arguments, code=1, cluster=cluster) for engine in ("local", "ray"))
+    local, ray = (run(home, engine, *arguments, code=1) for engine in ("local", "ray"))
     assert ray == local
     codes = {p["code"] for p in ray["report"]["problems"]}
     assert {"invalid-json", "no-messages", "mixed-format", "duplicate"} <= codes
 
 
 @pytest.mark.slow
-def test_convert_is_the_same(home: Path, cluster: str) -> None:
+def test_convert_is_the_same(home: Path) -> None:
     for engine in ("local", "ray"):
         output = f"{engine}.sharegpt.jsonl"
-        arguments = ("convert", "rows.jsonl", "--to", "sharegpt", "-o", output, "--allow-loss")
-        report = run(home, engine, *arguments, cluster=cluster)
+        report = run(home, engine, "convert", "rows.jsonl", "--to", "sharegpt", "-o", output, "--allow-loss")
         assert report["written"] > 1000
     assert (home / "ray.sharegpt.jsonl").read_bytes() == (home / "local.sharegpt.jsonl").read_bytes()
 
 
 @pytest.mark.slow
-def test_dedupe_is_the_same(home: Path, cluster: str) -> None:
+def test_dedupe_is_the_same(home: Path) -> None:
     reports: list[dict[str, Any]] = []
     for engine in ("local", "ray"):
-        arguments = ("dedupe", "rows.jsonl", "--near", "-o", f"{engine}.deduped.jsonl")
-        reports.append(run(home, engine, *arguments, cluster=cluster))
+        reports.append(run(home, engine, "dedupe", "rows.jsonl", "--near", "-o", f"{engine}.deduped.jsonl"))
         reports[-1] = {k: v for k, v in reports[-1].items() if k not in ("output", "log")}
     assert reports[0] == reports[1] and reports[0]["exact"] > 10
     assert (home / "ray.deduped.jsonl").read_bytes() == (home / "local.deduped.jsonl").read_bytes()
