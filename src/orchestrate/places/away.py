@@ -11,7 +11,18 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.errors import ConfigError, HostUnavailable, OutcomeUnknown, OverBudget
+from orchestrate.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    HostUnavailable,
+    NotFound,
+    OutcomeUnknown,
+    OverBudget,
+    PermissionRefused,
+    ProviderError,
+    QuotaExceeded,
+    RateLimited,
+)
 from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir
@@ -26,6 +37,18 @@ MARGIN_S = 60.0
 
 FRESH_S = 30.0
 """A sign of life that is younger needs no asking of the place."""
+
+STOP_LATER_S = 900
+"""Between the worker's own end and the platform's, which loses what was not reported."""
+
+REFUSALS: Mapping[int, type[ProviderError]] = {
+    401: AuthenticationFailed,
+    402: QuotaExceeded,
+    403: PermissionRefused,
+    404: NotFound,
+    429: RateLimited,
+}
+"""By HTTP status, of the platforms that are asked over HTTP."""
 
 
 class Starts(Record, frozen=True, kw_only=True):

@@ -25,7 +25,6 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrate.errors import (
-    AuthenticationFailed,
     ConfigError,
     HostUnavailable,
     InvalidRequest,
@@ -34,16 +33,13 @@ from orchestrate.errors import (
     NotFound,
     OrchestrateError,
     OutcomeUnknown,
-    PermissionRefused,
     ProviderError,
-    QuotaExceeded,
-    RateLimited,
     UnexpectedAnswer,
 )
 from orchestrate.files import write_whole
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.places import owned
-from orchestrate.places.away import AwayPlace
+from orchestrate.places.away import REFUSALS, STOP_LATER_S, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
 from orchestrate.places.order import RUN_BOOT, Order, pins
@@ -79,16 +75,7 @@ STATES: Mapping[str, Word] = {
     "OUT_OF_RETRIES": "ended",
 }
 """As the client itself counts them: ERRORED is on the way to another word."""
-STOP_LATER_S = 900
-"""Between the worker's own end and the platform's, which loses what was not reported."""
 TIMED_OUT = 408
-_REFUSALS: Mapping[int, type[ProviderError]] = {
-    401: AuthenticationFailed,
-    402: QuotaExceeded,
-    403: PermissionRefused,
-    404: NotFound,
-    429: RateLimited,
-}
 
 
 class AnyscaleJobs(AwayPlace):
@@ -281,7 +268,7 @@ class AnyscaleJobs(AwayPlace):
             refused = 400 <= error.status < 500 and error.status != TIMED_OUT
             if client.creating and unknown is not None and not refused:
                 raise OutcomeUnknown(self.name, unknown, str(error)) from error
-            kind = _REFUSALS.get(error.status, InvalidRequest if refused else HostUnavailable)
+            kind = REFUSALS.get(error.status, InvalidRequest if refused else HostUnavailable)
             raise kind(self.name, error.text, status=error.status) from error
         except Exception as error:
             if client.creating and unknown is not None and not never_sent(error):

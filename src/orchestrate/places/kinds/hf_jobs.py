@@ -21,22 +21,17 @@ import msgspec
 
 from orchestrate import costing
 from orchestrate.errors import (
-    AuthenticationFailed,
     HostUnavailable,
     InvalidRequest,
     MissingExtra,
-    NotFound,
     OutcomeUnknown,
-    PermissionRefused,
     ProviderError,
-    QuotaExceeded,
-    RateLimited,
     SetupError,
     UnexpectedAnswer,
     UsageError,
 )
 from orchestrate.files import private_folder, write_whole
-from orchestrate.places.away import AwayPlace
+from orchestrate.places.away import REFUSALS, STOP_LATER_S, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
@@ -71,16 +66,7 @@ STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
 """As `huggingface_hub.run_uv_job` takes it; that call warns that it is experimental, and `run_job` is not."""
 NO_TOKEN, LOG_IN = "there is no token for Hugging Face", "hf auth login, or export HF_TOKEN=..."
-STOP_LATER_S = 900
-"""Between the worker's own end and the platform's, which loses what was not reported."""
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
-_REFUSALS: Mapping[int, type[ProviderError]] = {
-    401: AuthenticationFailed,
-    402: QuotaExceeded,
-    403: PermissionRefused,
-    404: NotFound,
-    429: RateLimited,
-}
 
 
 class Listed(Record, frozen=True, kw_only=True):
@@ -239,7 +225,7 @@ class HfJobs(AwayPlace):
             status = error.response.status_code
             if status >= 500 and unknown is not None:
                 raise OutcomeUnknown(self.name, unknown, f"it answered with {status}") from error
-            kind = _REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
+            kind = REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
             raise kind(self.name, f"{error.server_message or error}", status=status) from error
         except ProviderError:
             raise

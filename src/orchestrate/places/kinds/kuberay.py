@@ -30,7 +30,7 @@ from orchestrate.errors import (
     ProviderError,
 )
 from orchestrate.places import owned
-from orchestrate.places.away import AwayPlace
+from orchestrate.places.away import STOP_LATER_S, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
@@ -62,8 +62,6 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "Suspended": "ended",
 }
 """By `status.jobDeploymentStatus`. We suspend to stop, and nobody takes that back."""
-STOP_LATER_S = 900
-"""Between the worker's own end and the operator's, which loses what was not reported."""
 START_S = 3600
 """For a machine and its packages."""
 KEPT_S = 600

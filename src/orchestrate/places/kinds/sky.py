@@ -34,7 +34,7 @@ from orchestrate.errors import (
 )
 from orchestrate.files import private_folder, write_whole
 from orchestrate.places import owned
-from orchestrate.places.away import AwayPlace
+from orchestrate.places.away import STOP_LATER_S, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, Refused, python_of
 from orchestrate.places.kinds._skypilot.offers import Listed, cheapest, known
@@ -69,8 +69,6 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 SETTLE_S = 30.0
 """After which a job that was asked for is left to come; the API server goes on with it."""
 LISTED_H = 24
-STOP_LATER_S = 900
-"""Between the worker's own end and that of its command, which loses what was not reported."""
 NEVER_SENT = frozenset({"NewConnectionError", "ConnectTimeout", "ApiServerConnectionError"})
 LOST = frozenset(
     {"RequestException", "ServerTemporarilyUnavailableError", "RequestInterruptedError", "HTTPException"}
