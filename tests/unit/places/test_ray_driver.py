@@ -137,9 +137,7 @@ def test_what_a_killed_worker_left_on_its_node_goes(tmp_path: Path, monkeypatch:
         assert {path.name for path in tmp_path.iterdir()} - {Path(mine).name} == {
             f"{ROOM}-{name}" for name in kept
         }
-        assert Path(mine).name.startswith(f"{ROOM}-{here}-{os.getpid()}-"), (
-            "the next finds it if this is killed"
-        )
+        assert Path(mine).name.startswith(f"{ROOM}-{here}-{os.getpid()}-"), "found if this is killed"
 
 
 def test_the_time_of_the_job_is_counted_once(stored: StoredRun) -> None:

@@ -231,7 +231,8 @@ class LocalProvider(PlannedProvider):
             return False
         died = restarts.died(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
-            told = f"the worker died {count(died, 'time')} without a newer checkpoint; see {run.log}"
+            last = restarts.last_words(run)
+            told = f"the worker died {count(died, 'time')} without a newer checkpoint{last}; see {run.log}"
             self._settle(run, "failed", error=JobError(code="worker_died", message=told))
             return False
         return self._restart(run)

@@ -33,3 +33,9 @@ def died(run: RunDir, attempts: int) -> int:
         seen = Seen(checkpoint=newest, before=max(0, attempts - 1))
         write_whole(path, seen.to_json())
     return attempts - seen.before
+
+
+def last_words(run: RunDir) -> str:
+    """Of whoever saw the worker die; nothing where nobody did."""
+    said = [event.message for event in run.events() if (event.type, event.level) == ("interrupted", "error")]
+    return f": {said[-1]}" if said else ""
