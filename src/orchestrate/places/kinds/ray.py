@@ -37,7 +37,7 @@ from orchestrate.errors import (
 from orchestrate.packages import require_recent
 from orchestrate.places import owned
 from orchestrate.places.away import AwayPlace
-from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
 from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
@@ -172,11 +172,7 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        seconds = sum(
-            ((one.finished_at or datetime.now(UTC)) - one.started_at).total_seconds()
-            for one in self.find(ref)
-            if one.started_at is not None
-        )
+        seconds = ran_s(self.find(ref))
         hourly = owned.hourly(self.name, self.options)
         usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
         return Usage(
