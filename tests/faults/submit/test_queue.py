@@ -98,6 +98,19 @@ def test_what_comes_after_a_failure_is_held_and_says_why(shop: Shop) -> None:
     assert shop.sent() == 1
 
 
+def test_what_comes_after_one_that_is_held_is_waited_for_by_nobody(shop: Shop) -> None:
+    """`queue run --until-empty` would never end."""
+    first = add(shop)
+    then = add(shop, epochs=2, after=[first.id])
+    last = add(shop, epochs=3, after=[then.id], first=True)
+    server = QueueServer(shop.ft)
+    assert {entry.id for entry in server.waiting()} == {first.id, then.id, last.id}
+    queueing.hold(shop.ft, first.id)
+    assert server.waiting() == []
+    queueing.release(shop.ft, first.id)
+    assert len(server.waiting()) == 3
+
+
 def test_other_data_than_was_agreed_to_is_held_and_goes_again_when_it_is_back(shop: Shop) -> None:
     entry, rows = add(shop), shop.rows.read_bytes()
     shop.rows.write_bytes(rows + rows)

@@ -165,7 +165,7 @@ class HfJobs(AwayPlace):
 
     def stop(self, ref: str) -> None:
         for job in self._jobs(ref):
-            if _word(job) not in ("ended", "unknown"):
+            if _word(job) != "ended":
                 with self._asked():
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 

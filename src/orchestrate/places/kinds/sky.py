@@ -234,7 +234,7 @@ class Sky(AwayPlace):
         return newest_first(_placed(one, mine) for one in self._jobs(ref or "orc-") if (mine := _ref(one)))
 
     def stop(self, ref: str) -> None:
-        self._cancel([one for one in self._jobs(ref) if STATES.get(one["status"]) in ("waiting", "running")])
+        self._cancel([one for one in self._jobs(ref) if STATES.get(one["status"]) != "ended"])
 
     def _cancel(self, jobs: list[dict[str, Any]]) -> None:
         with self._asked():

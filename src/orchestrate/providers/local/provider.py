@@ -125,7 +125,7 @@ class LocalProvider(PlannedProvider):
         """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
         nothing."""
         body = settings.body(translation)
-        resources = decoding.convert(body.get("resources", {}), Resources)
+        resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
         job = LocalJob(
             ref=ref,
             model=translation.model,
@@ -147,7 +147,7 @@ class LocalProvider(PlannedProvider):
             chat_template_kwargs=body.get("chat_template_kwargs", {}),
             spec=masked(spec.canonical()),
             paces=str(paces.file_of(self.home)),
-            resources=body.get("resources", {}),
+            resources=resources.to_dict() if self.place.away else {},
             created_at=now(),
         )
         self.place.require()
@@ -355,3 +355,9 @@ class LocalProvider(PlannedProvider):
             raise NotFound(self.name, f"there is no run directory {run.path}")
         self.place.look(run)
         return run
+
+
+def _within(resources: Resources, spec: JobSpec) -> Resources:
+    """What the run may cost is known for certain only now: it may be a share of what was planned with."""
+    limits = msgspec.structs.replace(resources.limits, max_usd=spec.max_cost_usd)
+    return msgspec.structs.replace(resources, limits=limits)

@@ -195,7 +195,12 @@ class QueueServer:
 
     def waiting(self) -> list[QueueEntry]:
         """What would go in time without anybody doing anything."""
-        return [entry for entry in self._going() if elsewhere(self.ft, entry) is None]
+        stuck = {entry.id for entry in self.ft.store.queue.matching({QueueState.HELD})}
+        going = self._going()
+        for entry in sorted(going, key=lambda entry: (entry.created_at, entry.id)):
+            if not stuck.isdisjoint(entry.after):  # which are older
+                stuck.add(entry.id)
+        return [one for one in going if one.id not in stuck and elsewhere(self.ft, one) is None]
 
     def _going(self) -> list[QueueEntry]:
         queue = self.ft.store.queue
