@@ -226,8 +226,8 @@ class LocalProvider(PlannedProvider):
         state = run.state()
         if state.status != "interrupted" or not self.place.lost(run):
             return False
-        if (word := run.asked()) in WISHES:
-            self._settle(run, WISHES[word])
+        if wish := WISHES.get(run.asked() or ""):
+            self._settle(run, wish)
             return False
         died = restarts.died(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
