@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestrate.errors import ConfigError
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places.claim import Claim
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
+from orchestrate.places.mirror import Pulse
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.settings import config
@@ -140,15 +142,25 @@ def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
         assert told in job.error.message
 
 
-def test_what_a_run_cost_does_not_hang_on_the_clock_here(tmp_path: Path) -> None:
-    """That of the head is an hour ahead; and a new head knows nothing of what an earlier one has run."""
+def test_neither_cost_nor_progress_hang_on_the_clock_here(tmp_path: Path) -> None:
+    """The head's is an hour ahead, the worker's one behind; and a new head knows nothing of what an earlier
+    one has run."""
     head = rayhead.Head()
     try:
         found, handle = submitted(provider(head.url, tmp_path), tmp_path)
-        Claim(found.place.depot.run(REF)).used(90)
+        stored = found.place.depot.run(REF)
+        Claim(stored).used(90)
         ahead = int((time.time() + 3600) * 1000)
         head.newest("RUNNING", start_time=ahead)
-        assert found.get(handle).payload["used_seconds"] == 90
+        told = State(
+            status="running", updated_at=now() - timedelta(hours=1), step=3, seconds=3, total_steps=9
+        )
+        stored.write("status.json", told.to_json())
+        pulse = Pulse(attempt=1, number=1, pid=1, started="1", machine="node")
+        stored.write("pulse.json", pulse.to_json())
+        job = found.get(handle)
+        assert (job.status, job.error, job.payload["used_seconds"]) == (JobStatus.RUNNING, None, 90)
+        assert job.estimated_finish is not None and job.estimated_finish > now() - timedelta(minutes=30)
         head.newest("FAILED", end_time=ahead + 100_000)
         assert found.get(handle).payload["used_seconds"] == 100
         head.jobs.clear()

@@ -54,8 +54,15 @@ STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 }
 REF = "orchestrate-ref"
 DRIVER = "orchestrate.places.kinds._ray.driver"
-TRAIN = {"RAY_TRAIN_V2_ENABLED": "1", "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
-"""The workers of a group of which one is gone wait for it, and are not waited for."""
+TRAIN = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+}
+"""The workers of a group of which one is gone wait for it, and are not waited for. For up to 20 s Ray Train
+takes a lost node for one that is there, and would wait a minute for room on it. That a node will be taken
+away is told to workers that ask, which ours need not: each step may be their last."""
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 """What Ray Train imports beside what Ray itself needs; without Ray, which is the cluster's."""
 ANSWER_S = 60
@@ -123,10 +130,10 @@ class RayJobs(AwayPlace):
         ref = order.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
-        runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
         more, alone = ("fsspec", *self.depot.packages), order.job.hyper.processes == 1
+        runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
         if not alone:
-            runtime["env_vars"] |= {MODULE: DRIVER, **TRAIN}
+            runtime["env_vars"] = {**TRAIN, **runtime["env_vars"], MODULE: DRIVER}
             more = (*more, *TRAIN_PACKAGES)
         if self.options.get("packages", "pinned") != "image":
             runtime["uv"] = pins("local", more=more)

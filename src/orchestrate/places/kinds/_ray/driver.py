@@ -53,7 +53,10 @@ _log = logging.getLogger(__name__)
 def work(given: dict[str, Any]) -> None:
     """In each worker's process, which has none of our code yet: this function is sent as it is here."""
     exec(given["fetch"])  # noqa: S102  as `order.BOOT`
-    from orchestrate.places.kinds._ray import member
+    from orchestrate.local.run.process import importing
+
+    with importing():
+        from orchestrate.places.kinds._ray import member
 
     member.main(given)
 
