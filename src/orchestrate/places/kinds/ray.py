@@ -35,9 +35,9 @@ from orchestrate.errors import (
     ProviderError,
 )
 from orchestrate.packages import require_recent
-from orchestrate.places import owned
+from orchestrate.places import claim, owned
 from orchestrate.places.away import AwayPlace
-from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
@@ -173,12 +173,17 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        seconds = ran_s(self.find(ref))
+        """By the cluster's clock of jobs that it has seen end: here it may be another time. Of one that runs,
+        or that a new head does not know, by what the workers have reported."""
+        seen = sum(
+            (one.finished_at - one.started_at).total_seconds()
+            for one in self.find(ref)
+            if one.started_at is not None and one.finished_at is not None
+        )
+        seconds = max(seen, claim.used_s(self.depot.run(ref)))
         hourly = owned.hourly(self.name, self.options)
         usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
-        return Usage(
-            seconds=seconds, usd=usd, source="the cluster's clock, at the price of the configuration"
-        )
+        return Usage(seconds=seconds, usd=usd, source="the clocks there, at the price of the configuration")
 
     def output(self, ref: str) -> str:
         placed = self.state(ref)

@@ -24,10 +24,11 @@ from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
 from orchestrate.providers import settings, standing
 from orchestrate.providers.base import Progress
-from orchestrate.providers.local import reading, weights
+from orchestrate.providers.local import reading, restarts, weights
 from orchestrate.providers.local.planned import PlannedProvider
 from orchestrate.providers.local.profile import PROFILE
 from orchestrate.settings.keys import masked
+from orchestrate.text import count
 from orchestrate.types import (
     Account,
     Artifact,
@@ -55,7 +56,9 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5
-"""Automatic ones; a worker that dies this often would die again."""
+"""Automatic ones; a worker that dies this often at one checkpoint would die again."""
+WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
+"""What a run without a worker is, of which this was asked."""
 
 
 class LocalProvider(PlannedProvider):
@@ -216,19 +219,21 @@ class LocalProvider(PlannedProvider):
     def recover(self, job: JobHandle) -> bool:
         """Restarts a worker that died without an end (killed, power cut); True when one was started.
 
-        A job that someone paused stays paused. After `MOST_RESTARTS` deaths the job is failed instead.
+        A job that someone paused stays paused, and one that someone cancelled is not begun again. After
+        `MOST_RESTARTS` deaths at one checkpoint the job is failed instead.
         """
         run = self._run(job)
         state = run.state()
         if state.status != "interrupted" or not self.place.lost(run):
             return False
-        if run.asked() == "cancel":
-            self._settle(run, "cancelled")
+        if wish := WISHES.get(run.asked() or ""):
+            self._settle(run, wish)
             return False
-        attempts = max(state.attempt, self.place.starts(run))
-        if attempts >= MOST_RESTARTS:
-            error = JobError(code="worker_died", message=f"the worker died {attempts} times; see {run.log}")
-            self._settle(run, "failed", error=error)
+        died = restarts.died(run, max(state.attempt, self.place.starts(run)))
+        if died >= MOST_RESTARTS:
+            last = restarts.last_words(run)
+            told = f"the worker died {count(died, 'time')} without a newer checkpoint{last}; see {run.log}"
+            self._settle(run, "failed", error=JobError(code="worker_died", message=told))
             return False
         return self._restart(run)
 
