@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 _LEASE_S = 30.0
 _SOON_S = 60.0
 _KEY = "queue-"
-_LEFT = ("limit", "ended_there")
-"""Codes of the errors of such runs."""
 _OPEN = (QueueState.WAITING, QueueState.HELD)
 _GOING = (QueueState.WAITING, QueueState.SUBMITTING)
 
@@ -331,8 +329,8 @@ def slots(ft: Orchestrator, provider: str) -> int:
 
 
 def left(run: Run) -> str | None:
-    """Why a paused run has no worker and gets none by itself."""
-    if run.status is not JobStatus.PAUSED or run.error is None or run.error.code not in _LEFT:
+    """Why a paused run has no worker and gets none by itself, where nobody paused it."""
+    if run.status is not JobStatus.PAUSED or run.error is None or run.error.code == "interrupted":
         return None
     return run.error.message
 
