@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ from orchestrate.errors import (
 )
 from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.places import claim, mirror
 from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Place, Placed, Resources, Usage
 from orchestrate.places.depot import Depot, StoredRun
@@ -35,7 +35,7 @@ from orchestrate.places.order import Order, environment, place_order
 from orchestrate.settings.keys import Secret
 from orchestrate.settings.redaction import redact_text
 from orchestrate.text import duration
-from orchestrate.types import Record
+from orchestrate.types import JobError, Record
 
 MARGIN_S = 60.0
 """Beside the silence after which a worker ends itself: for its looking and ours."""
@@ -45,6 +45,9 @@ FRESH_S = 30.0
 
 STOP_LATER_S = 900
 """Between the worker's own end and the platform's, which loses what was not reported."""
+
+ENDED_THERE = "ended_there"
+"""Of the error of a run whose worker somebody else ended."""
 
 REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
@@ -70,6 +73,9 @@ class Starts(Record, frozen=True, kw_only=True):
 class AwayPlace(Place):
     """`name`: of the backend. `options`: `depot` (the URL of the folder of all runs), `silence_minutes`,
     `pass_env` (further variables that its workers get) and those of the place."""
+
+    by_hand: ClassVar[frozenset[str]] = frozenset()
+    """The place's own words for a worker that did not die: somebody ended it."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -203,6 +209,9 @@ class AwayPlace(Place):
         if placed is None or placed.state == "unknown":
             return
         if placed.state == "ended":
+            if placed.raw_state in self.by_hand and run.asked() is None:
+                self._left_to_somebody(run, placed)
+                return
             if not reported:
                 self._tell_why(run, placed)
             if run.had_worker():
@@ -238,6 +247,17 @@ class AwayPlace(Place):
             log.write(printed + "\n")
         run.add_event(f"the worker ended before it reported: {told}", level="error", type="interrupted")
         write_whole(mark, placed.id.encode())
+
+    def _left_to_somebody(self, run: RunDir, placed: Placed) -> None:
+        """Who ended the worker in the place's own console would not have another one started."""
+        told = f"somebody ended its worker at {self.name} ({placed.raw_state.lower()}); resume starts another"
+        error = JobError(code=ENDED_THERE, message=told)
+        state = msgspec.structs.replace(run.written_state(), status="paused", stage=None, error=error)
+        run.write_state(msgspec.structs.replace(state, updated_at=now()))
+        run.add_event(told, level="warning", type="paused", step=state.step)
+        if run.had_worker():
+            os.utime(run.path / "worker.json", (0, 0))
+        self.settle(run)
 
     def tell(self, run: RunDir) -> None:
         stored, word = self.depot.run(run.ref), run.asked()

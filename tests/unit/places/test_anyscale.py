@@ -251,7 +251,7 @@ def test_the_job_of_a_stranger_with_our_name_is_left_alone(console: Any, rows: P
 
 
 def test_a_job_that_somebody_else_ended(console: Any, rows: Path, tmp_path: Path) -> None:
-    """It is found as ended, ending it again is no error, and the run can go on."""
+    """It is found as ended, ending it again is no error, and the run goes on when it is told to."""
     found = provider(console, tmp_path)
     handle = submit(found, spec(rows))
     [id] = console.jobs
@@ -259,7 +259,8 @@ def test_a_job_that_somebody_else_ended(console: Any, rows: Path, tmp_path: Path
     console.terminate(id)
     found.place._end(seen)  # type: ignore[attr-defined]  as after a list from before
     found.place.stop(REF)
-    assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle)
+    assert found.get(handle).status is JobStatus.PAUSED and not found.recover(handle)
+    found.resume(handle)
     assert len(console.jobs) == 2
 
 

@@ -262,6 +262,24 @@ def test_cancelled_before_it_began_it_is_ended_there_too(
     assert found.get(handle).status is JobStatus.CANCELLED and not found.recover(handle)
 
 
+def test_a_worker_that_somebody_ended_over_there_is_not_started_again(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    """Who does that, as in the console of the host, wants no further bill."""
+    handle = submit(found, on(world, spec))
+    world.run()
+    found.place.stop(REF)
+    if not found.place.by_hand:  # of which the host does not tell
+        return
+    for _ in range(2):
+        job = found.get(handle)
+        assert job.status is JobStatus.PAUSED and "somebody ended its worker" in str(job.error)
+        assert not found.recover(handle) and world.jobs() == [(REF, False)]
+    assert len([event for event in found.events(handle) if event.type == "paused"]) == 1
+    found.resume(handle)
+    assert world.jobs() == [(REF, False), (REF, True)] and not found.recover(handle)
+
+
 def test_a_depot_that_is_closed_keeps_no_job_from_being_cancelled(
     world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
 ) -> None:

@@ -82,6 +82,8 @@ TIMED_OUT = 408
 
 
 class AnyscaleJobs(AwayPlace):
+    by_hand = frozenset({"TERMINATED"})
+
     def __init__(self, name: str, options: Mapping[str, Any], config: HostConfig) -> None:
         super().__init__(name, options)
         self.config = config

@@ -79,6 +79,8 @@ class Listed(Record, frozen=True, kw_only=True):
 class HfJobs(AwayPlace):
     """`api`: another client than the usual one."""
 
+    by_hand = frozenset({"CANCELED"})
+
     def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], HfApi] | None = None) -> None:
         super().__init__(name, options)
         self._make = api

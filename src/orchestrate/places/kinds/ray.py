@@ -75,6 +75,7 @@ RAY_CLIENT = (
 
 class RayJobs(AwayPlace):
     groups = True
+    by_hand = frozenset({"STOPPED"})
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         super().__init__(name, options)

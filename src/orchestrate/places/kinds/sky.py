@@ -81,6 +81,8 @@ CLOUDS = (
 class Sky(AwayPlace):
     """`bridge`: another than the usual one; `settle_s`: how long a submit waits for its job."""
 
+    by_hand = frozenset({"CANCELLED"})
+
     def __init__(
         self,
         name: str,

@@ -16,7 +16,7 @@ from orchestrate.evaluation.metrics import registry
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
 from orchestrate.service.training import submission
-from orchestrate.service.training.queueing import withdraw
+from orchestrate.service.training.queueing import left, withdraw
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.tracking.transitions import UNSENT
@@ -263,8 +263,8 @@ class Searching:
             self._set(trial, run_id=None)
         elif run.status is JobStatus.SUCCEEDED:
             self._score(trial, run)
-        elif run.status is JobStatus.PAUSED and run.error is not None and run.error.code == "limit":
-            self._set(trial, state=TrialState.FAILED, note=run.error.message)
+        elif why := left(run):
+            self._set(trial, state=TrialState.FAILED, note=why)
         elif run.status.terminal:
             note = f"its run has {run.status.value}" + (f": {run.error.message}" if run.error else "")
             self._set(trial, state=TrialState.FAILED, note=note)
