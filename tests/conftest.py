@@ -126,6 +126,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Keys(), "key-scan")
+    else:
+        forking.shared = config.workerinput["python"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["python"] = forking.python()
 
 
 def pytest_collection_finish() -> None:
