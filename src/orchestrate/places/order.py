@@ -157,14 +157,16 @@ def _public(version: str) -> str:
     return version.partition("+")[0]
 
 
-FETCH = """
-import hashlib, io, os, runpy, sys, tempfile, zipfile
+ROOM = "orchestrate-at"
+"""Begins the names of folders of workers; the machine's and a process id are behind it."""
+FETCH = f"""
+import hashlib, io, os, runpy, socket, sys, tempfile, zipfile
 import fsspec
 digest = os.environ["ORCHESTRATE_CODE"]
 with fsspec.open(os.environ["ORCHESTRATE_DEPOT"] + "/blobs/" + digest) as file:
     data = file.read()
 assert hashlib.sha256(data).hexdigest() == digest, "the code in the depot is not what was sent"
-folder = tempfile.mkdtemp()
+folder = tempfile.mkdtemp(prefix=f"{ROOM}-{{socket.gethostname()}}-{{os.getpid()}}-")
 zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
 sys.path.insert(0, folder)
 os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ.get("PYTHONPATH", "")

@@ -79,6 +79,8 @@ class Listed(Record, frozen=True, kw_only=True):
 class HfJobs(AwayPlace):
     """`api`: another client than the usual one."""
 
+    by_hand = frozenset({"CANCELED"})
+
     def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], HfApi] | None = None) -> None:
         super().__init__(name, options)
         self._make = api
@@ -165,7 +167,7 @@ class HfJobs(AwayPlace):
 
     def stop(self, ref: str) -> None:
         for job in self._jobs(ref):
-            if _word(job) not in ("ended", "unknown"):
+            if _word(job) != "ended":
                 with self._asked():
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 
