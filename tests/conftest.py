@@ -136,10 +136,9 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now is there to the end: no collection of garbage has to look through it again."""
-    gc.enable()
-    gc.collect()
+    """What is there by now is there to the end: no collection of garbage has to look through it."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)  # after the workers of xdist have ended
