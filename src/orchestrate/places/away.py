@@ -27,7 +27,7 @@ from orchestrate.errors import (
 )
 from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places import claim, mirror
 from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Place, Placed, Resources, Usage
 from orchestrate.places.depot import Depot, StoredRun
@@ -153,6 +153,10 @@ class AwayPlace(Place):
         kept = Starts(count=starts.count + 1, attempts=before, known=known)
         write_whole(run.path / ".starts.json", kept.to_json())
         self._await_it(run)
+        state = run.written_state()
+        if state.status == "paused":  # else whoever waits for it would take it for paused still
+            queued = msgspec.structs.replace(state, status="queued", error=None, updated_at=now())
+            self._say(run, queued)
         try:
             self.submit(order, left, environment(self.depot, order))
         except OutcomeUnknown as error:
@@ -160,9 +164,16 @@ class AwayPlace(Place):
             raise
         except Exception as error:
             (run.path / "worker.json").unlink(missing_ok=True)
+            with suppress(HostUnavailable):
+                self._say(run, state)
             if isinstance(error, ProviderError):
                 error.message = redact_text(error.message)
             raise
+
+    def _say(self, run: RunDir, state: State) -> None:
+        if state != run.written_state():
+            run.write_state(state)
+            self.settle(run)
 
     def _left(self, stored: StoredRun, resources: Resources) -> Resources:
         """With the time that is left as the limit, for the platform's own end. Raises `InvalidRequest` where
@@ -258,11 +269,10 @@ class AwayPlace(Place):
         told = f"somebody ended its worker at {self.name} ({placed.raw_state.lower()}); resume starts another"
         error = JobError(code=ENDED_THERE, message=told)
         state = msgspec.structs.replace(run.written_state(), status="paused", stage=None, error=error)
-        run.write_state(msgspec.structs.replace(state, updated_at=now()))
+        self._say(run, msgspec.structs.replace(state, updated_at=now()))
         run.add_event(told, level="warning", type="paused", step=state.step)
         if run.had_worker():
             os.utime(run.path / "worker.json", (0, 0))
-        self.settle(run)
 
     def tell(self, run: RunDir) -> None:
         stored, word = self.depot.run(run.ref), run.asked()
