@@ -1,6 +1,6 @@
-"""What the processes of `tests/command.py` have imported and read before they are forked: all that nearly
-every command needs, and that takes it the longer part of a second. Nothing that reads the environment belongs
-here: a console, say, reads its width as it is imported.
+"""What the commands among the processes of `tests/forking.py` have imported and read before they are forked:
+all that nearly every command needs, and that takes it the longer part of a second. Nothing that reads the
+environment belongs here: a console, say, reads its width as it is imported.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ for _name in (
     "together.resources.beta",
     "together.resources.fine_tuning",
     "together.types.beta",
+    "tests.command",
     "typer._click.decorators",
 ):
     import_module(_name)

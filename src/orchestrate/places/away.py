@@ -139,7 +139,7 @@ class AwayPlace(Place):
         if _at_work(self.find(ref)):
             return
         stored, resources = self.depot.run(ref), self._priced(resources)
-        self._require_left(stored, resources)
+        left = self._left(stored, resources)
         order = place_order(self.depot, run.job(), resources.limits)
         # That may have sent much, for longer than a lost answer is waited for: another may have started one.
         there = self.find(ref)
@@ -154,7 +154,7 @@ class AwayPlace(Place):
         write_whole(run.path / ".starts.json", kept.to_json())
         self._await_it(run)
         try:
-            self.submit(order, resources, environment(self.depot, order))
+            self.submit(order, left, environment(self.depot, order))
         except OutcomeUnknown as error:
             error.message = redact_text(error.message)
             raise
@@ -164,13 +164,18 @@ class AwayPlace(Place):
                 error.message = redact_text(error.message)
             raise
 
-    def _require_left(self, stored: StoredRun, resources: Resources) -> None:
-        """A machine that is only told to end is paid for."""
+    def _left(self, stored: StoredRun, resources: Resources) -> Resources:
+        """With the time that is left as the limit, for the platform's own end. Raises `InvalidRequest` where
+        it is used up: a machine that is only told to end is paid for."""
         most, used = resources.limits.seconds, claim.used_s(stored)
-        if most is not None and used >= most:
+        if most is None or not used:
+            return resources
+        if used >= most:
             told = f"the run has worked for {duration(used)}, and may for {duration(most)}"
             fix = "submit again with a higher max_hours or max_cost_usd"
             raise InvalidRequest(self.name, told, fix=fix)
+        limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=(most - used) / 3600)
+        return msgspec.structs.replace(resources, limits=limits)
 
     def _priced(self, resources: Resources) -> Resources:
         """With the price as the place has it now. Raises `OverBudget`."""

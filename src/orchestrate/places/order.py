@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import msgspec
@@ -135,7 +135,7 @@ def pins(*extras: str, more: Iterable[str] = ()) -> list[str]:
         looked.add((name, wanted))
         try:
             if name != PACKAGE:
-                found[name] = f"{name}=={_public(distribution(name).version)}"
+                found[name] = f"{name}=={_version(name)}"
             waiting += _needed(name, wanted)
         except PackageNotFoundError as error:
             raise MissingExtra("local", "pinning the worker's packages to the versions here", name) from error
@@ -153,9 +153,10 @@ def _needed(name: str, extras: frozenset[str]) -> list[tuple[str, frozenset[str]
     return found
 
 
-def _public(version: str) -> str:
+@cache
+def _version(name: str) -> str:
     """A build of one's own (`2.13.0+cpu`) is another machine's `2.13.0`."""
-    return version.partition("+")[0]
+    return version(name).partition("+")[0]
 
 
 ROOM = "orchestrate-at"
