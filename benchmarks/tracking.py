@@ -3,8 +3,8 @@
     python benchmarks/tracking.py [--runs 10000] [--json FILE]
 
 The store is a real SQLite file in a temporary folder (WAL, synchronous=FULL), the host an OpenAI sandbox on
-loopback, in a process of its own, with the official SDK in front. The day's watching is in simulated time: the clock moves, nothing
-sleeps.
+loopback, in a process of its own, with the official SDK in front. The day's watching is in simulated time:
+the clock moves, nothing sleeps.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def host(folder: Path, runs: int, line: Connection) -> None:
         upload = provider.upload(SPEC, rows(folder), provider.translate(SPEC))
         provider.close()
         hosts.clock.speed = 0.001
-        job_ids = hosts.create_jobs("openai", [{"model": SPEC.model, "training_file": upload.train_id}] * runs)
+        body = {"model": SPEC.model, "training_file": upload.train_id}
+        job_ids = hosts.create_jobs("openai", [body] * runs)
         hosts.clear_requests()
         line.send((hosts.env, job_ids))
         line.recv()
