@@ -3,10 +3,11 @@ versions of its packages, and when it must end."""
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -160,8 +161,10 @@ def _version(name: str) -> str:
 
 ROOM = "orchestrate-at"
 """Begins the names of folders of workers; the machine's and a process id are behind it."""
+HIDDEN = "ORCHESTRATE_HIDDEN"
 FETCH = f"""
-import hashlib, io, os, runpy, socket, sys, tempfile, zipfile
+import base64, hashlib, io, json, os, runpy, socket, sys, tempfile, zipfile
+os.environ.update(json.loads(base64.b64decode(os.environ.get("{HIDDEN}", "e30="))))
 import fsspec
 digest = os.environ["ORCHESTRATE_CODE"]
 with fsspec.open(os.environ["ORCHESTRATE_DEPOT"] + "/blobs/" + digest) as file:
@@ -189,6 +192,16 @@ def environment(depot: Depot, order: Order) -> dict[str, str]:
         "ORCHESTRATE_DEPOT": depot.url,
         "ORCHESTRATE_REF": order.job.ref,
     }
+
+
+def unexpanded(env: Mapping[str, str]) -> dict[str, str]:
+    """For Ray, which takes what is behind a `$` in a value, as in a password, for the name of a variable and
+    has no other way to write it: `FETCH` puts such values in their place."""
+    odd = {name: value for name, value in env.items() if "$" in value}
+    if not odd:
+        return dict(env)
+    hidden = base64.b64encode(msgspec.json.encode(odd)).decode()
+    return {HIDDEN: hidden, **{name: value for name, value in env.items() if name not in odd}}
 
 
 _GPU = re.compile(r"(?P<count>\d+)x(?P<left>.+)|(?P<gpu>[^:]+)(:(?P<many>\d+))?")
