@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -15,6 +16,7 @@ from orchestrate.errors import (
     AuthenticationFailed,
     ConfigError,
     HostUnavailable,
+    InvalidRequest,
     NotFound,
     OutcomeUnknown,
     OverBudget,
@@ -25,12 +27,15 @@ from orchestrate.errors import (
 )
 from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places import claim, mirror
 from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Place, Placed, Resources, Usage
-from orchestrate.places.depot import Depot
+from orchestrate.places.depot import Depot, StoredRun
 from orchestrate.places.order import Order, environment, place_order
-from orchestrate.types import Record
+from orchestrate.settings.keys import Secret
+from orchestrate.settings.redaction import redact_text
+from orchestrate.text import duration
+from orchestrate.types import JobError, Record
 
 MARGIN_S = 60.0
 """Beside the silence after which a worker ends itself: for its looking and ours."""
@@ -40,6 +45,9 @@ FRESH_S = 30.0
 
 STOP_LATER_S = 900
 """Between the worker's own end and the platform's, which loses what was not reported."""
+
+ENDED_THERE = "ended_there"
+"""Of the error of a run whose worker somebody else ended."""
 
 REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
@@ -57,11 +65,17 @@ class Starts(Record, frozen=True, kw_only=True):
     count: int = 0
     attempts: int = 0
     """That had the run before the last start: what they reported says nothing of the one that comes."""
+    known: tuple[str, ...] = ()
+    """Ids of the workers that the place had, all ended, before the last start: that no other is in its list
+    says nothing of the one that comes."""
 
 
 class AwayPlace(Place):
     """`name`: of the backend. `options`: `depot` (the URL of the folder of all runs), `silence_minutes`,
     `pass_env` (further variables that its workers get) and those of the place."""
+
+    by_hand: ClassVar[frozenset[str]] = frozenset()
+    """The place's own words for a worker that did not die: somebody ended it."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -96,7 +110,11 @@ class AwayPlace(Place):
         the place's own way for secrets and are in no order."""
         more: list[str] = self.options.get("pass_env", [])
         names = [*PASSED, *more]
-        return {name: os.environ[name] for name in names if os.environ.get(name)}
+        found = {name: os.environ[name] for name in names if os.environ.get(name)}
+        for name, value in found.items():
+            if _SECRET.search(name):
+                Secret(value)  # is hidden from now on in all texts: what a platform says may hold it
+        return found
 
     def require(self) -> None:
         _ = self.depot
@@ -118,24 +136,57 @@ class AwayPlace(Place):
     # -- the contract ----------------------------------------------------------------------------------------
 
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
-        if any(one.state in ("waiting", "running", "unknown") for one in self.find(ref)):
+        if _at_work(self.find(ref)):
             return
         stored, resources = self.depot.run(ref), self._priced(resources)
+        left = self._left(stored, resources)
         order = place_order(self.depot, run.job(), resources.limits)
+        # That may have sent much, for longer than a lost answer is waited for: another may have started one.
+        there = self.find(ref)
+        if _at_work(there):
+            return
         stored.write("control", (run.asked() or "").encode())
         stored.write(PRICE, b"")
         starts = _starts(run)
         before = claim.attempts(stored)
-        kept = Starts(count=starts.count + 1, attempts=before)
+        known = tuple(one.id for one in there)
+        kept = Starts(count=starts.count + 1, attempts=before, known=known)
         write_whole(run.path / ".starts.json", kept.to_json())
         self._await_it(run)
+        state = run.written_state()
+        if state.status == "paused":  # else whoever waits for it would take it for paused still
+            queued = msgspec.structs.replace(state, status="queued", error=None, updated_at=now())
+            self._say(run, queued)
         try:
-            self.submit(order, resources, environment(self.depot, order))
-        except OutcomeUnknown:
+            self.submit(order, left, environment(self.depot, order))
+        except OutcomeUnknown as error:
+            error.message = redact_text(error.message)
             raise
-        except Exception:
+        except Exception as error:
             (run.path / "worker.json").unlink(missing_ok=True)
+            with suppress(HostUnavailable):
+                self._say(run, state)
+            if isinstance(error, ProviderError):
+                error.message = redact_text(error.message)
             raise
+
+    def _say(self, run: RunDir, state: State) -> None:
+        if state != run.written_state():
+            run.write_state(state)
+            self.settle(run)
+
+    def _left(self, stored: StoredRun, resources: Resources) -> Resources:
+        """With the time that is left as the limit, for the platform's own end. Raises `InvalidRequest` where
+        it is used up: a machine that is only told to end is paid for."""
+        most, used = resources.limits.seconds, claim.used_s(stored)
+        if most is None or not used:
+            return resources
+        if used >= most:
+            told = f"the run has worked for {duration(used)}, and may for {duration(most)}"
+            fix = "submit again with a higher max_hours or max_cost_usd"
+            raise InvalidRequest(self.name, told, fix=fix)
+        limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=(most - used) / 3600)
+        return msgspec.structs.replace(resources, limits=limits)
 
     def _priced(self, resources: Resources) -> Resources:
         """With the price as the place has it now. Raises `OverBudget`."""
@@ -170,10 +221,13 @@ class AwayPlace(Place):
             self._read_price(run)
         if fresh or state.terminal or state.status == "paused":
             return
-        placed = self.state(run.ref)
+        placed = self._newest(run)
         if placed is None or placed.state == "unknown":
             return
         if placed.state == "ended":
+            if placed.raw_state in self.by_hand and run.asked() is None:
+                self._left_to_somebody(run, placed)
+                return
             if not reported:
                 self._tell_why(run, placed)
             if run.had_worker():
@@ -202,13 +256,23 @@ class AwayPlace(Place):
         mark = run.path / ".unreported"
         if mark.is_file() and mark.read_text() == placed.id:
             return
-        printed = self.output(run.ref)
+        printed = redact_text(self.output(run.ref))
         last = printed.strip().rpartition("\n")[2]
-        told = placed.message or last or placed.raw_state
+        told = redact_text(placed.message or "") or last or placed.raw_state
         with open(run.log, "a", encoding="utf-8", opener=opener) as log:
             log.write(printed + "\n")
         run.add_event(f"the worker ended before it reported: {told}", level="error", type="interrupted")
         write_whole(mark, placed.id.encode())
+
+    def _left_to_somebody(self, run: RunDir, placed: Placed) -> None:
+        """Who ended the worker in the place's own console would not have another one started."""
+        told = f"somebody ended its worker at {self.name} ({placed.raw_state.lower()}); resume starts another"
+        error = JobError(code=ENDED_THERE, message=told)
+        state = msgspec.structs.replace(run.written_state(), status="paused", stage=None, error=error)
+        self._say(run, msgspec.structs.replace(state, updated_at=now()))
+        run.add_event(told, level="warning", type="paused", step=state.step)
+        if run.had_worker():
+            os.utime(run.path / "worker.json", (0, 0))
 
     def tell(self, run: RunDir) -> None:
         stored, word = self.depot.run(run.ref), run.asked()
@@ -228,11 +292,16 @@ class AwayPlace(Place):
     def lost(self, run: RunDir) -> bool:
         """A worker of which its place knows nothing may still be at work. It ends itself when it cannot
         report, and is waited for until it must have."""
-        placed = self.state(run.ref)
+        placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"
         age = run.heartbeat_age()
         return age is None or age > self.silence_s + MARGIN_S
+
+    def _newest(self, run: RunDir) -> Placed | None:
+        """The worker of the last start; `None` too as long as the place's list is from before it."""
+        placed = self.state(run.ref)
+        return None if placed is not None and placed.id in _starts(run).known else placed
 
     def starts(self, run: RunDir) -> int:
         return _starts(run).count
@@ -246,6 +315,10 @@ class AwayPlace(Place):
         write_whole(run.path / "worker.json", worker.to_json())
 
 
+def _at_work(found: Iterable[Placed]) -> bool:
+    return any(one.state != "ended" for one in found)
+
+
 def _starts(run: RunDir) -> Starts:
     try:
         return Starts.from_json((run.path / ".starts.json").read_bytes())
@@ -253,6 +326,7 @@ def _starts(run: RunDir) -> Starts:
         return Starts()
 
 
+_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 PASSED = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",

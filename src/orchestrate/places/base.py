@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -103,6 +103,8 @@ class Placed(Record, frozen=True, kw_only=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     message: str | None = None
+    owner: str | None = None
+    """Who made it, where that is certainly another than the owner of the key."""
 
 
 class Usage(Record, frozen=True, kw_only=True):
@@ -211,3 +213,11 @@ def newest_first(found: Iterable[Placed]) -> list[Placed]:
         return one.created_at.timestamp() if one.created_at else 0.0, len(one.id), one.id
 
     return sorted(found, key=age, reverse=True)
+
+
+def ran_s(found: Iterable[Placed]) -> float:
+    """Of all together, by the place's clock. Of one that goes on until now by the clock here, which may be
+    behind it."""
+    now = datetime.now(UTC)
+    times = [(one.started_at, one.finished_at or now) for one in found]
+    return sum(max(0.0, (end - begun).total_seconds()) for begun, end in times if begun is not None)

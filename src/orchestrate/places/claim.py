@@ -32,9 +32,10 @@ class Claim:
         earlier = _attempts(stored)
         if under is not None and not _within(earlier, under):
             raise Superseded
-        self.again = under is not None and earlier[-1].under == under
-        """Not the first of those that this attempt starts."""
         self.number = len(earlier) + 1
+        alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
+        self.first = alike[0] if alike else self.number
+        """The number of the first of those that the attempt above it has started."""
         self.earlier_s = sum(one.used_s for one in earlier)
         self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)
@@ -68,11 +69,13 @@ class Signs:
     """Of one who works under an attempt: that this one lives, and the run is still its own."""
 
     def __init__(self, stored: StoredRun, under: str, number: int, clock: Callable[[], float]) -> None:
-        """`number`: of the newest attempt, under it."""
+        """`number`: of the newest attempt, under it. Raises `Superseded` where this one is gone."""
         self.stored, self.number, self.clock = stored, number, clock
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = {name: self.stored.read(f"attempts/{name}") for name in names}
         mine = [name for name, told in data.items() if told and Attempt.from_json(told).token == under]
+        if not mine:
+            raise Superseded
         self._name, self._said, self._at = mine[0], data[mine[0]], clock()
 
     @property

@@ -74,11 +74,13 @@ class Depot:
         return None
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in it, sorted; nothing for a folder that is not there."""
+        """What lies directly in it, sorted, without what is only being written; nothing for a folder that is
+        not there."""
         with self._asked(f"list {folder}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             found: list[Any] = self._system.ls(self._at(folder), detail=False)
-            return sorted({str(one).rstrip("/").rpartition("/")[2] for one in found} - {""})
+            names = {str(one).rstrip("/").rpartition("/")[2] for one in found} - {""}
+            return sorted(name for name in names if not name.startswith("."))
         return []
 
     def size(self, name: str) -> int | None:

@@ -15,9 +15,9 @@ import msgspec
 from orchestrate.errors import HostUnavailable
 from orchestrate.files import locked, opener, write_whole
 from orchestrate.local.run import checkpoints
-from orchestrate.local.run.rundir import RunDir, State
+from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places.depot import StoredRun
-from orchestrate.types import Record
+from orchestrate.types import Event, Record
 
 GROWING = ("events.jsonl", "metrics.jsonl", "worker.log")
 WHOLE = ("proof.json", "paces.jsonl", "status.json")
@@ -164,6 +164,20 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
             return False
         _show_life(run, told, pulse)
         return True
+
+
+def newest_step(stored: StoredRun) -> int:
+    """Of the newest checkpoint to go on from; 0 where there is none."""
+    there = [name for name in stored.folders() if name.startswith("step-") and stored.manifest(name)]
+    return max((int(name.removeprefix("step-")) for name in there), default=0)
+
+
+def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None:
+    """By whoever starts workers, while none of them reports."""
+    event = Event(id="", at=now(), level=level, message=message, type=type)
+    parts = stored.parts("events.jsonl")
+    edition, number = parts[-1] if parts else (1, 0)
+    stored.add_part("events.jsonl", (edition, number + 1), event.to_json() + b"\n")
 
 
 def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import msgspec
@@ -34,6 +33,7 @@ from orchestrate.places.claim import Claim
 from orchestrate.places.depot import Depot
 from orchestrate.places.mirror import Pulse, Reporter, restore
 from orchestrate.places.order import Order, read_order, unpack
+from orchestrate.places.room import room
 from orchestrate.places.switch import Switch, boot_time
 from orchestrate.types import JobError
 
@@ -269,7 +269,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     depot = Depot(os.environ["ORCHESTRATE_DEPOT"])
     seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
-    with TemporaryDirectory(prefix="orchestrate-") as folder:
+    with room() as folder:
         errand = Errand(depot, os.environ["ORCHESTRATE_REF"], Path(folder), report_s=seconds)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: errand.preempted.set())
         code = errand.work()

@@ -321,7 +321,7 @@ def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], n
                     run=run.id if run else None,
                     deployment=one.id if one else None,
                     used_at=used,
-                    person=(one and one.made_by) or (run.made_by if run else None),
+                    person=(one and one.made_by) or (run.made_by if run else None) or item.owner,
                     foreign=run is None and one is None,
                     abandoned=run is not None and run.abandoned is not None,
                     idle=by_the_hour(item) and not meant and not in_use,

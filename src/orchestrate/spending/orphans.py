@@ -1,7 +1,8 @@
 """What bills under our mark and belongs to nothing of this store: workers of places whose run is not here or
 has ended, deployments that no record here keeps up. Listed, then ended, each looked at again just before.
 
-Only what has our mark: a worker with our label, a deployment whose name begins as we name them.
+Only what has our mark: a worker with our label, a deployment whose name begins as we name them. Nothing that
+another user of the account certainly made: it is in a store of theirs.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class Orphans:
         return None if reason is None else Orphan(item=item, run=run.id if run else None, reason=reason)
 
     def _marked(self, item: Standing) -> bool:
+        if item.owner is not None:
+            return False
         if item.kind == "deployment":
             job = str(item.job_id).lower()
             ours = {name for name in (job, MARK + job) if name.startswith(MARK)}

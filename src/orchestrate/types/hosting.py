@@ -30,6 +30,8 @@ class Standing(Record, frozen=True, kw_only=True):
     job_id: str | None = None
     """The job that it is, or that it would be of by its name: whose it is only the store can tell."""
     created_at: datetime | None = None
+    owner: str | None = None
+    """Who made it, where that is certainly another than the owner of the key."""
     note: str | None = None
     payload: dict[str, Any] = {}
 

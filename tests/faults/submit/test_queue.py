@@ -27,7 +27,7 @@ from orchestrate.service.training.queueing import QueueServer
 from orchestrate.settings import config
 from orchestrate.tracking import Store, sync
 from orchestrate.tracking.timing import settle_left_s
-from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
+from orchestrate.types import JobError, JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 
 def add(shop: Shop, provider: str = "openai", *, epochs: int = 1, **how: Any) -> QueueEntry:
@@ -96,6 +96,35 @@ def test_what_comes_after_a_failure_is_held_and_says_why(shop: Shop) -> None:
     with pytest.raises(UsageError, match="would never go"):
         add(shop, epochs=3, after=[run.id])
     assert shop.sent() == 1
+
+
+def test_a_run_that_nothing_starts_again_takes_no_room_and_is_not_waited_for(shop: Shop) -> None:
+    first = add(shop)
+    then, other = add(shop, epochs=2, after=[first.id]), add(shop, epochs=3)
+    server = QueueServer(shop.ft)
+    server.turn()
+    error = JobError(code="limit", message="the worker ended itself: 2h at $5")
+    run_id = str(state(shop, first).run_id)
+    shop.ft.store.runs.apply(
+        run_id,
+        lambda run: msgspec.structs.replace(run, status=JobStatus.PAUSED, raw_status="paused", error=error),
+    )
+    server.turn()
+    assert [state(shop, one).state for one in (then, other)] == [QueueState.HELD, QueueState.SUBMITTED]
+    assert "which it comes after, is paused: the worker ended itself" in (state(shop, then).note or "")
+
+
+def test_what_comes_after_one_that_is_held_is_waited_for_by_nobody(shop: Shop) -> None:
+    """`queue run --until-empty` would never end."""
+    first = add(shop)
+    then = add(shop, epochs=2, after=[first.id])
+    last = add(shop, epochs=3, after=[then.id], first=True)
+    server = QueueServer(shop.ft)
+    assert {entry.id for entry in server.waiting()} == {first.id, then.id, last.id}
+    queueing.hold(shop.ft, first.id)
+    assert server.waiting() == []
+    queueing.release(shop.ft, first.id)
+    assert len(server.waiting()) == 3
 
 
 def test_other_data_than_was_agreed_to_is_held_and_goes_again_when_it_is_back(shop: Shop) -> None:

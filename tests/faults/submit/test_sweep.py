@@ -96,9 +96,15 @@ def test_no_trial_is_made_that_could_go_above_the_limit(shop: Shop) -> None:
     search = begun(shop, max_parallel=3, max_cost_usd=price.high_usd / 2)
     carried = Searching(shop.ft, search)
     carried.turn()
-    assert 0 < shop.sent() < 3
-    assert "what is left of the sweep's limit" in (carried.stopped or "")
+    assert 0 < (sent := shop.sent()) < 3
+    assert "what is left of the sweep's limit" in (carried.waits or "") and carried.stopped is None
     assert carried.spent_usd() <= price.high_usd / 2
+    for trial in carried.trials:
+        ended(shop, trial.run_id or "", 1.0)
+    carried._later = 0.0
+    carried.turn()
+    assert "what is left of the sweep's limit" in (carried.stopped or ""), "nobody is under way any more"
+    assert shop.sent() == sent
 
 
 def test_the_price_of_a_grid_is_the_sum_of_its_quotes(shop: Shop) -> None:

@@ -28,6 +28,7 @@ import pytest
 pytest.importorskip("anyscale", reason="orchestrate-ft[anyscale] is not installed")
 
 TOKEN = "sss_ofthetests"
+SIGNATURE = "whoever-has-it-may-read"
 NATIVE: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "int": int,
@@ -87,6 +88,10 @@ class Console:
         """Called when a job was made, before that is answered."""
         self.page = 2
         self.forgets: set[str] = set()
+        self.keeps: set[str] = set()
+        """Jobs that the token may not end."""
+        self.endless = False
+        """Whether its list names itself as its next page."""
         self.lock = threading.Lock()
         self.over = threading.Event()
         (folder / "bin").mkdir()
@@ -194,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/logs/"):  # a bucket's presigned address, which is nobody's to give a token
             assert "cookie" not in self.headers
-            log = self.console.folder / f"{self.path.removeprefix('/logs/run_')}.log"
+            id = urlsplit(self.path).path.removeprefix("/logs/run_")
+            log = self.console.folder / f"{id}.log"
             data = log.read_bytes() if log.is_file() else b""
             self._send(403 if self.console.closed else 200, data, "text/plain")
         elif self._known():
@@ -288,6 +294,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.console.faults.pop(0) if self.console.faults else ""
         if fault == "refused":
             self._refuse(400, "no such instance type")
+        elif fault == "echo":  # as frameworks answer what they do not take
+            variables = sorted(body["config"]["runtime_env"]["env_vars"].items())
+            told = {"detail": [{"loc": ["body"], "input": dict(variables)}]}
+            self._send(422, json.dumps(told).encode(), "application/json")
         elif fault == "500 before":
             self._refuse(500, "internal")
         elif fault.isdigit():
@@ -308,6 +318,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.console.over.wait(240)
             elif fault == "lost":
                 self.close_connection = True
+            elif fault == "not TLS":
+                self.close_connection = True
+                os.write(self.connection.fileno(), b"what no key was used for")
             else:
                 self._answer("InternalproductionjobResponse", {"result": job})
 
@@ -315,6 +328,8 @@ class _Handler(BaseHTTPRequestHandler):
         console = self.console
         if id not in console.jobs or id in console.forgets:
             self._refuse(404, f"Job {id} not found")
+        elif id in console.keeps:
+            self._refuse(403, f"Job {id} is not yours")
         elif console.told(id)["state"]["current_state"] in DONE:
             self._refuse(400, f"Job {id} has ended")
         else:
@@ -339,14 +354,16 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         start = int(asked.get("paging_token", "0"))
         rest = found[start + console.page :]
-        metadata = {"total": len(found), "next_paging_token": str(start + console.page) if rest else None}
+        # A job is made meanwhile: the last one of a page is the first of the next.
+        further = str(start if console.endless else start + console.page - 1)
+        metadata = {"total": len(found), "next_paging_token": further if rest or console.endless else None}
         page = {"results": found[start : start + console.page], "metadata": metadata}
         self._answer("DecoratedproductionjobListResponse", page)
 
     def _logs(self, run: str) -> None:
         chunk = {
             "chunk_name": "0",
-            "chunk_url": f"{self.console.url}/logs/{run}",
+            "chunk_url": f"{self.console.url}/logs/{run}?X-Amz-Signature={SIGNATURE}",
             "cluster_id": "ses_1",
             "file_name": "job.log",
             "instance_id": "i-1",

@@ -13,6 +13,10 @@ import httpx
 from tests import loopback
 from tests.ports import own_port
 
+from orchestrate.local.run import checkpoints
+from orchestrate.local.run.checkpoints import Progress
+from orchestrate.places.depot import StoredRun
+
 
 class S3:
     """`env`: of whoever asks it."""
@@ -58,3 +62,13 @@ class S3:
 def _signed() -> dict[str, str]:
     """moto reads the region and checks nothing."""
     return {"authorization": "AWS4-HMAC-SHA256 Credential=an-id/20260101/us-east-1/s3/aws4_request"}
+
+
+def keep_checkpoint(stored: StoredRun, folder: Path, step: int) -> None:
+    """One to go on from, as a worker reports it."""
+
+    def fill(draft: Path) -> None:
+        (draft / "state.safetensors").write_bytes(b"the state")
+
+    path = checkpoints.save(folder / "kept", Progress(step=step, total_steps=96), fill)
+    stored.keep_folder(path.name, path)

@@ -6,18 +6,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import msgspec
 import pytest
+import trustme
 from tests.paths import ROOT, TINY
 from tests.sending import create, upload
 from tests.unit.places.depots import S3
@@ -27,15 +30,19 @@ from orchestrate.errors import (
     AuthenticationFailed,
     ConfigError,
     HostUnavailable,
+    InvalidRequest,
     KeyElsewhere,
     MissingKey,
     OutcomeUnknown,
     PermissionRefused,
     ProviderError,
     RateLimited,
+    SetupError,
     UnexpectedAnswer,
 )
 from orchestrate.places.base import Resources
+from orchestrate.places.claim import Attempt
+from orchestrate.places.depot import Depot
 from orchestrate.places.kinds._anyscale.asking import Client
 from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
 from orchestrate.places.order import pins
@@ -47,7 +54,8 @@ from orchestrate.spec import JobSpec
 from orchestrate.spending.accounts import Spender
 from orchestrate.spending.orphans import Orphans
 from orchestrate.tracking import Store, Submitter
-from orchestrate.types import JobStatus, SubmitPhase
+from orchestrate.tracking.watching.watcher import Watcher
+from orchestrate.types import ArtifactFile, JobStatus, Run, SubmitPhase
 
 consoles = pytest.importorskip("tests.unit.places.console")
 TOKEN = consoles.TOKEN
@@ -246,7 +254,7 @@ def test_the_job_of_a_stranger_with_our_name_is_left_alone(console: Any, rows: P
 
 
 def test_a_job_that_somebody_else_ended(console: Any, rows: Path, tmp_path: Path) -> None:
-    """It is found as ended, ending it again is no error, and the run can go on."""
+    """It is found as ended, ending it again is no error, and the run goes on when it is told to."""
     found = provider(console, tmp_path)
     handle = submit(found, spec(rows))
     [id] = console.jobs
@@ -254,7 +262,8 @@ def test_a_job_that_somebody_else_ended(console: Any, rows: Path, tmp_path: Path
     console.terminate(id)
     found.place._end(seen)  # type: ignore[attr-defined]  as after a list from before
     found.place.stop(REF)
-    assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle)
+    assert found.get(handle).status is JobStatus.PAUSED and not found.recover(handle)
+    found.resume(handle)
     assert len(console.jobs) == 2
 
 
@@ -327,6 +336,163 @@ def test_the_token_goes_to_one_host(tmp_path: Path) -> None:
         found = registry.make("anyscale", config.load(env=env | given, cwd=tmp_path, home=tmp_path / "home"))
         with pytest.raises(raised):
             found.place.find(REF)  # type: ignore[attr-defined]
+
+
+def test_tls_that_breaks_on_the_way_of_an_answer_sends_no_job_twice(
+    console: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP libraries take it for a connection that never came to be, and send again."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    console.server.socket = context.wrap_socket(console.server.socket, server_side=True)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("ANYSCALE_SSL_CA_CERT", str(tmp_path / "ca.pem"))
+    found, asked = provider(console, tmp_path), spec(rows)
+    reached = found.place.config.changed(base_url=console.url.replace("http", "https"))  # type: ignore[attr-defined]
+    found.place = AnyscaleJobs("anyscale", reached.options, reached)
+    console.faults = ["not TLS"]
+    with pytest.raises(OutcomeUnknown, match="SSL"):
+        submit(found, asked)
+    assert submit(found, asked).job_id == REF and len(console.jobs) == len(console.sent) == 1
+
+
+def test_nothing_that_is_told_holds_a_key(
+    console: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal that says what was sent, the address of a log, a token that no header takes."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "only among the variables")
+    found, asked = provider(console, tmp_path), spec(rows)
+    console.faults = ["echo"]
+    with pytest.raises(InvalidRequest, match="AWS_SECRET_ACCESS_KEY") as refused:
+        submit(found, asked)
+    assert "only among" not in str(refused.value)
+    submit(found, asked)
+    console.running(next(iter(console.jobs)))
+    console.closed = True
+    told = found.place.output(REF)
+    assert "403" in told and consoles.SIGNATURE not in told
+    for token in ("sss_first\n", "sss_first second", "sss_\u00e9"):
+        with pytest.raises(ConfigError, match="a character that no token has") as unseen:
+            provider(console, tmp_path, token=token).place.find(REF)
+        assert token.strip() not in str(unseen.value)
+
+
+def test_a_client_that_is_another_than_is_known_is_named(
+    console: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import anyscale
+
+    monkeypatch.delattr(anyscale, "JobSDK")
+    with pytest.raises(SetupError, match=r"not one that Orchestrate knows: .*JobSDK"):
+        provider(console, tmp_path).place.find(REF)
+
+
+def test_a_request_that_is_not_known_may_be_the_one_that_makes_a_job(console: Any) -> None:
+    """As in a later version of the client, which may ask for a job elsewhere."""
+    client = Client(console.url, TOKEN, 60.0)
+    for path, may in [("/api/v2/compute_templates", False), ("/api/v3/jobs/submit?dry=1", True)]:
+        with suppress(Exception):
+            client._client._internal_api_client.api_client.rest_client.POST(f"{console.url}{path}", body={})
+        assert client.creating is may
+
+
+def test_a_list_with_a_job_twice_or_without_an_end(console: Any, rows: Path, tmp_path: Path) -> None:
+    found = provider(console, tmp_path)
+    for n in range(3):
+        submit(found, spec(rows), f"orc-00000000000{n}")
+    assert len(found.billing().items) == len(console.jobs) == 3
+    console.endless = True
+    with pytest.raises(UnexpectedAnswer, match="no end"):
+        found.place.find()
+
+
+def test_a_list_from_before_the_newest_start_ends_nothing(console: Any, rows: Path, tmp_path: Path) -> None:
+    """It shows the job of the first attempt alone, which has ended: the second one may be at work."""
+    found = provider(console, tmp_path)
+    handle = submit(found, spec(rows))
+    [first] = console.jobs
+    console.end(first, "OUT_OF_RETRIES", "the machine died", ran_s=60)
+    assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle)
+    second = list(console.jobs)[-1]
+    console.forgets.add(second)
+    assert found.get(handle).status is JobStatus.QUEUED and not found.recover(handle)
+    console.forgets.clear()
+    console.end(second, "OUT_OF_RETRIES", "the machine died")
+    assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle)
+    assert len(console.jobs) == 3
+
+
+def test_a_further_job_has_what_is_left_of_the_hours(console: Any, rows: Path, tmp_path: Path) -> None:
+    """Also by Anyscale's own end, and none is started for nothing."""
+    found = provider(console, tmp_path)
+    handle, stored = submit(found, spec(rows)), found.place.depot.run(REF)
+    for used_h, left in [(1, True), (24, False)]:
+        stored.write("attempts/00000001.json", Attempt(token="t", used_s=used_h * 3600).to_json())
+        console.end(list(console.jobs)[-1], "OUT_OF_RETRIES", "the machine died")
+        assert found.get(handle).status is JobStatus.PAUSED
+        with nullcontext() if left else pytest.raises(InvalidRequest, match="has worked for"):
+            found.recover(handle)
+    assert [sent["config"]["timeout_s"] for sent in console.sent] == [87300, 87300 - 3600]
+
+
+def test_what_was_made_while_the_data_were_sent_is_found(console: Any, rows: Path, tmp_path: Path) -> None:
+    """That may take longer than a lost answer is waited for."""
+    found, other, asked = provider(console, tmp_path), provider(console, tmp_path, "there"), spec(rows)
+
+    class Slow(Depot):
+        def keep(self, path: Path, under: str = "blobs") -> ArtifactFile:
+            if not console.jobs:
+                submit(other, asked)
+            return super().keep(path, under)
+
+    found.place._depot = Slow(found.place.depot_url)
+    assert submit(found, asked).job_id == REF and len(console.sent) == 1
+
+
+def test_a_run_of_another_account_is_not_gone_on_with_in_this_one(
+    console: Any, rows: Path, tmp_path: Path
+) -> None:
+    """A watcher whose key was switched sees no job of it, which is no death."""
+    found = provider(console, tmp_path)
+    submit(found, spec(rows))
+    [id] = console.jobs
+    console.end(id, "OUT_OF_RETRIES", "the machine died", ran_s=60)
+    at = datetime.now(UTC)
+    run = Run(
+        id="run-1", ref=REF, provider=found.name, model="m", spec={}, spec_hash="0" * 64, host=found.host,
+        dataset_digest="0" * 64, phase=SubmitPhase.SUBMITTED, status=JobStatus.PAUSED, job_id=REF,
+        created_at=at, updated_at=at, account="organization org_theirs, user usr_other",
+    )  # fmt: skip
+    for account, jobs in [(run.account, 1), (found.account().id, 2)]:
+        with Store.open(f"sqlite:///{tmp_path}/{jobs}.db") as store:
+            store.runs.restore(msgspec.structs.replace(run, account=account))
+            Watcher(store, lambda name: found).turn()
+            assert len(console.jobs) == jobs
+
+
+def test_a_job_that_may_not_be_ended_keeps_no_other(console: Any, rows: Path, tmp_path: Path) -> None:
+    found = provider(console, tmp_path)
+    submit(found, spec(rows))
+    [first] = console.jobs
+    console.make(console.sent[0])
+    console.keeps = {list(console.jobs)[-1]}
+    with pytest.raises(PermissionRefused, match="is not yours"):
+        found.place.stop(REF)
+    assert console.jobs[first]["state"]["current_state"] == "TERMINATED"
+
+
+def test_what_another_user_made_is_shown_and_left_alone(console: Any, rows: Path, tmp_path: Path) -> None:
+    """Also its absence proves nothing to one who may not see it: the account is the user's."""
+    found = provider(console, tmp_path)
+    submit(found, spec(rows))
+    [job] = console.jobs.values()
+    with Store.open(f"sqlite:///{tmp_path}/empty.db") as store:
+        for owner, person, count in [("usr_me", None, 1), ("usr_other", "me@example.com", 0)]:
+            job["creator_id"] = owner
+            spending = Spender(store, [found.name], lambda name: found, lambda name: found).report()
+            assert [one.person for one in spending.standing] == [person]
+            assert len(Orphans(store, lambda name: found).among(spending).orphans) == count
+    assert found.account().id == "organization org_ours, user usr_me"
 
 
 @pytest.mark.slow

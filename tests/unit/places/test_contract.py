@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from orchestrate.local.plan import paces
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.depot import Depot
+from orchestrate.places.order import read_order
 from orchestrate.places.remote import Errand
 from orchestrate.preparing.prepared import _kept_private
 from orchestrate.providers.local.away import AwayProvider
@@ -41,7 +43,7 @@ from orchestrate.spending.accounts import Spender
 from orchestrate.spending.orphans import OrphanReport, Orphans
 from orchestrate.tracking import Store, Submitter
 from orchestrate.tracking.submitting.submission import Submission
-from orchestrate.types import JobStatus, Run, Standing, SubmitPhase, TokensFrom
+from orchestrate.types import JobHandle, JobStatus, Run, Standing, SubmitPhase, TokensFrom
 
 REF = "orc-0123456789ab"
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -258,6 +260,57 @@ def test_cancelled_before_it_began_it_is_ended_there_too(
     found.cancel(handle)
     assert world.jobs() == [(REF, False)]
     assert found.get(handle).status is JobStatus.CANCELLED and not found.recover(handle)
+
+
+def test_a_worker_that_somebody_ended_over_there_is_not_started_again(
+    world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    """Who does that, as in the console of the host, wants no further bill."""
+    handle = submit(found, on(world, spec))
+    world.run()
+    found.place.stop(REF)
+    if not found.place.by_hand:  # of which the host does not tell
+        return
+    for _ in range(2):
+        job = found.get(handle)
+        assert job.status is JobStatus.PAUSED and "somebody ended its worker" in str(job.error)
+        assert not found.recover(handle) and world.jobs() == [(REF, False)]
+    assert len([event for event in found.events(handle) if event.type == "paused"]) == 1
+    found.resume(handle)
+    assert world.jobs() == [(REF, False), (REF, True)] and not found.recover(handle)
+    assert found.get(handle).status is JobStatus.QUEUED and found.get(handle).error is None
+
+
+def test_a_depot_that_is_closed_keeps_no_job_from_being_cancelled(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """The word cannot reach its worker, which would go on, and bill."""
+    handle = submit(found, on(world, spec))
+    world.run()
+    (tmp_path / "depot").rename(tmp_path / "away")
+    (tmp_path / "depot").write_text("no folder")
+    with pytest.raises(HostUnavailable, match="was ended all the same"):
+        found.cancel(handle)
+    assert world.jobs() == [(REF, False)]
+    (tmp_path / "depot").unlink()
+    (tmp_path / "away").rename(tmp_path / "depot")
+    assert found.get(handle).status is JobStatus.PAUSED and not found.recover(handle)
+    assert found.get(handle).status is JobStatus.CANCELLED and len(world.jobs()) == 1
+
+
+def test_the_worker_knows_the_limit_that_its_run_came_to_have(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    """A share of what the spec was planned with, as of one of several backends or of a trial."""
+    asked = on(world, spec).model_copy(update={"max_cost_usd": Decimal(50)})
+    data = TrainingData.open(asked.train)  # type: ignore[arg-type]
+    share = asked.model_copy(update={"max_cost_usd": Decimal(3)})
+    found.create(share, upload(found, asked, data), found.translate(asked), REF)
+    assert read_order(Depot(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
+    world.end("no such image")
+    assert found.get(JobHandle(provider=found.name, job_id=REF)).status is JobStatus.PAUSED
+    assert found.recover(JobHandle(provider=found.name, job_id=REF))
+    assert read_order(Depot(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
 
 
 def test_a_host_that_forgot_is_waited_for_until_no_worker_can_be_left(

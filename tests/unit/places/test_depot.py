@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrate.errors import ArtifactRefused, HostUnavailable
+from orchestrate.files import whole
+from orchestrate.places.claim import Claim, attempts, used_s
 from orchestrate.places.depot import Depot, safe
 from orchestrate.types import ArtifactFile
 
@@ -22,6 +24,17 @@ def test_files_are_replaced_whole_and_what_is_not_there_is_none(url: str) -> Non
     depot.remove("runs/a")
     depot.remove("runs/a")
     assert Depot(url).read("runs/a/status.json") is None
+
+
+def test_what_is_being_written_on_a_disk_is_not_there_yet(tmp_path: Path) -> None:
+    """And never, where its writer is killed: a run of which that is an attempt goes on all the same."""
+    stored = Depot(f"file://{tmp_path}/depot").run("orc-a")
+    Claim(stored).used(30)
+    with whole(tmp_path / "depot" / "runs" / "orc-a" / "attempts" / "00000001.json") as draft:
+        draft.write_bytes(b"")
+        assert attempts(stored) == 1 and used_s(stored) == 30
+        second = Claim(stored)
+        assert (second.number, second.holds) == (2, True)
 
 
 def test_content_goes_up_once_and_comes_back_as_it_was(url: str, tmp_path: Path) -> None:

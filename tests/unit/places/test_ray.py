@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.sending import create, upload
+from tests.unit.places import rayhead
+from tests.unit.places.depots import keep_checkpoint
 from tests.unit.places.raycluster import ENV, Head, kill, processes, provider, running, spec, wait
 from tests.unit.places.worlds import ray_cluster
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.places.claim import Claim
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
+from orchestrate.places.mirror import Pulse
 from orchestrate.providers import registry
+from orchestrate.providers.local.away import AwayProvider
 from orchestrate.settings import config
-from orchestrate.types import JobStatus
+from orchestrate.types import JobHandle, JobStatus
 
 pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
 REF = "orc-0123456789ab"
@@ -95,6 +101,89 @@ def test_of_two_submits_of_one_attempt_one_is_taken_and_both_have_it(tmp_path: P
         world.fault("taken")
         assert create(found, asked, remote, REF).job_id == REF
         assert world.jobs() == [(REF, True)]
+
+
+@pytest.mark.parametrize(("word", "status"), [("pause", JobStatus.PAUSED), ("cancel", JobStatus.CANCELLED)])
+def test_a_job_that_ends_some_time_after_it_was_asked_to_is_not_begun_again(
+    word: str, status: JobStatus, tmp_path: Path
+) -> None:
+    """A cluster gives a job seconds to end."""
+    with ray_cluster(tmp_path) as world:
+        found, handle = submitted(world.provider(tmp_path), tmp_path)
+        RunDir(found.home / "runs" / REF).ask(word)
+        world.end("stopped")
+        found.get(handle)
+        assert not found.recover(handle) and len(world.jobs()) == 1
+        job = found.get(handle)
+        assert job.status is status and job.error is None
+
+
+def test_of_a_job_that_failed_at_once_its_last_line_is_told(tmp_path: Path) -> None:
+    with ray_cluster(tmp_path) as world:
+        found, handle = submitted(world.provider(tmp_path), tmp_path)
+        logs = "last available logs (truncated to 20,000 chars):\nTraceback\n  in main\nKeyError: 'x'\n"
+        world.end(f"Job entrypoint command failed with exit code 1, {logs}")
+        found.get(handle)
+        [event] = found.events(handle)
+        told = "Job entrypoint command failed with exit code 1: KeyError: 'x'"
+        assert event.message == f"the worker ended before it reported: {told}"
+
+
+def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    """A run of days may lose many machines; one that gets no further is given up."""
+    with ray_cluster(tmp_path) as world:
+        found, handle = submitted(world.provider(tmp_path), tmp_path)
+        stored = found.place.depot.run(REF)
+        for attempt in range(1, 9):
+            state = State(status="running", updated_at=now(), step=attempt, attempt=attempt)
+            stored.write("status.json", state.to_json())
+            keep_checkpoint(stored, tmp_path, attempt)
+            world.end("its node is gone")
+            assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle), attempt
+        for attempt in range(9, 13):
+            stored.write("status.json", State(status="running", updated_at=now(), attempt=attempt).to_json())
+            world.end("its node is gone")
+            found.get(handle)
+            assert found.recover(handle) is (attempt < 12), attempt
+        job = found.get(handle)
+        assert job.status is JobStatus.FAILED and job.error is not None
+        told = (
+            "died 5 times without a newer checkpoint: the worker ended before it reported: its node is gone"
+        )
+        assert told in job.error.message
+
+
+def test_neither_cost_nor_progress_hang_on_the_clock_here(tmp_path: Path) -> None:
+    """The head's is an hour ahead, the worker's one behind; and a new head knows nothing of what an earlier
+    one has run."""
+    head = rayhead.Head()
+    try:
+        found, handle = submitted(provider(head.url, tmp_path), tmp_path)
+        stored = found.place.depot.run(REF)
+        Claim(stored).used(90)
+        ahead = int((time.time() + 3600) * 1000)
+        head.newest("RUNNING", start_time=ahead)
+        told = State(
+            status="running", updated_at=now() - timedelta(hours=1), step=3, seconds=3, total_steps=9
+        )
+        stored.write("status.json", told.to_json())
+        pulse = Pulse(attempt=1, number=1, pid=1, started="1", machine="node")
+        stored.write("pulse.json", pulse.to_json())
+        job = found.get(handle)
+        assert (job.status, job.error, job.payload["used_seconds"]) == (JobStatus.RUNNING, None, 90)
+        assert job.estimated_finish is not None and job.estimated_finish > now() - timedelta(minutes=30)
+        head.newest("FAILED", end_time=ahead + 100_000)
+        assert found.get(handle).payload["used_seconds"] == 100
+        head.jobs.clear()
+        assert found.get(handle).payload["used_seconds"] == 90
+    finally:
+        head.close()
+
+
+def submitted(found: AwayProvider, folder: Path) -> tuple[AwayProvider, JobHandle]:
+    asked = spec(folder)
+    remote = upload(found, asked, TrainingData.open(asked.train))  # type: ignore[arg-type]
+    return found, create(found, asked, remote, REF)
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@ workers are stand-ins that report to the depot; `test_ray_workers` has real ones
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,23 +18,27 @@ from typing import Any
 import pytest
 from tests.sending import create, upload
 from tests.unit.places import worlds
+from tests.unit.places.depots import keep_checkpoint
 from tests.unit.places.raycluster import provider, spec
 from tests.unit.places.rayhead import Head
 from tests.unit.places.test_remote import job_at
 
 from orchestrate.data import TrainingData
+from orchestrate.errors import HostUnavailable, RunFailed
 from orchestrate.local.run.rundir import State, now
 from orchestrate.places import claim
 from orchestrate.places.base import Limits
 from orchestrate.places.claim import Claim, Signs, Superseded
 from orchestrate.places.depot import Depot, StoredRun
 from orchestrate.places.mirror import Pulse
-from orchestrate.places.order import environment, place_order, read_order
+from orchestrate.places.order import ROOM, environment, place_order, read_order, unexpanded
 from orchestrate.places.remote import SILENT
+from orchestrate.places.room import room
 from orchestrate.spec import JobSpec
+from orchestrate.types import Event
 
 pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
-from orchestrate.places.kinds._ray.driver import Driver
+from orchestrate.places.kinds._ray.driver import Driver, lacking
 
 Fit = Callable[[Claim], object]
 
@@ -94,7 +100,8 @@ def test_another_job_has_the_run(stored: StoredRun) -> None:
     assert codes == [1]
     with pytest.raises(Superseded):
         Claim(stored, first.claim.token)
-    assert not Claim(stored, newer.token).again and Claim(stored, newer.token).again and newer.holds
+    one, two = Claim(stored, newer.token), Claim(stored, newer.token)
+    assert (one.first, two.first) == (one.number, one.number) and newer.holds
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "paused"])
@@ -109,26 +116,28 @@ def test_workers_that_ray_starts_again_after_the_end_have_nothing_to_do(
     mine = Claim(stored)
     first = claimed(stored, mine.token)
     assert first is not None
-    report(stored, first, status)
+    second = claimed(stored, mine.token)
+    assert second is not None, "the first start died before it said anything: nobody has paused this job"
+    report(stored, second, status)
     assert claimed(stored, mine.token) is None
     Claim(stored)
     assert claimed(stored, mine.token) is None, "another job has it"
 
 
 def test_what_a_killed_worker_left_on_its_node_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of its own run alone, and never of one that lives."""
-    from orchestrate.places.kinds._ray.member import room
-
+    """Its code and its run; never of one that lives, or of another machine with the same folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    for name in (f"orc-a-{gone.pid}-x", f"orc-a-{os.getpid()}-x", f"orc-b-{gone.pid}-x"):
-        (tmp_path / f"orchestrate-{name}" / "checkpoints").mkdir(parents=True)
-    with room("orc-a") as mine:
-        left = {path.name.removeprefix("orchestrate-") for path in tmp_path.iterdir()} - {
-            Path(mine).name.removeprefix("orchestrate-")
+    here = socket.gethostname()
+    kept = {f"{here}-{os.getpid()}-x", f"elsewhere-{gone.pid}-x"}
+    for name in (f"{here}-{gone.pid}-x", *kept):
+        (tmp_path / f"{ROOM}-{name}" / "checkpoints").mkdir(parents=True)
+    with room() as mine:
+        assert {path.name for path in tmp_path.iterdir()} - {Path(mine).name} == {
+            f"{ROOM}-{name}" for name in kept
         }
-    assert left == {f"orc-a-{os.getpid()}-x", f"orc-b-{gone.pid}-x"}
+        assert Path(mine).name.startswith(f"{ROOM}-{here}-{os.getpid()}-"), "found if this is killed"
 
 
 def test_the_time_of_the_job_is_counted_once(stored: StoredRun) -> None:
@@ -161,6 +170,96 @@ def test_no_workers_come(stored: StoredRun) -> None:
     state = State.from_json(stored.read("status.json") or b"")
     assert state.status == "failed" and state.error is not None
     assert "no workers came within" in state.error.message
+
+
+def test_what_has_trained_waits_for_room_in_a_pause(stored: StoredRun, tmp_path: Path) -> None:
+    """Nothing of it is lost, as it would be of a run that has failed; what has ended stays so."""
+    keep_checkpoint(stored, tmp_path, 12)
+    assert driver(stored, hang, start_s=0.3).work() == 1
+    state = State.from_json(stored.read("status.json") or b"")
+    assert state.status == "paused" and state.error is not None and state.finished_at is None
+    stored.write("status.json", State(status="succeeded", updated_at=now()).to_json())
+    driver(stored, hang, start_s=0.3).work()
+    assert State.from_json(stored.read("status.json") or b"").status == "succeeded"
+
+
+@pytest.mark.parametrize(("word", "status"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_what_is_asked_of_a_run_that_has_no_workers_yet(stored: StoredRun, word: str, status: str) -> None:
+    stored.write("control", word.encode())
+    assert driver(stored, hang).work() == 0
+    state = State.from_json(stored.read("status.json") or b"")
+    assert state.status == status and state.error is None
+    assert (state.finished_at is not None) is (word == "cancel")
+
+
+def test_what_its_workers_died_of_is_told_and_how_often(stored: StoredRun) -> None:
+    """In Ray's own types: an error of the code, and the death of a process."""
+    from ray.exceptions import ActorDiedError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    dead = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: x", ActorDiedError())
+
+    def fit(mine: Claim) -> None:
+        for _ in range(3):
+            Claim(stored, mine.token)
+        raise WorkerGroupError("a long traceback", {1: ValueError("row 3 is bad\nin a line"), 0: dead})
+
+    assert driver(stored, fit).work() == 1
+    [event] = events(stored)
+    assert event.level == "error" and "were started 3 times" in event.message
+    assert "worker 2: ValueError: row 3 is bad in a line" in event.message
+    assert "worker 1: ActorDiedError: The actor died" in event.message and "\n" not in event.message
+
+
+def events(stored: StoredRun) -> list[Event]:
+    parts = stored.parts("events.jsonl")
+    lines = b"".join(stored.part("events.jsonl", part) for part in parts).splitlines()
+    return [Event.from_json(line) for line in lines]
+
+
+def test_a_cluster_that_is_too_small_is_told_at_once() -> None:
+    assert lacking({"CPU": 1.0, "GPU": 1.0}, 2, {"CPU": 2.0, "GPU": 2.0}) == ""
+    told = lacking({"CPU": 2.0, "GPU": 1.0}, 3, {"CPU": 8.0, "GPU": 2.0})
+    assert "has 2 GPUs, and the run's 3 workers take 3" in told and "CPU" not in told
+
+
+def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> None:
+    """As the same does at a run of one process; what a machine had to do with is tried again."""
+    from orchestrate.local.run.parallel import SHORT, Met
+    from orchestrate.places.kinds._ray.member import claimed, tell
+
+    mine, full = Claim(stored), OSError(errno.ENOSPC, "No space left on device")
+    for error, status, told in (
+        (RunFailed("no such row", fix="look"), "failed", "worker 2 of 2: no such row (look)"),
+        (SystemExit(SHORT), "failed", "worker 2 of 2: it ran out of memory"),
+        (full, "paused", "No space left"),
+        (HostUnavailable("s3", "no answer"), "running", ""),
+        (ValueError("a bug, or another machine's"), "running", ""),
+    ):
+        stored.write("status.json", State(status="running", updated_at=now()).to_json())
+        assert claimed(stored, mine.token) is not None
+        tell(stored, Met(1, 2), error)
+        state = State.from_json(stored.read("status.json") or b"")
+        assert state.status == status and told in (state.error.message if state.error else "")
+        assert (claimed(stored, mine.token) is None) is (status == "failed")
+
+
+def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_path: Path) -> None:
+    """Their rows would not be the same."""
+    from orchestrate.local.run.parallel import Met
+    from orchestrate.places.kinds._ray.member import First, differing
+
+    here = {"torch": "2.13.0", "tokenizers": "0.22"}
+    assert differing([here, here]) == ""
+    apart = differing([here, here, here | {"tokenizers": "0.21"}])
+    assert apart == "worker 3 has tokenizers 0.21, the first 0.22"
+    import torch
+
+    first = First(Claim(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)
+    assert first.work() == 0
+    state = State.from_json(stored.read("status.json") or b"")
+    assert state.status == "failed" and state.error is not None and apart in state.error.message
 
 
 def test_its_limits_hold_while_there_is_no_worker(tmp_path: Path) -> None:
@@ -252,6 +351,23 @@ def test_elsewhere_the_processes_are_on_one_machine(tmp_path: Path) -> None:
         asked = spec(tmp_path).model_copy(update={"provider_options": {"hf-jobs": {"min_processes": 1}}})
         [row] = world.provider(tmp_path).translate(asked).refused
         assert "on one machine" in str(row.rule)
+
+
+def test_a_value_with_the_sign_of_a_variable_reaches_the_worker(
+    stored: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own way to set a worker's environment, which would put another's value there."""
+    from ray._private.utils import update_envs
+
+    given = {"S3_SECRET": "pa$HOME${NO_SUCH}ss", "HF_HOME": "/models"}
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    update_envs(given)
+    assert os.environ["S3_SECRET"] != given["S3_SECRET"]
+    sent = unexpanded({**environment(stored.depot, read_order(stored)), **given})
+    update_envs(sent)
+    assert "S3_SECRET" not in sent and os.environ["HF_HOME"] == "/models"
+    exec(os.environ["ORCHESTRATE_BOOT"].partition("import fsspec")[0])
+    assert os.environ["S3_SECRET"] == given["S3_SECRET"]
 
 
 def test_what_a_job_runs_is_in_its_environment(stored: StoredRun) -> None:

@@ -120,6 +120,11 @@ def listed(folder: Path) -> list[Whole]:
     return found
 
 
+def newest(folder: Path) -> str:
+    """Name of the newest one, judged by its manifest alone; empty where there is none."""
+    return max((path.name for path in _named(folder) if (path / "manifest.json").is_file()), default="")
+
+
 def prune(folder: Path) -> None:
     """Removes drafts, and recovery checkpoints older than the newest checkpoint."""
     if not folder.is_dir():

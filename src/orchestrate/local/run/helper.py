@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrate.errors import RunFailed
+from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, State
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ class Silent(RunDir):
 
 
 def main(path: str, rank: int, processes: int, meeting: Path) -> None:
-    from orchestrate.local.run import parallel
+    with process.importing():
+        from orchestrate.local.run import parallel
 
     parallel.join(meeting, rank, processes)
     assist(Silent(path), parallel.Met(rank, processes))
@@ -48,13 +51,16 @@ def main(path: str, rank: int, processes: int, meeting: Path) -> None:
 
 def assist(run: Silent, met: Met) -> None:
     """Until the first one says that there is nothing left to do."""
-    import torch
-    import torch.distributed as dist
-
-    from orchestrate.local.run import parallel
-    from orchestrate.local.run.session import Session
-
     job = run.job()
+    with process.importing():
+        import torch
+        import torch.distributed as dist
+
+        from orchestrate.local.run import parallel
+        from orchestrate.local.run.session import Session
+
+        if job.adapter.type != "full":
+            import_module("peft")
     if job.hyper.sharded:
         share(Session(run, job, asked=lambda: None, set_stage=lambda stage: None, met=met))
         return

@@ -34,17 +34,20 @@ from orchestrate.errors import (
     OrchestrateError,
     OutcomeUnknown,
     ProviderError,
+    SetupError,
     UnexpectedAnswer,
 )
 from orchestrate.files import write_whole
 from orchestrate.local.run.rundir import RunDir
+from orchestrate.packages import require_recent
 from orchestrate.places import owned
 from orchestrate.places.away import REFUSALS, STOP_LATER_S, AwayPlace
-from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
 from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
 from orchestrate.settings.hosts import HostConfig
+from orchestrate.settings.redaction import redact_text
 
 ADDRESS = "https://console.anyscale.com"
 TOKEN = "ANYSCALE_CLI_TOKEN"  # noqa: S105  a variable's name
@@ -79,18 +82,25 @@ TIMED_OUT = 408
 
 
 class AnyscaleJobs(AwayPlace):
+    by_hand = frozenset({"TERMINATED"})
+
     def __init__(self, name: str, options: Mapping[str, Any], config: HostConfig) -> None:
         super().__init__(name, options)
         self.config = config
         self.address = (config.base_url or ADDRESS).rstrip("/")
         self._client: Client | None = None
-        self._organization: str | None = None
+        self._me: tuple[str, str] | None = None
 
     def account(self) -> str:
-        if self._organization is None:
+        """With the user: what another one of the organization is not shown may be there all the same."""
+        return "organization {}, user {}".format(*self._user)
+
+    @property
+    def _user(self) -> tuple[str, str]:
+        if self._me is None:
             with self._asked(self._reading) as client:
-                self._organization = client.organization()
-        return f"organization {self._organization}"
+                self._me = client.user()
+        return self._me
 
     def require(self) -> None:
         self._require_safe()
@@ -106,6 +116,7 @@ class AnyscaleJobs(AwayPlace):
     def _require_safe(self) -> None:
         if find_spec("anyscale") is None:
             raise MissingExtra("anyscale", "Anyscale", "anyscale")
+        require_recent("anyscale")
         given = os.environ.get(ADDRESS_VARIABLE)
         if given and given.rstrip("/") != self.address:
             raise ConfigError(
@@ -193,7 +204,8 @@ class AnyscaleJobs(AwayPlace):
         }
 
     def find(self, ref: str | None = None) -> list[Placed]:
-        return newest_first(_placed(job) for job in self._jobs(ref))
+        me = self._user[1] if ref is None else None
+        return newest_first(_placed(job, me) for job in self._jobs(ref))
 
     def state(self, ref: str) -> Placed | None:
         """Of two, the one that goes on."""
@@ -201,9 +213,16 @@ class AnyscaleJobs(AwayPlace):
         return next((one for one in found if one.state != "ended"), next(iter(found), None))
 
     def stop(self, ref: str) -> None:
+        """Each by itself: one that may not be ended keeps no other."""
+        failed: ProviderError | None = None
         for one in self.find(ref):
             if one.state != "ended":
-                self._end(one)
+                try:
+                    self._end(one)
+                except ProviderError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
 
     def _end(self, one: Placed) -> None:
         """One that somebody else ended meanwhile is as good."""
@@ -216,11 +235,7 @@ class AnyscaleJobs(AwayPlace):
 
     def usage(self, ref: str) -> Usage | None:
         """Of each job's run; the machine's own start and end are not in it."""
-        seconds = sum(
-            ((one.finished_at or datetime.now(UTC)) - one.started_at).total_seconds()
-            for one in self.find(ref)
-            if one.started_at is not None
-        )
+        seconds = ran_s(self.find(ref))
         hourly = self._hourly()
         usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
         told = "Anyscale's times of its runs, at the price of the configuration"
@@ -254,7 +269,15 @@ class AnyscaleJobs(AwayPlace):
 
     def _new(self) -> Client:
         self._require_safe()
-        return Client(self.address, self.config.require_key().reveal(), self.config.timeout_s)
+        token = self.config.require_key().reveal()
+        if not re.fullmatch(r"[!-~]+", token):
+            told = f"the key of {self.name} has a character that no token has, as a space or a line's end"
+            raise ConfigError(told, fix=f"orchestrate keys set {self.name}")
+        try:
+            return Client(self.address, token, self.config.timeout_s)
+        except (ImportError, AttributeError, TypeError) as error:
+            told = f"the installed anyscale is not one that Orchestrate knows: {error}"
+            raise SetupError(told, fix="pip install -U 'orchestrate-ft[anyscale]'") from error
 
     @contextmanager
     def _asked(self, client: Client, unknown: str | None = None) -> Generator[Client]:
@@ -271,15 +294,16 @@ class AnyscaleJobs(AwayPlace):
             kind = REFUSALS.get(error.status, InvalidRequest if refused else HostUnavailable)
             raise kind(self.name, error.text, status=error.status) from error
         except Exception as error:
+            said = redact_text(str(error))  # an address of a log is as good as a key while it lasts
             if client.creating and unknown is not None and not never_sent(error):
-                raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
+                raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {said}") from error
             if unreachable(error):
-                told = f"{self.address} could not be reached: {error}"
+                told = f"{self.address} could not be reached: {said}"
                 raise HostUnavailable(self.name, told) from error
             if unknown is not None and isinstance(error, (ValueError, RuntimeError)):
                 # Of what a job needs, such as a project, before the job itself was asked for.
-                raise InvalidRequest(self.name, str(error)) from error
-            told = f"its answer is not as described: {error!r}"
+                raise InvalidRequest(self.name, said) from error
+            told = f"its answer is not as described: {type(error).__name__}: {said}"
             raise UnexpectedAnswer(self.name, told) from error
 
 
@@ -287,7 +311,8 @@ def _is_ref(name: str) -> bool:
     return re.fullmatch(r"orc-[a-z0-9]{12}", name) is not None
 
 
-def _placed(job: Any) -> Placed:
+def _placed(job: Any, me: str | None = None) -> Placed:
+    """`me`: the id of the user whose token it is."""
     raw = str(job.state.current_state)
     state: Word = STATES.get(raw, "unknown")
     run = job.last_job_run
@@ -301,6 +326,7 @@ def _placed(job: Any) -> Placed:
         started_at=_time(run.created_at) if run else None,
         finished_at=_time(ended) if state == "ended" else None,
         message=job.state.error or job.state.operation_message,
+        owner=job.creator.email if me is not None and job.creator_id != me else None,
     )
 
 

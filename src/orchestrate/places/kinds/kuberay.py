@@ -12,7 +12,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -31,8 +31,8 @@ from orchestrate.errors import (
 )
 from orchestrate.places import owned
 from orchestrate.places.away import STOP_LATER_S, AwayPlace
-from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
+from orchestrate.places.order import RUN_BOOT, Order, pins, unexpanded
 from orchestrate.profile import away
 
 OWN = {
@@ -116,7 +116,7 @@ class KubeRay(AwayPlace):
         import yaml
 
         write: Any = yaml.safe_dump  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        runtime: dict[str, Any] = {"env_vars": dict(env)}
+        runtime: dict[str, Any] = {"env_vars": unexpanded(env)}
         if self.options.get("packages", "pinned") != "image":
             runtime["uv"] = pins("local", more=("fsspec", *self.depot.packages))
         seconds = resources.limits.seconds
@@ -182,11 +182,7 @@ class KubeRay(AwayPlace):
                     )
 
     def usage(self, ref: str) -> Usage | None:
-        seconds = sum(
-            ((one.finished_at or datetime.now(UTC)) - one.started_at).total_seconds()
-            for one in self.find(ref)
-            if one.started_at is not None
-        )
+        seconds = ran_s(self.find(ref))
         hourly = owned.hourly(self.name, self.options)
         usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
         return Usage(

@@ -35,10 +35,10 @@ from orchestrate.errors import (
     ProviderError,
 )
 from orchestrate.packages import require_recent
-from orchestrate.places import owned
+from orchestrate.places import claim, owned
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins
+from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins, unexpanded
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
 
@@ -54,8 +54,15 @@ STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 }
 REF = "orchestrate-ref"
 DRIVER = "orchestrate.places.kinds._ray.driver"
-TRAIN = {"RAY_TRAIN_V2_ENABLED": "1", "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
-"""The workers of a group of which one is gone wait for it, and are not waited for."""
+TRAIN = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+}
+"""The workers of a group of which one is gone wait for it, and are not waited for. For up to 20 s Ray Train
+takes a lost node for one that is there, and would wait a minute for room on it. That a node will be taken
+away is told to workers that ask, which ours need not: each step may be their last."""
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 """What Ray Train imports beside what Ray itself needs; without Ray, which is the cluster's."""
 ANSWER_S = 60
@@ -68,6 +75,7 @@ RAY_CLIENT = (
 
 class RayJobs(AwayPlace):
     groups = True
+    by_hand = frozenset({"STOPPED"})
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         super().__init__(name, options)
@@ -123,11 +131,12 @@ class RayJobs(AwayPlace):
         ref = order.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
-        runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
         more, alone = ("fsspec", *self.depot.packages), order.job.hyper.processes == 1
+        runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
         if not alone:
-            runtime["env_vars"] |= {MODULE: DRIVER, **TRAIN}
+            runtime["env_vars"] = {**TRAIN, **runtime["env_vars"], MODULE: DRIVER}
             more = (*more, *TRAIN_PACKAGES)
+        runtime["env_vars"] = unexpanded(runtime["env_vars"])
         if self.options.get("packages", "pinned") != "image":
             runtime["uv"] = pins("local", more=more)
         with self._asked():
@@ -172,16 +181,17 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        seconds = sum(
-            ((one.finished_at or datetime.now(UTC)) - one.started_at).total_seconds()
+        """By the cluster's clock of jobs that it has seen end: here it may be another time. Of one that runs,
+        or that a new head does not know, by what the workers have reported."""
+        seen = sum(
+            (one.finished_at - one.started_at).total_seconds()
             for one in self.find(ref)
-            if one.started_at is not None
+            if one.started_at is not None and one.finished_at is not None
         )
+        seconds = max(seen, claim.used_s(self.depot.run(ref)))
         hourly = owned.hourly(self.name, self.options)
         usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
-        return Usage(
-            seconds=seconds, usd=usd, source="the cluster's clock, at the price of the configuration"
-        )
+        return Usage(seconds=seconds, usd=usd, source="the clocks there, at the price of the configuration")
 
     def output(self, ref: str) -> str:
         placed = self.state(ref)
@@ -273,8 +283,17 @@ def _placed(job: Any, ref: str) -> Placed:
         created_at=begun,
         started_at=begun,
         finished_at=ended,
-        message=job.message,
+        message=_told(job.message),
     )
+
+
+def _told(message: str | None) -> str | None:
+    """Of an entrypoint that failed Ray tells with all that it printed, which `output` has: what it was, and
+    the last line."""
+    lines = [line for line in (message or "").splitlines() if line.strip()]
+    if len(lines) < 2:
+        return message
+    return f"{lines[0].partition(', last available logs')[0]}: {lines[-1].strip()}"
 
 
 def _time(milliseconds: int | None) -> datetime | None:

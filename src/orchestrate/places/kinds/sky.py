@@ -81,6 +81,8 @@ CLOUDS = (
 class Sky(AwayPlace):
     """`bridge`: another than the usual one; `settle_s`: how long a submit waits for its job."""
 
+    by_hand = frozenset({"CANCELLED"})
+
     def __init__(
         self,
         name: str,
@@ -234,7 +236,7 @@ class Sky(AwayPlace):
         return newest_first(_placed(one, mine) for one in self._jobs(ref or "orc-") if (mine := _ref(one)))
 
     def stop(self, ref: str) -> None:
-        self._cancel([one for one in self._jobs(ref) if STATES.get(one["status"]) in ("waiting", "running")])
+        self._cancel([one for one in self._jobs(ref) if STATES.get(one["status"]) != "ended"])
 
     def _cancel(self, jobs: list[dict[str, Any]]) -> None:
         with self._asked():

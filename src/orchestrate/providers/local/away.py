@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import NotFound, SetupError, UsageError
+from orchestrate.errors import HostUnavailable, NotFound, SetupError, UsageError
 from orchestrate.files import locked, write_whole
 from orchestrate.local.machine import cores
 from orchestrate.local.plan import paces, throughput
@@ -22,6 +22,7 @@ from orchestrate.places.base import Machine, Resources
 from orchestrate.places.order import read_order
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.settings.redaction import redact_text
 from orchestrate.text import duration
 from orchestrate.types import (
     Account,
@@ -262,6 +263,22 @@ class AwayProvider(LocalProvider):
     def account(self) -> Account:
         return Account(id=self.place.account() or f"runs in {self.place.depot_url}", told=True)
 
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, job: JobHandle) -> None:
+        """Where the depot is closed to this machine, or gone, the word cannot reach the worker, which would
+        go on: its place ends it. Raises then all the same: the run is told as cancelled when the depot is
+        back."""
+        try:
+            super().cancel(job)
+        except HostUnavailable as error:
+            run = RunDir(self._runs / job.job_id)
+            if run.exists():
+                run.ask("cancel")
+            self.place.stop(job.job_id)
+            error.message += f"; its worker at {self.title} was ended all the same"
+            raise
+
     # -- reading -------------------------------------------------------------------------------------------
 
     def _run(self, job: JobHandle) -> RunDir:
@@ -304,7 +321,8 @@ class AwayProvider(LocalProvider):
                 bills=None if one.state == "unknown" else one.state == "running",
                 job_id=one.ref,
                 created_at=one.created_at,
-                note=one.message,
+                owner=one.owner,
+                note=redact_text(one.message) if one.message else None,
             )
             for one in self.place.find()
             if one.state != "ended"

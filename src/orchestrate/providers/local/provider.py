@@ -24,10 +24,11 @@ from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
 from orchestrate.providers import settings, standing
 from orchestrate.providers.base import Progress
-from orchestrate.providers.local import reading, weights
+from orchestrate.providers.local import reading, restarts, weights
 from orchestrate.providers.local.planned import PlannedProvider
 from orchestrate.providers.local.profile import PROFILE
 from orchestrate.settings.keys import masked
+from orchestrate.text import count
 from orchestrate.types import (
     Account,
     Artifact,
@@ -55,7 +56,9 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5
-"""Automatic ones; a worker that dies this often would die again."""
+"""Automatic ones; a worker that dies this often at one checkpoint would die again."""
+WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
+"""What a run without a worker is, of which this was asked."""
 
 
 class LocalProvider(PlannedProvider):
@@ -122,7 +125,7 @@ class LocalProvider(PlannedProvider):
         """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
         nothing."""
         body = settings.body(translation)
-        resources = decoding.convert(body.get("resources", {}), Resources)
+        resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
         job = LocalJob(
             ref=ref,
             model=translation.model,
@@ -144,7 +147,7 @@ class LocalProvider(PlannedProvider):
             chat_template_kwargs=body.get("chat_template_kwargs", {}),
             spec=masked(spec.canonical()),
             paces=str(paces.file_of(self.home)),
-            resources=body.get("resources", {}),
+            resources=resources.to_dict() if self.place.away else {},
             created_at=now(),
         )
         self.place.require()
@@ -216,16 +219,21 @@ class LocalProvider(PlannedProvider):
     def recover(self, job: JobHandle) -> bool:
         """Restarts a worker that died without an end (killed, power cut); True when one was started.
 
-        A job that someone paused stays paused. After `MOST_RESTARTS` deaths the job is failed instead.
+        A job that someone paused stays paused, and one that someone cancelled is not begun again. After
+        `MOST_RESTARTS` deaths at one checkpoint the job is failed instead.
         """
         run = self._run(job)
         state = run.state()
         if state.status != "interrupted" or not self.place.lost(run):
             return False
-        attempts = max(state.attempt, self.place.starts(run))
-        if attempts >= MOST_RESTARTS:
-            error = JobError(code="worker_died", message=f"the worker died {attempts} times; see {run.log}")
-            self._settle(run, "failed", error=error)
+        if wish := WISHES.get(run.asked() or ""):
+            self._settle(run, wish)
+            return False
+        died = restarts.died(run, max(state.attempt, self.place.starts(run)))
+        if died >= MOST_RESTARTS:
+            last = restarts.last_words(run)
+            told = f"the worker died {count(died, 'time')} without a newer checkpoint{last}; see {run.log}"
+            self._settle(run, "failed", error=JobError(code="worker_died", message=told))
             return False
         return self._restart(run)
 
@@ -347,3 +355,9 @@ class LocalProvider(PlannedProvider):
             raise NotFound(self.name, f"there is no run directory {run.path}")
         self.place.look(run)
         return run
+
+
+def _within(resources: Resources, spec: JobSpec) -> Resources:
+    """What the run may cost is known for certain only now: it may be a share of what was planned with."""
+    limits = msgspec.structs.replace(resources.limits, max_usd=spec.max_cost_usd)
+    return msgspec.structs.replace(resources, limits=limits)

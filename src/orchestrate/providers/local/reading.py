@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from orchestrate.local.run import checkpoints
@@ -45,7 +46,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
         created_at=told.created_at,
         started_at=state.started_at,
         finished_at=state.finished_at,
-        estimated_finish=_finish(state),
+        estimated_finish=_finish(run, state),
         tuned_model=str(run.path / state.result) if state.result else None,
         trained_tokens=state.trained_tokens or None,
         step=state.step,
@@ -70,7 +71,7 @@ def _still(run: RunDir, state: State) -> JobError | None:
         return JobError(code="no_heartbeat", message=f"{message}; {end_it}")
     if state.status != "running" or not state.step:
         return None
-    waited, usual = (datetime.now(UTC) - state.updated_at).total_seconds(), state.seconds / state.step
+    waited, usual = time.time() - _seen_at(run), state.seconds / state.step
     if waited > max(STUCK_S, STUCK_STEPS * usual):
         message = f"no step has ended for {duration(waited)}; one takes {duration(usual)} on average"
         return JobError(code="no_progress", message=f"{message}; {end_it}")
@@ -91,7 +92,12 @@ def checkpoint_list(run: RunDir) -> list[Checkpoint]:
     ]
 
 
-def _finish(state: State) -> datetime | None:
+def _finish(run: RunDir, state: State) -> datetime | None:
     if state.status != "running" or state.eta_seconds is None:
         return None
-    return datetime.fromtimestamp(state.updated_at.timestamp() + state.eta_seconds, UTC)
+    return datetime.fromtimestamp(_seen_at(run) + state.eta_seconds, UTC)
+
+
+def _seen_at(run: RunDir) -> float:
+    """When the newest state came here, by the clock here: a worker away may have another."""
+    return (run.path / "status.json").stat().st_mtime

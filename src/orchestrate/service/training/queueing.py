@@ -18,7 +18,7 @@ from orchestrate.spec import JobSpec, specfile
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.tracking.records.queue import PREFIX
 from orchestrate.tracking.submitting.accounts import account_of, is_here
-from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, withdrawn
+from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, left, withdrawn
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -195,7 +195,12 @@ class QueueServer:
 
     def waiting(self) -> list[QueueEntry]:
         """What would go in time without anybody doing anything."""
-        return [entry for entry in self._going() if elsewhere(self.ft, entry) is None]
+        stuck = {entry.id for entry in self.ft.store.queue.matching({QueueState.HELD})}
+        going = self._going()
+        for entry in sorted(going, key=lambda entry: (entry.created_at, entry.id)):
+            if not stuck.isdisjoint(entry.after):  # which are older
+                stuck.add(entry.id)
+        return [one for one in going if one.id not in stuck and elsewhere(self.ft, one) is None]
 
     def _going(self) -> list[QueueEntry]:
         queue = self.ft.store.queue
@@ -287,7 +292,7 @@ class QueueServer:
         if not all(self._succeeded(name) for name in entry.after):
             return False
         active = self.ft.store.runs.matching(provider=entry.provider, host=entry.host, active=True)
-        running = [run for run in active if not (run.phase in UNSENT and _queued(run))]
+        running = [run for run in active if not (left(run) or (run.phase in UNSENT and _queued(run)))]
         return len(running) < slots(self.ft, entry.provider)
 
     def _succeeded(self, name: str) -> bool:
@@ -302,6 +307,8 @@ class QueueServer:
         if run is None or (run.status.terminal and run.status is not JobStatus.SUCCEEDED):
             state = "is not in this store" if run is None else f"has {run.status.value}"
             raise UsageError(f"{name}, which it comes after, {state}")
+        if why := left(run):
+            raise UsageError(f"{name}, which it comes after, is paused: {why}")
         return run.status is JobStatus.SUCCEEDED
 
     def _moved(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from orchestrate.costing import UnknownPrice
-from orchestrate.errors import DataError, OrchestrateError, OverBudget
+from orchestrate.errors import AuthenticationFailed, DataError, OrchestrateError, OverBudget, SetupError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
@@ -19,7 +19,7 @@ from orchestrate.service.training import submission
 from orchestrate.service.training.queueing import withdraw
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
 from orchestrate.spec import JobSpec, specfile
-from orchestrate.tracking.transitions import UNSENT
+from orchestrate.tracking.transitions import UNSENT, left
 from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, SubmitPhase, Trial, TrialState
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LEASE_S = 30.0
 _SOON_S = 15.0
+_SIXTH = Decimal("0.000001")
 
 
 @dataclass
@@ -144,9 +145,10 @@ class Searching:
             quote = prepared.offer(name).quote
             if self._changed(trial, prepared) or not self._affordable(trial, quote):
                 return False
-            trial = replace(trial, high_usd=quote.high_usd)
+            trial, cap = replace(trial, high_usd=quote.high_usd), self._cap(trial, prepared, quote)
             self.ft.store.searches.propose(self.search.id, trial)
-            asked = submission.of(self.ft, prepared, name, key=self._key(trial), patient=True)
+            key = self._key(trial)
+            asked = submission.of(self.ft, prepared, name, key=key, limit_usd=cap, patient=True)
             run = submission.send(self.ft, prepared, name, asked).record
         except OverBudget as error:
             self.stopped = error.message
@@ -165,6 +167,9 @@ class Searching:
             return True
         if error.retryable:
             self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
+            return False
+        if isinstance(error, (SetupError, AuthenticationFailed)):  # of none of its settings: all would fail
+            self.stopped = error.message
             return False
         if made is not None:
             withdraw(self.ft, made, error.message)
@@ -205,8 +210,33 @@ class Searching:
             self.stopped = UnknownPrice(quote.provider, limit_usd, reason).message
         elif quote.high_usd > left:
             what, then = "what is left of the sweep's limit,", "no further trial was made"
-            self.stopped = OverBudget(quote.provider, quote.high_usd, left, what=what, then=then).message
+            told = OverBudget(quote.provider, quote.high_usd, left, what=what, then=then).message
+            if not self._under_way(trial):
+                self.stopped = told
+                return False
+            # What those take of the limit that are under way is more than most of them come to cost.
+            self.waits, self._later = told, self.ft.store.clock.uptime().seconds + _SOON_S
+            return False
         return self.stopped is None
+
+    def _cap(self, trial: Trial, prepared: Prepared, quote: Quote) -> Decimal | None:
+        """Of its run. What trains by the hour may take longer than was thought: so that all together keep the
+        limit, each gets an equal share of what is left, for as many as may yet go beside it."""
+        name, limit_usd = self._provider(trial), self.search.max_cost_usd
+        own = prepared.offer(name).spec.max_cost_usd
+        if limit_usd is None or not self.ft.provider(name).profile.place:
+            return own
+        made = len([other for other in self.trials if other.number != trial.number])
+        wanted = self.search.trials + (self.search.survivors if self.search.share < 1 else 0)
+        beside = min(self.search.max_parallel - len(self._under_way(trial)), wanted - made)
+        share = (limit_usd - self.spent_usd(but=trial.number)) / max(1, beside)
+        cap = max(quote.high_usd, share.quantize(_SIXTH, ROUND_FLOOR))
+        return cap if own is None else min(cap, own)
+
+    def _under_way(self, trial: Trial) -> list[Trial]:
+        """The others."""
+        going = [other for other in self.trials if other.state is TrialState.OPEN and other.run_id]
+        return [other for other in going if other.number != trial.number]
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
         """What its runs have cost, as far as that is known, and may cost yet."""
@@ -233,6 +263,8 @@ class Searching:
             self._set(trial, run_id=None)
         elif run.status is JobStatus.SUCCEEDED:
             self._score(trial, run)
+        elif why := left(run):
+            self._set(trial, state=TrialState.FAILED, note=why)
         elif run.status.terminal:
             note = f"its run has {run.status.value}" + (f": {run.error.message}" if run.error else "")
             self._set(trial, state=TrialState.FAILED, note=note)
@@ -305,4 +337,6 @@ def _cost(run: Run | None, trial: Trial) -> Decimal:
     lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
-    return run.bill.usd if run.bill is not None and run.status.terminal else trial.high_usd
+    if run.status.terminal:
+        return trial.high_usd if run.bill is None else run.bill.usd
+    return max(trial.high_usd, run.max_cost_usd or Decimal(0))

@@ -7,8 +7,17 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-CREATE = "/decorated_ha_jobs/create"
-"""The end of the address of the one request that makes a job, and with it a bill."""
+from orchestrate.settings.redaction import redact_text
+
+HARMLESS = (
+    "/builds/get_or_create_build_from_image_uri",
+    "/clouds/find_by_name",
+    "/compute_templates",
+    "/projects/search",
+    "/terminate",
+)
+"""Ends of the addresses of requests that are no reads and make no job. Any other may be the one that does,
+with a bill: in another version of the client it may go by another name."""
 TRIES = 2
 """Of reads whose connection broke: the client never sends one that makes something again."""
 CONNECT_S = 30
@@ -53,12 +62,14 @@ class Client:
         urllib3 = import_module("urllib3")
         send = rest.request
         # It would wait up to six minutes, in silence, where it is told to come later, and send what makes a
-        # job once more where that is said to have moved.
-        again = urllib3.Retry(TRIES, redirect=0, raise_on_redirect=False, respect_retry_after_header=False)
+        # job once more where that is said to have moved, or where TLS breaks on the way of the answer.
+        again = urllib3.Retry(
+            TRIES, other=0, redirect=0, raise_on_redirect=False, respect_retry_after_header=False
+        )
         rest.pool_manager.connection_pool_kw["retries"] = again
 
         def request(method: str, url: str, **more: Any) -> Any:
-            if method == "POST" and url.endswith(CREATE):
+            if method != "GET" and not url.partition("?")[0].rstrip("/").endswith(HARMLESS):
                 if self._clock() - self._begun > 2 * self._answer_s:
                     raise TimeoutError("what goes before the job took too long; the job was not asked for")
                 self.creating = True
@@ -74,21 +85,29 @@ class Client:
 
         rest.request = request
 
-    def organization(self) -> str:
-        return str(self._client.get_user_info().organization_ids[0])
+    def user(self) -> tuple[str, str]:
+        """The ids of the organization and of the user whose token it is."""
+        told = self._client.get_user_info()
+        return str(told.organization_ids[0]), str(told.id)
 
     def jobs(self, tag: str, value: str) -> list[Any]:
-        """Of all users of the organization that may be seen, archived ones too."""
-        found: list[Any] = []
+        """Of all users of the organization that may be seen, archived ones too. Raises `ValueError` for a
+        list without an end."""
+        found: dict[str, Any] = {}
         token: str | None = None
+        seen: set[str] = set()
         while True:
             page = self._client.list_jobs(
                 tags_filter=[f"{tag}:{value}"], archive_status="ALL", count=100, paging_token=token
             )
-            found += page.results
+            # A job that is made between two pages moves the others on: one comes twice.
+            found |= {str(job.id): job for job in page.results}
             token = page.metadata.next_paging_token
             if not token:
-                return found
+                return list(found.values())
+            if token in seen:
+                raise ValueError("its list of jobs has no end")
+            seen.add(token)
 
     def submit(self, asked: Mapping[str, Any]) -> str:
         """`asked`: a `JobConfig` as its YAML has it; the id of the job."""
@@ -98,13 +117,25 @@ class Client:
         self._client.terminate_job(job)
 
     def printed(self, job_run: str, lines: int) -> str:
-        """The last lines."""
-        return str(self._client.logs_for_job_run(job_run, max_lines=lines, parse_json=False))
+        """The last lines. Of the client's own ways to them one waits for the bucket without end."""
+        requests: Any = import_module("requests")
+        decoded = import_module("anyscale.api_utils.logs_util").decode_log_bytes
+        urls, bearer = self._client._fetch_log_chunks(job_run)
+        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+        found: list[str] = []
+        for url in reversed(urls):
+            answer = requests.get(url, headers=headers, timeout=(CONNECT_S, self._answer_s))
+            answer.raise_for_status()
+            found = [*decoded(answer.content).splitlines(), *found]
+            if len(found) >= lines:
+                break
+        return "".join(f"{line}\n" for line in found[-lines:])
 
 
 def _said(body: Any) -> str:
-    """What a person reads of an error's body."""
-    return str(import_module("anyscale.errors").server_error_text(body) or body or "no reason")[:500]
+    """What a person reads of an error's body, which may hold what was sent, keys included."""
+    told = import_module("anyscale.errors").server_error_text(body) or body or "no reason"
+    return redact_text(str(told))[:500]
 
 
 def never_sent(error: Exception) -> bool:

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -22,15 +21,16 @@ from packaging.version import Version
 from orchestrate.errors import HostUnavailable
 from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import State, now
-from orchestrate.places import claim
+from orchestrate.places import claim, mirror
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.claim import Claim
 from orchestrate.places.depot import Depot, StoredRun
 from orchestrate.places.mirror import Pulse
 from orchestrate.places.order import FETCH, read_order
 from orchestrate.places.remote import GRACE_S, LOOK_S, REPORT_S, SILENT
+from orchestrate.places.room import room
 from orchestrate.places.switch import Switch
-from orchestrate.text import duration
+from orchestrate.text import count, duration
 from orchestrate.types import JobError, decoding
 
 LEAST = "2.55"
@@ -45,13 +45,18 @@ LEAVE_S = 60.0
 """For Ray to bring its workers to an end, once the run has come to its own."""
 NEVER_S = 365 * 86400
 """The others wait while the first evaluates and saves. That one is gone shows otherwise, and at once."""
+MOST_TOLD = 600
+"""Characters of what one worker died of."""
 _log = logging.getLogger(__name__)
 
 
 def work(given: dict[str, Any]) -> None:
     """In each worker's process, which has none of our code yet: this function is sent as it is here."""
     exec(given["fetch"])  # noqa: S102  as `order.BOOT`
-    from orchestrate.places.kinds._ray import member
+    from orchestrate.local.run.process import importing
+
+    with importing():
+        from orchestrate.places.kinds._ray import member
 
     member.main(given)
 
@@ -77,6 +82,8 @@ class Driver:
         self.begun, self.settled = threading.Event(), threading.Event()
         self.heard = self.switch.clock()
         """When a worker last reported."""
+        self.word = ""
+        """`pause` or `cancel`, where there is no worker to heed it."""
         self.fault = ""
 
     def work(self) -> int:
@@ -91,10 +98,20 @@ class Driver:
         try:
             self.fit(self.claim)
         except Exception as error:  # noqa: BLE001  Ray's own, of many kinds; how the run stands is in the depot
-            self.fault = f"{type(error).__name__}: {error}"
-            _log.error("%s", self.fault)
+            self.fault = reason(error)
+            _log.error("%s: %s", type(error).__name__, error)
+            with suppress(HostUnavailable, OSError):
+                self._tell_fault()
         finally:
             self.fitted.set()
+
+    def _tell_fault(self) -> None:
+        """No worker is left that could, and the job's own log is on the cluster alone."""
+        if self._settled():
+            return
+        starts = claim.attempts(self.stored) - self.claim.number
+        told = f"its workers were started {count(starts, 'time')} in this job; at last {self.fault}"
+        mirror.add_event(self.stored, told, level="error", type="interrupted")
 
     def _watch(self) -> int:
         """Talks to nobody, so that nothing that hangs keeps it from its end."""
@@ -111,29 +128,37 @@ class Driver:
                     return SILENT
                 # The first worker says so itself, with a checkpoint, where there is one.
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
-                    return self._say("paused", "limit", f"the job ended itself: {due[1]}")
+                    told = f"the job ended itself: {due[1]}"
+                    return self._say("paused", JobError(code="limit", message=told))
+            if self.word:
+                return self._say("paused" if self.word == "pause" else "cancelled")
             if clock - self.heard > self.start_s:
                 told = f"no workers came within {duration(self.start_s)}: the cluster has no room for them"
-                return self._say("failed", "RunFailed", f"{told} (ray status)")
+                return self._say("failed", JobError(code="no_room", message=f"{told} (ray status)"))
             if self.settled.is_set():
                 left = left or clock
                 if clock - left > self.leave_s:
                     return 0
         return 0 if self._settled() else 1
 
-    def _say(self, status: str, code: str, told: str) -> int:
+    def _say(self, status: str, error: JobError | None = None) -> int:
         """How the run stands, where no worker can say so; in a thread that is not waited for without end."""
-        _log.error("%s", told)
-        error = JobError(code=code, message=told)
+        _log.error("%s", error.message if error else status)
         writing = threading.Thread(target=self._write_status, args=(status, error), daemon=True)
         writing.start()
         writing.join(self.leave_s)
-        return 0 if status == "paused" and not writing.is_alive() else 1
+        return 0 if status != "failed" and not writing.is_alive() else 1
 
-    def _write_status(self, status: str, error: JobError) -> None:
+    def _write_status(self, status: str, error: JobError | None) -> None:
+        """What has trained and has lost its place is paused: it goes on from its checkpoint when there is
+        room again, and one that has failed could not."""
         before, at = self.stored.read("status.json"), now()
         state = State.from_json(before) if before else State(status="queued", updated_at=at)
-        ended = at if status == "failed" else None
+        if state.terminal:
+            return
+        if status == "failed" and mirror.newest_step(self.stored):
+            status = "paused"
+        ended = None if status == "paused" else at
         state = msgspec.structs.replace(
             state,
             status=status,
@@ -160,9 +185,18 @@ class Driver:
                     self.begun.set()
                 if (said := self.stored.read("pulse.json")) != pulse:
                     pulse, self.heard = said, self.switch.clock()
+                self._heed()
                 if self._settled():
                     self.settled.set()
                 self.switch.reported()
+
+    def _heed(self) -> None:
+        """What the first worker would, while there is none."""
+        if self.begun.is_set() and self.switch.clock() - self.heard < GRACE_S:
+            return
+        word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
+        if word in ("pause", "cancel"):
+            self.word = word
 
     def _settled(self) -> bool:
         """Whether the depot says how the run stands, by the newest of the workers of this job."""
@@ -198,6 +232,8 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
 
     def fit(claim: Claim) -> object:
         ray.init(log_to_driver=True)
+        if told := lacking(each, least or processes, ray.cluster_resources()):
+            mirror.add_event(stored, told, level="warning", type="waiting")
         given = {"fetch": FETCH, "under": claim.token}
         return TorchTrainer(
             work,
@@ -220,12 +256,37 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
     return fit
 
 
+def lacking(each: dict[str, float], workers: int, there: dict[str, float]) -> str:
+    """What of a cluster as it is now is too little for as many; empty where all is enough."""
+    short = [
+        f"{there.get(name, 0):g} {name}s, and the run's {count(workers, 'worker')} take {amount * workers:g}"
+        for name, amount in each.items()
+        if there.get(name, 0) < amount * workers
+    ]
+    return f"the cluster has {'; '.join(short)}: they are waited for (ray status)" if short else ""
+
+
+def reason(error: Exception) -> str:
+    """Of each worker that failed, else of Ray itself; on one line."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    if not failures:
+        return _brief(getattr(error, "controller_failure", error))
+    return "; ".join(f"worker {rank + 1}: {_brief(one)}" for rank, one in sorted(failures.items()))
+
+
+def _brief(error: BaseException) -> str:
+    """Ray says of an actor on lines of their own which one it was, and then what it died of."""
+    inner = getattr(error, "health_check_failure", error)
+    lines = [line for line in str(inner).splitlines() if line.strip() and not line.startswith("\t")]
+    return f"{type(inner).__name__}: {' '.join(lines)}"[:MOST_TOLD]
+
+
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
     seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     start = float(os.environ.get("ORCHESTRATE_START_S", START_S))
-    with TemporaryDirectory(prefix="orchestrate-") as storage:
+    with room() as storage:
         code = Driver(stored, fitting(stored, storage), report_s=seconds, start_s=start).work()
     # Threads that wait for a store, or for Ray, are not waited for.
     os._exit(code)

@@ -12,31 +12,36 @@ looks in the depot whether anything is left to do.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import msgspec
 import torch
 import torch.distributed as dist
 
-from orchestrate.errors import HostUnavailable
+from orchestrate.errors import HostUnavailable, OrchestrateError, RunFailed
 from orchestrate.files import write_whole
 from orchestrate.local.job import LocalJob
-from orchestrate.local.run import helper, process, worker
-from orchestrate.local.run.parallel import Met
-from orchestrate.local.run.rundir import RunDir, State
+from orchestrate.local.run import helper, worker
+from orchestrate.local.run.parallel import LESS, Met
+from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.local.space import disk_is_full
 from orchestrate.places.claim import Claim, Signs, Superseded
 from orchestrate.places.depot import Depot, StoredRun
-from orchestrate.places.mirror import restore
+from orchestrate.places.mirror import Pulse, restore
 from orchestrate.places.order import read_order, unpack
 from orchestrate.places.remote import REPORT_S, SILENT, Engine, Errand
+from orchestrate.places.room import room
 from orchestrate.places.switch import boot_time
+from orchestrate.types import JobError
+
+ALIKE = ("torch", "transformers", "tokenizers", "peft")
+"""What makes rows of a text, and a model of weights."""
 
 
 class Here:
@@ -67,14 +72,19 @@ class Here:
 class First(Errand):
     """Has the run, among several."""
 
-    def __init__(self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float) -> None:
-        self._taken, self.met, self.device = claim, met, device
+    def __init__(
+        self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
+    ) -> None:
+        """`apart`: why they cannot work together."""
+        self._taken, self.met, self.device, self._apart = claim, met, device, apart
         super().__init__(claim.stored.depot, claim.stored.ref, folder, report_s=report_s)
 
     def _claimed(self) -> Claim:
         return self._taken
 
     def _fitted(self, job: LocalJob) -> LocalJob:
+        if self._apart:
+            raise RunFailed(self._apart, fix="one image for all nodes of the cluster, or packages = pinned")
         return fitted(job, self.met)
 
     def _begun(self) -> Engine:
@@ -101,41 +111,84 @@ def main(given: dict[str, Any]) -> None:
     dist.broadcast_object_list(said, src=0)
     if said[0] is None:
         return
-    threading.Thread(target=_guard, args=(stored, given["under"], said[0], report_s), daemon=True).start()
-    with room(stored.ref) as folder:
+    silence_s = read_order(stored).limits.silence_s
+    guarded = (stored, given["under"], said[0], report_s, silence_s)
+    threading.Thread(target=_guard, args=guarded, daemon=True).start()
+    versions: list[dict[str, str]] = [{}] * met.processes
+    dist.all_gather_object(versions, {name: version(name) for name in ALIKE})
+    with room() as folder:
         if claim is None:
             _help(stored, Path(folder), met)
             return
-        code = First(claim, Path(folder), met, device, report_s).work()
+        code = First(claim, Path(folder), met, device, report_s, differing(versions)).work()
         if code or (met.processes > 1 and not met.released):
             raise RuntimeError(f"the worker ended with {code}, and the others are to end too")
 
 
-def room(ref: str) -> TemporaryDirectory[str]:
-    """A folder of this process. What killed ones of the run left on this node goes: each start of the workers
-    has the rows, the model and checkpoints anew."""
-    for left in Path(gettempdir()).glob(f"orchestrate-{ref}-*-*"):
-        pid = left.name.rsplit("-", 2)[1]
-        if pid.isdecimal() and process.started(int(pid)) is None:
-            shutil.rmtree(left, ignore_errors=True)
-    return TemporaryDirectory(prefix=f"orchestrate-{ref}-{os.getpid()}-")
+def differing(versions: list[dict[str, str]]) -> str:
+    """Packages that are not of one version at all workers: rows, or weights, would not be the same."""
+    first = versions[0]
+    found = [
+        f"worker {number} has {name} {there[name]}, the first {first[name]}"
+        for number, there in enumerate(versions, 1)
+        for name in first
+        if there[name] != first[name]
+    ]
+    return "; ".join(found)
 
 
 def claimed(stored: StoredRun, under: str) -> Claim | None:
     """`None` where nothing is left to do: an earlier start of the workers came to the run's end, or another
-    job has the run."""
+    job has the run. What a start of an earlier job paused is gone on with, however often this one has to
+    start."""
+    pulse = stored.read("pulse.json")
     try:
         claim = Claim(stored, under)
     except Superseded:
         return None
     status = stored.read("status.json")
     state = State.from_json(status) if status else None
-    if state is not None and (state.terminal or (claim.again and state.status == "paused")):
-        return None
-    return claim
+    if state is None:
+        return claim
+    told = Pulse.from_json(pulse) if pulse else None
+    ended = told is not None and told.ended and told.attempt >= claim.first
+    return None if state.terminal or (state.status == "paused" and ended) else claim
 
 
 def _help(stored: StoredRun, folder: Path, met: Met) -> None:
+    try:
+        _assist(stored, folder, met)
+    except BaseException as error:
+        tell(stored, met, error)
+        raise
+
+
+def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
+    """Says of the run what would come again however often the workers are started, as the first does. Of all
+    else Ray tells the job."""
+    code, status, fix = type(error).__name__, "failed", getattr(error, "fix", None)
+    if disk_is_full(error):
+        code, status = "disk_full", "paused"
+    elif isinstance(error, SystemExit):
+        error = RunFailed("it ran out of memory")
+        code, fix = "RunFailed", LESS
+    elif not isinstance(error, OrchestrateError) or error.retryable:
+        return
+    before, at = stored.read("status.json"), now()
+    state = State.from_json(before) if before else State(status="queued", updated_at=at)
+    message = f"worker {met.rank + 1} of {met.processes}: {error}" + (f" ({fix})" if fix else "")
+    told = msgspec.structs.replace(
+        state,
+        status=status,
+        stage=None,
+        updated_at=at,
+        finished_at=at if status == "failed" else None,
+        error=JobError(code=code, message=message),
+    )
+    stored.write("status.json", told.to_json())
+
+
+def _assist(stored: StoredRun, folder: Path, met: Met) -> None:
     run, order = helper.Silent(folder / stored.ref), read_order(stored)
     if order.job.hyper.sharded:
         restore(run, stored)
@@ -145,17 +198,20 @@ def _help(stored: StoredRun, folder: Path, met: Met) -> None:
     helper.assist(run, met)
 
 
-def _guard(stored: StoredRun, under: str, number: int, report_s: float) -> None:
+def _guard(stored: StoredRun, under: str, number: int, report_s: float, silence_s: float) -> None:
     """Ends this worker when the job that started it is gone, or when others were started in its place,
     whatever Ray knows of it."""
-    silence_s = read_order(stored).limits.silence_s
     signs, heard = None, boot_time()
     while True:
-        with suppress(HostUnavailable, OSError):
+        try:
             signs = signs or Signs(stored, under, number, boot_time)
             if not signs.newest or signs.silent_s > silence_s:
                 os._exit(1)
             heard = boot_time()
+        except Superseded:
+            os._exit(1)
+        except (HostUnavailable, OSError):  # the next look may go through
+            pass
         if boot_time() - heard > silence_s:
             os._exit(SILENT)
         time.sleep(report_s)
