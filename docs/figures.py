@@ -52,8 +52,7 @@ def tracking(figures: dict[str, Any]) -> str:
         "batched_transitions_per_cpu_s": "the same for a second of processor time",
         "sweep_requests": "requests for the sweep of {sweep_runs:,} runs",
         "sweep_all_changed_s": "seconds for it, each run changed",
-        "sweep_all_changed_cpu_s": "of processor time, with the sandbox's in the same process",
-        "sweep_again_s": "seconds for it, none changed",
+        "sweep_all_changed_cpu_s": "of processor time in it",
         "list_50_newest_ms": "ms to list the 50 newest of them",
     }
     rows = [f"| {told.format(**figures)} | {figures[name]:,} |" for name, told in names.items()]

@@ -1,29 +1,62 @@
 """Runs `orchestrate`, or a function of the tests, in a process of its own.
 
-It is forked from one that has imported it all (`tests/warm.py`), and is what a shell starts but for the
+It is forked from one that has imported it all (`tests/forking.py`), and is what a shell starts but for the
 second of imports: its own environment, folder, streams and exit code, nothing shared with the tests or with
-other commands. `multiprocessing`'s fork server does the forking.
+other commands.
 """
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
+import pickle
+import signal
 import sys
 import tempfile
-import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests import forking
 
 LIMIT_S = 550
 """Before the one of pytest, so that what it said is shown."""
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.warm", __name__])
+UMASK = os.umask(0)
+os.umask(UMASK)
+
+
+class Process:
+    """One that was started, as `multiprocessing` has it; it ends with the last that knows of it."""
+
+    def __init__(self, pid: int, line: int) -> None:
+        self.pid = pid
+        self.sentinel = line
+        """Can be read once it has ended."""
+        self._code: int | None = None
+        weakref.finalize(self, os.close, line)
+
+    @property
+    def exitcode(self) -> int | None:
+        self.join(0)
+        return self._code
+
+    def join(self, within_s: float | None = None) -> None:
+        if self._code is None and wait([self.sentinel], within_s):
+            self._code = int.from_bytes(os.read(self.sentinel, 8) or b"\1", "big", signed=True)
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        if self.is_alive():
+            os.kill(self.pid, number)
 
 
 @dataclass(frozen=True)
@@ -52,10 +85,8 @@ def run(
         if process.is_alive():
             process.kill()
             raise TimeoutError(f"{arguments}: no end after {LIMIT_S} s; {streams[2].read_text()}")
-        code = process.exitcode
-        process.close()
-        assert code is not None
-        return Ended(code, streams[1].read_bytes(), streams[2].read_bytes())
+        assert process.exitcode is not None
+        return Ended(process.exitcode, streams[1].read_bytes(), streams[2].read_bytes())
 
 
 def start(
@@ -66,54 +97,38 @@ def start(
     env: Mapping[str, str],
     streams: list[Path],
     terminal: bool = False,
-) -> ForkServerProcess:
+) -> Process:
     """`streams`: the files that it reads from, writes to and complains to; with `terminal` one terminal,
     the one of its session. `program` is found by its name."""
+    task = pickle.dumps((program, arguments, streams, terminal))
     day = {"ORCHESTRATE_TODAY": os.environ["ORCHESTRATE_TODAY"]}
-    task = (program, arguments, str(cwd), day | dict(env), streams, terminal, forking.python())
-    process = _server.Process(target=_become, args=task)
-    process.start()
-    return process
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        pid, line = forking.begin(["tests.command", task], day | dict(env), cwd, UMASK, (nothing, nothing, 2))
+    finally:
+        os.close(nothing)
+    return Process(pid, line.detach())
 
 
-def ended(process: ForkServerProcess, within_s: float) -> int:
+def ended(process: Process, within_s: float) -> int:
     """Its exit code, the negative signal if one ended it. Raises `TimeoutError`."""
     process.join(within_s)
     if process.exitcode is None:
-        raise TimeoutError(f"{process} goes on after {within_s} s")
+        raise TimeoutError(f"process {process.pid} goes on after {within_s} s")
     return process.exitcode
 
 
-def _become(
-    program: Callable[[list[str]], object],
-    arguments: list[str],
-    cwd: str,
-    env: dict[str, str],
-    streams: list[Path],
-    terminal: bool,
-    python: str,
-) -> None:
-    """In the fork: takes the streams, the folder and the environment, and runs the program to its end."""
-    if terminal:
-        os.setsid()  # the first terminal that is opened from here on is the session's
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+def main(task: bytes) -> None:
+    """In the fork: takes the streams and runs the program."""
+    program, arguments, streams, terminal = pickle.loads(task)
+    # The first terminal that the fork opens is that of its session.
     for number, path in enumerate(streams):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
-    if encoding := env.get("PYTHONIOENCODING"):  # read by a new interpreter, which this is not
-        sys.stdout.reconfigure(encoding=encoding)  # type: ignore[union-attr]
-        sys.stderr.reconfigure(encoding=encoding)  # type: ignore[union-attr]
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115  the fork server gave it /dev/null
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.executable = python
-    try:
-        program(arguments)
-    finally:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+    if terminal:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    program(arguments)
 
 
 def orchestrate(arguments: list[str]) -> None:
@@ -121,3 +136,8 @@ def orchestrate(arguments: list[str]) -> None:
 
     sys.argv = ["orchestrate", *arguments]
     main()
+
+
+if __name__ == "__main__":
+    __package__ = ""  # a command is called by its words, not by its module
+    main(sys.argv[1])  # type: ignore[arg-type]

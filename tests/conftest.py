@@ -126,13 +126,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Keys(), "key-scan")
+    else:
+        forking.shared = config.workerinput["python"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["python"] = forking.python()
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now is there to the end: no collection of garbage has to look through it again."""
-    gc.enable()
-    gc.collect()
+    """What is there by now is there to the end: no collection of garbage has to look through it."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)  # after the workers of xdist have ended

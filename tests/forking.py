@@ -47,6 +47,7 @@ FORKED = {
     "orchestrate.local.weights.naming": "engines",
     "orchestrate.local.weights.worker": "engines",
     "orchestrate.watching": "commands",
+    "tests.command": "commands",
     "tests.mortal": "engines",
 }
 READ_ON_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
@@ -92,11 +93,15 @@ if code < 0:
 os._exit(code)
 """
 COMMAND = '#!/bin/sh\nexec {program} -m orchestrate.cli "$@"\n'
+shared: str | None = None
+"""The one of the process that started this worker of xdist: what it forks from is imported once for all."""
 
 
 @cache
 def python() -> str:
-    """Its path, beside which `orchestrate` lies. What it needs ends with this process."""
+    """Its path, beside which `orchestrate` lies. What it needs ends with the process that made it."""
+    if shared:
+        return shared
     stack = ExitStack()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestrate-python-")))
     program = folder / "python3"
@@ -138,22 +143,25 @@ def path() -> str:
     return os.pathsep.join((str(Path(python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]))
 
 
-def ask(
-    words: list[str],
+def begin(
+    words: list[Any],
     env: dict[str, str],
     cwd: Path,
     umask: int,
     files: tuple[int, int, int],
     kind: str | None = None,
-) -> int:
-    """Starts the module of these words detached, as nobody's child, and returns its process id."""
+    *,
+    detached: bool = False,
+) -> tuple[int, socket.socket]:
+    """Starts the module of these words and returns its process id and the line on which its exit code comes:
+    whoever closes it kills the process, unless it is `detached`."""
     place = Path(python()).with_name(kind or FORKED[words[0]])
     asked = marshal.dumps((words, env, str(cwd), umask, {}))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.connect(str(place))
-        socket.send_fds(line, [len(asked).to_bytes(8, "big") + b"\1"], files)
-        line.sendall(asked)
-        return int.from_bytes(line.recv(8), "big")
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    line.connect(str(place))
+    socket.send_fds(line, [len(asked).to_bytes(8, "big") + (b"\1" if detached else b"\0")], files)
+    line.sendall(asked)
+    return int.from_bytes(line.recv(8), "big"), line
 
 
 class Server:

@@ -1,6 +1,6 @@
-"""What the processes of `tests/command.py` have imported and read before they are forked: all that nearly
-every command needs, and that takes it the longer part of a second. Nothing that reads the environment belongs
-here: a console, say, reads its width as it is imported.
+"""What the commands among the processes of `tests/forking.py` have imported and read before they are forked:
+all that nearly every command needs, and that takes it the longer part of a second. Nothing that reads the
+environment belongs here: a console, say, reads its width as it is imported.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from langdetect.detector_factory import init_factory  # noqa: E402
 from orchestrate.costing import built_in  # noqa: E402
 from orchestrate.data.rows.content import candidates  # noqa: E402
 from orchestrate.data.tokens.counting import batch_counter  # noqa: E402
+from orchestrate.tracking.database.engines import sqlite_tables  # noqa: E402
 
 for _name in (
     "anyio.streams.tls",
@@ -67,11 +68,13 @@ for _name in (
     "together.resources.beta",
     "together.resources.fine_tuning",
     "together.types.beta",
+    "tests.command",
     "typer._click.decorators",
 ):
     import_module(_name)
 
 built_in()
+sqlite_tables()
 candidates(b"", [0])
 for _vocabulary in ("o200k_base", "qwen3.5", "cl100k_base"):
     batch_counter(_vocabulary)(["warm"])

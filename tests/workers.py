@@ -47,7 +47,10 @@ class Nursery:
                 env["PYTHONEXECUTABLE"] = forking.python()
             nothing = os.open(os.devnull, os.O_RDONLY)
             try:
-                return forking.ask(words, env, run.path, PRIVATE_UMASK, (nothing, log, log), kind)
+                files = (nothing, log, log)
+                pid, line = forking.begin(words, env, run.path, PRIVATE_UMASK, files, kind, detached=True)
+                line.close()
+                return pid
             finally:
                 os.close(nothing)
 

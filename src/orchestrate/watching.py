@@ -12,6 +12,7 @@ from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.settings import config
 from orchestrate.tracking.transitions import UNSENT as UNSENT
 from orchestrate.tracking.transitions import UNSETTLED as UNSETTLED
+from orchestrate.tracking.transitions import left as left
 
 if TYPE_CHECKING:
     from orchestrate.handles.run import RunHandle

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class World:
     def data(self) -> TrainingData:
         return TrainingData.open(str(self.rows))
 
-    def child(self, name: str, point: str = "none", action: str = "kill") -> ForkServerProcess:
+    def child(self, name: str, point: str = "none", action: str = "kill") -> command.Process:
         """A submit in another process. What it reaches is in `marks`."""
         self.marks = self.home / f"marks-{time.monotonic_ns()}"
         log = self.home / "child.log"

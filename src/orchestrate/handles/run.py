@@ -106,7 +106,8 @@ class RunHandle:
         timeout_s: float | None = None,
         live: bool = True,
     ) -> Run:
-        """Returns when the run has ended, whatever the end; `check()` raises if it was not a success.
+        """Returns when the run has ended, whatever the end, or is paused for good, as at its limit; `check()`
+        raises if it was not a success.
 
         Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does

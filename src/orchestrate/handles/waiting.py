@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrate.notebook.output import Output
@@ -28,6 +29,7 @@ def wait(
 ) -> Run:
     """See `RunHandle.wait`."""
     from orchestrate.tracking import Pace
+    from orchestrate.tracking.transitions import left
 
     near = handle.record.sandbox or handle.provider.config.base_url is None
     pace = Pace(poll_s, near=near)
@@ -37,7 +39,7 @@ def wait(
     while True:
         record = pace.attempt(handle.refresh) or handle.record
         if record.status is JobStatus.PAUSED:
-            handle.provider.recover(record.handle)
+            pace.attempt(partial(handle.provider.recover, record.handle))
         events = handle.events()
         for event in events[seen:]:
             if told.on_event:
@@ -47,7 +49,7 @@ def wait(
             told.on_change(handle)
         if output is not None:
             output.show(handle)
-        if record.status.terminal:
+        if record.status.terminal or left(record) is not None:
             return record
         if timeout_s is not None and time.monotonic() - started > timeout_s:
             raise TimeoutError(

@@ -27,7 +27,7 @@ from orchestrate.errors import (
 )
 from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places import claim, mirror
 from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Place, Placed, Resources, Usage
 from orchestrate.places.depot import Depot, StoredRun
@@ -139,7 +139,7 @@ class AwayPlace(Place):
         if _at_work(self.find(ref)):
             return
         stored, resources = self.depot.run(ref), self._priced(resources)
-        self._require_left(stored, resources)
+        left = self._left(stored, resources)
         order = place_order(self.depot, run.job(), resources.limits)
         # That may have sent much, for longer than a lost answer is waited for: another may have started one.
         there = self.find(ref)
@@ -153,24 +153,40 @@ class AwayPlace(Place):
         kept = Starts(count=starts.count + 1, attempts=before, known=known)
         write_whole(run.path / ".starts.json", kept.to_json())
         self._await_it(run)
+        state = run.written_state()
+        if state.status == "paused":  # else whoever waits for it would take it for paused still
+            queued = msgspec.structs.replace(state, status="queued", error=None, updated_at=now())
+            self._say(run, queued)
         try:
-            self.submit(order, resources, environment(self.depot, order))
+            self.submit(order, left, environment(self.depot, order))
         except OutcomeUnknown as error:
             error.message = redact_text(error.message)
             raise
         except Exception as error:
             (run.path / "worker.json").unlink(missing_ok=True)
+            with suppress(HostUnavailable):
+                self._say(run, state)
             if isinstance(error, ProviderError):
                 error.message = redact_text(error.message)
             raise
 
-    def _require_left(self, stored: StoredRun, resources: Resources) -> None:
-        """A machine that is only told to end is paid for."""
+    def _say(self, run: RunDir, state: State) -> None:
+        if state != run.written_state():
+            run.write_state(state)
+            self.settle(run)
+
+    def _left(self, stored: StoredRun, resources: Resources) -> Resources:
+        """With the time that is left as the limit, for the platform's own end. Raises `InvalidRequest` where
+        it is used up: a machine that is only told to end is paid for."""
         most, used = resources.limits.seconds, claim.used_s(stored)
-        if most is not None and used >= most:
+        if most is None or not used:
+            return resources
+        if used >= most:
             told = f"the run has worked for {duration(used)}, and may for {duration(most)}"
             fix = "submit again with a higher max_hours or max_cost_usd"
             raise InvalidRequest(self.name, told, fix=fix)
+        limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=(most - used) / 3600)
+        return msgspec.structs.replace(resources, limits=limits)
 
     def _priced(self, resources: Resources) -> Resources:
         """With the price as the place has it now. Raises `OverBudget`."""
@@ -253,11 +269,10 @@ class AwayPlace(Place):
         told = f"somebody ended its worker at {self.name} ({placed.raw_state.lower()}); resume starts another"
         error = JobError(code=ENDED_THERE, message=told)
         state = msgspec.structs.replace(run.written_state(), status="paused", stage=None, error=error)
-        run.write_state(msgspec.structs.replace(state, updated_at=now()))
+        self._say(run, msgspec.structs.replace(state, updated_at=now()))
         run.add_event(told, level="warning", type="paused", step=state.step)
         if run.had_worker():
             os.utime(run.path / "worker.json", (0, 0))
-        self.settle(run)
 
     def tell(self, run: RunDir) -> None:
         stored, word = self.depot.run(run.ref), run.asked()

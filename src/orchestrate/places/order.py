@@ -3,12 +3,13 @@ versions of its packages, and when it must end."""
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import msgspec
@@ -134,7 +135,7 @@ def pins(*extras: str, more: Iterable[str] = ()) -> list[str]:
         looked.add((name, wanted))
         try:
             if name != PACKAGE:
-                found[name] = f"{name}=={_public(distribution(name).version)}"
+                found[name] = f"{name}=={_version(name)}"
             waiting += _needed(name, wanted)
         except PackageNotFoundError as error:
             raise MissingExtra("local", "pinning the worker's packages to the versions here", name) from error
@@ -152,15 +153,18 @@ def _needed(name: str, extras: frozenset[str]) -> list[tuple[str, frozenset[str]
     return found
 
 
-def _public(version: str) -> str:
+@cache
+def _version(name: str) -> str:
     """A build of one's own (`2.13.0+cpu`) is another machine's `2.13.0`."""
-    return version.partition("+")[0]
+    return version(name).partition("+")[0]
 
 
 ROOM = "orchestrate-at"
 """Begins the names of folders of workers; the machine's and a process id are behind it."""
+HIDDEN = "ORCHESTRATE_HIDDEN"
 FETCH = f"""
-import hashlib, io, os, runpy, socket, sys, tempfile, zipfile
+import base64, hashlib, io, json, os, runpy, socket, sys, tempfile, zipfile
+os.environ.update(json.loads(base64.b64decode(os.environ.get("{HIDDEN}", "e30="))))
 import fsspec
 digest = os.environ["ORCHESTRATE_CODE"]
 with fsspec.open(os.environ["ORCHESTRATE_DEPOT"] + "/blobs/" + digest) as file:
@@ -188,6 +192,16 @@ def environment(depot: Depot, order: Order) -> dict[str, str]:
         "ORCHESTRATE_DEPOT": depot.url,
         "ORCHESTRATE_REF": order.job.ref,
     }
+
+
+def unexpanded(env: Mapping[str, str]) -> dict[str, str]:
+    """For Ray, which takes what is behind a `$` in a value, as in a password, for the name of a variable and
+    has no other way to write it: `FETCH` puts such values in their place."""
+    odd = {name: value for name, value in env.items() if "$" in value}
+    if not odd:
+        return dict(env)
+    hidden = base64.b64encode(msgspec.json.encode(odd)).decode()
+    return {HIDDEN: hidden, **{name: value for name, value in env.items() if name not in odd}}
 
 
 _GPU = re.compile(r"(?P<count>\d+)x(?P<left>.+)|(?P<gpu>[^:]+)(:(?P<many>\d+))?")

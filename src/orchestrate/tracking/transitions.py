@@ -22,6 +22,8 @@ from orchestrate.types import Job, JobError, JobHandle, JobStatus, Run, SubmitPh
 
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
 """Phases in which the host certainly has no job of this run."""
+_PAUSED = "paused"
+"""The engine's own word; a worker that died is started again, and goes by another."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
 """Phases in which the host may or may not have one."""
 
@@ -118,6 +120,13 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
     if run.status.terminal:
         return _with(run, at, abandoned=reason)
     return _with(run, at, status=JobStatus.CANCELLED, abandoned=reason, finished_at=at)
+
+
+def left(run: Run) -> str | None:
+    """Why a run of our engine is paused that nothing starts again by itself and that nobody paused: it came
+    to a limit, or its worker was ended by somebody."""
+    paused = run.status is JobStatus.PAUSED and run.raw_status == _PAUSED
+    return run.error.message if paused and run.error else None
 
 
 def observed(run: Run, job: Job, at: datetime) -> Run:

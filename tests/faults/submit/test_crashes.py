@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def test_a_process_killed_while_the_host_answers_loses_and_doubles_nothing(
     assert counted("SIGKILL during the POST", name)["runs"] == 1
 
 
-def stopped(child: ForkServerProcess) -> bool:
+def stopped(child: command.Process) -> bool:
     return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 

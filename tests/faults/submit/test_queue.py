@@ -106,7 +106,8 @@ def test_a_run_that_nothing_starts_again_takes_no_room_and_is_not_waited_for(sho
     error = JobError(code="limit", message="the worker ended itself: 2h at $5")
     run_id = str(state(shop, first).run_id)
     shop.ft.store.runs.apply(
-        run_id, lambda run: msgspec.structs.replace(run, status=JobStatus.PAUSED, error=error)
+        run_id,
+        lambda run: msgspec.structs.replace(run, status=JobStatus.PAUSED, raw_status="paused", error=error),
     )
     server.turn()
     assert [state(shop, one).state for one in (then, other)] == [QueueState.HELD, QueueState.SUBMITTED]

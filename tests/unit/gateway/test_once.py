@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,9 +23,6 @@ from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.settings import config
 from orchestrate.tracking.database.leases import LeaseLost
 from orchestrate.types import Job, JobError, JobStatus, Run, SubmitPhase
-
-_STARTING = threading.Lock()
-"""The fork server is asked by one thread at a time."""
 
 
 def test_a_repeat_gives_the_first_answer(gateway: Gateway, openai: OpenAI) -> None:
@@ -338,11 +334,10 @@ def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Jo
     streams = [home / name for name in ("in", "out", "err")]
     streams[0].touch()
 
-    def start() -> command.ForkServerProcess:
+    def start() -> command.Process:
         (home / "up").unlink(missing_ok=True)
         words = [str(home), str(port), place]
-        with _STARTING:
-            process = command.start(worker.main, words, cwd=home, env=env, streams=streams)
+        process = command.start(worker.main, words, cwd=home, env=env, streams=streams)
         until((home / "up").exists)
         return process
 

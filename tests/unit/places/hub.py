@@ -171,8 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             job = self.hub.make(body)
-            if fault == "500 after":
-                self._answer(500, {"error": "internal"})
+            if fault.endswith(" after"):
+                self._answer(int(fault.split()[0]), {"error": "internal"})
             elif fault == "garbled":
                 self._answer(200, {"jobs": "no"})
             elif fault == "lost":

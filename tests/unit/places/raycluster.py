@@ -55,6 +55,8 @@ class Head:
         env |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "20"}
         # Ray's own choice of ports for workers would be among those of `own_port`.
         ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={own_port()}"]
+        # Nothing scales this cluster, and what its processes print is in their own files.
+        ports += ["--no-monitor", "--include-log-monitor=false"]
         command = [RAY, "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats"]
         command += [*ports, *more]
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -118,15 +120,20 @@ def provider(address: str, tmp_path: Path, more: str = "") -> AwayProvider:
     (tmp_path / "orchestrate.toml").write_text(
         f'[hosts.ray.options]\naddress = "{address}"\ndepot = "file://{tmp_path}/depot"\n'
         'packages = "image"\nusd_per_hour = 0.5\n'
-        'pass_env = ["ORCHESTRATE_REPORT_S", "ORCHESTRATE_START_S", "HF_HUB_OFFLINE", "OMP_NUM_THREADS"]\n'
-        + more
+        f"pass_env = {json.dumps([*ENV, 'ORCHESTRATE_START_S'])}\n" + more
     )
     found = registry.make("ray", config.load(env={}, cwd=tmp_path, home=tmp_path / "home"))
     assert isinstance(found, AwayProvider)
     return found
 
 
-ENV = {"ORCHESTRATE_REPORT_S": "0.3", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENV = {
+    "ORCHESTRATE_REPORT_S": "0.3",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    # On two nodes there is room at once, or none.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
+}
 
 
 def spec(tmp_path: Path, epochs: int = 4, **options: Any) -> JobSpec:
@@ -163,4 +170,4 @@ def wait(ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 600
     while not ready():
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.3)
+        time.sleep(0.5)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -40,6 +41,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.places.base import Resources
+from orchestrate.places.claim import Attempt
 from orchestrate.places.depot import Depot
 from orchestrate.places.kinds._anyscale.asking import Client
 from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
@@ -52,7 +54,8 @@ from orchestrate.spec import JobSpec
 from orchestrate.spending.accounts import Spender
 from orchestrate.spending.orphans import Orphans
 from orchestrate.tracking import Store, Submitter
-from orchestrate.types import ArtifactFile, JobStatus, SubmitPhase
+from orchestrate.tracking.watching.watcher import Watcher
+from orchestrate.types import ArtifactFile, JobStatus, Run, SubmitPhase
 
 consoles = pytest.importorskip("tests.unit.places.console")
 TOKEN = consoles.TOKEN
@@ -419,6 +422,19 @@ def test_a_list_from_before_the_newest_start_ends_nothing(console: Any, rows: Pa
     assert len(console.jobs) == 3
 
 
+def test_a_further_job_has_what_is_left_of_the_hours(console: Any, rows: Path, tmp_path: Path) -> None:
+    """Also by Anyscale's own end, and none is started for nothing."""
+    found = provider(console, tmp_path)
+    handle, stored = submit(found, spec(rows)), found.place.depot.run(REF)
+    for used_h, left in [(1, True), (24, False)]:
+        stored.write("attempts/00000001.json", Attempt(token="t", used_s=used_h * 3600).to_json())
+        console.end(list(console.jobs)[-1], "OUT_OF_RETRIES", "the machine died")
+        assert found.get(handle).status is JobStatus.PAUSED
+        with nullcontext() if left else pytest.raises(InvalidRequest, match="has worked for"):
+            found.recover(handle)
+    assert [sent["config"]["timeout_s"] for sent in console.sent] == [87300, 87300 - 3600]
+
+
 def test_what_was_made_while_the_data_were_sent_is_found(console: Any, rows: Path, tmp_path: Path) -> None:
     """That may take longer than a lost answer is waited for."""
     found, other, asked = provider(console, tmp_path), provider(console, tmp_path, "there"), spec(rows)
@@ -431,6 +447,27 @@ def test_what_was_made_while_the_data_were_sent_is_found(console: Any, rows: Pat
 
     found.place._depot = Slow(found.place.depot_url)
     assert submit(found, asked).job_id == REF and len(console.sent) == 1
+
+
+def test_a_run_of_another_account_is_not_gone_on_with_in_this_one(
+    console: Any, rows: Path, tmp_path: Path
+) -> None:
+    """A watcher whose key was switched sees no job of it, which is no death."""
+    found = provider(console, tmp_path)
+    submit(found, spec(rows))
+    [id] = console.jobs
+    console.end(id, "OUT_OF_RETRIES", "the machine died", ran_s=60)
+    at = datetime.now(UTC)
+    run = Run(
+        id="run-1", ref=REF, provider=found.name, model="m", spec={}, spec_hash="0" * 64, host=found.host,
+        dataset_digest="0" * 64, phase=SubmitPhase.SUBMITTED, status=JobStatus.PAUSED, job_id=REF,
+        created_at=at, updated_at=at, account="organization org_theirs, user usr_other",
+    )  # fmt: skip
+    for account, jobs in [(run.account, 1), (found.account().id, 2)]:
+        with Store.open(f"sqlite:///{tmp_path}/{jobs}.db") as store:
+            store.runs.restore(msgspec.structs.replace(run, account=account))
+            Watcher(store, lambda name: found).turn()
+            assert len(console.jobs) == jobs
 
 
 def test_a_job_that_may_not_be_ended_keeps_no_other(console: Any, rows: Path, tmp_path: Path) -> None:

@@ -278,6 +278,7 @@ def test_a_worker_that_somebody_ended_over_there_is_not_started_again(
     assert len([event for event in found.events(handle) if event.type == "paused"]) == 1
     found.resume(handle)
     assert world.jobs() == [(REF, False), (REF, True)] and not found.recover(handle)
+    assert found.get(handle).status is JobStatus.QUEUED and found.get(handle).error is None
 
 
 def test_a_depot_that_is_closed_keeps_no_job_from_being_cancelled(

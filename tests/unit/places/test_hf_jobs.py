@@ -24,7 +24,7 @@ from tests.unit.places.hub import TOKEN, Hub
 from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
-from orchestrate.errors import AuthenticationFailed, InvalidRequest, OverBudget, UsageError
+from orchestrate.errors import AuthenticationFailed, InvalidRequest, OutcomeUnknown, OverBudget, UsageError
 from orchestrate.local.plan import paces
 from orchestrate.local.plan.paces import Kind, Pace
 from orchestrate.local.run.rundir import RunDir, State, now
@@ -97,6 +97,15 @@ def test_our_words_are_the_clients() -> None:
 
     assert {stage.value for stage in JobStage} == set(STAGES)
     assert {flavor for flavor, _, _ in FLAVORS.values()} <= {one.value for one in JobHardware}
+
+
+@pytest.mark.parametrize("fault", ["garbled", "408 after"])
+def test_an_answer_that_says_nothing_is_no_refusal(fault: str, hub: Hub, rows: Path, tmp_path: Path) -> None:
+    found, asked = provider(hub, tmp_path), spec(rows)
+    hub.faults = [fault]
+    with pytest.raises(OutcomeUnknown):
+        submit(found, asked)
+    assert submit(found, asked).job_id == REF and len(hub.jobs) == 1
 
 
 @pytest.mark.slow

@@ -118,6 +118,17 @@ def test_a_job_that_ends_some_time_after_it_was_asked_to_is_not_begun_again(
         assert job.status is status and job.error is None
 
 
+def test_of_a_job_that_failed_at_once_its_last_line_is_told(tmp_path: Path) -> None:
+    with ray_cluster(tmp_path) as world:
+        found, handle = submitted(world.provider(tmp_path), tmp_path)
+        logs = "last available logs (truncated to 20,000 chars):\nTraceback\n  in main\nKeyError: 'x'\n"
+        world.end(f"Job entrypoint command failed with exit code 1, {logs}")
+        found.get(handle)
+        [event] = found.events(handle)
+        told = "Job entrypoint command failed with exit code 1: KeyError: 'x'"
+        assert event.message == f"the worker ended before it reported: {told}"
+
+
 def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
     """A run of days may lose many machines; one that gets no further is given up."""
     with ray_cluster(tmp_path) as world:

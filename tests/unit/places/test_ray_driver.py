@@ -31,7 +31,7 @@ from orchestrate.places.base import Limits
 from orchestrate.places.claim import Claim, Signs, Superseded
 from orchestrate.places.depot import Depot, StoredRun
 from orchestrate.places.mirror import Pulse
-from orchestrate.places.order import ROOM, environment, place_order, read_order
+from orchestrate.places.order import ROOM, environment, place_order, read_order, unexpanded
 from orchestrate.places.remote import SILENT
 from orchestrate.places.room import room
 from orchestrate.spec import JobSpec
@@ -351,6 +351,23 @@ def test_elsewhere_the_processes_are_on_one_machine(tmp_path: Path) -> None:
         asked = spec(tmp_path).model_copy(update={"provider_options": {"hf-jobs": {"min_processes": 1}}})
         [row] = world.provider(tmp_path).translate(asked).refused
         assert "on one machine" in str(row.rule)
+
+
+def test_a_value_with_the_sign_of_a_variable_reaches_the_worker(
+    stored: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own way to set a worker's environment, which would put another's value there."""
+    from ray._private.utils import update_envs
+
+    given = {"S3_SECRET": "pa$HOME${NO_SUCH}ss", "HF_HOME": "/models"}
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    update_envs(given)
+    assert os.environ["S3_SECRET"] != given["S3_SECRET"]
+    sent = unexpanded({**environment(stored.depot, read_order(stored)), **given})
+    update_envs(sent)
+    assert "S3_SECRET" not in sent and os.environ["HF_HOME"] == "/models"
+    exec(os.environ["ORCHESTRATE_BOOT"].partition("import fsspec")[0])
+    assert os.environ["S3_SECRET"] == given["S3_SECRET"]
 
 
 def test_what_a_job_runs_is_in_its_environment(stored: StoredRun) -> None:

@@ -86,7 +86,8 @@ def one(two: RunDir, folder: Path) -> RunDir:
 
 
 def submit(found: AwayProvider, folder: Path, ref: str, **options: Any) -> JobHandle:
-    asked = spec(folder, epochs=8, processes=2, precision="fp32", **options)
+    """A checkpoint to go on from after each epoch, of 12 steps."""
+    asked = spec(folder, epochs=8, processes=2, precision="fp32", recovery_seconds=600, **options)
     remote = upload(found, asked, TrainingData.open(asked.train))  # type: ignore[arg-type]
     return create(found, asked, remote, ref)
 
@@ -112,7 +113,7 @@ def test_a_worker_and_the_job_are_killed_on_the_way(two: RunDir, found: AwayProv
     """To the bit as if nothing had happened, in two jobs; and no worker outlives its job."""
     handle = submit(found, folder, "orc-cut")
     run = RunDir(found.home / "runs" / "orc-cut")
-    wait(lambda: (found.get(handle).step or 0) >= 3)
+    wait(lambda: bool(found.get(handle).step and found.checkpoints(handle)))
     first = json.loads((run.path / "worker.json").read_bytes())["pid"]
     kill([first])
     wait(lambda: bool([e for e in found.events(handle) if e.type == "resumed"]))
@@ -140,7 +141,7 @@ def test_with_a_node_less_the_run_goes_on_with_the_worker_that_is_left(
     """Its steps keep their examples: the losses are those of one process."""
     handle = submit(found, folder, "orc-few", min_processes=1)
     run = RunDir(found.home / "runs" / "orc-few")
-    wait(lambda: (found.get(handle).step or 0) >= 3)
+    wait(lambda: bool(found.get(handle).step and found.checkpoints(handle)))
     kill_tree(head.nodes.pop())
     wait(lambda: found.get(handle).status.terminal)
     assert found.get(handle).status is JobStatus.SUCCEEDED, found.place.output("orc-few")

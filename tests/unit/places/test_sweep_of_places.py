@@ -10,6 +10,8 @@ import msgspec
 from tests.unit.places.worlds import hugging_face
 
 from orchestrate import JobSpec, Orchestrator
+from orchestrate.commands.runs.follow import follow
+from orchestrate.local.run.rundir import State, now
 from orchestrate.places.order import read_order
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.search import space
@@ -52,9 +54,10 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             assert caps == [5, 5] and carried.spent_usd() == 10
             first, second = (trial.run_id or "" for trial in carried.trials)
             over = JobError(code="limit", message="the worker ended itself")
-            ft.store.runs.apply(
-                first, lambda run: msgspec.structs.replace(run, status=JobStatus.PAUSED, error=over)
-            )
+            paused = State(status="paused", error=over, updated_at=now())
+            depot.run(ft.run(first).record.ref).write("status.json", paused.to_json())
+            assert ft.run(first).wait(timeout_s=240).status is JobStatus.PAUSED, "it goes on by nobody"
+            follow(ft, [ft.run(first)], here=True)  # comes back, too
             carried.turn()
             assert [trial.state for trial in carried.trials] == [TrialState.FAILED, TrialState.OPEN]
             assert carried.trials[0].note == over.message

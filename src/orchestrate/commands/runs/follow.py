@@ -215,7 +215,7 @@ class _Following:
 
     def _over(self, run: Run) -> bool:
         unsent = run.phase in UNSENT and not self.ft.store.leases.held(f"run:{run.id}")
-        return run.status.terminal or unsent
+        return run.status.terminal or unsent or watching.left(run) is not None
 
     def _hint(self, run: Run) -> str | None:
         if run.phase in UNSENT and not run.status.terminal:
@@ -339,6 +339,8 @@ def require_reachable(ft: Orchestrator, run: Run) -> None:
 
 
 def _well(run: Run) -> bool:
+    if watching.left(run) is not None:
+        return False
     return run.status is JobStatus.SUCCEEDED or (not run.status.terminal and run.phase not in UNSENT)
 
 

@@ -354,7 +354,8 @@ def _standing(standing: Sequence[Found]) -> RenderableType:
 def _whose(found: Found) -> Text:
     idle = ("idle? ", "yellow") if found.idle else ""
     if found.foreign:
-        return Text.assemble(idle, ("not made from here", "magenta"))
+        by = f", {found.person}" if found.person else ""
+        return Text.assemble(idle, ("not made from here", "magenta"), by)
     given_up = (", given up", "yellow") if found.abandoned else ""
     return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""), given_up)
 

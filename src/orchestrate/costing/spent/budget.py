@@ -101,7 +101,7 @@ class UnknownPrice(OverBudget):
             f"{provider}: a limit of {limit(limit_usd)} is set and the price is not known: {reason}"
         )
         self.args = (self.message,)
-        self.fix = "give the price with --rate, or drop the limit"
+        self.fix = "give the price (--rate; of a place usd_per_hour, in its options), or drop the limit"
 
 
 def over_cap(run: Run, so_far: Bill | None) -> bool:

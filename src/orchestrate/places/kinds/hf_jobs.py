@@ -66,6 +66,7 @@ STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
 """As `huggingface_hub.run_uv_job` takes it; that call warns that it is experimental, and `run_job` is not."""
 NO_TOKEN, LOG_IN = "there is no token for Hugging Face", "hf auth login, or export HF_TOKEN=..."
+TIMED_OUT = 408
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 
@@ -225,7 +226,7 @@ class HfJobs(AwayPlace):
             raise SetupError(NO_TOKEN, fix=LOG_IN) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
-            if status >= 500 and unknown is not None:
+            if (status >= 500 or status == TIMED_OUT) and unknown is not None:
                 raise OutcomeUnknown(self.name, unknown, f"it answered with {status}") from error
             kind = REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
             raise kind(self.name, f"{error.server_message or error}", status=status) from error

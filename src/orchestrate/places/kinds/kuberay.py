@@ -32,7 +32,7 @@ from orchestrate.errors import (
 from orchestrate.places import owned
 from orchestrate.places.away import STOP_LATER_S, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
-from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.places.order import RUN_BOOT, Order, pins, unexpanded
 from orchestrate.profile import away
 
 OWN = {
@@ -116,7 +116,7 @@ class KubeRay(AwayPlace):
         import yaml
 
         write: Any = yaml.safe_dump  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        runtime: dict[str, Any] = {"env_vars": dict(env)}
+        runtime: dict[str, Any] = {"env_vars": unexpanded(env)}
         if self.options.get("packages", "pinned") != "image":
             runtime["uv"] = pins("local", more=("fsspec", *self.depot.packages))
         seconds = resources.limits.seconds

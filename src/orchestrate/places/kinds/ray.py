@@ -38,7 +38,7 @@ from orchestrate.packages import require_recent
 from orchestrate.places import claim, owned
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins
+from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins, unexpanded
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
 
@@ -136,6 +136,7 @@ class RayJobs(AwayPlace):
         if not alone:
             runtime["env_vars"] = {**TRAIN, **runtime["env_vars"], MODULE: DRIVER}
             more = (*more, *TRAIN_PACKAGES)
+        runtime["env_vars"] = unexpanded(runtime["env_vars"])
         if self.options.get("packages", "pinned") != "image":
             runtime["uv"] = pins("local", more=more)
         with self._asked():
@@ -282,8 +283,17 @@ def _placed(job: Any, ref: str) -> Placed:
         created_at=begun,
         started_at=begun,
         finished_at=ended,
-        message=job.message,
+        message=_told(job.message),
     )
+
+
+def _told(message: str | None) -> str | None:
+    """Of an entrypoint that failed Ray tells with all that it printed, which `output` has: what it was, and
+    the last line."""
+    lines = [line for line in (message or "").splitlines() if line.strip()]
+    if len(lines) < 2:
+        return message
+    return f"{lines[0].partition(', last available logs')[0]}: {lines[-1].strip()}"
 
 
 def _time(milliseconds: int | None) -> datetime | None:

@@ -18,7 +18,7 @@ from orchestrate.spec import JobSpec, specfile
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.tracking.records.queue import PREFIX
 from orchestrate.tracking.submitting.accounts import account_of, is_here
-from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, withdrawn
+from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, left, withdrawn
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -326,13 +326,6 @@ def slots(ft: Orchestrator, provider: str) -> int:
     """How many runs may be open on a backend for the queue to add one: `[queue]` of `orchestrate.toml`,
     else one."""
     return ft.settings.queue.get(provider, 1)
-
-
-def left(run: Run) -> str | None:
-    """Why a paused run has no worker and gets none by itself, where nobody paused it."""
-    if run.status is not JobStatus.PAUSED or run.error is None or run.error.code == "interrupted":
-        return None
-    return run.error.message
 
 
 def _queued(run: Run) -> bool:

@@ -16,10 +16,10 @@ from orchestrate.evaluation.metrics import registry
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
 from orchestrate.service.training import submission
-from orchestrate.service.training.queueing import left, withdraw
+from orchestrate.service.training.queueing import withdraw
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
 from orchestrate.spec import JobSpec, specfile
-from orchestrate.tracking.transitions import UNSENT
+from orchestrate.tracking.transitions import UNSENT, left
 from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, SubmitPhase, Trial, TrialState
 
 if TYPE_CHECKING:

@@ -267,7 +267,9 @@ class Watcher:
             self._take(account, report.asked - 1, credit=True)
         for run in self.store.runs.matching(provider=name, host=backend.host, status=JobStatus.PAUSED):
             try:
-                backend.recover(run.handle)
+                # With the key of another account it would go on there, paid by that one and seen by nobody.
+                if is_here(self.store, backend, run.account) is not False:
+                    backend.recover(run.handle)
             except OrchestrateError as error:
                 self.problems.append(f"{run.id}: {error.message}")
         pause = max([f.retry_after_s or 0.0 for f in report.failures], default=0.0)

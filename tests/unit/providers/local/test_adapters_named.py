@@ -17,6 +17,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_python"),
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
