@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from measured_on import about, write
+from measured_on import Meter, about, write
 
 from orchestrate import sandbox
 from orchestrate.providers import registry
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    figures = about()
+    figures, begun = about(), Meter.now()
     print(f"{figures['machine']}, load {figures['load']:.1f}, Python {figures['python']}")
     for part in (transitions_per_second, lambda f: sweep(f, arguments.runs), day):
         with tempfile.TemporaryDirectory() as folder:
@@ -246,6 +246,7 @@ def main() -> None:
         figures |= found
         for name, value in found.items():
             print(f"{name:<28}{value}", flush=True)
+    figures["others"] = begun.others()
     if arguments.json:
         write(arguments.json, figures)
 

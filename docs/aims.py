@@ -33,9 +33,9 @@ class Aim:
     why: Callable[[Figures], str] | None = None
     """Where it is missed."""
 
-    def row(self, read: Callable[[str], Figures | None]) -> str:
+    def row(self, read: Callable[[str], Figures]) -> str:
         aim = f"at {'least' if self.least else 'most'} {self.told.format(self.bound)}"
-        figures = read(self.file) or {}
+        figures = read(self.file)
         try:
             now = self.now(figures)
         except KeyError:  # a benchmark can be run in part
@@ -299,7 +299,7 @@ AIMS = (
 """In the order of what users wait for."""
 
 
-def table(read: Callable[[str], Figures | None]) -> str:
-    """Markdown. `read` gives the JSON of a name, if it was measured."""
+def table(read: Callable[[str], Figures]) -> str:
+    """Markdown. `read` gives the JSON of a name."""
     lines = ["| | before | now | aim | |", "|---|---:|---:|---:|---|"]
     return "\n".join([*lines, *(aim.row(read) for aim in AIMS)])

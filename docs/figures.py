@@ -14,9 +14,6 @@ python benchmarks/memory.py --published --json docs/figures/memory-published.jso
 python benchmarks/ui.py --json docs/figures/ui.json
 python benchmarks/targets.py --json docs/figures/targets.json
 python docs/figures.py
-
-A table without its JSON was copied before there was such a file; once there is, the benchmark's takes its
-place.
 """
 
 from __future__ import annotations
@@ -56,7 +53,8 @@ def tracking(figures: dict[str, Any]) -> str:
         "list_50_newest_ms": "ms to list the 50 newest of them",
     }
     rows = [f"| {told.format(**figures)} | {figures[name]:,} |" for name, told in names.items()]
-    head = "{machine}, load {load:.1f}, Python {python}:".format(**figures)
+    head = "{machine}, load {load:.1f}, Python {python}".format(**figures)
+    head += f", {figures['day']}:" if "day" in figures else ":"
     return "\n".join([head, "", "| | |", "|---|---:|", *rows])
 
 
@@ -225,18 +223,15 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
 """By the first word of a file's name."""
 
 
-def read(name: str) -> dict[str, Any] | None:
-    """What was measured, if it was."""
-    measured = FIGURES / f"{name}.json"
-    return json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None
+def read(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
+    return figures
 
 
 def page(text: str) -> str:
     def section(block: re.Match[str]) -> str:
         name = block["name"]
-        if (figures := read(name)) is None:
-            return block[0]
-        told = KINDS[name.split("-")[0]](figures)
+        told = KINDS[name.split("-")[0]](read(name))
         return f"<!-- from figures/{name}.json -->\n{told}\n<!-- end -->\n"
 
     def aims(_: re.Match[str]) -> str:
