@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import platform
 import tempfile
 import time
 import tracemalloc
@@ -23,8 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from measured_on import about, write
+
 from orchestrate import sandbox
-from orchestrate.local import machine
 from orchestrate.providers import registry
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
@@ -238,11 +238,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {
-        "machine": f"{machine.cpu_name()}, {machine.cores()} cores",
-        "load": machine.load(),
-        "python": platform.python_version(),
-    }
+    figures = about()
     print(f"{figures['machine']}, load {figures['load']:.1f}, Python {figures['python']}")
     for part in (transitions_per_second, lambda f: sweep(f, arguments.runs), day):
         with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +247,7 @@ def main() -> None:
         for name, value in found.items():
             print(f"{name:<28}{value}", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write(arguments.json, figures)
 
 
 if __name__ == "__main__":
