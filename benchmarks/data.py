@@ -31,7 +31,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import random
 import re
 import resource
@@ -42,7 +41,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -288,17 +286,6 @@ def growth(folder: Path, sizes: list[int], text: str | None) -> list[dict[str, o
     return results
 
 
-def told_of_the_machine() -> dict[str, object]:
-    from orchestrate.local import machine
-
-    return {
-        "machine": f"{machine.cpu_name()}, {machine.cores()} cores",
-        "load": round(machine.load(), 1),
-        "python": platform.python_version(),
-        "day": date.today().isoformat(),
-    }
-
-
 TOLD = {
     "check": "`orchestrate data check`: all problems, exact counts, portability",
     "cookbook": "OpenAI's cookbook method (tiktoken)",
@@ -354,8 +341,10 @@ def main() -> None:
         return one(given.way, given.file)
     if given.make:
         return make(Path(given.file), given.make, given.text)
-    about = told_of_the_machine()
-    print("{machine}, Python {python}, load {load}".format(**about))
+    from measured_on import about, write
+
+    machine = about()
+    print("{machine}, Python {python}, load {load}".format(**machine))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiktoken_cache(folder)
@@ -363,7 +352,7 @@ def main() -> None:
         if given.growth:
             results += growth(folder, [int(size) for size in given.growth.split(",")], given.text)
     if given.json:
-        given.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+        write(given.json, {**machine, "results": results})
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
 """Answers a second of an evaluation on this machine, one row at a time, and against transformers' `generate`.
 
-python benchmarks/evaluation.py --rows 200 --adapter FOLDER
+    python benchmarks/evaluation.py [--rows 200] [--adapter FOLDER] [--json FILE]
 
 The rows are the demo's orders, as they are and behind five examples (`eval --shots 5`), the model the tiny
 one, greedy answers of at most 64 tokens. Without --adapter the base answers alone. Each figure is the best
-of --rounds, loading left out; the same precision everywhere. Prints a table in Markdown.
+of --rounds by each clock, loading left out; the same precision everywhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from measured_on import Meter, about, write
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.local import Generator
-from orchestrate.local.machine import cpu_name
 from orchestrate.local.model.engines import precision
 from orchestrate.local.model.loading import DTYPES
 from orchestrate.types import Message
@@ -46,14 +46,15 @@ def prompts(rows: int, shots: int = 0) -> Prompts:
     return [[*examples, *row[:-1]] for row in messages("test")[:rows]]
 
 
-def best(work: Callable[[], list[str]], rounds: int) -> tuple[float, list[str]]:
-    seconds: list[float] = []
+def best(work: Callable[[], list[str]], rounds: int) -> tuple[dict[str, float], list[str]]:
+    """The least that it took by each clock."""
+    taken: list[dict[str, float]] = []
     answers: list[str] = []
     for _ in range(rounds):
-        started = time.perf_counter()
+        begun = Meter.now()
         answers = work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds), answers
+        taken.append(begun.took())
+    return {clock: min(one[clock] for one in taken) for clock in taken[0]}, answers
 
 
 def by_transformers(asked: Prompts, adapter: Path | None, batch: int) -> Callable[[], list[str]]:
@@ -82,9 +83,7 @@ def by_transformers(asked: Prompts, adapter: Path | None, batch: int) -> Callabl
     return work
 
 
-def compare(model: Generator, asked: Prompts, options: argparse.Namespace) -> str:
-    """A line of the table."""
-
+def compare(model: Generator, asked: Prompts, options: argparse.Namespace) -> dict[str, Any]:
     def together() -> list[str]:
         # As `eval` does: batches of like length, and in 16 bits a look at what rounding may have turned.
         order = sorted(range(len(asked)), key=lambda i: sum(len(m.content) for m in asked[i]))
@@ -102,8 +101,7 @@ def compare(model: Generator, asked: Prompts, options: argparse.Namespace) -> st
     single, one_by_one = best(alone, 1)
     theirs, _ = best(by_transformers(asked, options.adapter, options.batch), options.rounds)
     differ = sum(a != b for a, b in zip(answers, one_by_one, strict=True))
-    speeds = [f"{len(asked) / seconds:.1f}" for seconds in (single, theirs, ours)]
-    return " | ".join([*speeds, f"{single / ours:.1f} x", f"{theirs / ours:.1f} x", str(differ)])
+    return {"alone": single, "generate": theirs, "eval": ours, "differ": differ}
 
 
 def main() -> None:
@@ -113,20 +111,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--json", type=Path, help="the figures, for docs/figures.py")
     options = parser.parse_args()
+    figures = about("torch", "transformers", "peft") | {
+        "rows": options.rows,
+        "tokens": TOKENS,
+        "batch": options.batch,
+        "threads": options.threads,
+        "precision": precision(None, "cpu").name,
+        "adapter": options.adapter is not None,
+        "cases": {},
+    }
+    begun = Meter.now()
     torch.set_num_threads(options.threads)
-    number = precision(None, "cpu").name
-    print(f"{cpu_name()}, {options.threads} thread(s), torch {torch.__version__}, {number}, ", end="")
-    print(
-        f"{options.rows} rows, at most {TOKENS} tokens each, batches of {options.batch}; answers a second\n"
-    )
-    print("| | one row at a time | transformers' `generate` | `eval` | against one at a time | ", end="")
-    print("against `generate` | answers that differ from one at a time |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
     with Generator(str(TINY), adapter=options.adapter, threads=options.threads, four_bit=False) as model:
         model.start()
         for name, shots in (("the questions", 0), (f"behind {SHOTS} examples", SHOTS)):
-            print(f"| {name} | {compare(model, prompts(options.rows, shots), options)} |", flush=True)
+            figures["cases"][name] = compare(model, prompts(options.rows, shots), options)
+    figures["others"] = begun.others()
+    print(json.dumps(figures, indent=1))
+    if options.json:
+        write(options.json, figures)
 
 
 if __name__ == "__main__":

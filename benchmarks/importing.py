@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from measured_on import Meter, about, write
 from openai import OpenAI
 
 from orchestrate import Orchestrator, sandbox
-from orchestrate.local.machine import cpu_name
 from orchestrate.service.migration import importing
 from orchestrate.settings import config
 
@@ -39,10 +37,10 @@ def fill(running: Any, jobs: int) -> None:
     running.skip(1e6)
 
 
-def timed(ft: Orchestrator, details: bool) -> tuple[float, importing.Taken]:
-    begun = time.perf_counter()
+def timed(ft: Orchestrator, details: bool) -> tuple[dict[str, float], importing.Taken]:
+    begun = Meter.now()
     found = importing.take(ft, "openai", every=True, details=details)
-    return time.perf_counter() - begun, found
+    return begun.took(), found
 
 
 def main() -> None:
@@ -51,6 +49,7 @@ def main() -> None:
     parser.add_argument("--no-details", dest="details", action="store_false")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    machine, begun = about("openai"), Meter.now()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with sandbox.running(home=folder / "sandbox", train=False) as running:
@@ -59,19 +58,18 @@ def main() -> None:
             with Orchestrator(config.load(env=env, cwd=folder, home=folder / "home")) as ft:
                 first, found = timed(ft, asked.details)
                 again, known = timed(ft, asked.details)
-    told = {
-        "jobs": asked.jobs,
-        "imported": found.imported,
-        "first_s": round(first, 1),
-        "again_s": round(again, 1),
+    others = begun.others()
+    told = machine | {
+        "jobs": found.imported,
+        "details": asked.details,
+        "first": first,
+        "again": again,
         "known_again": known.known,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "machine": cpu_name(),
+        "others": others,
     }
-    print(json.dumps(told, indent=2))
+    print(json.dumps(told, indent=1))
     if asked.json is not None:
-        asked.json.write_text(json.dumps(told, indent=2) + "\n")
+        write(asked.json, told)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/memory.py              # measures on this CPU, a few minutes on one core
     python benchmarks/memory.py --device cuda
     python benchmarks/memory.py --published  # no torch, at once
+    ... --json FILE                          # the figures, for docs/figures.py
 
 Each case trains a random model of the shape for two steps with the engine's own code. Weights, adapter,
 gradients and optimiser are counted tensor by tensor; "in work" (activations and logits) is the most that the
@@ -14,11 +15,12 @@ CPU, beside the plan for a GPU.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from measured_on import about, write
 from msgspec.structs import replace
 
-from orchestrate.local import machine
 from orchestrate.local.model import engines
 from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
 from orchestrate.local.plan.sizes import Shape
@@ -259,7 +261,8 @@ def planned(case: Case, device: str) -> dict[str, int]:
     return parts
 
 
-def measure(device: str, precision: str, only: str) -> None:
+def measure(device: str, precision: str, only: str) -> dict[str, dict[str, dict[str, int]]]:
+    """What was planned and what was measured, in bytes, for each case."""
     import torch
 
     from orchestrate.local.speed.bench import memory
@@ -267,14 +270,14 @@ def measure(device: str, precision: str, only: str) -> None:
     torch.set_num_threads(1)
     print(f"{'MB: planned / measured':<31}{'weights':>17}{'gradients':>15}{'optimiser':>15}{'in work':>17}"
           f"{'total':>18}{'error':>8}")  # fmt: skip
-    worst = 0.0
+    told: dict[str, dict[str, dict[str, int]]] = {}
     for case in (c for c in CASES if only in c.name):
         case = case._replace(setup=replace(case.setup, precision=precision))
         plans = planned(case, device)
         found = memory(case.config, case.setup, torch.device(device), own_kernels=case.own_kernels)
         totals = sum(plans.values()), sum(found.values())
         error = totals[0] / totals[1] - 1
-        worst = max(worst, abs(error))
+        told[case.name] = {"planned": plans, "measured": found}
         cells = [
             f"{plans[part] / 1e6:.1f} / {found[part] / 1e6:.1f}"
             for part in ("weights", "gradients", "optimiser", "in_work")
@@ -284,26 +287,30 @@ def measure(device: str, precision: str, only: str) -> None:
             f"{f'{totals[0] / 1e6:.1f} / {totals[1] / 1e6:.1f}':>18}{error:>+8.1%}",
             flush=True,
         )
-    print(f"largest error of a total: {worst:.1%}")
+    return told
 
 
-def published() -> None:
+def published() -> dict[str, list[dict[str, Any]]]:
     """On a GPU, in GB of 10^9 bytes."""
+    told: dict[str, list[dict[str, Any]]] = {}
     sections = (("Weights alone", WEIGHTS, ("weights",)), ("Training, the whole peak", TRAINING, ()))
     for title, rows, names in sections:
-        print(f"\n{title:<36}{'published':>10}{'plan':>8}")
+        told[title] = []
         for row in rows:
             parts = plan(Shape.of(row.config), row.setup, device="cuda", available_bytes=1).parts
             gb = sum(parts[n] for n in names or parts) / 1e9
-            _line(row.what, row.gb, gb, "; ".join(filter(None, (row.source, row.remark))))
-    print(f"\n{'Keys and values of an answer':<36}{'published':>10}{'plan':>8}")
-    for what, gb, config, tokens in CACHES:
+            told[title].append(_line(row.what, row.gb, gb, row.source, row.remark))
+    told["Keys and values of an answer"] = [
         # The page counts in GiB and writes GB.
-        _line(what, gb, kv_cache_bytes(Shape.of(config), 1, tokens) / 2**30, f"{HF_BLOG}; GiB")
+        _line(what, gb, kv_cache_bytes(Shape.of(config), 1, tokens) / 2**30, HF_BLOG, "GiB")
+        for what, gb, config, tokens in CACHES
+    ]
+    return told
 
 
-def _line(what: str, published: float, planned: float, source: str) -> None:
-    print(f"{what:<36}{published:>10.2f}{planned:>8.2f}{planned / published - 1:>+7.0%}  {source}")
+def _line(what: str, published: float, planned: float, source: str, remark: str) -> dict[str, Any]:
+    print(f"{what:<36}{published:>10.2f}{planned:>8.2f}{planned / published - 1:>+7.0%}  {source}; {remark}")
+    return {"what": what, "published": published, "planned": planned, "source": source, "remark": remark}
 
 
 def main() -> None:
@@ -316,13 +323,16 @@ def main() -> None:
     )
     parser.add_argument("--published", action="store_true", help="compare with published figures instead")
     parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     if asked.published:
-        published()
+        figures = about() | {"sections": published()}
     else:
         precision = engines.precision(asked.precision, asked.device).name
-        print(f"{machine.cpu_name()}, {precision}" if asked.device == "cpu" else precision)
-        measure(asked.device, precision, asked.only)
+        figures = about("torch", "transformers", "peft") | {"device": asked.device, "precision": precision}
+        figures["cases"] = measure(asked.device, precision, asked.only)
+    if asked.json:
+        write(asked.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,31 @@
 """Tokens a second of `orchestrate serve`, against transformers' `generate` and llama.cpp's server.
 
-python benchmarks/serving.py --requests 48 --threads 1 [--llama-python ENV/bin/python] [--by cpu]
+    python benchmarks/serving.py [--requests 48] [--threads 1] [--llama-python ENV/bin/python] [--json FILE]
 
 A random Llama of about 10M parameters with an adapter of rank 8, whose tokenizer llama.cpp knows; all
 weights in fp32, greedy. Every request asks for its own number of tokens, 16 to 96, none of which ends it,
 and only tokens that were asked for count. `generate` gets batches of 16 of the file's order and pads them,
 as a script would. llama.cpp gets the merged weights as a GGUF file in F32; its server is `llama-server`
 where it is on the PATH, else that of xllamacpp, whose wheel suits processors of any age. Each figure is
-the best of two, loading left out."""
+the best of two by each clock, loading left out; processor time is that of the server, of what it started and
+of the client that asks.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
+import json
+import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from measured_on import Meter, about, write
 from openai import AsyncOpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -88,22 +90,14 @@ def asked(requests: int) -> list[tuple[list[dict[str, str]], int]]:
     return found
 
 
-def best(work: Callable[[], int], by: str) -> float:
-    """Tokens a second."""
-    clock = {"wall": time.perf_counter, "cpu": cpu_seconds}[by]
-    found: list[float] = []
+def best(work: Callable[[], int]) -> dict[str, float]:
+    """Tokens for a second of each clock."""
+    found: list[dict[str, float]] = []
     for _ in range(2):
-        begun = clock()
+        begun = Meter.now()
         tokens = work()
-        found.append(tokens / (clock() - begun))
-    return max(found)
-
-
-def cpu_seconds() -> float:
-    """Of this process and of all that it has started and that still run."""
-    here = psutil.Process()
-    times = [one.cpu_times() for one in (here, *here.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
+        found.append({clock: tokens / seconds for clock, seconds in begun.took().items()})
+    return {clock: max(one[clock] for one in found) for clock in found[0]}
 
 
 def over_http(url: str, requests: int, clients: int, more: dict[str, Any]) -> int:
@@ -157,7 +151,7 @@ def by_generate(tuned: Tuned) -> Callable[[int, int], int]:
 def llama_cpp(
     tuned: Tuned, home: Path, python: Path | None, threads: int
 ) -> Iterator[tuple[str, str] | None]:
-    """Its URL and what it is; `None` where it is not here."""
+    """Its URL and whose server it is; `None` where it is not here."""
     made = export(tuned, "gguf", home / "gguf", Options(dtype="fp32", quantise="F32"))
     [file] = Path(made.folder).glob("*.gguf")
     port = free_port("127.0.0.1")
@@ -167,58 +161,54 @@ def llama_cpp(
         return
     flags = ["--threads", str(threads), "--ctx-size", str(512 * BATCH)]
     with engines.started(command.with_more(flags)) as url:
-        yield url, "llama.cpp's server" if python is None else f"llama.cpp's server of {python}"
+        yield url, whose(python)
+
+
+def whose(python: Path | None) -> str:
+    if python is not None:
+        return "a Python package of another environment"
+    with suppress(PackageNotFoundError):
+        if shutil.which("llama-server") is None:
+            return f"xllamacpp {version('xllamacpp')}"
+    return "llama-server"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--by", choices=("wall", "cpu"), default="wall", help="cpu: neighbours do not count")
     parser.add_argument("--llama-python", type=Path)
     parser.add_argument("--no-llama", action="store_true")
+    parser.add_argument("--json", type=Path, help="the figures, for docs/figures.py")
     options = parser.parse_args()
+    figures = about("torch", "transformers") | {
+        "requests": options.requests,
+        "threads": options.threads,
+        "rows": {},
+    }
+    begun, rows = Meter.now(), figures["rows"]
     torch.set_num_threads(options.threads)
     no_end: dict[str, Any] = {"logit_bias": {"2": -100}}
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         tuned = made(home)
-        rows: list[tuple[str, list[float]]] = []
         with serve([tuned], home / "home", Terms(port=0, threads=options.threads, four_bit=False)) as up:
-            figures = [
-                best(lambda n=n: over_http(up.url, options.requests, n, no_end), options.by) for n in CLIENTS
+            rows["serve"] = [
+                best(lambda n=n: over_http(up.url, options.requests, n, no_end)) for n in CLIENTS
             ]
-            rows.append(("`orchestrate serve`, transformers engine", figures))
         generate = by_generate(tuned)
-        figures = [best(lambda b=b: generate(options.requests, b), options.by) for b in (1, BATCH)]
-        rows.append(("transformers' `generate`, one row and batches of 16", figures))
+        rows["generate"] = [best(lambda b=b: generate(options.requests, b)) for b in (1, BATCH)]
         if not options.no_llama:
             with llama_cpp(tuned, home, options.llama_python, options.threads) as there:
                 if there is not None:
-                    url, name = there
-                    figures = [
-                        best(lambda n=n: over_http(url, options.requests, n, no_end), options.by)
-                        for n in CLIENTS
+                    url, figures["llama.cpp"] = there
+                    rows["llama.cpp"] = [
+                        best(lambda n=n: over_http(url, options.requests, n, no_end)) for n in CLIENTS
                     ]
-                    rows.append((f"{name}, F32", figures))
-        show(rows, options)
-
-
-def show(rows: list[tuple[str, list[float]]], options: argparse.Namespace) -> None:
-    """The table of docs/benchmarks.md."""
-    print(f"{cpu()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()};")
-    print(f"{options.requests} requests, {options.threads} thread(s).\n")
-    what = "second" if options.by == "wall" else "second of CPU"
-    print(f"| tokens a {what} | 1 client | 16 clients | times |\n|---|---:|---:|---:|")
-    for name, (one, many) in rows:
-        print(f"| {name} | {one:,.0f} | {many:,.0f} | {many / one:.1f} |")
-
-
-def cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(": ")[2]
-    return platform.processor()
+    figures["others"] = begun.others()
+    print(json.dumps(figures, indent=1))
+    if options.json:
+        write(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -40,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import training_contenders as contenders
+from measured_on import Meter, write
 from training_contenders import DTYPES, LLAMA_FACTORY, OWN, RIVAL, Work
 from training_loads import LOADS, SHAPES, counted, make_model
 from training_table import tables
@@ -111,8 +110,7 @@ def main() -> None:
         for case in cases(args):
             figures["cases"].append(compared(args, case, Path(folder) / str(len(figures["cases"]))))
             if args.json:  # what is there stays when a later load fails
-                args.json.parent.mkdir(exist_ok=True)
-                args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                write(args.json, figures)
     print(tables(figures))
 
 
@@ -219,40 +217,6 @@ def contend(python: str, name: str, work: Work, case: Case) -> dict[str, Any] | 
         flush=True,
     )
     return one
-
-
-@dataclass(frozen=True)
-class Meter:
-    wall: float
-    busy: float | None
-    """CPU seconds of all processes since the machine began; `None` where that is not told."""
-    own: float
-
-    @classmethod
-    def now(cls) -> Meter:
-        return cls(time.monotonic(), _busy(), _children())
-
-    def others(self) -> float:
-        """Cores that processes which are not ours took since."""
-        now = Meter.now()
-        if self.busy is None or now.busy is None:
-            return 0.0
-        theirs = (now.busy - self.busy) - (now.own - self.own)
-        return round(max(0.0, theirs / (now.wall - self.wall)), 2)
-
-
-def _busy() -> float | None:
-    try:
-        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
-    except OSError:
-        return None
-    user, nice, system, _, _, irq, soft, steal = (int(n) for n in line.split()[1:9])
-    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def environment(folder: Path) -> str:

@@ -28,14 +28,14 @@ def head(figures: Figures) -> str:
     ).format(**figures, beside=beside, clock=_told(figures))
 
 
-def _clock(figures: Figures) -> str:
+def clock_of(figures: Figures) -> str:
     """Where other work runs wall time says nothing."""
     others = [run["others"] for case in figures["cases"] for run in case["runs"]]
     return "wall" if median(others) <= QUIET else "cpu"
 
 
 def _told(figures: Figures) -> str:
-    return {"wall": "the second", "cpu": "the second of processor time"}[_clock(figures)]
+    return {"wall": "the second", "cpu": "the second of processor time"}[clock_of(figures)]
 
 
 def _of(case: dict[str, Any], name: str) -> list[Run]:
@@ -49,7 +49,7 @@ def _firsts(case: dict[str, Any]) -> list[Run]:
 
 def ahead(figures: Figures) -> str:
     """A line for each load: the engine beside the fastest of the others."""
-    clock = _clock(figures)
+    clock = clock_of(figures)
     lines = [
         "| | tokens, trained | the engine | the best other | | ahead by | peak MB | the best other's | "
         "held-out loss | the best other's |",
@@ -79,7 +79,7 @@ def ahead(figures: Figures) -> str:
 
 
 def everyone(figures: Figures, case: dict[str, Any]) -> str:
-    clock, firsts = _clock(figures), _firsts(case)
+    clock, firsts = clock_of(figures), _firsts(case)
     own = next((run for run in firsts if run["name"] == ENGINE), None)
     lines = [
         f"All of them, {case['name']}:",

@@ -10,10 +10,7 @@ what the server keeps for everybody.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import random
 import shutil
 import statistics
@@ -25,10 +22,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from measured_on import Meter, about, write
 from playwright.sync_api import Page, sync_playwright
 
 from orchestrate import Orchestrator
-from orchestrate.local.machine import cpu_name, load
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
 from orchestrate.tracking import Store
@@ -151,7 +148,8 @@ def measure(url: str, ids: list[str]) -> dict[str, float]:
         found |= {"  processor time of the page, ms": page_ms, "  and of the server, ms": server_ms}
         found["runs opened with their first curves, ms"] = acted(page, lambda: _reloaded(page))
         page.fill("input[type=search]", "tickets-5")
-        page.wait_for_selector(".below:has-text('111 runs')")
+        matching = sum(str(n).startswith("5") for n in range(len(ids)))
+        page.wait_for_selector(f".below:has-text('{matching:,} runs')")
         words = iter(["tickets-77", "tickets-13", "tickets-42", "tickets-88", "tickets-31"])
         found["searched, of them 200 ms waited for more letters, ms"] = acted(
             page, lambda: _searched(page, next(words))
@@ -202,18 +200,19 @@ def main() -> None:
     arguments.add_argument("--home", type=Path, help="Keep the filled store here, and use it again.")
     arguments.add_argument("--json", type=Path)
     given = arguments.parse_args()
+    figures, begun = about("playwright"), Meter.now()
     with tempfile.TemporaryDirectory() as folder:
         settings = config.load(env={}, cwd=Path(folder), home=given.home or Path(folder, "home"))
         with Orchestrator(settings) as ft:
             ids = [run.id for run in ft.runs(limit=given.runs)] or filled(ft.store, given.runs, given.points)
             with serving(ft) as url:
                 found = measure(url, ids)
-    machine = f"{cpu_name()}, {os.cpu_count()} cores, load {load():.1f}, Python {platform.python_version()}"
-    print(f"{given.runs:,} runs, {given.runs * given.points:,} points; {machine}")
+    figures |= {"runs": len(ids), "points": given.points, "others": begun.others(), "pages": found}
+    print("{runs:,} runs of {points:,} points; {machine}, load {load}".format(**figures))
     for name, value in found.items():
         print(f"  {name:<50} {value:>9,.1f}")
     if given.json:
-        given.json.write_text(json.dumps({"machine": machine, **found}, indent=2))
+        write(given.json, figures)
 
 
 if __name__ == "__main__":

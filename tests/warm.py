@@ -15,6 +15,7 @@ from langdetect.detector_factory import init_factory  # noqa: E402
 from orchestrate.costing import built_in  # noqa: E402
 from orchestrate.data.rows.content import candidates  # noqa: E402
 from orchestrate.data.tokens.counting import batch_counter  # noqa: E402
+from orchestrate.tracking.database.engines import sqlite_tables  # noqa: E402
 
 for _name in (
     "anyio.streams.tls",
@@ -73,6 +74,7 @@ for _name in (
     import_module(_name)
 
 built_in()
+sqlite_tables()
 candidates(b"", [0])
 for _vocabulary in ("o200k_base", "qwen3.5", "cl100k_base"):
     batch_counter(_vocabulary)(["warm"])

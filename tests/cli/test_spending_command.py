@@ -18,13 +18,15 @@ from fireworks import Fireworks
 from tests.cli.conftest import Cli
 from tests.scripted_host import scripted_host
 
+from orchestrate.commands.runs.spending import headline
 from orchestrate.commands.setup.schema import of
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
+from orchestrate.spending.accounts import Asked, Found, SpendingReport, Sum
 from orchestrate.tracking import Store
-from orchestrate.types import Bill, JobStatus, Run, SubmitPhase
+from orchestrate.types import Bill, JobStatus, Run, Standing, SubmitPhase
 
 BILLS = {"together": ["1.004", "2.004"], "openai": ["0.004"]}
 
@@ -132,6 +134,21 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     sandbox.clear_faults()
     assert blind.code == 4 and "openai could not be asked: the answer" in blind.err
     assert "at least" in blind.out and "1 account could not be asked in full" in blind.out
+
+
+def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
+    """They are no deployment, and it does not sound as if nothing were running."""
+    job = Standing(provider="sky", kind="job", id="7", state="running", bills=True)
+    ended = Standing(provider="sky", kind="job", id="6", state="ended", bills=False)
+    report = SpendingReport(
+        at=datetime(2026, 11, 26, tzinfo=UTC),
+        total=Sum(key="total"),
+        accounts=(Asked(backend="sky", title="SkyPilot", asked=True),),
+        standing=tuple(Found(item=one, foreign=False, idle=False) for one in (job, ended)),
+        usd_per_hour=Decimal(0),
+    )
+    told = "nothing bills by the hour on 1 account asked; 1 job under way, among what is committed"
+    assert headline(report).endswith(told)
 
 
 @pytest.mark.slow

@@ -31,12 +31,13 @@ def in_code(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and text of each string, aside from docstrings and the help of commands, and of each import of a
     host's folder."""
     quiet: set[int] = set()
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         if isinstance(node, ast.Expr):
             quiet.add(id(node.value))  # docstrings, of fields too
         if isinstance(node, ast.keyword) and node.arg == "help":
             quiet.update(map(id, ast.walk(node.value)))
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in quiet:
             if mentions(node.value):
                 yield node.lineno, node.value

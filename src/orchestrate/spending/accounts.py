@@ -110,9 +110,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     @property
     def billing(self) -> list[Found]:
         """What bills by the hour, or may."""
-        return [
-            f for f in self.standing if f.item.bills is not False and f.item.kind not in ("job", "worker")
-        ]
+        return [found for found in self.standing if by_the_hour(found.item)]
 
     @property
     def idle(self) -> list[Found]:

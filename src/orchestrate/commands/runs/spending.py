@@ -29,7 +29,16 @@ from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.settings.keys import hide
-from orchestrate.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
+from orchestrate.spending.accounts import (
+    BY,
+    Asked,
+    Breakdown,
+    Found,
+    SpendingReport,
+    Sum,
+    by_the_hour,
+    cents,
+)
 from orchestrate.text import NOTHING, count, joined, rate
 
 if TYPE_CHECKING:
@@ -240,6 +249,8 @@ def _hourly(report: SpendingReport) -> str:
     least = "at least " if report.at_least else ""
     asked = count(sum(one.asked for one in report.accounts), "account")
     gaps = f"; {count(len(report.gaps), 'account')} could not be asked in full" if report.gaps else ""
+    jobs = sum(not by_the_hour(found.item) and found.item.bills is not False for found in report.standing)
+    gaps = (f"; {count(jobs, 'job')} under way, among what is committed" if jobs else "") + gaps
     if not report.billing:
         return f"nothing bills by the hour on {asked} asked{gaps}"
     foreign = sum(found.foreign for found in report.billing)

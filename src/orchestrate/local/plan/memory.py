@@ -27,8 +27,10 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 those."""
 LOGITS = 1 << 25
 """Of one block: `head.BLOCK_ELEMENTS`."""
-SHORT_ROW = 512
+SHORT_ROW = 1024
 """Tokens up to which a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
+BLOCK = 128
+"""Queries that it looks at together: `blocks.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
 """The libraries: on a CPU 530 to 600 MiB of a worker's resident memory were none of its tensors (torch 2.13);
 on a GPU the driver's context and kernels, a usual figure that was not measured."""
@@ -212,11 +214,12 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
     if shape.qk_norm:
         attention += (2 * b if full else b if ours else 4) * (q + kv) + 4 * (shape.heads + shape.kv_heads)
     if device == "cpu" and setup.longest <= SHORT_ROW:
-        scores = shape.heads * setup.longest
-        # 32-bit scores and their softmax, kept in the model's own precision; backward makes two of 32 bits. A
-        # kept one of 16 bits is a copy, and is copied back.
-        copied = 4 if b == 2 else 0
-        attention, forward, backward = attention + b * scores, (4 + copied) * scores, (8 + copied) * scores
+        # A block's weights end with its last query and are kept in the model's own precision. Of one row at a
+        # time its scores and their softmax are there in 32 bits, or a gradient and what is made of it.
+        block = min(BLOCK, setup.longest)
+        scores = shape.heads * block / setup.rows
+        attention += b * shape.heads * (setup.longest + block) / 2
+        forward, backward = 8 * scores + b * q, 3 * b * scores + b * q + 8 * kv
     else:
         attention, forward, backward = attention + 4 * shape.heads, b * q, b * (q + 2 * kv)
     low = 0 if full else b * setup.rank * (4 + (0 if shape.experts > 1 else 3))

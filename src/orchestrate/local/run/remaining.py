@@ -16,6 +16,8 @@ MOST_TOKENS = 2048
 """Of the measured pass; one row goes through in any case."""
 SLOW = 5.0
 """Seconds of a first pass of one row after which no second one is measured."""
+SOON = 20.0
+"""Seconds within which a first step tells more than a second pass could: none is measured then."""
 
 
 @dataclass
@@ -71,7 +73,8 @@ class Work:
 
     def _timed(self, objective: Objective, order: Sequence[int]) -> tuple[float, float]:
         first = self._time(objective, order[:1])
-        if first[1] >= SLOW:
+        step = first[1] * sum(int(self.rows.lengths[i]) for i in order) / first[0]
+        if first[1] >= SLOW or step < SOON:
             return first
         # That one made kernels and buffers. Like lengths go together: rows from the middle are typical.
         part = order[len(order) // 2 :]

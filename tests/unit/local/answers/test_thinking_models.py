@@ -70,7 +70,7 @@ class Trained:
             method={"type": "sft"},
             adapter={"type": "full"},
             model=str(self.base),
-            hyper={"epochs": 12, "batch_size": 4},
+            hyper={"epochs": 12, "batch_size": 4, "checkpoints": 1},
         )
         session.loop.restore()
         session.loop.run()

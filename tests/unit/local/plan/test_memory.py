@@ -189,3 +189,10 @@ def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:
     said = [" ".join(q.assumptions) for q in (modelled, measured)]
     assert "orchestrate local bench, or a first run, measures it" in said[0]
     assert "measured on this machine with tiny-chat on 2026-11-01" in said[1]
+
+
+def test_the_plan_counts_with_the_sizes_of_the_engines_attention() -> None:
+    from orchestrate.local.model.shortcuts import blocks, kernels
+    from orchestrate.local.plan import memory
+
+    assert (memory.SHORT_ROW, memory.BLOCK) == (kernels.SHORT_ROW, blocks.BLOCK)

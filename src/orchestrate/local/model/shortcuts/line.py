@@ -11,7 +11,7 @@ each of them, and the gradients that the rows send to it add up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from orchestrate.local.model.shortcuts.blocks import attend, block_count, slopes
+
 Ids = npt.NDArray[np.integer[Any]]
+Piece = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""The places that it sees before itself, and its own."""
+
+
+AT_ONCE = 32_768
+"""Scores of a head in one group, at most, where it has more than one piece."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,9 @@ class Group:
     back: Tensor
     """[last - first] where each own token is among the queries."""
     keys: Tensor
-    """[pieces * most keys]"""
-    bias: Tensor
-    """[pieces or 1, longest, most keys] 0, or minus infinity for what is not seen."""
+    """[pieces * (before + longest)]"""
+    before: int
+    """Tokens of the shared beginning, as many for each piece."""
     pieces: int
 
 
@@ -80,11 +88,10 @@ def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequ
     beginning = {f: np.arange(offsets[i], offsets[i + 1]) for i, f in enumerate(begun)}
     nothing = np.arange(0)
     starts = [0] * len(rows)
-    pieces: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    pieces: list[Piece] = []
     for i, r in enumerate(order, len(begun)):
         starts[r] = int(offsets[i])
         pieces.append((beginning.get(family[r], nothing), np.arange(offsets[i], offsets[i + 1])))
-    groups = [_group([(nothing, own) for own in beginning.values()])] if begun else []
     positions = [np.arange(shared[f]) for f in begun]
     positions += [np.arange(shared[family[r]], len(rows[r])) for r in order]
     return Line(
@@ -92,25 +99,34 @@ def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequ
         positions=np.concatenate(positions),
         starts=starts,
         shared=[shared[family[r]] for r in range(len(rows))],
-        layout=Layout((*groups, _group(pieces))),
+        layout=Layout(tuple(map(_group, _alike([(nothing, own) for own in beginning.values()] + pieces)))),
     )
 
 
-def _group(pieces: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]) -> Group:
-    """Each piece: the places that it sees before itself, and its own."""
-    longest = max(len(own) for _, own in pieces)
-    most = max(len(before) + len(own) for before, own in pieces)
+def _alike(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Neighbours that see as many tokens before themselves, and are so short that one by one each would
+    cost more in calls than in arithmetic."""
+    found: list[Piece] = []
+    longest = 0
+    for piece in pieces:
+        seen, wider = len(piece[0]), max(longest, len(piece[1]))
+        full = (len(found) + 1) * wider * (seen + wider) > AT_ONCE
+        if found and (full or seen != len(found[0][0])):
+            yield found
+            found, wider = [], len(piece[1])
+        found.append(piece)
+        longest = wider
+    yield found
+
+
+def _group(pieces: Sequence[Piece]) -> Group:
+    longest, before = max(len(own) for _, own in pieces), len(pieces[0][0])
     queries = np.zeros((len(pieces), longest), dtype=np.int64)
     real = np.zeros((len(pieces), longest), dtype=np.float32)
-    keys = np.zeros((len(pieces), most), dtype=np.int64)
-    for p, (before, own) in enumerate(pieces):
+    keys = np.zeros((len(pieces), before + longest), dtype=np.int64)
+    for p, (seen, own) in enumerate(pieces):
         queries[p, : len(own)], real[p, : len(own)] = own, 1
-        keys[p, : len(before) + len(own)] = np.concatenate([before, own])
-    seen_before = np.array([len(before) for before, _ in pieces])
-    if (seen_before == seen_before[0]).all():
-        seen_before = seen_before[:1]
-    last_seen = seen_before[:, None, None] + np.arange(longest)[None, :, None]
-    bias = np.where(np.arange(most)[None, None] <= last_seen, np.float32(0), np.float32("-inf"))
+        keys[p, : before + len(own)] = np.concatenate([seen, own])
     return Group(
         first=int(pieces[0][1][0]),
         last=int(pieces[-1][1][-1]) + 1,
@@ -118,31 +134,22 @@ def _group(pieces: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
         real=torch.from_numpy(real.reshape(-1, 1)),
         back=torch.from_numpy(np.flatnonzero(real)),
         keys=torch.from_numpy(keys.reshape(-1)),
-        bias=torch.from_numpy(bias),
+        before=before,
         pieces=len(pieces),
     )
 
 
 class _LineAttention(torch.autograd.Function):
-    """q, k, v: [tokens, heads, dim] -> [tokens, heads, dim]. Scores in 32 bits, weights kept in the input's
-    precision."""
+    """q, k, v: [tokens, heads, dim] -> [tokens, heads, dim]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
         out = torch.empty((*q.shape[:2], v.shape[2]), dtype=v.dtype)
         kept: list[Tensor] = []
         for group in layout.groups:
-            queries, keys, values = _side_by_side(group, q, k, v)
-            bias = _bias(group, q.shape[1], k.shape[1])
-            scores = torch.baddbmm(
-                bias.expand(len(queries), -1, -1),
-                queries.float(),
-                keys.float().transpose(1, 2),
-                alpha=scale,
-            )
-            weights = scores.softmax(-1).to(v.dtype)
-            kept.append(weights)
-            _put(out, group, torch.bmm(weights, values))
+            found, weights = attend(*_side_by_side(group, q, k, v), group.before, scale)
+            kept += weights
+            _put(out, group, found)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -154,17 +161,16 @@ class _LineAttention(torch.autograd.Function):
         # Several rows add to a shared beginning: in 32 bits.
         grad_k = torch.zeros(k.shape, dtype=torch.float32)
         grad_v = torch.zeros(v.shape, dtype=torch.float32)
-        for group, weights in zip(ctx.layout.groups, kept, strict=True):
-            queries, keys, values = _side_by_side(group, q, k, v)
+        for group in ctx.layout.groups:
+            asked = _side_by_side(group, q, k, v)
             toward = grads[0].reshape(len(q), -1).index_select(0, group.queries)
             toward = toward.mul_(group.real).view(-1, *grads[0].shape[1:])
             toward = _split(toward, group.pieces, k.shape[1])
-            slope = torch.bmm(toward, values.transpose(1, 2)).float()
-            slope = torch.ops.aten._softmax_backward_data(slope, weights.float(), -1, torch.float32)
-            slope = slope.mul_(ctx.scale).to(q.dtype)
-            _put(grad_q, group, torch.bmm(slope, keys))
-            _add(grad_k, group, torch.bmm(slope.transpose(1, 2), queries))
-            _add(grad_v, group, torch.bmm(weights.transpose(1, 2), toward))
+            weights, kept = kept[: block_count(asked[0])], kept[block_count(asked[0]) :]
+            found = slopes(toward, *asked, weights, group.before, ctx.scale)
+            _put(grad_q, group, found[0])
+            _add(grad_k, group, found[1])
+            _add(grad_v, group, found[2])
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
@@ -172,20 +178,21 @@ def _side_by_side(group: Group, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor
     kv_heads = k.shape[1]
     return (
         _split(q.index_select(0, group.queries), group.pieces, kv_heads),
-        _split(k.index_select(0, group.keys), group.pieces, kv_heads),
-        _split(v.index_select(0, group.keys), group.pieces, kv_heads),
+        _split(k.index_select(0, group.keys), group.pieces, kv_heads).squeeze(1),
+        _split(v.index_select(0, group.keys), group.pieces, kv_heads).squeeze(1),
     )
 
 
 def _split(x: Tensor, pieces: int, kv_heads: int) -> Tensor:
-    """[pieces * tokens, heads, dim] -> [pieces * kv heads, heads per kv head * tokens, dim]: queries that
+    """[pieces * tokens, heads, dim] -> [pieces * kv heads, heads per kv head, tokens, dim]: queries that
     share a key are one matrix, so that keys are not repeated."""
-    x = x.view(pieces, -1, kv_heads, x.shape[1] // kv_heads, x.shape[2])
-    return x.permute(0, 2, 3, 1, 4).reshape(pieces * kv_heads, -1, x.shape[4])
+    each = x.shape[1] // kv_heads
+    x = x.view(pieces, -1, kv_heads, each, x.shape[2]).permute(0, 2, 3, 1, 4)
+    return x.reshape(pieces * kv_heads, each, -1, x.shape[4])
 
 
 def _join(x: Tensor, pieces: int, heads: int, kv_heads: int) -> Tensor:
-    x = x.view(pieces, kv_heads, heads // kv_heads, -1, x.shape[2])
+    x = x.view(pieces, kv_heads, heads // kv_heads, -1, x.shape[-1])
     return x.permute(0, 3, 1, 2, 4).reshape(-1, heads, x.shape[4])
 
 
@@ -196,13 +203,7 @@ def _put(out: Tensor, group: Group, x: Tensor) -> None:
 
 
 def _add(total: Tensor, group: Group, x: Tensor) -> None:
-    total.index_add_(0, group.keys, _join(x, group.pieces, total.shape[1], total.shape[1]).float())
-
-
-def _bias(group: Group, heads: int, kv_heads: int) -> Tensor:
-    each = heads // kv_heads
-    bias = group.bias.repeat(1, each, 1) if each > 1 else group.bias
-    return bias if len(bias) == 1 else bias.repeat_interleave(kv_heads, 0)
+    total.index_add_(0, group.keys, _join(x, group.pieces, total.shape[1], total.shape[1]))
 
 
 def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:

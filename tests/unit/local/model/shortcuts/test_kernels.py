@@ -13,7 +13,7 @@ from orchestrate.local.model.shortcuts.kernels import SHORT_ROW, attention, use_
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("length", [33, SHORT_ROW + 8])
+@pytest.mark.parametrize("length", [33, 300, SHORT_ROW + 8])
 def test_attention_is_torchs(heads: int, kv_heads: int, masked: bool, length: int) -> None:
     torch.manual_seed(0)
     start = [torch.randn(2, n, length, 8) for n in (heads, kv_heads, kv_heads)]

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.local.sessions import make_session, pairs
 
 from orchestrate.local.model.loaded import Loaded
+from orchestrate.local.model.shortcuts import blocks
+from orchestrate.local.model.shortcuts import line as line_module
 from orchestrate.local.model.shortcuts.kernels import attention
 from orchestrate.local.model.shortcuts.line import line_up
 from orchestrate.local.model.shortcuts.probes import line_limit
@@ -114,7 +117,7 @@ def test_the_event_tells_what_the_work_shows(tmp_path: Path, noise: float | None
     while len({tuple(rows.row(i)[0][:alike]) for i in range(12)}) > 1:
         alike -= 1
     (event,) = (e for e in session.run.events() if e.type == "engine")
-    told = "rows of up to 512 tokens in one line, what they begin with once"
+    told = "rows of up to 1024 tokens in one line, what they begin with once"
     if noise is None:
         assert told in event.data["in_use"] and told in event.message
         assert alike > 10 and passed == [sum(read) - 11 * alike]
@@ -135,7 +138,7 @@ def test_a_model_whose_rows_would_mix_gets_no_line(tmp_path: Path) -> None:
     """As in a layer with a state that runs on: a position sees the token before it, whosever it is."""
     session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
     loaded = Loaded(session.loaded.model, session.loaded.inner, session.loaded.head, session.device)
-    assert line_limit(loaded) == (512, None)
+    assert line_limit(loaded) == (1024, None)
     mlp = loaded.inner.get_decoder().layers[0].mlp
     original = mlp.forward
     mlp.forward = lambda x: original(x) + 0.5 * torch.roll(x, 1, 1)
@@ -151,7 +154,7 @@ def test_rounding_by_shape_leaves_the_line_and_a_little_of_another_row_does_not(
     mlp = loaded.inner.get_decoder().layers[0].mlp
     original = mlp.forward
     mlp.forward = lambda x: original(x) * (1 + 0.002 * (x.shape[1] % 5))
-    assert line_limit(loaded) == (512, None)
+    assert line_limit(loaded) == (1024, None)
     loaded.model.float()
     mlp.forward = lambda x: original(x) + 4e-3 * torch.roll(x, 1, 1).detach()
     assert line_limit(loaded) == (0, "a row's states then change with what another row says")
@@ -170,10 +173,25 @@ def test_a_window_limits_the_rows_of_a_line(tmp_path: Path) -> None:
     shared=st.integers(0, 6),
     kv_heads=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 99),
+    block=st.sampled_from([1, 3, 4, 128]),
+    at_once=st.sampled_from([1, 60, 1 << 20]),
 )
 def test_attention_over_a_line_is_attention_over_each_row(
-    lengths: list[int], shared: int, kv_heads: int, seed: int
+    lengths: list[int], shared: int, kv_heads: int, seed: int, block: int, at_once: int
 ) -> None:
+    """Whatever is computed at once, by torch's own attention over each row."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK", block)
+        patch.setattr(line_module, "AT_ONCE", at_once)
+        compare(lengths, shared, kv_heads, seed)
+
+
+def test_attention_over_a_line_of_long_rows() -> None:
+    """Of more than one block as it is."""
+    compare([140, 300, 7], 133, 2, 0)
+
+
+def compare(lengths: list[int], shared: int, kv_heads: int, seed: int) -> None:
     rows = [list(range(shared)) + [100 * (r + 1) + t for t in range(n)] for r, n in enumerate(lengths)]
     line = line_up([np.array(r) for r in rows], [range(len(rows))], [shared])
     assert len(line.ids) == shared + sum(lengths)
@@ -189,7 +207,7 @@ def test_attention_over_a_line_is_attention_over_each_row(
         for h in (4, kv_heads, kv_heads)
     )
     toward = [torch.randn(1, len(at), 4, 8) for at in places]
-    module = SimpleNamespace(num_key_value_groups=4 // kv_heads, is_causal=True, training=True)
+    module = SimpleNamespace(is_causal=True, training=True)
     results: list[list[torch.Tensor]] = []
     for ours in (True, False):
         q.grad = k.grad = v.grad = None
@@ -197,7 +215,12 @@ def test_attention_over_a_line_is_attention_over_each_row(
             whole, _ = attention(module, q, k, v, None, layout=line.layout)
             outs = [whole[:, at] for at in places]
         else:
-            outs = [attention(module, q[:, :, at], k[:, :, at], v[:, :, at], None)[0] for at in places]
+            outs = [
+                F.scaled_dot_product_attention(
+                    q[:, :, at], k[:, :, at], v[:, :, at], is_causal=True, enable_gqa=True
+                ).transpose(1, 2)
+                for at in places
+            ]
         sum((o * t).sum() for o, t in zip(outs, toward, strict=True)).backward()  # type: ignore[union-attr]
         assert q.grad is not None and k.grad is not None and v.grad is not None
         results.append([torch.cat([o.detach() for o in outs], 1), q.grad, k.grad, v.grad])

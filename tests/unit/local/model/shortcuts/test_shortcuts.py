@@ -131,7 +131,7 @@ def test_packing_that_a_model_does_not_bear_is_told(tmp_path: Path) -> None:
         "packing is not done, rows of like length are padded instead: a"
     )
     assert told["line"][0].message.startswith(
-        "packing only of rows up to 512 tokens, longer ones are padded: a"
+        "packing only of rows up to 1024 tokens, longer ones are padded: a"
     )
     objective, rows = tell["plain"].loop.objective, tell["plain"].loop.train
     assert len(objective.collate(rows, range(6)).ids) == 6  # side by side
