@@ -176,12 +176,11 @@ AIMS = (
         bound=3,
     ),
     Aim(
-        what="`submit --watch` to its first line: ms of CPU",
+        what="`submit --watch` to its first line in a terminal: ms of CPU",
         file="startup",
         now=lambda figures: figures["commands"]["submit --watch"]["cpu_s"] * 1000,
         bound=500,
         told="{:.0f}",
-        why=_said("the host's SDK is loaded before the quote is told"),
     ),
     Aim(
         what="data check of 100 MB: times the cookbook, by seconds",
