@@ -169,6 +169,7 @@ def test_a_submit_that_watches_survives_its_terminal_too(
     assert set(statuses(cli).values()) == {"succeeded"}
 
 
+@pytest.mark.slow
 def test_without_a_terminal_nothing_is_left_behind(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_model_is_recorded_and_moved(cli: Cli, run: str, sandbox: Sandbox, tmp
     assert len(posts) == 1
 
 
+@pytest.mark.slow
 def test_a_whole_account_moves_by_a_plan(cli: Cli, run: str, tmp_path: Path) -> None:
     wrong = cli("migrate", "--all", "--to", "openai")
     assert wrong.code == 2 and "--plan" in wrong.err

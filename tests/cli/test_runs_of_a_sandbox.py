@@ -77,6 +77,7 @@ def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Pat
     assert cli("cancel", "last").code == 0
 
 
+@pytest.mark.slow
 def test_a_sandbox_that_runs_is_joined_and_one_of_another_home_is_named(
     cli: Cli, project: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_watched_run_is_drawn_in_place(env: dict[str, str], tmp_path: Path) ->
     assert "\u241b" not in shown and "\u240d" not in shown, "the cursor's movements are not shown as signs"
 
 
+@pytest.mark.slow
 def test_recover_lists_what_it_found_and_takes_it_on_a_yes(
     env: dict[str, str], sandbox: Any, tmp_path: Path
 ) -> None:

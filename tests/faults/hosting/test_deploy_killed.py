@@ -75,6 +75,7 @@ def test_a_process_killed_on_its_way_is_found_and_gone_on_with(deployed: Deploye
     deployed.count("deploy, SIGKILL at each point", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOURLY)
 def test_a_process_killed_while_the_host_answers_is_found(deployed: Deployed, hosts: Any, name: str) -> None:
     hosts.fault(name, "slow", method="POST", path=CREATE[name], delay_s=20.0)

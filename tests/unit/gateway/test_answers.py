@@ -118,6 +118,7 @@ def test_a_chat_and_its_stream_are_one_answer(openai: OpenAI, name: str) -> None
     assert whole.usage and ("nano" not in name or whole.usage.completion_tokens)
 
 
+@pytest.mark.slow
 def test_a_response_and_its_stream_are_the_chat(openai: OpenAI, name: str) -> None:
     chat = openai.chat.completions.create(model=name, messages=ASK, max_tokens=12, temperature=0)
     whole = openai.responses.create(model=name, input="order 17", max_output_tokens=12, temperature=0)

@@ -174,6 +174,7 @@ def test_a_backend_that_cannot_be_asked_keeps_the_key_of_the_job(sandbox: Sandbo
         assert openai.fine_tuning.jobs.retrieve(job.id).error.message == ""  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_backend_that_stays_busy_fails_the_job_in_the_end(sandbox: Sandbox, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with gateway_of(home, sandbox.env) as gateway, gateway.client() as openai:

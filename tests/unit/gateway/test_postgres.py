@@ -84,6 +84,7 @@ def test_two_gateways_make_each_job_once(
         assert len(refs) == len(jobs) == ASKS
 
 
+@pytest.mark.slow
 def test_the_character_0_is_stored_or_refused(postgres: Postgres, sandbox: Sandbox, tmp_path: Path) -> None:
     """Postgres has it in no text."""
     own = {"ORCHESTRATE_STORE": postgres.store()}

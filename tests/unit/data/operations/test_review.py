@@ -254,6 +254,7 @@ def test_a_review_by_keyboard(tab: Tab, page: Page, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_editing_keeps_numbers_that_javascript_would_round(browser: Browser, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(chat("n?", "1")[:-1] + ', "weight": 0.5, "id": 12345678901234567890}\n')

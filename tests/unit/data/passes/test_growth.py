@@ -62,6 +62,7 @@ def calls(file: Path) -> int:
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_work_grows_as_the_file_does(tmp_path: Path) -> None:
     files = [tmp_path / f"{megabytes}.jsonl" for megabytes in (1, 3, 9)]
     rows = [write(file, int(file.stem)) for file in files]

@@ -71,6 +71,7 @@ def test_all_rows_of_one_form_leave_no_doubt(tmp_path: Path) -> None:
     assert sample.tokens == pytest.approx(count.tokens) and sample.half_width < 1e-6 * count.tokens
 
 
+@pytest.mark.slow
 def test_a_file_that_was_cut_since_it_was_read_is_told(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text((lines("few long rows")[0] + "\n") * (LEAST_BYTES // 200))

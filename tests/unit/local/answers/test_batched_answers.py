@@ -105,6 +105,7 @@ def asked_at_once(loaded: Loaded, **more: Any) -> list[str]:
     return [reply.content for reply in loaded.attempt([item.prompt for item in items], **how)]
 
 
+@pytest.mark.slow
 def test_answers_that_16_bits_turn_can_be_mended(tmp_path: Path) -> None:
     loaded = Loaded(make("llama", tmp_path / "m"), torch.bfloat16)
     alone = asked_at_once(loaded, batch=1)

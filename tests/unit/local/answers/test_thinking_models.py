@@ -129,6 +129,7 @@ def test_an_evaluation_is_of_the_answer(
     assert all(note.startswith("tuned: 3 of 3 answers: cut") for note in result.notes)
 
 
+@pytest.mark.slow
 def test_a_reward_is_of_the_answer(trained: Trained, tmp_path: Path) -> None:
     with (tmp_path / "prompts.jsonl").open("w", encoding="utf-8") as out:
         for question, colour in COLOURS.items():

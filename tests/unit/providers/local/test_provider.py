@@ -319,6 +319,7 @@ def test_what_the_template_does_with_rows_is_told_before(ready: Check, tmp_path:
     assert data.train.tokens(counter).tokens == rest.train.tokens(counter).tokens > 0
 
 
+@pytest.mark.slow
 def test_layers_that_the_model_has_not_are_told_before(ready: Check) -> None:
     unknown = errors_of(ready, adapter={"type": "lora", "targets": ["nosuch_proj"]})["unknown-target"]
     assert "nosuch_proj" in unknown

@@ -109,6 +109,7 @@ def test_a_model_that_cannot_be_trained_says_so_before_the_first_step(session: S
         turn_on(loaded, session.job)
 
 
+@pytest.mark.slow
 def test_packing_that_a_model_does_not_bear_is_told(tmp_path: Path) -> None:
     folder = make("opt", tmp_path / "model")
     data = chats(tmp_path / "t.jsonl", 12)
