@@ -117,7 +117,7 @@ def _loads_behind(figures: Figures) -> str:
 
 EACH_LOAD = 1.6
 SAME_PRODUCTS = (
-    "beside rows of like length no padding is left to save, and both do the same products of matrices"
+    "about half of its time goes to the products of matrices, which both do alike, at what this CPU can do"
 )
 
 

@@ -57,7 +57,7 @@ def runs(ft: Orchestrator, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("data")
     train, test = rows(folder / "train.jsonl", 0, 48), rows(folder / "test.jsonl", 100, 160)
     found: dict[str, RunHandle] = {}
-    for name, rate in (("good", 0.02), ("idle", 1e-7)):
+    for name, rate in (("good", 0.005), ("idle", 1e-7)):
         spec = JobSpec(
             model=str(TINY), train=str(train), test=str(test), epochs=6, batch_size=8, learning_rate=rate
         )

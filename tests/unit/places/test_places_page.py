@@ -99,7 +99,7 @@ def test_anyscale(desk: Desk, tmp_path: Path) -> None:
         desk.configure("anyscale", cloud="first", project="ours")
         desk.env.update(ANYSCALE_BASE_URL=console.url, ANYSCALE_CLI_TOKEN=consoles.TOKEN)
         [made] = desk.told("orchestrate submit spec.yaml -p anyscale --yes")
-        assert made["account"] == "organization org_ours"
+        assert made["account"] == "organization org_ours, user usr_me"
         [priced] = made["quote"]["lines"]
         assert (priced["usd_per_unit"], priced["note"]) == ("2.5", "1 x L40S (g6e.2xlarge)")
         [job] = console.jobs.values()
