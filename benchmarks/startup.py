@@ -37,7 +37,7 @@ COMMANDS = (
 )
 RUNS = 1000
 OURS = [sys.executable, "-m", "orchestrate.cli"]
-SUBMIT = "submit --watch"
+SUBMIT = "submit -p openai --watch"
 
 
 class Cost(NamedTuple):
@@ -92,7 +92,7 @@ def until_first_line() -> Cost:
 
     import psutil
 
-    words = [*OURS, *SUBMIT.split(), "-p", "openai", "--yes", "--again"]
+    words = [*OURS, *SUBMIT.split(), "--yes", "--again"]
     terminal, inside = pty.openpty()
     with subprocess.Popen(words, stdin=inside, stdout=inside, stderr=inside) as child:
         os.close(inside)

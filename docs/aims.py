@@ -178,7 +178,7 @@ AIMS = (
     Aim(
         what="`submit --watch` to its first line in a terminal: ms of CPU",
         file="startup",
-        now=lambda figures: figures["commands"]["submit --watch"]["cpu_s"] * 1000,
+        now=lambda figures: figures["commands"]["submit -p openai --watch"]["cpu_s"] * 1000,
         bound=500,
         told="{:.0f}",
     ),
