@@ -219,8 +219,11 @@ def test_of_two_jobs_with_one_ref_the_younger_is_ended_and_told(
     both = Barrier(2, timeout=240)
     console.made = lambda id: (console.lock.release(), both.wait(), console.lock.acquire())
     ours = [provider(console, tmp_path, home) for home in ("here", "there")]
+    looked = Barrier(2, timeout=240)
     for one in ours:
         one.place.account()
+        make = one.place.submit
+        one.place.submit = lambda *order, make=make: (looked.wait(), make(*order))
     with ThreadPoolExecutor(2) as threads:
         handles = list(threads.map(lambda one: submit(one, spec(rows)), ours))
     assert [handle.job_id for handle in handles] == [REF, REF]
