@@ -115,6 +115,11 @@ class Usage(Record, frozen=True, kw_only=True):
     """`None` where the place sends no bill."""
     source: str
 
+    @classmethod
+    def at(cls, hourly: Hourly | None, seconds: float, source: str) -> Usage:
+        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
+        return cls(seconds=seconds, usd=usd, source=source)
+
 
 class Place(ABC):
     """One place. A run has one ref, whatever attempts it takes."""

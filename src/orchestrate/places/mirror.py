@@ -17,7 +17,7 @@ from orchestrate.files import locked, opener, write_whole
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places.depot import StoredRun
-from orchestrate.types import Event, Record
+from orchestrate.types import Event, JobError, Record
 
 GROWING = ("events.jsonl", "metrics.jsonl", "worker.log")
 WHOLE = ("proof.json", "paces.jsonl", "status.json")
@@ -170,6 +170,21 @@ def newest_step(stored: StoredRun) -> int:
     """Of the newest checkpoint to go on from; 0 where there is none."""
     there = [name for name in stored.folders() if name.startswith("step-") and stored.manifest(name)]
     return max((int(name.removeprefix("step-")) for name in there), default=0)
+
+
+def state_of(stored: StoredRun) -> State:
+    told = stored.read("status.json")
+    return State.from_json(told) if told else State(status="queued", updated_at=now())
+
+
+def say(stored: StoredRun, state: State, status: str, error: JobError | None) -> None:
+    """How the run stands from now on, by whoever knows it where no worker can say so."""
+    at = now()
+    ended = None if status == "paused" else at
+    state = msgspec.structs.replace(
+        state, status=status, stage=None, updated_at=at, finished_at=ended, error=error
+    )
+    stored.write("status.json", state.to_json())
 
 
 def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None:

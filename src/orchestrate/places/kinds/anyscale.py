@@ -17,7 +17,6 @@ import shlex
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from decimal import Decimal
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -235,11 +234,8 @@ class AnyscaleJobs(AwayPlace):
 
     def usage(self, ref: str) -> Usage | None:
         """Of each job's run; the machine's own start and end are not in it."""
-        seconds = ran_s(self.find(ref))
-        hourly = self._hourly()
-        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
         told = "Anyscale's times of its runs, at the price of the configuration"
-        return Usage(seconds=seconds, usd=usd, source=told)
+        return Usage.at(self._hourly(), ran_s(self.find(ref)), told)
 
     def output(self, ref: str) -> str:
         """From the bucket of the cloud, which may be closed to this machine: a run is not held up by that."""

@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from decimal import Decimal
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -182,12 +181,9 @@ class KubeRay(AwayPlace):
                     )
 
     def usage(self, ref: str) -> Usage | None:
-        seconds = ran_s(self.find(ref))
         hourly = owned.hourly(self.name, self.options)
-        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
-        return Usage(
-            seconds=seconds, usd=usd, source="the operator's clock, at the price of the configuration"
-        )
+        told = "the operator's clock, at the price of the configuration"
+        return Usage.at(hourly, ran_s(self.find(ref)), told)
 
     @property
     def _api(self) -> Any:

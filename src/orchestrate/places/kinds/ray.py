@@ -19,7 +19,6 @@ import shlex
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from decimal import Decimal
 from importlib.util import find_spec
 from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
@@ -190,8 +189,7 @@ class RayJobs(AwayPlace):
         )
         seconds = max(seen, claim.used_s(self.depot.run(ref)))
         hourly = owned.hourly(self.name, self.options)
-        usd = None if hourly is None else hourly.usd_per_hour * Decimal(str(seconds)) / 3600
-        return Usage(seconds=seconds, usd=usd, source="the clocks there, at the price of the configuration")
+        return Usage.at(hourly, seconds, "the clocks there, at the price of the configuration")
 
     def output(self, ref: str) -> str:
         placed = self.state(ref)

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from packaging.version import Version
 
 from orchestrate.errors import HostUnavailable
 from orchestrate.local.run import launching
-from orchestrate.local.run.rundir import State, now
+from orchestrate.local.run.rundir import State
 from orchestrate.places import claim, mirror
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.claim import Claim
@@ -152,22 +151,12 @@ class Driver:
     def _write_status(self, status: str, error: JobError | None) -> None:
         """What has trained and has lost its place is paused: it goes on from its checkpoint when there is
         room again, and one that has failed could not."""
-        before, at = self.stored.read("status.json"), now()
-        state = State.from_json(before) if before else State(status="queued", updated_at=at)
+        state = mirror.state_of(self.stored)
         if state.terminal:
             return
         if status == "failed" and mirror.newest_step(self.stored):
             status = "paused"
-        ended = None if status == "paused" else at
-        state = msgspec.structs.replace(
-            state,
-            status=status,
-            stage=None,
-            updated_at=at,
-            finished_at=ended,
-            error=error,
-        )
-        self.stored.write("status.json", state.to_json())
+        mirror.say(self.stored, state, status, error)
 
     # -- the depot -------------------------------------------------------------------------------------------
 

@@ -29,8 +29,9 @@ from orchestrate.files import write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import helper, worker
 from orchestrate.local.run.parallel import LESS, Met
-from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.local.run.rundir import RunDir, State
 from orchestrate.local.space import disk_is_full
+from orchestrate.places import mirror
 from orchestrate.places.claim import Claim, Signs, Superseded
 from orchestrate.places.depot import Depot, StoredRun
 from orchestrate.places.mirror import Pulse, restore
@@ -174,18 +175,8 @@ def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
         code, fix = "RunFailed", LESS
     elif not isinstance(error, OrchestrateError) or error.retryable:
         return
-    before, at = stored.read("status.json"), now()
-    state = State.from_json(before) if before else State(status="queued", updated_at=at)
     message = f"worker {met.rank + 1} of {met.processes}: {error}" + (f" ({fix})" if fix else "")
-    told = msgspec.structs.replace(
-        state,
-        status=status,
-        stage=None,
-        updated_at=at,
-        finished_at=at if status == "failed" else None,
-        error=JobError(code=code, message=message),
-    )
-    stored.write("status.json", told.to_json())
+    mirror.say(stored, mirror.state_of(stored), status, JobError(code=code, message=message))
 
 
 def _assist(stored: StoredRun, folder: Path, met: Met) -> None:
