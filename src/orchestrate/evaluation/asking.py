@@ -8,8 +8,9 @@ file; a request that was under way when its process was killed counts with its w
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from msgspec.structs import replace
 from orchestrate.data.files.journal import Journal
 from orchestrate.errors import InvalidRequest, OrchestrateError, OverBudget, UsageError
 from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation.purse import Purse
 from orchestrate.files import locked, private_folder
 from orchestrate.types import Message, Record
 
@@ -30,6 +32,10 @@ Price = Callable[[int, int], Decimal]
 """US dollars for (prompt tokens, completion tokens)."""
 HOPELESS = 3
 """Questions refused, and not one answered, after which it is not the questions."""
+
+
+class Stopped(OrchestrateError):
+    """Others failed meanwhile."""
 
 
 class Question(Record, frozen=True, kw_only=True):
@@ -61,6 +67,8 @@ class Respondent:
     parallel: int = 1
     max_tokens: int = 512
     price: Price | None = None
+    place: str = ""
+    """Where it answers; that of all models on this machine is empty."""
 
     @property
     def key(self) -> str:
@@ -133,27 +141,6 @@ class AnswerLog:
 Entry = Sent | Got | Unanswered | Renewed
 
 
-@dataclass
-class Purse:
-    """What one evaluation may cost: all of its answers, those of earlier tries included."""
-
-    limit_usd: Decimal | None = None
-    spent_usd: Decimal = Decimal(0)
-    held_usd: Decimal = Decimal(0)
-    """The worst price of requests under way."""
-    counted: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-
-    def has(self, usd: Decimal) -> bool:
-        return self.limit_usd is None or self.spent_usd + self.held_usd + usd <= self.limit_usd
-
-    def count(self, key: str, answers: Iterable[tuple[str, Answer]]) -> None:
-        """Adds what answers cost, each once."""
-        for digest, answer in answers:
-            if (key, digest) not in self.counted:
-                self.counted.add((key, digest))
-                self.spent_usd += answer.usd or Decimal(0)
-
-
 Progress = Callable[[str, int, int, Decimal], None]
 """Called with (who is asked, answers, questions, US dollars so far)."""
 
@@ -167,6 +154,9 @@ class Asking:
     progress: Progress | None = None
     fresh: bool = False
     """Ask again, once, what was answered before."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Nothing more is sent; what is under way is still taken."""
+    telling: threading.Lock = field(default_factory=threading.Lock)
     _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
@@ -194,12 +184,39 @@ class Asking:
             wanted = {q.digest: q for q in questions}
             self._renew(respondent, log, wanted)
             self.purse.count(respondent.key, ((d, log.answers[d]) for d in wanted if d in log.answers))
-            self.purse.spent_usd += log.unknown_usd(wanted)
+            self.purse.spend(log.unknown_usd(wanted))
             missing = [q for digest, q in wanted.items() if digest not in log.answers]
             round_ = _Round(self, respondent, log, missing, len(wanted))
             round_.run()
             answers = log.answers | round_.refused
         return [answers[q.digest] for q in questions]
+
+    def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
+        """As `ask` for each, at all places at the same time and at each place one after the other. With a
+        limit all are asked in turn, so that each knows what the others cost. Where one fails, no other is
+        asked anything more."""
+        places: dict[str, list[int]] = {}
+        for number, (respondent, _) in enumerate(asked):
+            places.setdefault(respondent.place, []).append(number)
+        if len(places) == 1 or self.purse.limit_usd is not None:
+            return [self.ask(*one) for one in asked]
+        answers: list[list[Answer]] = [[] for _ in asked]
+
+        def at(numbers: list[int]) -> None:
+            for number in numbers:
+                answers[number] = self.ask(*asked[number])
+
+        with ThreadPoolExecutor(len(places), thread_name_prefix="place") as pool:
+            running = [pool.submit(at, numbers) for numbers in places.values()]
+            try:
+                wait(running, return_when=FIRST_EXCEPTION)
+            finally:
+                self.stopped.set()
+        self.stopped.clear()
+        errors = [error for future in running if (error := future.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+            raise error
+        return answers
 
     def _path(self, respondent: Respondent) -> Path:
         return self.folder / f"{respondent.key}.jsonl"
@@ -254,6 +271,9 @@ class _Round:
         try:
             while True:
                 while failed is None and len(running) < self._respondent.parallel:
+                    if self._asking.stopped.is_set():
+                        failed = Stopped(f"{self._respondent.name} was not asked to the end")
+                        break
                     if (batch := put_off or next(waiting, None)) is None:
                         break
                     try:
@@ -294,7 +314,7 @@ class _Round:
                 then=f"{self._done} of {self._total} answers are there and are kept",
                 fix="the same command with a higher --max-cost goes on from here",
             )
-        purse.held_usd += worst
+        purse.hold(worst)
         if self._respondent.price is not None:
             self._log.append(Sent([q.digest for q in batch], worst))
         return worst
@@ -303,7 +323,7 @@ class _Round:
         self, batch: list[Question], worst: Decimal, future: Future[list[Answer]]
     ) -> OrchestrateError | None:
         purse = self._asking.purse
-        purse.held_usd -= worst
+        purse.hold(-worst)
         try:
             answers = future.result()
         except InvalidRequest as error:
@@ -319,7 +339,7 @@ class _Round:
             if getattr(error, "status", None) is not None:
                 self._record(Unanswered([q.digest for q in batch]))
             else:
-                purse.spent_usd += worst
+                purse.spend(worst)
             return error
         for question, answer in zip(batch, answers, strict=True):
             if answer.error is not None:
@@ -355,8 +375,9 @@ class _Round:
     def _told(self, count: int) -> None:
         self._done += count
         if self._asking.progress is not None:
-            spent = self._asking.purse.spent_usd
-            self._asking.progress(self._respondent.name, self._done, self._total, spent)
+            with self._asking.telling:
+                spent = self._asking.purse.spent_usd
+                self._asking.progress(self._respondent.name, self._done, self._total, spent)
 
     def _require_answers(self) -> None:
         """Raises when every question was refused: a wrong setting is no wrong answer."""

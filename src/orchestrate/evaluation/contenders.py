@@ -127,6 +127,7 @@ def by_chat(
         parallel=chat.threads,
         max_tokens=sampling.max_tokens,
         price=price,
+        place=contender.served_by,
     )
     return Candidate(contender, respondent)
 

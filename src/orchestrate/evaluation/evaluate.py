@@ -143,8 +143,8 @@ def evaluate(
     needed = {NEEDS.get(metric.used.name) for metric in terms.metrics}
     sides: list[Side] = []
     contenders: list[Contender] = []
-    for candidate in candidates:
-        flat = asking.ask(candidate.respondent, candidate.questions(items, samples))
+    asked = [(one.respondent, one.questions(items, samples)) for one in candidates]
+    for candidate, flat in zip(candidates, asking.ask_each(asked), strict=True):
         answers = [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)]
         if candidate.likelihood is not None and "likelihood" in needed:
             answers = with_likelihood(items, answers, candidate)

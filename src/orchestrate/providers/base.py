@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from orchestrate.data.operations.preview import RowTokens
     from orchestrate.data.rules import Target
     from orchestrate.local.answers.generation import Generator
+    from orchestrate.local.answers.worker import Worker
     from orchestrate.profile import Profile
     from orchestrate.providers.adapters import Adapters
     from orchestrate.providers.chat.completions import Chat
@@ -350,8 +351,11 @@ class Provider(ABC):
         asked."""
         return None
 
-    def generator(self, job: JobHandle, *, checkpoint: str | None = None) -> Generator | None:
-        """The tuned model and its base as a process of this machine, where it can be."""
+    def generator(
+        self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
+    ) -> Generator | None:
+        """The tuned model and its base as a process of this machine, where it can be. `worker`: a process
+        that answers for others too."""
         return None
 
     # -- shared --------------------------------------------------------------------------------------------

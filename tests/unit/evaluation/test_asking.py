@@ -17,8 +17,9 @@ from tests.chat_host import chat_host
 from tests.unit.evaluation.conftest import answering, cents
 
 from orchestrate.errors import InvalidRequest, OverBudget, RateLimited, UsageError
-from orchestrate.evaluation.asking import AnswerLog, Asking, Purse, Question, Respondent, Sent
+from orchestrate.evaluation.asking import AnswerLog, Asking, Question, Respondent, Sent
 from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation.purse import Purse
 from orchestrate.types import Message
 
 

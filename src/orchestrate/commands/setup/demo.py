@@ -115,7 +115,10 @@ class _Demo:
         )  # this machine may lack what trains
         self._step("What would it cost?", "Real prices of the hosts, from the rates of this package.")
         self._run("quote")
-        runs = [*self._trained_here(), *self._hosted(train)] if train else self._hosted(train)
+        here = self._begun_here() if train else []
+        runs = [*here, *self._hosted(train)]
+        if here:
+            self._run(f"watch {here[0]}")
         names = " ".join(runs)
         if train:
             self._step("Was it worth it? Base against tuned, on 200 rows that no run has seen")
@@ -132,9 +135,13 @@ class _Demo:
             f"go on:  cd {shlex.quote(os.path.relpath(self.folder))}; orchestrate runs --sandbox",
         )
 
-    def _trained_here(self) -> list[str]:
-        self._step("Train here: QLoRA on this CPU", "For real; the base is a tiny model made for tests.")
-        return self._run(f"submit --provider {this_machine().kind} --watch --yes --again").split()
+    def _begun_here(self) -> list[str]:
+        self._step(
+            "Train here: QLoRA on this CPU",
+            "For real; the base is a tiny model made for tests.",
+            "The run has a process of its own, and the demo goes on meanwhile.",
+        )
+        return self._run(f"submit --provider {this_machine().kind} --yes --again").split()
 
     def _hosted(self, train: bool) -> list[str]:
         what = (

@@ -1,4 +1,5 @@
-"""The process behind `Generator`: JSON lines on stdin and stdout, the first one says what to load."""
+"""The process behind `Generator`: JSON lines on stdin and stdout. The first one says what to load; a later
+one may name another model."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -14,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.local import pipe
-from orchestrate.local.run.process import importing
+from orchestrate.local.run.process import importing, leave
 from orchestrate.types import decoding
 
 MOST_ROWS = 64
@@ -45,23 +46,61 @@ def _table(value: object) -> dict[str, Any]:
 class Answerer:
     """Holds the model; `answer` takes one request."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, load: dict[str, Any]) -> None:
+        from orchestrate.local.model.files import models
+        from orchestrate.local.model.loading import pick_device
+
+        self.device = pick_device(load.get("device"))
+        self.folder = models.fetch(load["model"])
+        self.fitting_rows: int | None = None
+        """As many as memory did for, once it has run out."""
+        self._base: Any = None
+        self._tuned: Any = None
+        self._numbered = 0
+        self._take(load)
+        self._load()
+
+    def turn(self, load: dict[str, Any]) -> bool:
+        """Puts another adapter on the base in place of the one that it has; False where the model is to be
+        loaded anew: it is another one, or what lies on the base changes more than an adapter's own layers."""
+        from orchestrate.local.model.files import models
+        from orchestrate.local.model.loading import add_adapter, load_adapter, pick_device
+
+        base = (models.fetch(load["model"]).path, pick_device(load.get("device")))
+        if base != (self.folder.path, self.device) or not self._plain():
+            return False
+        precision = self.four_bit
+        self._take(load)
+        if self.four_bit != precision or not self._plain():
+            return False
+        if self.adapter is None:
+            return True
+        name = self._next_name()
+        if self._tuned is None:
+            self._tuned = load_adapter(self._base, self.adapter, name=name)
+        else:
+            add_adapter(self._tuned, self.adapter, name)
+            self._tuned.set_adapter(name)
+            for other in [one for one in self._tuned.peft_config if one != name]:
+                self._tuned.delete_adapter(other)
+        self._tuned.eval()
+        return True
+
+    def _take(self, load: dict[str, Any]) -> None:
+        """What belongs to the adapter: its tokenizer, and how it was trained."""
         import torch
 
         from orchestrate.local.encoding.encoding import Template
         from orchestrate.local.model import threads
-        from orchestrate.local.model.files import models
-        from orchestrate.local.model.loading import load_tokenizer, pick_device
+        from orchestrate.local.model.loading import load_tokenizer
         from orchestrate.local.model.sampling.sampling import Sampler
 
         self.torch = torch
-        self.device = pick_device(request.get("device"))
-        torch.set_num_threads(threads.chosen(request.get("threads"), self.device))
-        self.folder = models.fetch(request["model"])
-        self.adapter = Path(request["adapter"]) if request.get("adapter") else None
+        torch.set_num_threads(threads.chosen(load.get("threads"), self.device))
+        self.adapter = Path(load["adapter"]) if load.get("adapter") else None
         self.whole = self.adapter is not None and not (self.adapter / "adapter_config.json").is_file()
         self.passport = read_passport(self.adapter)
-        self.four_bit = request.get("four_bit")
+        self.four_bit = load.get("four_bit")
         if self.four_bit is None:
             self.four_bit = self._trained_in_four_bit()
         has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
@@ -72,11 +111,22 @@ class Answerer:
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.sampler = Sampler.of(self.template, self.folder, self.device)
         self.sampler.shares = True
-        self.fitting_rows: int | None = None
-        """As many as memory did for, once it has run out."""
-        self._base: Any = None
-        self._tuned: Any = None
-        self._load()
+
+    def _plain(self) -> bool:
+        """Whether the adapter is nothing but low-rank layers of its own."""
+        if self.adapter is None:
+            return True
+        from orchestrate.local.model.weights import experts
+
+        if self.whole or any(experts.held_of(self._base)):
+            return False
+        config = msgspec.json.decode((self.adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
+        more = ("modules_to_save", "trainable_token_indices", "target_parameters")
+        return config.get("peft_type") == "LORA" and not any(config.get(name) for name in more)
+
+    def _next_name(self) -> str:
+        self._numbered += 1
+        return f"a{self._numbered}"
 
     def _trained_in_four_bit(self) -> bool:
         if adapter := _table(self.passport.get("adapter")):
@@ -102,15 +152,16 @@ class Answerer:
         return sum(p.stat().st_size for p in self.folder.weights) <= SMALL_MODEL_BYTES
 
     def model(self, base: bool) -> tuple[Any, AbstractContextManager[Any]]:
-        if not base or self.adapter is None:
-            return (self._tuned if self._tuned is not None else self._base), nullcontext()
-        if self.whole:
+        if self.whole and base:
             if self._base is None:
                 from orchestrate.local.model.loading import load_base
 
                 self._base = load_base(self.folder.path, four_bit=False, device=self.device).eval()
             return self._base, nullcontext()
-        return self._tuned, self._tuned.disable_adapter()
+        if self._tuned is None:
+            return self._base, nullcontext()
+        without = not self.whole and (base or self.adapter is None)
+        return self._tuned, self._tuned.disable_adapter() if without else nullcontext()
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
         from orchestrate.local.model.sampling.rounding import rounds
@@ -218,17 +269,30 @@ class Answerer:
         return watch
 
 
+def loaded(held: list[Answerer], load: dict[str, Any]) -> None:
+    """What is asked for is in `held`, which is empty where it cannot be had."""
+    before = held.copy()
+    held.clear()
+    if before and before[0].turn(load):
+        held.extend(before)
+        return
+    before.clear()
+    with importing():
+        held.append(Answerer(load))
+
+
 def main() -> int:
     send = pipe.answering()
-    answerer: Answerer | None = None
+    held: list[Answerer] = []
     for line in sys.stdin.buffer:
         try:
             request = msgspec.json.decode(line, type=dict[str, Any])
-            if answerer is None:
-                with importing():
-                    answerer = Answerer(request)
+            if "load" in request:
+                loaded(held, request["load"])
                 send({"ready": True})
-            elif "likelihoods" in request:
+                continue
+            [answerer] = held
+            if "likelihoods" in request:
                 answerer.likelihoods(request, send)
             else:
                 answerer.answer(request, send)
@@ -240,4 +304,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

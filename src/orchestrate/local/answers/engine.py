@@ -47,6 +47,7 @@ from orchestrate.local.model.loading import (
     pick_device,
 )
 from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.local.run.process import leave
 from orchestrate.types import decoding
 
 Send = Callable[[dict[str, Any]], None]
@@ -394,4 +395,4 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

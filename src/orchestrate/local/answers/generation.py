@@ -7,22 +7,15 @@ with Generator("path/to/base", adapter=folder) as model:
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from collections.abc import Generator as PyGenerator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
-import msgspec
-
-from orchestrate.errors import DataError, RunFailed
-from orchestrate.local import pipe
+from orchestrate.errors import DataError
+from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files.models import source
-from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.types import Message, Reply, decoding
-from orchestrate.underway import work
 
 Prompt = Sequence[Message | Mapping[str, Any]]
 """The messages so far. A mapping may carry what `Message` has no field for: tool calls, a tool's name."""
@@ -33,9 +26,10 @@ class Generator:
     """One worker process holds the model; base and tuned answers come from the same one, the adapter off or
     on.
 
-    The process starts with the first question and ends with the context, or with this process. Raises
-    `MissingExtra`, `UsageError` or `ConfigError` when the model cannot be had, `RunFailed` when the worker
-    dies.
+    The process starts with the first question and ends with the context, or with this process. Several
+    generators may share one `worker`, which whoever made it closes: it holds one base, and one adapter of it
+    at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` when the model cannot be had, `RunFailed`
+    when the worker dies.
     """
 
     def __init__(
@@ -46,15 +40,22 @@ class Generator:
         threads: int | None = None,
         device: str | None = None,
         four_bit: bool | None = None,
+        worker: Worker | None = None,
     ) -> None:
         """`model`: catalog name, folder or hub id. `adapter`: folder of an adapter, or of a whole tuned
         model. `four_bit`: `None` takes the precision that the adapter was trained on, as its passport
         says."""
         self.model = source(str(model))
         self.adapter = None if adapter is None else str(adapter.resolve())
-        self._options = {"threads": threads, "device": device, "four_bit": four_bit}
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
+        self._load = {
+            "model": self.model,
+            "adapter": self.adapter,
+            "threads": threads,
+            "device": device,
+            "four_bit": four_bit,
+        }
+        self._own = worker is None
+        self._worker = worker or Worker()
 
     def __enter__(self) -> Self:
         return self
@@ -64,22 +65,8 @@ class Generator:
 
     def start(self) -> None:
         """Loads the model now instead of at the first question."""
-        if self._worker is not None:
-            return
-        require_packages("answering on this machine")
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the worker
-        self._worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrate.local.answers.answering"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=worker_environment(
-                self._options["threads"] if isinstance(self._options["threads"], int) else None
-            ),
-        )
-        self._send({"model": self.model, "adapter": self.adapter, **self._options})
-        with work("loading the model"):
-            self._receive()
+        with self._worker.holding(self._load):
+            pass
 
     def generate(
         self,
@@ -126,10 +113,10 @@ class Generator:
         it may have turned are `mended`: asked for again, alone."""
         if not prompts:
             return []
-        self.start()
         question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
-        self._send({**question, "batch": batch, "rounding": rounding})
-        return [_reply(told) for told in self._receive()["replies"]]
+        with self._worker.holding(self._load) as worker:
+            worker.send({**question, "batch": batch, "rounding": rounding})
+            return [_reply(told) for told in worker.receive()["replies"]]
 
     def stream(
         self,
@@ -143,12 +130,12 @@ class Generator:
     ) -> PyGenerator[str, None, Reply]:
         """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools; then
         the whole of it is returned."""
-        self.start()
-        self._send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
         sent = ""
-        while "piece" in (answer := self._receive()):
-            sent += answer["piece"]
-            yield answer["piece"]
+        with self._worker.holding(self._load) as worker:
+            worker.send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
+            while "piece" in (answer := worker.receive()):
+                sent += answer["piece"]
+                yield answer["piece"]
         reply = _reply(answer["replies"][0])
         if isinstance(reply, DataError):
             raise reply
@@ -164,50 +151,13 @@ class Generator:
         `text`, after a `context` where there is one, or of an `answer` to `messages` (with `tools`)."""
         if not rows:
             return []
-        self.start()
-        self._send({"likelihoods": [dict(row) for row in rows], "base": base})
-        return decoding.convert(self._receive()["likelihoods"], list[tuple[float, int, bool]])
+        with self._worker.holding(self._load) as worker:
+            worker.send({"likelihoods": [dict(row) for row in rows], "base": base})
+            return decoding.convert(worker.receive()["likelihoods"], list[tuple[float, int, bool]])
 
     def close(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            pipe.end(worker)
-            assert worker.stdout is not None  # noqa: S101  opened as a pipe
-            worker.stdout.close()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-    # -- the wire --------------------------------------------------------------------------------------------
-
-    def _send(self, message: dict[str, Any]) -> None:
-        worker = self._worker
-        assert worker is not None and worker.stdin is not None  # noqa: S101  started before
-        try:
-            worker.stdin.write(msgspec.json.encode(message) + b"\n")
-            worker.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._died() from error
-
-    def _receive(self) -> dict[str, Any]:
-        worker = self._worker
-        assert worker is not None and worker.stdout is not None  # noqa: S101  started before
-        line = worker.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise self._died()
-        answer = msgspec.json.decode(line, type=dict[str, Any])
-        if "error" in answer:
-            raise pipe.raised(answer)
-        return answer
-
-    def _died(self) -> RunFailed:
-        tail = ""
-        if self._log is not None:
-            self._log.seek(0)
-            tail = self._log.read()[-2000:].decode(errors="replace").strip()
-        code = self._worker.wait() if self._worker else None
-        self.close()
-        return RunFailed(f"the process that answers ended with {code}:\n{tail}", fix="orchestrate doctor")
+        if self._own:
+            self._worker.close()
 
 
 def _question(

@@ -3,15 +3,18 @@ again, so the start time is kept beside it."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import platform
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -80,3 +83,12 @@ def importing() -> Generator[None]:
             del os.environ[NO_COMPILER]
         else:
             os.environ[NO_COMPILER] = asked
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process as its last act. Python would take the libraries' million objects apart one by one
+    first, for more than a second."""
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]  as Python itself does first
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

@@ -212,4 +212,4 @@ def _end(run: RunDir, status: str, **changes: Any) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(str(Path(sys.argv[1]))))
+    process.leave(main(str(Path(sys.argv[1]))))

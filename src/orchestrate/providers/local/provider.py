@@ -52,6 +52,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.local.answers.generation import Generator
+    from orchestrate.local.answers.worker import Worker
     from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
@@ -326,18 +327,23 @@ class LocalProvider(PlannedProvider):
         for id, _ in list(self._generators):
             self._close(id)
 
-    def generator(self, job: JobHandle, *, checkpoint: str | None = None) -> Generator:
-        """One process for each model that was asked for, until `close`."""
+    def generator(
+        self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
+    ) -> Generator:
+        """Without a `worker` one process for each model that was asked for, until `close`."""
         from orchestrate.local.answers.generation import Generator
 
         key = (job.job_id, checkpoint)
-        if key not in self._generators:
-            run = self._run(job)
-            local = run.job()
-            folder = weights.of(run, checkpoint, self.name)
-            self.place.bring(run, folder)
-            self._generators[key] = Generator(local.model, folder, threads=local.threads, device=local.device)
-        return self._generators[key]
+        if worker is None and key in self._generators:
+            return self._generators[key]
+        run = self._run(job)
+        local = run.job()
+        folder = weights.of(run, checkpoint, self.name)
+        self.place.bring(run, folder)
+        made = Generator(local.model, folder, threads=local.threads, device=local.device, worker=worker)
+        if worker is None:
+            self._generators[key] = made
+        return made
 
     def _close(self, id: str) -> None:
         for key in [key for key in self._generators if key[0] == id]:

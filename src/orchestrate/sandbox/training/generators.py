@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from orchestrate.errors import DataError
 from orchestrate.local import Generator
+from orchestrate.local.answers.worker import Worker
 from orchestrate.types import Message, Reply
 
-MOST_PROCESSES = 2
+GATHERING_S = 0.01
+"""Those whose answers came just now ask again within this time, and need not wait for another batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +33,19 @@ class _Asked:
 
 
 class Generators:
-    """A few answering processes, one for each adapter asked for lately; the oldest one makes room. Requests
-    that come while others are being answered are answered together, each as if it were alone."""
+    """All from one process, which holds the stand-in and the adapter that was asked for last. Requests that
+    come while others are being answered are answered together, each as if it were alone."""
 
     def __init__(self, model: str, threads: int, start: Callable[..., Generator] = Generator) -> None:
-        """`start`: another way to begin a process."""
+        """`start`: of what answers for an adapter."""
         self.model = model
         self.threads = threads
         self._start = start
         self._answering = threading.Lock()
         self._queue = threading.Lock()
         self._waiting: list[_Asked] = []
-        self._open: OrderedDict[Path | None, Generator] = OrderedDict()
+        self._worker = Worker()
+        self._known: dict[Path | None, Generator] = {}
 
     def reply(
         self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
@@ -53,6 +56,8 @@ class Generators:
             self._waiting.append(asked)
         with self._answering:
             if not asked.reply.done():  # else answered with the one before
+                if temperature == 0:
+                    time.sleep(GATHERING_S)
                 self._answer(asked)
         return asked.reply.result()
 
@@ -78,15 +83,12 @@ class Generators:
                 one.reply.set_result(reply)
 
     def _generator(self, adapter: Path | None) -> Generator:
-        generator = self._open.pop(adapter, None)
-        if generator is None:
-            while len(self._open) >= MOST_PROCESSES:
-                self._open.popitem(last=False)[1].close()
-            generator = self._start(self.model, adapter, threads=self.threads, device="cpu")
-        self._open[adapter] = generator
-        return generator
+        if adapter not in self._known:
+            self._known[adapter] = self._start(
+                self.model, adapter, threads=self.threads, device="cpu", worker=self._worker
+            )
+        return self._known[adapter]
 
     def close(self) -> None:
         with self._answering:
-            while self._open:
-                self._open.popitem()[1].close()
+            self._worker.close()

@@ -21,6 +21,7 @@ from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
 from orchestrate.handles import privacy
 from orchestrate.handles.deployment import require_open
+from orchestrate.local.answers.worker import Worker
 from orchestrate.migration import recordings
 from orchestrate.profile import this_machine
 from orchestrate.providers.calls.clients import connect, wire_of
@@ -70,7 +71,9 @@ class Contenders:
         self._stream, self._logprobs = stream, logprobs
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
-        self._generators: dict[str, Generator] = {}
+        self._worker = Worker()
+        """Of all that answer on this machine, one after the other: a base is in memory once."""
+        self._open.callback(self._worker.close)
         self._private: str | None = None
         """One of the runs, where one is: then no other model on a machine of others sees the rows."""
 
@@ -109,7 +112,7 @@ class Contenders:
         )
         if elsewhere:
             return self._at_other_host(handle, tuned, base=base)
-        generator = provider.generator(run.handle, checkpoint=checkpoint)
+        generator = provider.generator(run.handle, checkpoint=checkpoint, worker=self._worker)
         if generator is None and reachable and self._on != "here":
             return self._on_host(handle, tuned, asked, base=base)
         return self._here(handle, tuned, generator, base=base)
@@ -265,7 +268,7 @@ class Contenders:
                     f"the downloaded model in {artifact.folder} does not say which base it belongs to"
                 )
             at = artifact.folder
-            generator = self._open.enter_context(LocalGenerator(artifact.base_model, adapter=Path(at)))
+            generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
         served_by = f"the adapter on this machine, base {Path(generator.model).name}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
         found = [
@@ -299,9 +302,7 @@ class Contenders:
     def _plain_here(self, model: str, written: str) -> Candidate:
         from orchestrate.local import Generator as LocalGenerator
 
-        if model not in self._generators:
-            self._generators[model] = self._open.enter_context(LocalGenerator(model))
-        generator = self._generators[model]
+        generator = LocalGenerator(model, worker=self._worker)
         contender = Contender(
             name=written,
             kind="model",

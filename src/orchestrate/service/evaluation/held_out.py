@@ -17,7 +17,7 @@ from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import rubric
-from orchestrate.evaluation.asking import Asking, Progress, Purse
+from orchestrate.evaluation.asking import Asking, Progress
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import (
     Asked,
@@ -32,6 +32,7 @@ from orchestrate.evaluation.flips import flips
 from orchestrate.evaluation.held_out import HeldOut, held_out
 from orchestrate.evaluation.judges.judge import PairJudge, ScoreJudge
 from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.purse import Purse
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.handles.deployment import used

@@ -14,11 +14,12 @@ import msgspec
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import rated, rubric
-from orchestrate.evaluation.asking import Asking, Progress, Purse, Question
+from orchestrate.evaluation.asking import Asking, Progress, Question
 from orchestrate.evaluation.judges import calibration, rows
 from orchestrate.evaluation.judges.calibration import Calibration as Calibration
 from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge
 from orchestrate.evaluation.judges.rows import JudgeReport as JudgeReport
+from orchestrate.evaluation.purse import Purse
 from orchestrate.evaluation.rated import RatedAnswer
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.tracking.records.reviews import PREFIX

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.asking import Asking, Progress, Purse
+from orchestrate.evaluation.asking import Asking, Progress
 from orchestrate.evaluation.evaluate import EvaluationPlan, plan
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, Metric, registry
+from orchestrate.evaluation.purse import Purse
 from orchestrate.evaluation.regression import harness, probes
 from orchestrate.evaluation.regression.judging import ProbeResult
 from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe

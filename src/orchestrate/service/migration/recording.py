@@ -15,10 +15,11 @@ from orchestrate import days, files
 from orchestrate.catalog.licences import licence_of
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OverBudget, UsageError
-from orchestrate.evaluation.asking import Asking, Progress, Purse
+from orchestrate.evaluation.asking import Asking, Progress
 from orchestrate.evaluation.evaluate import Asked, plan
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.prompts import prompts
+from orchestrate.evaluation.purse import Purse
 from orchestrate.migration import recordings
 from orchestrate.migration.covering import covering
 from orchestrate.migration.inventory import shutdown
