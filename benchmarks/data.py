@@ -5,7 +5,7 @@
     python benchmarks/data.py --size 0 --growth 100,1000,10000 check alone: linear? and the peak of memory
     python benchmarks/data.py --text FOLDER                    rows of other text
 
-Four ways, each the whole life of a process, imports and vocabularies included, in turn, round after round:
+Five ways, each the whole life of a process, imports and vocabularies included, in turn, round after round:
 
 - `check`: `orchestrate data check` for all backends: format, roles, tools, exact o200k counts of all and of
   trained tokens, duplicates, contradictions, secrets, personal data, damage, portability. Near duplicates
@@ -13,6 +13,7 @@ Four ways, each the whole life of a process, imports and vocabularies included, 
 - `cookbook`: what OpenAI's cookbook does in "Data preparation and analysis for chat model fine-tuning": all
   rows in memory, format errors, tiktoken counts of each row and once more of its answers, distributions, and
   the tokens that are billed; with o200k, so that its counts can be compared with ours.
+- `sampled`: `check` with `--tokens sampled`, whose count must be as near the exact one as it says.
 - `uncounted`: all that `check` does but counting, without a tokenizer.
 - `together`: `together.lib.utils.files.check_file`, which parses each line and counts no tokens.
 
@@ -50,7 +51,8 @@ URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 ROW_BYTES = 3_100
 SOURCE_CHARACTERS = 60_000_000
 DOCUMENTS = (".py", ".md", ".rst", ".txt", ".po")
-WAYS = ("check", "cookbook", "uncounted", "together")
+SAMPLED_WITHIN = 0.03
+WAYS = ("check", "cookbook", "sampled", "uncounted", "together")
 
 
 # -- the rows
@@ -104,14 +106,18 @@ def make(file: Path, megabytes: int, folder: str | None) -> None:
 # -- the ways; each returns (tokens, trained tokens)
 
 
-def check(file: str) -> tuple[int, int]:
+def check(file: str, *words: str) -> tuple[int, int]:
     from orchestrate.cli import app
 
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
-        app(["data", "check", file, "--tokenizer", "o200k", "--json"], standalone_mode=False)
+        app(["data", "check", file, "--tokenizer", "o200k", "--json", *words], standalone_mode=False)
     facts = json.loads(told.getvalue())["report"]["files"][0]
     return facts["tokens"], facts["trained_tokens"]
+
+
+def sampled(file: str) -> tuple[int, int]:
+    return check(file, "--tokens", "sampled")
 
 
 def cookbook(file: str) -> tuple[int, int]:
@@ -190,6 +196,7 @@ def one(way: str, file: str) -> None:
     ways: dict[str, Callable[[str], tuple[int, int]]] = {
         "check": check,
         "cookbook": cookbook,
+        "sampled": sampled,
         "uncounted": uncounted,
         "together": together,
     }
@@ -247,6 +254,9 @@ def compare(folder: Path, megabytes: int, rounds: int, text: str | None) -> list
     counts = {(run["tokens"], run["trained"]) for way in ("check", "cookbook") for run in seen[way]}
     if len(counts) > 1:
         raise SystemExit(f"the ways count differently: {counts}")
+    [(exact, _)] = counts
+    if off := [run["tokens"] for run in seen["sampled"] if abs(run["tokens"] / exact - 1) > SAMPLED_WITHIN]:
+        raise SystemExit(f"{exact:,} tokens, and sampled {off}")
 
     def figures(way: str, name: str) -> tuple[float, float]:
         values = [run[name] for run in seen[way]]
@@ -289,6 +299,7 @@ def growth(folder: Path, sizes: list[int], text: str | None) -> list[dict[str, o
 TOLD = {
     "check": "`orchestrate data check`: all problems, exact counts, portability",
     "cookbook": "OpenAI's cookbook method (tiktoken)",
+    "sampled": "`orchestrate data check --tokens sampled`: counts with an interval",
     "uncounted": "`orchestrate data check` without counting",
     "together": "Together's `check_file`: counts no tokens",
 }

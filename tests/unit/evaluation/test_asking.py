@@ -207,3 +207,67 @@ def test_a_kill_loses_no_answer_and_pays_for_none_twice(tmp_path: Path) -> None:
     assert set(asked) == {f"row {i}" for i in range(60)}
     twice = len(asked) - 60
     assert twice <= 2 * 4, "only what was under way, four at a time, may be asked again"
+
+
+def two_places(seen: list[Question], meeting: threading.Barrier | None = None) -> list[Respondent]:
+    """Two models at each of two places."""
+
+    def said(text: str) -> str:
+        if meeting is not None:
+            meeting.wait(120)
+        return text.upper()
+
+    return [
+        dataclasses.replace(
+            answering(said, seen, price=cents), name=f"{name} at {place}", identity={"m": name}, place=place
+        )
+        for place, name in (("a", "one"), ("a", "two"), ("b", "three"), ("b", "four"))
+    ]
+
+
+def test_places_are_asked_at_the_same_time(tmp_path: Path) -> None:
+    """Each answer waits for one of the other place: one place after the other would never end."""
+    seen: list[Question] = []
+    told: list[tuple[str, int]] = []
+    asking = Asking(tmp_path, progress=lambda name, done, *_: told.append((name, done)))
+    asked = [(model, questions(3)) for model in two_places(seen, threading.Barrier(2))]
+    answers = asking.ask_each(asked)
+    assert [[a.text for a in one] for one in answers] == [["Q0", "Q1", "Q2"]] * 4
+    assert len(seen) == 12 and len(told) == 12 and asking.purse.spent_usd == Decimal("0.36")
+    assert [done for name, done in told if name == "one at a"] == [1, 2, 3]
+
+
+def test_with_a_limit_each_knows_what_the_others_cost(tmp_path: Path) -> None:
+    seen: list[Question] = []
+    asked = [(model, questions(2)) for model in two_places(seen)]
+    asking = Asking(tmp_path, Purse(Decimal("1.12")))
+    with pytest.raises(OverBudget, match="three at b"):
+        asking.ask_each(asked)
+    assert asking.purse.spent_usd == Decimal("0.12") and len(seen) == 4
+    assert [[a.text for a in one] for one in Asking(tmp_path).ask_each(asked)] == [["Q0", "Q1"]] * 4
+    assert len(seen) == 8
+
+
+def test_where_one_fails_no_other_is_asked_on(tmp_path: Path) -> None:
+    """What is under way is still taken; and the error is that of the one which failed."""
+    begun, failed = threading.Event(), threading.Event()
+    seen: list[Question] = []
+
+    def dies(_: str) -> str:
+        assert begun.wait(120)
+        failed.set()
+        raise RateLimited("b", "no more today")
+
+    def waits(text: str) -> str:
+        begun.set()
+        assert failed.wait(120) and asking.stopped.wait(120)
+        return text.upper()
+
+    asking = Asking(tmp_path)
+    good = dataclasses.replace(answering(waits, seen), name="good", identity={"m": 1}, place="a")
+    bad = dataclasses.replace(answering(dies), name="bad", identity={"m": 2}, place="b")
+    with pytest.raises(RateLimited, match="no more today"):
+        asking.ask_each([(good, questions(3)), (bad, questions(3))])
+    assert len(seen) == 1
+    assert len(Asking(tmp_path).kept(good, questions(3))) == 1, "paid for, and kept"
+    assert [a.text for a in asking.ask(answering(shout), questions(1))] == ["Q0"], "it can be asked again"

@@ -56,7 +56,7 @@ def demo(
         print_text("\n".join(str(folder / name) for name in (*_FILES, CONFIG_NAME)))
         return
     _require_packages(train)
-    took = "2 to 5 minutes on two cores" if train else "about a minute, without training"
+    took = "1 to 3 minutes on two cores" if train else "about a minute, without training"
     note(f"takes {took}; writes to {folder.resolve()} alone, and asks nothing of any host")
     _Demo(folder).go(train)
 

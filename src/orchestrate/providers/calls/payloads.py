@@ -37,12 +37,16 @@ def payload(answer: object) -> dict[str, Any]:
 
 def redact(value: Any) -> Any:
     """The same JSON value without values under secret names, key-like words and signed URLs' queries."""
+    if isinstance(value, str):
+        return redact_text(value)
+    if value is None or isinstance(value, int | float):
+        return value
     if isinstance(value, Mapping):
         items = cast("Mapping[str, Any]", value).items()
         return {k: MASK if v and _secret(k) else redact(v) for k, v in items}
     if isinstance(value, list | tuple):
         return [redact(v) for v in cast("list[Any]", value)]
-    return redact_text(value) if isinstance(value, str) else value
+    return value
 
 
 @lru_cache(maxsize=4096)

@@ -62,7 +62,7 @@ def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> 
         epochs=whole(hyper.get("n_epochs")),
         batch_size=whole(hyper.get("batch_size")),
         error=_error(table(values.get("error"))),
-        payload=payload(answer),
+        payload=payload(values),
     )
 
 
@@ -77,7 +77,7 @@ def _error(error: Mapping[str, Any]) -> JobError | None:
 def event_of(answer: object) -> Event:
     values = plain(answer)
     level = text(values.get("level")) or "info"
-    data = table(payload(answer).get("data"))
+    data = table(payload(values).get("data"))
     return Event(
         id=str(values.get("id")),
         at=when(values.get("created_at")) or datetime.fromtimestamp(0, UTC),
