@@ -198,17 +198,19 @@ class Asking:
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)
-        if len(places) == 1 or self.purse.limit_usd is not None:
+        if len(places) < 2 or self.purse.limit_usd is not None:
             return [self.ask(*one) for one in asked]
         answers: list[list[Answer]] = [[] for _ in asked]
 
         def at(numbers: list[int]) -> None:
             for number in numbers:
+                if self.stopped.is_set():
+                    raise Stopped(f"{asked[number][0].name} was not asked")
                 answers[number] = self.ask(*asked[number])
 
         with ThreadPoolExecutor(len(places), thread_name_prefix="place") as pool:
-            running = [pool.submit(at, numbers) for numbers in places.values()]
             try:
+                running = [pool.submit(at, numbers) for numbers in places.values()]
                 wait(running, return_when=FIRST_EXCEPTION)
             finally:
                 self.stopped.set()
@@ -271,10 +273,10 @@ class _Round:
         try:
             while True:
                 while failed is None and len(running) < self._respondent.parallel:
+                    if (batch := put_off or next(waiting, None)) is None:
+                        break
                     if self._asking.stopped.is_set():
                         failed = Stopped(f"{self._respondent.name} was not asked to the end")
-                        break
-                    if (batch := put_off or next(waiting, None)) is None:
                         break
                     try:
                         worst, put_off = self._send(batch), None

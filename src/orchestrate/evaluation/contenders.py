@@ -90,7 +90,8 @@ def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> 
     """The same model, shown the examples first."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
-    return Candidate(contender, candidate.respondent, shots)  # its likelihoods would be without them
+    respondent = dataclasses.replace(candidate.respondent, name=name)
+    return Candidate(contender, respondent, shots)  # its likelihoods would be without them
 
 
 def by_chat(
@@ -231,4 +232,8 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 def renamed(candidate: Candidate, name: str) -> Candidate:
     if name == candidate.contender.name:
         return candidate
-    return dataclasses.replace(candidate, contender=replace(candidate.contender, name=name))
+    return dataclasses.replace(
+        candidate,
+        contender=replace(candidate.contender, name=name),
+        respondent=dataclasses.replace(candidate.respondent, name=name),
+    )

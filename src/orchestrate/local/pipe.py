@@ -39,7 +39,8 @@ def answering() -> Callable[[Mapping[str, Any]], None]:
 
 def failure(error: Exception) -> dict[str, Any]:
     """In the process: the answer that tells of an error, whose traceback goes to standard error."""
-    traceback.print_exception(error)
+    with suppress(OSError):  # no room for it
+        traceback.print_exception(error)
     fix = error.fix if isinstance(error, OrchestrateError) else None
     return {"error": f"{error}" or type(error).__name__, "kind": type(error).__name__, "fix": fix}
 

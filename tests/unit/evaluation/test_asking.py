@@ -263,11 +263,14 @@ def test_where_one_fails_no_other_is_asked_on(tmp_path: Path) -> None:
         assert failed.wait(120) and asking.stopped.wait(120)
         return text.upper()
 
-    asking = Asking(tmp_path)
+    later = dataclasses.replace(answering(shout), name="later", identity={"m": 3}, place="a")
+    Asking(tmp_path).ask(later, questions(3))
+    asking = Asking(tmp_path, fresh=True)
     good = dataclasses.replace(answering(waits, seen), name="good", identity={"m": 1}, place="a")
     bad = dataclasses.replace(answering(dies), name="bad", identity={"m": 2}, place="b")
     with pytest.raises(RateLimited, match="no more today"):
-        asking.ask_each([(good, questions(3)), (bad, questions(3))])
+        asking.ask_each([(good, questions(1)), (later, questions(3)), (bad, questions(3))])
     assert len(seen) == 1
+    assert len(Asking(tmp_path).kept(later, questions(3))) == 3, "not asked again, and not forgotten"
     assert len(Asking(tmp_path).kept(good, questions(3))) == 1, "paid for, and kept"
     assert [a.text for a in asking.ask(answering(shout), questions(1))] == ["Q0"], "it can be asked again"

@@ -31,10 +31,10 @@ Send = Callable[[dict[str, Any]], None]
 
 def read_passport(adapter: Path | None) -> dict[str, Any]:
     """What training wrote beside its result; empty where there is none."""
+    if adapter is None:
+        return {}
     try:
-        return msgspec.json.decode(
-            (adapter or Path()).joinpath("passport.json").read_bytes(), type=dict[str, Any]
-        )
+        return msgspec.json.decode((adapter / "passport.json").read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError):
         return {}
 
@@ -47,16 +47,20 @@ class Answerer:
     """Holds the model; `answer` takes one request."""
 
     def __init__(self, load: dict[str, Any]) -> None:
+        import torch
+
+        from orchestrate.local.model import threads
         from orchestrate.local.model.files import models
         from orchestrate.local.model.loading import pick_device
 
+        self.torch = torch
         self.device = pick_device(load.get("device"))
+        torch.set_num_threads(threads.chosen(load.get("threads"), self.device))
         self.folder = models.fetch(load["model"])
         self.fitting_rows: int | None = None
         """As many as memory did for, once it has run out."""
         self._base: Any = None
         self._tuned: Any = None
-        self._numbered = 0
         self._take(load)
         self._load()
 
@@ -64,41 +68,31 @@ class Answerer:
         """Puts another adapter on the base in place of the one that it has; False where the model is to be
         loaded anew: it is another one, or what lies on the base changes more than an adapter's own layers."""
         from orchestrate.local.model.files import models
-        from orchestrate.local.model.loading import add_adapter, load_adapter, pick_device
+        from orchestrate.local.model.loading import load_adapter, pick_device
 
         base = (models.fetch(load["model"]).path, pick_device(load.get("device")))
-        if base != (self.folder.path, self.device) or not self._plain():
+        if base != (self.folder.path, self.device) or not self._apart:
             return False
         precision = self.four_bit
         self._take(load)
-        if self.four_bit != precision or not self._plain():
+        if self.four_bit != precision or not self._apart or self._has_packed_experts():
             return False
-        if self.adapter is None:
-            return True
-        name = self._next_name()
-        if self._tuned is None:
-            self._tuned = load_adapter(self._base, self.adapter, name=name)
-        else:
-            add_adapter(self._tuned, self.adapter, name)
-            self._tuned.set_adapter(name)
-            for other in [one for one in self._tuned.peft_config if one != name]:
-                self._tuned.delete_adapter(other)
-        self._tuned.eval()
+        if self._tuned is not None:
+            self._base, self._tuned = self._tuned.unload(), None
+        if self.adapter is not None:
+            self._tuned = load_adapter(self._base, self.adapter).eval()
         return True
 
     def _take(self, load: dict[str, Any]) -> None:
         """What belongs to the adapter: its tokenizer, and how it was trained."""
-        import torch
-
         from orchestrate.local.encoding.encoding import Template
-        from orchestrate.local.model import threads
         from orchestrate.local.model.loading import load_tokenizer
         from orchestrate.local.model.sampling.sampling import Sampler
 
-        self.torch = torch
-        torch.set_num_threads(threads.chosen(load.get("threads"), self.device))
         self.adapter = Path(load["adapter"]) if load.get("adapter") else None
         self.whole = self.adapter is not None and not (self.adapter / "adapter_config.json").is_file()
+        self._apart = self._lies_apart()
+        """Now: its files may be others by the time that it is taken off."""
         self.passport = read_passport(self.adapter)
         self.four_bit = load.get("four_bit")
         if self.four_bit is None:
@@ -112,21 +106,15 @@ class Answerer:
         self.sampler = Sampler.of(self.template, self.folder, self.device)
         self.sampler.shares = True
 
-    def _plain(self) -> bool:
-        """Whether the adapter is nothing but low-rank layers of its own."""
-        if self.adapter is None:
-            return True
+    def _lies_apart(self) -> bool:
+        from orchestrate.local.model.adapters.apart import lies_apart
+
+        return self.adapter is None or (not self.whole and lies_apart(self.adapter))
+
+    def _has_packed_experts(self) -> bool:
         from orchestrate.local.model.weights import experts
 
-        if self.whole or any(experts.held_of(self._base)):
-            return False
-        config = msgspec.json.decode((self.adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
-        more = ("modules_to_save", "trainable_token_indices", "target_parameters")
-        return config.get("peft_type") == "LORA" and not any(config.get(name) for name in more)
-
-    def _next_name(self) -> str:
-        self._numbered += 1
-        return f"a{self._numbered}"
+        return any(experts.held_of(self._base))
 
     def _trained_in_four_bit(self) -> bool:
         if adapter := _table(self.passport.get("adapter")):
@@ -273,11 +261,11 @@ def loaded(held: list[Answerer], load: dict[str, Any]) -> None:
     """What is asked for is in `held`, which is empty where it cannot be had."""
     before = held.copy()
     held.clear()
-    if before and before[0].turn(load):
-        held.extend(before)
-        return
-    before.clear()
     with importing():
+        if before and before[0].turn(load):
+            held.extend(before)
+            return
+        before.clear()
         held.append(Answerer(load))
 
 

@@ -7,15 +7,22 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from typing import IO, Any, Self
+from contextlib import contextmanager, suppress
+from typing import IO, Any, NamedTuple, Self
 
 import msgspec
 
-from orchestrate.errors import RunFailed
+from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import pipe
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.underway import work
+
+
+class _Running(NamedTuple):
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    threads: int | None
+    """The numeric libraries read it once, as they load."""
 
 
 class Worker:
@@ -23,19 +30,27 @@ class Worker:
     base that is there already stays, and gets their adapter."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
+        self._running: _Running | None = None
         self._held: Mapping[str, Any] | None = None
         self._owes = False
-        self._turn = threading.RLock()
+        self._turn = threading.Lock()
+        self._whose: int | None = None
+        """The thread whose turn it is."""
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
         """With what `load` names in the process, started where it is not; nobody else asks meanwhile. Whoever
-        leaves before the answer has come ends the process: the next one would get that answer."""
+        leaves before the answer has come ends the process: the next one would get that answer. Raises
+        `UsageError` in a thread that has not read its last answer to the end."""
+        if self._whose == threading.get_ident():
+            raise UsageError(
+                "a streamed answer of the same process has not been read to its end",
+                fix="read it to its end or close() it before the next question",
+            )
         with self._turn:
+            self._whose = threading.get_ident()
             try:
-                if self._held != load:
+                if self._held != load or self._running is None:
                     self._start(load)
                     self._held = None
                     self.send({"load": load})
@@ -44,26 +59,30 @@ class Worker:
                     self._held = load
                 yield self
             finally:
+                self._whose = None
                 if self._owes:
                     self.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        process = self._process
-        assert process is not None and process.stdin is not None  # noqa: S101  started before
+        line = msgspec.json.encode(message) + b"\n"
+        running = self._here()
+        assert running.process.stdin is not None  # noqa: S101  opened as a pipe
         self._owes = True
         try:
-            process.stdin.write(msgspec.json.encode(message) + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._died() from error
+            running.process.stdin.write(line)
+            running.process.stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._died(running) from error
 
     def receive(self) -> dict[str, Any]:
         """What comes next of the answer. Raises what went wrong in the process, or `RunFailed`."""
-        process = self._process
-        assert process is not None and process.stdout is not None  # noqa: S101  started before
-        line = process.stdout.readline()
+        running = self._here()
+        assert running.process.stdout is not None  # noqa: S101  opened as a pipe
+        line = b""
+        with suppress(ValueError):  # closed by another thread
+            line = running.process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise self._died()
+            raise self._died(running)
         answer = msgspec.json.decode(line, type=dict[str, Any])
         self._owes = "piece" in answer
         if "error" in answer:
@@ -71,34 +90,46 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        process, self._process = self._process, None
-        self._held, self._owes = None, False
-        if process is not None:
-            pipe.end(process)
-            assert process.stdout is not None  # noqa: S101  opened as a pipe
-            process.stdout.close()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        """Ends the process, also amid an answer, which is lost to the thread that waits for it."""
+        running, self._running = self._running, None
+        unwanted, self._owes, self._held = self._owes, False, None
+        if running is not None:
+            if unwanted:
+                running.process.kill()
+            pipe.end(running.process)
+            assert running.process.stdout is not None  # noqa: S101  opened as a pipe
+            running.process.stdout.close()
+            running.log.close()
 
     def _start(self, load: Mapping[str, Any]) -> None:
-        if self._process is not None:
+        if self._running is not None and self._running.threads == load["threads"]:
             return
+        self.close()
         require_packages("answering on this machine")
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
-        self._process = subprocess.Popen(
+        log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "orchestrate.local.answers.answering"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=log,
             env=worker_environment(load["threads"]),
         )
+        self._running = _Running(process, log, load["threads"])
 
-    def _died(self) -> RunFailed:
-        tail = ""
-        if self._log is not None:
-            self._log.seek(0)
-            tail = self._log.read()[-2000:].decode(errors="replace").strip()
-        code = self._process.wait() if self._process else None
+    def _here(self) -> _Running:
+        if self._running is None:
+            raise _closed()
+        return self._running
+
+    def _died(self, running: _Running) -> RunFailed:
+        if self._running is not running:
+            return _closed()
+        code = running.process.wait()
+        running.log.seek(0)
+        tail = running.log.read()[-2000:].decode(errors="replace").strip()
         self.close()
         return RunFailed(f"the process that answers ended with {code}:\n{tail}", fix="orchestrate doctor")
+
+
+def _closed() -> RunFailed:
+    return RunFailed("the process that answers was closed amid a question")

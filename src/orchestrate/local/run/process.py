@@ -10,9 +10,10 @@ import platform
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -86,9 +87,12 @@ def importing() -> Generator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process as its last act. Python would take the libraries' million objects apart one by one
-    first, for more than a second."""
-    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]  as Python itself does first
+    """Ends this process as its last act, after what Python itself does first: threads that are not daemons
+    end, then what is registered for the end is called. Python would take the libraries' million objects
+    apart one by one then, for more than a second."""
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError, ValueError, AttributeError):  # whoever read it has gone, or it was never there
+            stream.flush()
     os._exit(code)

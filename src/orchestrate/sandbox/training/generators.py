@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, RunFailed
 from orchestrate.local import Generator
 from orchestrate.local.answers.worker import Worker
 from orchestrate.types import Message, Reply
@@ -46,6 +46,7 @@ class Generators:
         self._waiting: list[_Asked] = []
         self._worker = Worker()
         self._known: dict[Path | None, Generator] = {}
+        self._closed = False
 
     def reply(
         self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
@@ -66,6 +67,8 @@ class Generators:
             together = [one for one in self._waiting if one is first or one.beside(first)]
             self._waiting = [one for one in self._waiting if one not in together]
         try:
+            if self._closed:  # those who still wait start no process that nobody ends
+                raise RunFailed("the sandbox has ended")
             replies = self._generator(first.adapter).attempt(
                 [one.messages for one in together],
                 max_tokens=first.max_tokens,
@@ -91,4 +94,5 @@ class Generators:
 
     def close(self) -> None:
         with self._answering:
+            self._closed = True
             self._worker.close()

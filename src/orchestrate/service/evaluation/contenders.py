@@ -180,7 +180,7 @@ class Contenders:
         """A model that judges or grades, by the same words."""
         sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, temperature=temperature)
         other = Contenders(self._ft, sampling, self._on, self._key_variable)
-        other._private = self._private
+        other._private, other._worker = self._private, self._worker
         self._open.callback(other.close)
         return other.of_model(written).respondent
 

@@ -32,6 +32,8 @@ def make_room(model: Any, tokens: int, new: Sequence[int] = ()) -> None:
     """Rows for `tokens` tokens, also where the model has fewer; those of `new` ids, of which nothing was
     learnt, become the mean of the others, so that none stands out (Hewitt 2021)."""
     before = model.get_input_embeddings().weight.shape[0]
+    if tokens <= before and not new:
+        return
     if tokens > before:
         model.resize_token_embeddings(tokens, mean_resizing=False)
     tables = {id(layer.weight): layer.weight for layer in _tables(model)}

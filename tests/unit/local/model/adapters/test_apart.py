@@ -1,0 +1,81 @@
+"""Which adapters leave the base as it is: peft itself is the judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tests.paths import TINY
+from tests.unit.serving.conftest import random_adapter
+from transformers import AutoModelForCausalLM
+
+from orchestrate.local.model.adapters.apart import lies_apart
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+Weights = dict[str, torch.Tensor]
+
+
+def kept(folder: Path) -> bool:
+    """Whether the base is to the bit what it was, once the adapter was put on it and taken off."""
+    model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    after: Weights = PeftModel.from_pretrained(model, str(folder)).unload().state_dict()
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_adapter(
+        tmp_path_factory.mktemp("plain") / "a", 1, target_modules=["q_proj", "embed_tokens"]
+    )
+
+
+def changed(plain: Path, folder: Path, weights: Weights | None = None, **config: Any) -> Path:
+    """Only the files: what peft makes of them is looked at when it loads them."""
+    folder.mkdir()
+    told = json.loads((plain / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**told, **config}))
+    save_file(
+        load_file(plain / "adapter_model.safetensors") | (weights or {}),
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
+    return folder
+
+
+def test_low_rank_layers_are_taken_off_whole(plain: Path, tmp_path: Path) -> None:
+    for number, config in enumerate(({}, {"use_rslora": True}, {"init_lora_weights": "eva"})):
+        folder = changed(plain, tmp_path / str(number), **config)
+        assert kept(folder) and lies_apart(folder), config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2], [1, 3]]}],
+    ids=str,
+)
+def test_what_takes_a_part_out_of_the_base_is_not(
+    plain: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = changed(plain, tmp_path / "a", target_modules=["q_proj"], **config)
+    assert not kept(folder) and not lies_apart(folder)
+
+
+def test_nor_is_what_writes_its_own_table_over_the_base_s(plain: Path, tmp_path: Path) -> None:
+    """As peft saves them with `save_embedding_layers`."""
+    table = {"base_model.model.lm_head.weight": torch.ones(1280, 256)}
+    folder = changed(plain, tmp_path / "a", table)
+    assert not kept(folder) and not lies_apart(folder)
+
+
+def test_nor_is_what_is_not_known_or_does_not_read(plain: Path, tmp_path: Path) -> None:
+    for number, config in enumerate(
+        ({"bias": "all"}, {"peft_type": "IA3"}, {"of_next_year": {"scale": 2}}, {"target_parameters": ["w"]})
+    ):
+        assert not lies_apart(changed(plain, tmp_path / str(number), **config)), config
+    assert not lies_apart(tmp_path / "nowhere")
