@@ -6,6 +6,7 @@ one may name another model."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -261,6 +262,13 @@ def loaded(held: list[Answerer], load: dict[str, Any]) -> None:
     """What is asked for is in `held`, which is empty where it cannot be had."""
     before = held.copy()
     held.clear()
+    with importing():
+        if before and before[0].turn(load):
+            held.extend(before)
+            return
+        before.clear()
+        gc.collect()  # memory does for one base, perhaps not for two
+        held.append(Answerer(load))
     with importing():
         if before and before[0].turn(load):
             held.extend(before)
