@@ -269,12 +269,6 @@ def loaded(held: list[Answerer], load: dict[str, Any]) -> None:
         before.clear()
         gc.collect()  # memory does for one base, perhaps not for two
         held.append(Answerer(load))
-    with importing():
-        if before and before[0].turn(load):
-            held.extend(before)
-            return
-        before.clear()
-        held.append(Answerer(load))
 
 
 def main() -> int:
