@@ -90,7 +90,7 @@ def leave(code: int) -> NoReturn:
     """Ends this process as its last act, after what Python itself does first: threads that are not daemons
     end, then what is registered for the end is called. Python would take the libraries' million objects
     apart one by one then, for more than a second."""
-    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # whoever read it has gone, or it was never there

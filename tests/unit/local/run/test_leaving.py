@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,5 +35,6 @@ def test_threads_and_what_is_registered_end_first(tmp_path: Path) -> None:
 def test_nobody_to_read_is_no_failure(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         words = [sys.executable, "-c", PROGRAM, str(tmp_path / "file")]
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
     assert (done.returncode, done.stderr) == (3, "")
