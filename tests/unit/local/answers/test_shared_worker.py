@@ -21,10 +21,7 @@ from orchestrate.local.answers.answering import Answerer
 from orchestrate.local.answers.worker import Worker
 from orchestrate.types import Message
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 ASKED = [[Message(role="user", content=text)] for text in ("Who?", "Send 9 cups to Rome.", "Cheers, and bye")]
 Adapters = dict[str, Path]
 
@@ -41,7 +38,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Adapters:
         "first": random_adapter(folder / "first", 1),
         "second": random_adapter(folder / "second", 2, r=4, target_modules=["q_proj", "down_proj"]),
         "weight-decomposed": random_adapter(folder / "dora", 3, use_dora=True),
-        "with a table": random_adapter(folder / "table", 4, modules_to_save=["embed_tokens"]),
+        "with a table": random_adapter(
+            folder / "table", 4, modules_to_save=["embed_tokens"], ensure_weight_tying=True
+        ),
         "of its base": random_adapter(folder / "pissa", 5),
     }
     config = made["of its base"] / "adapter_config.json"
@@ -59,20 +58,24 @@ def worker() -> Iterator[Worker]:
     shared.close()
 
 
-def asked(generator: Generator, *, base: bool = False) -> list[str]:
-    return [reply.content for reply in generator.generate(ASKED, base=base, max_tokens=12)]
+def asked(generator: Generator, *, base: bool = False) -> tuple[list[str], list[float]]:
+    """What it says, and the nats of what it does not say."""
+    said = [reply.content for reply in generator.generate(ASKED, base=base, max_tokens=12)]
+    rows = [{"messages": [m.to_dict() for m in one], "answer": "9 cups, Rome"} for one in ASKED]
+    return said, [nats for nats, _, _ in generator.likelihoods(rows, base=base)]
 
 
+@pytest.mark.slow
 def test_each_answers_as_it_does_alone(adapters: Adapters, worker: Worker) -> None:
     """Also one that is trained in 4 bits, one whose own table lies on the base, and one for which peft takes
     a part out of the base: they get a base of their own, and leave nothing on that of the next."""
-    alone: dict[str, tuple[list[str], list[str]]] = {}
+    alone: dict[str, Any] = {}
     for name, folder in adapters.items():
         with Generator(str(TINY), folder, threads=1, device="cpu") as one:
             alone[name] = asked(one), asked(one, base=True)
     with Generator(str(TINY), threads=1, device="cpu") as one:
         plain = asked(one)
-    assert len({str(tuned) for tuned, _ in alone.values()} | {str(plain)}) >= 5, "hardly two answer alike"
+    assert len({str(tuned) for tuned, _ in alone.values()} | {str(plain)}) == 6, "no two answer alike"
     assert alone["of its base"][1] != plain, "what it took out is missing"
 
     def of(folder: Path | None) -> Generator:
