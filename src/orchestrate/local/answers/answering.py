@@ -6,6 +6,7 @@ one may name another model."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -277,6 +278,7 @@ def loaded(held: list[Answerer], load: dict[str, Any]) -> None:
         held.extend(before)
         return
     before.clear()
+    gc.collect()  # memory does for one base, perhaps not for two
     with importing():
         held.append(Answerer(load))
 
