@@ -276,7 +276,7 @@ def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
 
 class HoldingHost(PaperHost):
     features = PaperHost.features | {Feature.RESUME}
-    status_map: ClassVar = PaperHost.status_map | {"held": JobStatus.PAUSED}
+    status_map: ClassVar = {**PaperHost.status_map, "held": JobStatus.PAUSED}
 
     def resume(self, job: JobHandle) -> None:
         self._log("resume")

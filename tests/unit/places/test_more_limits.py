@@ -21,7 +21,14 @@ from typer.testing import CliRunner, Result
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
-from orchestrate.errors import InvalidRequest, OutcomeUnknown, OverBudget, ProjectNotTrusted, UsageError
+from orchestrate.errors import (
+    InvalidRequest,
+    OrchestrateError,
+    OutcomeUnknown,
+    OverBudget,
+    ProjectNotTrusted,
+    UsageError,
+)
 from orchestrate.handles.run import RunHandle
 from orchestrate.local.run.rundir import State, now
 from orchestrate.places.claim import Claim
@@ -264,6 +271,13 @@ def typed(folder: Path, *words: str, **env: str) -> Result:
     return CliRunner().invoke(app, words, env=environment(folder) | env)
 
 
+def refused(folder: Path, *words: str, **env: str) -> tuple[int, str]:
+    """As the command ends, and what it says."""
+    error = typed(folder, *words, **env).exception
+    assert isinstance(error, OrchestrateError), error
+    return error.exit_code, f"{error.message}\n{error.fix}"
+
+
 def environment(folder: Path) -> dict[str, str]:
     home, chosen = str(folder / "home"), str(folder / "orchestrate.toml")
     return {"ORCHESTRATE_HOME": home, "ORCHESTRATE_CONFIG": chosen, "COLUMNS": "200"}
@@ -274,19 +288,19 @@ def test_the_command_says_what_was_used_and_what_it_takes(ray: World, tmp_path: 
         handle = submitted(ft, ray, tmp_path, max_hours=2)
         at_its_limit(ft, ray, handle, 7200)
     run = handle.id
-    refused = typed(tmp_path, "resume", run)
-    assert refused.exit_code == 4 and f"resume {handle.record.ref} --max-hours 2.2" in refused.output
-    assert typed(tmp_path, "resume", run, "--max-cost", "many").exit_code == 2
-    used = typed(tmp_path, "resume", run, "--max-hours", "1.9", "--max-cost", "11.99")
-    assert used.exit_code == 2 and "has used 2h 00m ($12.00) already, and 1.9 hours and $11.99" in used.output
-    assert f"orchestrate resume {run} --max-hours 2.2 --max-cost 13.00   (or more)" in used.output
+    code, told = refused(tmp_path, "resume", run)
+    assert code == 4 and f"orchestrate resume {handle.record.ref} --max-hours 2.2" in told
+    assert refused(tmp_path, "resume", run, "--max-cost", "many")[0] == 2
+    code, told = refused(tmp_path, "resume", run, "--max-hours", "1.9", "--max-cost", "11.99")
+    assert code == 2 and "has used 2h 00m ($12.00) already, and 1.9 hours and $11.99" in told
+    assert f"orchestrate resume {run} --max-hours 2.2 --max-cost 13.00   (or more)" in told
     other = tmp_path / "other"
     other.mkdir()
     (other / "orchestrate.toml").write_text(
         (tmp_path / "orchestrate.toml").read_text().replace("/depot", "/elsewhere")
     )
     elsewhere = {"ORCHESTRATE_CONFIG": str(other / "orchestrate.toml")}
-    assert typed(tmp_path, "resume", run, "--max-hours", "3", **elsewhere).exit_code == 3
+    assert refused(tmp_path, "resume", run, "--max-hours", "3", **elsewhere)[0] == 3
     assert len(ray.jobs()) == 1
     done = typed(tmp_path, "resume", run, "--max-hours", "3", "--max-cost", "20")
     assert done.exit_code == 0, done.output
