@@ -321,11 +321,8 @@ class Provider(ABC):
 
     def adapters(self) -> Adapters:
         """How it takes adapters that were trained elsewhere. Raises `Unsupported`."""
-        raise Unsupported(
-            self.name,
-            "place for others' adapters",
-            f"{self.title} serves what it has trained itself",
-        )
+        why = f"{self.title} serves what it has trained itself"
+        raise Unsupported(self.name, "place for others' adapters", why)
 
     def generate(
         self,

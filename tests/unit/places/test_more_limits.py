@@ -297,7 +297,7 @@ def test_the_command_says_what_was_used_and_what_it_takes(ray: World, tmp_path: 
     other = tmp_path / "other"
     other.mkdir()
     (other / "orchestrate.toml").write_text(
-        (tmp_path / "orchestrate.toml").read_text().replace("/depot", "/elsewhere")
+        (tmp_path / "orchestrate.toml").read_text().replace("127.0.0.1", "localhost")
     )
     elsewhere = {"ORCHESTRATE_CONFIG": str(other / "orchestrate.toml")}
     assert refused(tmp_path, "resume", run, "--max-hours", "3", **elsewhere)[0] == 3
