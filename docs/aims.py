@@ -77,7 +77,8 @@ def _counting(clock: str) -> Callable[[Figures], str]:
     def why(figures: Figures) -> str:
         whole, without, sampled = (_ways(figures, way, clock) for way in ("check", "uncounted", "sampled"))
         base, mb = _ways(figures, "cookbook", clock), next(r["mb"] for r in figures["results"])
-        told = f"{base / sampled:.1f} times the cookbook and {mb / sampled:.0f} MB a second with `--tokens sampled`"
+        unit = "CPU second" if clock == "cpu_s" else "second"
+        told = f"`--tokens sampled` {base / sampled:.1f} times, {mb / sampled:.0f} MB a {unit}"
         return f"exact counts of all tokens are {1 - without / whole:.0%} of it; {told}"
 
     return why

@@ -256,7 +256,7 @@ def _file(
     return _File(
         count=count,
         tokens=words + likely,
-        least=(words - shared) * (1 - spread) + least,
+        least=(words - shared) * max(Decimal(0), 1 - spread) + least,
         most=words * (1 + spread) + most,
         lost=count.tokens - words,
         sequences=count.sequences,

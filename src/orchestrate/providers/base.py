@@ -334,8 +334,7 @@ class Provider(ABC):
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
-        """One reply per conversation, from the tuned model, or with `base` from the model it was tuned
-        from. `tools`: those that it may call, as the chat completions API has them."""
+        """One reply per conversation, of the tuned model or its `base`. `tools`: those that it may call."""
         chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
         if chat is None:
             raise self._unsupported(Feature.CHAT)
@@ -344,15 +343,13 @@ class Provider(ABC):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat | None:
-        """The same, asked one question at a time from several threads; `None` where that is not how it is
-        asked."""
+        """As `generate`, one question at a time from several threads; `None` where it is not asked so."""
         return None
 
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator | None:
-        """The tuned model and its base as a process of this machine, where it can be. `worker`: a process
-        that answers for others too."""
+        """Tuned model and base in a process of this machine, where it can be: `worker`, or one of its own."""
         return None
 
     # -- shared --------------------------------------------------------------------------------------------

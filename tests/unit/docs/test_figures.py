@@ -57,11 +57,12 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
 
 
 def test_why_an_aim_is_missed_comes_from_the_figures() -> None:
-    """By hand: 10 s of the cookbook are 5 times 2 s, half of which is counting."""
-    took = {"check": 2.0, "cookbook": 10.0, "uncounted": 1.0}
+    """By hand: 10 s of the cookbook are 5 times 2 s, half of which is counting, and 8 times 1.25 s."""
+    took = {"check": 2.0, "cookbook": 10.0, "sampled": 1.25, "uncounted": 1.0}
     runs = [{"way": way, "alone": False, "wall_s": s, "cpu_s": s, "mb": 100} for way, s in took.items()]
     told = aim("data-100", {"results": runs})
-    assert "| 5.0 | at least 10.0 | **missed**: exact counts of all tokens are 50% of it; 10.0 times" in told
+    assert "| 5.0 | at least 10.0 | **missed**: exact counts of all tokens are 50% of it; " in told
+    assert "`--tokens sampled` 8.0 times, 80 MB a second" in told
 
 
 def test_speeds_are_told_by_the_clock_that_other_work_does_not_touch() -> None:

@@ -46,7 +46,7 @@ class Batch:
     tokens: int
     """Of the rows as they are, without padding."""
     real: Tensor
-    """[lines, tokens] 1, or 0 for padding."""
+    """[lines, tokens] How many rows have the token: 0 for padding, several for what rows in a line share."""
     rows: int
     inputs: dict[str, Any]
     """Position ids for packed rows; also the layout of a line."""
@@ -83,8 +83,7 @@ def collate(
     whole = [rows.row(i) for i in numbers]
     parts = [_Row.of(*row) for row in whole]
     if line:
-        ids, starts, inputs = _in_line(parts, rows.pairs, share)
-        real = np.ones(ids.shape, dtype=np.float32)
+        ids, starts, inputs, real = _in_line(parts, rows.pairs, share)
     else:
         ids, starts, inputs = _side_by_side(parts, pad, packing)
         real = np.zeros(ids.shape, dtype=np.float32)
@@ -124,9 +123,9 @@ def _side_by_side(parts: Sequence[_Row], pad: int, packing: bool) -> Collated:
     return ids, starts, {"position_ids": positions} if packing else {}
 
 
-def _in_line(parts: Sequence[_Row], pairs: bool, share: bool) -> Collated:
-    """A row's first token lies, as far as its trained places are concerned, where it would be if its family's
-    beginning stood directly before it."""
+def _in_line(parts: Sequence[_Row], pairs: bool, share: bool) -> tuple[*Collated, npt.NDArray[np.float32]]:
+    """As `_side_by_side`, and how many rows have each token. A row's first token lies, as far as its trained
+    places are concerned, where it would be if its family's beginning stood directly before it."""
     half = len(parts) // 2
     families = [[r, r + half] for r in range(half)] if pairs else [list(range(len(parts)))]
     shared = [0] * len(families)
@@ -137,7 +136,8 @@ def _in_line(parts: Sequence[_Row], pairs: bool, share: bool) -> Collated:
             shared[f] = common_start([parts[r].ids for r in members], limit)
     line = line_up([p.ids for p in parts], families, shared)
     starts = [start - n for start, n in zip(line.starts, line.shared, strict=True)]
-    return line.ids[None], starts, {"position_ids": line.positions[None], "layout": line.layout}
+    inputs = {"position_ids": line.positions[None], "layout": line.layout}
+    return line.ids[None], starts, inputs, line.times[None]
 
 
 def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:

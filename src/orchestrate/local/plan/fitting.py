@@ -12,7 +12,7 @@ import msgspec
 from orchestrate.local.job import Adapter, Hyper, Method, Preferences, Reinforcement
 from orchestrate.local.model import engines
 from orchestrate.local.model.files import models
-from orchestrate.local.plan.memory import Setup, plan
+from orchestrate.local.plan.memory import SHORT_ROW, Setup, plan
 from orchestrate.local.plan.sizes import Shape
 from orchestrate.types import MemoryPlan, decoding
 
@@ -120,8 +120,9 @@ def drawn_at_once(tokens: int, longest: int) -> int:
 
 
 def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> list[tuple[int, int]]:
-    """(examples, tokens of the longest) of the forward passes that can need most: the one with the most
-    tokens, padding included, and the one with the longest row. `counts`: (tokens, examples) by tokens."""
+    """(examples, tokens of the longest) of the forward passes that can need most: the one with the longest
+    row, and those with more tokens, padding included, than any of longer rows; rows whose attention keeps its
+    weights among themselves. `counts`: (tokens, examples) by tokens."""
     passes: list[tuple[int, int]] = []
     rows = longest = 0  # of the pass that is being filled
     for longest_now, count in counts:
@@ -136,7 +137,14 @@ def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> l
             rows, taken = rest or max(1, most), 0
         rows, longest = rows + taken, longest_now
     passes.append((rows, longest))
-    return [max(passes, key=lambda p: p[0] * p[1]), passes[-1]]
+    found = [passes[-1]]
+    for short in (False, True):
+        most = 0
+        for rows, longest in reversed(passes):
+            if (longest <= SHORT_ROW) is short and rows * longest > most:
+                found.append((rows, longest))
+                most = rows * longest
+    return found
 
 
 def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | None:

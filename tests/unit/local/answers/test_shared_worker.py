@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Adapters:
         "first": random_adapter(folder / "first", 1),
         "second": random_adapter(folder / "second", 2, r=4, target_modules=["q_proj", "down_proj"]),
         "weight-decomposed": random_adapter(folder / "dora", 3, use_dora=True),
-        "with a table": random_adapter(folder / "table", 4, modules_to_save=["embed_tokens"]),
+        "with a table": random_adapter(
+            folder / "table", 4, modules_to_save=["embed_tokens"], ensure_weight_tying=True
+        ),
     }
     told = made["second"] / "passport.json"
     told.write_text('{"adapter": {"type": "qlora"}}')
@@ -48,14 +50,18 @@ def worker() -> Iterator[Worker]:
     shared.close()
 
 
-def asked(generator: Generator, *, base: bool = False) -> list[str]:
-    return [reply.content for reply in generator.generate(ASKED, base=base, max_tokens=12)]
+def asked(generator: Generator, *, base: bool = False) -> tuple[list[str], list[float]]:
+    """What it says, and the nats of what it does not say."""
+    said = [reply.content for reply in generator.generate(ASKED, base=base, max_tokens=12)]
+    rows = [{"messages": [m.to_dict() for m in one], "answer": "9 cups, Rome"} for one in ASKED]
+    return said, [nats for nats, _, _ in generator.likelihoods(rows, base=base)]
 
 
+@pytest.mark.slow
 def test_each_answers_as_it_does_alone(adapters: Adapters, worker: Worker) -> None:
     """Also one that is trained in 4 bits, and one whose own table lies on the base: they get a base of their
     own, and leave nothing on that of the next."""
-    alone: dict[str, tuple[list[str], list[str]]] = {}
+    alone: dict[str, Any] = {}
     for name, folder in adapters.items():
         with Generator(str(TINY), folder, threads=1, device="cpu") as one:
             alone[name] = asked(one), asked(one, base=True)
@@ -123,13 +129,13 @@ def test_what_cannot_be_loaded_costs_the_others_nothing(
 
 
 def test_a_killed_process_is_told_and_the_next_question_has_another(
-    adapters: Adapters, worker: Worker, until: Callable[[Callable[[], Any]], Any]
+    adapters: Adapters, worker: Worker
 ) -> None:
     one = Generator(str(TINY), adapters["first"], threads=1, worker=worker)
     whole = asked(one)
     assert worker._process is not None
     worker._process.kill()
-    until(lambda: worker._process is not None and worker._process.poll() is not None)
+    worker._process.wait(120)
     with pytest.raises(RunFailed, match="ended with"):
         asked(one)
     assert asked(one) == whole

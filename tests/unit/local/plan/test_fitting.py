@@ -137,6 +137,18 @@ def test_no_pass_of_an_epoch_is_larger_than_the_planned_one(
     assert found.fits
 
 
+@pytest.mark.parametrize("others", [{1365: 64}, {10: 5000, 1300: 1}, {300: 64, 2048: 2}])
+def test_rows_beside_longer_or_more_ones_need_what_they_need_alone(others: dict[int, int]) -> None:
+    """On a CPU rows of 1,000 tokens keep more for each token than longer and shorter ones."""
+    shape, mine = Shape.like(1e9), {1000: 64}
+    alone, beside = (
+        fitting.fit(shape, Setup(), rows, most_rows=4096, device="cpu", available_bytes=1 << 40)[1]
+        for rows in (mine, mine | others)
+    )
+    assert (beside.rows, beside.longest) == (4, 1000)
+    assert beside.total_bytes == alone.total_bytes
+
+
 @given(lengths, st.integers(20, 34))
 def test_less_goes_at_once_until_it_fits(rows: list[int], bits: int) -> None:
     shape, room = Shape.like(1e9), 1 << bits

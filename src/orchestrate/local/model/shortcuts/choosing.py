@@ -15,7 +15,7 @@ from orchestrate.local.model.loaded import Loaded, OwnLogits
 from orchestrate.local.model.shortcuts import probes
 from orchestrate.local.model.shortcuts.accelerating import compile_layers, undo_compiling
 from orchestrate.local.model.shortcuts.fused import fuse, unfuse
-from orchestrate.local.model.shortcuts.kernels import undo, use_on_cpu
+from orchestrate.local.model.shortcuts.kernels import undo, use_on_cpu, watched
 from orchestrate.local.model.weights import experts
 
 
@@ -85,10 +85,17 @@ def _layers(loaded: Loaded, job: LocalJob) -> bool:
             loaded.turned_on.append("LoRA in one step")
         proved = reason is None
     if loaded.device.type == "cpu" and (replaced := use_on_cpu(loaded.inner)):
-        if reason := probes.trains(loaded):
+        with watched() as calls:
+            reason = probes.trains(loaded)
+        if reason:
             undo(loaded.inner)
             loaded.left_out["attention and norms for a CPU"] = reason
         else:
+            if "attention" in replaced and not any(calls):
+                replaced.remove("attention")
+                loaded.left_out["attention for a CPU"] = (
+                    "the model trains with one of its own, or with dropout"
+                )
             loaded.turned_on += [f"{what} for a CPU" for what in replaced]
             proved = True
     return proved

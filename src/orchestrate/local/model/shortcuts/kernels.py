@@ -11,6 +11,9 @@ made-up input before it is used; what does not agree keeps its own.
 from __future__ import annotations
 
 import types
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -26,6 +29,23 @@ from orchestrate.local.model.shortcuts.line import line_attention
 NAME = "orchestrate_short_rows"
 SHORT_ROW = 1024
 """Tokens. Memory grows with the square of it: half of heads x length weights for each token and layer."""
+
+
+_POSITIONS = ("position_ids", "cache_position")
+"""Tensors that models hand to attention and that it has no use for; others (sinks, biases, chosen keys)
+change what it gives."""
+_calls: ContextVar[list[bool] | None] = ContextVar("_calls", default=None)
+
+
+@contextmanager
+def watched() -> Generator[list[bool]]:
+    """Of each call of `attention` meanwhile: whether it did the work itself."""
+    calls: list[bool] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
 
 
 class _Attention(torch.autograd.Function):
@@ -61,21 +81,29 @@ def attention(
     """
     rows, heads, length, dim = query.shape
     scale = dim**-0.5 if scaling is None else scaling
-    if (layout := kwargs.pop("layout", None)) is not None:
-        if dropout or kwargs.get("softcap") or kwargs.get("position_bias") is not None:
-            raise NotImplementedError("attention over a line of rows knows no dropout, soft cap or bias")
-        return line_attention(query, key, value, layout, scale), None
-    usual = (
-        query.device.type == "cpu"
-        and length == key.shape[2] <= SHORT_ROW
-        and dropout == 0.0
+    plain = (
+        dropout == 0.0
         and kwargs.get("softcap") is None
-        and kwargs.get("position_bias") is None
         and kwargs.get("is_causal") is not False
         and getattr(module, "is_causal", True)
+        and not any(isinstance(value, Tensor) for name, value in kwargs.items() if name not in _POSITIONS)
+    )
+    if (layout := kwargs.pop("layout", None)) is not None:
+        # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
+        if not plain or (attention_mask is not None and attention_mask.numel() > 1):
+            raise NotImplementedError(
+                "attention over a line of rows knows no dropout, soft cap, bias or mask"
+            )
+        return line_attention(query, key, value, layout, scale), None
+    ours = (
+        plain
+        and query.device.type == "cpu"
+        and length == key.shape[2] <= SHORT_ROW
         and attention_mask is None
     )
-    if not usual:
+    if (calls := _calls.get()) is not None:
+        calls.append(ours)
+    if not ours:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

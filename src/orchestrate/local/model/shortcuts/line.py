@@ -65,6 +65,8 @@ class Line:
     """Of each row: the place of its first own token."""
     shared: list[int]
     """Of each row: how many of its tokens are in its family's beginning."""
+    times: npt.NDArray[np.float32]
+    """Of each token: how many rows have it."""
     layout: Layout
 
 
@@ -99,6 +101,10 @@ def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequ
         positions=np.concatenate(positions),
         starts=starts,
         shared=[shared[family[r]] for r in range(len(rows))],
+        times=np.repeat(
+            np.array([len(families[f]) for f in begun] + [1] * len(order), dtype=np.float32),
+            [len(part) for part in ids],
+        ),
         layout=Layout(tuple(map(_group, _alike([(nothing, own) for own in beginning.values()] + pieces)))),
     )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from orchestrate.local.model.shortcuts.kernels import SHORT_ROW, attention, use_on_cpu
+from orchestrate.local.model.shortcuts.kernels import SHORT_ROW, attention, use_on_cpu, watched
+from orchestrate.local.model.shortcuts.line import line_up
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
@@ -39,6 +42,22 @@ def test_attention_is_torchs(heads: int, kv_heads: int, masked: bool, length: in
         results.append([out.detach(), q.grad, k.grad, v.grad])
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["s_aux", "indices", "position_bias", "softcap", "mask"])
+def test_what_changes_attention_is_not_passed_over(what: str) -> None:
+    """Sinks, chosen keys, biases, caps and masks of a model's own: not in a line, where nothing else does it,
+    nor in rows."""
+    q = torch.randn(1, 2, 6, 8)
+    module = SimpleNamespace(num_key_value_groups=1, is_causal=True, training=True)
+    layout = line_up([np.arange(2), np.arange(4)], [[0, 1]], [0]).layout
+    odd = {"softcap": 5.0}.get(what, torch.zeros(1, 2, 6, 6))
+    mask, more = (odd, {}) if what == "mask" else (None, {what: odd})
+    with pytest.raises(NotImplementedError, match="knows no"):
+        attention(module, q, q, q, mask, layout=layout, **more)
+    with watched() as calls, suppress(ValueError):  # which transformers' own raises for a cap
+        attention(module, q, q, q, mask, **more)
+    assert calls == [False]
 
 
 def llama(**more: object) -> torch.nn.Module:

@@ -61,8 +61,11 @@ def test_attention_with_dropout_is_trained_in_padded_rows(tmp_path: Path) -> Non
         hyper={"epochs": 1},
     )
     assert session.loaded.line_limit == 0 and not session.loaded.shares
-    (told,) = (e.message for e in session.run.events() if e.type == "left_out")
+    attention, told = (e.message for e in session.run.events() if e.type == "left_out")
     assert told.startswith("without rows in one line: the model ends in NotImplementedError")
+    assert attention.startswith("without attention for a CPU: the model trains with one of its own, or with")
+    (engine,) = (e for e in session.run.events() if e.type == "engine")
+    assert "attention" not in str(engine.data["in_use"]) and "norms for a CPU" in str(engine.data["in_use"])
     session.loop.run()
     assert len(session.run.metrics()) == 2
 

@@ -101,18 +101,16 @@ def test_the_router_stays_and_the_experts_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_routers_own_loss_is_that_of_transformers(tmp_path: Path) -> None:
-    """Losses and gradients of one step over padded rows, all weights trained."""
+    """Losses and gradients of one step, all weights trained, over padded rows and over a line in which what
+    the rows share is there once."""
     from transformers import AutoModelForCausalLM
 
     session = trained(tmp_path, "qwen3_moe", {"type": "full"}, hyper={"router_aux_loss": 0.5})
     objective, rows, batch = session.loop.objective, session.loop.train, [0, 1, 2, 5]
-    session.loaded.line_limit = 0
     model: Any = AutoModelForCausalLM.from_pretrained(session.publish(), dtype=torch.float32)
     with torch.no_grad():
         for parameter, ours in zip(model.parameters(), session.loaded.inner.parameters(), strict=True):
             parameter.copy_(ours)
-    session.loop.optimizer.zero_grad()
-    sums = objective.run(rows, batch, objective.weight_of(rows, batch), backward=True)
     ids, weights = (
         torch.nn.utils.rnn.pad_sequence([torch.from_numpy(rows.row(i)[k].copy()) for i in batch], True)
         for k in (0, 1)
@@ -129,16 +127,21 @@ def test_the_routers_own_loss_is_that_of_transformers(tmp_path: Path) -> None:
     each = torch.nn.functional.cross_entropy(
         out.logits.flatten(0, 1), labels[:, 1 : read + 1].flatten(), ignore_index=-100
     )
-    assert sums.shown is not None
-    assert sums.loss / sums.weight == pytest.approx(each.item(), rel=1e-5)
-    assert sums.shown["router_loss"] / sums.weight == pytest.approx(out.aux_loss.item(), rel=1e-5)
     (each + 0.5 * out.aux_loss).backward()
-    gates = 0
-    for (name, mine), theirs in zip(session.loop.parameters.items(), model.parameters(), strict=True):
-        assert mine.grad is not None and theirs.grad is not None
-        gates += "gate.weight" in name
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6)
-    assert gates == 2
+    assert session.loaded.line_limit > 0 and session.loaded.shares
+    for limit in (session.loaded.line_limit, 0):
+        session.loaded.line_limit = limit
+        session.loop.optimizer.zero_grad()
+        sums = objective.run(rows, batch, objective.weight_of(rows, batch), backward=True)
+        assert sums.shown is not None
+        assert sums.loss / sums.weight == pytest.approx(each.item(), rel=1e-5)
+        assert sums.shown["router_loss"] / sums.weight == pytest.approx(out.aux_loss.item(), rel=1e-5)
+        gates = 0
+        for (name, mine), theirs in zip(session.loop.parameters.items(), model.parameters(), strict=True):
+            assert mine.grad is not None and theirs.grad is not None
+            gates += "gate.weight" in name
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+        assert gates == 2
 
 
 def test_a_model_without_routers_has_no_such_loss(tmp_path: Path) -> None:
