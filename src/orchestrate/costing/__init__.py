@@ -32,7 +32,15 @@ from orchestrate.costing.spent.bills import (
     quoted_hour,
     reconcile,
 )
-from orchestrate.costing.spent.budget import Spending, UnknownPrice, caps, check_budget, over_cap, spending
+from orchestrate.costing.spent.budget import (
+    Spending,
+    UnknownPrice,
+    caps,
+    check_budget,
+    of_trial,
+    over_cap,
+    spending,
+)
 from orchestrate.costing.training.hours import (
     Answers,
     HourlyRate,
@@ -85,6 +93,7 @@ __all__ = [
     "quote_assumed",
     "quote_recalled",
     "spec_of",
+    "of_trial",
     "over_cap",
     "parse_flag",
     "quote_hours_job",

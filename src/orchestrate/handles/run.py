@@ -27,7 +27,6 @@ from orchestrate.types import (
     Proof,
     Reply,
     Run,
-    SubmitPhase,
 )
 from orchestrate.underway import BYTES, work
 
@@ -158,30 +157,30 @@ class RunHandle:
 
     def pause(self) -> Run:
         """Stops until `resume`. Raises `Unsupported` where the host cannot."""
+        from orchestrate.handles import resuming
+
         self.provider.require(Feature.PAUSE)
-        self._going("pause")
+        resuming.require_going(self.record, "pause")
         self._here().pause(self.record.handle)
         return self.refresh()
 
-    def resume(self) -> Run:
+    def resume(
+        self,
+        *,
+        max_cost_usd: Decimal | float | str | None = None,
+        max_hours: Decimal | float | str | None = None,
+    ) -> Run:
         """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job
-        that has ended stays so: started again it would be billed again, outside the price agreed to. Raises
-        `ProjectNotTrusted`."""
-        from orchestrate.settings import trust
+        that has ended stays so: started again it would be billed again, outside the price agreed to.
 
-        trust.require_to_spend(self._ft.settings, self.provider)
-        if self.record.job_id is None:
-            from orchestrate.tracking import Submitter, stored_spec
+        `max_cost_usd` and `max_hours` take the place of the run's own limits, for the whole of it, what was
+        used included; a budget has to hold them. Raises `UsageError` for a limit that is used up already,
+        `OverBudget` and `ProjectNotTrusted`."""
+        from orchestrate.handles import resuming
 
-            intent = self.record.phase is SubmitPhase.INTENT
-            data = self._ft.data(stored_spec(self.record)) if intent else None
-            self.record = Submitter(self._ft.store, self.provider).resume(self.record, data)
-            return self.record
-        self.provider.require(Feature.RESUME)
-        self.refresh()
-        self._going("resume")
-        self.provider.resume(self.record.handle)
-        return self.refresh()
+        more = resuming.Limits(_dollars(max_cost_usd), _dollars(max_hours))
+        self.record = resuming.resume(self._ft, self, more)
+        return self.record
 
     def abandon(self, reason: str) -> Run:
         """Gives the run up, with its reason: its host is not asked about it any more, and it takes nothing of
@@ -206,13 +205,6 @@ class RunHandle:
 
         accounts.require(self._ft.store, self.provider, self.record)
         return self.provider
-
-    def _going(self, verb: str) -> None:
-        if self.record.status.terminal:
-            raise UsageError(
-                f"run {self.id} has {self.record.status.value} already: there is nothing to {verb}",
-                fix=f"orchestrate show {self.id}",
-            )
 
     def download(
         self,

@@ -29,13 +29,13 @@ from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places import claim, mirror
-from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Place, Placed, Resources, Usage
-from orchestrate.places.depot import Depot, StoredRun
-from orchestrate.places.order import Order, environment, place_order
+from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Limits, Place, Placed, Resources, Usage
+from orchestrate.places.depot import Depot
+from orchestrate.places.order import Order, allowed, environment, place_order, read_order
 from orchestrate.settings.keys import Secret
 from orchestrate.settings.redaction import redact_text
 from orchestrate.text import duration
-from orchestrate.types import JobError, Record
+from orchestrate.types import Allowance, JobError, Record
 
 MARGIN_S = 60.0
 """Beside the silence after which a worker ends itself: for its looking and ours."""
@@ -138,8 +138,9 @@ class AwayPlace(Place):
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
         if _at_work(self.find(ref)):
             return
-        stored, resources = self.depot.run(ref), self._priced(resources)
-        left = self._left(stored, resources)
+        stored = self.depot.run(ref)
+        resources = self._priced(allowed(stored, resources))
+        left = self._left(run, resources)
         order = place_order(self.depot, run.job(), resources.limits)
         # That may have sent much, for longer than a lost answer is waited for: another may have started one.
         there = self.find(ref)
@@ -175,18 +176,38 @@ class AwayPlace(Place):
             run.write_state(state)
             self.settle(run)
 
-    def _left(self, stored: StoredRun, resources: Resources) -> Resources:
+    def _left(self, run: RunDir, resources: Resources) -> Resources:
         """With the time that is left as the limit, for the platform's own end. Raises `InvalidRequest` where
         it is used up: a machine that is only told to end is paid for."""
-        most, used = resources.limits.seconds, claim.used_s(stored)
-        if most is None or not used:
+        most, found = resources.limits.seconds, self._allowance(run, resources.limits)
+        if most is None or not found.used_s:
             return resources
-        if used >= most:
-            told = f"the run has worked for {duration(used)}, and may for {duration(most)}"
-            fix = "submit again with a higher max_hours or max_cost_usd"
-            raise InvalidRequest(self.name, told, fix=fix)
-        limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=(most - used) / 3600)
+        if found.used_up:
+            told = f"the run has worked for {duration(found.used_s)}, and may for {duration(most)}"
+            raise InvalidRequest(self.name, told, fix=f"orchestrate resume {run.ref} {found.least()}")
+        hours = (most - found.used_s) / 3600
+        limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=hours)
         return msgspec.structs.replace(resources, limits=limits)
+
+    def allowance(self, run: RunDir) -> Allowance:
+        """At the price that was read after the newest start, or before it. Raises `HostUnavailable`."""
+        limits, hourly = read_order(self.depot.run(run.ref)).limits, self.price_read(run.ref)
+        if hourly is not None:
+            limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
+        return self._allowance(run, limits)
+
+    def _allowance(self, run: RunDir, limits: Limits) -> Allowance:
+        return Allowance(
+            max_hours=limits.max_hours,
+            max_usd=limits.max_usd,
+            usd_per_hour=limits.usd_per_hour,
+            used_s=self.worked_s(run.ref),
+            remaining_s=run.written_state().eta_seconds,
+        )
+
+    def worked_s(self, ref: str) -> float:
+        """Of all its workers together, by their own clocks."""
+        return claim.used_s(self.depot.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
         """With the price as the place has it now. Raises `OverBudget`."""
@@ -208,8 +229,7 @@ class AwayPlace(Place):
 
     def usage(self, ref: str) -> Usage | None:
         """By the worker's own clock, where a place has none that is better."""
-        seconds = claim.used_s(self.depot.run(ref))
-        return Usage(seconds=seconds, usd=None, source="the worker's own clock")
+        return Usage(seconds=self.worked_s(ref), usd=None, source="the worker's own clock")
 
     # -- the run directory -----------------------------------------------------------------------------------
 

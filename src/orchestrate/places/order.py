@@ -8,6 +8,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -19,9 +20,9 @@ from packaging.utils import canonicalize_name
 import orchestrate
 from orchestrate.errors import HostUnavailable, MissingExtra, RunFailed, UsageError
 from orchestrate.local.job import LocalJob
-from orchestrate.places.base import Limits
+from orchestrate.places.base import Limits, Resources
 from orchestrate.places.depot import Depot, StoredRun, safe
-from orchestrate.types import ArtifactFile, Record
+from orchestrate.types import ArtifactFile, Record, decoding
 
 PACKAGE = "orchestrate-ft"
 
@@ -85,6 +86,29 @@ def read_order(stored: StoredRun) -> Order:
     except msgspec.MsgspecError as error:
         told = f"the order of {stored.ref} is not one that this version can read: {error}"
         raise HostUnavailable(stored.depot.url, told) from error
+
+
+def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:
+    """Other limits for the workers that are started from now on. They stand in the order alone: `job.json` of
+    a run directory is a copy, and another machine has another. Raises `HostUnavailable`."""
+    order = read_order(stored)
+    given = decoding.convert(order.job.resources, Resources)
+    own = msgspec.structs.replace(given.limits, max_hours=max_hours, max_usd=max_usd)
+    given = msgspec.structs.replace(given, limits=own)
+    job = msgspec.structs.replace(order.job, resources=given.to_dict())
+    limits = msgspec.structs.replace(order.limits, max_hours=max_hours, max_usd=max_usd)
+    after = msgspec.structs.replace(order, job=job, limits=limits)
+    if after != order:
+        stored.write("order.json", after.to_json())
+
+
+def allowed(stored: StoredRun, resources: Resources) -> Resources:
+    """With the hours and the money that the run has by now, where it has an order."""
+    if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
+        return resources
+    had = decoding.convert(given, Resources).limits
+    limits = msgspec.structs.replace(resources.limits, max_hours=had.max_hours, max_usd=had.max_usd)
+    return msgspec.structs.replace(resources, limits=limits)
 
 
 def unpack(order: Order, depot: Depot, folder: Path) -> LocalJob:

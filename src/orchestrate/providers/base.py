@@ -321,8 +321,8 @@ class Provider(ABC):
 
     def adapters(self) -> Adapters:
         """How it takes adapters that were trained elsewhere. Raises `Unsupported`."""
-        told = f"{self.title} serves what it has trained itself"
-        raise Unsupported(self.name, "place for others' adapters", told)
+        why = f"{self.title} serves what it has trained itself"
+        raise Unsupported(self.name, "place for others' adapters", why)
 
     def generate(
         self,

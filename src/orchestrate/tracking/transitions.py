@@ -13,17 +13,19 @@ run that it was given, so that callers can tell by identity. An impossible step 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 
 import msgspec
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.types import Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
+from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
 
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
 """Phases in which the host certainly has no job of this run."""
-_PAUSED = "paused"
-"""The engine's own word; a worker that died is started again, and goes by another."""
+_PAUSED, _DIED = "paused", "interrupted"
+"""The engine's own words; a worker that died is started again."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
 """Phases in which the host may or may not have one."""
 
@@ -129,6 +131,11 @@ def left(run: Run) -> str | None:
     return run.error.message if paused and run.error else None
 
 
+def at_rest(run: Run) -> bool:
+    """Whether it is paused and nothing but its user starts it again; it uses nothing of its backend."""
+    return run.status is JobStatus.PAUSED and run.raw_status != _DIED
+
+
 def observed(run: Run, job: Job, at: datetime) -> Run:
     """What the host said about the job just now, or a while ago: answers come late, twice and out of order.
 
@@ -157,6 +164,21 @@ def observed(run: Run, job: Job, at: datetime) -> Run:
     if all(getattr(run, name) == value for name, value in new.items()):
         return run
     return _with(run, at, **new)
+
+
+def billed(bill: Bill) -> Callable[[Run], Run]:
+    return lambda run: run if run.bill == bill else msgspec.structs.replace(run, bill=bill)
+
+
+def estimated(usd: Decimal) -> Callable[[Run], Run]:
+    """The host's own word before the job is made."""
+    return lambda run: msgspec.structs.replace(run, estimate_usd=usd)
+
+
+def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
+    """Its user gave it other limits. Of a budget it takes the most that it may cost, once that is more than
+    it was."""
+    return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 
 def _believable(old: JobStatus, new: JobStatus) -> bool:

@@ -10,6 +10,7 @@ are counts.
 
 from __future__ import annotations
 
+from orchestrate.types.allowance import Allowance as Allowance
 from orchestrate.types.evaluation import Confusion as Confusion
 from orchestrate.types.evaluation import Contender as Contender
 from orchestrate.types.evaluation import Difference as Difference

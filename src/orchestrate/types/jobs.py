@@ -127,6 +127,8 @@ class Job(Record, frozen=True, kw_only=True):
     cost_origin: str | None = None
     accelerator_seconds: dict[str, int] = {}
     """GPU -> seconds, of a job that is billed by them."""
+    worked_seconds: float | None = None
+    """Of all its workers together, where they count it: time paused is not in it."""
     payload: dict[str, Any] = {}
     """The host's answer, secrets removed."""
 
@@ -297,6 +299,10 @@ class Run(Record, frozen=True, kw_only=True):
     estimate_usd: Decimal | None = None
     """The host's own estimate before the job was made; an estimate, no bill."""
     max_cost_usd: Decimal | None = None
+    max_hours: float | None = None
+    """Of all its workers together, where its user gave it other hours than those of its submit."""
+    allowed_usd: Decimal | None = None
+    """The most that it may cost, since its user gave it more: a budget holds so much for it."""
     tags: dict[str, str] = {}
     idempotency_key: str | None = None
     """The caller's own: a submit with the same one gives this run."""

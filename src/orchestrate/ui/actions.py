@@ -92,7 +92,9 @@ def asked(handle: RunHandle, name: str) -> Asked:
         return Asked(verb, what, None if run.bill is None else f"{money(run.bill.usd)} so far")
     if name == "resume":
         quote = run.quote if run.phase in _UNSENT else None
-        what = "It goes on where it stopped, within the price agreed to when it was submitted."
+        what = "It goes on where it stopped, within the limits that it has, or with others."
+        if quote is not None:
+            what = "It goes on where it stopped, within the price agreed to when it was submitted."
         return Asked(verb, what, None if quote is None else f"up to {money(quote.high_usd)}")
     if name == "deploy":
         price = handle.deployment_price()
@@ -154,6 +156,11 @@ def _done(handle: RunHandle, name: str, form: Form) -> str:
         agreed = first(form, "accept_unknown_price") == "1"
         up = handle.deploy(accept_unknown_price=agreed, **limits)
         return f"{up.id} is {up.state.value}"
+    if name == "resume":
+        resumed = handle.resume(
+            max_cost_usd=number(form, "max_cost_usd"), max_hours=number(form, "max_hours")
+        )
+        return f"{resumed.id} is {resumed.status.value}"
     if name == "undeploy":
         gone = handle.undeploy()
         return "the host shows none" if gone is None else f"{gone.id} is {gone.state.value}"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -19,12 +20,14 @@ from tests.faults.submitting import submit
 
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
+from orchestrate.handles.run import RunHandle
+from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.tracking.syncing import unfinished
-from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
+from orchestrate.types import Bill, Feature, Job, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
@@ -266,3 +269,51 @@ def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
         run.id, lambda now: msgspec.structs.replace(now, status=JobStatus.CANCELLED, sandbox=False)
     )
     assert "bill not known; " in shop.type("show", run.id, "--offline").output
+
+
+# -- a cap that is raised ----------------------------------------------------------------------------------
+
+
+class HoldingHost(PaperHost):
+    features = PaperHost.features | {Feature.RESUME}
+    status_map: ClassVar = {**PaperHost.status_map, "held": JobStatus.PAUSED}
+
+    def resume(self, job: JobHandle) -> None:
+        self._log("resume")
+        self.set(job.job_id, state="running")
+
+
+def test_a_hosts_cap_is_raised_within_the_budget_and_holds_from_then_on(store: Store, tmp_path: Path) -> None:
+    """By hand: a dollar for each token, of a budget of $100; the run was quoted at $4 and capped at $5."""
+    host = HoldingHost(tmp_path / "host")
+    run = submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(5))
+    host.set(str(run.job_id), state="held", tokens=5)
+
+    def bill(run: Run, job: Job) -> Bill | None:
+        return Bill(usd=Decimal(job.trained_tokens or 0), origin="tokens", final=False)
+
+    settings = config.load(env={"ORCHESTRATE_BUDGET_USD": "100"}, cwd=tmp_path, home=tmp_path / "home")
+    home: Any = SimpleNamespace(settings=settings, store=store, provider=lambda name: host, bill=bill)
+    handle = RunHandle(home, run)
+    with pytest.raises(UsageError, match=r"has cost \$5\.00 already, and \$5\.00 for the whole") as used:
+        handle.resume(max_cost_usd=5)
+    assert "--max-cost 5.01 " in str(used.value.fix)
+    with pytest.raises(UsageError, match="--max-hours means nothing on paper"):
+        handle.resume(max_hours=3)
+    with pytest.raises(OverBudget, match=r"\$110\.00, is above what is left of the budget, \$100\.00"):
+        handle.resume(max_cost_usd=110)
+    assert store.runs.get(run.id).max_cost_usd == 5 and "resume" not in host.requests
+    assert handle.resume(max_cost_usd=9).status is JobStatus.RUNNING
+    assert store.runs.spending() == Spending(committed_usd=Decimal(9))
+    assert handle.resume(max_cost_usd="7.5").max_cost_usd == Decimal("7.5"), "it need not be paused there"
+    assert store.runs.spending() == Spending(committed_usd=Decimal("7.5"))
+    assert host.requests.count("resume") == 1
+    for tokens, status in ((7, JobStatus.RUNNING), (8, JobStatus.CANCELLED)):
+        host.set(str(run.job_id), tokens=tokens)
+        sync(store, lambda _: host, bill=bill)
+        sync(store, lambda _: host, bill=bill)
+        assert store.runs.get(run.id).status is status
+    with pytest.raises(UsageError, match="nothing to resume"):
+        handle.resume(max_cost_usd=50)
+    said = [event.message for event in store.history.events(run.id) if event.type == "limits"]
+    assert said[0].endswith("were $5.00, and are $9.00 now") and len(said) == 2

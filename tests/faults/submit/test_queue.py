@@ -114,6 +114,28 @@ def test_a_run_that_nothing_starts_again_takes_no_room_and_is_not_waited_for(sho
     assert "which it comes after, is paused: the worker ended itself" in (state(shop, then).note or "")
 
 
+def test_a_paused_run_takes_no_room_and_one_that_is_gone_on_with_says_that_it_goes_over(shop: Shop) -> None:
+    """One whose worker died is started again by itself: it keeps its place."""
+    first, second, third = add(shop), add(shop, epochs=2), add(shop, epochs=3)
+    server = QueueServer(shop.ft)
+    server.turn()
+
+    def stands(status: JobStatus, raw: str) -> Run:
+        run_id = str(state(shop, first).run_id)
+        return shop.ft.store.runs.apply(
+            run_id, lambda run: msgspec.structs.replace(run, status=status, raw_status=raw)
+        )
+
+    stands(JobStatus.PAUSED, "interrupted")
+    assert server.turn() == []
+    stands(JobStatus.PAUSED, "paused")
+    assert [moved.entry.id for moved in server.turn()] == [second.id] and server.turn() == []
+    told = queueing.crowded(shop.ft, stands(JobStatus.RUNNING, "running"))
+    assert told is not None and "2 runs are open on openai now, and its queue has 1 place" in told
+    assert server.turn() == [] and state(shop, third).state is QueueState.WAITING
+    assert queueing.crowded(shop.ft, stands(JobStatus.PAUSED, "paused")) is None
+
+
 def test_what_comes_after_one_that_is_held_is_waited_for_by_nobody(shop: Shop) -> None:
     """`queue run --until-empty` would never end."""
     first = add(shop)

@@ -18,6 +18,7 @@ from orchestrate.commands.terminal.console import (
     stage_text,
     table,
 )
+from orchestrate.commands.terminal.options import dollars
 from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.handles.deployment import NOT_DEPLOYED, uses_of_checkpoint
@@ -75,7 +76,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "error": record.error.message if record.error else None,
         "quote": _quote(record),
         "host's estimate": f"{money(record.estimate_usd)}, before it began" if record.estimate_usd else None,
-        "limit": limit(record.max_cost_usd) if record.max_cost_usd is not None else None,
+        "limit": _limits(record),
         "would bill" if record.sandbox else "bill": _bill(record),
         "abandoned": record.abandoned,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
@@ -96,6 +97,12 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
             taken = width + 2
             told = fitted(value, taken, " " * taken, on=out) if isinstance(value, str) else value
             out.print(Text.assemble((f"{name:<{width}}  ", "bold"), told), soft_wrap=True)
+
+
+def _limits(run: Run) -> str | None:
+    words = [] if run.max_cost_usd is None else [limit(run.max_cost_usd)]
+    words += [] if run.max_hours is None else [f"{run.max_hours:g} hours"]
+    return " and ".join(words) or None
 
 
 def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
@@ -195,10 +202,31 @@ def pause(context: typer.Context, run: RunArg, json: Json = False) -> None:
         _show_status(ft.run(run).pause(), json=json)
 
 
-def resume(context: typer.Context, run: RunArg, json: Json = False) -> None:
-    """Go on with a paused or interrupted run."""
+def resume(
+    context: typer.Context,
+    run: RunArg,
+    max_cost: Annotated[
+        str | None,
+        typer.Option(
+            "--max-cost", metavar="USD", help="Another limit of the whole run, what it has cost included."
+        ),
+    ] = None,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="At a place: other hours for the whole run, those that it has used included."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Go on with a paused or interrupted run, within its limits or with others."""
+    from orchestrate.service.training.queueing import crowded
+
     with orchestrator(context) as ft:
-        _show_status(ft.run(run).resume(), json=json)
+        after = ft.run(run).resume(max_cost_usd=dollars(max_cost), max_hours=max_hours)
+        _show_status(after, json=json)
+        if told := crowded(ft, after):
+            note(told)
 
 
 def abandon(

@@ -40,7 +40,8 @@ def bill(
     now: datetime | None = None,
 ) -> Bill | None:
     """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
-    not ended has cost so far needs `now` where it is paid by the hour, time paused included; it is not final.
+    not ended has cost so far needs `now` where it is paid by the hour, time paused included unless its
+    workers count what they work; it is not final.
 
     The status goes first: a failure that the host's rule does not bill costs nothing, and a job that ended
     early costs the share of it that its host bills. What a whole job costs is, in this order: measured hours
@@ -157,7 +158,10 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
     end = job.finished_at if final else now
     if job.started_at is None or end is None:
         return None
-    hours = max(Decimal(str((end - job.started_at).total_seconds())), Decimal(0)) / 3600
+    seconds = max((end - job.started_at).total_seconds(), 0.0)
+    if job.worked_seconds is not None:
+        seconds = min(seconds, job.worked_seconds)
+    hours = Decimal(str(seconds)) / 3600
     entry = hourly.line(hours, "0.000001")
     return Bill(usd=entry.usd, origin="measured hours x rate", lines=(entry,), final=final)
 

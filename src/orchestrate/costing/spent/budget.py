@@ -7,7 +7,7 @@ from decimal import ROUND_FLOOR, Decimal
 
 from orchestrate.errors import OverBudget
 from orchestrate.text import limit, money
-from orchestrate.types import Bill, Quote, Record, Run, SubmitPhase
+from orchestrate.types import Bill, Quote, Record, Run, SubmitPhase, Trial, TrialState
 
 _SIXTH = Decimal("0.000001")
 
@@ -19,7 +19,7 @@ class Spending(Record, frozen=True, kw_only=True):
     """Bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
     """Of every run that may still be billed and has no such bill yet: the most of its quote's high end, its
-    host's own estimate and what it has cost so far."""
+    host's own estimate, what its user allowed it since and what it has cost so far."""
 
     @property
     def total_usd(self) -> Decimal:
@@ -38,7 +38,18 @@ def spending(run: Run) -> Spending:
         return Spending(spent_usd=run.bill.usd if run.bill else Decimal(0))
     quoted = run.quote.high_usd if run.quote and not run.quote.unavailable else Decimal(0)
     so_far = run.bill.usd if run.bill else Decimal(0)
-    return Spending(committed_usd=max(quoted, run.estimate_usd or Decimal(0), so_far))
+    given = run.allowed_usd or Decimal(0)
+    return Spending(committed_usd=max(quoted, run.estimate_usd or Decimal(0), given, so_far))
+
+
+def of_trial(run: Run | None, trial: Trial) -> Decimal:
+    """What a trial of a sweep has cost, or may yet; the play money of a sandbox counts as money does."""
+    lost = run is None and trial.run_id is not None
+    if run is None or run.phase is SubmitPhase.REFUSED:
+        return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
+    if run.status.terminal:
+        return trial.high_usd if run.bill is None else run.bill.usd
+    return max(trial.high_usd, run.max_cost_usd or Decimal(0), run.allowed_usd or Decimal(0))
 
 
 def caps(

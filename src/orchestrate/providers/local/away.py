@@ -4,6 +4,8 @@ commands; the place that the profile names starts the worker."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +19,16 @@ from orchestrate.local.machine import cores
 from orchestrate.local.plan import paces, throughput
 from orchestrate.local.plan.paces import Kind, Point
 from orchestrate.local.run.rundir import RunDir
+from orchestrate.places import order
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Machine, Resources
-from orchestrate.places.order import read_order
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.redaction import redact_text
 from orchestrate.text import duration
 from orchestrate.types import (
     Account,
+    Allowance,
     Billing,
     Confidence,
     Job,
@@ -279,6 +282,12 @@ class AwayProvider(LocalProvider):
             error.message += f"; its worker at {self.title} was ended all the same"
             raise
 
+    def allowance(self, job: JobHandle) -> Allowance:
+        return self.place.allowance(self._run(job))
+
+    def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
+        order.allow(self.place.depot.run(job.job_id), max_hours, max_usd)
+
     # -- reading -------------------------------------------------------------------------------------------
 
     def _run(self, job: JobHandle) -> RunDir:
@@ -288,13 +297,15 @@ class AwayProvider(LocalProvider):
             stored = self.place.depot.run(job.job_id)
             if stored.read("order.json") is None:
                 raise NotFound(self.name, f"neither {run.path} nor {self.place.depot_url} holds {job.job_id}")
-            RunDir.make(self._runs, read_order(stored).job)
+            RunDir.make(self._runs, order.read_order(stored).job)
         return super()._run(job)
 
     def _told(self, run: RunDir) -> Job:
         """With what the place says that it cost."""
         self._keep_pace(run)
         job = reading.job(run, self.name)
+        with suppress(HostUnavailable):  # a depot that is gone since has nothing to tell of a run that ended
+            job = msgspec.structs.replace(job, worked_seconds=self.place.worked_s(run.ref) or None)
         used = self.place.usage(run.ref)
         if used is None:
             return job

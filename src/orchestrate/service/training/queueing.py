@@ -15,10 +15,11 @@ from orchestrate.errors import DataError, OrchestrateError, OverBudget, StoreErr
 from orchestrate.service.training import submission
 from orchestrate.settings.keys import is_masked, masked
 from orchestrate.spec import JobSpec, specfile
+from orchestrate.text import count
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.tracking.records.queue import PREFIX
 from orchestrate.tracking.submitting.accounts import account_of, is_here
-from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, left, withdrawn
+from orchestrate.tracking.transitions import UNSENT, ImpossibleTransition, at_rest, left, withdrawn
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -291,9 +292,7 @@ class QueueServer:
             raise UsageError(f"the key at hand is not of the account {entry.account}, for which it was added")
         if not all(self._succeeded(name) for name in entry.after):
             return False
-        active = self.ft.store.runs.matching(provider=entry.provider, host=entry.host, active=True)
-        running = [run for run in active if not (left(run) or (run.phase in UNSENT and _queued(run)))]
-        return len(running) < slots(self.ft, entry.provider)
+        return len(_at_work(self.ft, entry.provider, entry.host)) < slots(self.ft, entry.provider)
 
     def _succeeded(self, name: str) -> bool:
         if name.startswith(PREFIX):
@@ -320,6 +319,26 @@ class QueueServer:
             return replace(now, state=state, run_id=run_id, note=note)
 
         return Moved(self.ft.store.queue.change(entry.id, change), told)
+
+
+def _at_work(ft: Orchestrator, provider: str, host: str) -> list[Run]:
+    """The runs that take a place of a backend: a paused one uses nothing."""
+    active = ft.store.runs.matching(provider=provider, host=host, active=True)
+    return [run for run in active if not (at_rest(run) or (run.phase in UNSENT and _queued(run)))]
+
+
+def crowded(ft: Orchestrator, run: Run) -> str | None:
+    """What a run that was gone on with does to those that wait for its backend, where it takes a place more
+    than the queue has."""
+    if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
+        return None
+    going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)
+    if going <= places:
+        return None
+    return (
+        f"{count(going, 'run is', 'runs are')} open on {run.provider} now, and its queue has "
+        f"{count(places, 'place')}: what waits goes when fewer are open"
+    )
 
 
 def slots(ft: Orchestrator, provider: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.costing import UnknownPrice
+from orchestrate.costing import UnknownPrice, of_trial
 from orchestrate.errors import AuthenticationFailed, DataError, OrchestrateError, OverBudget, SetupError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.search import sampling, space
@@ -243,7 +243,7 @@ class Searching:
         total = Decimal(0)
         for trial in self.trials:
             if trial.number != but:
-                total += _cost(self._run(trial), trial)
+                total += of_trial(self._run(trial), trial)
         return total
 
     def _provider(self, trial: Trial) -> str:
@@ -330,13 +330,3 @@ class Searching:
 
 def _losses(points: Sequence[MetricPoint]) -> list[tuple[int, float]]:
     return [(point.step, point.values["valid_loss"]) for point in points if "valid_loss" in point.values]
-
-
-def _cost(run: Run | None, trial: Trial) -> Decimal:
-    """What a trial has cost, or may yet; the play money of a sandbox counts as money does."""
-    lost = run is None and trial.run_id is not None
-    if run is None or run.phase is SubmitPhase.REFUSED:
-        return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
-    if run.status.terminal:
-        return trial.high_usd if run.bill is None else run.bill.usd
-    return max(trial.high_usd, run.max_cost_usd or Decimal(0))

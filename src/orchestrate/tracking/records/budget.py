@@ -15,6 +15,7 @@ from orchestrate.types import Deployment
 if TYPE_CHECKING:
     from orchestrate.costing import Spending
 
+QUOTED = "the quote's high end"
 _LOCK = schema.APPLICATION_ID + 1
 
 
@@ -55,10 +56,13 @@ def _deployed(connection: Connection, now: datetime) -> Spending:
     )
 
 
-def require_budget(connection: Connection, provider: str, high_usd: Decimal, budget_usd: Decimal) -> None:
+def require_budget(
+    connection: Connection, provider: str, high_usd: Decimal, budget_usd: Decimal, figure: str = QUOTED
+) -> None:
     """Raises `OverBudget` unless `high_usd` fits into what is left. Nobody else spends until the transaction
     ends."""
     one_at_a_time(connection)
     left = budget_usd - total_spending(connection).total_usd
     if high_usd > left:
-        raise OverBudget(provider, high_usd, max(left, Decimal(0)), what="what is left of the budget,")
+        what = "what is left of the budget,"
+        raise OverBudget(provider, high_usd, max(left, Decimal(0)), what=what, figure=figure)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, literal, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, case, cast, func, literal, select
 
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
@@ -43,6 +43,29 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     note: str | None
 
 
+def add_events(
+    db: Database, connection: Connection, run_id: str, events: Iterable[Event], *, from_host: bool
+) -> list[Event]:
+    """As `History.add_events`, in a transaction of the caller's."""
+    added: list[Event] = []
+    for event in events:
+        done = connection.execute(
+            db.insert(schema.events)
+            .values(
+                run_id=run_id,
+                id=event.id,
+                from_host=from_host,
+                at=stamp(event.at),
+                record=event.to_json().decode(),
+            )
+            .on_conflict_do_nothing(index_elements=["run_id", "id"])
+            .returning(schema.events.c.seq)
+        )
+        if done.scalar() is not None:
+            added.append(event)
+    return added
+
+
 class History:
     """Adding is idempotent: what is there already, by its id or step, is not added again."""
 
@@ -51,27 +74,11 @@ class History:
 
     def add_events(self, run_id: str, events: Iterable[Event], *, from_host: bool = True) -> list[Event]:
         """The events that were new, in order."""
-        added: list[Event] = []
         events = list(events)
         if not events:
-            return added
+            return []
         with self._db.writing() as connection:
-            for event in events:
-                done = connection.execute(
-                    self._db.insert(schema.events)
-                    .values(
-                        run_id=run_id,
-                        id=event.id,
-                        from_host=from_host,
-                        at=stamp(event.at),
-                        record=event.to_json().decode(),
-                    )
-                    .on_conflict_do_nothing(index_elements=["run_id", "id"])
-                    .returning(schema.events.c.seq)
-                )
-                if done.scalar() is not None:
-                    added.append(event)
-        return added
+            return add_events(self._db, connection, run_id, events, from_host=from_host)
 
     def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
         """Oldest first, in the order in which they came in; with `limit` the last ones."""

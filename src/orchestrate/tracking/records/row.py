@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrate.tracking.clock import Clock, stamp
-from orchestrate.types import Run
+from orchestrate.types import JobStatus, Run, SubmitPhase
 
 
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
@@ -34,3 +34,12 @@ def columns(run: Run, clock: Clock) -> dict[str, Any]:
         "made_by": run.made_by,
         "record": run.to_json().decode(),
     }
+
+
+def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
+    """Where it stands; a step is written down when that changes."""
+    return run.phase, run.status, run.raw_status
+
+
+def reopened(before: Run, after: Run) -> bool:
+    return before.status.terminal and not after.status.terminal

@@ -23,11 +23,12 @@ from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.leases import Lease, Leases
 from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.ids import new_run_id, ref_of, run_id_of
-from orchestrate.tracking.records.budget import one_at_a_time, require_budget, total_spending
+from orchestrate.tracking.records.budget import QUOTED, one_at_a_time, require_budget, total_spending
+from orchestrate.tracking.records.history import add_events
 from orchestrate.tracking.records.names import named, one
-from orchestrate.tracking.records.row import columns
-from orchestrate.tracking.transitions import UNSENT
-from orchestrate.types import Bill, JobStatus, Quote, Run, SubmitPhase
+from orchestrate.tracking.records.row import columns, reopened, word
+from orchestrate.tracking.transitions import UNSENT, billed
+from orchestrate.types import Bill, Event, JobStatus, Quote, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.costing import Spending
@@ -209,11 +210,11 @@ class Runs:
             held[run_id] = after, attempt
             row = rows.setdefault(run_id, {"changed": run_id})
             row |= {"attempt": attempt, **columns(after, self._db.clock)}
-            if after.phase is SubmitPhase.REFUSED or _reopened(before, after):
+            if after.phase is SubmitPhase.REFUSED or reopened(before, after):
                 # What was sent, and refused or withdrawn after it, is looked for once more: it may have been
                 # done all the same.
                 row["closed"] = after.phase is SubmitPhase.REFUSED and not attempt
-            if note or _word(before) != _word(after):
+            if note or word(before) != word(after):
                 said.append(self._step(after, attempt, note))
         for closes in (False, True):  # the rows of one statement set the same columns
             if some := [row for row in rows.values() if ("closed" in row) is closes]:
@@ -234,24 +235,36 @@ class Runs:
             "note": note,
         }
 
-    def take_estimate(self, run_id: str, usd: Decimal, budget_usd: Decimal | None, lease: Lease) -> Run:
-        """Keeps the host's own estimate. Raises `OverBudget` when what it asks for above what the run has
-        taken already does not fit into what is left of `budget_usd`."""
+    def commit(
+        self,
+        run_id: str,
+        usd: Decimal | None,
+        change: Change,
+        budget_usd: Decimal | None,
+        *,
+        lease: Lease | None = None,
+        event: Event | None = None,
+        figure: str = QUOTED,
+    ) -> Run:
+        """Changes a run that may cost up to `usd` from then on. Raises `OverBudget` when what that is above
+        what the run has taken already does not fit into what is left of `budget_usd`."""
         from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
         with self._db.writing() as connection:
-            self._leases.require(connection, lease)
+            if lease is not None:
+                self._leases.require(connection, lease)
             ((run, _),) = self._locked(connection, [run_id]).values()
             taken = spending(run).total_usd
-            if budget_usd is not None and not run.sandbox and usd > taken:
-                require_budget(connection, run.provider, usd, budget_usd + taken)
-            estimated = msgspec.structs.replace(run, estimate_usd=usd)
-            ((_, after),) = self._apply(connection, [(run_id, lambda _: estimated)])
+            if budget_usd is not None and not run.sandbox and usd is not None and usd > taken:
+                require_budget(connection, run.provider, usd, budget_usd + taken, figure)
+            ((_, after),) = self._apply(connection, [(run_id, change)])
+            if event is not None:
+                add_events(self._db, connection, run_id, [event], from_host=False)
             return after
 
     def set_bills(self, bills: Mapping[str, Bill]) -> list[Run]:
         """By run id, in one transaction. Returns the runs that did change."""
-        return self.apply_many([(run_id, _billed(bill)) for run_id, bill in bills.items()])
+        return self.apply_many([(run_id, billed(bill)) for run_id, bill in bills.items()])
 
     def close(self, run_id: str) -> None:
         """Nothing about this run will be asked of its host again."""
@@ -385,15 +398,3 @@ def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
 
 class _SameId(Exception):
     pass
-
-
-def _billed(bill: Bill) -> Change:
-    return lambda run: run if run.bill == bill else msgspec.structs.replace(run, bill=bill)
-
-
-def _word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
-    return run.phase, run.status, run.raw_status
-
-
-def _reopened(before: Run, after: Run) -> bool:
-    return before.status.terminal and not after.status.terminal

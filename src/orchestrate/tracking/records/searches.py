@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
 from sqlalchemy import select
 
 from orchestrate.errors import UsageError
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import queue_tables as tables
 from orchestrate.tracking.database.opened import Database
-from orchestrate.types import Search, Trial
+from orchestrate.types import Run, Search, Trial
 
 
 class Searches:
@@ -20,12 +21,20 @@ class Searches:
         self._db = db
 
     def add(self, search: Search) -> bool:
-        """`False` where one of its id is there already."""
+        """`False` where one of its id is there already: that gets the limits of this one."""
         values = {"id": search.id, "at": stamp(search.created_at), "record": search.to_json().decode()}
         table = tables.searches
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
         with self._db.writing() as connection:
-            return connection.execute(insert).first() is not None
+            if connection.execute(insert).first() is not None:
+                return True
+            own = select(table.c.record).where(table.c.id == search.id).with_for_update()
+            there = Search.from_json(connection.execute(own).scalar_one())
+            now = replace(there, max_parallel=search.max_parallel, max_cost_usd=search.max_cost_usd)
+            if now != there:
+                record = now.to_json().decode()
+                connection.execute(table.update().where(table.c.id == search.id).values(record=record))
+            return False
 
     def all(self) -> list[Search]:
         """Newest first."""
@@ -48,6 +57,14 @@ class Searches:
         query = select(table.c.record).where(table.c.search_id == search_id).order_by(table.c.number)
         with self._db.reading() as connection:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
+
+    def of_run(self, run: Run) -> tuple[Search, Trial] | None:
+        """The trial whose run it is: its key begins with the search's id."""
+        for search in self.all():
+            if (run.idempotency_key or "").startswith(f"{search.id}-"):
+                found = [trial for trial in self.trials(search.id) if trial.run_id == run.id]
+                return (search, found[0]) if found else None
+        return None
 
     def propose(self, search_id: str, trial: Trial) -> bool:
         """Adds a trial; `False` where one of its number is there already."""

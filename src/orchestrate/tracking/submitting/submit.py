@@ -262,7 +262,7 @@ class Submitter(Settler):
             error = OverBudget(name, usd, quote.high_usd, what="the quote's high end,", figure=figure)
             error.fix = "if that is not too much: submit again with --max-cost and the estimate"
             raise error
-        self.store.runs.take_estimate(run.id, usd, self.budget_usd, lease)
+        self.store.runs.commit(run.id, usd, transitions.estimated(usd), self.budget_usd, lease=lease)
 
     def _send(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:
         patience = self.timing.patience_s

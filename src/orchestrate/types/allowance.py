@@ -1,0 +1,62 @@
+"""What a run may take of a machine that is paid by the hour, and has taken."""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal
+
+from orchestrate.types.record import Record
+
+_START_S = 300.0
+"""Of a machine, its packages and the model's weights."""
+
+
+class Allowance(Record, frozen=True, kw_only=True):
+    """What a run may take and has taken, all of its workers together, where a worker ends itself at that."""
+
+    max_hours: float | None = None
+    max_usd: Decimal | None = None
+    usd_per_hour: Decimal | None = None
+    """Of its machine; with it hours are dollars."""
+    used_s: float = 0.0
+    remaining_s: float | None = None
+    """Of training, as far as it is known."""
+
+    @property
+    def used_usd(self) -> Decimal | None:
+        return None if self.usd_per_hour is None else self.usd_per_hour * Decimal(str(self.used_s)) / 3600
+
+    @property
+    def most_usd(self) -> Decimal | None:
+        """The lower one of both limits, in dollars; `None` where nobody can tell."""
+        found = [] if self.max_usd is None else [self.max_usd]
+        if self.max_hours is not None and self.usd_per_hour is not None:
+            found.append(self.usd_per_hour * Decimal(str(self.max_hours)))
+        return min(found, default=None)
+
+    @property
+    def used_up(self) -> bool:
+        return not self.holds(self.used_s)
+
+    def holds(self, seconds: float) -> bool:
+        """Whether so much work is below both limits."""
+        return not (self._below(seconds) or self._dear(seconds))
+
+    def least(self) -> str:
+        """What `resume` has to be given for it to come to its end, as far as that can be told."""
+        seconds = self.used_s + _START_S + (self.remaining_s or _START_S)
+        hours, words = Decimal(str(seconds)) / 3600, list[str]()
+        if self._below(seconds):
+            words.append(f"--max-hours {hours.quantize(Decimal('0.1'), ROUND_CEILING)}")
+        if self._dear(seconds) and self.usd_per_hour is not None:
+            usd = (hours * self.usd_per_hour).quantize(Decimal("0.01"), ROUND_CEILING)
+            words.append(f"--max-cost {usd}")
+        return " ".join(words)
+
+    def _below(self, seconds: float) -> bool:
+        """Whether the limit of hours is."""
+        return self.max_hours is not None and self.max_hours * 3600 <= seconds
+
+    def _dear(self, seconds: float) -> bool:
+        if self.max_usd is None or not self.usd_per_hour:
+            return False
+        return float(self.max_usd / self.usd_per_hour) * 3600 <= seconds
