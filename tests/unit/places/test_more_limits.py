@@ -54,7 +54,7 @@ def opened(world: World, folder: Path, *, trusted: bool = True, **env: str) -> I
     if not chosen.is_file():
         world.provider(folder).place.close()
     named = chosen if trusted else None
-    settings = config.load(env=env, cwd=folder, home=folder / "home", config_file=named)
+    settings = config.load(env={**world.env, **env}, cwd=folder, home=folder / "home", config_file=named)
     with Orchestrator(settings) as ft:
         found = ft.provider(world.kind)
         assert isinstance(found, AwayProvider)

@@ -7,9 +7,9 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -56,6 +56,8 @@ class World:
     """Its machines are the user's, as its address tells: a private run may go there."""
     spot: bool = False
     """It has machines that are cheaper and may be taken away."""
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Where its host is, and a key for it."""
     settles: bool = False
     """A job has the id that it was asked for, so its list tells at once whether a lost answer made it."""
 
@@ -250,6 +252,11 @@ def anyscale(folder: Path) -> Iterator[World]:
         yield World(
             name="anyscale",
             kind="anyscale",
+            env={
+                "ANYSCALE_BASE_URL": console.url,
+                "ANYSCALE_CLI_TOKEN": consoles.TOKEN,
+                "ORCHESTRATE_KEYS": str(folder / "keys.toml"),
+            },
             options='instance = "g6e.2xlarge"\ngpu = "L40S"\nusd_per_hour = 6\n',
             place=place,
             fault=console.faults.append,
