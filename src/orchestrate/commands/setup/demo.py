@@ -116,7 +116,12 @@ class _Demo:
         self._step("What would it cost?", "Real prices of the hosts, from the rates of this package.")
         self._run("quote")
         here = self._begun_here() if train else []
-        runs = [*here, *self._hosted(train)]
+        try:
+            runs = [*here, *self._hosted(train)]
+        except BaseException:
+            if here:
+                note(f"the run here goes on:  cd {self.folder}; orchestrate watch {here[0]}, or cancel it")
+            raise
         if here:
             self._run(f"watch {here[0]}")
         names = " ".join(runs)

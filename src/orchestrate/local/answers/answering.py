@@ -62,6 +62,8 @@ class Answerer:
         """As many as memory did for, once it has run out."""
         self._base: Any = None
         self._tuned: Any = None
+        self._untouched: Any = None
+        """The base, where the one under the tuned model is not itself any more, or there is none."""
         self._take(load)
         self._load()
 
@@ -87,6 +89,7 @@ class Answerer:
     def _take(self, load: dict[str, Any]) -> None:
         """What belongs to the adapter: its tokenizer, and how it was trained."""
         from orchestrate.local.encoding.encoding import Template
+        from orchestrate.local.model.adapters.apart import changes_base
         from orchestrate.local.model.loading import load_tokenizer
         from orchestrate.local.model.sampling.sampling import Sampler
 
@@ -94,6 +97,7 @@ class Answerer:
         self.whole = self.adapter is not None and not (self.adapter / "adapter_config.json").is_file()
         self._apart = self._lies_apart()
         """Now: its files may be others by the time that it is taken off."""
+        self._replaced = self.whole or (self.adapter is not None and changes_base(self.adapter))
         self.passport = read_passport(self.adapter)
         self.four_bit = load.get("four_bit")
         if self.four_bit is None:
@@ -123,12 +127,10 @@ class Answerer:
         return sum(p.stat().st_size for p in self.folder.weights) > 4 * SMALL_MODEL_BYTES
 
     def _load(self) -> None:
-        from orchestrate.local.model.loading import dequantize, load_adapter, load_base
+        from orchestrate.local.model.loading import load_adapter, load_base
 
         if not self.whole:
-            self._base = load_base(self.folder.path, four_bit=bool(self.four_bit), device=self.device)
-            if self.four_bit and self._small():
-                dequantize(self._base)
+            self._base = self._loaded_base()
         if self.whole and self.adapter is not None:
             self._tuned = load_base(self.adapter, four_bit=False, device=self.device)
         elif self.adapter is not None:
@@ -137,16 +139,23 @@ class Answerer:
             if model is not None:
                 model.eval()
 
+    def _loaded_base(self) -> Any:
+        from orchestrate.local.model.loading import dequantize, load_base
+
+        four_bit = bool(self.four_bit) and not self.whole
+        base = load_base(self.folder.path, four_bit=four_bit, device=self.device)
+        if four_bit and self._small():
+            dequantize(base)
+        return base
+
     def _small(self) -> bool:
         return sum(p.stat().st_size for p in self.folder.weights) <= SMALL_MODEL_BYTES
 
     def model(self, base: bool) -> tuple[Any, AbstractContextManager[Any]]:
-        if self.whole and base:
-            if self._base is None:
-                from orchestrate.local.model.loading import load_base
-
-                self._base = load_base(self.folder.path, four_bit=False, device=self.device).eval()
-            return self._base, nullcontext()
+        if base and self._replaced:
+            if self._untouched is None:
+                self._untouched = self._loaded_base().eval()
+            return self._untouched, nullcontext()
         if self._tuned is None:
             return self._base, nullcontext()
         without = not self.whole and (base or self.adapter is None)

@@ -37,6 +37,7 @@ from orchestrate.local.answers.drawing import NO_MEMORY, NO_NUMBERS, Luck
 from orchestrate.local.answers.speech import Model, Speech
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.adapters.added_tokens import rows_of
+from orchestrate.local.model.adapters.apart import changes_base
 from orchestrate.local.model.files import models
 from orchestrate.local.model.loading import (
     add_adapter,
@@ -153,12 +154,15 @@ class Engine:
             raise UsageError(f"a model is called {name!r} already")
         if not _is_adapter(path):
             raise UsageError(f"{folder} is no adapter: only adapters are added to a running server")
-        adapted = hasattr(self.model, "peft_config")
+        if changes_base(path):
+            raise UsageError(
+                f"{folder} changes the base that others share", fix="merge it, and serve that alone"
+            )
         self._numbered += 1
         adapter = f"a{self._numbered}"
         self.batching.changing()
         try:
-            if not adapted:
+            if not hasattr(self.model, "peft_config"):
                 self.model = load_adapter(self.model, path, name=adapter).eval()
             elif rows_of(path) > self.model.get_input_embeddings().weight.shape[0]:
                 raise UsageError(f"{name} has tokens of its own: it is served without other adapters")

@@ -76,7 +76,8 @@ def test_each_answers_as_it_does_alone(adapters: Adapters, worker: Worker) -> No
     with Generator(str(TINY), threads=1, device="cpu") as one:
         plain = asked(one)
     assert len({str(tuned) for tuned, _ in alone.values()} | {str(plain)}) == 6, "no two answer alike"
-    assert alone["of its base"][1] != plain, "what it took out is missing"
+    in_16_bits = [name for name in adapters if name != "second"]
+    assert all(alone[name][1] == plain for name in in_16_bits), "the base is itself under each of them"
 
     def of(folder: Path | None) -> Generator:
         return Generator(str(TINY), folder, threads=1, device="cpu", worker=worker)

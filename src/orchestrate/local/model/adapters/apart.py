@@ -57,3 +57,21 @@ def lies_apart(folder: Path) -> bool:
         return False
     # Whole tables and biases are written over those of the base.
     return all("lora_" in name for name in names)
+
+
+def changes_base(folder: Path) -> bool:
+    """Whether the base under the adapter is another one, also while peft has the adapter switched off: a part
+    of it was taken out, or something was written over it."""
+    config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=dict[str, Any])
+    if config.get("peft_type") != "LORA":
+        return False
+    start, bias = config.get("init_lora_weights", True), config.get("bias", "none")
+    if start not in _STARTS or bias != "none" or config.get("layer_replication"):
+        return True
+    saved = [*(config.get("modules_to_save") or ())]
+    if saved and config.get("ensure_weight_tying"):
+        saved += ["embed_tokens", "lm_head"]  # the one is saved as the other, too
+    beside = ("lora_", "trainable_tokens", *(f"{name}." for name in saved))
+    return not all(
+        any(part in name for part in beside) for name in tensors(folder / "adapter_model.safetensors")
+    )

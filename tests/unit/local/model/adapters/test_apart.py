@@ -14,7 +14,7 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 from transformers import AutoModelForCausalLM
 
-from orchestrate.local.model.adapters.apart import lies_apart
+from orchestrate.local.model.adapters.apart import changes_base, lies_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Weights = dict[str, torch.Tensor]
@@ -77,3 +77,32 @@ def test_nor_is_what_is_not_known_or_does_not_read(plain: Path, tmp_path: Path) 
     for number, config in enumerate(configs):
         assert not lies_apart(changed(plain, tmp_path / str(number), **config)), config
     assert not lies_apart(tmp_path / "nowhere")
+
+
+def differs_off(folder: Path) -> bool:
+    """Whether the base says something else under an adapter that peft has switched off."""
+    ids = torch.arange(3, 40).unsqueeze(0)
+    with torch.no_grad():
+        model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+        before = model(ids).logits
+        tuned: Any = PeftModel.from_pretrained(model, str(folder)).eval()
+        with tuned.disable_adapter():
+            return not torch.equal(tuned(ids).logits, before)
+
+
+def test_what_peft_cannot_switch_off_changes_the_base(plain: Path, tmp_path: Path) -> None:
+    table = {"base_model.model.lm_head.weight": torch.ones(1280, 256)}
+    more: dict[str, Any] = {"target_modules": ["q_proj"]}
+    saved = {**more, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    folders = {
+        "plain": plain,
+        "pissa": changed(plain, tmp_path / "pissa", init_lora_weights="pissa"),
+        "layers twice": changed(plain, tmp_path / "twice", layer_replication=[[0, 2], [1, 3]]),
+        "a table over the base's": changed(plain, tmp_path / "over", table),
+        "a table of its own": random_adapter(tmp_path / "own", 2, **saved),
+        "rows of its own": random_adapter(tmp_path / "rows", 3, **more, trainable_token_indices=[5, 6]),
+        "weight-decomposed": random_adapter(tmp_path / "dora", 4, **more, use_dora=True),
+    }
+    told = {name: changes_base(folder) for name, folder in folders.items()}
+    assert told == {name: differs_off(folder) for name, folder in folders.items()}
+    assert sum(told.values()) == 3
