@@ -155,9 +155,7 @@ class Engine:
         if not _is_adapter(path):
             raise UsageError(f"{folder} is no adapter: only adapters are added to a running server")
         if changes_base(path):
-            raise UsageError(
-                f"{folder} changes the base that others share", fix="merge it, and serve that alone"
-            )
+            raise UsageError(f"{folder} changes the base that others share", fix="merge and serve it alone")
         self._numbered += 1
         adapter = f"a{self._numbered}"
         self.batching.changing()
