@@ -21,7 +21,7 @@ from orchestrate.underway import work
 class _Running(NamedTuple):
     process: subprocess.Popen[bytes]
     log: IO[bytes]
-    threads: int | None
+    threads: str | None
     """The numeric libraries read it once, as they load."""
 
 
@@ -102,7 +102,9 @@ class Worker:
             running.log.close()
 
     def _start(self, load: Mapping[str, Any]) -> None:
-        if self._running is not None and self._running.threads == load["threads"]:
+        env = worker_environment(load["threads"])
+        threads = env.get("OMP_NUM_THREADS")
+        if self._running is not None and self._running.threads == threads:
             return
         self.close()
         require_packages("answering on this machine")
@@ -112,9 +114,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=worker_environment(load["threads"]),
+            env=env,
         )
-        self._running = _Running(process, log, load["threads"])
+        self._running = _Running(process, log, threads)
 
     def _here(self) -> _Running:
         if self._running is None:
