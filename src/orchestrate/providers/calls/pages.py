@@ -83,7 +83,10 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
 
 
 def _has_list(page: Any) -> bool:
-    """The SDKs check nothing, and read what is no list as an empty one."""
-    fields: Mapping[str, Any] = page.__class__.model_fields
+    """The SDKs check nothing, and read what is no list as an empty one. Another page than theirs has its own
+    check."""
+    fields: Mapping[str, Any] | None = getattr(page.__class__, "model_fields", None)
+    if fields is None:
+        return True
     lists = [name for name, field in fields.items() if get_origin(field.annotation) is list]
     return any(isinstance(getattr(page, name, None), list) for name in lists)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +29,7 @@ from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.compatible import reading, recalled
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
+from orchestrate.providers.compatible.listing import Listed
 from orchestrate.providers.files.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
 from orchestrate.types import (
     Checkpoint,
@@ -169,8 +171,9 @@ class SdkProvider(Provider):
         return self._jobs(since)
 
     def _jobs(self, since: datetime | None, **filters: Any) -> Iterator[Job]:
-        source = self.client.fine_tuning.jobs
-        pages = self._wire.pages(lambda: source.list(limit=self.most_listed, **filters))
+        source = self.client.fine_tuning.jobs.with_raw_response
+        ask = partial(source.list, limit=self.most_listed, **filters)
+        pages = self._wire.pages(lambda: Listed(ask))
         jobs = ([self._job(answer) for answer in page.data] for page in pages)
         return made_since(jobs, _second(since) if since else None)
 

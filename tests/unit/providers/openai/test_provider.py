@@ -191,6 +191,32 @@ def test_list_stops_at_since(host: ScriptedHost, provider: OpenAIProvider) -> No
 # -- reading --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", [True, None])
+def test_a_list_has_what_the_sdk_reads(
+    host: ScriptedHost, provider: OpenAIProvider, more: bool | None
+) -> None:
+    """Our pages are not the SDK's, which judges them: the same requests, the same jobs under the same
+    names, also where the host leaves out whether there is more."""
+    jobs = [
+        JOB | {"id": f"ftjob-{n}", "of_next_year": {"x": [n, None]}, "hyperparameters": {"n_epochs": n}}
+        for n in range(5)
+    ]
+
+    pages = [page(jobs[n : n + 2], n + 2 < 5) for n in (0, 2, 4)]
+    if more is None:
+        pages = [{"object": "list", "data": one["data"]} for one in [*pages, {"data": []}]]
+    host.on("GET", JOBS, *pages, *pages)
+    ours = [job.payload for job in provider.list()]
+    asked = [(one.path, one.query) for one in host.sent]
+    host.sent.clear()
+    theirs = [
+        job.to_dict(mode="json", warnings=False)
+        for job in provider.client.fine_tuning.jobs.list(limit=provider.most_listed)
+    ]
+    assert ours == theirs and len(ours) == 5
+    assert asked == [(one.path, one.query) for one in host.sent]
+
+
 @pytest.mark.parametrize("error", [None, {}, {"code": None, "message": None, "param": None}])
 def test_job_without_an_error(host: ScriptedHost, provider: OpenAIProvider, error: Any) -> None:
     host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "error": error})
