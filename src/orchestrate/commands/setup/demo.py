@@ -160,7 +160,7 @@ class _Demo:
             f"SANDBOX: local stand-ins of {titles}. They speak the hosts' protocols and {what}",
             "With your key in the environment, the same line goes to the real host.",
         )
-        way = [] if train else ["--no-train"]
+        way = ["--speed", "5"] if train else ["--no-train"]
         submit = f"submit --provider {_hosted_kinds()} --watch --max-cost 25 --again"
         command = [sys.executable, "-m", "orchestrate.cli", *submit.split()]
         shown = " ".join(["orchestrate sandbox run", *way, "-- orchestrate", submit])
