@@ -119,7 +119,7 @@ def _loads_behind(figures: Figures) -> str:
 
 EACH_LOAD = 1.6
 SAME_PRODUCTS = (
-    "about half of its time goes to the products of matrices, which both do alike, at what this CPU can do"
+    "two thirds of its time go to the products of matrices, which both do alike, at what this CPU can do"
 )
 
 
