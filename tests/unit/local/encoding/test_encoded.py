@@ -20,6 +20,7 @@ from orchestrate.local.encoding.encoding import Template, decode_row, encode
 from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.local.plan.fitting import _passes  # pyright: ignore[reportPrivateUsage]
+from orchestrate.local.plan.memory import SHORT_ROW
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200)
 
@@ -160,11 +161,17 @@ def test_rows_that_fit_into_a_line_stay_among_themselves(lengths: list[int], mos
 
 
 @settings(max_examples=100, deadline=None)
-@given(LENGTHS, st.integers(1, 600), st.integers(1, 20))
-def test_the_largest_passes_are_those_of_plain_lists(lengths: list[int], tokens: int, most: int) -> None:
+@given(LENGTHS, st.integers(1, 600), st.integers(1, 20), st.sampled_from([1, 30]))
+def test_the_largest_passes_are_those_of_plain_lists(
+    lengths: list[int], tokens: int, most: int, scale: int
+) -> None:
+    """Also among those with short rows alone, whose attention keeps its weights."""
+    lengths, tokens = [n * scale for n in lengths], tokens * scale
     parts = parts_by_lists(list(range(len(lengths))), lengths, tokens, most)
     passes = [(len(part), lengths[part[-1]]) for part in parts]
     counts = sorted((n, lengths.count(n)) for n in set(lengths))
     found = _passes(counts, tokens, most)
-    assert found[1] == passes[-1]
-    assert found[0] == max(passes, key=lambda p: p[0] * p[1])
+    assert found[0] == passes[-1] and set(found) <= set(passes)
+    for short in (False, True):
+        sizes = [[n * of for n, of in some if (of <= SHORT_ROW) is short] for some in (passes, found)]
+        assert max(sizes[0], default=0) == max(sizes[1], default=0)
