@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.errors import DataError
 from orchestrate.local import pipe
 from orchestrate.local.run.process import importing, leave
 from orchestrate.types import decoding
@@ -167,12 +168,12 @@ class Answerer:
 
         tools, most = request.get("tools"), request["max_tokens"]
         close: set[int] = set()
-        prompts = [self._prompt(p, tools) for p in request["prompts"]]
-        fitting = [prompt for prompt in prompts if self.sampler.room(prompt, 1)]
+        asked = [self._asked(p, tools) for p in request["prompts"]]
+        fitting = [prompt for prompt in asked if isinstance(prompt, list)]
         model, adapter = self.model(request["base"])
         rounding = request.get("rounding", "left")
         looks = rounding != "left" and rounds(model, self.device)
-        watch = self._watch(prompts[0], tools, send) if request["stream"] else None
+        watch = self._watch(fitting[0], tools, send) if request["stream"] and fitting else None
 
         def draw(rows: int, prompts: list[list[int]] = fitting) -> list[list[int]]:
             self.torch.manual_seed(request["seed"])
@@ -200,9 +201,9 @@ class Answerer:
                 turned = self.sampler.turned(model, fitting, answers, close)
         drawn = iter(enumerate(answers))
         replies: list[dict[str, Any]] = []
-        for prompt in prompts:
-            if not self.sampler.room(prompt, 1):
-                replies.append(self._refusal(prompt))
+        for prompt in asked:
+            if not isinstance(prompt, list):
+                replies.append(prompt)
                 continue
             number, ids = next(drawn)
             reply = self._reply(prompt, ids, tools, most)
@@ -222,7 +223,16 @@ class Answerer:
 
         return self.template.asked([decoding.convert(m, ChatMessage) for m in messages], tools)
 
-    def _refusal(self, prompt: list[int]) -> dict[str, Any]:
+    def _asked(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> list[int] | dict[str, Any]:
+        """The prompt, or why there can be no answer to it."""
+        try:
+            prompt = self._prompt(messages, tools)
+        except DataError as error:
+            return {"refused": error.message, "fix": error.fix}
+        if self.sampler.room(prompt, 1):
+            return prompt
         most = self.sampler.context
         told = f"the question has {len(prompt)} tokens; the model takes {most}, the answer among them"
         return {"refused": told, "fix": "shorten it, or leave the row out"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,21 @@ def test_where_memory_runs_out_half_as_many_are_answered_together() -> None:
         {"likelihoods": [{"text": f"Order {n}"} for n in range(9)], "base": True}, sent.append
     )
     assert failed == [8] and len(sent[0]["likelihoods"]) == 9
+
+
+def test_a_question_that_the_template_refuses_costs_the_others_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "strict"
+    shutil.copytree(TINY, folder)
+    template = folder / "chat_template.jinja"
+    strict = "{% if 'town' in messages | string %}{{ raise_exception('no towns') }}{% endif %}"
+    template.write_text(strict + template.read_text())
+    answerer = Answerer({"model": str(folder), "threads": 1, "four_bit": False})
+    sent: list[dict[str, Any]] = []
+    asked = [[{"role": "user", "content": text}] for text in ("9 cups", "a town", "10 cups")]
+    request = {"base": False, "seed": 0, "max_tokens": 4, "temperature": 0.0, "stream": False}
+    answerer.answer({**request, "prompts": asked}, sent.append)
+    answerer.answer({**request, "prompts": [asked[0], asked[2]]}, sent.append)
+    answerer.answer({**request, "prompts": [asked[1]], "stream": True}, sent.append)
+    [first, refused, last], others, [alone] = (one["replies"] for one in sent)
+    assert [first, last] == others and "no towns" in refused["refused"]
+    assert alone == refused
