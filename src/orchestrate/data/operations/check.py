@@ -18,6 +18,7 @@ from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import unread
+from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 FEW_ROWS = 300
@@ -220,9 +221,9 @@ def _within(one: Opened, split: str) -> list[Problem]:
         found.append(_whole("label-imbalance", balance, path))
     for file in [name for _, name in one.begins] or [path]:
         if waiting := review.unreviewed(file):
-            found.append(_whole("unreviewed", f"{waiting:,} generated rows wait for review", file))
+            found.append(_whole("unreviewed", f"{count(waiting, 'generated row')} to be reviewed", file))
     if split == "train" and 0 < trained.facts.rows < FEW_ROWS:
-        found.append(_whole("few-rows", f"{trained.facts.rows:,} rows to learn from", path))
+        found.append(_whole("few-rows", f"{count(trained.facts.rows, 'row')} to learn from", path))
     return found
 
 
