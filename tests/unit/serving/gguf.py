@@ -33,7 +33,7 @@ def own_base(folder: Path) -> Path:
     marks = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=marks, initial_alphabet=alphabet)
-    own.train_from_iterator((ROOT / "docs" / "safety.md").read_text().splitlines(), trainer)
+    own.train_from_iterator((ROOT / "LICENSE").read_text().splitlines(), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, pad_token=marks[0], eos_token=marks[2])
     tokenizer.chat_template = (TINY / "chat_template.jinja").read_text()
     tokenizer.save_pretrained(folder)
