@@ -47,6 +47,8 @@ def create(client: Together, file: str, **settings: Any) -> Any:
 def finish(client: Together, id: str, until: Until) -> FinetuneResponse:
     def ended() -> FinetuneResponse | None:
         job = client.fine_tuning.retrieve(id)
+        if job.status == "completed" and not job.api_model_object_id:
+            return None  # the model is registered a moment later
         return job if job.status in ("completed", "error", "cancelled") else None
 
     return until(ended)
