@@ -64,7 +64,8 @@ def test_rows_are_new_good_and_wait_for_review(host: ChatHost, seeds: str, tmp_p
     assert len(set(lines)) == 35 and all(set(json.loads(line)) == {"messages"} for line in lines)
     checked = check({"train": str(output)})
     assert [p.code for p in checked.problems if p.severity == "error"] == []
-    assert "35 generated rows to be reviewed" in next(p.message for p in checked.problems if p.code == "unreviewed")
+    [told] = [p.message for p in checked.problems if p.code == "unreviewed"]
+    assert told == "35 generated rows to be reviewed"
     assert Review(str(output)).counts().pending == 35
 
 
