@@ -46,11 +46,9 @@ _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 def lies_apart(folder: Path) -> bool:
     """Whether the adapter is nothing but low-rank layers of its own, and can be taken off again. What is not
     known here, or does not read, counts against it."""
-    try:
-        config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=dict[str, Any])
-        names = tensors(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, msgspec.MsgspecError):
+    if (found := _read(folder)) is None:
         return False
+    config, names = found
     others = {name: value for name, value in config.items() if name not in _OWN}
     start, bias = others.pop("init_lora_weights", True), others.pop("bias", "none")
     if config.get("peft_type") != "LORA" or start not in _STARTS or bias != "none" or any(others.values()):
@@ -61,8 +59,10 @@ def lies_apart(folder: Path) -> bool:
 
 def changes_base(folder: Path) -> bool:
     """Whether the base under the adapter is another one, also while peft has the adapter switched off: a part
-    of it was taken out, or something was written over it."""
-    config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=dict[str, Any])
+    of it was taken out, or something was written over it. What does not read is told where it is loaded."""
+    if (found := _read(folder)) is None:
+        return False
+    config, names = found
     if config.get("peft_type") != "LORA":
         return False
     start, bias = config.get("init_lora_weights", True), config.get("bias", "none")
@@ -72,6 +72,13 @@ def changes_base(folder: Path) -> bool:
     if saved and config.get("ensure_weight_tying"):
         saved += ["embed_tokens", "lm_head"]  # the one is saved as the other, too
     beside = ("lora_", "trainable_tokens", *(f"{name}." for name in saved))
-    return not all(
-        any(part in name for part in beside) for name in tensors(folder / "adapter_model.safetensors")
-    )
+    return not all(any(part in name for part in beside) for name in names)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """The settings and the names of the weights."""
+    try:
+        config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=dict[str, Any])
+        return config, [*tensors(folder / "adapter_model.safetensors")]
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
