@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -262,6 +263,48 @@ def fill(ballast: Path) -> None:
     with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
+
+
+def leave(free: int, disk: Path) -> Path:
+    """A ballast that leaves so many bytes of the disk."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(b"x" * (shutil.disk_usage(disk).free - free))
+    return ballast
+
+
+@pytest.mark.parametrize("free", range(20_000, 900_000, 40_000))
+def test_a_new_store_on_a_nearly_full_disk_is_there_whole_or_not_at_all(small_disk: Path, free: int) -> None:
+    path, ballast = small_disk / "runs.sqlite3", leave(free, small_disk)
+    try:
+        with Store.open(url(path)) as store:
+            assert store.verify() == []
+    except StoreError as error:
+        assert "no room" in error.message and "free some disk space" in str(error.fix)
+        assert list(small_disk.iterdir()) == [ballast]
+    ballast.unlink()
+    with Store.open(url(path)) as store:
+        make(store)
+        assert store.verify() == []
+
+
+@pytest.mark.parametrize("free", range(20_000, 700_000, 40_000))
+def test_an_upgrade_on_a_nearly_full_disk_loses_nothing(small_disk: Path, free: int) -> None:
+    path = small_disk / "runs.sqlite3"
+    with sqlite3.connect(path) as raw:
+        raw.executescript(SCHEMAS[0].read_text())
+        raw.execute("PRAGMA journal_mode = WAL")
+    raw.close()
+    ballast = leave(free, small_disk)
+    try:
+        Store.open(url(path)).close()
+    except StoreError as error:
+        assert "no room" in error.message
+    ballast.unlink()
+    with Store.open(url(path)) as store:
+        require_the_three_runs(store)
+    for backup in small_disk.glob("*.backup"):
+        assert inside(backup) == ("1", 3)
+    assert not [file for file in small_disk.iterdir() if file.name.startswith(".")]
 
 
 def test_a_full_disk_is_told_and_ends_when_there_is_room(small_disk: Path) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from orchestrate.errors import StoreError
-from orchestrate.files import whole
+from orchestrate.files import sync, whole
 from orchestrate.packages import needed
 from orchestrate.settings.config import sqlite_path
 from orchestrate.tracking.database import schema
@@ -182,21 +182,42 @@ def _create_sqlite(path: Path) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in sqlite_tables():
-                connection.execute(statement)
-            connection.execute("COMMIT")
+        with translated(str(path)):  # while the draft still takes the room
+            _fill(draft)
+            _require_made(draft, path)
         with suppress(FileExistsError):
             os.link(draft, path)
+        sync(path.parent)
     except OSError as error:
         raise StoreError(f"the run store {path} cannot be made: {error}", fix=_ELSEWHERE) from error
     finally:
-        for leftover in (draft, draft.with_name(draft.name + "-wal"), draft.with_name(draft.name + "-shm")):
+        for leftover in (draft, *(draft.with_name(draft.name + end) for end in ("-journal", "-wal", "-shm"))):
             leftover.unlink(missing_ok=True)
+
+
+def _fill(draft: Path) -> None:
+    with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in sqlite_tables():
+            connection.execute(statement)
+        connection.execute("COMMIT")
+        # Only now: a commit in WAL mode leaves the tables in the log, and closing drops the error of a disk
+        # that has no room for them in the file.
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _require_made(draft: Path, path: Path) -> None:
+    """Reads a new store back before it gets its name. Raises `StoreError`."""
+    with closing(sqlite3.connect(draft)) as connection:
+        found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
+        [mode] = connection.execute("PRAGMA journal_mode").fetchone()
+    if found != ["ok"] or mode != "wal":
+        raise StoreError(
+            f"the run store {path} cannot be made: what was written does not read back ({found[0]}, {mode})",
+            fix=_ELSEWHERE,
+        )
 
 
 @cache
