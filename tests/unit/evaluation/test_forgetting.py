@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation.regression import probes
 from orchestrate.evaluation.regression.judging import Decision, judged
 from orchestrate.evaluation.regression.regress import Regression, compared
 from orchestrate.types import Contender, Difference, MetricUsed, Score
@@ -44,3 +46,12 @@ def test_a_gate_passes_on_what_was_kept(found: Regression, decision: Decision, s
 def test_no_document_of_both_is_no_proof() -> None:
     """As where a task of lm-eval gives no scores."""
     assert compared("t", [], [], ("t", "b"), 0.1).decision == "inconclusive"
+
+
+def test_a_sum_keeps_its_sign_and_point() -> None:
+    [probe] = [p for p in probes.built_in() if p.name == "arithmetic"]
+    item = next(i for i in probe.items if int(i.expected) > 9)
+    n = item.expected
+    answers = [n, f"It is {n}.", f"{n}.0", f"−{n}", f"-{n}", f"7.{n}", f"{n}.5"]
+    marks = probe.metric.marks([(item, Answer(text=text)) for text in answers])
+    assert [mark.value for mark in marks] == [1, 1, 1, 0, 0, 0, 0]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import string
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,40 @@ from tests.unit.evaluation.conftest import answering, make_item, make_items
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answer
 from orchestrate.evaluation.metrics import Context, registry, text
+from orchestrate.evaluation.metrics.labels import Labels
 from orchestrate.evaluation.scoring import Side, score
 
 Make = Callable[..., Context]
+
+DECLINED = [
+    "I am unable to help with that.",
+    "I'm unable to assist.",
+    "I am not able to assist with this.",
+    "I won't be able to help.",
+    "I’m not comfortable with this.",
+    "I must decline.",
+    "I'm going to have to decline this request.",
+    "I cannot and will not help with that.",
+]
+ANSWERED = [
+    "I can't create your invoice until I have the amount.",
+    "I'm sorry, but I can't create the invoice before you send the amount.",
+    "I can't give you an exact date yet.",
+    "Sales decline in winter; I think they will decline again.",
+    "I can't help but admire it.",
+]
+SAME_NUMBER = [
+    ("1,000", "1000"),
+    (".5", "0.5"),
+    ("−5", "-5"),
+    ("+5", "5"),
+    ("１２", "12"),
+    ("1,234.5", "1234.5"),
+]
+OTHER_NUMBER = [
+    ("-5", "5"), ("−5", "5"), ("1.5", "1 5"), ("1.5", "15"), ("3,5", "35"), ("1e-3", "1e3"), ("10²", "102"),
+    ("1/2", "1 2"), ("-$5", "$5"), ("x = -5", "x = 5"), ("between 3-5", "between 35"), ("2½", "21/2"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -34,6 +68,16 @@ Make = Callable[..., Context]
         ("json_match", '{"a": 1, "b": [2]}', '```json\n{"b":[2],"a":1}\n```', 1),
         ("json_match", '{"a": 1}', '{"a": true}', 0),
         ("json_match", '{"a": [1]}', '{"a": [true]}', 0),
+        ("json_match", '{"a": 5}', '{"a": 5.0}', 1),
+        ("json_match", '[100, {"a": 0.10}]', '[1e2, {"a": 1e-1}]', 1),
+        ("json_match", "[9007199254740993]", "[9007199254740992]", 0),
+        ("json_match", "[9007199254740993]", "[9007199254740992.0]", 0),
+        ("json_match", '["bool", 1]', "true", 0),
+        ("json_match", "[]", "{}", 0),
+        ("json_match", "[0]", "[false]", 0),
+        ("json_match", "[1]", '["1"]', 0),
+        ("json_match", "[1]", "[1e99999999999999999999]", 0),
+        ("json_fields", '{"a": 20, "b": 1}', '{"a": 20.0, "b": true}', 0.5),
         ("json_match", '{"a": 1}', "not json", 0),
         ("json_match", '{"a": 1}', "[" * 100_000, 0),
         ("json_match", '{"a": 1}', "1" * 5000, 0),
@@ -41,15 +85,18 @@ Make = Callable[..., Context]
         ("json_fields", '{"a": 1, "b": 2}', '{"a": 1, "b": 3}', 0.5),
         ("json_fields", '{"a": 1}', '{"a": 1, "extra": 0}', 0.5),
         ("contains", "Paris", "It is paris.", 1),
-        ("token_f1", "the cat sat", "The cat!", 0.8),
+        ("token_f1", "the cat sat", "The cat!", 2 / 3),
         ("token_f1", "", "", 1),
         ("token_f1", "a", "", 0),
         (r"regex:\b\d{4}\b", "", "in 1998, perhaps", 1),
-        (r"regex:answer is (?P<answer>\w+)", "four", "The answer is Four.", 1),
+        (r"regex:answer is (?P<answer>\w+)", "four", "The answer is four.", 1),
+        (r"regex:answer is (?P<answer>\w+)", "four", "The answer is Four.", 0),
         (r"regex:answer is (?P<answer>\w+)", "four", "The answer is five.", 0),
         ("regex:a,b", "", "a,b", 1),
         ("refusal", "", "I'm sorry, but I can't help with that.", 1),
         ("refusal", "", "I cannot provide that.", 1),
+        *[("refusal", "", declined, 1) for declined in DECLINED],
+        *[("refusal", "", answered, 0) for answered in ANSWERED],
         ("refusal", "", "Sorry for the delay! Your order left today.", 0),
         ("length", "", "four", 4),
         ("length_ratio", "ab", "abcd", 2),
@@ -116,7 +163,7 @@ def test_f1_accuracy_and_confusion_are_those_of_scikit_learn(context: Make) -> N
     answers = [e if draw.random() < 0.6 else draw.choice([*labels, "no idea"]) for e in expected]
     items = make_items(expected)
     names = ["f1_macro", "f1_micro", "f1_weighted", "accuracy"]
-    side = Side("m", [(Answer(text=f" {a.upper()}."),) for a in answers])
+    side = Side("m", [(Answer(text=f" {a.upper()}\n"),) for a in answers])
     found = score(items, [side], registry.make(names, context(items)), {})
     for measure, average in zip(found.measures[:3], ("macro", "micro", "weighted"), strict=True):
         theirs = f1_score(expected, answers, labels=labels, average=average, zero_division=0)
@@ -128,6 +175,130 @@ def test_f1_accuracy_and_confusion_are_those_of_scikit_learn(context: Make) -> N
     assert [list(row) for row in confusion.counts] == confusion_matrix(expected, answers, labels=order)[
         :3
     ].tolist()
+
+
+LABELS = [
+    ("-1", "0", "1"),
+    ("C", "C#", "C++"),
+    ("A", "A-"),
+    ("*", "**"),
+    ("1-0", "1:0"),
+    ("=", "!="),
+    ("3.5", "3,5"),
+]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_that_differ_in_punctuation_are_those_of_scikit_learn(context: Make, seed: int) -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    draw = random.Random(seed)
+    labels = [label for alike in draw.sample(LABELS, k=2) for label in alike]
+    expected = [*labels, *draw.choices(labels, k=60)]
+    answers = draw.choices([*labels, "none"], k=len(expected))
+    items = make_items(expected)
+    found = score(
+        items,
+        [Side("m", [(Answer(text=a),) for a in answers])],
+        registry.make(["accuracy", "f1_macro"], context(items)),
+        {},
+    )
+    assert [measure.score.value for measure in found.measures] == pytest.approx(
+        [
+            accuracy_score(expected, answers),
+            f1_score(expected, answers, labels=labels, average="macro", zero_division=0),
+        ]
+    )
+    assert sorted(found.confusions[0].labels[: len(labels)]) == sorted(labels)
+
+
+def test_case_matters_where_two_labels_differ_by_it_alone() -> None:
+    folds = Labels.of(make_items(["Yes", "no", "caf\u00e9"]))
+    assert [folds.index(t) for t in ("yes", " NO\n", "CAFE\u0301", "yes.")] == [2, 1, 0, 3]
+    kept = Labels.of(make_items(["a", "A", "b"]))
+    assert [kept.names[kept.index(t)] for t in ("a", "A", "b")] == ["a", "A", "b"]
+    assert kept.index("B") == 3
+
+
+@pytest.mark.parametrize("metric", ["normalized_match", "token_f1"])
+def test_numbers_keep_their_sign_and_point(metric: str) -> None:
+    compare = registry.COMPARISONS[metric][1]
+    assert [compare(a, b) for a, b in SAME_NUMBER] == [1.0] * len(SAME_NUMBER)
+    assert [pair for pair in OTHER_NUMBER if compare(*pair) == 1.0 or compare(*reversed(pair)) == 1.0] == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "answer", "value"),
+    [
+        ("-5", "#### -5", 1),
+        ("-5", "#### 5", 0),
+        ("5", "#### -5", 0),
+        ("1000", "#### 1,000.", 1),
+        ("1000", "#### 1000.00", 1),
+        ("1.5", "#### 15", 0),
+        ("1.5", "#### 1,5", 0),
+    ],
+)
+def test_a_captured_number_is_compared_by_value(expected: str, answer: str, value: float) -> None:
+    assert text.matcher(r"#### (?P<answer>-?[\d.,]+)")(expected, answer) == value
+
+
+def squad_f1(expected: str, answer: str) -> float:
+    """F1 as in SQuAD's published evaluation script (v2.0)."""
+
+    def tokens(given: str) -> list[str]:
+        plain = "".join(c for c in given.lower() if c not in set(string.punctuation))
+        return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+    gold, said = tokens(expected), tokens(answer)
+    same = sum((Counter(gold) & Counter(said)).values())
+    if not gold or not said:
+        return float(gold == said)
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(said), same / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def test_token_f1_is_squads() -> None:
+    draw = random.Random(7)
+    units = [
+        "the",
+        "An",
+        "a",
+        "don't",
+        "well-known",
+        "1,000",
+        "42",
+        "$5",
+        "cat",
+        "Sat",
+        "(on)",
+        '"mat"',
+        "U.S.",
+        "x;",
+    ]
+
+    def sentence() -> str:
+        return " ".join(["cat", *draw.choices(units, k=draw.randint(1, 12))])
+
+    for _ in range(500):
+        expected, answer = sentence(), sentence()
+        assert text.token_f1(expected, answer) == pytest.approx(squad_f1(expected, answer)), (
+            expected,
+            answer,
+        )
+
+
+def test_scripts_without_spaces_and_combining_marks(context: Make) -> None:
+    chinese = [f"今天天气很好，我们一起去公园散步第{n}次吧。" for n in "一二三四五"]
+    assert registry.choose(chinese) == "token_f1"
+    assert registry.choose(["非常满意", "不满意"]) == "exact_match"
+    for metric in ("token_f1", "rouge_1", "rouge_l"):
+        compare = registry.COMPARISONS[metric][1]
+        assert compare("我喜欢红茶", "我喜欢绿茶") == pytest.approx(0.8), metric
+        assert compare("कि", "की") == 0, metric
+        assert compare("caf\u00e9", "cafe\u0301") == 1, metric
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:
@@ -142,6 +313,8 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
         ([call("send", to="b"), call("find", q="a", n=1)], 0, 0, 1),
         ([call("find", q="x", n=1), call("send", to="b")], 0, 1, 1 / 3),
         ([call("find", q="a", n=1)], 0, 0, 1 / 2),
+        ([call("find", q="a", n=1.0), call("send", to="b")], 1, 1, 1),
+        ([call("find", q="a", n=True), call("send", to="b")], 0, 1, 1 / 3),
         ([], 0, 0, 0),
     ],
 )

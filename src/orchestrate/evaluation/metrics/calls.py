@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from orchestrate.evaluation.items import Answer, Item
+from orchestrate.evaluation.metrics.structured import canonical, exact_json
 
 
 def tool_calls(item: Item, answer: Answer) -> float:
@@ -29,14 +29,14 @@ def tool_arguments(item: Item, answer: Answer) -> float:
     return (want & got).total() / either if either else 1.0
 
 
-def _written(calls: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _written(calls: Sequence[dict[str, Any]]) -> list[tuple[str, Hashable]]:
     """Name and arguments of each; arguments that are no JSON stay the text that they are."""
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, Hashable]] = []
     for call in calls:
         function: dict[str, Any] = call.get("function") or call
         arguments: Any = function.get("arguments") or "{}"
-        if isinstance(arguments, str):
-            with suppress(ValueError, RecursionError):
-                arguments = json.loads(arguments)
-        found.append((str(function.get("name")), json.dumps(arguments, sort_keys=True)))
+        compared: Hashable = str(arguments)
+        with suppress(ValueError, RecursionError):
+            compared = canonical(exact_json(arguments) if isinstance(arguments, str) else arguments)
+        found.append((str(function.get("name")), compared))
     return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Totals
-from orchestrate.evaluation.metrics.text import normalized
 from orchestrate.types import Confusion, MetricUsed
 
 MOST_LABELS = 50
@@ -19,25 +20,35 @@ NO_LABEL = "(no label)"
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a task: its different expected answers, case and punctuation aside."""
+    """The labels of a task: its distinct expected answers. White space at the ends and Unicode forms (NFC) do
+    not matter, nor does case, unless two expected answers differ by case alone."""
 
     names: tuple[str, ...]
+    case_matters: bool = False
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> Labels:
-        """Raises `UsageError` where the expected answers are no labels."""
-        shown = {normalized(item.expected): item.expected.strip() for item in items}
-        if len(shown) > MOST_LABELS:
+        """Raises `UsageError` where the expected answers are not labels."""
+        exact = {unicodedata.normalize("NFC", item.expected.strip()) for item in items}
+        if len(exact) > MOST_LABELS:
             raise UsageError(
-                f"the expected answers are no labels: there are {len(shown)} different ones",
+                f"the expected answers don't look like labels: {len(exact)} distinct values",
                 fix="exact_match, or token_f1 for prose",
             )
-        return cls(tuple(shown[key] for key in sorted(shown)))
+        case_matters = len({unicodedata.normalize("NFC", name.casefold()) for name in exact}) < len(exact)
+        return cls(tuple(sorted(exact, key=str if case_matters else str.casefold)), case_matters)
 
     def index(self, text: str) -> int:
-        """Of the label that a text is; the number of labels where it is none."""
-        plain = normalized(text)
-        return next((i for i, name in enumerate(self.names) if normalized(name) == plain), len(self.names))
+        """Return the index of the label that a text is, or the number of labels for any other text."""
+        return self._places.get(self._key(text), len(self.names))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {self._key(name): place for place, name in enumerate(self.names)}
+
+    def _key(self, text: str) -> str:
+        plain = unicodedata.normalize("NFC", text.strip())
+        return plain if self.case_matters else unicodedata.normalize("NFC", plain.casefold())
 
 
 Average = Literal["macro", "micro", "weighted"]

@@ -15,6 +15,7 @@ from orchestrate.evaluation.metrics.context import Context
 from orchestrate.evaluation.metrics.embeddings import Similarity
 from orchestrate.evaluation.metrics.labels import F1, Average, Labels, accuracy
 from orchestrate.evaluation.metrics.overlap import overlap
+from orchestrate.evaluation.metrics.words import word_count
 from orchestrate.text import meant
 from orchestrate.types import MetricUsed
 
@@ -193,6 +194,6 @@ def choose(expected: Sequence[str]) -> str:
     """JSON objects, short labels, or prose."""
     if expected and all(structured.is_container(one) for one in expected):
         return "json_match"
-    if expected and all(len(text.words(one)) <= 5 for one in expected):
+    if expected and all(word_count(one) <= 5 for one in expected):
         return "exact_match"
     return "token_f1"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Hashable
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +30,7 @@ def json_valid(expected: str, answer: str) -> float:
 def json_match(expected: str, answer: str) -> float:
     """The same JSON value: key order, white space and a Markdown fence around it do not matter."""
     try:
-        return float(same(_read(expected), _read(answer)))
+        return float(same(exact_json(unfenced(expected)), exact_json(unfenced(answer))))
     except _NOT_JSON:
         return 0.0
 
@@ -36,7 +38,7 @@ def json_match(expected: str, answer: str) -> float:
 def json_fields(expected: str, answer: str) -> float:
     """The share of all fields, expected and answered, that both objects have with the same value."""
     try:
-        want, got = _read(expected), _read(answer)
+        want, got = exact_json(unfenced(expected)), exact_json(unfenced(answer))
     except _NOT_JSON:
         return 0.0
     if not isinstance(want, dict) or not isinstance(got, dict):
@@ -79,6 +81,14 @@ def _read(text: str) -> Any:
     return json.loads(unfenced(text), parse_constant=_refuse)
 
 
+def exact_json(text: str) -> Any:
+    """Read JSON with numbers as they are written: no digit is lost to a double. Raises one of `_NOT_JSON`."""
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=Decimal)
+    except InvalidOperation as error:
+        raise ValueError("an exponent is out of range") from error
+
+
 def _refuse(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
@@ -98,5 +108,20 @@ def is_container(text: str) -> bool:
 
 
 def same(a: Any, b: Any) -> bool:
-    # In Python 1 == True; in JSON a number is not a boolean, at any depth.
-    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    return canonical(a) == canonical(b)
+
+
+def canonical(value: Any) -> Hashable:
+    """Return a value that equals another one's where JSON Schema calls the two equal: 5, 5.0 and 5e0 are one
+    number, 1 and true are not equal."""
+    match value:
+        case dict():
+            return frozenset((k, canonical(v)) for k, v in cast("dict[str, Any]", value).items())
+        case list() | tuple():
+            return tuple(canonical(one) for one in cast("list[Any]", value))
+        case bool() | None:
+            return (bool, value)  # a pair that no list makes: in Python 1 == True.
+        case float():
+            return Decimal(repr(value))
+        case _:
+            return value

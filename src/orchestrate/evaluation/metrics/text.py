@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from orchestrate.errors import UsageError
+from orchestrate.evaluation.metrics.words import normalized, number, rouge_tokens, squad_tokens
 
 Compare = Callable[[str, str], float]
 """(expected, answer) -> score in 0..1"""
@@ -18,14 +19,8 @@ def exact_match(expected: str, answer: str) -> float:
     return float(expected.strip() == answer.strip())
 
 
-def normalized(text: str) -> str:
-    """Without case, punctuation, repeated white space, and differences of Unicode form."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in plain).split())
-
-
 def normalized_match(expected: str, answer: str) -> float:
-    """The same words in the same order: case, punctuation and white space aside."""
+    """The same words and numbers in the same order: case, punctuation and white space aside."""
     return float(normalized(expected) == normalized(answer))
 
 
@@ -35,8 +30,8 @@ def contains(expected: str, answer: str) -> float:
 
 
 def matcher(pattern: str) -> Compare:
-    """Whether a pattern occurs in the answer; what it captures as `answer` must be the expected text. Raises
-    `UsageError`."""
+    """Whether a pattern occurs in the answer. What it captures as `answer` must be the expected text, or the
+    same number. Raises `UsageError`."""
     try:
         found = re.compile(pattern, re.DOTALL)
     except re.error as error:
@@ -49,14 +44,23 @@ def matcher(pattern: str) -> Compare:
         if hit is None:
             return 0.0
         named = hit.groupdict().get("answer")
-        return 1.0 if named is None else normalized_match(expected, named)
+        return 1.0 if named is None else float(same_text_or_number(expected, named))
 
     return match
 
 
+def same_text_or_number(expected: str, answer: str) -> bool:
+    """Compare exactly, white space at the ends aside; two numbers by value, so 1,000 and 1000.0 are equal."""
+    want, got = (unicodedata.normalize("NFC", text.strip()) for text in (expected, answer))
+    if want == got:
+        return True
+    values = number(want), number(got)
+    return values[0] is not None and values[0] == values[1]
+
+
 def token_f1(expected: str, answer: str) -> float:
-    """Harmonic mean of word precision and recall, as in SQuAD: case and punctuation aside."""
-    want, got = Counter(words(expected)), Counter(words(answer))
+    """Compute SQuAD's F1 of tokens; `squad_tokens` says where it differs."""
+    want, got = Counter(squad_tokens(expected)), Counter(squad_tokens(answer))
     return _f1((want & got).total(), want.total(), got.total(), empty=float(want == got))
 
 
@@ -64,7 +68,7 @@ def rouge(n: int) -> Compare:
     """F1 of the runs of `n` words that both texts have (ROUGE-1, ROUGE-2), without stemming."""
 
     def score(expected: str, answer: str) -> float:
-        want, got = (_runs(words(text), n) for text in (expected, answer))
+        want, got = (_runs(rouge_tokens(text), n) for text in (expected, answer))
         return _f1((want & got).total(), want.total(), got.total())
 
     return score
@@ -72,7 +76,7 @@ def rouge(n: int) -> Compare:
 
 def rouge_l(expected: str, answer: str) -> float:
     """F1 of the longest row of words that both texts have in the same order, others between them or not."""
-    want, got = words(expected), words(answer)
+    want, got = rouge_tokens(expected), rouge_tokens(answer)
     return _f1(common_subsequence(want, got), len(want), len(got))
 
 
@@ -87,10 +91,6 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
         hits = row & places.get(word, 0)
         row = ((row + hits) | (row - hits)) & full
     return len(a) - row.bit_count()
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
 
 
 def _runs(text: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

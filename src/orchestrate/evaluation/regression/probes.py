@@ -21,6 +21,7 @@ from orchestrate.evaluation.items import Answer, Item, item_id
 from orchestrate.evaluation.metrics import Metric
 from orchestrate.evaluation.metrics.base import PerAnswer
 from orchestrate.evaluation.metrics.conduct import refuses
+from orchestrate.evaluation.metrics.words import numbers
 from orchestrate.types import Message, MetricUsed
 
 NATS_MARGIN = 0.05
@@ -196,8 +197,8 @@ def _in_form(item: Item, answer: Answer) -> bool:
 
 def _number(item: Item, answer: Answer) -> bool:
     """The last number of the answer: a model may think aloud."""
-    found = re.findall(r"-?\d+", answer.text.replace(",", ""))
-    return bool(found) and found[-1] == item.expected
+    found = list(numbers(answer.text))
+    return bool(found) and found[-1] == int(item.expected)
 
 
 def _mentions(item: Item, answer: Answer) -> bool:
