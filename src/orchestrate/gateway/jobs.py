@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
 from starlette.routing import BaseRoute
 
 from orchestrate.errors import DataError, OrchestrateError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
+_CREATE_S, _LOOK_S = 15.0, 0.1
+"""How long a cancel waits for a create request that is under way, and how often it looks."""
 _LONGEST_NAME = 100
 """Of a model: the name of a tuned one has it within."""
 
@@ -241,9 +243,13 @@ class Jobs:
             raise wrong_state(job, status, "cancelled")
         if run is not None:
             self._ft.provider(run.provider).require(Feature.CANCEL)
-        job = self._jobs.change(job.id, lambda job: replace(job, cancel_asked=True))
-        if run is not None and not run.status.terminal:
-            run = self._submitting.cancel(job, run)
+        job, run = self._submitting.cancel(self._jobs.request_cancel(job.id))
+        if self._submitting.sending(run):  # how that ends decides what is answered
+            deadline = time.monotonic() + _CREATE_S
+            while self._submitting.sending(run) and time.monotonic() < deadline:
+                time.sleep(_LOOK_S)
+                run = self._submitting.run_of(job)
+            job, run = self._submitting.cancel(job)
         return self._answer(call, job, run)
 
     def pause(self, call: Call) -> Any:
@@ -255,7 +261,7 @@ class Jobs:
     def _act(self, call: Call, word: str, act: Callable[[RunHandle], Run]) -> Any:
         job, run = self.found(call)
         status = showing.status_of(job, run)
-        if run is None or run.job_id is None or status in ("succeeded", "failed", "cancelled"):
+        if run is None or run.job_id is None or status in showing.TERMINAL:
             raise wrong_state(job, status, word)
         return self._answer(call, job, act(RunHandle(self._ft, run)))
 

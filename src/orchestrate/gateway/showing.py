@@ -20,7 +20,7 @@ WORDS = {
     JobStatus.RUNNING: "running",
     JobStatus.PAUSED: "queued",
     JobStatus.FINALIZING: "running",
-    JobStatus.CANCELLING: "cancelled",
+    JobStatus.CANCELLING: "running",
     JobStatus.SUCCEEDED: "succeeded",
     JobStatus.FAILED: "failed",
     JobStatus.CANCELLED: "cancelled",
@@ -31,22 +31,33 @@ _LEVELS = {"warning": "warn", "error": "error"}
 _CREATED = "Created fine-tuning job"
 
 
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+
 def status_of(job: GatewayJob, run: Run | None) -> str:
+    """A terminal status is given out once it is recorded, and stays: clients stop asking then."""
+    if job.ended_as is not None:
+        return job.ended_as
+    status = outcome(job, run)
+    if status not in TERMINAL or job.error is not None or job.ended_at is not None:
+        return status
+    sent = run is not None and run.phase is SubmitPhase.SUBMITTED
+    return WORDS[JobStatus.RUNNING if sent else JobStatus.SUBMITTING]
+
+
+def outcome(job: GatewayJob, run: Run | None) -> str:
+    """What its run says."""
     if job.error is not None:
         return "failed"
     if run is None or (run.phase is SubmitPhase.REFUSED and job.again_at is not None):
-        return "cancelled" if job.cancel_asked else "validating_files"
-    if job.cancel_asked and not run.status.terminal:
-        return "cancelled"
-    if run.status is JobStatus.SUCCEEDED and job.ended_at is None:
-        return "running"  # its last events and checkpoints are being fetched
+        return "cancelled" if job.cancel_asked else WORDS[JobStatus.SUBMITTING]
     return WORDS[run.status]
 
 
 def job_body(job: GatewayJob, run: Run | None, organization: str) -> dict[str, Any]:
     asked = CreateJob.model_validate(job.asked)
     status = status_of(job, run)
-    ended = status in ("succeeded", "failed", "cancelled")
+    ended = status in TERMINAL
     done = status == "succeeded"
     at = _ended_at(job, run) if ended else None
     hyper, method = asking.shown(asked)
@@ -115,6 +126,9 @@ def events(
         found.append((_ended_at(job, run), "error", told_error, "message", {}, "failed"))
     elif status == "cancelled":
         found.append((_ended_at(job, run), "info", "The job has been cancelled", "message", {}, "cancelled"))
+        if run is not None and run.status is JobStatus.SUCCEEDED:
+            late = f"{run.provider} finished before the cancel took effect: its model is run {run.id}"
+            found.append((_ended_at(job, run), "warn", late, "message", {}, "late"))
     found.sort(key=lambda item: item[0])
     return [
         objects.event(job.id, at.timestamp(), level, message, type=type, data=data, key=key)

@@ -21,8 +21,10 @@ from orchestrate.gateway.terms import Terms
 from orchestrate.handles.run import RunHandle
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
+from orchestrate.tracking.records.cancelled_keys import KeyCancelled
+from orchestrate.tracking.submitting.settling import lease_name
 from orchestrate.tracking.syncing.sweep import fetch_details
-from orchestrate.tracking.transitions import UNSENT
+from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.tracking.watching.channels import NotDelivered, Webhook
 from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase
 
@@ -155,26 +157,35 @@ class Submitting:
         return run.status.terminal or self._uncancelled(job, run)
 
     def _uncancelled(self, job: GatewayJob, run: Run) -> bool:
-        """Whether the wish to cancel did not come to its run, or not to the host: the process was killed in
-        between, or the host could not be reached."""
-        if not job.cancel_asked or not self._cancels.due(job.id):
+        """Whether the wish to cancel did not come to the host: the process was killed in between, the host
+        could not be reached, or the create request was under way."""
+        if not job.cancel_asked or not self._cancels.due(job.id) or run.phase is not SubmitPhase.SUBMITTED:
             return False
-        known = run.phase is SubmitPhase.SUBMITTED and run.status is not JobStatus.CANCELLING
-        return known or not self._runs.cancel_requested(run.id)
+        return job.ended_as is None or run.status is not JobStatus.CANCELLING
 
-    def cancel(self, job: GatewayJob, run: Run) -> Run:
-        """Tried again later where the host could not be reached; a job whose cancel was refused goes on, and
-        is shown so. Raises `OrchestrateError`."""
-        try:
-            run = RunHandle(self._ft, run).cancel()
-        except OrchestrateError as error:
-            if error.retryable:
-                self._cancels.failed(job.id)
-            else:
-                self._jobs.change(job.id, lambda job: replace(job, cancel_asked=False))
-            raise
+    def cancel(self, job: GatewayJob) -> tuple[GatewayJob, Run | None]:
+        """Ends a job whose cancel was requested, as far as that can be done now: what was not sent is not
+        sent any more. Tried again later where the host could not be reached; a job whose cancel was refused
+        goes on, and is shown so. Raises `OrchestrateError`."""
+        run = self.run_of(job)
+        if run is not None and not run.status.terminal and run.status is not JobStatus.CANCELLING:
+            try:
+                run = RunHandle(self._ft, run).cancel()
+            except OrchestrateError as error:
+                if error.retryable:
+                    self._cancels.failed(job.id)
+                else:
+                    self._jobs.change(job.id, lambda job: replace(job, cancel_asked=False))
+                raise
         self._cancels.over(job.id)
-        return run
+        taken = run is not None and run.status is JobStatus.CANCELLING
+        if taken or showing.outcome(job, run) == "cancelled":
+            job = self._jobs.change(job.id, lambda job: replace(job, ended_as=job.ended_as or "cancelled"))
+        return job, run
+
+    def sending(self, run: Run | None) -> bool:
+        """Whether its create request is under way."""
+        return run is not None and run.phase in UNSETTLED and self._ft.store.leases.held(lease_name(run))
 
     def _begin(self, job: GatewayJob) -> None:
         with self._lock:
@@ -219,7 +230,7 @@ class Submitting:
         if job.ended_at is not None or job.error is not None or (over and not waits):
             self._end(job, run)
         elif run is not None and job.cancel_asked and (unsent or self._uncancelled(job, run)):
-            self.cancel(job, run)
+            self.cancel(job)
         elif unsent or job.again_at is not None:
             self._submit(job)
 
@@ -231,6 +242,8 @@ class Submitting:
             run = self._run(job)
         except OutcomeUnknown:
             run = self.run_of(job)  # the watcher settles it
+        except KeyCancelled:
+            return  # the next turn ends it
         except (LeaseHeld, LeaseLost, StoreError):
             raise  # neither its data nor its backend is at fault: a later turn goes on
         except OrchestrateError as error:
@@ -241,7 +254,7 @@ class Submitting:
             job = self._jobs.change(job.id, lambda job: replace(job, run_id=run.id))
             self._watcher.wake()
             if job.cancel_asked:
-                self.cancel(job, run)
+                self.cancel(job)
 
     def _run(self, job: GatewayJob) -> Run:
         spec = JobSpec.parse(job.spec)
@@ -287,8 +300,10 @@ class Submitting:
                 ).cancel()  # it will not be sent, and holds a share of the budget
             if run is not None and not self._complete(run):
                 return
-            now = self._ft.store.clock.now()
-            job = self._jobs.change(job.id, lambda job: replace(job, ended_at=now))
+            now, ended_as = self._ft.store.clock.now(), showing.outcome(job, run)
+            job = self._jobs.change(
+                job.id, lambda job: replace(job, ended_at=now, ended_as=job.ended_as or ended_as)
+            )
             for sha256 in job.files:
                 self._contents.release(sha256)
         if self._told(job, run):

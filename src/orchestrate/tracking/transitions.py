@@ -47,6 +47,13 @@ class ImpossibleTransition(OrchestrateError):
     """The run is not in a state from which this step leads."""
 
 
+class Withdrawn(ImpossibleTransition):
+    """The run was cancelled before anything was sent."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(f"run {run.id} was cancelled before anything was sent")
+
+
 def uploaded(run: Run, at: datetime) -> Run:
     """The data is on the host."""
     if run.phase is SubmitPhase.UPLOADED:
@@ -213,6 +220,8 @@ def _expected_steps(run: Run, job: Job) -> int | None:
 
 
 def _require(run: Run, to: SubmitPhase, *phases: SubmitPhase) -> None:
+    if run.phase is SubmitPhase.REFUSED and run.status is JobStatus.CANCELLED:
+        raise Withdrawn(run)
     if run.phase not in phases or (run.status.terminal and to is not SubmitPhase.SUBMITTED):
         raise ImpossibleTransition(
             f"run {run.id} is {run.status} in phase {run.phase}; there is no way from there to {to}",

@@ -67,6 +67,8 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     error: JobError | None = None
     """Why it has no run."""
     cancel_asked: bool = False
+    ended_as: str | None = None
+    """The terminal status that its clients were given: it stays, whatever becomes of its run."""
     ended_at: datetime | None = None
     told: bool = False
     """Its end, to the webhook, where there is one."""

@@ -160,7 +160,8 @@ def test_transitions_are_appended_and_tell_the_story(store: Store) -> None:
     run = make(store)
     store.runs.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
     store.runs.apply(run.id, lambda r: transitions.uploaded(r, store.clock.now()))
-    store.runs.apply(run.id, lambda r: transitions.submitting(r, store.clock.now()), new_attempt=True)
+    with store.leases.hold("run") as lease:
+        store.runs.begin(run.id, lease)
     run = ends(store, has_job(store, run, "j1"))
     story = [(t.phase.value, t.status.value, t.attempt) for t in store.history.transitions(run.id)]
     assert story == [
@@ -473,7 +474,8 @@ def test_waiting_is_measured_on_the_own_clock_of_each_machine(
     store, clock = clocked
     run = make(store)
     store.runs.apply(run.id, lambda r: transitions.uploaded(r, clock.now()))
-    store.runs.apply(run.id, lambda r: transitions.submitting(r, clock.now()), new_attempt=True)
+    with store.leases.hold("run") as lease:
+        store.runs.begin(run.id, lease)
     clock.passes(10)
     clock.at += timedelta(days=days)
     assert store.runs.waited(run.id) == pytest.approx(10)

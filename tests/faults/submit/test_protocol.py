@@ -32,7 +32,9 @@ from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, sync
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
-from orchestrate.tracking.transitions import ImpossibleTransition
+from orchestrate.tracking.records import cancelled_keys
+from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.transitions import ImpossibleTransition, Withdrawn
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
@@ -293,6 +295,38 @@ def test_a_cancel_that_races_the_submit_leaves_no_job_running(
     assert [job["state"] for job in host.jobs() if job["state"] != "stopped"] == []
     sent = point in ("after-submitting", "after-fence", "after-post", "after-submitted")
     assert len(host.jobs()) == int(sent)
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_cancel_while_a_busy_host_refuses_the_create_prevents_the_next_one(
+    store: Store, host: PaperHost, patient: bool
+) -> None:
+    host.faults |= {"busy": 1, "retry_after_s": 3600.0 if patient else 0.01}
+    asked = Submission(
+        spec=SPEC, translation=host.translate(SPEC), data=DATA, idempotency_key="k", patient=patient
+    )
+
+    def cancels(reached: str) -> None:
+        if reached == "after-submitting":
+            cancel(store, host, store.runs.get("last"), timing=QUICK)
+
+    with pytest.raises((Withdrawn, RateLimited)):
+        Submitter(store, host, SENDING, cancels).submit(asked)
+    with contextlib.suppress(Withdrawn):
+        Submitter(store, host, SENDING).submit(asked)
+    assert (host.posts(), host.jobs(), store.runs.get("last").status) == (1, [], JobStatus.CANCELLED)
+
+
+def test_a_key_that_was_cancelled_before_its_run_was_made_sends_nothing(
+    store: Store, host: PaperHost
+) -> None:
+    with store.database.writing() as connection:
+        cancelled_keys.request_cancel(store.database, connection, "k")
+    for key, jobs in (("k", 0), ("other", 1)):
+        asked = Submission(spec=SPEC, translation=host.translate(SPEC), data=DATA, idempotency_key=key)
+        with contextlib.suppress(cancelled_keys.KeyCancelled):
+            Submitter(store, host, SENDING).submit(asked)
+        assert (len(host.jobs()), len(store.runs.matching())) == (jobs, jobs)
 
 
 class Deaf(PaperHost):

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Connection, and_, or_, select, true
 
 from orchestrate.errors import UsageError
@@ -21,6 +22,7 @@ from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.gateway.objects import NoSuchPlace, unstorable
+from orchestrate.tracking.records import cancelled_keys
 from orchestrate.tracking.records.budget import one_at_a_time
 from orchestrate.types import GatewayJob, SubmitPhase
 
@@ -200,16 +202,29 @@ class GatewayJobs:
 
     def change(self, id: str, change: Callable[[GatewayJob], GatewayJob]) -> GatewayJob:
         """In one transaction: `change` sees the job as it is now. Raises `KeyError`."""
-        table = schema.gateway_jobs
         with self._db.writing() as connection:
-            query = select(table.c.record).where(table.c.id == id).with_for_update()
-            row = connection.execute(query).scalar()
-            if row is None:
-                raise KeyError(id)
-            before = GatewayJob.from_json(row)
-            after = change(before)
-            if after is not before:
-                connection.execute(table.update().where(table.c.id == id).values(**_columns(after)))
+            return self._change(connection, id, change)
+
+    def request_cancel(self, id: str) -> GatewayJob:
+        """Of the job and of its run, in one transaction. Raises `KeyError`."""
+        with self._db.writing() as connection:
+            one_at_a_time(connection)  # before the row, as `take`: else the two wait for one another
+            job = self._change(connection, id, lambda job: replace(job, cancel_asked=True))
+            cancelled_keys.request_cancel(self._db, connection, job.run_key)
+        return job
+
+    def _change(
+        self, connection: Connection, id: str, change: Callable[[GatewayJob], GatewayJob]
+    ) -> GatewayJob:
+        table = schema.gateway_jobs
+        query = select(table.c.record).where(table.c.id == id).with_for_update()
+        row = connection.execute(query).scalar()
+        if row is None:
+            raise KeyError(id)
+        before = GatewayJob.from_json(row)
+        after = change(before)
+        if after is not before:
+            connection.execute(table.update().where(table.c.id == id).values(**_columns(after)))
         return after
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 import msgspec
 from sqlalchemy import Column, Connection, bindparam, select
@@ -27,7 +27,7 @@ from orchestrate.tracking.records.budget import QUOTED, one_at_a_time, require_b
 from orchestrate.tracking.records.history import add_events
 from orchestrate.tracking.records.names import named, one
 from orchestrate.tracking.records.row import columns, reopened, word
-from orchestrate.tracking.transitions import UNSENT, billed
+from orchestrate.tracking.transitions import UNSENT, billed, submitting, withdrawn
 from orchestrate.types import Bill, Event, JobStatus, Quote, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # What is looked for and changed is a parameter: to build a statement takes longer than to run it.
 _LOCKED = (
-    select(schema.runs.c.id, schema.runs.c.attempt, schema.runs.c.record)
+    select(schema.runs.c.id, schema.runs.c.attempt, schema.runs.c.cancel_requested, schema.runs.c.record)
     .where(schema.runs.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(schema.runs.c.id)
     .with_for_update()
@@ -49,6 +49,15 @@ _AT_ONCE = 500
 """Runs that are locked by one statement."""
 Change = Callable[[Run], Run]
 Guard = Callable[[Connection, Run], None]
+
+
+WITHDRAWN = "cancelled before anything was sent"
+
+
+class _Row(NamedTuple):
+    run: Run
+    attempt: int
+    cancel_requested: bool
 
 
 class Equal(TypedDict, total=False):
@@ -153,7 +162,6 @@ class Runs:
         *,
         lease: Lease | None = None,
         note: str | None = None,
-        new_attempt: bool = False,
     ) -> Run:
         """Changes one run by a function of `orchestrate.tracking.transitions`, in one transaction.
 
@@ -163,7 +171,23 @@ class Runs:
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
-            ((_, after),) = self._apply(connection, [(run_id, change)], note, new_attempt)
+            ((_, after),) = self._apply(connection, [(run_id, change)], note)
+            return after
+
+    def begin(self, run_id: str, lease: Lease) -> Run:
+        """Counts a new attempt and writes SUBMITTING, or withdraws the run if its cancellation was requested,
+        in one transaction. A later request finds SUBMITTING, so it is carried out on the host. Raises
+        `LeaseLost` and `ImpossibleTransition`."""
+        at = self._db.clock.now()
+        with self._db.writing() as connection:
+            self._leases.require(connection, lease)
+            cancelled = self._locked(connection, [run_id])[run_id].cancel_requested
+            step, note = (withdrawn, WITHDRAWN) if cancelled else (submitting, None)
+
+            def change(run: Run) -> Run:
+                return step(run, at)
+
+            ((_, after),) = self._apply(connection, [(run_id, change)], note, new_attempt=not cancelled)
             return after
 
     def apply_many(self, changes: Sequence[tuple[str, Change]]) -> list[Run]:
@@ -172,12 +196,15 @@ class Runs:
             steps = self._apply(connection, changes)
         return [after for before, after in steps if after is not before]
 
-    def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, tuple[Run, int]]:
-        """(run, attempt) by id; locked in one order whoever asks, so that nobody waits for one another."""
-        wanted, found = sorted(set(run_ids)), dict[str, tuple[Run, int]]()
+    def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, _Row]:
+        """By id; locked in one order whoever asks, so that nobody waits for one another."""
+        wanted, found = sorted(set(run_ids)), dict[str, _Row]()
         for start in range(0, len(wanted), _AT_ONCE):
             rows = connection.execute(_LOCKED, {"ids": wanted[start : start + _AT_ONCE]})
-            found |= {run_id: (Run.from_json(record), attempt) for run_id, attempt, record in rows}
+            found |= {
+                run_id: _Row(Run.from_json(record), attempt, requested)
+                for run_id, attempt, requested, record in rows
+            }
         for run_id in wanted:
             if run_id not in found:
                 raise UsageError(f"no run is called {run_id}", fix="orchestrate runs")
@@ -197,7 +224,7 @@ class Runs:
         rows: dict[str, dict[str, Any]] = {}
         said: list[dict[str, Any]] = []
         for run_id, change in sorted(changes, key=lambda pair: pair[0]):
-            before, attempt = held[run_id]
+            before, attempt, requested = held[run_id]
             after = change(before)
             steps.append((before, after))
             if after is before:
@@ -207,7 +234,7 @@ class Runs:
                 up = self._db.clock.uptime()
                 stamped = {"run_id": run_id, "attempt": attempt, "boot": up.boot, "uptime": up.seconds}
                 connection.execute(_STAMP, stamped)
-            held[run_id] = after, attempt
+            held[run_id] = _Row(after, attempt, requested)
             row = rows.setdefault(run_id, {"changed": run_id})
             row |= {"attempt": attempt, **columns(after, self._db.clock)}
             if after.phase is SubmitPhase.REFUSED or reopened(before, after):
@@ -253,7 +280,7 @@ class Runs:
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
-            ((run, _),) = self._locked(connection, [run_id]).values()
+            run = self._locked(connection, [run_id])[run_id].run
             taken = spending(run).total_usd
             if budget_usd is not None and not run.sandbox and usd is not None and usd > taken:
                 require_budget(connection, run.provider, usd, budget_usd + taken, figure)

@@ -27,6 +27,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.ids import derived_ref
+from orchestrate.tracking.records.cancelled_keys import require_uncancelled
 from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import JobStatus, Run
@@ -90,9 +91,9 @@ class Wish:
         with store.database.reading() as connection:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
-    def guard(self, store: Store, *, again: bool) -> Callable[[Connection, Run], None]:
-        """To be called in the transaction that makes the run. Raises `Known`, `KeyTaken`, and
-        `AlreadySubmitted` unless `again`."""
+    def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
+        """To be called in the transaction that makes the run. Raises `Known`, `KeyTaken`, `KeyCancelled`
+        unless the job is `made` and has to be tracked, and `AlreadySubmitted` unless `again`."""
         since = stamp(store.clock.now() - RECENT)
 
         def guard(connection: Connection, run: Run) -> None:
@@ -100,6 +101,8 @@ class Wish:
                 raise Known(known)
             if not again and (same := self._same(connection, since)):
                 raise already(same)
+            if not made and self.key is not None:
+                require_uncancelled(connection, self.key)
 
         return guard
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrate.errors import ProviderError, UsageError
 from orchestrate.tracking import transitions
 from orchestrate.tracking.database.leases import Lease, LeaseHeld
+from orchestrate.tracking.records.runs import WITHDRAWN
 from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
@@ -126,7 +127,7 @@ class Settler:
 
     def _withdraw(self, run: Run) -> Run:
         # A submitter goes on from here only through SUBMITTING, to which no way leads from a withdrawn run.
-        return self.apply(run, transitions.withdrawn, None, note="cancelled before anything was sent")
+        return self.apply(run, transitions.withdrawn, None, note=WITHDRAWN)
 
     def _cancel_on_host(self, run: Run) -> Run:
         if run.status.terminal:
@@ -150,12 +151,9 @@ class Settler:
         lease: Lease | None,
         *,
         note: str | None = None,
-        new_attempt: bool = False,
     ) -> Run:
         at = self.store.clock.now()
-        return self.store.runs.apply(
-            run.id, lambda current: step(current, at), lease=lease, note=note, new_attempt=new_attempt
-        )
+        return self.store.runs.apply(run.id, lambda current: step(current, at), lease=lease, note=note)
 
 
 def lease_name(run: Run) -> str:

@@ -44,7 +44,7 @@ from orchestrate.tracking.submitting.repeats import Known, Wish
 from orchestrate.tracking.submitting.settling import Settler, lease_name
 from orchestrate.tracking.submitting.submission import Submission, stored_spec
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
-from orchestrate.tracking.transitions import UNSENT, UNSETTLED
+from orchestrate.tracking.transitions import UNSENT, UNSETTLED, Withdrawn
 from orchestrate.types import (
     Event,
     Feature,
@@ -111,7 +111,9 @@ class Submitter(Settler):
         )
         try:
             run = self.store.runs.create(
-                intent, budget_usd=self.budget_usd, guard=wish.guard(self.store, again=asked.again)
+                intent,
+                budget_usd=self.budget_usd,
+                guard=wish.guard(self.store, again=asked.again, made=there is not None),
             )
         except Known as known:
             return self.take_up(known.run, asked, progress=progress)
@@ -296,10 +298,12 @@ class Submitter(Settler):
                 return run
 
     def _begin(self, run: Run, lease: Lease) -> None:
-        """Writes SUBMITTING and makes sure, at the last moment, that this process may still send."""
+        """Writes SUBMITTING and makes sure, at the last moment, that this process may still send. Raises
+        `Withdrawn` if the run was cancelled."""
         for _ in range(3):
             begun = self.store.clock.uptime().seconds
-            self.apply(run, transitions.submitting, lease, new_attempt=True)
+            if self.store.runs.begin(run.id, lease).status.terminal:
+                raise Withdrawn(run)
             self.reached("after-submitting")
             # The fence: another process that took this run over has raised it.
             self.store.leases.check(lease, self.timing.lease_s)
