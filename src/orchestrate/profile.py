@@ -154,6 +154,8 @@ class Profile:
     host does not say."""
     figures_are_estimates: bool = False
     """What the host tells of a job's price is no last word, also when the job has ended."""
+    reports_price: bool = False
+    """The host reports the price of each job that it billed. A computed bill is not final there."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
     """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
     a bill is known."""
@@ -186,6 +188,13 @@ class Profile:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
         return f"{self.title} has taken no new fine-tuning jobs since {since}; today is {today} (UTC)"
+
+
+def file_refused(job: Job) -> bool:
+    """Say whether a job failed because the host refused a file, so that nothing was trained: the `param` of its
+    error names the file (OpenAI's API reference)."""
+    files = ("training_file", "validation_file")
+    return not job.trained_tokens and job.error is not None and job.error.param in files
 
 
 @cache

@@ -138,6 +138,27 @@ def test_quote_with_rates_of_the_user(cli: Cli, project: Path) -> None:
     assert refused.code == 6 and "$1.00" in refused.err
 
 
+def test_a_general_price_of_the_user_decides_what_is_quoted_and_what_a_limit_sees(
+    cli: Cli, project: Path
+) -> None:
+    """The built-in prices are those of `sft_lora` by size, which are more specific."""
+    ask = ("quote", "--provider", "fireworks", "--json")
+    was = cli(*ask).json[0]["lines"][0]
+    for flag in ("fireworks:sft=99", "fireworks:sft@qwen3.5-9b=99"):
+        line = cli(*ask, "--rate", flag).json[0]["lines"][0]
+        assert (line["usd_per_unit"], line["own"]) == ("99", f"--rate {flag}") != (was["usd_per_unit"], None)
+    for flags in (("fireworks:sft=99", "fireworks:sft_lora=1"), ("fireworks:sft=1", "fireworks:sft=99")):
+        found = cli(*ask, *(part for flag in flags for part in ("--rate", flag)))
+        assert found.code == 2 and "changes no price" in found.err
+    (project / "home").mkdir(exist_ok=True)
+    (project / "home" / "rates.yaml").write_text(
+        "provider: fireworks\nrates:\n"
+        "  - {method: sft, usd_per_mtok: 9900, start: 2026-01-01, confidence: quoted, source: our contract}\n"
+    )
+    key = {"FIREWORKS_API_KEY": "fw_not_a_key", "FIREWORKS_ACCOUNT_ID": "acme"}
+    assert cli("submit", "--provider", "fireworks", "--max-cost", "0.5", "--yes", **key).code == 6
+
+
 @pytest.mark.slow
 def test_a_rate_that_prices_nothing_is_an_error_that_says_what_could_be_given(
     cli: Cli, project: Path
@@ -145,7 +166,7 @@ def test_a_rate_that_prices_nothing_is_an_error_that_says_what_could_be_given(
     ask = ("quote", "--provider", "together,local", "--set", f"model.local={TINY}")
     for flag in ("together:sft_lora@qwen3-8b=0.2", "fireworks:sft_lora=1", "local:owned@B200=3"):
         found = cli(*ask, "--rate", flag)
-        assert found.code == 2 and f"--rate {flag} is a price of nothing" in found.err
+        assert found.code == 2 and f"--rate {flag} changes no price" in found.err
         assert "together:sft_lora" in found.err and "local:owned@" in found.err
     priced = cli(*ask, "--rate", "together:sft_lora@qwen3.5-9b=50", "--rate", "local:owned=3600", "--json")
     quotes = {q["provider"]: q["lines"][0] for q in priced.json}

@@ -7,9 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
 from orchestrate.types import Confidence, Record
+
+if TYPE_CHECKING:
+    from orchestrate.costing.rates.book import RateBook
 
 UNITS = (
     "usd_per_mtok",
@@ -157,37 +161,49 @@ class Lookup:
     """For which rates a quote looks."""
 
     provider: str
-    methods: tuple[str, ...]
+    methods: tuple[tuple[str, ...], ...]
+    """Names of one thing stand together, the most specific first."""
     ids: frozenset[str] = frozenset()
     params_b: float | None = None
     gpu: str | None = None
+    instead: tuple[str, ...] = ()
+    """What the price is derived from where nothing is found for the first of `methods`."""
 
-    def takes(self, rate: Rate) -> bool:
-        """Whether it may find this one."""
-        if rate.provider != self.provider or not set(rate.methods) & set(self.methods):
+    def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
+        """Say whether this rate decides a price: no other one in the book comes before it."""
+        if rate.provider != self.provider:
             return False
-        if rate.gpu is None and self.gpu is not None and not rate.models:
-            return True
-        names = frozenset(name.lower() for name in self.ids)
-        size = None if self.params_b is None else Decimal(str(self.params_b))
-        return rate.fit(names, size, self.gpu, None) > 0
+        if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:
+            names = frozenset(name.lower() for name in self.ids)
+            return (rate.gpu is None and not rate.models) or rate.fit(names, None, self.gpu, None) > 0
+        found = [self._find(book, group, on) for group in self.methods]
+        if found[0] is None and self.instead:
+            found[0] = self._find(book, self.instead, on)
+        return any(rate is each for each in found)
+
+    def _find(self, book: RateBook, methods: tuple[str, ...], on: date) -> Rate | None:
+        return book.find(self.provider, methods, ids=self.ids, params_b=self.params_b, on=on)
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What `--rate` may be given for it."""
+        """Name what `--rate` may be given for it."""
         of = f"@{self.gpu}" if self.gpu else ""
-        return tuple(f"{self.provider}:{m}{'' if m == 'electricity' else of}" for m in self.methods)
+        return tuple(
+            f"{self.provider}:{method}{'' if method == 'electricity' else of}"
+            for group in self.methods
+            for method in group
+        )
 
 
-def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup]) -> None:
-    """Raises `UsageError` for a rate that none of the quotes can have looked for."""
+def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup], book: RateBook, on: date) -> None:
+    """Raise `UsageError` for a rate that changes the price of none of the quotes."""
     for rate in rates:
-        if any(lookup.takes(rate) for lookup in lookups):
+        if any(lookup.takes(rate, book, on) for lookup in lookups):
             continue
         flags = sorted({flag for lookup in lookups for flag in lookup.flags})
         raise UsageError(
-            f"{rate.own} is a price of nothing that is quoted here",
-            fix=f"give one of {', '.join(flags)}" if flags else "leave it out",
+            f"{rate.own} changes no price that is quoted here",
+            fix=f"give one of {', '.join(flags)}, each once" if flags else "leave it out",
         )
 
 

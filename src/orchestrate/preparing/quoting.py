@@ -113,14 +113,14 @@ def assumed(ft: Orchestrator, spec: JobSpec, rows: int, tokens_a_row: int) -> li
 def require_used(
     ft: Orchestrator, prepared: Prepared, rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raises `UsageError` for one of the user's `rates` that is the price of nothing in these quotes; with
-    `serving` those of serving have a use too."""
+    """Raise `UsageError` for one of the user's `rates`, already in the book, that changes no price in these
+    quotes; with `serving` those of serving have a use too."""
     lookups: list[Lookup] = []
     for offer in prepared.offers:
         with suppress(SpecError):
             lookups.append(ft.provider(offer.provider).lookup(offer.spec))
     asked = [rate for rate in rates if not (serving and _serves(rate))]
-    costing.require_used(asked, lookups)
+    costing.require_used(asked, lookups, ft.rates, days.today())
 
 
 def _serves(rate: Rate) -> bool:

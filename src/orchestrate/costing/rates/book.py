@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from itertools import product
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -41,7 +42,7 @@ class RateBook(msgspec.Struct, frozen=True):
     def find(
         self,
         provider: str,
-        method: str,
+        method: str | tuple[str, ...],
         *,
         ids: Iterable[str] = (),
         params_b: float | None = None,
@@ -49,19 +50,22 @@ class RateBook(msgspec.Struct, frozen=True):
         tier: str | None = None,
         on: date,
     ) -> Rate | None:
-        """The rate in force on a day: the closest fit first, then the one that began last.
+        """Return the rate in force on a day: the closest fit first, then the one that began last.
 
-        A rate's `start` is the first day it is *known* to hold, so where none has begun the earliest is
-        taken.
+        `method` may be several names of one thing, the most specific first (`("sft_lora", "sft")`). All of them
+        are tried in a layer before the layer below, so that the user's general price beats a built-in
+        specific one. A rate's `start` is the first day it is *known* to hold, so where none has begun the
+        earliest is taken.
         """
         names = frozenset(name.lower() for name in ids)
         size = None if params_b is None else Decimal(str(params_b))
-        for layer in reversed(self.layers):
+        methods = (method,) if isinstance(method, str) else method
+        for layer, each in product(reversed(self.layers), methods):
             found = [
                 (fit, rate)
                 for rate in layer
                 if rate.provider == provider
-                and method in rate.methods
+                and each in rate.methods
                 and rate.offered(on)
                 and (fit := rate.fit(names, size, gpu, tier))
             ]

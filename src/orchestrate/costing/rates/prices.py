@@ -19,7 +19,10 @@ class Prices:
     book: RateBook = field(default_factory=built_in)
     on: date = field(default_factory=days.today)
 
-    def of(self, method: str, model: ModelOnHost | None = None, *, gpu: str | None = None) -> Rate | None:
+    def of(
+        self, method: str | tuple[str, ...], model: ModelOnHost | None = None, *, gpu: str | None = None
+    ) -> Rate | None:
+        """Return today's rate; `method` as in `RateBook.find`."""
         ids, params_b = (names(model), model.params_b) if model else ((), None)
         return self.book.find(self.name, method, ids=ids, params_b=params_b, gpu=gpu, on=self.on)
 

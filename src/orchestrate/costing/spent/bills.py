@@ -17,6 +17,7 @@ from orchestrate.costing.rates.book import RateBook, built_in
 from orchestrate.costing.rates.prices import Prices
 from orchestrate.costing.training.hours import HourlyRate
 from orchestrate.costing.training.jobs import training_rate
+from orchestrate.costing.training.rules import minimum_top_up
 from orchestrate.errors import SpecError
 from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
 
@@ -46,7 +47,8 @@ def bill(
     The status goes first: a failure that the host's rule does not bill costs nothing, and a job that ended
     early costs the share of it that its host bills. What a whole job costs is, in this order: measured hours
     x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate of the
-    day on which the job was made, and its quote. Only the host's last word is `final`.
+    day on which the job was made, topped up to the host's minimum per job, and its quote. Only the host's last
+    word is `final`: where a host reports prices (`profile.reports_price`), a computed one is not.
     """
     ended = job.status.terminal
     if hourly is not None:
@@ -59,13 +61,15 @@ def bill(
     rates = _Rates(profile, spec, resolved, prices)
     early = job.early_stopped or job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     if early and profile.share_billed is not None:
-        return _by_share(profile, job, rates.of_whole(job) or _of_quote(quote))
-    final = ended and not profile.figures_are_estimates
-    so_far = rates.by_seconds(job) or rates.by_tokens(job)
-    found = so_far if early else rates.of_whole(job)
-    if found is None and job.status is JobStatus.SUCCEEDED and not early:
-        # Rather an estimate than the quote's high end, at which a run without a bill is held.
-        found, final = _of_quote(quote), False
+        return _by_share(profile, job, rates.by_host(job) or rates.of_work(job) or _of_work(quote))
+    told = None if early else rates.by_host(job)
+    computed = profile.figures_are_estimates or (profile.reports_price and told is None)
+    found, final = told or rates.of_work(job), ended and not computed
+    if not early and told is None:
+        if found is None and job.status is JobStatus.SUCCEEDED:
+            # Rather an estimate than the quote's high end, at which a run without a bill is held.
+            found, final = _of_work(quote), False
+        found = rates.at_least_the_minimum(found) if job.status is JobStatus.SUCCEEDED else found
     return None if found is None else msgspec.structs.replace(found, final=final)
 
 
@@ -77,10 +81,25 @@ class _Rates(NamedTuple):
     resolved: ModelOnHost
     prices: Prices
 
-    def of_whole(self, job: Job) -> Bill | None:
-        if job.cost_usd is not None:
-            return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=False)
+    def by_host(self, job: Job) -> Bill | None:
+        if job.cost_usd is None:
+            return None
+        return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=False)
+
+    def of_work(self, job: Job) -> Bill | None:
         return self.by_seconds(job) or self.by_tokens(job)
+
+    def at_least_the_minimum(self, work: Bill | None) -> Bill | None:
+        """Top what the work cost up to the host's minimum per job; of a published range, to its high end."""
+        minimum = self.prices.of("minimum", self.resolved)
+        if work is None or minimum is None:
+            return work
+        least = minimum.usd if minimum.usd_max is None else minimum.usd_max
+        if not (extra := minimum_top_up(work.usd, least)):
+            return work
+        entry = line("minimum", Decimal(1), msgspec.structs.replace(minimum, usd_per_job=extra, usd_max=None))
+        origin = f"{work.origin}, topped up to the minimum per job"
+        return Bill(usd=least, origin=origin, lines=(*work.lines, entry), final=work.final)
 
     def by_tokens(self, job: Job) -> Bill | None:
         if job.trained_tokens is None or self.spec.method.type == "rft":
@@ -174,8 +193,8 @@ def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:
     return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x {whole.origin}", final=False)
 
 
-def _of_quote(quote: Quote | None) -> Bill | None:
-    """What its work was quoted at; a minimum that topped it up is no work."""
+def _of_work(quote: Quote | None) -> Bill | None:
+    """Return what the work was quoted at, without the minimum that topped it up."""
     if quote is None or quote.unavailable:
         return None
     parts = [e.usd_high if quote.recalled else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]

@@ -30,10 +30,9 @@ STALE_DAYS = 60
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
     """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
     SFT."""
-    method = spec.method.type
-    adapter = "full" if spec.adapter.type == "full" else "lora"
-    found = prices.of(f"{method}_{adapter}", resolved) or prices.of(method, resolved)
-    sft = prices.of(f"sft_{adapter}", resolved) if found is None and method == "dpo" else None
+    method, adapter = spec.method.type, _adapter(spec)
+    found = prices.of(methods(method, adapter), resolved)
+    sft = prices.of(methods("sft", adapter), resolved) if found is None and method == "dpo" else None
     if sft is not None and sft.usd_per_mtok is not None:
         factor = profile.dpo_factor
         return Rate(
@@ -49,15 +48,27 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
     return found
 
 
+def _adapter(spec: JobSpec) -> str:
+    return "full" if spec.adapter.type == "full" else "lora"
+
+
+def methods(method: str, adapter: str) -> tuple[str, str]:
+    """Name the rates of a training token, the most specific first."""
+    return f"{method}_{adapter}", method
+
+
 def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
-    """For which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a machine
-    that is paid by the hour."""
+    """Say for which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a
+    machine that is paid by the hour."""
     if gpu is not None:
-        return Lookup(prices, ("electricity", "gpu_rental", "owned"), gpu=gpu)
-    method = spec.method.type
-    adapter = "full" if spec.adapter.type == "full" else "lora"
-    methods = (f"{method}_{adapter}", method, "minimum")
-    return Lookup(prices, methods, names(resolved), resolved.params_b, "H100" if method == "rft" else None)
+        return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
+    method, adapter = spec.method.type, _adapter(spec)
+    if method == "rft":
+        return Lookup(prices, (("rft",),), names(resolved), resolved.params_b, "H100")
+    # Where a host has no price of DPO of its own, training_rate derives it from SFT's.
+    instead = methods("sft", adapter) if method == "dpo" else ()
+    wanted = (methods(method, adapter), ("minimum",))
+    return Lookup(prices, wanted, names(resolved), resolved.params_b, instead=instead)
 
 
 def quote_tokens_job(
@@ -162,7 +173,7 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
 
 def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
     kind = prices.name
-    method = f"{spec.method.type}_{'full' if spec.adapter.type == 'full' else 'lora'}"
+    method = methods(spec.method.type, _adapter(spec))[0]
     if not any(rate.provider == kind for rate in prices.book):
         reason = f"there are no rates for {kind}"
     elif not any(

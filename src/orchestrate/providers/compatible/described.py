@@ -29,7 +29,7 @@ from orchestrate.data.rules import (
 from orchestrate.data.targets.dialects import Dialect
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError
-from orchestrate.profile import BY_SDK, HUB_ID, Gate, Profile, Readable
+from orchestrate.profile import BY_SDK, HUB_ID, Gate, Profile, Readable, file_refused
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
@@ -159,4 +159,6 @@ def _auto_epochs(rows: int) -> int:
 
 
 def _never_began(job: Job) -> bool:
-    return not job.trained_tokens and not job.step
+    """Say whether the host reports that nothing was trained. Silence is no such report: not every host of this
+    kind counts steps, and a failed job may have no count of tokens."""
+    return file_refused(job) or (job.step == 0 and not job.trained_tokens)

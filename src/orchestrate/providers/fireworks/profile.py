@@ -104,8 +104,13 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """A job that has begun to train tells its progress."""
-    return not (job.percent or job.epoch or job.trained_tokens)
+    """Say whether an SFT job failed before it trained: it reports no progress, and training is billed by token.
+
+    DPO and RFT jobs report no progress at all (the API's job records), so for them this is unknown, and no
+    source says that a failed job is free.
+    """
+    worked = job.percent or job.epoch or job.trained_tokens or job.accelerator_seconds
+    return job.handle.kind == "supervised" and not worked
 
 
 PROFILE = Profile(

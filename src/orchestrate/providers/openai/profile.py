@@ -20,14 +20,13 @@ from orchestrate.data.rules import (
     refused,
 )
 from orchestrate.data.targets.dialects import Dialect
-from orchestrate.profile import BY_SDK, Delivery, Gate, Profile
+from orchestrate.profile import BY_SDK, Delivery, Gate, Profile, file_refused
 from orchestrate.types import Severity
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
     from orchestrate.data.rows.pictures import Picture
-    from orchestrate.types import Job
 
 RULES = HostRules(
     kinds={
@@ -119,12 +118,6 @@ def tuned_base(name: str) -> str | None:
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
 
 
-def refused_in_validation(job: Job) -> bool:
-    """A file that was refused is named by `param` of the job's error (OpenAI's API reference)."""
-    files = ("training_file", "validation_file")
-    return not job.trained_tokens and job.error is not None and job.error.param in files
-
-
 def delivery(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
     from orchestrate.providers.openai.webhooks import read
 
@@ -161,6 +154,6 @@ PROFILE = Profile(
     picture_tokens=picture_tokens,
     checkpoints_answer=True,  # `fine_tuned_model_checkpoint`; developers.openai.com, guide of fine-tuning
     auto_epochs=auto_epochs,
-    unbilled_failure=refused_in_validation,
+    unbilled_failure=file_refused,
     cap_gap="OpenAI reports a job's tokens only when it has ended",
 )

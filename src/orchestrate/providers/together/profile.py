@@ -127,10 +127,11 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 
 def unbilled_failure(job: Job) -> bool:
-    """`error` is the platform's failure, which is refunded in full; `user_error` is billed once steps were
-    done. docs.together.ai fine-tuning pricing.
+    """Say whether the host bills nothing: `error` is the platform's failure, which is refunded in full, and
+    `user_error` is billed once steps were done. docs.together.ai fine-tuning pricing.
     """
-    return job.raw_status == "error" or not (job.step or job.trained_tokens)
+    never_began = job.step == 0 or (job.step is None and job.started_at is None)
+    return job.raw_status == "error" or (never_began and not job.trained_tokens)
 
 
 PROFILE = Profile(
@@ -154,5 +155,6 @@ PROFILE = Profile(
     dpo_factor=Decimal("2.5"),  # blog of 2026-09-11: every published pair of prices
     default_epochs=1,
     share_billed=share_billed,
+    reports_price=True,  # `total_price`
     unbilled_failure=unbilled_failure,
 )

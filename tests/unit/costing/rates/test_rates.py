@@ -277,3 +277,26 @@ def test_mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         load(path)
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("host", ["openai", "together", "fireworks", "nebius"])
+@pytest.mark.parametrize("model", [None, "m"], ids=["any", "one"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "sft_lora", "dpo_lora"])
+@pytest.mark.parametrize("way", ["flag", "file"])
+def test_the_users_own_price_comes_before_every_built_in_one(
+    tmp_path: Path, host: str, model: str | None, method: str, way: str
+) -> None:
+    """Whatever is published for it, and however specific: for every model that the host's rates name."""
+    for rate in [rate for rate in built_in() if rate.provider == host and rate.usd_per_mtok is not None]:
+        name = next(iter(rate.models), "m")
+        if way == "flag":
+            at = f"@{name}" if model else ""
+            book = user_book([], [f"{host}:{method}{at}=99"], today=TODAY)
+        else:
+            of = f"model: {name}, " if model else ""
+            entry = f"{{method: {method}, {of}usd_per_mtok: 99, start: 2026-11-01, {TAIL}"
+            (tmp_path / "rates.yaml").write_text(f"provider: {host}\nrates:\n  - {entry}")
+            book = user_book([tmp_path])
+        asked = (method,) if "_" in method else (f"{method}_lora", method)
+        found = book.find(host, asked, ids=[name], params_b=8, on=TODAY)
+        assert found is not None and found.usd == 99, rate

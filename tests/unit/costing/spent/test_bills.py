@@ -102,11 +102,11 @@ def test_trained_tokens_times_rate() -> None:
 
 
 def test_the_rate_is_that_of_the_day_of_the_job() -> None:
-    old = a_job(trained_tokens=1_000_000, created_at=datetime(2026, 6, 1, tzinfo=UTC))
-    new = a_job(trained_tokens=1_000_000)
+    old = a_job(trained_tokens=100_000_000, created_at=datetime(2026, 6, 1, tzinfo=UTC))
+    new = a_job(trained_tokens=100_000_000)
     was, now = made("together", "qwen3.5-4b", old), made("together", "qwen3.5-4b", new)
     assert was is not None and now is not None
-    assert (was.usd, now.usd) == (Decimal("0.48"), Decimal("0.34"))
+    assert (was.usd, now.usd) == (Decimal(48), Decimal(34))
 
 
 def test_a_running_jobs_bill_is_not_final() -> None:
@@ -207,6 +207,9 @@ def test_what_is_not_known_is_no_bill() -> None:
     )
 
 
+SUPERVISED: dict[str, Any] = {"handle": JobHandle(provider="fireworks", job_id="s", kind="supervised")}
+
+
 @pytest.mark.parametrize(
     ("host", "model", "unbilled", "billed"),
     [
@@ -218,7 +221,22 @@ def test_what_is_not_known_is_no_bill() -> None:
         ),
         ("together", "qwen3.5-9b", {"raw_status": "user_error"}, {"raw_status": "user_error", "step": 3}),
         ("together", "qwen3.5-9b", {"raw_status": "error", "step": 3}, {"raw_status": "odd", "step": 1}),
-        ("fireworks", "qwen3-8b", {}, {"percent": 40.0}),
+        (
+            "together",
+            "qwen3.5-9b",
+            {"raw_status": "user_error"},
+            {"raw_status": "user_error", "started_at": NOW},
+        ),
+        ("fireworks", "qwen3-8b", SUPERVISED, SUPERVISED | {"percent": 40.0}),
+        ("fireworks", "qwen3-8b", SUPERVISED, {"handle": JobHandle(provider="f", job_id="d", kind="dpo")}),
+        (
+            "fireworks",
+            "qwen3-8b",
+            SUPERVISED,
+            {"handle": JobHandle(provider="f", job_id="r", kind="reinforcement")},
+        ),
+        ("nebius", "qwen3-8b", {"step": 0}, {}),
+        ("azure", "gpt-4.1-mini", {"error": JobError(message="row 3", param="training_file")}, {}),
         ("local", "qwen3-8b", {}, {"started_at": NOW}),
     ],
 )
@@ -244,7 +262,31 @@ def test_a_tracked_run_is_billed_from_its_own_quote() -> None:
     found = bill_run(run, job, profile=profile(run.provider))
     assert found is not None and found.usd == Decimal("0.2")
     hosted = bill_run(a_run(quote=a_quote()), a_job(trained_tokens=1_000_000), profile=profile("together"))
-    assert hosted is not None and hosted.usd == Decimal("0.34")
+    assert hosted is not None and hosted.usd == Decimal(4)
+
+
+def test_what_a_failed_rft_job_worked_is_billed_and_is_not_the_last_word() -> None:
+    """One hour of an H100 at $8."""
+    handle = JobHandle(provider="fireworks", job_id="r", kind="reinforcement")
+    job = a_job(status=JobStatus.FAILED, handle=handle, accelerator_seconds={"NVIDIA_H100_80GB": 3600})
+    found = made("fireworks", "qwen3.5-9b", job)
+    assert found is not None and (found.usd, found.final) == (8, False)
+
+
+@pytest.mark.parametrize("tokens", [100_000, None], ids=["tokens", "nothing"])
+def test_a_together_job_without_its_price_is_billed_its_minimum_and_not_for_good(tokens: int | None) -> None:
+    """together.ai/pricing: the larger of the total and the model's minimum, $4; its own figure is the last word."""
+    found = made(
+        "together", "qwen3.5-9b", a_job(trained_tokens=tokens), quote=a_quote("0.03", "0.034", "0.04")
+    )
+    assert found is not None and (found.usd, found.final) == (4, False)
+    assert sum(entry.usd for entry in found.lines) == (4 if tokens else Decimal("3.966"))
+    told = made(
+        "together", "qwen3.5-9b", a_job(trained_tokens=tokens, cost_usd=Decimal("3.5")), quote=a_quote()
+    )
+    assert told is not None and (told.usd, told.final) == (Decimal("3.5"), True)
+    large = made("together", "qwen3.5-9b", a_job(trained_tokens=100_000_000))
+    assert large is not None and (large.usd, large.final) == (34, False)
 
 
 def test_reconcile() -> None:
