@@ -10,6 +10,14 @@ from orchestrate.errors import ConfigError
 VARIABLE = "ORCHESTRATE_TODAY"
 
 
+def pretended(day: date) -> str | None:
+    """Name the variable by which prices and closings are those of `day`; `None` where it is not set to
+    that, or it is today."""
+    if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
+        return None
+    return f"{VARIABLE} is set: prices and closing dates are those of {day}"
+
+
 def today() -> date:
     """The day in UTC. Hosts publish days without an hour or a zone, and a date that turned with the local
     clock would close a host, or end a price, on one machine a day before it does on another.

@@ -191,8 +191,8 @@ class Profile:
 
 
 def file_refused(job: Job) -> bool:
-    """Say whether a job failed because the host refused a file, so that nothing was trained: the `param` of its
-    error names the file (OpenAI's API reference)."""
+    """Say whether a job failed because the host refused a file, so that nothing was trained: the `param` of
+    its error names the file (OpenAI's API reference)."""
     files = ("training_file", "validation_file")
     return not job.trained_tokens and job.error is not None and job.error.param in files
 

@@ -15,6 +15,8 @@ from orchestrate.types import Confidence, Record
 if TYPE_CHECKING:
     from orchestrate.costing.rates.book import RateBook
 
+FLAG = "--rate"
+"""By which a price is given for one command."""
 UNITS = (
     "usd_per_mtok",
     "usd_per_gpu_hour",
@@ -122,7 +124,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     def offered(self, on: date) -> bool:
         """Whether it is to be had on this day. A user's own price holds from the day that he gives; before it
         the host's holds."""
-        begun = self.own is None or self.source == "--rate" or self.start <= on
+        begun = self.own is None or self.source == FLAG or self.start <= on
         return begun and (self.end is None or on <= self.end)
 
     def band(self) -> tuple[Decimal, Decimal, Decimal]:
@@ -179,7 +181,7 @@ class Lookup:
         found = [self._find(book, group, on) for group in self.methods]
         if found[0] is None and self.instead:
             found[0] = self._find(book, self.instead, on)
-        return any(rate is each for each in found)
+        return rate in found
 
     def _find(self, book: RateBook, methods: tuple[str, ...], on: date) -> Rate | None:
         return book.find(self.provider, methods, ids=self.ids, params_b=self.params_b, on=on)

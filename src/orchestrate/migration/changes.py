@@ -72,8 +72,8 @@ def of_rows(
     found = [
         _changed(
             "chat template",
-            _template(host, base),
-            _template(there, model),
+            _template(base),
+            _template(model),
             "rows are written for the new model by its own template",
         )
     ]
@@ -130,9 +130,9 @@ def _changed(what: str, was: str, now: str, why: str) -> Change:
     return Change(what=what, was=was, now=now, becomes="kept" if same else "changed", why="" if same else why)
 
 
-def _template(profile: Profile, model: Model | None) -> str:
+def _template(model: Model | None) -> str:
     if model is not None and model.template:
         return model.template
-    return (
-        f"{profile.title}'s own, not published" if model is not None and not model.open else "the model's own"
-    )
+    if model is not None and not model.open:
+        return f"that of {model.name}, not published"
+    return "the model's own"

@@ -115,8 +115,9 @@ def _entry(one: PlannedMove) -> list[str]:
         return [*head, f"  # skipped: {_comment(reasons)}", *_fields({"run": one.run_id, "to": SKIP})]
     provider, _ = chosen
     for target in proposal.targets:
-        quote = target.quote
-        price = text.span(quote.low_usd, quote.high_usd) if quote is not None else "no price"
+        price, quote = "no price", target.quote
+        if quote is not None and not quote.unavailable:
+            price = text.span(quote.low_usd, quote.high_usd)
         why = target.refused or price
         head.append(f"  # {_comment(f'{target.provider}: {target.model}, {why}')}")
     held = proposal.held_out
@@ -130,11 +131,13 @@ def _entry(one: PlannedMove) -> list[str]:
 
 
 def _cheapest(proposal: Proposal) -> tuple[str, Decimal] | None:
-    """Of the backends that take it, by the high end of the quote."""
+    """Return the cheapest backend that takes it, by the high end of the quote. The budget of a plan can hold
+    none without a price."""
     able = [
         (target.quote.high_usd, target.provider)
         for target in proposal.targets
-        if target.refused is None and target.quote is not None and target.model is not None
+        if target.refused is None and target.model is not None and target.quote is not None
+        if not target.quote.unavailable
     ]
     return (min(able)[1], min(able)[0]) if able else None
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrate import catalog, costing
+from orchestrate import catalog, costing, days
 from orchestrate.costing import built_in, parse_flag
 from orchestrate.data import TrainingData
 from orchestrate.data.rows.pictures import Picture
@@ -297,13 +297,17 @@ def test_openai_closes(quote: Quoting) -> None:
     assert quote("openai", "gpt-4.1", epochs=1, today=after, sandbox=True).unavailable is None
 
 
-def test_a_clock_that_is_wrong_is_told(quote: Quoting) -> None:
-    said = "clock says 2025-11-26, before the price was read"
+def test_a_clock_that_is_wrong_is_told(quote: Quoting, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "clock says 2025-11-26"
     behind = quote("together", "qwen3.5-9b", epochs=1, today=date(2025, 11, 26))
     assert behind.expected_usd == 4 and any(said in text for text in behind.warnings)
     ahead = quote("together", "qwen3.5-9b", epochs=1, today=date(2027, 11, 26))
     assert ahead.expected_usd == 4 and any("was last checked" in text for text in ahead.warnings)
     assert not any("clock" in text for text in quote("together", "qwen3.5-9b", epochs=1).warnings)
+    monkeypatch.setenv(days.VARIABLE, "2025-11-26")
+    pretended = quote("together", "qwen3.5-9b", epochs=1, today=date(2025, 11, 26))
+    assert any(days.VARIABLE in text for text in pretended.warnings)
+    assert not any("clock" in text for text in pretended.warnings)
 
 
 def test_rft_needs_hours(quote: Quoting) -> None:

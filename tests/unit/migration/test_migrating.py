@@ -20,6 +20,7 @@ from tests.paths import TINY
 from tests.unit.migration.conftest import chat_rows
 
 from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
+from orchestrate.costing import parse_flag
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.migration import plan as plans
 from orchestrate.migration import targets
@@ -61,6 +62,26 @@ def test_the_same_base_goes_first_where_it_is_still_trained() -> None:
     # existing customers only until 2027-04-01: the retirement table in azure.yaml.
     [late] = suited("gpt-4o-mini", "azure", today=date(2027, 4, 1))
     assert "does not tune it today" in late.against[0]
+
+
+def test_the_same_base_is_moved_to_though_its_price_is_not_known(
+    ft: Orchestrator, old: RunHandle, own_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Azure's price of a training token of gpt-4o-mini is not among the rates; it goes by the user's own."""
+    azure = {"AZURE_BASE_URL": "http://127.0.0.1:9/openai/v1", "AZURE_API_KEY": "not-a-key"}
+    order = MigrationOrder(to=["azure"], models={"default": "gpt-4o-mini"})
+    with Orchestrator(config.load(env=own_env | azure, cwd=tmp_path)) as there:
+        [target] = PreparedMigration(there, old.id, order).proposal.targets
+        assert (target.model, target.refused) == ("gpt-4o-mini", None)
+        assert target.quote is not None and "size" not in (target.quote.unavailable or "")
+        changes = {change.what: change.becomes for change in target.changes}
+        assert changes["chat template"] == "kept", "it is the same model"
+        there.rates = there.rates.over([parse_flag("azure:sft_lora=3.3", date(2026, 11, 1))])
+        [target] = PreparedMigration(there, old.id, order).proposal.targets
+    assert target.quote is not None and not target.quote.unavailable
+    assert {entry.usd_per_unit for entry in target.quote.lines} == {Decimal("3.3")}
+    [best] = target.candidates
+    assert best.unserved is not None and "1.70" in best.unserved
 
 
 def test_an_open_model_stays_itself_on_another_backend() -> None:

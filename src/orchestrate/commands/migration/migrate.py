@@ -12,6 +12,7 @@ from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, goes_on, note, orchestrator, out, print_json, warn
 from orchestrate.commands.terminal.options import ServingOptions, dollars, grouped, models_given
+from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.errors import UsageError
 from orchestrate.types import Sampling
@@ -85,6 +86,7 @@ class Where:
         Path | None,
         typer.Option("--plan", metavar="FILE", help="With --all: write it. Without: carry it out."),
     ] = None
+    rate: RateOpt = None
 
 
 @grouped
@@ -113,10 +115,12 @@ def migrate(
         return
     if run is None or not where.to:
         raise UsageError("name a run and where it is to go", fix="orchestrate migrate RUN --to BACKEND")
-    with orchestrator(context, made_by=spending.by) as ft:
+    with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
         from orchestrate.service.migration.migrating import PreparedMigration
 
         prepared = PreparedMigration(ft, run, order)
+        if prepared.prepared is not None:
+            require_used(ft, where.rate, prepared.prepared)
         if not json or not steps.dry_run:
             _propose(prepared)
         if steps.dry_run:
@@ -152,7 +156,7 @@ def _account(
             "--all needs --plan and takes neither a run nor --train",
             fix="orchestrate migrate --all --plan plan.yaml --to BACKENDS",
         )
-    with orchestrator(context, made_by=spending.by) as ft:
+    with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
         if where.every:
             migrate_account.write(ft, where.plan, order, json=json)
         else:

@@ -102,14 +102,19 @@ STATUS_STYLE = {
 
 
 @contextmanager
-def orchestrator(context: typer.Context, *, made_by: str | None = None) -> Generator[Orchestrator]:
-    """The Orchestrator of this command line, closed at the end."""
+def orchestrator(
+    context: typer.Context, *, made_by: str | None = None, rates: list[str] | None = None
+) -> Generator[Orchestrator]:
+    """The Orchestrator of this command line, with the prices of its `--rate` flags, closed at the end."""
+    from orchestrate.commands.terminal.rates import with_flags
     from orchestrate.service import Orchestrator
 
     settings = settings_of(context, made_by=made_by)
     given: dict[str, Any] = context.find_root().obj or {}
     _log(given.get("verbose", 0), settings.log_level)
     with Orchestrator(settings) as ft:
+        if rates:
+            ft.rates = with_flags(ft.rates, rates)
         yield ft
 
 

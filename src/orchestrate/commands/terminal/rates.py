@@ -9,7 +9,9 @@ import typer
 from orchestrate import days
 
 if TYPE_CHECKING:
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.preparing.quoting import Rate, RateBook
+    from orchestrate.service import Orchestrator
 
 RateOpt = Annotated[
     list[str] | None,
@@ -24,6 +26,15 @@ def of_flags(flags: list[str] | None) -> list[Rate]:
     from orchestrate.preparing.quoting import parse_flag
 
     return [parse_flag(flag, days.today()) for flag in flags or ()]
+
+
+def require_used(
+    ft: Orchestrator, flags: list[str] | None, prepared: Prepared, *, serving: bool = False
+) -> None:
+    """Raise `UsageError` for a flag that changes none of the prices; `serving` counts those too."""
+    from orchestrate.preparing import quoting
+
+    quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
 
 
 def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:

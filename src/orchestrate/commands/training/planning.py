@@ -21,7 +21,7 @@ from orchestrate.commands.terminal.options import (
     backends_of,
     grouped,
 )
-from orchestrate.commands.terminal.rates import RateOpt, of_flags
+from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.translations import show_translations
 from orchestrate.errors import UsageError
 from orchestrate.settings.keys import hide, masked
@@ -167,11 +167,9 @@ def quote(
     spec = asked.read(provider)
     use = serving.use()
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
-    with orchestrator(context) as ft:
-        own = of_flags(priced.rate)
-        ft.rates = ft.rates.over(own)
+    with orchestrator(context, rates=priced.rate) as ft:
         prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False, tokens=priced.tokens)
-        quoting.require_used(ft, prepared, own, serving=use is not None)
+        require_used(ft, priced.rate, prepared, serving=use is not None)
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []
         totals = quoting.ownership(ft, spec, quotes, use) if use else []

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from orchestrate import days
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     SANDBOX,
@@ -25,6 +27,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import SpecOptions, dollars, grouped
+from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.text import count, limit, money, quoted
@@ -74,6 +77,7 @@ def submit(
     ],
     asked: SpecOptions,
     spending: SpendingOptions,
+    rate: RateOpt = None,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
     json: Json = False,
@@ -86,8 +90,11 @@ def submit(
     if watch and err.is_terminal:  # who looks on sees at once that it has begun
         note(f"submitting to {provider}: reading the spec and its files")
     spec = asked.read(provider, max_cost=spending.max_cost)
-    with orchestrator(context, made_by=spending.by) as ft:
-        carry_out(ft, spec, ft.backends(provider), Carrying(spending, strict, watch, json))
+    with orchestrator(context, made_by=spending.by, rates=rate) as ft:
+        names = ft.backends(provider)
+        carry_out(
+            ft, spec, names, Carrying(spending, strict, watch, json, tell=partial(require_used, ft, rate))
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Carrying:
     repeated: str | None = None
     """The id of a run that has ended and is meant to be made again: it is no reason to ask."""
     tell: Callable[[Prepared], None] | None = None
-    """What is to be told before anything is asked."""
+    """What is to be told, or refused, before anything is asked."""
 
 
 def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> None:
@@ -193,6 +200,8 @@ def _warn_of_rows(prepared: Prepared, names: list[str]) -> None:
 def _announce(
     ft: Orchestrator, names: list[str], quotes: list[Quote], caps: dict[str, Decimal | None]
 ) -> None:
+    if pretended := days.pretended(days.today()):
+        warn(f"{pretended}; the host bills by its own day")
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = [SANDBOX, "  "] if backend.sandbox else []

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from functools import cache
-from itertools import product
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from orchestrate import days, description
-from orchestrate.costing.rate import MOST_USD, Rate
+from orchestrate.costing.rate import FLAG, MOST_USD, Rate
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.types import decoding
 
@@ -52,10 +52,10 @@ class RateBook(msgspec.Struct, frozen=True):
     ) -> Rate | None:
         """Return the rate in force on a day: the closest fit first, then the one that began last.
 
-        `method` may be several names of one thing, the most specific first (`("sft_lora", "sft")`). All of them
-        are tried in a layer before the layer below, so that the user's general price beats a built-in
-        specific one. A rate's `start` is the first day it is *known* to hold, so where none has begun the
-        earliest is taken.
+        `method` may be several names of one thing, the most specific first: `("sft_lora", "sft")`. All of
+        them are tried in a layer before the layer below, so that a general price of the user beats a
+        specific built-in one. A rate's `start` is the first day it is *known* to hold, so where
+        none has begun the earliest is taken.
         """
         names = frozenset(name.lower() for name in ids)
         size = None if params_b is None else Decimal(str(params_b))
@@ -205,8 +205,8 @@ def parse_flag(text: str, today: date) -> Rate:
             unit: usd,
             "start": today,
             "confidence": "quoted",
-            "source": "--rate",
-            "own": f"--rate {text.strip()}",
+            "source": FLAG,
+            "own": f"{FLAG} {text.strip()}",
         },
         Rate,
     )

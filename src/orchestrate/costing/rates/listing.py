@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from orchestrate.catalog import Model, ModelOnHost, find
-from orchestrate.costing.rate import Rate
+from orchestrate.costing.rate import FLAG, Rate
 from orchestrate.costing.rates.book import RateBook
 from orchestrate.costing.rates.prices import names
 from orchestrate.text import rate as price
@@ -23,7 +23,7 @@ def current(book: RateBook, on: date) -> list[Rate]:
         for method in r.methods:
             key = (r.provider, method, r.models, r.over_b, r.upto_b, r.gpu, r.tier)
             other = chosen.get(key)
-            if other is None or r.source == "--rate" or r.start >= other.start:
+            if other is None or r.source == FLAG or r.start >= other.start:
                 chosen[key] = r
     return list(dict.fromkeys(chosen.values()))
 

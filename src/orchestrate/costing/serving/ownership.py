@@ -172,7 +172,8 @@ def _hosted(profile: Profile, resolved: ModelOnHost, use: Use, prices: Prices) -
         return by_tokens(use.traffic, *tokens)
     rates = gpu_rates(prices, "deployment")
     if not rates:
-        return f"no price of serving a tuned {resolved.name} on {prices.name} is known"
+        known = f" ({profile.serving_note})" if profile.serving_note else ""
+        return f"no price of serving a tuned {resolved.name} on {prices.name} is known{known}"
     if resolved.params_b is None:
         return f"the size of {resolved.name} is not known, so neither is the number of GPUs that serve it"
     found = on_gpus(resolved, use, rates, what="dedicated", note=profile.serving_note)

@@ -13,13 +13,14 @@ import msgspec
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.costing.rate import FLAG, Rate
 from orchestrate.costing.rates.book import RateBook, built_in
 from orchestrate.costing.rates.prices import Prices
 from orchestrate.costing.training.hours import HourlyRate
-from orchestrate.costing.training.jobs import training_rate
+from orchestrate.costing.training.jobs import training_methods, training_rate
 from orchestrate.costing.training.rules import minimum_top_up
 from orchestrate.errors import SpecError
-from orchestrate.types import Bill, Job, JobStatus, Quote, QuoteLine, Record, Run
+from orchestrate.types import Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
 
 if TYPE_CHECKING:
     from orchestrate.profile import Profile
@@ -47,8 +48,8 @@ def bill(
     The status goes first: a failure that the host's rule does not bill costs nothing, and a job that ended
     early costs the share of it that its host bills. What a whole job costs is, in this order: measured hours
     x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate of the
-    day on which the job was made, topped up to the host's minimum per job, and its quote. Only the host's last
-    word is `final`: where a host reports prices (`profile.reports_price`), a computed one is not.
+    day on which the job was made, topped up to the host's minimum per job, and its quote. Only the host's
+    last word is `final`: where a host reports prices (`profile.reports_price`), a computed one is not.
     """
     ended = job.status.terminal
     if hourly is not None:
@@ -150,9 +151,30 @@ def bill_run(
         resolved=resolved,
         quote=run.quote,
         hourly=quoted_hour(run.quote),
-        prices=Prices(prices or profile.kind, book or built_in()),
+        prices=_agreed(run, spec, Prices(prices or profile.kind, book or built_in())),
         now=now,
     )
+
+
+def _agreed(run: Run, spec: JobSpec, prices: Prices) -> Prices:
+    """Lay the price of a training token that the run was quoted by `--rate` over the others: the flag was of
+    one command, and what was agreed to by it holds for the run."""
+    lines = run.quote.lines if run.quote else ()
+    told = [e for e in lines if e.component == "training" and (e.own or "").startswith(FLAG)]
+    rates = [
+        Rate(
+            provider=prices.name,
+            method=training_methods(spec),
+            usd_per_mtok=entry.usd_per_unit,
+            start=run.created_at.date(),
+            confidence=Confidence.QUOTED,
+            source=entry.source or FLAG,
+            own=entry.own,
+        )
+        for entry in told
+        if entry.unit == "usd_per_mtok"
+    ]
+    return replace(prices, book=prices.book.over(rates))
 
 
 def quoted_hour(quote: Quote | None) -> HourlyRate | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from orchestrate import text
+from orchestrate import days, text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing.lines import MTOK, line, summed
 from orchestrate.costing.rate import Lookup, Rate
@@ -30,14 +30,14 @@ STALE_DAYS = 60
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
     """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
     SFT."""
-    method, adapter = spec.method.type, _adapter(spec)
-    found = prices.of(methods(method, adapter), resolved)
-    sft = prices.of(methods("sft", adapter), resolved) if found is None and method == "dpo" else None
+    found = prices.of(training_methods(spec), resolved)
+    derived = found is None and spec.method.type == "dpo"
+    sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
     if sft is not None and sft.usd_per_mtok is not None:
         factor = profile.dpo_factor
         return Rate(
             provider=sft.provider,
-            method=f"dpo_{adapter}",
+            method=training_methods(spec)[0],
             model=sft.model,
             usd_per_mtok=sft.usd_per_mtok * factor,
             start=sft.start,
@@ -48,13 +48,11 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
     return found
 
 
-def _adapter(spec: JobSpec) -> str:
-    return "full" if spec.adapter.type == "full" else "lora"
-
-
-def methods(method: str, adapter: str) -> tuple[str, str]:
-    """Name the rates of a training token, the most specific first."""
-    return f"{method}_{adapter}", method
+def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
+    """Name the rates of a training token of this spec, or of the same by another method, the most specific
+    first."""
+    method = method or spec.method.type
+    return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
 
 
 def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
@@ -62,12 +60,11 @@ def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None
     machine that is paid by the hour."""
     if gpu is not None:
         return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
-    method, adapter = spec.method.type, _adapter(spec)
-    if method == "rft":
+    if spec.method.type == "rft":
         return Lookup(prices, (("rft",),), names(resolved), resolved.params_b, "H100")
     # Where a host has no price of DPO of its own, training_rate derives it from SFT's.
-    instead = methods("sft", adapter) if method == "dpo" else ()
-    wanted = (methods(method, adapter), ("minimum",))
+    instead = training_methods(spec, "sft") if spec.method.type == "dpo" else ()
+    wanted = (training_methods(spec), ("minimum",))
     return Lookup(prices, wanted, names(resolved), resolved.params_b, instead=instead)
 
 
@@ -173,18 +170,18 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
 
 def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
     kind = prices.name
-    method = methods(spec.method.type, _adapter(spec))[0]
-    if not any(rate.provider == kind for rate in prices.book):
+    method = training_methods(spec)[0]
+    rates = [rate for rate in prices.book if rate.provider == kind]
+    fitting = [rate for rate in rates if {method, spec.method.type} & {*rate.methods}]
+    if not rates:
         reason = f"there are no rates for {kind}"
-    elif not any(
-        rate.provider == kind and {method, spec.method.type} & {*rate.methods} for rate in prices.book
-    ):
+    elif not fitting:
         reason = f"no price of {spec.method.type} on {kind} is known"
-    elif resolved.params_b is None:
+    elif resolved.params_b is None and any(rate.over_b or rate.upto_b for rate in fitting):
         reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
     else:
         reason = f"no price of {method} for {resolved.name} on {kind} was found"
-    return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK"
+    return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
 
 
 def _quote_rft(
@@ -244,10 +241,8 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
     if age < -1:  # a day earlier is still the same one elsewhere
-        found.append(
-            f"this machine's clock says {on}, before the price was read ({rate.last_checked}): "
-            "set it, closing dates and prices go by it"
-        )
+        why = f"this machine's clock says {on}; set it, prices and closing dates go by it"
+        found.append(f"{days.pretended(on) or why}. The price was read later, on {rate.last_checked}")
     if rate.undated:
         found.append(f"the price is from a copy without a date: {rate.source}")
     elif rate.confidence is Confidence.INFERRED:

@@ -159,6 +159,6 @@ def _auto_epochs(rows: int) -> int:
 
 
 def _never_began(job: Job) -> bool:
-    """Say whether the host reports that nothing was trained. Silence is no such report: not every host of this
-    kind counts steps, and a failed job may have no count of tokens."""
+    """Say whether the host reports that nothing was trained. Silence is no such report: not every host of
+    this kind counts steps, and a failed job may have no count of tokens."""
     return file_refused(job) or (job.step == 0 and not job.trained_tokens)

@@ -104,7 +104,7 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Say whether an SFT job failed before it trained: it reports no progress, and training is billed by token.
+    """Say whether an SFT job failed before it trained: it reports no progress, and tokens are what is billed.
 
     DPO and RFT jobs report no progress at all (the API's job records), so for them this is unknown, and no
     source says that a failed job is free.

@@ -340,8 +340,10 @@ def _use(data: TrainingData) -> Use:
 
 
 def _best(found: Sequence[Priced]) -> Priced | None:
-    """The nearest against which nothing speaks."""
-    return next((one for one in found if not one.against), None)
+    """Return the nearest against which nothing speaks, else the nearest against which only its unknown price
+    does: who migrates is asked to agree to that, as at `submit`."""
+    unpriced = (one for one in found if one.against == (one.quote.unavailable,))
+    return next((one for one in found if not one.against), None) or next(unpriced, None)
 
 
 def _with_serving(one: Suited, quote: Quote, total: Ownership) -> Priced:

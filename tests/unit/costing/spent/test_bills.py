@@ -275,7 +275,7 @@ def test_what_a_failed_rft_job_worked_is_billed_and_is_not_the_last_word() -> No
 
 @pytest.mark.parametrize("tokens", [100_000, None], ids=["tokens", "nothing"])
 def test_a_together_job_without_its_price_is_billed_its_minimum_and_not_for_good(tokens: int | None) -> None:
-    """together.ai/pricing: the larger of the total and the model's minimum, $4; its own figure is the last word."""
+    """together.ai/pricing: the larger of the total and the model's minimum, $4. Its own figure is final."""
     found = made(
         "together", "qwen3.5-9b", a_job(trained_tokens=tokens), quote=a_quote("0.03", "0.034", "0.04")
     )
@@ -287,6 +287,18 @@ def test_a_together_job_without_its_price_is_billed_its_minimum_and_not_for_good
     assert told is not None and (told.usd, told.final) == (Decimal("3.5"), True)
     large = made("together", "qwen3.5-9b", a_job(trained_tokens=100_000_000))
     assert large is not None and (large.usd, large.final) == (34, False)
+
+
+def test_a_run_is_billed_at_the_price_that_its_command_gave_for_it() -> None:
+    line = msgspec.structs.replace(
+        a_quote().lines[0], usd_per_unit=Decimal(7), own="--rate nebius:sft=7", source="--rate"
+    )
+    values = {"provider": "nebius", "model": "qwen3-8b", "spec": {"model": "qwen3-8b", "train": "t"}}
+    job = a_job(trained_tokens=1_000_000)
+    given = bill_run(a_run(**values, quote=a_quote(lines=(line,))), job, profile=profile("nebius"))
+    listed = bill_run(a_run(**values, quote=a_quote()), job, profile=profile("nebius"))
+    assert given is not None and given.usd == 7 and given.lines[0].own == "--rate nebius:sft=7"
+    assert listed is None or listed.usd != 7
 
 
 def test_reconcile() -> None:
