@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 from tests import command, loopback
 from tests.cli.conftest import Cli
+from tests.cli.terminals import Terminal
 from tests.paths import ROOT
 from tests.ports import own_port
 from tests.unit.ab.models import Model, model
@@ -177,6 +178,17 @@ def test_the_rule_is_carried_out_when_it_is_asked_to(
     listed = cli("ab", "status", "--json")
     jsonschema.validate(listed.json, of("ab status"))
     assert [(one["name"], one["share"]) for one in listed.json] == [("other", 0.7), ("support-bot", 0.6)]
+
+
+@pytest.mark.slow
+def test_what_a_missing_outcome_means_is_asked_before_the_start(
+    cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path
+) -> None:
+    terminal = Terminal(cli_env, tmp_path, "ab", "serve", str(plan), "--port", str(own_port()))
+    terminal.until(b"record resolved for every user")
+    terminal.type("n\n")
+    assert terminal.finish() == 2
+    assert "no experiment was begun" in cli("ab", "status").err
 
 
 @pytest.mark.slow

@@ -125,6 +125,19 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
         yield f"absent: {told}"
 
 
+def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
+    """Name the metrics that decide, are right or wrong, and count only users with an outcome. If such an
+    outcome is recorded only when it happens, the users without it are missing from the evidence."""
+    return [
+        metric.name
+        for metric in plan.metrics
+        if metric.role != "told"
+        and metric.kind == "right-or-wrong"
+        and metric.absent is None
+        and metric.name != FAILED  # the proxy records it of every answer
+    ]
+
+
 def wrong_value(metric: PlannedMetric, value: float) -> str | None:
     """Why it cannot be an outcome."""
     if not math.isfinite(value) or abs(value) > 1e15:

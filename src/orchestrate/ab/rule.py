@@ -42,12 +42,16 @@ def decide(
 
     if phase.over:
         return held(f"it has ended: {phase.why}")
-    primary = next(e for e in evidence if e.role == "primary")
-    if broken := _broken(primary, ratio_p):
-        return held(broken)
-    for one in evidence:
-        if one.role in ("primary", "guardrail") and (harm := _harm(plan, one)):
+    if ratio_p < BROKEN_SPLIT:
+        p = f"{ratio_p:.1g}"
+        return held(f"users are not split as planned (p = {p}): nothing here can be believed; find out why")
+    deciding = [one for one in evidence if one.role in ("primary", "guardrail")]
+    for one in deciding:
+        if harm := _harm(plan, one):
             return ExperimentDecision(verb="roll back", share=0.0, why=harm)
+    if broken := [one for one in deciding if one.counted_ratio_p < BROKEN_SPLIT]:
+        return held("; ".join(_uneven(plan, one) for one in broken))
+    primary = next(e for e in evidence if e.role == "primary")
     reached = _reached(plan, primary)
     most = plan.rule.most_users
     if most is not None and users >= most and reached is None:
@@ -65,22 +69,23 @@ def decide(
     return ExperimentDecision(verb="ship", share=1.0, why=reached)
 
 
-def _broken(primary: Evidence, ratio_p: float) -> str | None:
-    if ratio_p < BROKEN_SPLIT:
-        return (
-            f"users are not split as planned (p = {ratio_p:.1g}): nothing here can be believed; find out why"
-        )
-    if primary.counted_ratio_p < BROKEN_SPLIT:
-        p = f"{primary.counted_ratio_p:.1g}"
-        return (
-            f"outcomes of {primary.metric} do not come from both arms alike (p = {p}): "
-            "one arm loses them, or it is recorded on success only (then say what is absent)"
-        )
-    return None
+def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
+    """Why nothing is decided while users with outcomes don't come from both arms as users do."""
+    planned = plan.metric(one.metric)
+    sometimes = planned is not None and planned.absent is None
+    guess = (
+        f"either one arm loses them, or {one.metric} is recorded only when it happens "
+        "(then start a new experiment with absent and window_h)"
+        if sometimes
+        else "one arm loses them"
+    )
+    return (
+        f"outcomes of {one.metric} do not come from both arms alike (p = {one.counted_ratio_p:.1g}): {guess}"
+    )
 
 
 def _harm(plan: ExperimentPlan, one: Evidence) -> str | None:
-    """Why the tuned model is to be taken back."""
+    """Why the tuned model is to be taken back. Outcomes that don't come from both arms alike show nothing."""
     if one.counted_ratio_p < BROKEN_SPLIT:
         return None
     if not one.margin:

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from orchestrate.ab import ABMiddleware, Experiment, ask, read_plan
 from orchestrate.ab.outcomes import Given
 from orchestrate.ab.people import arm_at, exposed, person
-from orchestrate.ab.plan import required
+from orchestrate.ab.plan import recorded_sometimes, required
 from orchestrate.errors import DataError, UsageError
 from orchestrate.reports import experiments as pages
 from orchestrate.tracking import Store
@@ -276,6 +276,44 @@ def test_lost_outcomes_of_an_arm_stop_the_rule(store: Store, clock: Later) -> No
     held = experiment.step()
     assert held.decision.verb == "hold" and "both arms alike" in held.decision.why
     assert any("NOT come from both arms" in note for note in pages.notes(held))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["resolved", "escalated"])
+@pytest.mark.parametrize("most_users", [None, 100])
+def test_nothing_ramps_while_outcomes_of_a_deciding_metric_come_from_one_arm(
+    store: Store, clock: Later, metric: str, most_users: int | None
+) -> None:
+    """A guardrail that is recorded only when it happens, as often as the tuned model makes it happen."""
+    escalated = PlannedMetric(name="escalated", role="guardrail", better="lower")
+    rule = replace(PLAN.rule, most_users=most_users)
+    experiment = Experiment.begin(replace(PLAN, metrics=(RESOLVED, escalated, FAILED), rule=rule), store)
+    arms = given_models(experiment, store, 400)
+    alike = "resolved" if metric == "escalated" else "escalated"
+    rng = random.Random(3)
+    experiment.record_all(Given(u, alike, rng.random() < 0.5) for users in arms.values() for u in users)
+    experiment.record_all(Given(u, metric, True) for u in [*arms["base"][::20], *arms["tuned"][::2]])
+    clock.hours = 2
+    held = experiment.step()
+    assert (held.decision.verb, held.applied, held.share) == ("hold", False, 0.5)
+    assert f"outcomes of {metric} do not come from both arms alike" in held.decision.why
+    bad = {"base": 0.02, "tuned": 0.6}
+    experiment.record_all(
+        Given(u, "failed", n % 50 < bad[arm] * 50) for arm, users in arms.items() for n, u in enumerate(users)
+    )
+    back = experiment.step()
+    assert (back.state, back.applied) == ("rolled back", True) and "failed" in back.phases[-1].why
+
+
+def test_a_metric_of_which_a_missing_outcome_says_nothing_is_named_at_the_start() -> None:
+    settled = PlannedMetric(name="e", role="guardrail", better="lower", of_user="any", window_h=1, absent=0)
+    shown = PlannedMetric(name="shown")
+    for metrics, names in (
+        ((RESOLVED, FAILED, LATENCY), ["resolved"]),
+        ((RESOLVED, replace(FAILED, name="escalated")), ["resolved", "escalated"]),
+        ((replace(settled, role="primary"), replace(settled, name="f"), shown), []),
+    ):
+        assert recorded_sometimes(replace(PLAN, metrics=metrics)) == names
 
 
 def test_it_is_stopped_with_either_model(store: Store) -> None:

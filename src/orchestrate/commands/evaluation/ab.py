@@ -13,6 +13,7 @@ import typer
 from orchestrate.commands.servers.serve import Where
 from orchestrate.commands.terminal.console import (
     Json,
+    confirm,
     ended_by_signal,
     note,
     orchestrator,
@@ -26,7 +27,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import count
 
 if TYPE_CHECKING:
-    from orchestrate.types import ExperimentReport
+    from orchestrate.types import ExperimentPlan, ExperimentReport
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,7 +105,7 @@ def serve(
         note(experiments.standing(report))
 
     with orchestrator(context) as ft:
-        experiment = experiments.begun(ft, plan)
+        experiment = experiments.begun(ft, plan, start=_require_every_outcome)
         licences = tuple(accept_licence or ())
         with (
             ended_by_signal() as ended,
@@ -124,6 +125,23 @@ def serve(
                 "Ctrl-C lets answers under way end, and stops; the experiment goes on when it is served again"
             )
             ended.wait()
+
+
+def _require_every_outcome(plan: ExperimentPlan) -> None:
+    """Ask on a terminal, or note without one, what a missing outcome means. Raises `UsageError` for a no."""
+    from orchestrate.service.serving import experiments
+
+    for name in experiments.recorded_sometimes(plan):
+        note(
+            f"{name}: only users with a recorded outcome count. If your application records it only when it "
+            "happens, add absent: 0 and window_h: HOURS to the plan. A started plan can't be changed."
+        )
+        question = f"Does your application record {name} for every user, false as well as true?"
+        if sys.stdin.isatty() and not confirm(question, yes=False):
+            raise UsageError(
+                f"not started: {name} needs absent, which says what a user without an outcome counts as",
+                fix=f"in the plan: {{name: {name}, ..., of_user: any, window_h: 24, absent: 0}}",
+            )
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from orchestrate.ab.experiment import Experiment
 from orchestrate.ab.outcomes import OutcomesTaken as OutcomesTaken
 from orchestrate.ab.plan import read_plan
+from orchestrate.ab.plan import recorded_sometimes as recorded_sometimes
 from orchestrate.ab.proxy import USER_HEADER, Proxy
 from orchestrate.ab.sequential import users_for as users_for
 from orchestrate.ab.upstream import Upstream
@@ -65,12 +66,18 @@ class ABUp:
     experiment: Experiment
 
 
-def begun(ft: Orchestrator, plan: str) -> Experiment:
-    """The experiment of a plan's file, or one that was begun, by its name or id. Raises `UsageError`."""
+def begun(
+    ft: Orchestrator, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
+) -> Experiment:
+    """The experiment of a plan's file, or one that was begun, by its name or id. `start` gets the plan of a
+    new experiment first, and may raise to keep it from starting. Raises `UsageError`."""
     path = Path(plan).expanduser()
-    if path.suffix.lower() in (".yaml", ".yml") or path.is_file():
-        return Experiment.begin(read_plan(path), ft.store)
-    return Experiment.open(plan, ft.store)
+    if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
+        return Experiment.open(plan, ft.store)
+    read = read_plan(path)
+    if ft.store.experiments.named(read.name) is None:
+        start(read)
+    return Experiment.begin(read, ft.store)
 
 
 def found(ft: Orchestrator, name: str | None) -> list[Experiment]:
