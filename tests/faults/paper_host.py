@@ -264,3 +264,4 @@ class Paper:
     """Training data as the protocol sees them: a digest."""
 
     digest = "d" * 64
+    digests = (digest,)

@@ -71,6 +71,11 @@ class TrainingData:
         """See `facts.data_digest`."""
         return data_digest(self.train.digest, self.validation.digest if self.validation else None)
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of each file."""
+        return (self.train.digest, *([self.validation.digest] if self.validation else []))
+
     @classmethod
     def open(
         cls,

@@ -28,6 +28,8 @@ from orchestrate.costing.rates.listing import current as current
 from orchestrate.costing.rates.listing import prices_of as prices_of
 from orchestrate.costing.serving.capacity import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
+from orchestrate.tracking.submitting import uploads
+from orchestrate.tracking.submitting.accounts import account_of
 from orchestrate.types import Feature, Quote, Recalled, Record
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        remote = provider.upload(offer.spec, data, offer.translation)
+        with uploads.alone(ft.store, provider, account_of(ft.store, provider), data):
+            remote = provider.upload(offer.spec, data, offer.translation)
         live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)

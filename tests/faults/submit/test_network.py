@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cells import diagonal
 from tests.faults.conftest import AT_ONCE
+from tests.faults.submitting import backend, spec_for, write_rows
 from tests.faults.world import CREATE, HOSTED, LATE, SETTLED, Counted, World
 from tests.ports import own_port
 
 from orchestrate import sandbox
+from orchestrate.data import TrainingData
 from orchestrate.errors import OutcomeUnknown, ProviderError, RateLimited
 from orchestrate.tracking import cancel, refresh
 from orchestrate.tracking.timing import POINTS
@@ -228,3 +232,19 @@ def test_a_cancel_that_races_the_submit_leaves_no_job_running(
     assert {job.phase for job in world.jobs(name)} <= {"cancelled"}
     sent = point in ("after-submitting", "after-fence", "after-post", "after-submitted")
     assert counted("cancel races the submit", name)["jobs"] == int(sent)
+
+
+@pytest.mark.slow
+def test_uploads_of_one_new_file_from_stores_that_share_nothing_all_succeed(world: World) -> None:
+    rows = write_rows(world.folder / "new.jsonl", 31)
+    start = threading.Barrier(4)
+
+    def upload(n: int) -> str:
+        (home := world.folder / f"home{n}").mkdir()
+        provider, spec = backend("fireworks", home, world.env), spec_for(rows)
+        data = TrainingData.open(str(rows))
+        start.wait(60)
+        return provider.upload(spec, data, provider.translate(spec)).train_id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(upload, range(4)))) == 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
@@ -33,6 +34,7 @@ from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refr
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
 from orchestrate.tracking.records import cancelled_keys
+from orchestrate.tracking.submitting import uploads
 from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.tracking.transitions import ImpossibleTransition, Withdrawn
 from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
@@ -295,6 +297,40 @@ def test_a_cancel_that_races_the_submit_leaves_no_job_running(
     assert [job["state"] for job in host.jobs() if job["state"] != "stopped"] == []
     sent = point in ("after-submitting", "after-fence", "after-post", "after-submitted")
     assert len(host.jobs()) == int(sent)
+
+
+class Exclusive(PaperHost):
+    """A second upload breaks the first, as where the signed URLs of one replace those of the other."""
+
+    inside: ClassVar[list[str]] = []
+
+    def upload(self, *given: Any, **more: Any) -> Any:
+        self.inside.append("here")
+        time.sleep(0.2)
+        alone = len(self.inside) == 1
+        self.inside.pop()
+        if not alone:
+            raise PermissionRefused(self.name, "this signed URL is not valid", status=403)
+        return super().upload(*given, **more)
+
+
+def test_many_submits_of_new_data_at_once_upload_it_once(store: Store, tmp_path: Path) -> None:
+    host = Exclusive(tmp_path / "exclusive")
+    with ThreadPoolExecutor(6) as pool:
+        runs = list(pool.map(lambda _: submit(store, host, SPEC, DATA), range(6)))
+    assert [run.phase for run in runs] == [SubmitPhase.SUBMITTED] * 6
+    assert (host.requests.count("upload"), len(host.jobs())) == (1, 6)
+
+
+def test_a_run_that_waits_for_an_upload_of_another_can_be_cancelled(store: Store, host: PaperHost) -> None:
+    with ThreadPoolExecutor(1) as pool, uploads.alone(store, host, host.account().id, DATA):
+        sent = pool.submit(submit, store, host, SPEC, DATA)
+        while not (runs := store.runs.matching()):
+            time.sleep(0.01)
+        cancel(store, host, runs[0], timing=QUICK)
+        with pytest.raises(Withdrawn):
+            sent.result(30)
+    assert host.requests == []
 
 
 @pytest.mark.parametrize("patient", [False, True])

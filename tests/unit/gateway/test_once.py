@@ -234,6 +234,29 @@ def test_what_is_wrong_here_between_two_tries_gives_no_job_up(
 
 
 @pytest.mark.slow
+def test_jobs_of_one_new_file_at_once_are_all_made(sandbox: Sandbox, tmp_path: Path) -> None:
+    model = "gpt-4.1-mini-2025-04-14"  # of a host where each upload asks for URLs that replace the others'
+    with gateway_of(tmp_path, sandbox.env) as gateway, gateway.client() as openai:
+        train, valid = (
+            openai.files.create(file=("t.jsonl", rows(mark=mark)), purpose="fine-tune").id
+            for mark in ("at once", "held out")
+        )
+
+        def create(n: int) -> str:
+            asked: dict[str, Any] = {"validation_file": valid} if n % 2 else {}
+            return openai.fine_tuning.jobs.create(
+                model=model, training_file=train, suffix=f"n{n}", **asked
+            ).id
+
+        with ThreadPoolExecutor(8) as pool:
+            ids = list(pool.map(create, range(8)))
+        runs = gateway.ft.store.runs
+        for id in ids:
+            until(lambda id=id: (run := runs.of_key(id)) and (run.job_id or run.status.terminal))
+        assert all(runs.of_key(id).job_id for id in ids)  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
 def test_a_job_that_was_cancelled_while_it_waits_for_its_backend_is_not_sent(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:

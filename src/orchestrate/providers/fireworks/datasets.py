@@ -16,6 +16,9 @@ from orchestrate.errors import (
     HostUnavailable,
     InvalidRequest,
     NotFound,
+    OrchestrateError,
+    PermissionRefused,
+    ProviderError,
     UnexpectedAnswer,
 )
 from orchestrate.providers.base import Progress
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 READY = "READY"
 WAIT_S = 1800.0
+_CLASH_S = 2.0
 _CHUNK = 1 << 20
 
 
@@ -59,12 +63,30 @@ class Datasets:
         """
         path = dataset.write(self._target, folder)
         dataset_id = f"orc-{dataset.digest[:24]}"
-        known = self.get(dataset_id)
+        known, tries = self.get(dataset_id), 0
         if known is None:
             self._create(dataset_id, path)
-        if known is None or known.get("state") != READY:
-            self._send(dataset_id, path, dataset, progress)
+        while known is None or known.get("state") != READY:
+            begun, tries = time.monotonic(), tries + 1
+            try:
+                self._send(dataset_id, path, dataset, progress)
+                break
+            except _Clash as clash:
+                # Whoever uploads the same rows elsewhere may come to the end of it, as long as we took.
+                known = self._awaited(dataset_id, _CLASH_S + 2 * (time.monotonic() - begun))
+                if tries == clash.most and known.get("state") != READY:
+                    raise clash.error from clash
         return self._ready(dataset_id, dataset)
+
+    def _awaited(self, dataset_id: str, patience_s: float) -> dict[str, Any]:
+        """Until the dataset is READY, or for as long."""
+        waited, pause = 0.0, 0.25
+        while True:
+            found = self.get(dataset_id) or {}
+            if found.get("state") == READY or waited >= patience_s:
+                return found
+            self._sleep(pause)
+            waited, pause = waited + pause, min(10.0, pause * 1.5)
 
     def get(self, dataset_id: str) -> dict[str, Any] | None:
         api = self._client().datasets
@@ -102,22 +124,29 @@ class Datasets:
             )
 
     def _send(self, dataset_id: str, path: Path, dataset: Dataset, progress: Progress | None) -> None:
+        """Raises `_Clash`."""
         # Every request for URLs replaces the dataset's list of files, so all files are named in one.
         size = str(path.stat().st_size)
         api, account = self._client().datasets, self._account()
-        answer = plain(
-            self._wire.read(
-                lambda: api.get_upload_endpoint(
-                    dataset_id, account_id=account, filename_to_size={path.name: size}
+        try:
+            answer = plain(
+                self._wire.read(
+                    lambda: api.get_upload_endpoint(
+                        dataset_id, account_id=account, filename_to_size={path.name: size}
+                    )
                 )
             )
-        )
-        url = require_safe(table(answer.get("filenameToSignedUrls")).get(path.name))
-        self._wire.read(lambda: put_signed(self._http(), url, path, progress))
+            url = require_safe(table(answer.get("filenameToSignedUrls")).get(path.name))
+        except InvalidRequest as error:
+            raise _Clash(_busy(error)) from error
+        try:
+            self._wire.read(lambda: put_signed(self._http(), url, path, progress))
+        except (InvalidRequest, NotFound, PermissionRefused) as error:
+            raise _Clash(_busy(error)) from error
         try:
             self._wire.read(lambda: api.validate_upload(dataset_id, account_id=account, body={}))
         except InvalidRequest as error:
-            raise _refused(dataset, error.message, error.code) from error
+            raise _Clash(_refused(dataset, error.message, error.code), most=2) from error
 
     def _ready(self, dataset_id: str, dataset: Dataset) -> dict[str, Any]:
         waited, pause = 0.0, 0.5
@@ -138,6 +167,24 @@ class Datasets:
                 )
             self._sleep(pause)
             waited, pause = waited + pause, min(10.0, pause * 1.5)
+
+
+class _Clash(Exception):
+    """A step of an upload was refused, which another upload of the same rows at this moment causes too: it
+    replaces the signed URLs, or has finished the dataset. `error` is what it is after `most` tries."""
+
+    def __init__(self, error: OrchestrateError, most: int = 3) -> None:
+        super().__init__(error.message)
+        self.error, self.most = error, most
+
+
+def _busy(error: ProviderError) -> HostUnavailable:
+    return HostUnavailable(
+        "fireworks",
+        f"the upload was refused ({error.message}); another process may be uploading the same rows",
+        status=error.status,
+        fix="submit again later; what was uploaded is used as it is",
+    )
 
 
 def put_signed(http: httpx.Client, url: str, path: Path, progress: Progress | None = None) -> httpx.Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -133,17 +133,24 @@ class Leases:
             )
 
     @contextmanager
-    def hold(self, name: str, ttl_s: float = 30.0) -> Generator[Lease]:
+    def hold(
+        self, name: str, ttl_s: float = 30.0, *, wait: Callable[[], object] | None = None
+    ) -> Generator[Lease]:
         """Holds the lease for the block, renewed by a thread, so that it ends soon after its process does.
 
-        Raises `LeaseHeld` at once when another process has it.
+        Raises `LeaseHeld` at once when another process has it; with `wait`, which is called between looks,
+        its turn is waited for.
         """
         lease = self.acquire(name, ttl_s)
-        if lease is None:
-            raise LeaseHeld(
-                f"{name}: another process is working on it",
-                fix=f"wait up to {duration(ttl_s)}, then try again",
-            )
+        while lease is None:
+            if wait is None:
+                raise LeaseHeld(
+                    f"{name}: another process is working on it",
+                    fix=f"wait up to {duration(ttl_s)}, then try again",
+                )
+            wait()
+            if not self.held(name):
+                lease = self.acquire(name, ttl_s)
         done = threading.Event()
 
         def keep() -> None:

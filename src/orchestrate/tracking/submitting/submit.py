@@ -39,7 +39,7 @@ from orchestrate.text import duration, money
 from orchestrate.tracking import transitions
 from orchestrate.tracking.database.leases import Lease, LeaseHeld
 from orchestrate.tracking.records.runs import Intent
-from orchestrate.tracking.submitting import accounts, lost
+from orchestrate.tracking.submitting import accounts, lost, uploads
 from orchestrate.tracking.submitting.repeats import Known, Wish
 from orchestrate.tracking.submitting.settling import Settler, lease_name
 from orchestrate.tracking.submitting.submission import Submission, stored_spec
@@ -204,19 +204,35 @@ class Submitter(Settler):
                     f"run {run.id} has not uploaded its data yet, and they are not at hand or have changed",
                     fix=f"orchestrate cancel {run.id}, then submit again",
                 )
-            try:
-                with work(f"sending the data to {self.provider.name}", BYTES) as told:
-                    remote = self.provider.upload(
-                        sent.spec, data, sent.translation, progress=progress or told
-                    )
-            except (ProviderError, SetupError, DataError) as error:
-                self._refuse(run, error, lease, sent.patient)
-                raise
-            self.reached("after-upload")
-            self.store.history.record_upload(run.provider, run.host, run.account or "", remote)
+            with uploads.alone(
+                self.store,
+                self.provider,
+                run.account or "",
+                data,
+                lease_s=self.timing.lease_s,
+                still_wanted=lambda: self._require_wanted(run),
+            ):
+                remote = self._known_upload(run) or self._upload(run, sent, data, progress, lease)
         self.apply(run, transitions.uploaded, lease)
         self.reached("after-uploaded")
         return remote
+
+    def _upload(
+        self, run: Run, sent: _Sent, data: TrainingData, progress: Progress | None, lease: Lease
+    ) -> RemoteDataset:
+        try:
+            with work(f"sending the data to {self.provider.name}", BYTES) as told:
+                remote = self.provider.upload(sent.spec, data, sent.translation, progress=progress or told)
+        except (ProviderError, SetupError, DataError) as error:
+            self._refuse(run, error, lease, sent.patient)
+            raise
+        self.reached("after-upload")
+        self.store.history.record_upload(run.provider, run.host, run.account or "", remote)
+        return remote
+
+    def _require_wanted(self, run: Run) -> None:
+        if self.store.runs.get(run.id).status.terminal:
+            raise Withdrawn(run)
 
     def _known_upload(self, run: Run) -> RemoteDataset | None:
         """What the run's account has. An upload from before accounts were kept must be seen there."""
