@@ -3,6 +3,7 @@
 A template is a program, and few say which part of their text the model is to learn. So a conversation is
 rendered a second time with other words in the place of every message's own. What both texts share is the
 template's; between its pieces lie the messages, each found for certain, and no span reaches into another one.
+The name of a function is one of a message's own words, so that a call is found whatever its arguments are.
 An answer begins where the generation prompt ends (the text with which the model will be asked for it)
 and ends with the token that ends the turn, which the model must learn to write.
 
@@ -13,6 +14,7 @@ first are rendered once.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -44,6 +46,10 @@ from orchestrate.errors import DataError
 
 _MOST_KNOWN = 4096
 """Forms of conversations that are kept; of rows of one data set there are few."""
+_Order = Sequence[tuple[int, int]] | None
+_AS_GIVEN: list[tuple[int, int]] = []
+"""The order in which the messages have their words."""
+_ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
 
 
 class Turn(NamedTuple):
@@ -69,9 +75,10 @@ class Rendered:
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """What the template did with the conversation that its author may not expect. `has_end`: the model
         has an end token, which is put behind an `unended` text."""
-        found = [*left_out(self.text, self.messages, self.tools), *self.odd]
+        said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
+        found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns
-        if not all(turn.ends for turn in turns):
+        if not all(turn.ends for turn in turns if turn.spans):
             found.append("no special token ends an assistant message; the model cannot learn to stop")
         return tuple(dict.fromkeys(found))
 
@@ -123,6 +130,7 @@ class Conversations:
     names: Mapping[str, str]
     special: frozenset[str]
     _known: dict[tuple[object, ...], tuple[Form, _Pieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    _openers: dict[bool, str] = field(default_factory=dict[bool, str])
 
     @property
     def own(self) -> bool:
@@ -158,14 +166,15 @@ class Conversations:
     def _found(
         self, text: str, form: Form, messages: Sequence[ChatMessage], tools: Tools
     ) -> tuple[list[Turn], tuple[str, ...]]:
-        key = (form, bool(tools), *(signature(m) for m in messages))
+        key = (form, msgspec.json.encode(tools), *(signature(m) for m in messages))
+        given = as_form(form, messages)
         if key not in self._known:
-            self._known[key] = (form, self._pieces(as_form(form, messages), tools, other=True))
+            self._known[key] = (form, self._pieces(given, tools))
         pieces = self._known[key][1]
-        places = aligned(text, pieces.texts, pieces.owners, messages) if pieces else None
+        places = aligned(text, pieces.texts, pieces.owners, given) if pieces else None
         if pieces is None or places is None:
             # The template's own words depend on those of the messages: they are looked for one by one.
-            pieces = self._pieces(as_form(form, messages), tools, other=False)
+            pieces = self._pieces(given, tools, order=pieces.owners if pieces else _AS_GIVEN)
             places = pieces.starts if pieces else None
         if pieces is None or places is None:
             return [Turn((), False) for m in messages if m.role == "assistant"], ()
@@ -212,36 +221,55 @@ class Conversations:
         self._known[key] = (best[1], None)
         return best[1], best[2], best[3]
 
-    def _pieces(self, messages: list[dict[str, Any]], tools: Tools, *, other: bool) -> _Pieces | None:
-        """The template's own words around those of the messages, with others in their place (`other`)."""
-        replaced = [other_words(m, i) for i, m in enumerate(messages)] if other else messages
-        try:
-            text, _ = self._render(replaced, tools)
-        except DataError:
+    def _pieces(self, messages: list[dict[str, Any]], tools: Tools, order: _Order = None) -> _Pieces | None:
+        """The template's own words around those of the messages, with others in their place or, where an
+        `order` is given, as they are."""
+        if order is None:
+            messages = [other_words(m, i) for i, m in enumerate(messages)]
+        cut = self._cut(messages, tools, order)
+        if cut is None:
             return None
-        cut = cut_by_words(text) if other else cut_by_values(text, messages)
         turns: list[_Outline] = []
         notes: list[str] = []
         for i, m in enumerate(messages):
             if m["role"] != "assistant":
                 continue
-            before = self._upto(replaced[:i], tools, other=other, answer_next=True)
-            after = self._upto(replaced[: i + 1], tools, other=other)
-            found, apart = _turn(cut, i, before.texts[-1] if before else None, after, self.special)
+            before = self._cut(messages[:i], tools, order, answer_next=True)
+            after = self._cut(messages[: i + 1], tools, order)
+            marks = _Marks(self.special, self._opener(tools))
+            found, apart = _turn(cut, i, before.texts[-1] if before else None, after, marks)
             turns.append(found)
             if apart:
                 notes.append("what precedes an answer is not the generation prompt")
         return _Pieces(cut.texts, cut.owners, cut.starts, turns, tuple(dict.fromkeys(notes)))
 
-    def _upto(
-        self, messages: Messages, tools: Tools, *, other: bool, answer_next: bool = False
+    def _cut(
+        self, messages: Messages, tools: Tools, order: _Order, *, answer_next: bool = False
     ) -> Cut | None:
-        """The first messages alone; `None` where the template refuses them."""
+        """`None` where the template refuses these messages."""
         try:
             text, _ = self._render(messages, tools, answer_next=answer_next)
         except DataError:
             return None
-        return cut_by_words(text) if other else cut_by_values(text, messages)
+        if order is None:
+            return cut_by_words(text)
+        return cut_by_values(text, messages, None if order is _AS_GIVEN else order)
+
+    def _opener(self, tools: Tools) -> str:
+        """The special token with which the generation prompt begins: no turn ends with it."""
+        key = bool(tools)
+        if key not in self._openers:
+            texts: list[str] = []
+            for answer_next in (False, True):
+                try:
+                    texts.append(self._render(_ASKED, tools, answer_next=answer_next)[0])
+                except DataError:
+                    texts.append("")
+            without, asked = texts
+            prompt = asked.removeprefix(without).lstrip() if asked.startswith(without) else ""
+            begun = (mark for mark in self.special if mark and prompt.startswith(mark))
+            self._openers[key] = max(begun, key=len, default="")
+        return self._openers[key]
 
     def _ended(self, text: str, spans: Spans) -> Turn:
         """Spans that the template marks, with the special token behind the last of them."""
@@ -271,7 +299,7 @@ class _Outline(NamedTuple):
 
     def placed(self, places: Sequence[int]) -> Turn:
         spans = ((places[a.piece] + a.offset, places[b.piece] + b.offset) for a, b, _ in self.runs)
-        return Turn(tuple(spans), bool(self.runs) and self.runs[-1].ends)
+        return Turn(tuple(spans), any(run.ends for run in self.runs))
 
 
 class _Pieces(NamedTuple):
@@ -282,54 +310,85 @@ class _Pieces(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _turn(
-    cut: Cut, i: int, before: str | None, upto: Cut | None, special: frozenset[str]
-) -> tuple[_Outline, bool]:
+class _Marks(NamedTuple):
+    special: frozenset[str]
+    opener: str
+    """With which the generation prompt begins, or nothing."""
+
+
+def _turn(cut: Cut, i: int, before: str | None, upto: Cut | None, marks: _Marks) -> tuple[_Outline, bool]:
     """The turn of message `i`, and whether something else than the generation prompt precedes it. `before`
     ends with that, `upto` is the conversation with this message as its last."""
-    mine = [k for k, (owner, _) in enumerate(cut.owners) if owner == i]
+    mine = _said_by(cut, i, upto)
     if not mine:  # nothing of it is shown, or it is empty
         earlier = [k for k, (owner, _) in enumerate(cut.owners) if owner < i]
         after = upto.texts[-1] if upto else None
-        return _empty(cut, earlier[-1] + 1 if earlier else 0, before, after, special)
+        return _empty(cut, earlier[-1] + 1 if earlier else 0, before, after, marks)
     groups = [[mine[0]]]
     for k in mine[1:]:
         if k == groups[-1][-1] + 1:
             groups[-1].append(k)
         else:
             groups.append([k])
-    lead = cut.texts[mine[0]]
-    start, apart = _begin(lead, before, special)
+    start, apart = _begin(cut.texts[mine[0]], before, marks)
+    alone = upto.texts[-1].rstrip() if upto else ""
+    stop = max((mark for mark in marks.special if alone.endswith(mark)), key=len, default="")
     runs: list[_Run] = []
     for group in groups:
         first = _Place(group[0], start if not runs else len(cut.texts[group[0]]))
         behind = cut.texts[group[-1] + 1]
-        after = _behind(upto, cut.owners[group[-1]])
+        after = _behind(upto, cut, group[-1])
         closing = behind if after is None else behind[: _common_prefix(behind, after)]
-        end, ends = _end(closing, behind, special)
+        end, ends = _end(closing, behind, marks)
+        if group is not groups[-1] and stop and behind.startswith(stop, end):
+            end += len(stop)  # the template puts somebody else's words before the rest of the message
         runs.append(_Run(first, _Place(group[-1] + 1, end), ends))
     return _Outline(runs), apart
 
 
-def _behind(cut: Cut | None, word: tuple[int, int]) -> str | None:
-    """What the template writes after a word."""
-    return cut.texts[cut.owners.index(word) + 1] if cut is not None and word in cut.owners else None
+def _said_by(cut: Cut, i: int, upto: Cut | None) -> list[int]:
+    """Find the words that message `i` says itself. A template may repeat some elsewhere, as a call's name at
+    its result."""
+    left = Counter(upto.owners[k] for k in _candidates(upto, i)) if upto else Counter[tuple[int, int]]()
+    mine: list[int] = []
+    for k in _candidates(cut, i):
+        word = cut.owners[k]
+        if left[word] > 0 or word not in left:
+            mine.append(k)
+        left[word] -= 1
+    return mine
+
+
+def _candidates(cut: Cut, i: int) -> list[int]:
+    """Places of words of message `i` that stand behind the message before it."""
+    before = {owner: k for k, owner in reversed(list(enumerate(cut.owners))) if owner[0] == i - 1}
+    after = max(before.values(), default=-1)
+    all_of_it = [k for k, (owner, _) in enumerate(cut.owners) if owner == i]
+    return [k for k in all_of_it if k > after] or all_of_it
+
+
+def _behind(upto: Cut | None, cut: Cut, at: int) -> str | None:
+    """What the template writes in `upto` behind the word that stands at `at` in `cut`."""
+    word = cut.owners[at]
+    same = [k for k, owner in enumerate(upto.owners) if owner == word] if upto else []
+    earlier = cut.owners[:at].count(word)
+    return upto.texts[same[earlier] + 1] if upto and earlier < len(same) else None
 
 
 def _empty(
-    cut: Cut, piece: int, before: str | None, after: str | None, special: frozenset[str]
+    cut: Cut, piece: int, before: str | None, after: str | None, marks: _Marks
 ) -> tuple[_Outline, bool]:
     """The turn of a message without words: what the model says is that it ends at once."""
     text = cut.texts[piece]
     if before is None or after is None:
         return _Outline([]), False
-    start, apart = _begin(text, before, special)
+    start, apart = _begin(text, before, marks)
     behind = text[start:]
-    end, ends = _end(behind[: _common_prefix(behind, after[start:])], behind, special)
+    end, ends = _end(behind[: _common_prefix(behind, after[start:])], behind, marks)
     return _Outline([_Run(_Place(piece, start), _Place(piece, start + end), ends)]), apart
 
 
-def _begin(lead: str, before: str | None, special: frozenset[str]) -> tuple[int, bool]:
+def _begin(lead: str, before: str | None, marks: _Marks) -> tuple[int, bool]:
     """How much of the text before an answer is no part of it, and whether that is another text than the
     generation prompt's `before`."""
     if before is None:
@@ -337,23 +396,29 @@ def _begin(lead: str, before: str | None, special: frozenset[str]) -> tuple[int,
     start = _common_prefix(lead, before)
     if start == len(before):
         return start, False
-    # They part in the middle of something; what was begun there is the answer's.
-    marks = [at + len(mark) for mark in special if (at := lead.rfind(mark, 0, start)) >= 0]
-    return max([*marks, lead.rfind("\n", 0, start) + 1]), True
+    # They part in the middle of something. Where the same header follows all the same, it is the end.
+    header = before[max((before.rfind(mark) for mark in marks.special if mark), default=-1) :]
+    if (at := lead.rfind(header)) >= 0 and any(mark in header for mark in marks.special if mark):
+        return at + len(header), True
+    # What was begun there is the answer's.
+    begun = [at + len(mark) for mark in marks.special if (at := lead.rfind(mark, 0, start)) >= 0]
+    return max([*begun, lead.rfind("\n", 0, start) + 1]), True
 
 
-def _end(closing: str, behind: str, special: frozenset[str]) -> tuple[int, bool]:
+def _end(closing: str, behind: str, marks: _Marks) -> tuple[int, bool]:
     """How far a turn reaches behind its last word, where the template closes it with `closing`, and whether a
     special token ends it. A template may leave it to the next turn's first token."""
-    marks = sorted((at, at + len(mark)) for mark in special if mark for at in _places(closing, mark))
+    if marks.opener and (at := closing.find(marks.opener)) > 0:
+        closing = closing[:at]
+    places = sorted((at, at + len(mark)) for mark in marks.special if mark for at in _places(closing, mark))
     last = 0
-    for at, after in marks:
+    for at, after in places:
         if last and at > last and not closing[last:at].strip():
             break  # what stands behind white space closes the conversation, not the turn
         last = max(last, after)
     if last:
         return last, True
-    stop = _special_at(behind, len(closing), special)
+    stop = _special_at(behind, len(closing), marks.special)
     return (stop, True) if stop is not None else (len(closing.rstrip()), False)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +30,7 @@ class Cut(NamedTuple):
 
     texts: list[str]
     owners: list[tuple[int, int]]
-    """Message, and which of its words: one fewer than the pieces."""
+    """Message, and which of its words: one fewer than the pieces. A word may come several times."""
     starts: list[int]
     """Of each piece."""
 
@@ -41,6 +42,7 @@ def values(of: Mapping[str, Any]) -> Iterator[str]:
         for text in [str(part["text"]) for part in parts(content)] or [str(content or "")]:
             yield from KEPT.split(text)[::2]
     for call in of.get("tool_calls") or ():
+        yield call["function"]["name"]
         yield from texts_in(call["function"]["arguments"])
 
 
@@ -89,7 +91,14 @@ def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
             next(numbers)  # `values` has an empty text here
     if calls := out.get("tool_calls"):
         out["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": inside(call["function"]["arguments"])}}
+            {
+                **call,
+                "function": {
+                    **call["function"],
+                    "name": word(call["function"]["name"]),
+                    "arguments": inside(call["function"]["arguments"]),
+                },
+            }
             for call in calls
         ]
     return out
@@ -114,21 +123,22 @@ def cut_by_words(text: str) -> Cut:
     return Cut([*texts, text[at:]], owners, starts)
 
 
-def cut_by_values(text: str, messages: Messages) -> Cut:
+def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]] | None = None) -> Cut:
+    """The messages' own words, looked for one behind the other: in `order` where it is known."""
+    words = {(i, k): value.strip() for i, m in enumerate(messages) for k, value in enumerate(values(m))}
     texts: list[str] = []
     owners: list[tuple[int, int]] = []
     starts, at = [0], 0
-    for i, m in enumerate(messages):
-        for k, value in enumerate(values(m)):
-            core = value.strip()
-            found = min(
-                ((place, form) for form in spelt(core) if (place := text.find(form, at)) >= 0), default=None
-            )
-            if core and found is not None:
-                texts.append(text[at : found[0]])
-                owners.append((i, k))
-                at = found[0] + len(found[1])
-                starts.append(at)
+    for owner in words if order is None else order:
+        core = words.get(owner, "")
+        found = min(
+            ((place, form) for form in spelt(core) if (place := text.find(form, at)) >= 0), default=None
+        )
+        if core and found is not None:
+            texts.append(text[at : found[0]])
+            owners.append(owner)
+            at = found[0] + len(found[1])
+            starts.append(at)
     return Cut([*texts, text[at:]], owners, starts)
 
 
@@ -138,10 +148,10 @@ def spelt(core: str) -> tuple[str, ...]:
 
 
 def aligned(
-    text: str, pieces: Sequence[str], owners: Sequence[tuple[int, int]], messages: Sequence[ChatMessage]
+    text: str, pieces: Sequence[str], owners: Sequence[tuple[int, int]], messages: Messages
 ) -> list[int] | None:
     """Where each piece begins in `text`; `None` when it is not made of them and the messages' own words."""
-    words = [[value.strip() for value in values(message(m))] for m in messages]
+    words = [[value.strip() for value in values(m)] for m in messages]
     starts, at = [0], 0
     for piece, (i, k) in zip(pieces, owners, strict=False):
         if not text.startswith(piece, at) or k >= len(words[i]):
@@ -160,39 +170,56 @@ def aligned(
 def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
     """Words of messages that the text does not have, names and arguments of calls among them."""
     for of in messages:
-        words = [w for piece in KEPT.split(of.text)[::2] if (w := piece.strip())]
-        for call in of.tool_calls or ():
-            words.append(call.function.name)
-        yield from (word for word in words if not any(form in text for form in spelt(word)))
-        yield from ("a call" for found in _calls_shown(text, of) if found is None)
+        yield from (word for word in _own_words(of) if not _has(text, [word]))
+        yield from ("a call" for found in _calls_shown(text, of) if not found)
 
 
-def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools) -> Iterator[str]:
-    for of in messages:
-        if of.role != "assistant":
-            continue
-        if (of.text.strip() or of.tool_calls) and not _any_shown(text, of):
+def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools, said: Sequence[str]) -> Iterator[str]:
+    """What the template does not show. `said`: the parts of `text` that are found to be the assistant's, one
+    for each of its messages."""
+    answers = [of for of in messages if of.role == "assistant"]
+    for of, mine in zip(answers, said, strict=True):
+        nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)
+        if nothing:
             yield "the chat template shows nothing of an assistant message"
         learnt = of.weight != 0
         if learnt and (thought := (of.reasoning or "").strip()) and thought not in text:
             yield f"the chat template leaves out an assistant message's reasoning ({_CHOICE})"
-        if learnt and (inline := inline_thought(of.text)) and inline not in text:
+        inline = inline_thought(of.text)
+        if learnt and inline and inline not in text:
             yield f"the chat template drops the <think> part of an earlier answer ({_CHOICE})"
-        if any(form is None for form in _calls_shown(text, of)):
+        if of.tool_calls and not nothing and not _has(mine, (w for w in _own_words(of) if w != inline)):
+            yield "the chat template leaves out the text beside a tool call"
+        if not _calls_within(mine, of):
             yield "the chat template leaves out a tool call"
     named = [name for tool in tools or () if (name := _tool_name(tool))]
     if named and named[0] not in text:
         yield "the chat template leaves out the tools"
 
 
-def _calls_shown(text: str, of: ChatMessage) -> Iterator[str | None]:
+def _own_words(of: ChatMessage) -> list[str]:
+    return [w for piece in KEPT.split(of.text)[::2] if (w := piece.strip())]
+
+
+def _has(text: str, words: Iterable[str]) -> bool:
+    return all(any(form in text for form in spelt(word)) for word in words)
+
+
+def _calls_shown(text: str, of: ChatMessage) -> Iterator[bool]:
     for call in message(of).get("tool_calls") or ():
         for word in (call["function"]["name"], *texts_in(call["function"]["arguments"])):
-            yield next((form for form in spelt(word.strip()) if form in text), None)
+            yield _has(text, [word.strip()])
+
+
+def _calls_within(said: str, of: ChatMessage) -> bool:
+    """Whether all calls are there: each is named, as often as it is called."""
+    named = Counter(call.function.name for call in of.tool_calls or ())
+    often = all(said.count(name) >= times for name, times in named.items())
+    return often and all(_calls_shown(said, of))
 
 
 def _any_shown(text: str, of: ChatMessage) -> bool:
-    words = [w for w in values(message(of)) if w.strip()] + [c.function.name for c in of.tool_calls or ()]
+    words = [w for w in values(message(of)) if w.strip()]
     return any(form in text for word in words for form in spelt(word.strip()))
 
 

@@ -260,10 +260,65 @@ OLMO = """
 """
 """2 and 3: arguments joined as text, and `content` that may be none."""
 
+HERMES = """
+{{- bos_token -}}
+{%- if tools -%}
+  {{- '<|im_start|>system\\n<tools> ' + (tools | tojson) + ' </tools><|im_end|>\\n' -}}
+{%- endif -%}
+{%- for m in messages -%}
+  {%- if m.role == 'assistant' and m.tool_calls -%}
+    {{- '<|im_start|>assistant' -}}
+    {%- for call in m.tool_calls -%}
+      {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' -}}
+      {{- (call.function.arguments | tojson) + '}\\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\\n' -}}
+  {%- elif m.role == 'tool' -%}
+    {%- if loop.previtem and loop.previtem.role != 'tool' -%}{{- '<|im_start|>tool\\n' -}}{%- endif -%}
+    {{- '<tool_response>\\n' + m.content -}}
+    {{- '\\n</tool_response>\\n' if not loop.last else '\\n</tool_response>' -}}
+    {%- if loop.last or loop.nextitem.role != 'tool' -%}{{- '<|im_end|>' -}}{%- endif -%}
+  {%- else -%}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+"""Hermes 2 Pro and 3, `tool_use`: a result ends in another way where it is the last message."""
+
+COMMAND_PLUS = """
+{{- bos_token -}}
+{%- if tools -%}
+  {{- '<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>' + (tools | tojson) + '<|END_OF_TURN_TOKEN|>' -}}
+{%- endif -%}
+{%- for m in messages -%}
+  {{- '<|START_OF_TURN_TOKEN|>' -}}
+  {%- if m.role == 'assistant' -%}
+    {{- '<|CHATBOT_TOKEN|>' + (m.content or '') -}}
+    {%- if m.tool_calls -%}
+      {{- '\\nAction: ```json\\n[' -}}
+      {%- for call in m.tool_calls -%}
+        {{- '{"tool_name": "' + call.function.name + '", "parameters": ' -}}
+        {{- (call.function.arguments | tojson) + '}' -}}{{- ',' if not loop.last -}}
+      {%- endfor -%}
+      {{- ']```' -}}
+    {%- endif -%}
+  {%- elif m.role == 'tool' -%}{{- '<|SYSTEM_TOKEN|><results>' + m.content + '</results>' -}}
+  {%- elif m.role == 'system' -%}{{- '<|SYSTEM_TOKEN|>' + m.content -}}
+  {%- else -%}{{- '<|USER_TOKEN|>' + m.content -}}
+  {%- endif -%}
+  {{- '<|END_OF_TURN_TOKEN|>' -}}
+{%- endfor -%}
+{{- "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Write 'Action:' and a list.<|END_OF_TURN_TOKEN|>" -}}
+{%- if add_generation_prompt -%}{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}{%- endif -%}
+"""
+"""Command R+, `tool_use`: what it says to the model stands behind the last message."""
+
 REPLICAS = {
     "apertus": APERTUS,
+    "command-r-plus": COMMAND_PLUS,
     "command-r7b": COMMAND,
     "granite-3": GRANITE,
+    "hermes-3": HERMES,
     "minimax-m2": MINIMAX,
     "ministral-3": MINISTRAL,
     "mistral-small": MISTRAL,

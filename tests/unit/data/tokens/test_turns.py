@@ -3,6 +3,7 @@ conversations, each message with a word of its own by which it is known."""
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.resources import files
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.data.tokens.replicas import REPLICAS
 
 from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.tokens.answers import read_answer
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
@@ -196,6 +198,21 @@ BY_HAND = {
         "r3hmm\n</think>\n\na3four[e~[",
     ],
     ("deepseekv3", "an empty answer"): ["<｜end▁of▁sentence｜>", "a3y<｜end▁of▁sentence｜>"],
+    ("hermes-3", "tools"): [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "c1paris"}}\n</tool_call><|im_end|>',
+        "a3four<|im_end|>",
+    ],
+    ("command-r-plus", "tools"): [
+        '\nAction: ```json\n[{"tool_name": "weather", "parameters": {"city": "c1paris"}}]```'
+        "<|END_OF_TURN_TOKEN|>",
+        "a3four<|END_OF_TURN_TOKEN|>",
+    ],
+    ("command-r-plus", "multi"): ["a1two<|END_OF_TURN_TOKEN|>", "a3four<|END_OF_TURN_TOKEN|>"],
+    ("gemma4", "tools and talk"): [
+        '<|tool_call>call:weather{city:<|"|>c1paris<|"|>}<tool_call|><|tool_response>a1lead<turn|>',
+        "a3four<turn|>",
+        "a5y<turn|>",
+    ],
     ("chatml", "tools"): [
         '<tool_call>\n{"name": "weather", "arguments": {"city": "c1paris"}}\n</tool_call><|im_end|>',
         "a3four<|im_end|>",
@@ -207,6 +224,110 @@ BY_HAND = {
 def test_spans_judged_by_hand(name: str, kind: str) -> None:
     found = conversations(TEMPLATES[name]).rendered(*KINDS[kind])
     assert ["".join(found.text[a:b] for a, b in turn.spans) for turn in found.turns] == BY_HAND[name, kind]
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"n": 3},
+    {"x": -2.5, "on": True},
+    {"off": False, "nothing": None},
+    {"ns": [1, 2], "none": []},
+    {"of": {"n": 1}},
+    {"n": 12345678901, "city": "Paris", "on": True},
+    {"empty": ""},
+]
+"""Of calls: each kind of value that JSON has, and none."""
+TYPES = {int: "integer", float: "number", bool: "boolean", list: "array", dict: "object", str: "string"}
+NOT_READ = ("olmo", "seed-oss")
+"""They write values as Python does."""
+NO_CALLS = (
+    "deepseek_r1_distill", "idefics3", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl", "smolvlm",
+)  # fmt: skip
+"""They show no calls."""
+NO_TEXT = ("gptoss", "hermes-3", "llama3_1", "llama3_2", "muse_glimmer")
+"""They show no text beside a call."""
+
+
+def rows_with_a_call(arguments: dict[str, Any], name: str = "get_page") -> dict[str, list[ChatMessage]]:
+    call = ToolCall(id="call_1", function=FunctionCall(name=name, arguments=json.dumps(arguments)))
+
+    def calling(content: str, reasoning: str | None = None) -> ChatMessage:
+        return ChatMessage(role="assistant", content=content, tool_calls=[call], reasoning=reasoning)
+
+    rain, four = RAIN, said("assistant", "a3four")
+    return {
+        "the call alone": [ASK, calling(""), rain, four],
+        "an empty line": [ASK, calling(" "), rain, four],
+        "text": [ASK, calling("a1lead"), rain, four],
+        "thinking": [ASK, calling("", "r1why"), rain, four],
+        "more follows": [ASK, calling(""), rain, four, said("user", "u4x"), said("assistant", "a5y")],
+        "a call again": [
+            ASK,
+            calling(""),
+            rain,
+            calling(""),
+            said("tool", "t4sun"),
+            said("assistant", "a5y"),
+        ],
+        "last": [ASK, calling("")],
+    }
+
+
+def offered(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    properties = {name: {"type": TYPES.get(type(value), "null")} for name, value in arguments.items()}
+    described = {name: {**of, "description": "?"} for name, of in properties.items()}
+    parameters = {"type": "object", "properties": described}
+    of = {"name": "get_page", "description": "Of a book.", "parameters": parameters}
+    return [{"type": "function", "function": of}]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_call_is_trained_whatever_its_arguments_are(name: str) -> None:
+    """The judge reads the trained text back as a call, and compares."""
+    family = name.removesuffix("_training")
+    if family in NO_TOOL_ROLE:
+        return
+    chats = conversations(TEMPLATES[name])
+    for arguments in ARGUMENTS:
+        tools = offered(arguments)
+        for kind, messages in rows_with_a_call(arguments).items():
+            found = chats.rendered(messages, tools)
+            notes = found.notes(has_end=True)
+            lost_text = "the chat template leaves out the text beside a tool call" in notes
+            assert lost_text == (family in NO_TEXT and kind == "text"), (kind, notes)
+            assert ("the chat template leaves out a tool call" in notes) == (family in NO_CALLS), (
+                kind,
+                notes,
+            )
+            assert family in NO_CALLS or "no special token" not in " ".join(notes), (kind, notes)
+            answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+            for i, turn in zip(answers, found.turns, strict=True):
+                text = "".join(found.text[start:end] for start, end in turn.spans)
+                assert {int(n) for n in WORD.findall(text)} <= {i}, (kind, text)
+                assert turn.ends or (found.unended and i == answers[-1]), (kind, text)
+                if messages[i].tool_calls and family not in NO_CALLS:
+                    assert reads_back(text, chats, arguments, tools, family), (kind, text, found.text)
+
+
+def reads_back(
+    text: str, chats: Conversations, arguments: dict[str, Any], tools: list[dict[str, Any]], family: str
+) -> bool:
+    if family in NOT_READ:
+        return "get_page" in text and text.endswith(tuple(mark for mark in chats.special if mark))
+    end = max((mark for mark in chats.special if mark and text.endswith(mark)), key=len, default="")
+    opening = "<|start|>assistant" if "<|message|>" in text else ""
+    text = text.replace("\n<｜tool▁call▁begin｜>", "\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", 1)
+    calls = read_answer(text.removesuffix(end), prompt=opening, tools=tools).tool_calls
+    return [(c.function.name, json.loads(c.function.arguments)) for c in calls] == [("get_page", arguments)]
+
+
+def test_two_calls_of_which_a_template_shows_one_are_told() -> None:
+    messages, tools = KINDS["two calls"]
+    same = [messages[0], said("assistant", "", "c1paris", "c1paris"), *messages[2:]]
+    for row in (messages, same):
+        told = conversations(TEMPLATES["gptoss"]).rendered(row, tools).notes(has_end=True)
+        assert "the chat template leaves out a tool call" in told
+        assert not conversations(TEMPLATES["qwen3"]).rendered(row, tools).notes(has_end=True)
 
 
 def test_a_row_is_taken_whatever_ids_the_row_before_it_had() -> None:
