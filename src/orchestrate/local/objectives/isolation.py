@@ -3,6 +3,9 @@
 Three ways, the first that works here is used: bubblewrap (a file system with Python alone, no network; user,
 process and mount namespaces of its own); the same by util-linux's `unshare`; else only a clean environment
 and limits.
+
+Whoever is root outside owns the kernel's settings below `/proc`, also without capabilities: they are covered,
+and root's code runs as nobody where nobody can read this Python.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +26,12 @@ Way = Literal["bubblewrap", "namespaces", "limits only"]
 WAYS: tuple[Way, ...] = ("bubblewrap", "namespaces", "limits only")
 _ROOM_BYTES = 64 << 20
 _TRIAL_SECONDS = 20.0
+_AS_NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
+_WITHOUT_RIGHTS = ("--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
+_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr", "driver", "pressure")
+_HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats", "kmsg", "kpagecount")
+"""Of `/proc`, what container runtimes make read-only or cover (moby: oci/defaults.go), and what they leave to
+file modes, by which root passes."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
 _TOLD: dict[Way, str] = {
     "bubblewrap": "confined by bubblewrap: no network, no other process, no file but Python's own",
@@ -33,6 +43,8 @@ _NEW_ROOT = """
 set -e
 mount -t tmpfs -o size=64m none "$1" && cd "$1" && shift
 mkdir proc dev tmp old
+chmod 1777 tmp
+as_nobody="$1" && shift
 while [ "$1" != -- ]; do
   if [ -d "$1" ]; then mkdir -p ".$1"; elif [ -e "$1" ]; then mkdir -p ".${1%/*}"; : > ".$1"; fi
   [ ! -e "$1" ] || { mount --rbind "$1" ".$1"; mount -o remount,bind,ro ".$1"; }
@@ -41,10 +53,14 @@ done
 shift
 for name in null zero urandom; do : > dev/$name; mount --bind /dev/$name dev/$name; done
 mount -t proc proc proc
+for name in $READ_ONLY; do
+  [ ! -e "proc/$name" ] || { mount --bind "proc/$name" "proc/$name"; mount -o remount,bind,ro "proc/$name"; }
+done
+for name in $HIDDEN; do [ ! -e "proc/$name" ] || mount --bind dev/null "proc/$name"; done
 pivot_root . old
 cd /tmp
 umount -l /old
-exec setpriv --no-new-privs --inh-caps=-all --ambient-caps=-all --bounding-set=-all "$@"
+exec setpriv $as_nobody $WITHOUT_RIGHTS "$@"
 """
 """What bubblewrap does, in words of the shell."""
 
@@ -52,6 +68,8 @@ exec setpriv --no-new-privs --inh-caps=-all --ambient-caps=-all --bounding-set=-
 @dataclass(frozen=True)
 class Isolation:
     way: Way
+    as_nobody: bool = False
+    """The code runs under a user of no rights. Only root can have that."""
 
     @property
     def told(self) -> str:
@@ -61,10 +79,10 @@ class Isolation:
     def command(self, script: Path, folder: Path) -> list[str]:
         """What to start for `script`, which uses the standard library alone; `folder` is an empty one."""
         if self.way == "bubblewrap":
-            return [*_bubblewrap(script), sys.executable, "-I", "/script.py"]
+            return [*_bubblewrap(script, self.as_nobody), sys.executable, "-I", "/script.py"]
         if self.way == "namespaces":
             source = script.read_text(encoding="utf-8")
-            return [*_namespaces(folder), "--", sys.executable, "-I", "-c", source]
+            return [*_namespaces(folder, self.as_nobody), "--", sys.executable, "-I", "-c", source]
         return [sys.executable, "-I", str(script)]
 
     def environment(self) -> dict[str, str]:
@@ -78,7 +96,15 @@ class Isolation:
 @cache
 def isolation() -> Isolation:
     """The best way that works here, found by trying."""
-    return next(found for found in map(Isolation, WAYS) if works(found))
+    return next(filter(works, candidates()))
+
+
+def candidates() -> Iterator[Isolation]:
+    """All ways, the best first."""
+    for way in WAYS:
+        if way != "limits only" and hasattr(os, "geteuid") and os.geteuid() == 0:
+            yield Isolation(way, as_nobody=True)
+        yield Isolation(way)
 
 
 def works(found: Isolation) -> bool:
@@ -110,17 +136,41 @@ def _python() -> Sequence[str]:
     return sorted(folder for folder in found if folder not in ("/", str(Path.home())))
 
 
-def _bubblewrap(script: Path) -> list[str]:
-    words = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
-    words += ["--cap-drop", "ALL", "--size", str(_ROOM_BYTES), "--tmpfs", "/tmp", "--proc", "/proc"]  # noqa: S108
-    words += ["--dev", "/dev"]
+def _bubblewrap(script: Path, as_nobody: bool) -> list[str]:
+    words = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session"]
+    # In a user namespace of its own root could become nobody else.
+    spaces = ["ipc", "pid", "net", "uts", "cgroup-try"] if as_nobody else ["all"]
+    words += [f"--unshare-{name}" for name in spaces]
+    words += ["--cap-drop", "ALL", "--perms", "1777", "--size", str(_ROOM_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
+    words += ["--proc", "/proc", "--dev", "/dev"]
+    words += _flat(["--ro-bind", f"/proc/{name}", f"/proc/{name}"] for name in _there(_READ_ONLY))
+    words += _flat(["--ro-bind", "/dev/null", f"/proc/{name}"] for name in _there(_HIDDEN))
+    # The folders above are made by bubblewrap, for their owner alone.
+    above = sorted({str(parent) for folder in _python() for parent in Path(folder).parents} - {"/", "/tmp"})  # noqa: S108
+    words += _flat(["--perms", "0755", "--dir", parent] for parent in above)
     for folder in (*_SYSTEM, *_python()):
         words += ["--ro-bind-try", folder, folder]
     # The root is a file system in memory too: read-only, so that it cannot be filled.
-    return [*words, "--ro-bind", str(script), "/script.py", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
+    words += ["--ro-bind", str(script), "/script.py", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
+    if not as_nobody:
+        return words
+    words += _flat(["--cap-add", f"CAP_{name}"] for name in ("SETUID", "SETGID", "SETPCAP"))
+    return [*words, "setpriv", *_AS_NOBODY, *_WITHOUT_RIGHTS]
 
 
-def _namespaces(folder: Path) -> list[str]:
+def _there(names: Iterable[str]) -> Iterator[str]:
+    return (name for name in names if Path("/proc", name).exists())
+
+
+def _flat(words: Iterable[list[str]]) -> Iterator[str]:
+    return chain.from_iterable(words)
+
+
+def _namespaces(folder: Path, as_nobody: bool) -> list[str]:
     sh, unshare = shutil.which("sh") or "sh", shutil.which("unshare") or "unshare"
-    flags = ["--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--mount", "--kill-child"]
-    return [unshare, *flags, sh, "-c", _NEW_ROOT, "sh", str(folder), *_SYSTEM, *_python()]
+    users = ["--map-users=0,0,65536", "--map-groups=0,0,65536"] if as_nobody else ["--map-root-user"]
+    flags = ["--user", *users, "--net", "--ipc", "--pid", "--fork", "--mount", "--kill-child"]
+    script = _NEW_ROOT.replace("$WITHOUT_RIGHTS", " ".join(_WITHOUT_RIGHTS))
+    script = script.replace("$READ_ONLY", " ".join(_READ_ONLY)).replace("$HIDDEN", " ".join(_HIDDEN))
+    user = " ".join(_AS_NOBODY) if as_nobody else ""
+    return [unshare, *flags, sh, "-c", script, "sh", str(folder), user, *_SYSTEM, *_python()]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrate.local.objectives.grading import Grade, Grader
-from orchestrate.local.objectives.isolation import WAYS, Isolation, Way, works
+from orchestrate.local.objectives.isolation import WAYS, Isolation, Way, candidates, works
 
 ITEM: dict[str, Any] = {}
 ATTEMPTS = """
@@ -47,11 +47,11 @@ def grade(sample, item):
 """
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=list(candidates()), ids=lambda found: f"{found.way}{', nobody' * found.as_nobody}")
 def way(request: pytest.FixtureRequest) -> Isolation:
-    found = Isolation(request.param)
+    found: Isolation = request.param
     if not works(found):
-        pytest.skip(f"this machine has no {request.param}")
+        pytest.skip(f"this machine has no {found.way}")
     return found
 
 
@@ -63,16 +63,17 @@ PARENT = """
 import json, os, sys
 from orchestrate.local.objectives.grading import Grader
 from orchestrate.local.objectives.isolation import Isolation
-way, source, item = json.loads(sys.argv[1])
-with Grader({"type": "python", "source": source}, isolation=Isolation(way), seconds=240) as grader:
+way, as_nobody, source, item = json.loads(sys.argv[1])
+isolation = Isolation(way, as_nobody)
+with Grader({"type": "python", "source": source}, isolation=isolation, seconds=240) as grader:
     print(grader.grade(["x"], [{**item, "pid": os.getpid()}])[0].error)
 """
 
 
-def attempts(way: Isolation, item: dict[str, Any]) -> dict[str, Any]:
+def attempts(way: Isolation, item: dict[str, Any], source: str = ATTEMPTS) -> dict[str, Any]:
     """What the code found that is graded by a process with a key in its environment."""
     env = {**os.environ, "OPENAI_API_KEY": "sk-from-the-environment"}
-    words = [sys.executable, "-c", PARENT, json.dumps([way.way, ATTEMPTS, item])]
+    words = [sys.executable, "-c", PARENT, json.dumps([way.way, way.as_nobody, source, item])]
     said = subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
     assert said.startswith("ValueError: "), said
     return json.loads(said.removeprefix("ValueError: "))
@@ -96,6 +97,42 @@ def test_nothing_of_the_user_can_be_reached(way: Isolation, tmp_path: Path) -> N
     assert found["file"] is None and found["written"] is None and found["network"] is None
     assert found["python"] is None, "what the user's next program runs is not writable"
     assert found["processes"] <= 6 and not found["killed"]
+
+
+WRITES = """
+import json, os, stat
+def grade(sample, item):
+    written, seen = [], 0
+    for top in ("/proc", "/sys", "/dev", "/etc", "/usr", "/"):
+        for folder, below, names in os.walk(top):
+            skipped = ("proc", "sys", "dev", "usr", "tmp") if folder == "/" else ("self", "thread-self")
+            below[:] = [name for name in below if name not in skipped and not name.isdigit()]
+            for path in (os.path.join(folder, name) for name in names):
+                seen += 1
+                try:
+                    opened = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                except OSError:
+                    continue
+                if not stat.S_ISCHR(os.fstat(opened).st_mode):  # those of /dev, which are for everybody
+                    written.append(path)
+                os.close(opened)
+    told = [line.split() for line in open("/proc/self/status") if line.startswith(("Cap", "NoNewPrivs"))]
+    found = {"written": written[:20], "seen": seen, "uid": os.getuid(), "status": told}
+    raise ValueError(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_no_setting_of_the_kernel_and_no_file_can_be_written(way: Isolation) -> None:
+    """As root outside too, who passes the file modes of `/proc/sys/kernel/core_pattern` and its like: what is
+    written there is run outside. Opened for writing, never written."""
+    if way.way == "limits only":
+        pytest.skip("nothing holds it back, as is told")
+    found = attempts(way, {}, WRITES)
+    assert found["seen"] > 1000 and found["written"] == []
+    assert (found["uid"] == 65534) == way.as_nobody or os.geteuid() != 0
+    status = {name.rstrip(":"): int(value, 16) for name, value in found["status"]}
+    assert status == dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0) | {"NoNewPrivs": 1}
 
 
 @pytest.mark.slow
