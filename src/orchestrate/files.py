@@ -14,11 +14,14 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 import stat
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Of errors that mean that there is no room on a disk, or none of a quota."""
@@ -116,6 +119,29 @@ def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def scratch_folder(prefix: str) -> TemporaryDirectory[str]:
+    """Make a temporary folder that goes with this process. What killed processes of this machine left behind
+    under the same prefix is removed first."""
+    host = socket.gethostname()
+    for left in Path(gettempdir()).glob(f"{prefix}-{escape(host)}-*-*"):
+        pid = left.name.rsplit("-", 2)[1]
+        if pid.isdecimal() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return TemporaryDirectory(prefix=f"{prefix}-{host}-{os.getpid()}-")
+
+
+def _alive(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True  # nothing there asks without acting
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def sync(path: Path) -> None:

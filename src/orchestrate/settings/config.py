@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 from orchestrate.errors import ConfigError
 from orchestrate.files import is_private, private_folder
 from orchestrate.profile import built_in, places, this_machine
+from orchestrate.settings.downloads import download_limit
 from orchestrate.settings.hosts import HostConfig as HostConfig
 from orchestrate.settings.hosts import Hosts, options, reject_unknown, table
 from orchestrate.settings.hosts import is_loopback as is_loopback
@@ -170,7 +171,7 @@ def load(
         queue=_slots(table(values.get("queue", {}), path, "queue"), path),
         notify=_notify(env),
         made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
-        max_download_bytes=_gigabytes(env.get("ORCHESTRATE_MAX_DOWNLOAD_GB")),
+        max_download_bytes=download_limit(env),
         own_hosts=frozenset(name.strip() for name in env.get(OWN_HOSTS, "").split(",") if name.strip()),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
@@ -243,17 +244,6 @@ def _money(value: Any, path: Path | None) -> Decimal | None:
             f"{path or 'ORCHESTRATE_BUDGET_USD'}: budget_usd must be a number of US dollars, got {value!r}"
         )
     return amount
-
-
-def _gigabytes(value: str | None) -> int | None:
-    """In bytes. `float` reads more than digits, and what is no number of them is refused."""
-    try:
-        size = float(value) if value else None
-    except ValueError:
-        size = -1.0
-    if size is not None and not 0 < size < float("inf"):
-        raise ConfigError(f"ORCHESTRATE_MAX_DOWNLOAD_GB must be a number of gigabytes, got {value!r}")
-    return None if size is None else int(size * 10**9)
 
 
 def _level(value: Any) -> str:

@@ -12,8 +12,11 @@ from urllib.parse import urlsplit
 from orchestrate.data.files.spooling import spooled
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
 from orchestrate.packages import needed
+from orchestrate.settings.downloads import download_limit
 
 BLOCK = 1 << 20
+MOST_BYTES = 10 * 10**9
+"""Of a file at a URL, unless ORCHESTRATE_MAX_DOWNLOAD_GB says otherwise."""
 _USUAL = "http, https, s3, gs, az, hf, sftp, file, memory"
 _HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
 """Protocols whose address begins with a host."""
@@ -26,8 +29,9 @@ _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def fetch(url: str, target: Path) -> str:
-    """Copies what is at `url` to `target`, in bounded memory. Returns what its host says that it is, as in
-    `text/csv`, when the name does not tell, and else nothing.
+    """Copy what is at `url` to `target`, in bounded memory and with a bound on its size.
+
+    Returns what its host says that it is, as in `text/csv`, when the name does not tell, and else nothing.
 
     Raises `UsageError` for a protocol that fsspec does not know, `SetupError` when the protocol's package or
     the credentials are missing, else `DataError`, with `retryable` where trying again can help.
@@ -43,7 +47,10 @@ def fetch(url: str, target: Path) -> str:
         )
     try:
         opened = cast("Any", fsspec).open(url, "rb")
-        with opened as remote, spooled(target, shown(url)) as local:
+        most = download_limit() or MOST_BYTES
+        with opened as remote, spooled(target, shown(url), most_bytes=most) as local:
+            # Not every host says how much it will send, and not every one keeps to it.
+            local.require_room(getattr(remote, "size", None) or 0)
             while block := remote.read(BLOCK):
                 local.write(block)
         return "" if target.suffix else _media_type(opened)

@@ -28,6 +28,7 @@ from orchestrate.data.files.records import (
 from orchestrate.data.files.spooling import spooled
 from orchestrate.data.files.tables import LONGEST_RECORD, PYTHON_CELLS, csv_lines, is_table
 from orchestrate.errors import DataError
+from orchestrate.files import scratch_folder
 from orchestrate.settings.keys import remember
 from orchestrate.underway import BYTES, work
 
@@ -297,8 +298,7 @@ def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
 
 @lru_cache(maxsize=1)
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="orchestrate-data-")
+    return scratch_folder("orchestrate-data")
 
 
 def _new_file(suffix: str) -> Path:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow
@@ -15,6 +21,7 @@ import pyarrow.parquet
 import pytest
 
 from orchestrate.data import Dataset
+from orchestrate.data.files import sources
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
 from orchestrate.zstd import zstd
 
@@ -54,6 +61,9 @@ class Files(BaseHTTPRequestHandler):
         if path[1:].isdigit():
             self.send_error(int(path[1:]))
             return
+        if path == "/endless.jsonl":
+            self._endless(body)
+            return
         content = ROW * 1000 if path == "/torn.jsonl" else BODIES.get(path)
         if content is None:
             self.send_error(404)
@@ -65,6 +75,14 @@ class Files(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content[:5000] if path == "/torn.jsonl" else content)
+
+    def _endless(self, body: bool) -> None:
+        """No size is announced, and as much comes as is taken."""
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while body:
+                self.wfile.write(ROW * 4000)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +165,40 @@ def test_any_store_that_fsspec_knows_and_any_container(name: str, tmp_path: Path
     fsspec.filesystem("memory").pipe(f"/bucket/{name}", content)
     data = Dataset.open(f"memory://bucket/{name}")
     assert (data.rows, data.format) == (2, "prompt-completion")
+
+
+@pytest.mark.parametrize("path", ["endless.jsonl", "torn.jsonl"], ids=["no size told", "size told"])
+def test_more_than_may_be_downloaded_is_refused_and_not_kept(
+    site: str, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_MAX_DOWNLOAD_GB", "0.00003")
+    monkeypatch.setattr(sources, "_folder", lambda: SimpleNamespace(name=str(tmp_path)))
+    with pytest.raises(DataError, match="larger than 3e-05 GB"):
+        Dataset.open(f"{site}/{path}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_downloaded_is_removed_by_the_next(site: str, tmp_path: Path) -> None:
+    """Killed amid a download; the folder of a process that lives stays."""
+    script = "import sys; from orchestrate.data import Dataset; Dataset.open(sys.argv[1])"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    left = subprocess.Popen([sys.executable, "-c", script, f"{site}/endless.jsonl"], env=env)
+    while not any(file.stat().st_size for file in tmp_path.rglob("*.jsonl")):
+        assert left.poll() is None
+        time.sleep(0.01)
+    left.kill()
+    left.wait()
+    [folder] = tmp_path.iterdir()
+    waits = [sys.executable, "-c", f"{script}; input()", f"{site}/table.csv"]
+    living = subprocess.Popen(waits, env=env, stdin=subprocess.PIPE)
+    while folder.exists():
+        assert living.poll() is None
+        time.sleep(0.01)
+    subprocess.run([sys.executable, "-c", script, f"{site}/table.csv"], env=env, check=True)
+    [folder] = tmp_path.iterdir()
+    assert f"-{living.pid}-" in folder.name
+    living.communicate(b"\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nobody_listens() -> None:

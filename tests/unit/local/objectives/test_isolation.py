@@ -113,7 +113,7 @@ def grade(sample, item):
                     opened = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
                 except OSError:
                     continue
-                if not stat.S_ISCHR(os.fstat(opened).st_mode):  # those of /dev, which are for everybody
+                if stat.S_ISREG(os.fstat(opened).st_mode):  # not the devices and pipes that are its own
                     written.append(path)
                 os.close(opened)
     told = [line.split() for line in open("/proc/self/status") if line.startswith(("Cap", "NoNewPrivs"))]
