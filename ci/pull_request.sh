@@ -20,7 +20,30 @@ part() { # part TITLE COMMAND...: its output under a title; its exit code
   return "$code"
 }
 
-printf '<!-- orchestrate -->\n## Fine-tuning: `%s`\n\n' "${SPEC//\`/}" >"$page"
+# One comment for each spec, known again by its first line.
+marker="<!-- orchestrate: ${SPEC//[^A-Za-z0-9._\/-]/-} -->"
+
+ours() { # the number of the comment that an earlier run wrote for this spec; nothing where there is none
+  gh pr view "$PULL_REQUEST" --json comments | MARKER="$marker" python3 -c '
+import json, os, sys
+for comment in reversed(json.load(sys.stdin)["comments"]):
+    if comment["viewerDidAuthor"] and comment["body"].startswith(os.environ["MARKER"]):
+        print(comment["url"].rpartition("-")[2])
+        break
+'
+}
+
+comment() { # writes the page into our comment, or a new one
+  local number
+  number="$(ours)" || return
+  if [ -n "$number" ]; then
+    gh api --silent --method PATCH "repos/{owner}/{repo}/issues/comments/$number" --field "body=@$page"
+  else
+    gh pr comment "$PULL_REQUEST" --body-file "$page"
+  fi
+}
+
+printf '%s\n## Fine-tuning: `%s`\n\n' "$marker" "${SPEC//\`/}" >"$page"
 part Check orchestrate check "$SPEC" -p "$PROVIDER" || failed=1
 
 printf '### Quote\n\n' >>"$page"
@@ -47,7 +70,6 @@ fi
 cat "$page" >>"${GITHUB_STEP_SUMMARY:-/dev/stdout}"
 if [ -n "${PULL_REQUEST:-}" ] && [ -n "${GH_TOKEN:-}" ]; then
   # A pull request from a fork has no right to comment: the summary has it all.
-  gh pr comment "$PULL_REQUEST" --body-file "$page" --edit-last --create-if-none ||
-    echo "::notice::no comment was written; the job's summary has the page"
+  comment || echo "::notice::no comment was written; the job's summary has the page"
 fi
 exit "$failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -41,17 +42,49 @@ class Runner:
         return self.run("bash", str(ROOT / "ci" / "pull_request.sh"), **(given | env))
 
     @property
+    def comments(self) -> list[dict[str, Any]]:
+        return json.loads((self.folder / "comments.json").read_text())
+
+    @property
     def summary(self) -> str:
         return (self.folder / "summary.md").read_text()
 
 
+GH = """
+import json, os, pathlib, sys
+kept = pathlib.Path(__file__).with_name("comments.json")
+comments = json.loads(kept.read_text())
+if os.environ.get("GH_CODE"):
+    sys.exit(int(os.environ["GH_CODE"]))
+match sys.argv[1:]:
+    case ["pr", "view", "7", "--json", "comments"]:
+        print(json.dumps({"comments": comments}))
+    case ["pr", "comment", "7", "--body-file", file]:
+        url = f"https://github.com/o/r/pull/7#issuecomment-{9000 + len(comments)}"
+        comments.append({"body": open(file).read(), "viewerDidAuthor": True, "url": url})
+    case ["api", "--silent", "--method", "PATCH", path, "--field", body] if body.startswith("body=@"):
+        [one] = [c for c in comments if path == "repos/{owner}/{repo}/issues/comments/" + c["url"][-4:]]
+        one["body"] = open(body.removeprefix("body=@")).read()
+    case words:
+        sys.exit(f"gh does not know {words}")
+kept.write_text(json.dumps(comments))
+"""
+"""What the GitHub command line answers, over the comments of one pull request."""
+OTHERS = [
+    {"body": "<!-- orchestrate: finetune.yaml --> of a person", "viewerDidAuthor": False, "url": "#i-1000"},
+    {"body": "coverage: 90%", "viewerDidAuthor": True, "url": "#i-1001"},
+]
+
+
 @pytest.fixture
 def runner(tmp_path: Path) -> Runner:
+    (tmp_path / "gh.py").write_text(GH)
+    (tmp_path / "comments.json").write_text(json.dumps(OTHERS))
     programs = tmp_path / "bin"
     programs.mkdir()
     shims = {
         "orchestrate": f'exec {forking.python()} -m orchestrate.cli "$@"',
-        "gh": f'printf "%s\\n" "$@" > {tmp_path}/gh.txt; cp "$5" {tmp_path}/comment.md; exit ${{GH_CODE:-0}}',
+        "gh": f'exec {sys.executable} {tmp_path}/gh.py "$@"',
     }
     for name, line in shims.items():
         (programs / name).write_text(f"#!/bin/bash\n{line}\n")
@@ -86,9 +119,20 @@ def test_a_good_spec_is_quoted_in_a_comment(runner: Runner) -> None:
     done = runner.script(PULL_REQUEST="7", GH_TOKEN="t", FAIL_ABOVE_USD="50")
     assert done.returncode == 0, runner.summary
     assert "| together |" in runner.summary or "together" in runner.summary
-    assert (runner.folder / "comment.md").read_text() == runner.summary
-    asked = (runner.folder / "gh.txt").read_text().split()
-    assert asked[:3] == ["pr", "comment", "7"]
+    assert [one["body"] for one in runner.comments[2:]] == [runner.summary]
+
+
+@pytest.mark.slow
+def test_only_the_comment_of_this_spec_is_written_again(runner: Runner) -> None:
+    """Not a person's, nor that of another workflow under the same account, though it is the last."""
+    pull_request = {"PULL_REQUEST": "7", "GH_TOKEN": "t"}
+    (runner.folder / "other.yaml").write_text((runner.folder / "finetune.yaml").read_text())
+    for spec in ("finetune.yaml", "other.yaml", "finetune.yaml"):
+        (runner.folder / "summary.md").write_text("")
+        assert runner.script(SPEC=spec, **pull_request).returncode == 0
+    assert runner.comments[:2] == OTHERS and len(runner.comments) == 4
+    assert runner.comments[2]["body"] == runner.summary
+    assert "`other.yaml`" in runner.comments[3]["body"]
 
 
 @pytest.mark.slow

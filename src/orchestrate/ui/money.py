@@ -18,7 +18,8 @@ _BY = ("month", "backend", "tag")
 
 def routes(site: Site) -> list[Route]:
     def page(request: Request) -> Response:
-        """What the store knows. What the hosts say takes a while: the page asks for it by itself."""
+        """What the store knows. What the hosts say takes a while, so the page loads it afterwards; read-only
+        pages ask no host, since whoever has their address would use the owner's keys."""
         sandbox = bool(request.query_params.get("sandbox")) or site.ft.settings.hosts.sandboxed
         asked = "sandbox=True, " if sandbox else ""
         report = site.ft.spending(_BY, offline=True, sandbox=sandbox)
@@ -43,7 +44,8 @@ def routes(site: Site) -> list[Route]:
         ends = {id(found): way for found in report.standing if (way := _way_to_end(found)) is not None}
         return site.page(request, "standing.html", here="money", report=report, ends=ends, way=id)
 
-    return [Route("/money", page, methods=["GET"]), Route("/money/standing", standing, methods=["GET"])]
+    asking = [] if site.read_only else [Route("/money/standing", standing, methods=["GET"])]
+    return [Route("/money", page, methods=["GET"]), *asking]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -103,6 +105,24 @@ def test_pages_for_reading_show_no_button_and_do_nothing(ft: Orchestrator, ready
         assert Parsed(web.get(f"/runs/{ready}/do/deploy").text).posts == []
         answer = web.post(f"/runs/{ready}/do/deploy", data={"word": site.word})
         assert answer.status_code == 403 and ft.deployments() == []
+
+
+@pytest.mark.slow
+def test_pages_for_reading_ask_no_host(ft: Orchestrator, ready: str, sandbox: Sandbox) -> None:
+    """Every page that can be reached from the first one, and every part that a page loads afterwards."""
+    ft.run(ready).deploy(max_hours=2)
+    with TestClient(app(Site(ft, read_only=True))) as web:
+        sandbox.clear_requests()
+        waiting, seen = ["/", "/money?sandbox=1", "/money/standing", "/money/standing?sandbox=1"], set[str]()
+        while waiting:
+            path = waiting.pop().partition("#")[0]
+            if path in seen or not path.startswith("/") or path.startswith("/static"):
+                continue
+            seen.add(path)
+            waiting += re.findall(r'(?:href|hx-get)="([^"]+)"', html.unescape(web.get(path).text))
+    assert {"/money?sandbox=1", f"/runs/{ready}"} < seen and "/quote" in seen
+    assert [entry for host in ("openai", "together", "fireworks") for entry in sandbox.requests(host)] == []
+    ft.run(ready).undeploy()
 
 
 def test_no_key_and_no_token_is_in_a_page(
