@@ -83,9 +83,18 @@ class AlreadySubmitted(UsageError):
     """The store has a run of the same settings, data, backend and account that is open or has just succeeded;
     nothing was sent. `again` makes another."""
 
-    def __init__(self, provider: str, run_id: str, state: str, next_step: str) -> None:
+    def __init__(
+        self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None
+    ) -> None:
+        """`recovered_model`: of a run that was recovered, and may be the same for all that is known of it."""
+        told = "is the same (settings, data, account)"
+        if recovered_model is not None:
+            told = (
+                f"was recovered from its host and may be the same (model {recovered_model}; its settings and "
+                "data are not known here)"
+            )
         super().__init__(
-            f"run {run_id} on {provider} is the same (settings, data, account) and {state}; nothing was sent",
+            f"run {run_id} on {provider} {told} and {state}; nothing was sent",
             fix=f"{next_step}   (or, if you want to pay for a second one, add --again)",
         )
         self.provider = provider

@@ -18,6 +18,7 @@ from orchestrate.errors import (
     HostUnavailable,
     InvalidRequest,
     NotFound,
+    OrchestrateError,
     OutcomeUnknown,
     OverBudget,
     PermissionRefused,
@@ -35,7 +36,7 @@ from orchestrate.places.order import Order, allowed, environment, place_order, r
 from orchestrate.settings.keys import Secret
 from orchestrate.settings.redaction import redact_text
 from orchestrate.text import duration
-from orchestrate.types import Allowance, JobError, Record
+from orchestrate.types import Allowance, JobError, Record, decoding
 
 MARGIN_S = 60.0
 """Beside the silence after which a worker ends itself: for its looking and ours."""
@@ -133,6 +134,60 @@ class AwayPlace(Place):
         del ref
         return None
 
+    # -- what it costs ---------------------------------------------------------------------------------------
+
+    def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
+        """What an hour of each of these workers costs, by its id, whoever started it; without those of which
+        nobody knows."""
+        prices = {one.id: self._hour_of(one) for one in found}
+        return {id: price for id, price in prices.items() if price is not None}
+
+    def _hour_of(self, one: Placed) -> Hourly | None:
+        """By the place's own word, else as it was read for this run, else as the place has it for any."""
+        for ask in (self.paid, self.price_of):
+            with suppress(OrchestrateError):
+                if (found := ask(one.ref)) is not None:
+                    return found
+        with suppress(OrchestrateError):
+            return self.price(Resources(machine=one.machine))
+        return None
+
+    def price_of(self, ref: str) -> Hourly | None:
+        """As it was read after the newest start, or before it. Raises `HostUnavailable`."""
+        if (found := self.price_read(ref)) is not None:
+            return found
+        stored = self.depot.run(ref)
+        order = read_order(stored) if stored.read("order.json") is not None else None
+        if order is None or order.limits.usd_per_hour is None:
+            return None
+        return Hourly(
+            usd_per_hour=order.limits.usd_per_hour,
+            machine=decoding.convert(order.job.resources, Resources).machine or self.name,
+            source="the price before the start",
+            as_of=order.job.created_at,
+        )
+
+    # -- what another machine started ------------------------------------------------------------------------
+
+    @property
+    def mark(self) -> str:
+        """In the order of each run, since several places may share a depot."""
+        return f"{type(self).__name__}, {self.account()}"
+
+    def stored(self) -> list[str]:
+        """Refs of the runs of this place that the depot holds, whether or not the place still lists them.
+        Raises `HostUnavailable`."""
+        mark, found = self.mark, list[str]()
+        for ref in self.depot.names("runs"):
+            with suppress(HostUnavailable):  # its order is of another version
+                if read_order(self.depot.run(ref)).place == mark:
+                    found.append(ref)
+        return found
+
+    def hard_end_s(self, limits: Limits) -> float | None:
+        """After so much work its machine has ended, whatever its worker does; `None`: nothing ends it."""
+        return None if limits.seconds is None else limits.seconds + STOP_LATER_S
+
     # -- the contract ----------------------------------------------------------------------------------------
 
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
@@ -141,7 +196,7 @@ class AwayPlace(Place):
         stored = self.depot.run(ref)
         resources = self._priced(allowed(stored, resources))
         left = self._left(run, resources)
-        order = place_order(self.depot, run.job(), resources.limits)
+        order = place_order(self.depot, run.job(), resources.limits, self.mark)
         # That may have sent much, for longer than a lost answer is waited for: another may have started one.
         there = self.find(ref)
         if _at_work(there):
@@ -228,8 +283,10 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """By the worker's own clock, where a place has none that is better."""
-        return Usage(seconds=self.worked_s(ref), usd=None, source="the worker's own clock")
+        """By the worker's own clock, where a place has none that is better, or has forgotten the run."""
+        seconds = self.worked_s(ref)
+        # One that never reported may have been paid for all the same.
+        return Usage.at(self.price_of(ref) if seconds else None, seconds, "the worker's own clock")
 
     # -- the run directory -----------------------------------------------------------------------------------
 

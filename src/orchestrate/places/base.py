@@ -103,6 +103,8 @@ class Placed(Record, frozen=True, kw_only=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     message: str | None = None
+    machine: str | None = None
+    """The place's own word for what it runs on, where its list tells."""
     owner: str | None = None
     """Who made it, where that is certainly another than the owner of the key."""
 

@@ -38,18 +38,23 @@ class Order(Record, frozen=True, kw_only=True):
     code: str
     """Hash of the blob with this very version of Orchestrate."""
     limits: Limits
+    place: str = ""
+    """`AwayPlace.mark` of the place that it was made for: several may share a depot."""
 
 
-def place_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
+def place_order(depot: Depot, job: LocalJob, limits: Limits, place: str = "") -> Order:
     """Sends what is not there yet; the order is written last. One that is there keeps its job, since its
     checkpoints are of it, and gets the new limits and the code as it is here. Raises `RunFailed` where a file
     of the job is gone."""
     stored = depot.run(job.ref)
     if stored.read("order.json") is not None:
-        order = msgspec.structs.replace(read_order(stored), limits=limits, code=depot.keep_bytes(code()))
+        order = read_order(stored)
+        order = msgspec.structs.replace(
+            order, limits=limits, code=depot.keep_bytes(code()), place=place or order.place
+        )
     else:
         try:
-            order = _new_order(depot, job, limits)
+            order = msgspec.structs.replace(_new_order(depot, job, limits), place=place)
         except FileNotFoundError as error:
             raise RunFailed(f"{error.filename} is gone", fix="submit the run again") from error
     stored.write("order.json", order.to_json())

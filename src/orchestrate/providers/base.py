@@ -207,6 +207,15 @@ class Provider(ABC):
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         """All jobs of the account, newest first where the host sorts, page by page; stops at `since`."""
 
+    def recoverable(self) -> Iterator[Job]:
+        """All jobs that a lost store may be rebuilt from, also those of which no list of this machine tells.
+        One that raises halfway has told what it could."""
+        yield from self.list()
+
+    def taken_over(self, job: Job) -> Job:
+        """One of those, with what is needed here to go on with it."""
+        return job
+
     @abstractmethod
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         """Oldest first; only those after the event id `after`."""

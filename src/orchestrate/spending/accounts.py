@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from orchestrate.tracking import Store
 
 _AT_ONCE = 8
+GRACE = timedelta(minutes=10)
+"""After the end of its run: a worker reports the end, then lets go of its machine."""
 IN_USE = timedelta(hours=1)
 """So long after a request from this store, or after it was made, a deployment is not idle."""
 
@@ -53,8 +55,19 @@ class Found(Record, frozen=True, kw_only=True):
     """Nothing in this store says that it was made from here."""
     abandoned: bool = False
     """Its run was given up in this store."""
+    unaccounted: str | None = None
+    """Why nothing in this store accounts for it: what it costs is in no sum."""
     idle: bool
     """It bills by the hour (or may: that cannot be told), and this store knows of no use for an hour."""
+
+    @property
+    def by_the_hour(self) -> bool:
+        """Whether it bills for standing there, or may. Jobs of runs here are among what is committed."""
+        if self.item.bills is False:
+            return False
+        if self.item.kind in ("job", "worker"):
+            return self.item.rented and self.unaccounted is not None
+        return True
 
 
 class Asked(Record, frozen=True, kw_only=True):
@@ -79,11 +92,6 @@ class Asked(Record, frozen=True, kw_only=True):
     """Runs and deployments that have not ended, that the account did not show, and that may be in another."""
 
 
-def by_the_hour(item: Standing) -> bool:
-    """Whether it bills for standing there, or may; jobs are among what is committed."""
-    return item.bills is not False and item.kind not in ("job", "worker")
-
-
 class SpendingReport(Record, frozen=True, kw_only=True):
     """Money is exact; what is not known is in no sum and told beside it."""
 
@@ -98,19 +106,22 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     """Of the budget, by all months; below zero when it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
     """Ids, of all months, of what may have cost something that nobody knows: as much less is left. Without
-    those that were given up or are ignored."""
+    those that were given up or are ignored; with rented machines that no run here accounts for."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
     """No account was asked."""
     accounts: tuple[Asked, ...] = ()
     standing: tuple[Found, ...] = ()
     usd_per_hour: Decimal | None = None
-    """Of all that bills by the hour now and has a known price; `None` when no account answered."""
+    """Of all that bills by the hour now and has a known price; `None` when no account answered, and when
+    something bills and no price of it is known."""
+    unpriced: tuple[str, ...] = ()
+    """Ids of what bills by the hour now, or may, at a price that is not known: more than `usd_per_hour`."""
 
     @property
     def billing(self) -> list[Found]:
         """What bills by the hour, or may."""
-        return [found for found in self.standing if by_the_hour(found.item)]
+        return [found for found in self.standing if found.by_the_hour]
 
     @property
     def idle(self) -> list[Found]:
@@ -129,8 +140,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     @property
     def at_least(self) -> bool:
         """Whether more may bill than `usd_per_hour` says."""
-        unpriced = any(f.item.bills is None or f.item.usd_per_hour is None for f in self.billing)
-        return unpriced or bool(self.gaps)
+        return bool(self.unpriced or self.gaps)
 
 
 @dataclass(frozen=True)
@@ -203,13 +213,18 @@ class Spender:
             return report
         answers = self._ask_all(books, sandbox)
         found = _owned(answers, books, ignore, now)
-        rates = [f.item.usd_per_hour or Decimal(0) for f in found if f.item.bills]
-        answered = any(answer.told.asked for answer in answers)
+        billing = [one for one in found if one.by_the_hour]
+        prices = [one.item.usd_per_hour for one in billing if one.item.bills]
+        known = [price for price in prices if price is not None]
+        answered = any(answer.told.asked for answer in answers) and (bool(known) or not prices)
+        lost = [one.item.id for one in billing if one.item.rented and one.idle]
         return msgspec.structs.replace(
             report,
             accounts=tuple(answer.told for answer in answers),
             standing=tuple(found),
-            usd_per_hour=sum(rates, Decimal(0)) if answered else None,
+            usd_per_hour=sum(known, Decimal(0)) if answered else None,
+            unpriced=tuple(f.item.id for f in billing if f.item.bills is None or f.item.usd_per_hour is None),
+            uncounted=tuple(dict.fromkeys([*report.uncounted, *lost])),
         )
 
     def _ask_all(self, books: _Books, sandbox: bool) -> list[_Answer]:
@@ -299,33 +314,47 @@ def _may_bill(one: Run | Deployment) -> bool:
 
 def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], now: datetime) -> list[Found]:
     """Each thing once, though two keys of one account show it, with whose it is; what bills most first."""
-    run_of = {run.job_id.lower(): run for run in books.runs if run.job_id}
+    run_of = {run.ref.lower(): run for run in books.runs}
+    run_of |= {run.job_id.lower(): run for run in books.runs if run.job_id}
     deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}
     found: dict[tuple[str, str, str], Found] = {}
     for answer in answers:
         for item in answer.items:
-            job = (item.job_id or "").lower()
-            run = run_of.get(job)
-            one = None if item.kind in ("job", "worker") else deployment_of.get(job)
+            job, is_job = (item.job_id or "").lower(), item.kind in ("job", "worker")
+            # By its ref too: the answer to the request that made it may have been lost.
+            run = run_of.get(job) or (run_of.get((item.name or "").lower()) if is_job else None)
+            one = None if is_job else deployment_of.get(job)
             used = one.used_at if one else None
             # What was just made is not idle, though nobody has asked it anything yet.
             fresh = max([at for at in (used, one and one.created_at) if at], default=None)
             in_use = fresh is not None and now - fresh < IN_USE
             meant = not {item.id, item.id.rpartition("/")[2], item.name}.isdisjoint(ignore)
-            found.setdefault(
-                (answer.place, item.kind, item.id),
-                Found(
-                    item=item,
-                    run=run.id if run else None,
-                    deployment=one.id if one else None,
-                    used_at=used,
-                    person=(one and one.made_by) or (run.made_by if run else None) or item.owner,
-                    foreign=run is None and one is None,
-                    abandoned=run is not None and run.abandoned is not None,
-                    idle=by_the_hour(item) and not meant and not in_use,
-                ),
+            told = Found(
+                item=item,
+                run=run.id if run else None,
+                deployment=one.id if one else None,
+                used_at=used,
+                person=(one and one.made_by) or (run.made_by if run else None) or item.owner,
+                foreign=run is None and one is None,
+                abandoned=run is not None and run.abandoned is not None,
+                unaccounted=unaccounted(run, now) if is_job else None,
+                idle=False,
             )
+            # A job that another user of the account certainly made is in a store of theirs.
+            idle = told.by_the_hour and not meant and not in_use and not (is_job and item.owner)
+            found.setdefault((answer.place, item.kind, item.id), msgspec.structs.replace(told, idle=idle))
     return sorted(found.values(), key=_weight)
+
+
+def unaccounted(run: Run | None, now: datetime) -> str | None:
+    """Why a job with our mark belongs to nothing here; `None` where its run, by its ref, accounts for it."""
+    if run is None:
+        return "no run here has its ref"
+    if run.abandoned is not None:
+        return "its run was given up"
+    if run.status.terminal and now - (run.finished_at or run.updated_at) > GRACE:
+        return f"its run has {run.status.value}"
+    return None
 
 
 def _weight(found: Found) -> tuple[bool, Decimal, str, str]:

@@ -8,11 +8,11 @@ another user of the account certainly made: it is in a store of theirs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.spending.accounts import Asked, SpendingReport
+from orchestrate.spending.accounts import Asked, SpendingReport, unaccounted
 from orchestrate.types import JobHandle, Record, Standing
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from orchestrate.tracking import Store
 
 MARK = "orc-"
-GRACE = timedelta(minutes=10)
-"""After the end of its run: a worker reports the end, then lets go of its machine."""
 
 
 @runtime_checkable
@@ -104,12 +102,8 @@ class Orphans:
             kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]
             if all(d.state.over for d in kept):
                 reason = "its deployment has ended here" if kept else "no deployment here is it"
-        elif run is None:
-            reason = "no run here has its ref"
-        elif run.abandoned is not None:
-            reason = "its run was given up"
-        elif run.status.terminal and self.store.clock.now() - (run.finished_at or run.updated_at) > GRACE:
-            reason = f"its run has {run.status.value}"
+        else:
+            reason = unaccounted(run, self.store.clock.now())
         return None if reason is None else Orphan(item=item, run=run.id if run else None, reason=reason)
 
     def _marked(self, item: Standing) -> bool:

@@ -150,6 +150,11 @@ class Recalled(Record, frozen=True, kw_only=True):
     train_bytes: int | None = None
     validation_bytes: int | None = None
     average_turns: float = 1.0
+    usd_per_hour: Decimal | None = None
+    """Of its machine, where the job is paid by the hour."""
+    price_source: str | None = None
+    most_seconds: float | None = None
+    """After which its machine has ended, whatever happens to the job."""
 
 
 class Told(Record, frozen=True, kw_only=True):
@@ -159,6 +164,10 @@ class Told(Record, frozen=True, kw_only=True):
     """Settings under the spec's own names."""
     files: dict[str, str] = {}
     """train, validation -> the file's id at the host."""
+    dataset_digest: str | None = None
+    """Of its rows; with it `spec` is the entire spec, as it was submitted."""
+    max_cost_usd: Decimal | None = None
+    """The limit that the job has by now."""
 
 
 class Event(Record, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from tests.faults.submitting import BACKENDS
 from tests.faults.world import HOSTED
 
 from orchestrate import Orchestrator
-from orchestrate.errors import HostUnavailable, KeyTaken, OutcomeUnknown
+from orchestrate.errors import AlreadySubmitted, HostUnavailable, KeyTaken, OutcomeUnknown
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter
 from orchestrate.tracking.submitting.repeats import Wish
@@ -98,6 +98,22 @@ def test_a_run_that_recover_made_is_the_keys(shop: Shop) -> None:
     assert shop.sent() == 1
     with pytest.raises(KeyTaken, match=f"run {first.id}.*epochs"):
         shop.ft.submit(shop.spec.model_copy(update={"epochs": 2}), "openai", idempotency_key="nightly-8")
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_the_same_without_a_key_is_refused_once_its_job_was_recovered(shop: Shop, name: str) -> None:
+    """Its host tells neither all its settings nor its rows, so that the two cannot be told apart."""
+    restore = backed_up(shop)
+    first = shop.ft.submit(shop.spec, name)
+    restore()
+    assert shop.type("recover", "--all", "-p", name).exit_code == 0
+    for _ in range(2):
+        with pytest.raises(AlreadySubmitted) as raised:
+            shop.ft.submit(shop.spec, name)
+        assert raised.value.run_id == first.id
+    assert isinstance(shop.command(name).exception, AlreadySubmitted) and shop.sent() == 1
+    assert shop.ft.submit(shop.spec, name, idempotency_key="another-one").id != first.id
+    assert shop.command(name, "--again").exit_code == 0 and shop.sent() == 3
 
 
 def test_what_only_carries_the_mark_is_not_taken(shop: Shop) -> None:

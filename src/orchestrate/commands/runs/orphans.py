@@ -41,6 +41,11 @@ def _show(report: OrphanReport) -> None:
         price = NOTHING if item.usd_per_hour is None else rate(item.usd_per_hour)
         shown.add_row(item.provider, item.kind, hide(item.id), item.state, price, one.reason)
     out.print(shown)
+    lost = dict.fromkeys(
+        one.item.provider for one in report.orphans if one.item.kind == "job" and one.run is None
+    )
+    for name in lost:
+        note(f"to take the jobs of {name} over in place of ending them: orchestrate recover -p {name}")
 
 
 def _tell(one: Orphan) -> None:

@@ -36,7 +36,6 @@ from orchestrate.spending.accounts import (
     Found,
     SpendingReport,
     Sum,
-    by_the_hour,
     cents,
 )
 from orchestrate.text import NOTHING, count, joined, rate
@@ -97,8 +96,8 @@ class Fail:
         bool,
         typer.Option(
             "--fail-if-idle",
-            help="Exit with 1 when a deployment bills that is not known to be used; with 4 when none was "
-            "seen and an account could not be asked in full.",
+            help="Exit with 1 when a deployment bills that is not known to be used, or a rented machine that "
+            "no run here accounts for; with 4 when none was seen and an account could not be asked in full.",
         ),
     ] = False
 
@@ -200,6 +199,7 @@ def message(report: SpendingReport) -> dict[str, Any]:
         "over": report.over,
         "usd_per_hour": _plain(report.usd_per_hour),
         "at_least": report.at_least,
+        "unpriced": list(report.unpriced),
         "idle": [
             {
                 "backend": found.item.provider,
@@ -244,18 +244,24 @@ def _left(report: SpendingReport, used: Decimal) -> str:
 def _hourly(report: SpendingReport) -> str:
     if report.offline:
         return "what still bills was not asked"
-    if report.usd_per_hour is None:
+    if report.usd_per_hour is None and not report.billing:
         return "what still bills is not known: no account answered"
     least = "at least " if report.at_least else ""
     asked = count(sum(one.asked for one in report.accounts), "account")
     gaps = f"; {count(len(report.gaps), 'account')} could not be asked in full" if report.gaps else ""
-    jobs = sum(not by_the_hour(found.item) and found.item.bills is not False for found in report.standing)
-    gaps = (f"; {count(jobs, 'job')} under way, among what is committed" if jobs else "") + gaps
+    jobs = [found for found in report.standing if not found.by_the_hour and found.item.bills is not False]
+    ours = sum(found.unaccounted is None for found in jobs)
+    if others := len(jobs) - ours:
+        gaps = f"; {count(others, 'job')} under way that this store does not know, in no sum{gaps}"
+    if ours:
+        gaps = f"; {count(ours, 'job')} under way, among what is committed{gaps}"
     if not report.billing:
         return f"nothing bills by the hour on {asked} asked{gaps}"
     foreign = sum(found.foreign for found in report.billing)
     whose = f", {foreign} not made from here" if foreign else ""
     things = count(len(report.billing), "thing")
+    if report.usd_per_hour is None:
+        return f"{things} still bills by the hour at a price that is not known{whose}{gaps}"
     return f"{least}{rate(report.usd_per_hour)} an hour still bills ({things}{whose}){gaps}"
 
 
@@ -286,6 +292,7 @@ def notes(report: SpendingReport) -> list[Text]:
                 "cost (leave one out with --ignore ID, or give a run up: orchestrate abandon RUN)"
             )
         )
+    told += [_warning(_lost(found)) for found in report.idle if found.unaccounted]
     if given_up := report.total.abandoned:
         told.append(
             Text(
@@ -308,6 +315,21 @@ def notes(report: SpendingReport) -> list[Text]:
     for reason, names in unused.items():
         told.append(Text(hide(f"not asked, without runs here: {joined(names)} ({reason})"), style="dim"))
     return told
+
+
+def _lost(found: Found) -> str:
+    """A rented machine that nothing here accounts for, and what can be done."""
+    item = found.item
+    price = (
+        "at a price that is not known"
+        if item.usd_per_hour is None
+        else f"at {rate(item.usd_per_hour)} an hour"
+    )
+    way = f"orchestrate recover -p {item.provider}   takes it over; " if found.run is None else ""
+    return (
+        f"{item.provider} {item.id} may bill {price}, and {found.unaccounted}: {way}"
+        f"orchestrate spending --end-orphans   ends it; --ignore {item.name or item.id}   leaves it out"
+    )
 
 
 def _warning(text: str) -> Text:

@@ -284,7 +284,8 @@ def _quote(run: Run) -> str | None:
         return None
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
-    gone = ", by what its host tells of its data: it was recovered" if run.quote.recalled else ""
+    by_data = run.quote.recalled and not run.quote.undecided
+    gone = ", by what its host tells of its data: it was recovered" if by_data else ""
     return f"{quoted(run.quote)}{gone}"
 
 

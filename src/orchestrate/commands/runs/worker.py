@@ -16,7 +16,7 @@ from orchestrate import watching
 from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
 from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
 from orchestrate.errors import HostUnavailable, MissingKey
-from orchestrate.text import count, inert_json
+from orchestrate.text import count, inert_json, joined
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
@@ -98,12 +98,15 @@ def recover(
         for ref in report.doubled:
             warn(f"{ref} has more than one job; see  orchestrate events {ref}")
         for failure in report.failures:
-            note(f"{failure.provider} was not searched: {failure.message}")
+            tell = warn if failure in unsearched else note
+            tell(f"{failure.provider} was not searched in full: {failure.message}")
         for run_id, words in report.counted.items():
             note(f"{run_id} counts {words}")
         for run_id in report.deployments:
             warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
-        note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} known already")
+        unseen = dict.fromkeys(failure.provider for failure in unsearched)
+        gap = f"; what {joined(list(unseen))} may have besides is not known" if unseen else ""
+        note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} known already{gap}")
     if report.unpriced:
         warn(f"no budget counts {len(report.unpriced)} of them until their hosts say what they cost:")
         for run_id in report.unpriced:

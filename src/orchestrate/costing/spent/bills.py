@@ -53,7 +53,7 @@ def bill(
     """
     ended = job.status.terminal
     if hourly is not None:
-        return _by_hours(job, hourly, ended, now)
+        return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
     if job.status is JobStatus.FAILED and profile.unbilled_failure(job):
         return Bill(usd=Decimal(0), origin=_NOT_BILLED)
     prices = prices or Prices(profile.kind)
@@ -62,8 +62,8 @@ def bill(
     rates = _Rates(profile, spec, resolved, prices)
     early = job.early_stopped or job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     if early and profile.share_billed is not None:
-        return _by_share(profile, job, rates.by_host(job) or rates.of_work(job) or _of_work(quote))
-    told = None if early else rates.by_host(job)
+        return _by_share(profile, job, _of_host(job, final=False) or rates.of_work(job) or _of_work(quote))
+    told = None if early else _of_host(job, final=False)
     computed = profile.figures_are_estimates or (profile.reports_price and told is None)
     found, final = told or rates.of_work(job), ended and not computed
     if not early and told is None:
@@ -81,11 +81,6 @@ class _Rates(NamedTuple):
     spec: JobSpec
     resolved: ModelOnHost
     prices: Prices
-
-    def by_host(self, job: Job) -> Bill | None:
-        if job.cost_usd is None:
-            return None
-        return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=False)
 
     def of_work(self, job: Job) -> Bill | None:
         return self.by_seconds(job) or self.by_tokens(job)
@@ -205,6 +200,12 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
     hours = Decimal(str(seconds)) / 3600
     entry = hourly.line(hours, "0.000001")
     return Bill(usd=entry.usd, origin="measured hours x rate", lines=(entry,), final=final)
+
+
+def _of_host(job: Job, *, final: bool) -> Bill | None:
+    if job.cost_usd is None:
+        return None
+    return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=final)
 
 
 def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:

@@ -77,7 +77,7 @@ def of_run(run: Run, now: datetime) -> Expense:
         sandbox=run.sandbox,
         spent_usd=exact(money.spent_usd),
         committed_usd=exact(money.committed_usd),
-        known=run.phase is SubmitPhase.REFUSED or run.bill is not None or _priced(run),
+        known=run.phase is SubmitPhase.REFUSED or _billed(run) or _priced(run),
         abandoned=run.abandoned is not None,
     )
 
@@ -120,10 +120,20 @@ def _share(part: float, whole: float) -> Decimal:
     return Decimal(str(part)) / Decimal(str(whole)) if whole else Decimal(0)
 
 
+def _billed(run: Run) -> bool:
+    """Whether its bill is more than what it has come to so far."""
+    over = run.status.terminal or run.abandoned is not None
+    return run.bill is not None and (run.bill.final or over)
+
+
 def _priced(run: Run) -> bool:
     if run.abandoned is not None:
         return False  # what its host still bills nobody asks
-    return run.estimate_usd is not None or (run.quote is not None and not run.quote.unavailable)
+    return (
+        run.estimate_usd is not None
+        or run.allowed_usd is not None
+        or (run.quote is not None and not run.quote.unavailable)
+    )
 
 
 def _wandb_project(run: Run) -> str | None:

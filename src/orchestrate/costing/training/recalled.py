@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.costing.size import JobSize
+from orchestrate.costing.training.hours import HourlyRate
 from orchestrate.costing.training.jobs import Priced, quote_sized_job
-from orchestrate.types import Quote, Recalled
+from orchestrate.text import duration, rate
+from orchestrate.types import Confidence, Quote, Recalled
 
 if TYPE_CHECKING:
     from orchestrate.profile import Profile
@@ -38,11 +40,45 @@ def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
 
 def quote_recalled(job: Priced, told: Recalled) -> Quote:
     """`unavailable` says why there is none."""
+    if told.usd_per_hour is not None or told.most_seconds is not None:
+        return _by_the_hour(job, told)
     if told.train_tokens is None and told.train_bytes is None:
         return _none(job, "the host reports neither the tokens nor the size of its data")
     if not told.packing and told.rows is None:
         return _none(job, "each row is billed at full length, and the host does not say how many there are")
     return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
+
+
+def _by_the_hour(job: Priced, told: Recalled) -> Quote:
+    """Up to the end of its machine: how long the work takes nobody can tell any more."""
+    if told.usd_per_hour is None:
+        return _none(job, "nobody knows what an hour of its machine costs")
+    if told.most_seconds is None:
+        return _none(job, "nothing says when its machine ends")
+    hours = Decimal(str(told.most_seconds)) / 3600
+    hourly = HourlyRate(
+        component="rental",
+        usd_per_hour=told.usd_per_hour,
+        label="its machine",
+        source=told.price_source or "the host",
+        as_of=f"{job.prices.on:%Y-%m-%d}",
+        confidence=Confidence.QUOTED,
+        low_usd_per_hour=told.usd_per_hour,
+        high_usd_per_hour=told.usd_per_hour,
+    )
+    line = hourly.line(Decimal(0), "0.01", high=hours)
+    return Quote(
+        provider=job.provider,
+        model=job.resolved.name,
+        lines=(line,),
+        assumptions=(
+            f"its machine ends after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} an hour",
+        ),
+        expected_usd=None,
+        high_usd=line.usd_high,
+        recalled=True,
+        undecided="it was recovered without its quote: only the end of its machine is known",
+    )
 
 
 def quote_assumed(job: Priced, told: Recalled) -> Quote:

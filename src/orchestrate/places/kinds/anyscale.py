@@ -234,8 +234,10 @@ class AnyscaleJobs(AwayPlace):
 
     def usage(self, ref: str) -> Usage | None:
         """Of each job's run; the machine's own start and end are not in it."""
+        if not (found := self.find(ref)):
+            return super().usage(ref)
         told = "Anyscale's times of its runs, at the price of the configuration"
-        return Usage.at(self._hourly(), ran_s(self.find(ref)), told)
+        return Usage.at(self._hourly(), ran_s(found), told)
 
     def output(self, ref: str) -> str:
         """From the bucket of the cloud, which may be closed to this machine: a run is not held up by that."""

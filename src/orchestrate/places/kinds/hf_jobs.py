@@ -9,7 +9,7 @@ named by HF_ENDPOINT.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -123,12 +123,7 @@ class HfJobs(AwayPlace):
         return _published()
 
     def price(self, resources: Resources) -> Hourly:
-        """From the list as it is now, which is kept."""
-        with self._asked():
-            found = tuple(_machine(one, datetime.now(UTC)) for one in self.api.list_jobs_hardware())
-        with suppress(OSError):
-            private_folder(self._list_file.parent)
-            write_whole(self._list_file, Listed(at=datetime.now(UTC), machines=found).to_json())
+        found = self._read()
         for machine in found:
             if machine.name == resources.machine and machine.hourly is not None:
                 return machine.hourly
@@ -136,6 +131,15 @@ class HfJobs(AwayPlace):
         raise UsageError(
             f"Hugging Face Jobs has no {resources.machine} now", fix=f"gpu: one of {names}; or auto"
         )
+
+    def _read(self) -> tuple[Machine, ...]:
+        """The list as it is now, which is kept."""
+        with self._asked():
+            found = tuple(_machine(one, datetime.now(UTC)) for one in self.api.list_jobs_hardware())
+        with suppress(OSError):
+            private_folder(self._list_file.parent)
+            write_whole(self._list_file, Listed(at=datetime.now(UTC), machines=found).to_json())
+        return found
 
     @property
     def _list_file(self) -> Path:
@@ -174,12 +178,14 @@ class HfJobs(AwayPlace):
 
     def usage(self, ref: str) -> Usage | None:
         """Whole minutes of each job's running time as the host measured it, at the price of its machine."""
+        if not (jobs := self._jobs(ref)):
+            return super().usage(ref)
         prices = {machine.name: machine.hourly for machine in self.machines()}
         seconds, usd = 0.0, Decimal(0)
         priced = True
-        for job in self._jobs(ref):
+        for job in jobs:
             ran = (job.durations.running_secs if job.durations else None) or 0
-            hourly = prices.get(str(getattr(job.flavor, "value", job.flavor)))
+            hourly = prices.get(_flavor(job))
             seconds += ran
             priced = priced and hourly is not None
             usd += -(-ran // 60) * (hourly.usd_per_hour if hourly else Decimal(0)) / 60
@@ -191,8 +197,14 @@ class HfJobs(AwayPlace):
         jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
         if not jobs:
             return None
-        flavor = jobs[-1].flavor
-        return self.price(Resources(machine=str(getattr(flavor, "value", flavor))))
+        return self.price(Resources(machine=_flavor(jobs[-1])))
+
+    def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
+        """By the list as it is now, read once for all of them."""
+        jobs = list(found)
+        prices = {machine.name: machine.hourly for machine in self._read()} if jobs else {}
+        told = {one.id: prices.get(one.machine or "") for one in jobs}
+        return {id: price for id, price in told.items() if price is not None}
 
     def output(self, ref: str) -> str:
         jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
@@ -253,7 +265,12 @@ def _placed(job: JobInfo) -> Placed:
         started_at=job.started_at,
         finished_at=job.finished_at,
         message=job.status.message,
+        machine=_flavor(job),
     )
+
+
+def _flavor(job: JobInfo) -> str:
+    return str(getattr(job.flavor, "value", job.flavor))
 
 
 def _stage(job: JobInfo) -> str:

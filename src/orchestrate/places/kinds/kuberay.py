@@ -181,9 +181,10 @@ class KubeRay(AwayPlace):
                     )
 
     def usage(self, ref: str) -> Usage | None:
+        if not (found := self.find(ref)):
+            return super().usage(ref)
         hourly = owned.hourly(self.name, self.options)
-        told = "the operator's clock, at the price of the configuration"
-        return Usage.at(hourly, ran_s(self.find(ref)), told)
+        return Usage.at(hourly, ran_s(found), "the operator's clock, at the price of the configuration")
 
     @property
     def _api(self) -> Any:

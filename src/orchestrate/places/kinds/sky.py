@@ -38,7 +38,7 @@ from orchestrate.places.away import STOP_LATER_S, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, Refused, python_of
 from orchestrate.places.kinds._skypilot.offers import Listed, cheapest, known
-from orchestrate.places.order import RUN_BOOT, Order, pins, read_order
+from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
 
 OWN = {"cpus", "disk_gb", "image", "infra", "python", "server"}
@@ -276,17 +276,8 @@ class Sky(AwayPlace):
         if not jobs:
             return super().usage(ref)
         seconds = sum(float(one["seconds"]) for one in jobs)
-        price, source = self._price_of(ref)
-        usd = None if price is None else price * Decimal(str(seconds)) / 3600
-        return Usage(seconds=seconds, usd=usd, source=f"SkyPilot's clock, at {source}")
-
-    def _price_of(self, ref: str) -> tuple[Decimal | None, str]:
-        """As it was read after the start, or before it."""
-        if (found := self.price_read(ref)) is not None:
-            return found.usd_per_hour, f"the price of {found.source}"
-        stored = self.depot.run(ref)
-        order = read_order(stored) if stored.read("order.json") is not None else None
-        return (order.limits.usd_per_hour if order else None), "the price before the start"
+        hourly = self.price_of(ref)
+        return Usage.at(hourly, seconds, f"SkyPilot's clock, at {hourly.source if hourly else 'no price'}")
 
     def output(self, ref: str) -> str:
         jobs = [one for one in self._jobs(ref) if isinstance(one["id"], int)]

@@ -3,7 +3,7 @@ commands; the place that the profile names starts the worker."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from importlib import import_module
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import HostUnavailable, NotFound, SetupError, UsageError
+from orchestrate.errors import HostUnavailable, NotFound, OrchestrateError, SetupError, UsageError
 from orchestrate.files import locked, write_whole
 from orchestrate.local.machine import cores
 from orchestrate.local.plan import paces, throughput
 from orchestrate.local.plan.paces import Kind, Point
-from orchestrate.local.run.rundir import RunDir
-from orchestrate.places import order
+from orchestrate.local.run.rundir import STATUSES, RunDir, runs
+from orchestrate.places import mirror, order
 from orchestrate.places.away import AwayPlace
-from orchestrate.places.base import Machine, Resources
+from orchestrate.places.base import Hourly, Machine, Placed, Resources
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.redaction import redact_text
@@ -30,16 +30,23 @@ from orchestrate.types import (
     Account,
     Allowance,
     Billing,
+    Checkpoint,
     Confidence,
+    Event,
     Job,
+    JobError,
     JobHandle,
+    JobStatus,
     MemoryPlan,
+    MetricPoint,
     Outcome,
     Problem,
+    Recalled,
     Setting,
     Severity,
     Standing,
     TokensFrom,
+    Told,
     Translation,
     decoding,
 )
@@ -274,6 +281,8 @@ class AwayProvider(LocalProvider):
         back."""
         try:
             super().cancel(job)
+        except _Unstored:
+            self.place.stop(job.job_id)
         except HostUnavailable as error:
             run = RunDir(self._runs / job.job_id)
             if run.exists():
@@ -290,18 +299,41 @@ class AwayProvider(LocalProvider):
 
     # -- reading -------------------------------------------------------------------------------------------
 
+    def get(self, job: JobHandle) -> Job:
+        try:
+            return super().get(job)
+        except _Unstored:
+            if (placed := self.place.state(job.job_id)) is None:
+                raise
+            return self._listed(placed.ref, placed, None)
+
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        with suppress(_Unstored):
+            yield from super().events(job, after=after)
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        with suppress(_Unstored):
+            return super().metrics(job)
+        return []
+
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        with suppress(_Unstored):
+            return super().checkpoints(job)
+        return []
+
     def _run(self, job: JobHandle) -> RunDir:
         """One that was started from another machine, or whose copy here is gone, is in the depot."""
         run = RunDir(self._runs / job.job_id)
         if not run.exists():
             stored = self.place.depot.run(job.job_id)
             if stored.read("order.json") is None:
-                raise NotFound(self.name, f"neither {run.path} nor {self.place.depot_url} holds {job.job_id}")
+                told = f"neither {run.path} nor {self.place.depot_url} holds {job.job_id}"
+                raise _Unstored(self.name, told)
             RunDir.make(self._runs, order.read_order(stored).job)
         return super()._run(job)
 
     def _told(self, run: RunDir) -> Job:
-        """With what the place says that it cost."""
+        """With what the place says that it cost, once it has ended."""
         self._keep_pace(run)
         job = reading.job(run, self.name)
         with suppress(HostUnavailable):  # a depot that is gone since has nothing to tell of a run that ended
@@ -309,12 +341,98 @@ class AwayProvider(LocalProvider):
         used = self.place.usage(run.ref)
         if used is None:
             return job
+        usd = used.usd if job.status.terminal else None
         return msgspec.structs.replace(
             job,
-            cost_usd=used.usd,
-            cost_origin=used.source if used.usd is not None else None,
+            cost_usd=usd,
+            cost_origin=None if usd is None else used.source,
             payload={**job.payload, "used_seconds": used.seconds},
         )
+
+    # -- what another machine started ----------------------------------------------------------------------
+
+    def recoverable(self) -> Iterator[Job]:
+        """By their label at the place, and by their mark in the depot, which has those too that the place
+        has forgotten."""
+        failed: OrchestrateError | None = None
+        placed: dict[str, Placed] = {}
+        refs: list[str] = []
+        try:
+            for one in self.place.find():
+                if one.owner is None:
+                    placed.setdefault(one.ref, one)
+        except OrchestrateError as error:
+            failed = error
+        try:
+            refs = self.place.stored()
+        except OrchestrateError as error:
+            failed = failed or error
+        here = {run.ref for run in runs(self._runs)}
+        for ref in dict.fromkeys([*placed, *refs, *sorted(here)]):
+            handle = JobHandle(provider=self.name, job_id=ref, ref=ref)
+            try:
+                job = self.get(handle) if ref in here else None
+            except OrchestrateError as error:
+                job, failed = None, failed or error
+            yield job or self._listed(ref, placed.get(ref), self._order(ref))
+        if failed is not None:
+            raise failed
+
+    def taken_over(self, job: Job) -> Job:
+        return self.get(job.handle)
+
+    def recall(self, job: Job) -> Recalled:
+        limits = order.read_order(self.place.depot.run(job.handle.job_id)).limits
+        hourly = self.place.price_of(job.handle.job_id)
+        if hourly is not None:
+            limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
+        return Recalled(
+            usd_per_hour=hourly.usd_per_hour if hourly else None,
+            price_source=hourly.source if hourly else None,
+            most_seconds=self.place.hard_end_s(limits),
+        )
+
+    def asked_for(self, job: Job) -> Told:
+        if (found := self._order(job.handle.job_id)) is None:
+            return Told()
+        return Told(
+            spec=found.job.spec,
+            dataset_digest=found.job.dataset_digest,
+            max_cost_usd=found.limits.max_usd,
+        )
+
+    def _order(self, ref: str) -> order.Order | None:
+        with suppress(OrchestrateError):  # the depot is closed, or holds none
+            return order.read_order(self.place.depot.run(ref))
+        return None
+
+    def _listed(self, ref: str, placed: Placed | None, made: order.Order | None) -> Job:
+        """As its place's list and its depot tell of it; nothing of it is fetched."""
+        word, state = (placed.state if placed else "unknown"), None
+        if made is not None:
+            with suppress(HostUnavailable):
+                state = mirror.state_of(self.place.depot.run(ref))
+        raw = placed.raw_state.lower() if placed else "unknown"
+        status = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}.get(word, JobStatus.UNKNOWN)
+        if state is not None and (state.terminal or status is JobStatus.UNKNOWN):
+            raw = state.status
+            status = STATUSES.get(raw, JobStatus.UNKNOWN)
+        return Job(
+            handle=JobHandle(provider=self.name, job_id=ref, ref=ref),
+            status=status,
+            raw_status=raw,
+            model=made.job.model_name if made else None,
+            created_at=made.job.created_at if made else placed.created_at if placed else None,
+            started_at=state.started_at if state else None,
+            finished_at=state.finished_at if state else None,
+            error=JobError(code="not_stored", message=self._unstored(ref)) if made is None else None,
+        )
+
+    def _unstored(self, ref: str) -> str:
+        where = self.place.options.get("depot", "no depot, as none is configured,")
+        return f"{where} holds nothing of {ref}: it can be cancelled, and neither followed nor fetched"
+
+    # -- what bills ----------------------------------------------------------------------------------------
 
     def stop_workers(self, ref: str) -> None:
         """Of whatever store they are: by their label alone."""
@@ -322,20 +440,32 @@ class AwayProvider(LocalProvider):
 
     def billing(self) -> Billing:
         """All workers that the place has of ours, also those of which nothing is known here."""
-        items = tuple(
-            Standing(
-                provider=self.name,
-                kind="job",
-                id=one.id,
-                name=one.ref,
-                state=one.raw_state.lower(),
-                bills=None if one.state == "unknown" else one.state == "running",
-                job_id=one.ref,
-                created_at=one.created_at,
-                owner=one.owner,
-                note=redact_text(one.message) if one.message else None,
-            )
-            for one in self.place.find()
-            if one.state != "ended"
+        found = [one for one in self.place.find() if one.state != "ended"]
+        unpriced: str | None = None
+        prices: Mapping[str, Hourly] = {}
+        try:
+            prices = self.place.hourly(found)
+        except OrchestrateError as error:
+            unpriced = f"what its machines cost could not be asked for: {error.message}"
+        items = tuple(self._standing(one, prices.get(one.id)) for one in found)
+        return Billing(items=items, unseen=() if unpriced is None else (unpriced,))
+
+    def _standing(self, one: Placed, hourly: Hourly | None) -> Standing:
+        return Standing(
+            provider=self.name,
+            kind="job",
+            id=one.id,
+            name=one.ref,
+            state=one.raw_state.lower(),
+            bills=None if one.state == "unknown" else one.state == "running",
+            usd_per_hour=hourly.usd_per_hour if hourly else None,
+            rented=not self.place.own and (hourly is None or hourly.usd_per_hour > 0),
+            job_id=one.ref,
+            created_at=one.created_at,
+            owner=one.owner,
+            note=redact_text(one.message) if one.message else None,
         )
-        return Billing(items=items)
+
+
+class _Unstored(NotFound):
+    """Neither this machine nor the depot has anything of the run."""

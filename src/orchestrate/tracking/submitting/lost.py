@@ -54,7 +54,7 @@ def _differences(job: Job, wish: Wish, translation: Translation, provider: Provi
     asked, found = wish.spec.model, list[str]()
     names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
     if job.model is not None and wish.spec.continue_from is None:
-        found += [] if any(_alike(job.model, name) for name in names) else [f"model ({job.model})"]
+        found += [] if any(alike(job.model, name) for name in names) else [f"model ({job.model})"]
     told = {"epochs": job.epochs, **provider.asked_for(job).spec}
     kept = {row.name: row.sent for row in translation.settings if row.outcome is Outcome.KEPT}
     for name in ("epochs", "seed"):
@@ -63,7 +63,7 @@ def _differences(job: Job, wish: Wish, translation: Translation, provider: Provi
     return found
 
 
-def _alike(one: str, other: str) -> bool:
+def alike(one: str, other: str) -> bool:
     """Hosts tell a name with or without its path, and with the date that it stands for."""
     short, long = sorted((name.rpartition("/")[2].lower() for name in (one, other)), key=len)
     return long.startswith(short)

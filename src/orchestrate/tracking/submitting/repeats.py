@@ -9,12 +9,16 @@ what its user wants.
 A caller's own key says it outright: the same key is the same run for ever, however it ended. The store knows
 its run by the key; where the store was lost or restored since, the host knows its job by the run's ref, which
 is made of the key and of what was asked (`lost`).
+
+A run that was recovered from a host which keeps neither its settings nor a digest of its data may be the same
+as any that has its model: it stands in the way as one that is the same.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,9 +30,10 @@ from orchestrate.settings.keys import masked
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
-from orchestrate.tracking.ids import derived_ref
+from orchestrate.tracking.ids import REF_PATTERN, derived_ref
 from orchestrate.tracking.records.cancelled_keys import require_uncancelled
 from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.submitting.lost import alike
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
 from orchestrate.types import JobStatus, Run
 
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from orchestrate.tracking.store import Store
 
 RECENT = timedelta(hours=24)
+UNKNOWN = "unknown"
+"""The model of a recovered run of which nothing but its ref could be had."""
 _LONGEST_KEY = 180
 _NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
@@ -138,7 +145,8 @@ class Wish:
         ended = [status.value for status in JobStatus if status.terminal]
         query = (
             select(table.c.record)
-            .where(table.c.dataset_digest == self.digest, table.c.provider == self.provider.config.name)
+            .where(table.c.dataset_digest.in_([self.digest, ""]))
+            .where(table.c.provider == self.provider.config.name)
             .where(table.c.host == self.provider.host)
             .where(
                 or_(
@@ -148,12 +156,31 @@ class Wish:
             )
             .order_by(table.c.created_at.desc(), table.c.id.desc())
         )
+        perhaps: Run | None = None
         for row in connection.execute(query).scalars():
             run = Run.from_json(row)
             theirs = self.key is not None and run.idempotency_key is not None
-            if not theirs and not self._differences(connection, run):
+            if not run.dataset_digest:
+                perhaps = perhaps or (run if self._may_be(connection, run) else None)
+            elif not theirs and not self._differences(connection, run):
                 return run
-        return None
+        return perhaps
+
+    def _may_be(self, connection: Connection, run: Run) -> bool:
+        """Whether nothing that is known of a recovered run makes it another one. A key finds its own job."""
+        if self.key is not None or REF_PATTERN.fullmatch(run.ref) is None:
+            return False
+        if accounts.is_here_in(connection, self.provider, run.account) is False:
+            return False
+        method = run.spec.get("method", {}).get("type") or ("sft" if run.quote is not None else None)
+        if method not in (None, self.spec.method.type):
+            return False
+        if run.model == UNKNOWN or self.spec.continue_from is not None:
+            return True
+        names = [self.spec.model_for(self.provider.config.name)]
+        with suppress(SpecError):
+            names.append(self.provider.resolve(self.spec).id)
+        return any(alike(run.model, name) for name in names)
 
     def _differences(self, connection: Connection, run: Run) -> list[str]:
         """In what a run is not the one that is asked for."""
@@ -168,7 +195,8 @@ class Wish:
 
 
 def already(run: Run) -> AlreadySubmitted:
-    return AlreadySubmitted(run.provider, run.id, _state(run), _next_step(run))
+    of = None if run.dataset_digest else run.model
+    return AlreadySubmitted(run.provider, run.id, _state(run), _next_step(run), recovered_model=of)
 
 
 def _state(run: Run) -> str:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.spec import JobSpec
 from orchestrate.tracking import transitions
 from orchestrate.tracking.hosting import upkeep
 from orchestrate.tracking.ids import REF_PATTERN, run_id_of
+from orchestrate.tracking.records.runs import asked_for
 from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.submitting.submit import Submitter
 from orchestrate.tracking.syncing.sweep import Failure
-from orchestrate.tracking.syncing.worth import valued
+from orchestrate.tracking.syncing.worth import Worth, valued
 from orchestrate.types import Job, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
@@ -73,8 +76,9 @@ def recover(
     changes nothing on a host. What the host does not say of its cost is taken at `rates`, by default the
     built-in ones.
 
-    What only the lost store knew (the spec, the quote, the tags) is gone and left empty; ids and refs are the
-    old ones, since each can be told from the other. A following `sync` fetches events, metrics and bills.
+    What only the lost store knew is gone and left empty: the quote, and where the host does not have them
+    the spec, the data's digest and the tags. Ids and refs are the old ones, since each can be told from the
+    other. A following `sync` fetches events, metrics and bills.
     """
     report = Recovery()
     providers = list(providers)
@@ -116,9 +120,12 @@ def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lo
     here = accounts.account_of(store, provider)
     lost: list[tuple[Lost, Provider, list[Job]]] = []
     by_ref: dict[str, list[Job]] = {}
-    for job in provider.list():
-        if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
-            by_ref.setdefault(job.handle.ref, []).append(job)
+    try:
+        for job in provider.recoverable():
+            if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
+                by_ref.setdefault(job.handle.ref, []).append(job)
+    except OrchestrateError as error:  # what it told before is not lost for that
+        report.failures.append(_failure(provider, error))
     known = {run.ref: run for run in store.runs.of_refs(by_ref)}
     for ref, jobs in by_ref.items():
         jobs.sort(key=lambda job: (job.created_at is None, job.created_at, job.handle.job_id))
@@ -150,20 +157,22 @@ class _Books(NamedTuple):
 
 
 def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _Books) -> None:
-    ref, report = str(jobs[0].handle.ref), books.report
-    worth = valued(provider, jobs[0], books.rates)
+    ref, report, job = str(jobs[0].handle.ref), books.report, jobs[0]
+    with suppress(OrchestrateError):  # it is a run here all the same, and asked for again at each sync
+        job = provider.taken_over(job)
+    worth = valued(provider, job, books.rates)
     run = run_of(
-        jobs[0],
+        job,
         provider,
         account,
         store.clock.now(),
         id=run_id_of(ref),
         ref=ref,
         how="recovered",
-        spec=worth.spec,
-        estimate_usd=jobs[0].cost_usd,
+        estimate_usd=job.cost_usd,
         quote=worth.quote,
         bill=worth.bill,
+        **_asked_for(worth),
     )
     store.runs.restore(run)
     report.recovered.append(run.id)
@@ -177,18 +186,26 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         Submitter(store, provider).alarm(run, set(others))
 
 
+def _asked_for(worth: Worth) -> dict[str, Any]:
+    """By what the same submit is known again, where the host has it."""
+    if worth.dataset_digest is None:
+        return {"spec": worth.spec}
+    spec = JobSpec.parse(worth.spec)
+    return asked_for(spec, worth.dataset_digest) | {"max_cost_usd": worth.max_cost_usd, "tags": spec.tags}
+
+
 def run_of(
     job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
 ) -> Run:
     """As the host tells the job at `at`. `how` it was found is kept as a tag; `known`: further fields of the
     run."""
+    facts: dict[str, Any] = {"spec_hash": "", "dataset_digest": "", **known}
+    facts["tags"] = {**known.get("tags", {}), how: at.date().isoformat()}
     run = Run(
         id=id,
         ref=ref,
         provider=provider.config.name,
         model=job.model or "unknown",
-        spec_hash="",
-        dataset_digest="",
         host=provider.host,
         account=account,
         sandbox=provider.sandbox,
@@ -198,7 +215,6 @@ def run_of(
         job_kind=job.handle.kind,
         created_at=job.created_at or at,
         updated_at=at,
-        tags={how: at.date().isoformat()},
-        **known,
+        **facts,
     )
     return transitions.observed(run, job, at)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +18,7 @@ from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.spec import JobSpec
 from orchestrate.text import limit, money
-from orchestrate.types import Bill, Job, Quote, Recalled
+from orchestrate.types import Bill, Job, Quote, Recalled, Told
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 class Worth(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
     """As much of it as the host tells."""
+    dataset_digest: str | None = None
+    """Where the host has it, and then `spec` is all of it."""
+    max_cost_usd: Decimal | None = None
     quote: Quote | None = None
     bill: Bill | None = None
     words: str | None = None
@@ -39,7 +43,9 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     """Asks the host for the size of the job's data where nothing better is known; never raises for what it
     answers."""
     told, problem = _recalled(provider, job)
-    spec = costing.spec_of(job.model or "unknown", told)
+    asked = provider.asked_for(job)
+    whole = _whole(asked)
+    spec = whole or costing.spec_of(job.model or "unknown", told)
     parsed = JobSpec.parse(spec)
     resolved = _resolved(provider, job)
     book = rates or costing.built_in()
@@ -54,19 +60,46 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     )
     quote = costing.quote_recalled(priced, told) if told is not None else None
     problem = problem or (quote.unavailable if quote is not None else None)
-    bill = costing.bill(
-        job, profile=provider.profile, spec=parsed, resolved=resolved, quote=quote, prices=priced.prices
-    )
     usable = quote if quote is not None and not quote.unavailable else None
+    bill = costing.bill(
+        job,
+        profile=provider.profile,
+        spec=parsed,
+        resolved=resolved,
+        quote=quote,
+        hourly=costing.quoted_hour(usable),
+        prices=priced.prices,
+    )
     words = _words(job, bill, usable)
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
     reason = None if known else problem or "its host says nothing about the data of its jobs"
-    return Worth(spec=spec, quote=usable, bill=bill, words=words, reason=reason)
+    return Worth(
+        spec=spec,
+        dataset_digest=asked.dataset_digest if whole else None,
+        max_cost_usd=asked.max_cost_usd,
+        quote=usable,
+        bill=bill,
+        words=words,
+        reason=reason,
+    )
+
+
+def _whole(asked: Told) -> dict[str, Any] | None:
+    """The spec as it was submitted, where the host has all of it."""
+    if asked.dataset_digest is None:
+        return None
+    try:
+        JobSpec.parse(asked.spec)
+    except SpecError:  # of another version
+        return None
+    return asked.spec
 
 
 def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
     if bill is not None and (job.status.terminal or job.cost_usd is not None):
         return f"{money(bill.usd)}: {bill.origin}"
+    if quote is not None and costing.quoted_hour(quote) is not None:
+        return f"up to {limit(quote.high_usd)}: {quote.assumptions[0]}"
     if quote is not None:
         [*_, size] = quote.assumptions[:1]
         return f"up to {limit(quote.high_usd)}: the high end of a quote of its data, {size}"
