@@ -1,4 +1,4 @@
-"""No module is longer than 400 lines and no function than 60: what has grown beyond is two things."""
+"""No module is longer than 700 lines and no function than 60: what has grown beyond is two things."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.paths import ROOT
 
-MODULE, FUNCTION = 400, 60
+MODULE, FUNCTION = 700, 60
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -39,5 +39,5 @@ def test_modules_and_functions_are_short() -> None:
 
 def test_a_long_one_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "long.py"
-    path.write_text("def most():\n" + "    1\n" * 59 + "def f():\n" + "    1\n" * 340)
-    assert list(too_long(path)) == [f"{path}: 401 lines", f"{path}:61: f has 341 lines"]
+    path.write_text("def most():\n" + "    1\n" * 59 + "def f():\n" + "    1\n" * 640)
+    assert list(too_long(path)) == [f"{path}: 701 lines", f"{path}:61: f has 641 lines"]

@@ -111,7 +111,7 @@ class Importer:
     def _taken(self, since: datetime | None, *, every: bool, details: bool, files: bool) -> ImportReport:
         account = accounts.account_of(self._store, self._provider)
         report = ImportReport(provider=self._provider.config.name, account=account)
-        for number, job in enumerate(self._provider.list(since=since), 1):
+        for number, job in enumerate(self._provider.recoverable(since=since), 1):
             self._tell("jobs listed", number, 0)
             report.jobs.add(job.handle.job_id)
             if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) and not every:

@@ -207,10 +207,10 @@ class Provider(ABC):
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         """All jobs of the account, newest first where the host sorts, page by page; stops at `since`."""
 
-    def recoverable(self) -> Iterator[Job]:
-        """All jobs that a lost store may be rebuilt from, also those of which no list of this machine tells.
-        One that raises halfway has told what it could."""
-        yield from self.list()
+    def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
+        """As `list`, with all that a lost store may be rebuilt from: also jobs that no file of this machine
+        tells of. One that raises halfway has told what it could."""
+        yield from self.list(since=since)
 
     def taken_over(self, job: Job) -> Job:
         """One of those, with what is needed here to go on with it."""

@@ -38,14 +38,16 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield new
 
 
+@pytest.mark.parametrize("home", ["lost", "kept"])
 def test_a_job_under_way_is_a_run_again_and_held_at_its_worst(
-    world: World, found: AwayProvider, spec: JobSpec, store: Store, tmp_path: Path
+    home: str, world: World, found: AwayProvider, spec: JobSpec, store: Store, tmp_path: Path
 ) -> None:
     """With its spec and its data, so that the same submit is in the way; it is followed and ended."""
     asked = on(world, spec, max_hours=2)
     submit(found, asked)
     world.run()
-    shutil.rmtree(found.home)
+    if home == "lost":
+        shutil.rmtree(found.home)
     report = recover(store, [found])
     assert len(report.recovered) == 1 and not report.failures and not report.unpriced
     run = store.runs.get(report.recovered[0])

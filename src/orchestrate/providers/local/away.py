@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 from orchestrate import costing
 from orchestrate.errors import HostUnavailable, NotFound, OrchestrateError, SetupError, UsageError
 from orchestrate.files import locked, write_whole
+from orchestrate.local.job import LocalJob
 from orchestrate.local.machine import cores
 from orchestrate.local.plan import paces, throughput
 from orchestrate.local.plan.paces import Kind, Point
@@ -305,7 +307,7 @@ class AwayProvider(LocalProvider):
         except _Unstored:
             if (placed := self.place.state(job.job_id)) is None:
                 raise
-            return self._listed(placed.ref, placed, None)
+            return self._listed(placed.ref, placed)
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         with suppress(_Unstored):
@@ -351,7 +353,7 @@ class AwayProvider(LocalProvider):
 
     # -- what another machine started ----------------------------------------------------------------------
 
-    def recoverable(self) -> Iterator[Job]:
+    def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
         """By their label at the place, and by their mark in the depot, which has those too that the place
         has forgotten."""
         failed: OrchestrateError | None = None
@@ -374,7 +376,9 @@ class AwayProvider(LocalProvider):
                 job = self.get(handle) if ref in here else None
             except OrchestrateError as error:
                 job, failed = None, failed or error
-            yield job or self._listed(ref, placed.get(ref), self._order(ref))
+            job = job or self._listed(ref, placed.get(ref))
+            if since is None or job.created_at is None or job.created_at >= since:
+                yield job
         if failed is not None:
             raise failed
 
@@ -393,7 +397,9 @@ class AwayProvider(LocalProvider):
         )
 
     def asked_for(self, job: Job) -> Told:
-        if (found := self._order(job.handle.job_id)) is None:
+        try:
+            found = order.read_order(self.place.depot.run(job.handle.job_id))
+        except OrchestrateError:  # the depot is closed, or holds none: `recall` says which
             return Told()
         return Told(
             spec=found.job.spec,
@@ -401,19 +407,18 @@ class AwayProvider(LocalProvider):
             max_cost_usd=found.limits.max_usd,
         )
 
-    def _order(self, ref: str) -> order.Order | None:
-        with suppress(OrchestrateError):  # the depot is closed, or holds none
-            return order.read_order(self.place.depot.run(ref))
-        return None
-
-    def _listed(self, ref: str, placed: Placed | None, made: order.Order | None) -> Job:
+    def _listed(self, ref: str, placed: Placed | None) -> Job:
         """As its place's list and its depot tell of it; nothing of it is fetched."""
-        word, state = (placed.state if placed else "unknown"), None
-        if made is not None:
-            with suppress(HostUnavailable):
-                state = mirror.state_of(self.place.depot.run(ref))
+        made: LocalJob | None = None
+        state, error = None, None
+        try:
+            made = order.read_order(self.place.depot.run(ref)).job
+            state = mirror.state_of(self.place.depot.run(ref))
+        except OrchestrateError as problem:
+            told = f"{problem.message}; it can be cancelled, but neither followed nor downloaded"
+            error = JobError(code="not_stored", message=told)
         raw = placed.raw_state.lower() if placed else "unknown"
-        status = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}.get(word, JobStatus.UNKNOWN)
+        status = _PLACED.get(placed.state if placed else "", JobStatus.UNKNOWN)
         if state is not None and (state.terminal or status is JobStatus.UNKNOWN):
             raw = state.status
             status = STATUSES.get(raw, JobStatus.UNKNOWN)
@@ -421,16 +426,12 @@ class AwayProvider(LocalProvider):
             handle=JobHandle(provider=self.name, job_id=ref, ref=ref),
             status=status,
             raw_status=raw,
-            model=made.job.model_name if made else None,
-            created_at=made.job.created_at if made else placed.created_at if placed else None,
+            model=made.model_name if made else None,
+            created_at=made.created_at if made else placed.created_at if placed else None,
             started_at=state.started_at if state else None,
             finished_at=state.finished_at if state else None,
-            error=JobError(code="not_stored", message=self._unstored(ref)) if made is None else None,
+            error=error,
         )
-
-    def _unstored(self, ref: str) -> str:
-        where = self.place.options.get("depot", "no depot, as none is configured,")
-        return f"{where} holds nothing of {ref}: it can be cancelled, and neither followed nor fetched"
 
     # -- what bills ----------------------------------------------------------------------------------------
 
@@ -465,6 +466,10 @@ class AwayProvider(LocalProvider):
             owner=one.owner,
             note=redact_text(one.message) if one.message else None,
         )
+
+
+_PLACED = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}
+"""Of a worker that has ended its place cannot tell how."""
 
 
 class _Unstored(NotFound):

@@ -314,11 +314,13 @@ class Serving:
 
     def _endpoint(self, raw: Mapping[str, Any]) -> Endpoint:
         deployments = rows(raw.get("deployments"))
-        per_hour = Decimal(0)
-        prices = self._prices_if_told()
+        prices, per_hour = self._prices_if_told(), Decimal(0)
         for entry in deployments:
-            price = prices.get(text(entry.get("hardware")) or "")
-            per_hour += (price or Decimal(0)) * _replicas(entry)
+            price, replicas = prices.get(text(entry.get("hardware")) or ""), _replicas(entry)
+            if price is None and replicas:  # a part of the sum would pass for all of it
+                per_hour = Decimal(0)
+                break
+            per_hour += (price or Decimal(0)) * replicas
         return Endpoint(
             provider=self._provider,
             id=str(raw["id"]),
