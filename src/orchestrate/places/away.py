@@ -325,8 +325,7 @@ class AwayPlace(Place):
 
     def price_read(self, ref: str) -> Hourly | None:
         """As it was read after the newest start."""
-        data = self.depot.run(ref).read(PRICE)
-        return Hourly.from_json(data) if data else None
+        return self.depot.run(ref).record(PRICE, Hourly)
 
     def _tell_why(self, run: RunDir, placed: Placed) -> None:
         """Once for each worker that ended before its first report: only its place has what it printed."""

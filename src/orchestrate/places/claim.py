@@ -108,9 +108,8 @@ def attempts(stored: StoredRun) -> int:
 
 def _attempts(stored: StoredRun) -> list[Attempt]:
     names = stored.depot.names(f"{stored.folder}/attempts")
-    return [
-        Attempt.from_json(data) for name in names if (data := stored.read(f"attempts/{name}")) is not None
-    ]
+    found = (stored.record(f"attempts/{name}", Attempt) for name in names)
+    return [one for one in found if one is not None]
 
 
 def _name(number: int) -> str:

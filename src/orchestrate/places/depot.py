@@ -20,13 +20,15 @@ import hashlib
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from orchestrate.errors import ArtifactRefused, HostUnavailable, MissingExtra, OrchestrateError
 from orchestrate.files import new_folder, sha256, whole, write_whole
-from orchestrate.types import ArtifactFile, decoding
+from orchestrate.types import ArtifactFile, Record, decoding
+
+R = TypeVar("R", bound=Record)
 
 
 class Depot:
@@ -171,6 +173,19 @@ class StoredRun:
 
     def read(self, name: str) -> bytes | None:
         return self.depot.read(f"{self.folder}/{name}")
+
+    def record(self, name: str, kind: type[R]) -> R | None:
+        """`None` for a file that is not there, or empty. Raises `HostUnavailable` for one that does not read,
+        as of a full disk or another version."""
+        data = self.read(name)
+        return self.decoded(name, data, kind) if data else None
+
+    def decoded(self, name: str, data: bytes, kind: type[R]) -> R:
+        try:
+            return kind.from_json(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            told = f"{name} of {self.ref} in {self.depot.url} is damaged, or of another version: {error}"
+            raise HostUnavailable(self.depot.url, told) from error
 
     def remove(self) -> None:
         self.depot.remove(self.folder)

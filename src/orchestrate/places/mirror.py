@@ -154,12 +154,12 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
             _take_parts(run, stored, name)
         _take_checkpoints(run, stored)
         whole = {"proof.json": stored.read("proof.json")}
-        if status and State.from_json(status).terminal:
+        if status and stored.decoded("status.json", status, State).terminal:
             whole["paces.jsonl"] = stored.read("paces.jsonl")
         for name, data in {**whole, "status.json": status}.items():
             if data and _differs(run.path / name, data):
                 write_whole(run.path / name, data)
-        told = None if pulse is None else Pulse.from_json(pulse)
+        told = stored.decoded("pulse.json", pulse, Pulse) if pulse else None
         if told is None or pulse is None or told.attempt <= earlier:
             return False
         _show_life(run, told, pulse)
@@ -173,8 +173,7 @@ def newest_step(stored: StoredRun) -> int:
 
 
 def state_of(stored: StoredRun) -> State:
-    told = stored.read("status.json")
-    return State.from_json(told) if told else State(status="queued", updated_at=now())
+    return stored.record("status.json", State) or State(status="queued", updated_at=now())
 
 
 def say(stored: StoredRun, state: State, status: str, error: JobError | None) -> None:

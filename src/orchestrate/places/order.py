@@ -83,14 +83,9 @@ def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
 
 def read_order(stored: StoredRun) -> Order:
     """Raises `HostUnavailable` where there is none, or none that this version can read."""
-    data = stored.read("order.json")
-    if data is None:
+    if (order := stored.record("order.json", Order)) is None:
         raise HostUnavailable(stored.depot.url, f"{stored.depot.url} holds no order for {stored.ref}")
-    try:
-        return Order.from_json(data)
-    except msgspec.MsgspecError as error:
-        told = f"the order of {stored.ref} is not one that this version can read: {error}"
-        raise HostUnavailable(stored.depot.url, told) from error
+    return order
 
 
 def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:

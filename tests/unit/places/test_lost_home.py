@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from tests.unit.places.worlds import World
 from orchestrate.commands.runs.spending import Fail, headline
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable
-from orchestrate.places.base import Placed
+from orchestrate.places.base import PRICE, Placed
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import read_order
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.spec import JobSpec
 from orchestrate.spending.accounts import Spender, SpendingReport
 from orchestrate.tracking import Store, recover
+from orchestrate.tracking.ids import run_id_of
 from orchestrate.tracking.submitting.repeats import Wish
 from orchestrate.tracking.syncing.sweep import refresh
 from orchestrate.types import JobStatus
@@ -172,3 +174,21 @@ def test_a_machine_whose_price_nobody_knows_is_not_counted_as_nothing(
     assert json.loads(report.to_json())["usd_per_hour"] is None
     assert "not known" in headline(report)
     assert Fail(fail_if_over=True).code(report) == 4 and Fail(fail_if_idle=True).code(report) == 1
+
+
+def test_a_damaged_run_of_the_depot_hides_no_other_and_two_at_once_take_each_run_once(
+    world: World, found: AwayProvider, spec: JobSpec, store: Store, tmp_path: Path
+) -> None:
+    refs = [f"orc-00000000000{n}" for n in range(5)]
+    for ref in refs:
+        submit(found, on(world, spec), ref)
+    shutil.rmtree(found.home)
+    depot = Depot(f"file://{tmp_path}/depot")
+    for ref, name in zip(refs, ("order.json", "status.json", PRICE, "pulse.json"), strict=False):
+        depot.run(ref).write(name, b"{torn")
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(lambda _: recover(store, [found]), range(2)))
+    taken = [run_id for report in reports for run_id in report.recovered]
+    assert sorted(taken) == sorted(run_id_of(ref) for ref in refs)
+    assert not any(report.failures for report in reports)
+    assert all(store.runs.get(run_id_of(ref)).dataset_digest for ref in refs[1:])

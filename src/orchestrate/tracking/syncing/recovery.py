@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from orchestrate.errors import OrchestrateError
+from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import transitions
 from orchestrate.tracking.hosting import upkeep
@@ -174,7 +174,11 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         bill=worth.bill,
         **_asked_for(worth),
     )
-    store.runs.restore(run)
+    try:
+        store.runs.restore(run)
+    except UsageError:  # by another recover at the same moment
+        report.known.append(run.id)
+        return
     report.recovered.append(run.id)
     if worth.words is not None:
         report.counted[run.id] = worth.words
