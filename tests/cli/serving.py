@@ -19,6 +19,7 @@ def served(run: str, folder: Path, env: dict[str, str], *options: str) -> Genera
     """What it tells once it serves; in the end it is interrupted."""
     streams = [folder / name for name in ("in", "out.json", "err")]
     streams[0].touch()
+    streams[1].unlink(missing_ok=True)  # of an earlier one
     given = ["serve", run, "--port", "0", "--threads", "1", "--json", *options]
     process = command.start(command.orchestrate, given, cwd=folder, env=env, streams=streams)
     out = streams[1]

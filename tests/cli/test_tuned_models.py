@@ -84,4 +84,13 @@ def test_serving_from_the_command_to_its_end(cli: Cli, cli_env: dict[str, str], 
             pytest.raises(AuthenticationError),
         ):
             stranger.models.list()
+    name = "ft:gpt-4o-mini-2024-07-18:acme:support:AAAA1111"
+    with (
+        served(run, tmp_path, cli_env, "--as", name, "--no-prove") as told,
+        OpenAI(base_url=told["url"], api_key=key) as client,
+    ):
+        assert told["models"][1:] == [name]
+        assert client.chat.completions.create(model=name, **asked).model == name
+    refused = cli("serve", run, "--as", name, "--as", "another")
+    assert refused.code == 2 and "2 names for 1 model" in refused.err
     assert not list((tmp_path / "home" / "servers").iterdir())

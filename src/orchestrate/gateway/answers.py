@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.gateway.calls import Call, parsed, read, streamed
-from orchestrate.gateway.engines import Engines
+from orchestrate.gateway.engines import Engines, name_of
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.refusals import refusal_of
 from orchestrate.handles.deployment import used
@@ -59,8 +59,8 @@ class Answers:
         call.about(asked.model)
         _, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
         if self._ft.provider(run.provider).profile.near:
-            wish = chat_wish(asked)
-            answering = await self._engines.answering(asked.model, run, step)
+            wish = {**chat_wish(asked), "model": name_of(run, step)}
+            answering = await self._engines.answering(run, step)
             return await answering.chat(call.request, asked, wish)
         if step is not None:
             told = f"{run.provider} answers with the finished model only, not with a checkpoint"
@@ -74,8 +74,8 @@ class Answers:
         if not self._ft.provider(run.provider).profile.near:
             told = f"{run.provider} is asked for chats only: /v1/chat/completions"
             raise HostError(422, told, code="unsupported", param="model")
-        wishes = completion_wishes(asked)
-        answering = await self._engines.answering(asked.model, run, step)
+        wishes = [{**wish, "model": name_of(run, step)} for wish in completion_wishes(asked)]
+        answering = await self._engines.answering(run, step)
         return await answering.completions(call.request, asked, wishes)
 
     # -- of a host -----------------------------------------------------------------------------------------
@@ -97,6 +97,9 @@ class Answers:
         try:
             host = provider.chat(run.handle)
         except UsageError as error:  # these serve a tuned model where it is deployed only
+            error.fix = (
+                f"on the gateway's machine, after it has shown the hourly price: orchestrate deploy {run.id}"
+            )
             refusal = refusal_of(error)
             refusal.code, refusal.param = "model_not_deployed", "model"
             raise refusal from error

@@ -48,9 +48,11 @@ class Engines:
             held.engine.close()
         self._held.clear()
 
-    async def answering(self, name: str, run: Run, step: int | None) -> Answering:
-        """What answers for a model of this name. Loads what is not loaded yet. Raises `HostError`, and what
-        `RunHandle.download` does."""
+    async def answering(self, run: Run, step: int | None) -> Answering:
+        """What answers for a model, which the engine knows by `name_of`: clients may call it by several
+        names, and one name may come to mean another. Loads what is not loaded yet. Raises `HostError`, and
+        what `RunHandle.download` does."""
+        name = name_of(run, step)
         tuned = await run_in_threadpool(self._tuned, name, run, step)
         held = await run_in_threadpool(self._ready, tuned)
         async with held.loading:
@@ -91,3 +93,7 @@ class Engines:
                 headers = {"retry-after": "10"}
                 raise HostError(503, told, type="server_error", code="engine_full", headers=headers)
             self._held.pop(key).engine.close()
+
+
+def name_of(run: Run, step: int | None) -> str:
+    return run.id if step is None else f"{run.id}:{step}"

@@ -13,8 +13,9 @@ from starlette.routing import BaseRoute
 
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.gateway import asking, showing, terms
-from orchestrate.gateway.calls import Call, endpoint, placed, retries
+from orchestrate.gateway.calls import Call, endpoint, retries
 from orchestrate.gateway.files import Files
+from orchestrate.gateway.outside import Outside
 from orchestrate.gateway.refusals import no_file, no_job, no_model, refusal_of, wrong_state
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.handles.run import RunHandle
@@ -23,7 +24,7 @@ from orchestrate.tracking.gateway.jobs import Request, Use
 from orchestrate.types import Feature, GatewayJob, Run
 from orchestrate.wire.bodies import HostError, parse
 from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.pages import metadata_filter, number, page, page_of
+from orchestrate.wire.openai.pages import metadata_filter, no_place, number, page, page_of
 from orchestrate.wire.openai.tuning import CreateJob
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ class Jobs:
         ft: Orchestrator,
         told: terms.Terms,
         files: Files,
+        outside: Outside,
         submitting: Submitting,
         reached: Reached = lambda place: None,
     ) -> None:
         self._ft, self._terms, self._files, self._submitting = ft, told, files, submitting
-        self._reached = reached
+        self._reached, self._outside = reached, outside
         self._jobs = ft.store.gateway_jobs
 
     def routes(self) -> list[BaseRoute]:
@@ -105,7 +107,7 @@ class Jobs:
 
     def _wish(self, call: Call, asked: CreateJob) -> tuple[asking.Wish, str, tuple[str, ...], str]:
         """What is to be trained, on which backend, on which contents, and the model's own name."""
-        earlier = self._earlier(call, asked.model) if asked.model.startswith("ft:") else None
+        earlier = self._earlier(call, asked.model)
         name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
         for param, told in (("model", name), ("suffix", asked.suffix or "")):
@@ -113,6 +115,8 @@ class Jobs:
                 wanted = f"at most {_LONGEST_NAME} characters that can be printed"
                 raise HostError(422, f"Invalid value for '{param}': it has {wanted}", param=param)
         target = terms.target_of(name, self._terms.models, call.key)
+        if earlier is not None and earlier.outside:  # what it was tuned from may have no name here
+            target = terms.Target(backend=earlier.backend, model=earlier.base)
         if target is None or (call.key.models and name not in call.key.models):
             raise no_model(asked.model, known)
         if call.key.backends and target.backend not in call.key.backends:
@@ -134,10 +138,13 @@ class Jobs:
         )
         return wish, target.backend, tuple(hashes), name
 
-    def _earlier(self, call: Call, name: str) -> GatewayJob:
-        """The job whose model is trained on."""
+    def _earlier(self, call: Call, name: str) -> GatewayJob | None:
+        """The job whose model is trained on; `None` for a name of no tuned model."""
         tuned, step = objects.split_step(name)
-        job = self._jobs.of_model(tuned, call.project)
+        found = self._outside.model(tuned, call.project)
+        if found is None and not name.startswith("ft:"):
+            return None
+        job = found[0] if found else self._jobs.of_model(tuned, call.project)
         if job is None or job.run_id is None or job.model_deleted:
             raise no_model(name, terms.names(self._terms.models, call.key))
         if step is not None:
@@ -191,9 +198,12 @@ class Jobs:
         """Raises `HostError` 404."""
         id = call.path("id")
         job = self._jobs.get(id, call.project)
-        if job is None:
+        if job is not None:
+            run = self._submitting.run_of(job)
+        elif found := self._outside.job(id, call.project):
+            job, run = found
+        else:
             raise no_job(id)
-        run = self._submitting.run_of(job)
         self._submitting.viewed(run)
         return job, run
 
@@ -208,11 +218,22 @@ class Jobs:
     def listed(self, call: Call) -> Any:
         limit = number(call.request, "limit", 20, 1, 100)
         metadata = metadata_filter(call.request)
-        with placed():
-            found = self._jobs.listed(
-                call.project, after=call.query("after"), limit=limit + 1, metadata=metadata
-            )
-        runs = {run.id: run for run in self._ft.store.runs.of_ids(j.run_id for j in found if j.run_id)}
+        before, after = None, call.query("after")
+        if after is not None:
+            place = self._jobs.get(after, call.project)
+            if place is None and (outside := self._outside.job(after, call.project)):
+                place = outside[0]
+            if place is None:
+                raise no_place(after)
+            before = (place.created_at, place.id)
+        found = self._jobs.listed(call.project, before=before, limit=limit + 1, metadata=metadata)
+        for job, _ in self._outside.jobs(call.project):
+            wanted = metadata.items() <= (job.asked.get("metadata") or {}).items()
+            if wanted and (before is None or (job.created_at, job.id) < before):
+                found.append(job)
+        found.sort(key=lambda job: (job.created_at, job.id), reverse=True)
+        ids = [job.run_id for job in found[:limit] if job.run_id]
+        runs = {run.id: run for run in self._ft.store.runs.of_ids(ids)}
         shown = [
             showing.job_body(job, runs.get(job.run_id or ""), self._terms.organization)
             for job in found[:limit]
@@ -243,6 +264,9 @@ class Jobs:
             raise wrong_state(job, status, "cancelled")
         if run is not None:
             self._ft.provider(run.provider).require(Feature.CANCEL)
+        if job.outside and run is not None:
+            RunHandle(self._ft, run).cancel()
+            return self._answer(call, *self.found(call))
         job, run = self._submitting.cancel(self._jobs.request_cancel(job.id))
         if self._submitting.sending(run):  # how that ends decides what is answered
             deadline = time.monotonic() + _CREATE_S

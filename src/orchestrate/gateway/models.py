@@ -15,7 +15,8 @@ from orchestrate import catalog
 from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint
-from orchestrate.gateway.refusals import no_model
+from orchestrate.gateway.outside import PROJECT, Outside
+from orchestrate.gateway.refusals import no_model, not_tuned
 from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
 from orchestrate.tracking.gateway.objects import PERMISSION
 from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
@@ -42,8 +43,8 @@ _CREATED = 1_721_260_800
 
 
 class Models:
-    def __init__(self, ft: Orchestrator, told: terms.Terms) -> None:
-        self._ft, self._terms = ft, told
+    def __init__(self, ft: Orchestrator, told: terms.Terms, outside: Outside) -> None:
+        self._ft, self._terms, self._outside = ft, told, outside
         self._jobs, self._objects = ft.store.gateway_jobs, ft.store.gateway_objects
 
     def routes(self) -> list[BaseRoute]:
@@ -64,21 +65,20 @@ class Models:
         bases = [self._base(name, call.key) for name in terms.names(self._terms.models, call.key)]
         found = self._jobs.listed(call.project)
         runs = {run.id: run for run in self._ft.store.runs.of_ids(j.run_id for j in found if j.run_id)}
+        ours = [(job, run) for job in found if (run := runs.get(job.run_id or ""))]
         tuned = [
             self._tuned(job, run)
-            for job in found
-            if (run := runs.get(job.run_id or "")) and _answers(job, run) and _may(call.key, job)
+            for job, run in (*ours, *self._outside.models(call.key))
+            if _answers(job, run) and _may(call.key, job)
         ]
         return {"object": "list", "data": [*bases, *tuned]}
 
     def retrieve(self, call: Call) -> Any:
         id = call.path("id")
-        if id.startswith("ft:"):
-            job, run, _ = self.made(call.key, id)
-            return {**self._tuned(job, run), "id": id}
-        if id not in terms.names(self._terms.models, call.key):
-            raise no_model(id, terms.names(self._terms.models, call.key))
-        return self._base(id, call.key)
+        if id in terms.names(self._terms.models, call.key):
+            return self._base(id, call.key)
+        job, run, _ = self.made(call.key, id)
+        return {**self._tuned(job, run), "id": id}
 
     def delete(self, call: Call) -> Any:
         """It is not answered for any more; what lies on its backend stays there."""
@@ -86,8 +86,8 @@ class Models:
         if not id.startswith("ft:"):
             raise HostError(403, "Only tuned models can be deleted", code="insufficient_permissions")
         job, _, step = self.made(call.key, id)
-        if step is not None or job.project != call.project:
-            raise HostError(403, "Only a whole tuned model of one's own can be deleted")
+        if step is not None or job.project != call.project or job.outside:
+            raise HostError(403, "Only a whole tuned model of one's own that was made here can be deleted")
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)
         return objects.deleted(id, "model")
@@ -110,13 +110,17 @@ class Models:
 
     def made(self, key: GatewayKey, name: str) -> tuple[GatewayJob, Run, int | None]:
         """The job that made a tuned model, its run, and the step when it is a checkpoint's. Raises
-        `HostError` 404."""
+        `HostError` 404, and 422 for a model that is not tuned."""
         tuned, step = objects.split_step(name)
-        job = self._jobs.of_model(tuned, key.project) or self._permitted(key, name, tuned)
+        found = self._outside.model(tuned, key.project)
+        job = found[0] if found else self._jobs.of_model(tuned, key.project)
+        job = job or self._permitted(key, name, tuned)
         run = None
         if job is not None and job.run_id is not None:
             run = self._ft.store.runs.get(job.run_id)
         if job is None or run is None or not _answers(job, run):
+            if name in terms.names(self._terms.models, key):
+                raise not_tuned(name, self._known(key))
             raise no_model(name, self._known(key))
         if key.backends and job.backend not in key.backends:
             raise HostError(403, f"this key may not use {job.backend}", code="backend_not_allowed")
@@ -130,11 +134,15 @@ class Models:
         found = [job for job in listed if not job.model_deleted and _may(key, job)]
         runs = self._ft.store.runs.of_ids(job.run_id for job in found if job.run_id)
         done = {run.id for run in runs if run.status is JobStatus.SUCCEEDED}
-        return [job.tuned for job in found if job.run_id in done]
+        outside = [job.tuned for job, _ in self._outside.models(key) if _may(key, job)]
+        return [*(job.tuned for job in found if job.run_id in done), *outside]
 
     def _permitted(self, key: GatewayKey, name: str, tuned: str) -> GatewayJob | None:
         """That of another project, which lets this one use it."""
         job = self._jobs.of_model(tuned)
+        if job is None:
+            found = self._outside.model(tuned, PROJECT)
+            job = found[0] if found else None
         if job is None:
             return None
         for checkpoint in {name, tuned}:
@@ -236,7 +244,7 @@ def _may(key: GatewayKey, job: GatewayJob) -> bool:
     """Whether the key's own limits let it use what the job made."""
     if key.backends and job.backend not in key.backends:
         return False
-    return not key.models or job.base in key.models
+    return not key.models or job.base in key.models or job.tuned in key.models
 
 
 def _answers(job: GatewayJob, run: Run) -> bool:

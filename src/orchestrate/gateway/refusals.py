@@ -95,9 +95,17 @@ def no_job(id: str) -> HostError:
 
 
 def no_model(name: str, known: list[str]) -> HostError:
-    told = f"The model `{name}` does not exist here or you do not have access to it"
-    some = ", ".join(known[:20]) or "none"
-    return HostError(404, f"{told}; there are: {some}", code="model_not_found", param="model")
+    told = f"The model `{name}` does not exist here or you do not have access to it; {_some(known)}"
+    return HostError(404, told, code="model_not_found", param="model")
+
+
+def not_tuned(name: str, known: list[str]) -> HostError:
+    told = f"The model `{name}` can be fine-tuned here, but only tuned models answer; {_some(known)}"
+    return HostError(422, told, code="model_not_tuned", param="model")
+
+
+def _some(names: list[str]) -> str:
+    return f"there are: {', '.join(names[:20]) or 'none'}"
 
 
 def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:

@@ -17,6 +17,7 @@ from orchestrate.gateway.engines import Engines
 from orchestrate.gateway.files import Files
 from orchestrate.gateway.jobs import Jobs
 from orchestrate.gateway.models import Models
+from orchestrate.gateway.outside import Outside
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Terms
 from orchestrate.gateway.uploads import Uploads
@@ -46,13 +47,17 @@ def serve(
         raise MissingExtra("gateway", "the gateway", "python-multipart")
     _require_safe(ft, terms)
     for target in terms.models.values():
-        ft.backends(target.backend)
+        if target.run is None:
+            ft.backends(target.backend)
+        else:
+            ft.store.runs.get(target.run)
     contents = Contents(private_folder(terms.files), ft.store)
-    files, models = Files(ft.store, contents), Models(ft, terms)
+    outside = Outside(ft, terms.models)
+    files, models = Files(ft.store, contents), Models(ft, terms, outside)
     uploads = Uploads(ft.store, files)
     sweeps = (files.sweep, uploads.sweep, contents.sweep, ft.store.gateway_keys.sweep)
     submitting = Submitting(ft, terms, contents, watcher, reached, sweeps)
-    jobs = Jobs(ft, terms, files, submitting, reached)
+    jobs = Jobs(ft, terms, files, outside, submitting, reached)
     engines = Engines(ft)
     answers = Answers(ft, models, engines)
     routes = [*files.routes(), *uploads.routes(), *jobs.routes(), *answers.routes(), *models.routes()]

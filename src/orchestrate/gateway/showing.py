@@ -74,7 +74,7 @@ def job_body(job: GatewayJob, run: Run | None, organization: str) -> dict[str, A
         organization_id=organization,
         training_file=asked.training_file,
         validation_file=asked.validation_file,
-        result_files=[result_id(job)] if done else [],
+        result_files=[result_id(job)] if done and not job.outside else [],
         trained_tokens=run.trained_tokens if ended and run else None,
         hyperparameters=hyper,
         method=method,

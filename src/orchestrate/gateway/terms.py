@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrate.errors import ConfigError
 from orchestrate.settings.keys import Secret
@@ -25,12 +25,24 @@ class Target(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backend: str
-    model: str
+    backend: str = ""
+    model: str = ""
+    run: str | None = None
+    """A tuned model, by its run, in the place of `backend` and `model`: it is asked, and trained on."""
+    alias: str | tuple[str, ...] = ()
+    """Further names for the same."""
     base_learning_rate: float | None = Field(default=None, gt=0)
     """What a learning-rate multiplier of 1 means; without it the backend says."""
     settings: dict[str, Any] = {}
     """Further fields of the spec: `{adapter: qlora}`."""
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Target:
+        if self.run is None and not (self.backend and self.model):
+            raise ValueError("needs backend and model, or run")
+        if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
+            raise ValueError("run stands alone: it has its backend, model and settings")
+        return self
 
 
 class _Table(BaseModel):
@@ -73,20 +85,34 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Term
         first = error.errors()[0]
         place = ".".join(str(part) for part in ("gateway", *first["loc"]))
         raise ConfigError(f"{where}: {place}: {first['msg']}") from error
+    if DEFAULT in told.models and told.models[DEFAULT].run is not None:
+        raise ConfigError(f"{where}: gateway.models.{DEFAULT}: run needs a name by which it is asked")
     files = Path(told.files).expanduser() if told.files else home / "gateway"
     return Terms(
         organization=told.organization,
-        models=told.models,
+        models=_with_aliases(told.models, where),
         files=files,
         webhook_url=told.webhook_url,
         **more,
     )
 
 
+def _with_aliases(models: Mapping[str, Target], where: str) -> dict[str, Target]:
+    """Each name, aliases too. Raises `ConfigError` for a name that stands for two things."""
+    found = dict(models)
+    for name, target in models.items():
+        for alias in (target.alias,) if isinstance(target.alias, str) else target.alias:
+            if alias in found:
+                raise ConfigError(f"{where}: gateway.models.{name}: {alias!r} is another entry's name")
+            found[alias] = target
+    return found
+
+
 def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Target | None:
-    """By the key's own names, the configuration's, without the date, and by default. `None`: unknown.
+    """By the key's own names, the configuration's, without the date, and by default. `None`: none to tune.
     What the configuration keeps private stays so for a key that sends it elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
+    models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)
     found = of_key or of_all or own.get(DEFAULT) or models.get(DEFAULT)
     general = of_all or models.get(DEFAULT)
@@ -112,7 +138,7 @@ def parse_target(told: str) -> Target:
 
 def names(models: Mapping[str, Target], key: GatewayKey) -> list[str]:
     """All that a client may ask to tune."""
-    every = dict.fromkeys([*key.map, *models])
+    every = dict.fromkeys([*key.map, *(name for name, target in models.items() if target.run is None)])
     return [name for name in every if name != DEFAULT and (not key.models or name in key.models)]
 
 

@@ -45,7 +45,8 @@ FILES = "host-file"
 DETAILS = "import"
 """Kinds of records in the store."""
 THREADS = 8
-_PREFIX, _REF_PREFIX = "run-", "imp-"
+_PREFIX, REF_PREFIX = "run-", "imp-"
+"""How the ids and refs of imported runs begin."""
 
 
 class HostFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +140,7 @@ class Importer:
             free = self._free_id(job, job.created_at or now)
             if free is None:
                 return None
-            run_id, ref = free, _REF_PREFIX + free.removeprefix(_PREFIX)
+            run_id, ref = free, REF_PREFIX + free.removeprefix(_PREFIX)
         worth = valued(self._provider, job, self._rates)
         return run_of(
             job,

@@ -80,6 +80,11 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.untuned or self.tuned.split(":")[1]
 
     @property
+    def outside(self) -> bool:
+        """Not made through the gateway; it is no record of the store."""
+        return not self.key
+
+    @property
     def run_key(self) -> str:
         """The idempotency key of its run."""
         return self.id if not self.attempt else f"{self.id}.{self.attempt}"

@@ -110,7 +110,7 @@ def gateway(context: typer.Context, *, where: Where, json: Json = False) -> None
 
 
 def _target(target: Target) -> str:
-    return f"{target.model} on {target.backend}"
+    return f"{target.model} on {target.backend}" if target.run is None else f"the model of {target.run}"
 
 
 @dataclass(frozen=True, kw_only=True)

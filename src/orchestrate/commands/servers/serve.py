@@ -64,6 +64,15 @@ class Where:
 class How:
     """What answers, and how much at once."""
 
+    called: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Serve the run under this name, for example the one that your code asks for; "
+            "repeat it for further runs, in their order. Default: the suffix of its spec.",
+        ),
+    ] = None
     engine: Annotated[str, typer.Option(help="auto, transformers, llama.cpp, vllm.")] = "auto"
     base: Annotated[str | None, typer.Option(help="Without a run: serve this base model alone.")] = None
     most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Requests answered at once.")] = 32
@@ -139,12 +148,12 @@ def serve(
             raise UsageError("name a run, or --base MODEL")
         accepted = agreed(ft, names, accept_licence)
         if instead.into is not None:
-            _add(serving.add(ft, names, instead.into, accepted), json)
+            _add(serving.add(ft, names, instead.into, accepted, how.called or ()), json)
             return
         terms, choice = _terms(where, how), _choice(how)
         with (
             ended_by_signal() as ended,
-            serving.serve(ft, names, terms, choice, accept_licence=accepted) as up,
+            serving.serve(ft, names, terms, choice, called=how.called or (), accept_licence=accepted) as up,
         ):
             if up.why is not None:
                 note(f"engine: {up.engine}, as {up.why}")

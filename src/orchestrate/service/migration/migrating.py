@@ -19,6 +19,8 @@ from orchestrate.errors import SpecError, UsageError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.migration import changes, recordings
 from orchestrate.migration.inventory import shutdown
+from orchestrate.migration.moved import KEY
+from orchestrate.migration.moved import TAG as TAG
 from orchestrate.migration.proposals import HeldOutRows, Old, Priced, Proposal, Target
 from orchestrate.migration.targets import MOST, Needs, Suited, base_of, suited
 from orchestrate.preparing import quoting
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress
     from orchestrate.service.orchestrator import Orchestrator
 
-TAG = "migrated_from"
-"""Of the new runs; its value is the old one's id."""
 MARGIN = 0.05
 REQUESTS = 1000
 """A day, where no traffic is given."""
@@ -294,7 +294,7 @@ class PreparedMigration:
         spec = self._require().offer(name).spec
         settings = spec.model_dump(mode="json", exclude=NOT_COMPARED)
         mark = hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
-        return f"migrate-{self.old.id}-{mark}" + (f"-{attempt}" if attempt else "")
+        return f"{KEY}{self.old.id}-{mark}" + (f"-{attempt}" if attempt else "")
 
 
 _FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)

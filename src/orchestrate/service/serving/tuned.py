@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrate.handles.run import RunHandle
     from orchestrate.service.orchestrator import Orchestrator
 
+_LONGEST_NAME = 200
 ENGINES = ("auto", "transformers", "llama.cpp", "vllm")
 
 
@@ -130,14 +131,16 @@ def serve(
     terms: Terms,
     choice: Choice | None = None,
     *,
+    called: Sequence[str] = (),
     accept_licence: Sequence[str] = (),
 ) -> Generator[Up]:
-    """Serves these runs and folders with adapters for as long as the block lasts. Raises `LicenceAsks`,
+    """Serves these runs and folders with adapters for as long as the block lasts, `called` by these names in
+    their order; the rest go by their own. Raises `LicenceAsks`,
     `UsageError` for models that do not go together, `SetupError` for an engine that is not here."""
     choice = choice or Choice()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine takes {', '.join(ENGINES)}; got {choice.engine!r}")
-    tuned = [models.of(ft, subject(ft, name)) for name in names]
+    tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
     for one in tuned:
         models.agree(ft, one, accept_licence)
     engine, why = choice.engine, None
@@ -154,6 +157,20 @@ def serve(
     with engines.started(command) as url:
         served = (*(t.name for t in tuned), *([tuned[0].base_name] if engine == "vllm" else []))
         yield Up(url, engine, served, tuple(tuned), command.line, why=why)
+
+
+def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
+    """Raises `UsageError` for a name that no model goes by, and for more names than models."""
+    if len(called) > len(tuned):
+        raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="one --as NAME for each RUN")
+    for name in called:
+        if not name.isprintable() or not name or len(name) > _LONGEST_NAME or set(name) & set(" =,"):
+            raise UsageError(
+                f"{name!r} cannot be a model's name: 1 to {_LONGEST_NAME} characters, no space, = or comma"
+            )
+    return [replace(one, name=name) for one, name in zip(tuned, called, strict=False)] + list(
+        tuned[len(called) :]
+    )
 
 
 def _vllm(ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
@@ -226,15 +243,18 @@ def prove_deployed(
 
 
 def add(
-    ft: Orchestrator, names: Sequence[str], url: str, accept_licence: Sequence[str]
+    ft: Orchestrator,
+    names: Sequence[str],
+    url: str,
+    accept_licence: Sequence[str],
+    called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
     """Adds adapters to a server that runs: one of this home's, or a vLLM. Name, URL and seconds of each.
     Raises `UsageError`, `HostUnavailable`."""
     root = url.rstrip("/").removesuffix("/v1")
     own = any(note.url == root for note in running.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []
-    for name in names:
-        tuned = models.of(ft, subject(ft, name))
+    for tuned in _named([models.of(ft, subject(ft, name)) for name in names], called):
         models.agree(ft, tuned, accept_licence)
         if own:
             seconds = running.add(ft.settings.home, tuned, root)

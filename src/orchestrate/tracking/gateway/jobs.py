@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +21,7 @@ from orchestrate.errors import UsageError
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.opened import Database
-from orchestrate.tracking.gateway.objects import NoSuchPlace, unstorable
+from orchestrate.tracking.gateway.objects import unstorable
 from orchestrate.tracking.records import cancelled_keys
 from orchestrate.tracking.records.budget import one_at_a_time
 from orchestrate.types import GatewayJob, SubmitPhase
@@ -166,24 +166,19 @@ class GatewayJobs:
         self,
         project: str,
         *,
-        after: str | None = None,
+        before: tuple[datetime, str] | None = None,
         limit: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[GatewayJob]:
-        """Newest first, those behind the id `after`. Raises `NoSuchPlace`."""
-        if after is not None and unstorable(after):
-            raise NoSuchPlace(after)
+        """Newest first, those that were made `before` a time and an id."""
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
         query = query.order_by(table.c.at.desc(), table.c.id.desc())
         found: list[GatewayJob] = []
         with self._db.reading() as connection:
-            if after is not None:
-                place = select(table.c.at).where(table.c.id == after, table.c.project == project)
-                at = connection.execute(place).scalar()
-                if at is None:
-                    raise NoSuchPlace(after)
-                query = query.where(or_(table.c.at < at, and_(table.c.at == at, table.c.id < after)))
+            if before is not None:
+                at, id = stamp(before[0]), before[1]
+                query = query.where(or_(table.c.at < at, and_(table.c.at == at, table.c.id < id)))
             for row in connection.execute(query if metadata else query.limit(limit)).scalars():
                 job = GatewayJob.from_json(row)
                 given: Mapping[str, str] = job.asked.get("metadata") or {}

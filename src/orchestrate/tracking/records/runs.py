@@ -399,6 +399,21 @@ class Runs:
             row = connection.execute(query).scalar()
         return None if row is None else Run.from_json(row)
 
+    def keyed(self, prefix: str) -> list[Run]:
+        """The runs whose idempotency keys begin so."""
+        return self._runs_from(schema.runs.c.idempotency_key, prefix)
+
+    def referred(self, prefix: str) -> list[Run]:
+        """The runs whose refs begin so."""
+        return self._runs_from(schema.runs.c.ref, prefix)
+
+    def _runs_from(self, column: Column[str], prefix: str) -> list[Run]:
+        query = select(schema.runs.c.record).where(column.startswith(prefix, autoescape=True))
+        if self._db.file is not None:  # there only a range is looked up by the index
+            query = query.where(column >= prefix, column < prefix + "\U0010ffff")
+        with self._db.reading() as connection:
+            return [Run.from_json(row) for row in connection.execute(query).scalars()]
+
     def of_refs(self, refs: Iterable[str]) -> list[Run]:
         """The runs, ended ones included, whose refs are among these."""
         return self._runs_among(schema.runs.c.ref, refs)
