@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.paths import TINY
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.errors import UsageError
+from orchestrate.evaluation.evaluate import read_items
+from orchestrate.evaluation.regression import probes
+from orchestrate.local import Generator
+from orchestrate.local.model.loading import DTYPES
+from orchestrate.reports.scores import contender_rows
 from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
 from orchestrate.settings.config import load
-from orchestrate.types import Evaluation, Sampling
+from orchestrate.types import Evaluation, Message, Sampling
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quick_python"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+]
 
 COLOURS = ("blue", "green", "red", "white")
 TASK = """
@@ -64,6 +75,85 @@ def runs(ft: Orchestrator, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         found[name] = ft.submit(spec, "local", again=True)
         found[name].wait()
     return found
+
+
+@pytest.fixture(scope="module")
+def in_four_bits(ft: Orchestrator, tmp_path_factory: pytest.TempPathFactory) -> RunHandle:
+    """A run that was trained on its base in NF4, and hardly changed it."""
+    folder = tmp_path_factory.mktemp("qlora")
+    train, test = rows(folder / "train.jsonl", 0, 16), rows(folder / "test.jsonl", 100, 140)
+    spec = JobSpec.parse(
+        {"model": str(TINY), "train": str(train), "test": str(test), "adapter": "qlora", "epochs": 1}
+    )
+    found = ft.submit(spec, "local", again=True)
+    found.wait()
+    return found
+
+
+def greedy(model: Any, tokenizer: Any, prompt: Sequence[Message], most: int) -> str:
+    """What transformers itself says."""
+    ids = tokenizer.apply_chat_template(
+        [m.to_dict() for m in prompt], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    said = model.generate(ids, do_sample=False, max_new_tokens=most, eos_token_id=ends)
+    return tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_the_rival_of_a_qlora_run_is_its_base_in_16_bits(
+    ft: Orchestrator, in_four_bits: RunHandle, tmp_path: Path
+) -> None:
+    most = 16
+    order: dict[str, Any] = {"metrics": ["exact_match"], "sampling": Sampling(max_tokens=most, batch=1)}
+    found = ft.evaluate([in_four_bits.id], **order, base_precision="both")
+    base, other = (c for c in found.contenders if c.kind == "base")
+    assert found.contenders[0].precision == other.precision == "NF4 (4 bits)"
+    assert base.precision in DTYPES and other.name == f"{base.name} in NF4"
+    assert {d.contender: d.against for d in found.differences} == {
+        in_four_bits.id: base.name,
+        other.name: base.name,
+    }
+    assert [v.contender for v in found.verdicts] == [in_four_bits.id]
+    assert any(note.startswith(f"quantization: {other.name}") for note in found.notes)
+
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=DTYPES[base.precision]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    answered = read_items(Path(found.items_file or ""))
+    said = {name: [one.answers[name][0].text for one in answered] for name in (base.name, other.name)}
+    own = [greedy(model, tokenizer, one.item.prompt, most) for one in answered]
+    assert said[base.name] == own
+    assert said[other.name] != own, "4 bits answer differently, or this shows nothing"
+
+    again = ft.evaluate([in_four_bits.id], **order, base_precision="nf4")
+    assert [c.name for c in again.contenders] == [in_four_bits.id, other.name]
+    for format in ("html", "md", "csv"):
+        page = ft.compare([in_four_bits]).render(format)
+        assert "NF4" in page, format
+    for line in contender_rows(found):
+        assert any(f", in {precision}" in line[1] for precision in ("NF4 (4 bits)", base.precision))
+    named = ft.evaluate(
+        [], rows(tmp_path / "few.jsonl", 0, 3), models=[f"local={TINY}:nf4", f"local={TINY}:16-bit"], **order
+    )
+    assert [c.precision for c in named.contenders] == ["NF4 (4 bits)", base.precision]
+    with pytest.raises(UsageError, match="can't be chosen"):
+        ft.evaluate([in_four_bits.id], **order, base_precision="nf4", on="together")
+
+
+def test_forgetting_is_measured_against_the_base_in_16_bits(
+    ft: Orchestrator, in_four_bits: RunHandle
+) -> None:
+    found = ft.regress(in_four_bits.id, probes=["general-text"])
+    damaged = ft.regress(in_four_bits.id, probes=["general-text"], base_precision="nf4")
+    assert (found.tuned.precision, damaged.base.precision) == ("NF4 (4 bits)", "NF4 (4 bits)")
+    assert found.base.precision in DTYPES
+    assert damaged.results[0].tuned.value == found.results[0].tuned.value
+    with Generator(str(TINY), threads=1) as plain:
+        [probe] = [one for one in probes.built_in() if one.name == "general-text"]
+        texts = [{"text": item.expected} for item in probe.items]
+        told = plain.likelihoods(texts, base=True)
+    nats = sum(n / t for n, t, _ in told) / len(told)
+    assert found.results[0].base.value == pytest.approx(nats, rel=1e-3)
+    assert damaged.results[0].base.value != pytest.approx(nats, rel=1e-3)
 
 
 def decided(evaluation: Evaluation) -> dict[str, str]:

@@ -136,7 +136,9 @@ def by_chat(
 def by_generator(
     contender: Contender, generator: Generator, sampling: Sampling, weights: str, *, base: bool
 ) -> Candidate:
-    """Asked on this machine, in batches. `weights` tells the model's files from any others."""
+    """Asked on this machine, in batches. `weights` tells the model's files from any others, and the precision
+    in which they are loaded from others, where that is not the usual one."""
+    contender = replace(contender, precision=generator.expected_precision)
 
     def ask(questions: Sequence[Question]) -> list[Answer]:
         answers: dict[str, Answer] = {}
@@ -200,6 +202,7 @@ def answer_of(reply: Reply, seconds: float | None = None) -> Answer:
         completion_tokens=reply.completion_tokens,
         seconds=seconds,
         logprobs=reply.logprobs,
+        precision=reply.precision,
         notes=reply.notes,
     )
 
@@ -227,6 +230,12 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
         return candidate
     contender = replace(candidate.contender, answers_per_hour=answers_per_hour)
     return dataclasses.replace(candidate, contender=contender)
+
+
+def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
+    """The contender with the precision in which its answers say that they were given."""
+    found = sorted({answer.precision for answer in answers if answer.precision is not None})
+    return replace(contender, precision=" and ".join(found)) if found else contender
 
 
 def renamed(candidate: Candidate, name: str) -> Candidate:

@@ -17,15 +17,15 @@ from msgspec.structs import replace
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.evaluation import scoring, statistics
 from orchestrate.evaluation.asking import Asking
-from orchestrate.evaluation.contenders import Candidate, expected_likelihoods
+from orchestrate.evaluation.contenders import Candidate, expected_likelihoods, in_precision
 from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
 from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import NEEDS
 from orchestrate.evaluation.scoring import Side
-from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts
+from orchestrate.evaluation.verdict import Demand, points, require_decidable, verdicts
 from orchestrate.files import whole
 from orchestrate.text import money
-from orchestrate.types import Contender, Evaluation, MetricUsed, Record, Sampling, decoding
+from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
 """Differences for which the plan says how many items show them."""
@@ -173,7 +173,12 @@ def evaluate(
         confusions=scored.confusions,
         verdicts=tuple(verdicts(first, scored.measures, scored.differences, terms.demand, names)),
         items_file=str(items_file),
-        notes=(*subject.notes, *_notes(contenders, sides), *_judges([m.used for m in terms.metrics])),
+        notes=(
+            *subject.notes,
+            *_quantization_cost(first, scored.differences, contenders),
+            *_notes(contenders, sides),
+            *_judges([m.used for m in terms.metrics]),
+        ),
     )
 
 
@@ -195,7 +200,7 @@ def _counted(candidate: Candidate, answers: Sequence[Answer]) -> Contender:
     first = [a.first_token_seconds for a in came if a.first_token_seconds is not None]
     priced = candidate.respondent.price is not None
     return replace(
-        candidate.contender,
+        in_precision(candidate.contender, came),
         answers=len(answers),
         failed=len(answers) - len(came),
         prompt_tokens=_sum([a.prompt_tokens for a in came]),
@@ -245,6 +250,24 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
         pace = (one.answers - one.failed) / (one.hours or Decimal(1))
         at = f"{pace:,.0f} an hour, the pace of this evaluation; at your traffic it is open (--traffic)"
     return f"{billed}: {money(one.usd_per_answer)} an answer at {at}"
+
+
+def _quantization_cost(
+    metric: MetricUsed, differences: Sequence[Difference], contenders: Sequence[Contender]
+) -> Iterator[str]:
+    """What 4 bits alone did to a base, where it answered in both precisions."""
+    bases = {one.name: one for one in contenders if one.kind == "base"}
+    for apart in differences:
+        one, other = bases.get(apart.contender), bases.get(apart.against)
+        if apart.metric != metric.name or apart.slice or one is None or other is None:
+            continue
+        if one.precision != other.precision and (one.model, one.shots) == (other.model, other.shots):
+            score = apart.score
+            yield (
+                f"quantization: {one.name} ({one.precision}) scores {points(metric, score.value)} "
+                f"({points(metric, score.low)} to {points(metric, score.high)}) in {metric.name} "
+                f"against {other.name} ({other.precision}), without any training"
+            )
 
 
 _CUT = "cut at the most tokens of an answer (--max-tokens)"

@@ -53,6 +53,8 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     at: datetime | None = None
     error: str | None = None
     """Why there is no answer, where the question was refused; `text` is empty then."""
+    precision: str | None = None
+    """Of the weights that answered, where that is known."""
     notes: tuple[str, ...] = ()
     """What about the question or the answer its reader may not expect."""
 

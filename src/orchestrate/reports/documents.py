@@ -85,6 +85,7 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
             record |= {f"{e.metric.name}.p": d.p_corrected if d.p_corrected is not None else d.p_value}
         record["usd_per_answer"] = e.contender.usd_per_answer
         record["answered_by"] = e.contender.served_by
+        record["answered_in"] = e.contender.precision
         record["answers_proved"] = e.contender.proof
     record |= {f"setting.{name}": value for name, value in sorted(c.settings.items())}
     return record

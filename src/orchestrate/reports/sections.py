@@ -188,7 +188,7 @@ def regression(found: Regression) -> str:
     head = ("ability", "measured on", "base", "tuned", "", "why", "n")
     told = "".join(f"<li>{escape(line)}</li>" for line in (*found.advice, *found.notes))
     answered = (
-        f"Answered by {found.tuned.served_by}, and {found.base.served_by}; {found.created_at:%Y-%m-%d}."
+        f"Answered by {found.tuned.answered_by}, and {found.base.answered_by}; {found.created_at:%Y-%m-%d}."
     )
     return (
         table(head, rows) + f'<p class="when">{escape(answered)}</p>' + (f"<ul>{told}</ul>" if told else "")

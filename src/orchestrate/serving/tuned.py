@@ -13,6 +13,7 @@ import msgspec
 from orchestrate.catalog.licences import Licence, licence_of
 from orchestrate.catalog.models import lookup
 from orchestrate.errors import UsageError
+from orchestrate.local.answers.passports import trained_in_four_bit
 from orchestrate.tensors import tensors
 from orchestrate.types import Artifact, Evaluation, Run
 
@@ -109,7 +110,7 @@ class Tuned:
     @property
     def four_bit(self) -> bool:
         """Whether it was trained on the base in four bits."""
-        return table_of(self.passport, "adapter").get("type") == "qlora"
+        return bool(trained_in_four_bit(self.passport))
 
     @property
     def base_name(self) -> str:

@@ -43,6 +43,8 @@ class Reply(Record, frozen=True, kw_only=True):
     """`length`: cut at the most tokens allowed, perhaps within its thinking, with nothing answered yet."""
     notes: tuple[str, ...] = ()
     """What about the question or the answer its reader may not expect."""
+    precision: str | None = None
+    """Of the weights that answered, as bf16, fp32 or NF4 (4 bits); `None` where a host does not say."""
 
 
 class Score(Record, frozen=True, kw_only=True):
@@ -78,6 +80,8 @@ class Contender(Record, frozen=True, kw_only=True):
     provider: str
     served_by: str
     """What answered: the host's endpoint, or a model on this machine."""
+    precision: str | None = None
+    """Of the weights that answered, as bf16, fp32 or NF4 (4 bits); `None` where a host does not say."""
     run_id: str | None = None
     checkpoint: str | None = None
     shots: int = 0
@@ -108,8 +112,9 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def answered_by(self) -> str:
-        """What answered, and whether that was proved."""
-        return f"{self.served_by} ({self.proof})" if self.proof is not None else self.served_by
+        """What answered, in which precision, and whether that was proved."""
+        said = self.served_by if self.precision is None else f"{self.served_by}, in {self.precision}"
+        return f"{said} ({self.proof})" if self.proof is not None else said
 
     @property
     def usd_per_answer(self) -> Decimal | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -40,6 +40,10 @@ class Rivals:
     base: Annotated[
         bool, typer.Option("--base/--no-base", help="Ask the model that a run was tuned from too.")
     ] = True
+    base_precision: Annotated[
+        Literal["16-bit", "nf4", "both"],
+        typer.Option(help="In which it answers on this machine; both tells what 4 bits cost."),
+    ] = "16-bit"
     shots: Annotated[
         int, typer.Option(min=0, metavar="K", help="And the base with K examples of the training data.")
     ] = 0
@@ -183,6 +187,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
         test=rows.test,
         metrics=decision.metrics or ["auto"],
         base=rivals.base,
+        base_precision=rivals.base_precision,
         shots=rivals.shots,
         models=rivals.model or [],
         key_variable=rivals.key_variable,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -48,6 +48,9 @@ class Asking:
     """How, and within which limits."""
 
     on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
+    base_precision: Annotated[
+        Literal["16-bit", "nf4"], typer.Option(help="In which the base answers on this machine.")
+    ] = "16-bit"
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False
@@ -91,6 +94,7 @@ def regress(
         margin=abilities.margin,
         limit=abilities.limit,
         on=asking.on,
+        base_precision=asking.base_precision,
         max_tokens=asking.max_tokens,
         max_cost_usd=dollars(asking.max_cost),
         fresh=asking.fresh,
@@ -131,7 +135,7 @@ def _show(found: Regression) -> None:
             f"{r.reason} ({count(r.difference.score.n, 'item')})",
         )
     out.print(shown)
-    note(f"answered by {found.tuned.served_by}, and {found.base.served_by}")
+    note(f"answered by {found.tuned.answered_by}, and {found.base.answered_by}")
     for line in found.notes:
         note(line)
     for r in found.forgotten:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.evaluation import scoring
 from orchestrate.evaluation.asking import Asking
-from orchestrate.evaluation.contenders import Candidate
+from orchestrate.evaluation.contenders import Candidate, in_precision
 from orchestrate.evaluation.evaluate import with_likelihood
 from orchestrate.evaluation.items import Answer, digest_of
 from orchestrate.evaluation.regression.harness import Sample
@@ -44,11 +44,15 @@ class Regression(Record, frozen=True, kw_only=True):
         return "kept" in found and found <= {"kept", "not measurable"}
 
 
-def probed(probe: Probe, tuned: Candidate, base: Candidate, asking: Asking) -> ProbeResult:
-    """Asks both and compares. Raises what `Asking.ask` does."""
-    sides = [Side(c.contender.name, _answers(probe, c, asking)) for c in (tuned, base)]
-    mine, theirs = (side.name for side in sides)
-    found = scoring.score(probe.items, sides, [probe.metric], {mine: theirs})
+def asked(candidate: Candidate, probes: Sequence[Probe], asking: Asking) -> list[Side]:
+    """Asks a candidate all probes. Raises what `Asking.ask` does."""
+    return [Side(candidate.contender.name, _answers(probe, candidate, asking)) for probe in probes]
+
+
+def probed(probe: Probe, tuned: Side, base: Side) -> ProbeResult:
+    """Compares the answers of both."""
+    mine, theirs = tuned.name, base.name
+    found = scoring.score(probe.items, [tuned, base], [probe.metric], {mine: theirs})
     by_name = {m.contender: m.score for m in found.measures if not m.slice}
     [apart] = [d for d in found.differences if not d.slice]
     digest = digest_of(probe.items)
@@ -100,12 +104,16 @@ def regression(
     run_id: str,
     now: datetime,
     candidates: tuple[Candidate, Candidate],
+    sides: Sequence[Sequence[Side]],
     results: Sequence[ProbeResult],
     asking: Asking,
     spec: Mapping[str, Any],
     notes: Sequence[str],
 ) -> Regression:
-    tuned, base = (c.contender for c in candidates)
+    tuned, base = (
+        in_precision(c.contender, [answer for side in own for one in side.answers for answer in one])
+        for c, own in zip(candidates, sides, strict=True)
+    )
     lost = any(r.decision == "forgot" for r in results)
     priced = all(c.respondent.price is not None for c in candidates)
     return Regression(

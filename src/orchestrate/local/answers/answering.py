@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
-from orchestrate.errors import DataError
+from orchestrate import text
+from orchestrate.errors import DataError, UsageError
 from orchestrate.local import pipe
+from orchestrate.local.answers.passports import read_passport, table_in, trained_in_four_bit
 from orchestrate.local.run.process import importing, leave
 from orchestrate.types import decoding
 
@@ -24,6 +26,11 @@ MOST_ROWS = 64
 SMALL_MODEL_BYTES = 2 << 30
 """Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
 for each token."""
+LARGE_MODEL_BYTES = 4 * SMALL_MODEL_BYTES
+"""Larger ones answer in 4 bits, unless their adapter or the caller names a precision."""
+CHOSEN_BY_SIZE = (
+    "answered in NF4 (4 bits), because its files have more than 8 GiB (local=MODEL:16-bit for 16 bits)"
+)
 ROUNDED_OTHERWISE = (
     "16 bits round otherwise in a batch: read alone, another token would have been likelier (--batch 1)"
 )
@@ -31,18 +38,10 @@ ROUNDED_OTHERWISE = (
 Send = Callable[[dict[str, Any]], None]
 
 
-def read_passport(adapter: Path | None) -> dict[str, Any]:
-    """What training wrote beside its result; empty where there is none."""
-    if adapter is None:
-        return {}
-    try:
-        return msgspec.json.decode((adapter / "passport.json").read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError):
-        return {}
-
-
-def _table(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+def _short(dtype: object) -> str:
+    """`bf16`, as `DTYPES` of the loader has it."""
+    name = str(dtype).removeprefix("torch.")
+    return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(name, name)
 
 
 class Answerer:
@@ -100,14 +99,15 @@ class Answerer:
         """Now: its files may be others by the time that it is taken off."""
         self._replaced = self.whole or (self.adapter is not None and changes_base(self.adapter))
         self.passport = read_passport(self.adapter)
-        self.four_bit = load.get("four_bit")
-        if self.four_bit is None:
-            self.four_bit = self._trained_in_four_bit()
+        known = load["four_bit"] if load.get("four_bit") is not None else trained_in_four_bit(self.passport)
+        self.four_bit = self._too_large() if known is None else known
+        self.by_size = known is None and self.four_bit
+        """Whether nothing but the size of the files chose 4 bits."""
         has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
         self.tokenizer = load_tokenizer(self.adapter if has_own and self.adapter else self.folder.path)
         self.tokenizer.padding_side = "left"
         self.template = Template(self.tokenizer)
-        cut_at = _table(self.passport.get("settings")).get("max_seq_length")
+        cut_at = table_in(self.passport, "settings").get("max_seq_length")
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.sampler = Sampler.of(self.template, self.folder, self.device)
         self.sampler.shares = True
@@ -122,10 +122,21 @@ class Answerer:
 
         return any(experts.held_of(self._base))
 
-    def _trained_in_four_bit(self) -> bool:
-        if adapter := _table(self.passport.get("adapter")):
-            return adapter.get("type") == "qlora"
-        return sum(p.stat().st_size for p in self.folder.weights) > 4 * SMALL_MODEL_BYTES
+    def _too_large(self) -> bool:
+        return not self.whole and self._weights_bytes() > LARGE_MODEL_BYTES
+
+    def _weights_bytes(self) -> int:
+        return sum(p.stat().st_size for p in self.folder.weights)
+
+    def precision(self, *, base: bool) -> str:
+        """Name the precision in which the base or the tuned model answers."""
+        from orchestrate.local.model.files.models import ModelFolder
+        from orchestrate.local.model.files.quantised import weights_in
+
+        own = self.whole and not base
+        model, _ = self.model(base)
+        folder = ModelFolder(self.adapter) if own and self.adapter is not None else self.folder
+        return weights_in(folder.config, four_bit=self.four_bit and not own, dtype=_short(model.dtype))
 
     def _load(self) -> None:
         from orchestrate.local.model.loading import load_adapter, load_base
@@ -142,15 +153,21 @@ class Answerer:
 
     def _loaded_base(self) -> Any:
         from orchestrate.local.model.loading import dequantize, load_base
+        from orchestrate.local.run.oom import out_of_memory
 
-        four_bit = bool(self.four_bit) and not self.whole
-        base = load_base(self.folder.path, four_bit=four_bit, device=self.device)
-        if four_bit and self._small():
+        try:
+            base = load_base(self.folder.path, four_bit=self.four_bit, device=self.device)
+        except Exception as error:
+            if self.four_bit or not out_of_memory(error):
+                raise
+            raise UsageError(
+                f"{self.folder.path} does not fit into this machine's memory in 16 bits: "
+                f"its files have {text.size(self._weights_bytes())}",
+                fix="for an evaluation: --base-precision nf4, or local=MODEL:nf4",
+            ) from error
+        if self.four_bit and self._weights_bytes() <= SMALL_MODEL_BYTES:
             dequantize(base)
         return base
-
-    def _small(self) -> bool:
-        return sum(p.stat().st_size for p in self.folder.weights) <= SMALL_MODEL_BYTES
 
     def model(self, base: bool) -> tuple[Any, AbstractContextManager[Any]]:
         if base and self._replaced:
@@ -199,14 +216,14 @@ class Answerer:
                     [answers[number]] = draw(1, [fitting[number]])
             else:
                 turned = self.sampler.turned(model, fitting, answers, close)
-        drawn = iter(enumerate(answers))
+        drawn, precision = iter(enumerate(answers)), self.precision(base=request["base"])
         replies: list[dict[str, Any]] = []
         for prompt in asked:
             if not isinstance(prompt, list):
                 replies.append(prompt)
                 continue
             number, ids = next(drawn)
-            reply = self._reply(prompt, ids, tools, most)
+            reply: dict[str, Any] = {**self._reply(prompt, ids, tools, most), "precision": precision}
             reply["notes"] += [ROUNDED_OTHERWISE] * (number in turned)
             replies.append(reply)
         send({"replies": replies})
@@ -247,6 +264,8 @@ class Answerer:
             notes.append(CUT_WITHIN_THINKING)
         if not stopped and self.sampler.room(prompt, most) < most:
             notes.append(f"cut where the model's {self.sampler.context} tokens end")
+        if self.by_size:
+            notes.append(CHOSEN_BY_SIZE)
         if self.trained_length is not None and len(prompt) > self.trained_length:
             notes.append(
                 f"the question is longer than the {self.trained_length} tokens of the rows in training"

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from orchestrate.errors import DataError
+from orchestrate.local.answers.passports import read_passport, trained_in_four_bit
 from orchestrate.local.answers.worker import Worker
-from orchestrate.local.model.files.models import source
+from orchestrate.local.model.engines import expected_device, precision
+from orchestrate.local.model.files.models import ModelFolder, source
+from orchestrate.local.model.files.quantised import weights_in
 from orchestrate.types import Message, Reply, decoding
 
 Prompt = Sequence[Message | Mapping[str, Any]]
@@ -54,8 +57,40 @@ class Generator:
             "device": device,
             "four_bit": four_bit,
         }
+        self._threads, self._device = threads, device
         self._own = worker is None
         self._worker = worker or Worker()
+
+    @property
+    def four_bit(self) -> bool | None:
+        """Whether the base is in 4 bits; `None` where its files have to be read to know."""
+        asked = self._load["four_bit"]
+        if asked is not None:
+            return bool(asked)
+        return trained_in_four_bit(read_passport(None if self.adapter is None else Path(self.adapter)))
+
+    @property
+    def expected_precision(self) -> str | None:
+        """The precision of the answers, as far as it is known before the model is loaded."""
+        folder = Path(self.model)
+        if self.four_bit is None or not folder.is_dir():
+            return None
+        dtype = precision(None, expected_device(self._device)).name
+        return weights_in(ModelFolder(folder).config, four_bit=self.four_bit, dtype=dtype)
+
+    def in_precision(self, *, four_bit: bool) -> Generator:
+        """The same model in 4 bits or in 16, in the same process, which holds one of them at a time."""
+        if self.four_bit == four_bit:
+            return self
+        adapter = None if self.adapter is None else Path(self.adapter)
+        return Generator(
+            self.model,
+            adapter,
+            threads=self._threads,
+            device=self._device,
+            four_bit=four_bit,
+            worker=self._worker,
+        )
 
     def __enter__(self) -> Self:
         return self

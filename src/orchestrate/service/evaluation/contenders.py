@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, 
 from orchestrate.handles import privacy
 from orchestrate.handles.deployment import require_open
 from orchestrate.local.answers.worker import Worker
+from orchestrate.local.model.files.quantised import NF4
 from orchestrate.migration import recordings
 from orchestrate.profile import this_machine
 from orchestrate.providers.calls.clients import connect, wire_of
@@ -44,6 +45,11 @@ PLACES = ("auto", "host", "here")
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
 """Questions at the same time to a sandbox, which answers those that wait in one batch."""
+
+
+BasePrecision = Literal["16-bit", "nf4", "both"]
+BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
+"""In which a base answers on this machine; for each, whether in 4 bits."""
 
 
 def other_host(on: str) -> str | None:
@@ -80,9 +86,16 @@ class Contenders:
     def close(self) -> None:
         self._open.close()
 
-    def of_run(self, handle: RunHandle, checkpoint: str | None, *, base: bool) -> list[Candidate]:
-        """The tuned model, and with `base` the one that it was tuned from. Raises `UsageError` when `on` is
-        impossible."""
+    def of_run(
+        self,
+        handle: RunHandle,
+        checkpoint: str | None,
+        *,
+        base: bool,
+        base_precision: BasePrecision = "16-bit",
+    ) -> list[Candidate]:
+        """The tuned model, and with `base` the one that it was tuned from: on this machine in
+        `base_precision`, the 16 bits first where it is both. Raises `UsageError` when `on` is impossible."""
         provider, run = handle.provider, handle.record
         if privacy.is_private(run):
             self._private = run.id
@@ -110,12 +123,21 @@ class Contenders:
             run_id=run.id,
             checkpoint=checkpoint,
         )
+        generator = (
+            None if elsewhere else provider.generator(run.handle, checkpoint=checkpoint, worker=self._worker)
+        )
+        on_host = generator is None and reachable and self._on != "here"
+        if base and base_precision != "16-bit" and (elsewhere or on_host):
+            host = self._on if elsewhere else run.provider
+            raise UsageError(
+                f"the precision of a base that {host} serves can't be chosen",
+                fix="--on here, or leave --base-precision out",
+            )
         if elsewhere:
             return self._at_other_host(handle, tuned, base=base)
-        generator = provider.generator(run.handle, checkpoint=checkpoint, worker=self._worker)
-        if generator is None and reachable and self._on != "here":
+        if on_host:
             return self._on_host(handle, tuned, asked, base=base)
-        return self._here(handle, tuned, generator, base=base)
+        return self._here(handle, tuned, generator, base_precision if base else None)
 
     def of_model(self, written: str) -> Candidate:
         """Any model that answers somewhere, with the name of this machine's backend a model on it, or as
@@ -255,7 +277,11 @@ class Contenders:
         return completion_price(resolved.id) if contender.kind == "base" else None
 
     def _here(
-        self, handle: RunHandle, tuned: Contender, generator: Generator | None, *, base: bool
+        self,
+        handle: RunHandle,
+        tuned: Contender,
+        generator: Generator | None,
+        base_precision: BasePrecision | None,
     ) -> list[Candidate]:
         at = handle.provider.host
         if generator is None:
@@ -274,13 +300,22 @@ class Contenders:
         found = [
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)
         ]
-        if base:
-            served_by = f"the base model on this machine, {generator.model}"
-            # A base under a 4-bit adapter is loaded in 4 bits, and answers differently.
+        for four_bit in BASE_PRECISIONS[base_precision] if base_precision else ():
+            # One process answers for all of them, with one base in memory at a time.
+            own = generator.in_precision(four_bit=four_bit)
+            base = _base_of(tuned, f"the base model on this machine, {generator.model}")
+            if four_bit and own.expected_precision not in (None, NF4):
+                raise UsageError(
+                    f"{generator.model} is already quantized: {own.expected_precision}",
+                    fix="leave --base-precision out: it answers as its files hold it",
+                )
+            if four_bit:
+                base = msgspec.structs.replace(base, name=f"{base.name} in NF4")
+            # Under its adapter a base has the adapter's tokenizer and chat template.
             weights = f"{fingerprint(generator.model)} {handle.record.spec.get('adapter')}"
-            found.append(
-                by_generator(_base_of(tuned, served_by), generator, self._sampling, weights, base=True)
-            )
+            if own is not generator:
+                weights += f" {'nf4' if four_bit else '16-bit'}"
+            found.append(by_generator(base, own, self._sampling, weights, base=True))
         return found
 
     def _served(self, tuned: Contender, served_by: str, at: str) -> Contender:
@@ -300,17 +335,22 @@ class Contenders:
         return known[-1].badge if known else None
 
     def _plain_here(self, model: str, written: str) -> Candidate:
+        """`model` may end with its precision: `tiny-chat:nf4`, `tiny-chat:16-bit`."""
         from orchestrate.local import Generator as LocalGenerator
 
-        generator = LocalGenerator(model, worker=self._worker)
+        name, colon, precision = model.rpartition(":")
+        four_bit = {"nf4": True, "16-bit": False}.get(precision) if colon else None
+        name = model if four_bit is None else name
+        generator = LocalGenerator(name, four_bit=four_bit, worker=self._worker)
         contender = Contender(
             name=written,
             kind="model",
-            model=model,
+            model=name,
             provider=this_machine().kind,
             served_by=f"this machine, {generator.model}",
         )
-        return by_generator(contender, generator, self._sampling, fingerprint(generator.model), base=True)
+        weights = fingerprint(generator.model) + ("" if four_bit is None else f" {precision}")
+        return by_generator(contender, generator, self._sampling, weights, base=True)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.comparison import asked_before
-from orchestrate.service.evaluation.contenders import PLACES, Contenders, other_host
+from orchestrate.service.evaluation.contenders import PLACES, BasePrecision, Contenders, other_host
 from orchestrate.settings.keys import is_masked, masked_url
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
@@ -61,6 +61,8 @@ class EvaluationOrder:
     """As in `orchestrate.evaluation.metrics.registry`; the first one decides."""
     base: bool = True
     """Ask the model that a run was tuned from too."""
+    base_precision: BasePrecision = "16-bit"
+    """In which it answers on this machine. `both` adds the base in NF4, and tells what 4 bits cost."""
     shots: int = 0
     """And the base again with so many examples of the training data before each question."""
     models: Sequence[str] = ()
@@ -141,15 +143,20 @@ class PreparedEvaluation:
         candidates: dict[str, Candidate] = {}
         own: dict[str, str] = {}
         for handle, checkpoint in named:
-            tuned, *bases = self._contenders.of_run(handle, checkpoint, base=order.base or order.shots > 0)
+            tuned, *bases = self._contenders.of_run(
+                handle,
+                checkpoint,
+                base=order.base or order.shots > 0,
+                base_precision=order.base_precision,
+            )
             _add(candidates, tuned)
-            for base in bases:
-                name = _add(candidates, base) if order.base else None
-                if order.shots:
-                    examples = self._examples(handle)
-                    name = _add(candidates, making.with_shots(base, examples, order.shots))
-                if name is not None:
-                    own[tuned.contender.name] = name
+            plain = [_add(candidates, base) for base in bases if order.base]
+            if plain:
+                own[tuned.contender.name] = plain[0]
+                own |= dict.fromkeys(plain[1:], plain[0])
+            if bases and order.shots:
+                shown = making.with_shots(bases[0], self._examples(handle), order.shots)
+                own[tuned.contender.name] = _add(candidates, shown)
         for model in order.models:
             _add(candidates, self._contenders.of_model(model))
         per_hour = None if order.traffic is None else Traffic.parse(order.traffic).requests_per_day / 24

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
@@ -19,7 +19,7 @@ from orchestrate.evaluation.regression import harness, probes
 from orchestrate.evaluation.regression.judging import ProbeResult
 from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
 from orchestrate.evaluation.regression.regress import Regression as Regression
-from orchestrate.evaluation.regression.regress import compared, probed, regression
+from orchestrate.evaluation.regression.regress import asked, compared, probed, regression
 from orchestrate.handles.deployment import used
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.contenders import Contenders, other_host
@@ -49,6 +49,8 @@ class RegressionOrder:
     limit: int | None = None
     """Items of each set and documents of each task."""
     on: str = "auto"
+    base_precision: Literal["16-bit", "nf4"] = "16-bit"
+    """In which the base answers on this machine."""
     max_tokens: int = 200
     max_cost_usd: Decimal | None = None
     fresh: bool = False
@@ -75,7 +77,9 @@ class PreparedRegression:
         own = [self._own(written) for written in order.sets]
         self._handle.check()
         try:
-            self._tuned, self._base = self._contenders.of_run(self._handle, checkpoint or None, base=True)
+            self._tuned, self._base = self._contenders.of_run(
+                self._handle, checkpoint or None, base=True, base_precision=order.base_precision
+            )
         except BaseException:
             self._contenders.close()
             raise
@@ -132,12 +136,15 @@ class PreparedRegression:
     def run(self, progress: Progress | None = None) -> Regression:
         """Asks, judges, and keeps the result with the run."""
         self._asking.progress = progress
-        results = [probed(p, self._tuned, self._base, self._asking) for p in self.probes]
+        # One after the other: on this machine each may need its base loaded in another precision.
+        sides = [asked(one, self.probes, self._asking) for one in (self._tuned, self._base)]
+        results = [probed(*each) for each in zip(self.probes, *sides, strict=True)]
         results += self._tasks()
         found = regression(
             self._handle.id,
             self._ft.store.clock.now(),
             (self._tuned, self._base),
+            sides,
             results,
             self._asking,
             self._handle.record.spec,

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import Generator
+from orchestrate.local.answers import answering
 from orchestrate.local.answers.answering import Answerer
 from orchestrate.local.answers.worker import Worker
+from orchestrate.local.model.loading import DTYPES
 from orchestrate.types import Message
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -109,6 +112,37 @@ def test_the_base_is_loaded_once(adapters: Adapters) -> None:
     assert answerer.turn({**load("first"), "adapter": None})
     assert layers() is None, "what is not asked lets its memory go"
     assert not answerer.turn(load("second")), "4 bits are another base"
+
+
+@pytest.mark.slow
+def test_a_large_model_says_that_it_answers_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "LARGE_MODEL_BYTES", 0)
+
+    def reply(four_bit: bool | None) -> dict[str, Any]:
+        answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": four_bit})
+        sent: list[dict[str, Any]] = []
+        question = {"prompts": [[m.to_dict() for m in ASKED[0]]], "base": True, "max_tokens": 4, "seed": 0}
+        answerer.answer({**question, "temperature": 0.0, "stream": False}, sent.append)
+        return sent[0]["replies"][0]
+
+    by_size, named, full = reply(None), reply(True), reply(False)
+    assert by_size["precision"] == named["precision"] == "NF4 (4 bits)"
+    assert full["precision"] in DTYPES
+    assert [answering.CHOSEN_BY_SIZE in one["notes"] for one in (by_size, named, full)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_base_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("orchestrate.local.model.loading.load_base", full)
+    with pytest.raises(UsageError, match="does not fit") as told:
+        Answerer({"model": str(TINY), "threads": 1, "device": "cpu"})
+    assert "--base-precision nf4" in (told.value.fix or "")
 
 
 def test_it_stays_one_process_until_its_owner_closes_it(adapters: Adapters, worker: Worker) -> None:

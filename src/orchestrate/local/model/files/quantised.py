@@ -23,6 +23,9 @@ _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
 gives no gradient to what is before them."""
 
 
+NF4 = "NF4 (4 bits)"
+
+
 class QuantisedUnreadable(SetupError):
     """This machine lacks the library that reads the base; `fix` is the line that installs it."""
 
@@ -77,3 +80,10 @@ class Quantised:
                 f"the model's files hold it in {self.told}; what reads them is not installed",
                 fix=f"pip install {' '.join(missing)}",
             )
+
+
+def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
+    """Name the precision in which a base with this config.json answers, as `load_base` loads it."""
+    if held := Quantised.of(config):
+        return held.method if held.bits is None else f"{held.method} ({held.bits} bits)"
+    return NF4 if four_bit else dtype
