@@ -128,13 +128,17 @@ class Experiment:
             why=why,
             actor=self._store.database.actor,
         )
-        done = not last.over and self._kept.add_phase(self.id, phase)
+        done = (verb == "stop" or not last.over) and self._kept.add_phase(self.id, phase)
         self.phases()
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """Ends it; everybody gets this model from now on. `False` where it had ended."""
-        return self._enter("stop", 1.0 if arm == "tuned" else 0.0, f"{why}; everybody gets the {arm} model")
+        """Ends it; everybody gets this model from now on, also where it had ended with the other one. `False`
+        where it had ended with this one, or another process was first."""
+        last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
+        if last.over and last.share == share:
+            return False
+        return self._enter("stop", share, f"{why}; everybody gets the {arm} model", seen=last)
 
     # -- users ---------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import UsageError
-from orchestrate.text import count, rate
-from orchestrate.types import Adapter, Deployment, DeploymentState, Feature
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.text import count, duration, limit, money, rate
+from orchestrate.types import Adapter, Deployment, DeploymentOffer, DeploymentState, Feature
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class DeploymentHandle:
         """Hours up x price so far: an estimate, `None` when the price is not known."""
         from orchestrate.costing.spent.deployments import spent_usd
 
-        return spent_usd(self.record, self._ft.store.clock.now())
+        return spent_usd(self.record, self._ft.store.deployments.time_of(self.record))
 
     def refresh(self) -> Deployment:
         """What its host shows of it now. Raises `OtherAccount`, `ProviderError`."""
@@ -88,6 +88,32 @@ class DeploymentHandle:
         self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
         return self.record
 
+    @property
+    def settles_in_s(self) -> float:
+        """Seconds until a request whose answer was lost can make it no more."""
+        return max(deployer_of(self._ft, self.record.provider).settles_in(self.record), 0.0)
+
+    def abandon(self, reason: str) -> Deployment:
+        """Gives it up: its host is not asked about it any more, and what it has cost so far is all that it
+        takes of a budget. Nothing is ended on the host, where it may go on billing. Raises `UsageError` while
+        its account can be asked: `undeploy` ends it there."""
+        from orchestrate.tracking.hosting import states
+
+        try:
+            deployer_of(self._ft, self.record.provider).require_account(self.record)
+        except OrchestrateError:
+            pass
+        else:
+            raise UsageError(
+                f"the deployment of {self.record.run_id} is not lost: its account at {self.record.provider} "
+                "can be asked",
+                fix=f"orchestrate undeploy {self.record.run_id}   ends it there",
+            )
+        self.record = self._ft.store.deployments.apply(
+            self.id, lambda d, at: states.abandoned(d, reason, at), note=f"abandoned: {reason}"
+        )
+        return self.record
+
 
 def deployer_of(home: Home, provider: str) -> Deployer:
     """What deploys on one backend."""
@@ -111,6 +137,44 @@ def require_open(home: Home, run_id: str, at: str) -> Deployment:
     return found
 
 
+def limits(max_cost_usd: Decimal | None, max_hours: Decimal | None) -> str:
+    """`at $25.00 or after 8 h`; empty without a limit."""
+    parts = [f"at {limit(max_cost_usd)}"] if max_cost_usd is not None else []
+    if max_hours is not None:
+        parts.append(f"after {max_hours.normalize():f} h")
+    return " or ".join(parts)
+
+
+def price(offer: DeploymentOffer) -> str:
+    """`$5.49 an hour, idle or not`."""
+    if offer.usd_per_hour is None:
+        return "an unknown price"
+    return f"{rate(offer.usd_per_hour)} an hour, idle or not"
+
+
+def ending(offer: DeploymentOffer) -> str:
+    """When it ends, and what it costs until then, in a sentence or two."""
+    ends = limits(offer.max_cost_usd, offer.max_hours)
+    if not ends:
+        day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
+        return f"It has no limit: it bills until it is ended{day}."
+    left = ""
+    if offer.deployment is not None:
+        left = ", counted from when it was made"
+        if offer.hours_left is not None:
+            left += f" ({duration(float(offer.hours_left) * 3600)} from now)"
+    most = "" if offer.most_usd is None else f" From now on it costs at most {money(offer.most_usd)}."
+    return f"It ends {ends}{left}.{most}"
+
+
+def question(offer: DeploymentOffer) -> str:
+    """What a person agrees to, with everything that it costs."""
+    sandbox = "SANDBOX, nothing is billed. " if offer.sandbox else ""
+    there = " It is there already, and is completed, started or changed." if offer.deployment else ""
+    asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"
+    return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"
+
+
 def hourly(found: Sequence[DeploymentHandle]) -> str:
     """`2 deployments, $13.49 an hour`."""
     prices = [one.record.usd_per_hour for one in found if one.record.billing_since is not None]
@@ -125,5 +189,4 @@ def used(home: Home, run_id: str, at: str | None = None) -> None:
 
     known = home.store.deployments.of_run(run_id, at or home.store.runs.get(run_id).provider)
     if known is not None and not known.state.over:
-        now = home.store.clock.now()
-        home.store.deployments.apply(known.id, lambda d: states.used(d, now))
+        home.store.deployments.apply(known.id, states.used)

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrate.amounts import amount
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
 from orchestrate.handles.deployment import DeploymentHandle as DeploymentHandle
@@ -15,6 +16,7 @@ from orchestrate.types import (
     Artifact,
     Bill,
     Checkpoint,
+    DeploymentOffer,
     Evaluation,
     Event,
     Export,
@@ -178,14 +180,16 @@ class RunHandle:
         `OverBudget` and `ProjectNotTrusted`."""
         from orchestrate.handles import resuming
 
-        more = resuming.Limits(_dollars(max_cost_usd), _dollars(max_hours))
+        more = resuming.Limits(amount(max_cost_usd, "max_cost_usd"), amount(max_hours, "max_hours", "hours"))
         self.record = resuming.resume(self._ft, self, more)
         return self.record
 
     def abandon(self, reason: str) -> Run:
-        """Gives the run up, with its reason: its host is not asked about it any more, and it takes nothing of
-        a budget but the last that is known of its bill. Nothing is ended on the host, where its job may go on
-        and be billed. Raises `UsageError` without a reason."""
+        """Gives the run and its deployments up, with the reason: their hosts are not asked about them any
+        more, and they take nothing of a budget but the last that is known of their bills. Nothing is ended on
+        a host, where it may go on and be billed. A run that has ended, and whose bill is known, stays as it
+        is where deployments are given up. Raises `UsageError` without a reason, and for a deployment whose
+        account can be asked: `undeploy` ends it."""
         from orchestrate.tracking import transitions
 
         if not reason.strip():
@@ -193,6 +197,11 @@ class RunHandle:
                 "say why the run is given up", fix=f"orchestrate abandon {self.id} --reason TEXT"
             )
         at, runs = self._ft.store.clock.now(), self._ft.store.runs
+        deployed = self.deployments(over=False)
+        for one in deployed:
+            one.abandon(reason.strip())
+        if deployed and runs.is_closed(self.id):
+            return self.record
         self.record = runs.apply(
             self.id, lambda run: transitions.abandoned(run, reason.strip(), at), note=f"abandoned: {reason}"
         )
@@ -246,8 +255,28 @@ class RunHandle:
         """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
         from orchestrate.tracking.hosting.deployer import Terms
 
-        deployer = self._deployer(to)
-        return deployer.price(self.record, Terms(options=options, accept_unknown_price=True))
+        terms = Terms(options=options, accept_unknown_price=True)
+        return self._deployer(to).offer(self.record, terms).usd_per_hour
+
+    def deployment_offer(
+        self,
+        to: str | None = None,
+        *,
+        max_cost_usd: Decimal | float | str | None = None,
+        max_hours: Decimal | float | str | None = None,
+        **options: Any,
+    ) -> DeploymentOffer:
+        """What `deploy` with the same arguments would agree to: the price, and the limits that will hold,
+        those of an earlier call included. Nothing is sent. Raises what `deploy` does."""
+        from orchestrate.tracking.hosting.deployer import Terms
+
+        terms = Terms(
+            options=options,
+            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
+            max_hours=amount(max_hours, "max_hours", "hours"),
+            accept_unknown_price=True,
+        )
+        return self._deployer(to).offer(self.record, terms)
 
     def deploy(
         self,
@@ -266,7 +295,10 @@ class RunHandle:
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
         `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
-        on. Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
+        on. A limit or an option that a second call does not name stays as it was. Limits count from when it
+        was made, and other options than those of what is up are refused.
+
+        Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
         anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
         what came of it.
         """
@@ -279,9 +311,9 @@ class RunHandle:
         trust.require_to_spend(self._ft.settings, deployer.provider)
         terms = Terms(
             options=options,
-            max_usd_per_hour=_dollars(max_usd_per_hour),
-            max_cost_usd=_dollars(max_cost_usd),
-            max_hours=_dollars(max_hours),
+            max_usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
+            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
+            max_hours=amount(max_hours, "max_hours", "hours"),
             accept_unknown_price=accept_unknown_price,
             made_by=made_by or self._ft.settings.made_by or None,
         )
@@ -303,6 +335,11 @@ class RunHandle:
         """The newest one, as last seen: `at` one backend, or anywhere."""
         record = self._ft.store.deployments.of_run(self.id, at)
         return None if record is None else DeploymentHandle(self._ft, record)
+
+    def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
+        """All of this run, newest first, as last seen; by `over` those that are over, or are not."""
+        found = self._ft.store.deployments.matching(over=over)
+        return [DeploymentHandle(self._ft, one) for one in found if one.run_id == self.id]
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
         """Ends what `deploy` started (`at` one backend, or wherever it is up), and asks the host until it
@@ -385,7 +422,3 @@ class RunHandle:
     def proofs(self) -> list[Proof]:
         """Whether what answered somewhere was what was trained, oldest first."""
         return self._ft.store.history.proofs(self.id)
-
-
-def _dollars(value: Decimal | float | str | None) -> Decimal | None:
-    return None if value is None else Decimal(str(value))

@@ -249,7 +249,7 @@ def verify(
 
 def _deployed_at(home: Home, run: RunHandle) -> set[str]:
     """Hosts to which a run's adapter was deployed."""
-    return {d.provider for d in home.store.deployments.matching() if d.run_id == run.id}
+    return {one.record.provider for one in run.deployments()}
 
 
 def _key(asking: Asking) -> str | None:

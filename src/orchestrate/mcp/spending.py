@@ -12,10 +12,12 @@ from mcp.server.mcpserver.resolve import Elicit, Resolve
 from pydantic import BaseModel, Field
 
 from orchestrate.errors import OverBudget, UsageError
+from orchestrate.handles.deployment import question
 from orchestrate.mcp.reading import SpecGiven, run_line, told
 from orchestrate.service import Orchestrator
 from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
 from orchestrate.text import count, inert, money, quoted
+from orchestrate.types import DeploymentOffer
 
 
 class Agreement(BaseModel):
@@ -138,16 +140,21 @@ def _answers_usd(purse: Purse, planned: EvaluationPlan) -> Decimal | None:
 
 
 def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
-    def ask_deploy(run: str, max_hours: float, ctx: Context) -> Elicit[Agreement]:
-        handle = ft.run(run)
-        usd_per_hour = handle.deployment_price()
-        if usd_per_hour is None:
+    def offered(run: str, max_hours: float) -> tuple[DeploymentOffer, Decimal]:
+        """What is agreed to, and the most that it costs."""
+        if not 0 < max_hours <= 24 * 31:
+            raise UsageError(f"max_hours is above 0 and at most a month; got {max_hours:g}")
+        offer = ft.run(run).deployment_offer(max_hours=max_hours)
+        if offer.most_usd is None:
             raise UsageError(
-                "the price of an hour is not known", fix=f"orchestrate deploy {handle.id}  in a terminal"
+                "the price of an hour is not known", fix=f"orchestrate deploy {offer.run_id}  in a terminal"
             )
-        purse.require(handle.record.provider, _hosting_usd(usd_per_hour, max_hours))
-        question = f"Deploy {handle.id} at {money(usd_per_hour)} an hour, for at most {max_hours:g} hours?"
-        return put(ctx, question, f"orchestrate deploy {handle.id}")
+        return offer, offer.most_usd
+
+    def ask_deploy(run: str, max_hours: float, ctx: Context) -> Elicit[Agreement]:
+        offer, most_usd = offered(run, max_hours)
+        purse.require(offer.provider, most_usd)
+        return put(ctx, question(offer), f"orchestrate deploy {offer.run_id}")
 
     def deploy(
         run: str, max_hours: float, agreed: Annotated[Agreement, Resolve(told(ask_deploy))]
@@ -155,10 +162,10 @@ def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
         """Put a tuned model on GPUs of its host, ended after `max_hours`. BILLS BY THE HOUR until then or
         `undeploy`: the person is asked, with the price."""
         require(agreed)
-        handle = ft.run(run)
-        usd_per_hour = handle.deployment_price() or Decimal(0)
-        purse.take(handle.record.provider, _hosting_usd(usd_per_hour, max_hours))
-        return handle.deploy(max_hours=max_hours, max_usd_per_hour=usd_per_hour).record.to_dict()
+        offer, most_usd = offered(run, max_hours)
+        purse.take(offer.provider, most_usd)
+        up = ft.run(run).deploy(max_hours=max_hours, max_usd_per_hour=offer.usd_per_hour)
+        return up.record.to_dict()
 
     return deploy
 
@@ -215,9 +222,3 @@ def require(agreed: Agreement) -> None:
 def prepared_limit(high_usd: Decimal) -> Decimal | None:
     """What was agreed to is the limit; a run without a price has none."""
     return high_usd or None
-
-
-def _hosting_usd(usd_per_hour: Decimal, hours: float) -> Decimal:
-    if not 0 < hours <= 24 * 31:
-        raise UsageError(f"max_hours is above 0 and at most a month; got {hours:g}")
-    return usd_per_hour * Decimal(str(hours))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
+from orchestrate.amounts import amount
 from orchestrate.errors import DataError
 from orchestrate.handles.deployment import DeploymentHandle
 from orchestrate.handles.run import RunHandle
@@ -244,7 +245,7 @@ class Orchestrator(Measuring, Rerunning):
         if not isinstance(spec, Prepared):
             self.require(spec, name)  # before the data are read
         prepared = spec if isinstance(spec, Prepared) else self.prepare(spec, name)
-        limit = None if max_cost_usd is None else Decimal(str(max_cost_usd))
+        limit = amount(max_cost_usd, "max_cost_usd")
         key = idempotency_key
         asked = submission.of(self, prepared, name, key=key, limit_usd=limit, again=again, patient=patient)
         return submission.send(self, prepared, name, asked, strict=strict, agree=agree, progress=progress)

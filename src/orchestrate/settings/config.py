@@ -11,12 +11,13 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from orchestrate.errors import ConfigError
+from orchestrate.amounts import amount
+from orchestrate.errors import ConfigError, UsageError
 from orchestrate.files import is_private, private_folder
 from orchestrate.profile import built_in, places, this_machine
 from orchestrate.settings.downloads import download_limit
@@ -233,17 +234,10 @@ def _slots(values: Mapping[str, Any], path: Path | None) -> dict[str, int]:
 
 
 def _money(value: Any, path: Path | None) -> Decimal | None:
-    if value is None:
-        return None
     try:
-        amount = Decimal(str(value))
-    except InvalidOperation:
-        amount = Decimal("nan")
-    if not amount.is_finite() or amount < 0:
-        raise ConfigError(
-            f"{path or 'ORCHESTRATE_BUDGET_USD'}: budget_usd must be a number of US dollars, got {value!r}"
-        )
-    return amount
+        return amount(value, "budget_usd")
+    except UsageError as error:
+        raise ConfigError(f"{path or 'ORCHESTRATE_BUDGET_USD'}: {error.message}") from error
 
 
 def _level(value: Any) -> str:

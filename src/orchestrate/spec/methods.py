@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrate.amounts import MOST
+
 
 class Part(BaseModel):
     """Frozen, and without fields that there are not."""
@@ -268,6 +270,12 @@ def _money(value: Any) -> Any:
     return Decimal(str(value)) if isinstance(value, float) else value
 
 
+def _within(usd: Decimal) -> Decimal:
+    if usd > MOST:
+        raise ValueError(f"must be at most {MOST:,f}")
+    return usd
+
+
 def _start(word: str) -> str:
     if word not in STARTS and not re.fullmatch(r"pissa_niter_[1-9][0-9]{0,2}", word):
         raise ValueError(f"{word!r} is not known; allowed: {', '.join(STARTS)}, pissa_niter_4 (any number)")
@@ -294,7 +302,7 @@ Train = Annotated[
 OptimizerChoice = Annotated[Optimizer, _tagged("adamw")]
 Method = Annotated[SFT | DPO | RFT, Field(discriminator="type"), _tagged("sft")]
 Adapter = Annotated[LoRA | QLoRA | Full, Field(discriminator="type"), _tagged("lora")]
-Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0)]
+Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0), AfterValidator(_within)]
 
 
 _OF_TEMPLATES = frozenset(

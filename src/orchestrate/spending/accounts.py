@@ -54,7 +54,7 @@ class Found(Record, frozen=True, kw_only=True):
     foreign: bool
     """Nothing in this store says that it was made from here."""
     abandoned: bool = False
-    """Its run was given up in this store."""
+    """It, or its run, was given up in this store."""
     unaccounted: str | None = None
     """Why nothing in this store accounts for it: what it costs is in no sum."""
     idle: bool
@@ -149,13 +149,15 @@ class _Books:
 
     runs: Sequence[Run]
     deployments: Sequence[Deployment]
+    time_of: Callable[[Deployment], datetime]
+    """Now, as a deployment's age counts it."""
 
     def expenses(self, now: datetime) -> list[Expense]:
         of = {run.id: run for run in self.runs}
-        return [
-            *(expenses.of_run(run, now) for run in self.runs),
-            *(e for one in self.deployments for e in expenses.of_deployment(one, of.get(one.run_id), now)),
-        ]
+        found = [expenses.of_run(run, now) for run in self.runs]
+        for one in self.deployments:
+            found += expenses.of_deployment(one, of.get(one.run_id), self.time_of(one))
+        return found
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ class Spender:
         books = _Books(
             [run for run in self.store.runs.matching() if run.sandbox is sandbox],
             [one for one in self.store.deployments.matching() if one.sandbox is sandbox],
+            self.store.deployments.time_of,
         )
         every = books.expenses(now)
         chosen = expenses.in_month(every, month)
@@ -326,8 +329,7 @@ def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], n
             one = None if is_job else deployment_of.get(job)
             used = one.used_at if one else None
             # What was just made is not idle, though nobody has asked it anything yet.
-            fresh = max([at for at in (used, one and one.created_at) if at], default=None)
-            in_use = fresh is not None and now - fresh < IN_USE
+            in_use = one is not None and books.time_of(one) - (used or one.created_at) < IN_USE
             meant = not {item.id, item.id.rpartition("/")[2], item.name}.isdisjoint(ignore)
             told = Found(
                 item=item,
@@ -336,7 +338,8 @@ def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], n
                 used_at=used,
                 person=(one and one.made_by) or (run.made_by if run else None) or item.owner,
                 foreign=run is None and one is None,
-                abandoned=run is not None and run.abandoned is not None,
+                abandoned=(run is not None and run.abandoned is not None)
+                or (one is not None and one.state is DeploymentState.ABANDONED),
                 unaccounted=unaccounted(run, now) if is_job else None,
                 idle=False,
             )

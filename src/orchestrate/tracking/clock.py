@@ -10,9 +10,13 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrate.types import Deployment
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,26 @@ def _seconds() -> float:
 def stamp(at: datetime) -> str:
     """A time as the store holds it: fixed width, so that the order of strings is the order of times."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
+    """`created_at` plus the age of a deployment: what bills by the hour is counted and limited on this clock.
+
+    What has passed since the last reading is measured by uptime. After another start, or on another machine,
+    only the wall clock is left. It never counts backward, and where it differs from the age by the host's
+    own record (`made_at`), a wrong clock made the last reading, and the host's record holds.
+    """
+    now, up, last = clock.now(), clock.uptime(), deployment.age
+    if last is None:  # made by an earlier version
+        return max(now, deployment.created_at)
+    if last.boot == up.boot and up.seconds >= last.uptime:
+        return _after(deployment, last.seconds + up.seconds - last.uptime)
+    passed = (now - last.at).total_seconds()
+    if made_at is not None:
+        by_host = (now - made_at).total_seconds() - last.seconds
+        passed = by_host if passed < 0 else min(passed, by_host)
+    return _after(deployment, last.seconds + max(passed, 0.0))
+
+
+def _after(deployment: Deployment, seconds: float) -> datetime:
+    return deployment.created_at + timedelta(seconds=seconds)

@@ -38,8 +38,10 @@ from orchestrate.types.gateway import GatewayJob as GatewayJob
 from orchestrate.types.gateway import GatewayKey as GatewayKey
 from orchestrate.types.hosting import ADAPTER_JOB as ADAPTER_JOB
 from orchestrate.types.hosting import Adapter as Adapter
+from orchestrate.types.hosting import Age as Age
 from orchestrate.types.hosting import Billing as Billing
 from orchestrate.types.hosting import Deployment as Deployment
+from orchestrate.types.hosting import DeploymentOffer as DeploymentOffer
 from orchestrate.types.hosting import DeploymentState as DeploymentState
 from orchestrate.types.hosting import Standing as Standing
 from orchestrate.types.jobs import Account as Account

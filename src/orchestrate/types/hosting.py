@@ -79,15 +79,28 @@ class DeploymentState(StrEnum):
     ENDING = "ending"
     ENDED = "ended"
     LOST = "lost"
+    ABANDONED = "abandoned"
 
     @property
     def over(self) -> bool:
-        return self in (DeploymentState.ENDED, DeploymentState.LOST)
+        return self in (DeploymentState.ENDED, DeploymentState.LOST, DeploymentState.ABANDONED)
 
     @property
     def unproven(self) -> bool:
         """The host has not shown yet whether it is there, or that it is gone."""
         return self in (DeploymentState.CREATING, DeploymentState.OUTCOME_UNKNOWN, DeploymentState.ENDING)
+
+
+class Age(Record, frozen=True, kw_only=True):
+    """How old a deployment was at one reading of a machine's clocks."""
+
+    seconds: float
+    """Since it was made. Measured by uptime, so that setting the wall clock changes nothing."""
+    at: datetime
+    """The wall clock at this reading."""
+    boot: str
+    """The start of the machine from which `uptime` counts."""
+    uptime: float
 
 
 class Deployment(Record, frozen=True, kw_only=True):
@@ -138,6 +151,8 @@ class Deployment(Record, frozen=True, kw_only=True):
     billed_by_month: dict[str, float] = {}
     """`billed_s` by month as `2026-11`, in UTC; what an earlier version counted is in none."""
     billing_since: datetime | None = None
+    age: Age | None = None
+    """By the last reading. All times above but `updated_at` are `created_at` plus an age."""
 
     @property
     def handle(self) -> JobHandle:
@@ -146,3 +161,27 @@ class Deployment(Record, frozen=True, kw_only=True):
     @property
     def limited(self) -> bool:
         return self.max_cost_usd is not None or self.max_hours is not None
+
+
+class DeploymentOffer(Record, frozen=True, kw_only=True):
+    """What `deploy` would agree to: the price, and the limits that will hold, those of an earlier call
+    included."""
+
+    run_id: str
+    provider: str
+    title: str
+    """The backend, as people call it."""
+    sandbox: bool
+    model: str
+    deployment: str | None = None
+    """Id of the deployment that is there already, and that is completed, started or changed."""
+    options: dict[str, Any] = {}
+    usd_per_hour: Decimal | None = None
+    """With all replicas up, idle or not; `None` when it is not known."""
+    max_cost_usd: Decimal | None = None
+    max_hours: Decimal | None = None
+    """Since the deployment was made."""
+    hours_left: Decimal | None = None
+    """Of `max_hours`."""
+    most_usd: Decimal | None = None
+    """What it may still cost before a limit ends it; `None` without a limit or a price."""

@@ -7,6 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
 
+from orchestrate.errors import UsageError
 from orchestrate.types.planning import Bill, Quote
 from orchestrate.types.record import Record
 
@@ -359,7 +360,10 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def handle(self) -> JobHandle:
-        """Raises `ValueError` while the run has no job on the host yet."""
+        """Raises `UsageError` while the run has no job on the host."""
         if self.job_id is None:
-            raise ValueError(f"run {self.id} has no job on {self.provider} yet (phase {self.phase})")
+            raise UsageError(
+                f"run {self.id} has no job on {self.provider} (it is {self.phase.value})",
+                fix=f"orchestrate events {self.id}   (says why)",
+            )
         return JobHandle(provider=self.provider, job_id=self.job_id, ref=self.ref, kind=self.job_kind)

@@ -4,15 +4,18 @@ where money is spent, and is done by the same calls as the commands do it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrate.amounts import amount
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.handles.deployment import question
 from orchestrate.text import money, rate
 from orchestrate.types import Feature, JobStatus, Run, SubmitPhase
 from orchestrate.ui.site import Copy, Form, Site, first
@@ -57,6 +60,8 @@ class Asked:
     usd_per_hour: Decimal | None = None
     unknown: bool = False
     """A price that nobody knows has to be agreed to by itself."""
+    shown: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The limits that the sum is for, by the names of their fields."""
 
 
 def possible(site: Site, handle: RunHandle) -> list[Verb]:
@@ -81,7 +86,26 @@ def possible(site: Site, handle: RunHandle) -> list[Verb]:
     return [VERBS[name] for name in names]
 
 
-def asked(handle: RunHandle, name: str) -> Asked:
+_FLAGS = (("max_cost_usd", "max-cost"), ("max_hours", "max-hours"))
+_LIMITS = [name for name, _ in _FLAGS]
+
+
+def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) -> Asked:
+    """With the limits of the form, whose fields are filled with them."""
+    offer = handle.deployment_offer(
+        max_cost_usd=number(given, "max_cost_usd"), max_hours=number(given, "max_hours")
+    )
+    shown = {name: first(given, name).strip() for name in _LIMITS}
+    if offer.usd_per_hour is None:
+        return Asked(verb, question(offer), "a price that is not known", unknown=True, shown=shown)
+    total = f"{money(offer.usd_per_hour * 24)} a day"
+    if offer.most_usd is not None:
+        total = f"at most {money(offer.most_usd)} from now on"
+    cost = f"{rate(offer.usd_per_hour)} an hour, {total}"
+    return Asked(verb, question(offer), cost, offer.usd_per_hour, shown=shown)
+
+
+def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> Asked:
     """Raises `UsageError` for an act that there is not, and what a host says that is asked for its price."""
     run = handle.record
     if name not in VERBS:
@@ -97,11 +121,7 @@ def asked(handle: RunHandle, name: str) -> Asked:
             what = "It goes on where it stopped, within the price agreed to when it was submitted."
         return Asked(verb, what, None if quote is None else f"up to {money(quote.high_usd)}")
     if name == "deploy":
-        price = handle.deployment_price()
-        what = "It goes on GPUs of its host and bills by the hour, asked or idle, until it is taken down."
-        if price is None:
-            return Asked(verb, what, "a price that is not known", unknown=True)
-        return Asked(verb, what, f"{rate(price)} an hour, {money(price * 24)} a day", price)
+        return _asked_to_deploy(handle, verb, given)
     whats: Mapping[str, str] = {
         "pause": "It stops until it is resumed. A host may bill what it keeps meanwhile.",
         "download": "Its files are fetched into the home folder, and their hashes checked.",
@@ -113,18 +133,19 @@ def asked(handle: RunHandle, name: str) -> Asked:
 def routes(site: Site) -> list[Route]:
     def confirm(request: Request) -> Response:
         handle = site.ft.run(request.path_params["run"])
-        name = request.path_params["verb"]
+        name, given = request.path_params["verb"], request.query_params
+        limits = [f" --{flag} {first(given, field)}" for field, flag in _FLAGS if first(given, field)]
         return site.page(
             request,
             "confirm.html",
             here="runs",
             copy=Copy(
-                command=f"orchestrate {name} {handle.id}",
+                command=f"orchestrate {name} {handle.id}{''.join(limits)}",
                 python="from orchestrate import Orchestrator\n\nwith Orchestrator() as ft:\n"
                 f"    ft.run({handle.id!r}).{name}()",
             ),
             run=handle.record,
-            asked=asked(handle, name),
+            asked=asked(handle, name, given),
             checkpoint=request.query_params.get("checkpoint", "") if name == "download" else "",
         )
 
@@ -133,6 +154,10 @@ def routes(site: Site) -> list[Route]:
         name = request.path_params["verb"]
         if name not in VERBS:
             raise UsageError(f"there is no {name!r} on these pages")
+        limits = {one: first(form, one).strip() for one in _LIMITS}
+        if name == "deploy" and any(first(form, f"shown_{one}") != value for one, value in limits.items()):
+            # Nobody has seen what it costs with these limits: the page says so first.
+            return f"/runs/{handle.id}/do/deploy?{urlencode(limits)}"
         site.work.begin(handle.id, VERBS[name].label.lower(), lambda: _done(handle, name, form))
         return f"/runs/{handle.id}"
 
@@ -168,15 +193,7 @@ def _done(handle: RunHandle, name: str, form: Form) -> str:
     return f"{after.id} is {after.status.value}"
 
 
-def number(form: Form, name: str) -> Decimal | None:
+def number(form: Form | Mapping[str, str], name: str) -> Decimal | None:
     """Raises `UsageError` for what is no number."""
-    written = first(form, name).strip().removeprefix("$").replace(",", "")
-    if not written:
-        return None
-    try:
-        found = Decimal(written)
-    except InvalidOperation:
-        found = Decimal("nan")
-    if not found.is_finite() or found < 0:
-        raise UsageError(f"{name.replace('_', ' ')} takes a number, such as 25 or 7.50; got {written!r}")
-    return found
+    unit = "hours" if name == "max_hours" else "US dollars"
+    return amount(first(form, name).strip() or None, name.replace("_", " "), unit)

@@ -89,7 +89,7 @@ def head_of(site: Site, handle: RunHandle) -> Head:
         run,
         site.work.notes(run.id),
         [] if site.read_only else actions.possible(site, handle),
-        [one for one in site.ft.deployments(over=None) if one.record.run_id == run.id],
+        handle.deployments(),
         site.ft.store.history.events(run.id, limit=_EVENTS),
     )
 

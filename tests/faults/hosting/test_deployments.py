@@ -251,7 +251,7 @@ def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
     endless = spending(_without_limits(real), now)
     assert round(endless.committed_usd) == 24 * real.usd_per_hour
     with deployed.store.database.writing() as connection, pytest.raises(OverBudget):
-        require_budget(connection, "together", Decimal(5), first.total_usd + 4)
+        require_budget(connection, deployed.clock, "together", Decimal(5), first.total_usd + 4)
 
 
 def _without_limits(deployment: Deployment) -> Deployment:

@@ -247,6 +247,28 @@ def test_what_others_wrote_is_data(shop: Shop) -> None:
     assert (person.asked, shop.sent(), shop.ft.deployments()) == ([], sent, [])
 
 
+def test_a_deploy_is_agreed_to_with_all_that_it_costs(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "together")
+    shop.hosts.skip(100_000)
+    run.refresh()
+    price, person = run.deployment_price(), Person("no")
+    assert price is not None
+
+    async def deploy(client: Any) -> Any:
+        return await client.call_tool("deploy", {"run": run.id, "max_hours": 2})
+
+    assert with_client(shop, deploy, person).is_error and shop.ft.deployments() == []
+    person.answer = "yes"
+    result = with_client(shop, deploy, person)
+    assert not result.is_error, said(result)
+    [first, question] = person.asked
+    assert first == question and question.startswith("SANDBOX, nothing is billed. ")
+    for part in (run.record.tuned_model, run.id, "Together", f"${price:.2f} an hour", money(2 * price)):
+        assert part is not None and part in question, part
+    assert with_client(shop, deploy, person, max_cost_usd=price).is_error, "that is above this server's limit"
+    run.undeploy()
+
+
 def test_a_name_adds_no_line_to_the_question(shop: Shop) -> None:
     """The agent chooses the model, and may have been talked into one."""
     name = "gpt-4.1-mini-2025-04-14\n\nSANDBOX, nothing is billed.\x1b[2K"

@@ -25,6 +25,7 @@ from orchestrate.ab.people import arm_at, exposed, person
 from orchestrate.ab.plan import recorded_sometimes, required
 from orchestrate.errors import DataError, UsageError
 from orchestrate.reports import experiments as pages
+from orchestrate.service.serving import experiments
 from orchestrate.tracking import Store
 from orchestrate.tracking.clock import Clock
 from orchestrate.types import DecisionRule, ExperimentPlan, ExperimentReport, Exposure, PlannedMetric
@@ -318,8 +319,23 @@ def test_a_metric_of_which_a_missing_outcome_says_nothing_is_named_at_the_start(
 
 def test_it_is_stopped_with_either_model(store: Store) -> None:
     experiment = Experiment.begin(PLAN, store)
-    assert experiment.stop("tuned") and not experiment.stop("base")
+    assert experiment.stop("tuned") and not experiment.stop("tuned")
     assert experiment.assign("u").arm == "tuned" and experiment.report().state == "stopped"
+
+
+def test_there_is_a_way_back_to_the_base_after_it_has_shipped(store: Store, clock: Later) -> None:
+    plan = replace(PLAN, rule=replace(PLAN.rule, stages=(50, 100)))
+    experiment = Experiment.begin(plan, store)
+    told(experiment, given_models(experiment, store, 400), base=0.2, tuned=0.9)
+    clock.hours = 2
+    report = experiment.step()
+    assert (report.phases[-1].verb, experiment.assign("u").arm) == ("ship", "tuned")
+    with pytest.raises(UsageError, match="has ended already"):
+        experiments.stop(experiment, "tuned")
+    back = experiments.stop(experiment, "base")
+    assert back.share == 0 and experiment.assign("u").arm == "base"
+    assert [phase.verb for phase in back.phases][-2:] == ["ship", "stop"]
+    assert experiments.stop(experiment, "tuned").share == 1, "and forth"
 
 
 def test_what_was_written_down_is_not_changed_afterwards(store: Store) -> None:

@@ -186,7 +186,7 @@ def test_a_deployment_of_the_store_is_counted_and_is_idle_when_nobody_asks_it(
     assert hers.deployments == 1 and hers.committed_usd > 0 and not hers.unknown
     assert report.total.deployments == 1 and report.total.committed_usd >= hers.committed_usd
 
-    def older(one: Any) -> Any:
+    def older(one: Any, _at: Any) -> Any:
         import msgspec
 
         return msgspec.structs.replace(one, created_at=one.created_at - timedelta(hours=2))

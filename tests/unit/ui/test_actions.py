@@ -38,8 +38,8 @@ def ready(ft: Orchestrator, rows: Path) -> str:
 def done(web: TestClient, path: str, **more: str) -> str:
     """Asks, agrees, and gives the page that follows."""
     asked = Parsed(web.get(path).text)
-    assert asked.posts == [path]
-    answer = web.post(path, data=asked.fields | more)
+    assert asked.posts == [path.partition("?")[0]]
+    answer = web.post(asked.posts[0], data=asked.fields | more)
     assert answer.status_code == 200, answer.text
     return answer.text
 
@@ -54,7 +54,12 @@ def test_a_deployment_names_its_price_and_is_ended_again(
     asked = Parsed(web.get(f"/runs/{ready}/do/deploy").text)
     assert price is not None and f"${price:.2f} an hour" in asked.text
     assert ft.deployments() == [], "asking is not doing"
-    html = done(web, f"/runs/{ready}/do/deploy", max_hours="2", max_cost_usd="")
+    page = Parsed(done(web, f"/runs/{ready}/do/deploy", max_hours="2", max_cost_usd=""))
+    assert ft.deployments() == [], "nobody has seen yet what two hours cost"
+    model = ft.run(ready).record.tuned_model
+    for part in ("SANDBOX", model, "Fireworks", f"${price:.2f} an hour", f"at most ${2 * price:.2f}"):
+        assert part is not None and part in page.text, part
+    html = done(web, f"/runs/{ready}/do/deploy?max_hours=2&max_cost_usd=")
     [up] = ft.deployments()
     assert up.record.run_id == ready and up.record.max_hours == 2 and up.record.max_usd_per_hour == price
     assert up.id in html and f"/runs/{ready}/do/undeploy" in Parsed(html).links
@@ -84,7 +89,7 @@ def test_what_a_host_refuses_is_told_with_the_way_out(web: TestClient, ready: st
     answer = web.post(f"/runs/{ready}/do/cancel", data={"word": site.word})
     assert answer.status_code == 200 and "succeeded" in answer.text, "a run that has ended stays so"
     answer = web.post(f"/runs/{ready}/do/deploy", data={"word": site.word, "max_hours": "many"})
-    assert answer.status_code == 404 and "takes a number" in answer.text
+    assert answer.status_code == 404 and "must be a number" in answer.text
     assert "there is no" in web.post(f"/runs/{ready}/do/burn", data={"word": site.word}).text
 
 

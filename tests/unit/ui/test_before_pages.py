@@ -97,8 +97,8 @@ def test_what_a_forged_form_says_is_told(web: TestClient, site: Site, rows: Path
     spec = json.dumps({"model": "qwen3-8b", "train": str(rows)})
     sent = {"word": site.word, "spec": spec, "provider": "together"}
     for more, status, told in (
-        ({"max_cost_usd": "all"}, 404, "takes a number"),
-        ({"max_cost_usd": "-1"}, 404, "takes a number"),
+        ({"max_cost_usd": "all"}, 404, "must be a number"),
+        ({"max_cost_usd": "-1"}, 404, "must be a number"),
         ({"max_cost_usd": ""}, 404, "nobody agreed"),
         ({"max_cost_usd": "5", "provider": ""}, 404, "name a backend"),
         ({"max_cost_usd": "5", "spec": "[1]"}, 422, "not valid"),

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal.console import (
     Json,
     ended_by_signal,
@@ -91,7 +92,7 @@ def generate(
     order = generation.Order(
         rows=rows,
         max_requests=wish.max_requests,
-        max_cost_usd=_dollars(wish.max_cost),
+        max_cost_usd=amount(wish.max_cost, "--max-cost", above_zero=True),
         max_tokens=wish.max_tokens,
         rows_per_request=wish.per_request,
         examples=wish.examples,
@@ -156,16 +157,6 @@ def review(
         f"{counts.accepted + counts.edited:,} accepted, {counts.rejected:,} rejected, "
         f"{counts.pending:,} to decide; orchestrate data review {file} --export OUT  writes the accepted ones"
     )
-
-
-def _dollars(text: str | None) -> Decimal | None:
-    try:
-        value = None if text is None else Decimal(text)
-    except InvalidOperation as error:
-        raise UsageError(f"--max-cost takes US dollars, not {text!r}") from error
-    if value is not None and not (value.is_finite() and value > 0):
-        raise UsageError("--max-cost takes a positive number of US dollars")
-    return value
 
 
 def _text(given: str) -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrate.amounts import amount
 from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import dollars, grouped
+from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 
@@ -71,7 +72,7 @@ def judge(
     from orchestrate.service.data import files as data
     from orchestrate.service.evaluation import judging
 
-    given: dict[str, Any] = {**vars(by), "max_cost_usd": dollars(by.max_cost)}
+    given: dict[str, Any] = {**vars(by), "max_cost_usd": amount(by.max_cost, "--max-cost")}
     del given["max_cost"]
     terms = judging.JudgeTerms(**given)
     target = output or data.beside(file, "judged.jsonl")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.amounts import amount
 from orchestrate.commands.data.options import OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import (
@@ -23,7 +24,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import dollars, grouped
+from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
@@ -105,7 +106,7 @@ def record(
             sampling=sampling,
             on=asked.on,
             key_variable=asked.key_variable,
-            max_cost_usd=dollars(max_cost),
+            max_cost_usd=amount(max_cost, "--max-cost"),
         )
         with recording.PreparedRecording(ft, name, order) as prepared:
             plan = prepared.plan()

@@ -214,7 +214,8 @@ def stop(
     ),
     json: Json = False,
 ) -> None:
-    """End an experiment, whatever it shows: everybody gets one model from then on."""
+    """End an experiment, whatever it shows: everybody gets one model from then on. After the end it changes
+    that model, as back to the base once the tuned one has shipped."""
     from orchestrate.service.serving import experiments
 
     with orchestrator(context) as ft:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
@@ -21,7 +22,7 @@ from orchestrate.commands.terminal.console import (
     print_text,
     warn,
 )
-from orchestrate.commands.terminal.options import dollars, grouped
+from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -208,7 +209,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
         target=decision.target,
         margin=decision.margin,
         traffic=decision.traffic,
-        max_cost_usd=dollars(decision.max_cost),
+        max_cost_usd=amount(decision.max_cost, "--max-cost"),
         fresh=rows.fresh,
     )
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
+from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, print_text, table
-from orchestrate.commands.terminal.options import dollars, grouped
+from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
@@ -96,7 +97,7 @@ def regress(
         on=asking.on,
         base_precision=asking.base_precision,
         max_tokens=asking.max_tokens,
-        max_cost_usd=dollars(asking.max_cost),
+        max_cost_usd=amount(asking.max_cost, "--max-cost"),
         fresh=asking.fresh,
     )
     with orchestrator(context) as ft, PreparedRegression(ft, run, order) as prepared:

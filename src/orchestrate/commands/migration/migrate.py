@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, goes_on, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import ServingOptions, dollars, grouped, models_given
+from orchestrate.commands.terminal.options import ServingOptions, grouped, models_given
 from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.errors import UsageError
@@ -185,7 +186,7 @@ def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrde
         on=proof.on,
         probes=[name.strip() for name in proof.probes.split(",") if name.strip()],
         proof=proof.proof,
-        max_cost_usd=dollars(proof.max_answers),
+        max_cost_usd=amount(proof.max_answers, "--max-answers-cost"),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.text import Text
 
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal.console import (
     Json,
     RunArg,
@@ -17,12 +18,12 @@ from orchestrate.commands.terminal.console import (
     print_json,
     stage_text,
     table,
+    warn,
 )
-from orchestrate.commands.terminal.options import dollars
 from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.handles.deployment import NOT_DEPLOYED, uses_of_checkpoint
-from orchestrate.text import limit, money, quoted
+from orchestrate.text import limit, money, quoted, rate
 from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
 from orchestrate.types.proof import badge
 from orchestrate.watching import UNSENT, UNSETTLED
@@ -223,7 +224,7 @@ def resume(
     from orchestrate.service.training.queueing import crowded
 
     with orchestrator(context) as ft:
-        after = ft.run(run).resume(max_cost_usd=dollars(max_cost), max_hours=max_hours)
+        after = ft.run(run).resume(max_cost_usd=amount(max_cost, "--max-cost"), max_hours=max_hours)
         _show_status(after, json=json)
         if told := crowded(ft, after):
             note(told)
@@ -235,13 +236,22 @@ def abandon(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the run.")],
     json: Json = False,
 ) -> None:
-    """Give up on a run: its host is no longer asked about it, and it no longer counts against the budget.
+    """Give up on a run, and on its deployments in an account that can no longer be asked. Their hosts are no
+    longer asked about them, and they only count against the budget with what they are known to have cost.
     Ends nothing on the host."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:
             job, host = handle.record.job_id, handle.record.host
             note(f"its job {job} may go on at {host} and be billed; end it there")
+        for one in handle.deployments(over=False):
+            r, cost = one.record, one.spent_usd
+            hourly = f" {rate(r.usd_per_hour)} an hour" if r.usd_per_hour is not None else ""
+            counted = "" if cost is None else f". The budget keeps the {money(cost)} counted so far"
+            warn(
+                f"its deployment {r.host_id or r.id} may go on at {r.host} and bill{hourly}; end it there: "
+                f"nothing here will ask about it again{counted}"
+            )
         _show_status(handle.abandon(reason), json=json)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 
 from orchestrate import text
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal.console import (
     Json,
     ended_by_signal,
@@ -161,7 +162,7 @@ def add(
             backends=scope.backends or (),
             models=scope.models or (),
             map=scope.map or (),
-            budget_usd=service.budget(scope.budget),
+            budget_usd=amount(scope.budget, "--budget"),
             per_minute=scope.per_minute,
             concurrent=scope.concurrent,
             expires_at=scope.expires.replace(tzinfo=UTC) if scope.expires else None,

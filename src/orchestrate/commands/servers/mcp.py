@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal.console import orchestrator, print_text
-from orchestrate.commands.terminal.options import dollars
 from orchestrate.errors import MissingExtra
 
 
@@ -33,6 +33,6 @@ def mcp(
     if skill:
         print_text(server.skill())
         return
-    limit_usd = dollars(max_cost)
+    limit_usd = amount(max_cost, "--max-cost")
     with orchestrator(context) as ft:
         server.server(ft, max_cost_usd=limit_usd, read_only=read_only).run("stdio")

@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -198,17 +197,6 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
     if other := [name for name in names if not spec.names_model_for(name)]:
         note(f"without {', '.join(other)}: the spec names no model there")
     return [name for name in names if name not in other]
-
-
-def dollars(given: str | None, option: str = "--max-cost") -> Decimal | None:
-    """Raises `UsageError` for what is no sum."""
-    try:
-        usd = None if given is None else Decimal(given)
-    except InvalidOperation:
-        usd = Decimal("nan")
-    if usd is not None and (not usd.is_finite() or usd < 0):
-        raise UsageError(f"{option} is a number of US dollars, not {given!r}")
-    return usd
 
 
 def models_given(given: list[str] | None) -> str | dict[str, str] | None:

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from orchestrate import days
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     SANDBOX,
@@ -26,7 +27,7 @@ from orchestrate.commands.terminal.console import (
     report_error,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, dollars, grouped
+from orchestrate.commands.terminal.options import SpecOptions, grouped
 from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
@@ -158,7 +159,7 @@ def require_agreement(
     names = [found.provider for found in new]
     if not names:
         return {}
-    each = dollars(spending.max_cost_each, "--max-cost-each")
+    each = amount(spending.max_cost_each, "--max-cost-each")
     try:
         caps = ft.preflight(prepared, names, strict=how.strict, max_cost_each_usd=each)
     except DataError as error:

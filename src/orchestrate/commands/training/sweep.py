@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrate import watching
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import (
     Json,
@@ -23,7 +24,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, dollars, grouped
+from orchestrate.commands.terminal.options import SpecOptions, grouped
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.files import write_whole
 from orchestrate.text import count, money
@@ -147,7 +148,7 @@ def _begun(
         survivors=vary.survivors,
         prune=aim.prune,
         max_parallel=aim.max_parallel,
-        max_cost_usd=dollars(aim.max_cost),
+        max_cost_usd=amount(aim.max_cost, "--max-cost"),
         seed=vary.seed,
     )
     spec = asked.read(provider or "all")

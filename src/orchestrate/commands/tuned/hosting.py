@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrate.amounts import amount
 from orchestrate.commands.terminal.console import (
     Json,
     RunArg,
@@ -26,7 +26,9 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.commands.tuned.exporting import show_proof
 from orchestrate.errors import UsageError
-from orchestrate.text import money, rate
+from orchestrate.handles.deployment import ending, price
+from orchestrate.handles.deployment import limits as ends_by
+from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState
 
 if TYPE_CHECKING:
@@ -85,9 +87,9 @@ class Terms:
     def limits(self) -> dict[str, Decimal | None]:
         """Raises `UsageError`."""
         return {
-            "max_usd_per_hour": _usd("--max-usd-per-hour", self.max_usd_per_hour),
-            "max_cost_usd": _usd("--max-cost", self.max_cost),
-            "max_hours": _hours(self.max_hours),
+            "max_usd_per_hour": amount(self.max_usd_per_hour, "--max-usd-per-hour"),
+            "max_cost_usd": amount(self.max_cost, "--max-cost", above_zero=True),
+            "max_hours": amount(self.max_hours, "--max-hours", "hours", above_zero=True),
         }
 
 
@@ -118,20 +120,19 @@ def deploy(
         handle = ft.run(run)
         handle.check()
         host = to or handle.record.provider
-        price = handle.deployment_price(to, **options)
-        if price is None and not terms.accept_unknown_price:
+        asked = {name: limits[name] for name in ("max_cost_usd", "max_hours")}
+        offer = handle.deployment_offer(to, **asked, **options)
+        if offer.usd_per_hour is None and not terms.accept_unknown_price:
             raise UsageError(
                 f"not deployed: what an hour of it costs on {host} is not known", fix="--accept-unknown-price"
             )
-        cost = "an unknown price" if price is None else f"{rate(price)} an hour, idle included"
-        what = handle.record.tuned_model if host == handle.record.provider else f"the adapter of {handle.id}"
-        err.print(f"{host} bills a deployment of {what} at {cost}.")
-        ends = _limits(limits["max_cost_usd"], limits["max_hours"])
-        err.print(f"It ends {ends}." if ends else "It has no limit: it bills until it is ended.")
+        what = offer.model if host == handle.record.provider else f"the adapter of {handle.id}"
+        err.print(f"{host} bills a deployment of {what} at {price(offer)}.")
+        err.print(ending(offer))
         if not confirm("Deploy?", yes=yes):
             raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
-        if price is not None and limits["max_usd_per_hour"] is None:
-            limits["max_usd_per_hour"] = price  # what was agreed to
+        if limits["max_usd_per_hour"] is None:
+            limits["max_usd_per_hour"] = offer.usd_per_hour  # what was agreed to
         given: dict[str, Any] = {**limits, "accept_unknown_price": terms.accept_unknown_price, **options}
         deployment = handle.deploy(to, **given)
         if deployment.record.limited:
@@ -171,7 +172,8 @@ def undeploy(
         ended = handle.undeploy(at, patience_s=wait)
         record = ended.record if ended is not None else None
         cost = ended.spent_usd if ended is not None else None
-    down = record is None or record.state.over
+        down = record is None or record.state.over
+        left_s = 0.0 if ended is None or down else ended.settles_in_s
     if json:
         state = "down" if down else "ending"
         print_json({"run": handle.id, "state": state, "deployment": record.to_dict() if record else None})
@@ -180,9 +182,14 @@ def undeploy(
     elif down:
         spent = f"; about {money(cost)} by the hours that it was up" if cost else ""
         note(f"down, as {record.provider} shows{spent}")
+    elif record.host_id is None:
+        warn(
+            f"{record.provider} shows no deployment of it. One could still come up for "
+            f"{duration(left_s)}: look again then, with: orchestrate undeploy {run}   (or sync, worker)"
+        )
     else:
-        price = f" at {rate(record.usd_per_hour)} an hour" if record.usd_per_hour is not None else ""
-        bills = f"it still bills{price}" if record.billing_since is not None else "it bills nothing now"
+        at_price = f" at {rate(record.usd_per_hour)} an hour" if record.usd_per_hour is not None else ""
+        bills = f"it still bills{at_price}" if record.billing_since is not None else "it bills nothing now"
         warn(
             f"{record.provider} still has {record.host_id} ({record.raw_state}), asked to end: {bills}; "
             f"look again with: orchestrate undeploy {run}   (or sync, worker)"
@@ -216,7 +223,7 @@ def deployments(
             state_of(r),
             money(r.usd_per_hour),
             money(cost),
-            _limits(r.max_cost_usd, r.max_hours),
+            ends_by(r.max_cost_usd, r.max_hours),
             r.made_by or "",
             f"{r.created_at:%Y-%m-%d %H:%M}",
         )
@@ -239,29 +246,11 @@ def in_words(deployment: DeploymentHandle) -> str:
         parts.append(f"{rate(record.usd_per_hour)} an hour")
     if cost is not None:
         parts.append(f"about {money(cost)} " + ("in all" if record.state.over else "so far"))
-    ends = _limits(record.max_cost_usd, record.max_hours)
+    ends = ends_by(record.max_cost_usd, record.max_hours)
     if ends and not record.state.over:
         parts.append(f"ends {ends}")
     said = record.cause if record.cause is not None else record.problem
     return ", ".join(parts) + (f" ({said})" if said else "")
-
-
-def _usd(flag: str, value: str | None) -> Decimal | None:
-    if value is None:
-        return None
-    try:
-        found = Decimal(value.removeprefix("$"))
-    except InvalidOperation:
-        found = Decimal("NaN")
-    if not found.is_finite() or found < 0:
-        raise UsageError(f"{flag} takes US dollars, such as 25 or 7.50; got {value!r}")
-    return found
-
-
-def _hours(value: float | None) -> Decimal | None:
-    if value is not None and not math.isfinite(value):
-        raise UsageError(f"--max-hours takes a number of hours, such as 8 or 0.5; got {value}")
-    return None if value is None else Decimal(str(value))
 
 
 def _minutes(text: str) -> int:
@@ -270,13 +259,6 @@ def _minutes(text: str) -> int:
     if found is None:
         raise UsageError(f"--idle takes a time such as 30m or 2h; got {text!r}")
     return round(float(found[1]) * (60 if found[2] == "h" else 1))
-
-
-def _limits(max_cost: Decimal | None, max_hours: Decimal | None) -> str:
-    parts = [f"at ${max_cost:.2f}"] if max_cost is not None else []
-    if max_hours is not None:
-        parts.append(f"after {max_hours.normalize():f} h")
-    return " or ".join(parts)
 
 
 def _watched(settings: Settings) -> None:

@@ -106,13 +106,20 @@ def check_budget(
 class UnknownPrice(OverBudget):
     """A limit is set and the price is not known, so it cannot be kept."""
 
-    def __init__(self, provider: str, limit_usd: Decimal, reason: str) -> None:
+    def __init__(
+        self,
+        provider: str,
+        limit_usd: Decimal,
+        reason: str,
+        *,
+        fix: str = "give the price (--rate; of a place usd_per_hour, in its options), or drop the limit",
+    ) -> None:
         super().__init__(provider, limit_usd, limit_usd)
         self.message = (
             f"{provider}: a limit of {limit(limit_usd)} is set and the price is not known: {reason}"
         )
         self.args = (self.message,)
-        self.fix = "give the price (--rate; of a place usd_per_hour, in its options), or drop the limit"
+        self.fix = fix
 
 
 def over_cap(run: Run, so_far: Bill | None) -> bool:

@@ -15,7 +15,7 @@ from orchestrate.costing.spent import deployments
 from orchestrate.costing.spent.budget import spending
 from orchestrate.errors import UsageError
 from orchestrate.text import meant
-from orchestrate.types import Deployment, Record, Run, SubmitPhase
+from orchestrate.types import Deployment, DeploymentState, Record, Run, SubmitPhase
 
 CENT = Decimal("0.01")
 _NANO = Decimal("1e-9")
@@ -60,7 +60,7 @@ class Sum(Record, frozen=True, kw_only=True):
     unknown: tuple[str, ...] = ()
     """Ids of those whose cost is not known and in neither sum."""
     abandoned: tuple[str, ...] = ()
-    """Ids of runs that were given up: their hosts are not asked about them any more."""
+    """Ids of runs and deployments that were given up: their hosts are not asked about them any more."""
 
 
 def of_run(run: Run, now: datetime) -> Expense:
@@ -110,6 +110,7 @@ def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> lis
             spent_usd=usd,
             committed_usd=exact(money.committed_usd) if month == last else Decimal(0),
             known=deployment.usd_per_hour is not None or (deployment.state.over and not billed),
+            abandoned=deployment.state is DeploymentState.ABANDONED,
         )
         for month, usd in spent.items()
         if usd or month == last
@@ -177,7 +178,7 @@ def total(expenses: Iterable[Expense], key: str = "total") -> Sum:
         runs=sum(e.kind == "run" for e in found),
         deployments=len({e.id for e in found if e.kind == "deployment"}),
         unknown=tuple(dict.fromkeys(e.id for e in found if not e.known)),
-        abandoned=tuple(e.id for e in found if e.abandoned),
+        abandoned=tuple(dict.fromkeys(e.id for e in found if e.abandoned)),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestrate.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
 from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources
@@ -77,7 +78,7 @@ def fits(
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
     """(the machine, why). Without a list of machines there is none to choose. Raises `UsageError`."""
-    wanted, most = asked.get("gpu", "auto"), _usd(asked, "max_usd_per_hour")
+    wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
         return None, "the place decides"
     if wanted != "auto":
@@ -164,8 +165,8 @@ def _hourly(machine: Machine, *, spot: bool) -> Hourly | None:
 
 def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) -> Resources:
     """Raises `UsageError` for a value that does not do."""
-    hours = _usd(asked, "max_hours")
-    minutes = _usd(asked, "silence_minutes")
+    hours = _amount(asked, "max_hours")
+    minutes = _amount(asked, "silence_minutes")
     spot = asked.get("spot", False)
     if not isinstance(spot, bool):
         raise UsageError(f"spot must be true or false, got {spot!r}")
@@ -186,7 +187,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
             max_hours=float(hours) if hours is not None else MOST_HOURS,
             max_usd=spec.max_cost_usd,
             usd_per_hour=hourly.usd_per_hour if hourly else None,
-            most_usd_per_hour=_usd(asked, "max_usd_per_hour"),
+            most_usd_per_hour=_amount(asked, "max_usd_per_hour"),
             silence_s=float(minutes) * 60 if minutes is not None else SILENCE_S,
         ),
     )
@@ -251,14 +252,6 @@ def _least(asked: Mapping[str, Any]) -> int | None:
     return value
 
 
-def _usd(asked: Mapping[str, Any], name: str) -> Decimal | None:
-    value = asked.get(name)
-    if value is None:
-        return None
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if isinstance(value, bool) or not number.is_finite() or number <= 0:
-        raise UsageError(f"{name} must be a number above 0, got {value!r}")
-    return number
+def _amount(asked: Mapping[str, Any], name: str) -> Decimal | None:
+    unit = "US dollars" if "usd" in name else "minutes" if name.endswith("minutes") else "hours"
+    return amount(asked.get(name), name, unit, above_zero=True)

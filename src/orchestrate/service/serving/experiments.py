@@ -230,7 +230,7 @@ def standing(report: ExperimentReport) -> str:
 
 
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
-    """Ends it with this model for everybody. Raises `UsageError` where it has ended."""
+    """Ends it with this model for everybody. Raises `UsageError` where it has ended with this one."""
     if not experiment.stop(keep):
         raise UsageError(f"{experiment.plan.name} has ended already: {experiment.phases()[-1].why}")
     return experiment.report()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,17 +89,6 @@ def revoke_key(ft: Orchestrator, name: str) -> GatewayKey:
 def entries(ft: Orchestrator, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
     """The last requests that changed something or were refused, and keys made and revoked, oldest first."""
     return ft.store.gateway_keys.entries(key=key, limit=limit)
-
-
-def budget(told: str | None) -> Decimal | None:
-    """US dollars. Raises `UsageError`."""
-    try:
-        usd = None if told is None else Decimal(told)
-    except InvalidOperation:
-        usd = Decimal(-1)
-    if usd is not None and not (usd.is_finite() and usd >= 0):
-        raise UsageError(f"a budget is a number of US dollars, not {told!r}")
-    return usd
 
 
 def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:

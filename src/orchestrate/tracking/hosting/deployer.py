@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate.costing.spent.deployments import limit_reached, spending, spent_usd
 from orchestrate.errors import (
     NotFound,
     OrchestrateError,
@@ -27,14 +28,16 @@ from orchestrate.errors import (
     ProviderError,
     UsageError,
 )
-from orchestrate.text import duration
+from orchestrate.text import duration, money
 from orchestrate.tracking.hosting import states
+from orchestrate.tracking.hosting.deployments import Change
 from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.types import (
     ADAPTER_JOB,
     Adapter,
     Deployment,
+    DeploymentOffer,
     DeploymentState,
     Endpoint,
     Run,
@@ -80,70 +83,99 @@ class Deployer:
 
     # -- making --------------------------------------------------------------------------------------------
 
-    def price(self, run: Run, terms: Terms) -> Decimal | None:
-        """US dollars per hour, once the terms allow it. Raises `OverBudget`, `UsageError`, `OtherAccount`."""
-        if self.adapter is not None:
-            begun = self.store.deployments.of_run(run.id, self.provider.config.name)
-            if begun is not None and not begun.state.over and begun.state is not DeploymentState.INTENT:
-                self.require_account(begun)
-            price = self.provider.adapters().price(self.adapter, terms.options)
-        else:
-            self._require_host(run)
-            accounts.require(self.store, self.provider, run)
-            price = self.provider.deployment_price(run.handle, options=terms.options)
-        self._require_terms(price, terms)
-        return price
+    def offer(self, run: Run, terms: Terms) -> DeploymentOffer:
+        """What `deploy` would agree to. Sends and changes nothing. Raises `OverBudget`, `UsageError`,
+        `OtherAccount`."""
+        before = self._open(run)
+        price = self._price(run, before, terms)
+        fresh = before is None
+        asked = self._intent(run) if before is None else before
+        at = self.store.deployments.time_of(asked)
+        agreed = _agreed(asked, terms, price, at)
+        most = spending(msgspec.structs.replace(agreed, sandbox=False), at).committed_usd
+        hours = agreed.max_hours
+        return DeploymentOffer(
+            run_id=run.id,
+            provider=agreed.provider,
+            title=self.provider.title,
+            sandbox=agreed.sandbox,
+            model=agreed.model or run.model,
+            deployment=None if fresh else agreed.id,
+            options=agreed.options,
+            usd_per_hour=price,
+            max_cost_usd=agreed.max_cost_usd,
+            max_hours=hours,
+            hours_left=None if hours is None else hours - _hours(agreed, at),
+            most_usd=most if agreed.limited and price is not None else None,
+        )
 
     def deploy(self, run: Run, terms: Terms, *, budget_usd: Decimal | None = None) -> Deployment:
-        """Makes it, or completes what an earlier call began.
+        """Makes it, or completes, starts or changes what an earlier call began: all that it may cost from
+        then on is taken from the budget first.
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
         (`sync` finds out, and so does this call when it is repeated), `LeaseHeld` while another process is
         at it, and `ProviderError`: whether something is up all the same the store then knows.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
-            price = self.price(run, terms)
+            price = self._price(run, self._open(run), terms)
             deployment = self._begun(run)
             if deployment is None:
-                deployment = self._intent(run, terms, price)
+                fresh = self._intent(run)
+                deployment = _agreed(fresh, terms, price, fresh.created_at)
                 self.store.deployments.add(deployment, budget_usd=budget_usd)
             else:
-                deployment = self._apply(deployment, lambda d, _: _agreed(d, terms, price))
+                deployment = self.store.deployments.apply(
+                    deployment.id, lambda d, at: _agreed(d, terms, price, at), budget_usd=budget_usd
+                )
             self.reached("after-intent")
             if self.adapter is not None:
                 with work(f"sending the adapter to {self.provider.name}", BYTES) as told:
                     self.provider.adapters().upload(self.adapter, self.progress or told)
                 self.reached("after-upload")
-            return self._make(deployment, _with_limit(terms, price))
+            return self._make(deployment, _with_limit(deployment, price))
+
+    def _price(self, run: Run, before: Deployment | None, terms: Terms) -> Decimal | None:
+        """US dollars per hour, once the terms allow it."""
+        options = {**(before.options if before is not None else {}), **terms.options}
+        if self.adapter is not None:
+            if before is not None:
+                self.require_account(before)
+            price = self.provider.adapters().price(self.adapter, options)
+        else:
+            self._require_host(run)
+            accounts.require(self.store, self.provider, run)
+            price = self.provider.deployment_price(run.handle, options=options)
+        self._require_terms(price, terms)
+        return price
+
+    def _open(self, run: Run) -> Deployment | None:
+        """What an earlier call left at the host, as far as the store knows."""
+        found = self.store.deployments.of_run(run.id, self.provider.config.name)
+        return None if found is None or found.state.over or found.state is DeploymentState.INTENT else found
 
     def _begun(self, run: Run) -> Deployment | None:
         """What an earlier call left, once it is known what became of it."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state.over:
             return None
-        if deployment.state is DeploymentState.INTENT and not self._is_here(deployment):
-            why = "begun with another key, and never sent"
-            self._apply(deployment, lambda d, at: states.never_made(d, why, at))
+        if deployment.state is DeploymentState.INTENT:  # nobody is at it: we have the lease
+            self._apply(deployment, lambda d, at: states.never_made(d, "begun, and never sent", at))
             return None
-        if deployment.state is DeploymentState.ENDING:
-            raise UsageError(
-                f"the deployment of {run.id} is being ended, and the host still has it",
-                fix=f"orchestrate undeploy {run.id}   (it waits until it is gone), then deploy again",
-            )
         if deployment.state in states.UNSETTLED:
             deployment = self.look(deployment)
             if deployment.state in states.UNSETTLED:
-                left = self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
+                left = duration(math.ceil(self.settles_in(deployment)))
                 raise OutcomeUnknown(
                     self.provider.name,
                     deployment.job_id,
-                    f"an earlier deploy is not settled; it will be in {duration(math.ceil(left))}",
+                    f"an earlier deploy is not settled; it will be in {left}",
                 )
         return None if deployment.state.over else deployment
 
-    def _intent(self, run: Run, terms: Terms, price: Decimal | None) -> Deployment:
+    def _intent(self, run: Run) -> Deployment:
         now, adapter = self.store.clock.now(), self.adapter
-        fresh = Deployment(
+        return Deployment(
             id=self.store.deployments.new_id(),
             run_id=run.id,
             provider=self.provider.config.name,
@@ -157,7 +189,6 @@ class Deployer:
             created_at=now,
             updated_at=now,
         )
-        return _agreed(fresh, terms, price)
 
     def _make(self, deployment: Deployment, options: dict[str, Any]) -> Deployment:
         deployment = self._apply(deployment, states.creating, new_attempt=True)
@@ -232,6 +263,10 @@ class Deployer:
 
     def _end(self, deployment: Deployment) -> Deployment:
         try:
+            if deployment.host_id is None:  # what is ended unseen would count as never made
+                deployment = self.look(deployment)
+            if deployment.state.over:
+                return deployment
             self.provider.undeploy(deployment.handle)
             self.reached("after-end-request")
             deployment = self.look(deployment)
@@ -251,12 +286,17 @@ class Deployer:
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
             there = list(self.provider.deployed(deployment.handle))
-        settled = self.store.deployments.waited(deployment.id) >= self.timing.settle_s(self.provider)
+        settled = self.settles_in(deployment) <= 0
         patience = timedelta(seconds=self.timing.margin_s)
-        return self._apply(
-            deployment,
+        return self.store.deployments.apply(
+            deployment.id,
             lambda d, at: states.observed(d, there, at, settled=settled, patience=patience),
+            made_at=min((item.created_at for item in there if item.created_at), default=None),
         )
+
+    def settles_in(self, deployment: Deployment) -> float:
+        """Seconds until a request that was to make it is done, or never will be."""
+        return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
         """Raises `OtherAccount` unless the key certainly works for the deployment's account: by the account's
@@ -269,8 +309,11 @@ class Deployer:
             # The run's own account is one of another host.
             if here is False or not self._sees(deployment):
                 now = accounts.account_of(self.store, self.provider)
-                raise OtherAccount(
-                    self.provider.title, deployment.run_id, deployment.account, now, sure=here is False
+                raise _or_abandon(
+                    OtherAccount(
+                        self.provider.title, deployment.run_id, deployment.account, now, sure=here is False
+                    ),
+                    deployment,
                 )
             return
         run = self.store.runs.get(deployment.run_id)
@@ -278,7 +321,7 @@ class Deployer:
             accounts.prove(self.store, self.provider, run)
             return
         if here is False or not self._shows(run):
-            raise accounts.other(self.store, self.provider, run)
+            raise _or_abandon(accounts.other(self.store, self.provider, run), deployment)
 
     def _is_here(self, deployment: Deployment) -> bool | None:
         return accounts.is_here(self.store, self.provider, deployment.account)
@@ -297,23 +340,14 @@ class Deployer:
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
         """One that the host has under the name of a run's job, and this store does not know."""
-        deployment = self._intent(run, Terms(), None)
+        deployment = self._intent(run)
         self.store.deployments.add(deployment, note="found on the host")
         return self.look(deployment, items)
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _apply(
-        self,
-        deployment: Deployment,
-        step: Callable[[Deployment, datetime], Deployment],
-        *,
-        new_attempt: bool = False,
-    ) -> Deployment:
-        at = self.store.clock.now()
-        return self.store.deployments.apply(
-            deployment.id, lambda current: step(current, at), new_attempt=new_attempt
-        )
+    def _apply(self, deployment: Deployment, step: Change, *, new_attempt: bool = False) -> Deployment:
+        return self.store.deployments.apply(deployment.id, step, new_attempt=new_attempt)
 
     def _require_host(self, tracked: Run | Deployment) -> None:
         if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
@@ -324,6 +358,9 @@ class Deployer:
 
     def _require_terms(self, price: Decimal | None, terms: Terms) -> None:
         name = self.provider.title
+        for option in ("max_cost_usd", "max_hours"):
+            if getattr(terms, option) == 0:
+                raise UsageError(f"{option} must be above 0: at 0 nothing can be deployed")
         if price is None:
             if not terms.accept_unknown_price:
                 raise UsageError(
@@ -345,26 +382,63 @@ class Deployer:
             )
 
 
+def _or_abandon(error: OtherAccount, deployment: Deployment) -> OtherAccount:
+    command = f"orchestrate abandon {deployment.run_id} --reason TEXT"
+    error.fix = f"{error.fix}\nIf that account is gone for good: {command}"
+    return error
+
+
 def lease_name(run_id: str) -> str:
     return f"deployment:{run_id}"
 
 
-def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None) -> Deployment:
-    """With the terms of the last call; a limit that it does not name stays."""
+def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: datetime) -> Deployment:
+    """With the terms of the last call. A limit or an option that it does not name stays. Raises `UsageError`
+    for one that is being ended, for a limit that has come already, and for other options than those of what
+    is up."""
     given = {
         "max_usd_per_hour": terms.max_usd_per_hour,
         "max_cost_usd": terms.max_cost_usd,
         "max_hours": terms.max_hours,
         "made_by": deployment.made_by or terms.made_by,
         "usd_per_hour": price,
-        "options": terms.options or None,
+        "options": {**deployment.options, **terms.options},
     }
-    return msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})
+    agreed = msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})
+    again = f"orchestrate undeploy {deployment.run_id}   (it waits until it is gone), then deploy again"
+    if deployment.state is DeploymentState.ENDING:
+        raise UsageError(
+            f"the deployment of {deployment.run_id} is being ended, and the host still has it", fix=again
+        )
+    if deployment.host_id is not None:
+        has = {name: str(value) for name, value in deployment.options.items()}
+        other = [f"{name}={v}" for name, v in terms.options.items() if has.get(name) != str(v)]
+        if other:
+            known = ", ".join(f"{name}={value}" for name, value in has.items()) or "its backend's defaults"
+            raise UsageError(
+                f"the deployment of {deployment.run_id} is there already, with {known}: "
+                f"{', '.join(other)} cannot be changed while it is",
+                fix=again,
+            )
+    if (come := limit_reached(agreed, at)) is not None:
+        hours, usd = _hours(agreed, at), spent_usd(agreed, at)
+        cost = "" if usd is None else f" and has cost about {money(usd)}"
+        raise UsageError(
+            f"the deployment of {deployment.run_id} would be ended at once: {come}. It was made "
+            f"{duration(float(hours) * 3600)} ago{cost}",
+            fix=f"a higher --max-hours or --max-cost (each counts from when it was made), or {again}",
+        )
+    return agreed
 
 
-def _with_limit(terms: Terms, price: Decimal | None) -> dict[str, Any]:
+def _hours(deployment: Deployment, at: datetime) -> Decimal:
+    """Since it was made."""
+    return Decimal(str((at - deployment.created_at).total_seconds())) / 3600
+
+
+def _with_limit(deployment: Deployment, price: Decimal | None) -> dict[str, Any]:
     """The options, and the price that was agreed to as the most that may be sent for."""
-    return dict(terms.options) | ({"max_usd_per_hour": price} if price is not None else {})
+    return dict(deployment.options) | ({"max_usd_per_hour": price} if price is not None else {})
 
 
 def _not_made(deployment: Deployment, problem: str, at: datetime) -> Deployment:

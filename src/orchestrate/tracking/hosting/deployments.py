@@ -7,18 +7,22 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.clock import stamp, time_of
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.ids import RUN_PREFIX, new_run_id
 from orchestrate.tracking.records.budget import require_budget
-from orchestrate.types import Deployment, DeploymentState, Record
+from orchestrate.types import Age, Deployment, DeploymentState, Record
 
 PREFIX = "dep-"
+Change = Callable[[Deployment, datetime], Deployment]
+_READ_EVERY_S = 600.0
+_LESS = "give it fewer hours (--max-hours) or less to cost (--max-cost), or raise the budget"
 
 
 class DeploymentTransition(Record, frozen=True, kw_only=True):
@@ -41,15 +45,16 @@ class Deployments:
     def new_id(self) -> str:
         return PREFIX + new_run_id(self._db.clock.now()).removeprefix(RUN_PREFIX)
 
+    def time_of(self, deployment: Deployment) -> datetime:
+        """Now, on the clock that its age is counted on."""
+        return time_of(deployment, self._db.clock)
+
     def add(self, deployment: Deployment, *, budget_usd: Decimal | None = None, note: str = "intent") -> None:
         """Writes it down before anything is sent. Raises `OverBudget` when what it may cost does not fit into
         what is left of `budget_usd`, and `UsageError` when its job has one that is not over."""
-        from orchestrate.costing.spent.deployments import spending
-
+        deployment = self._read(deployment, deployment.created_at)
         with self._db.writing() as connection:
-            may_cost = spending(deployment, deployment.created_at).committed_usd
-            if budget_usd is not None and may_cost:
-                require_budget(connection, deployment.provider, may_cost, budget_usd)
+            self._reserve(connection, None, deployment, budget_usd)
             try:
                 connection.execute(
                     schema.deployments.insert().values(
@@ -72,13 +77,18 @@ class Deployments:
     def apply(
         self,
         deployment_id: str,
-        change: Callable[[Deployment], Deployment],
+        change: Change,
         *,
+        budget_usd: Decimal | None = None,
+        made_at: datetime | None = None,
         note: str | None = None,
         new_attempt: bool = False,
     ) -> Deployment:
-        """Changes one by a function of `orchestrate.tracking.hosting.states`, in one transaction; `change`
-        sees it as it is now."""
+        """Changes one by a function of `orchestrate.tracking.hosting.states`, in one transaction. `change`
+        sees it as it is now, and the time by its age; `made_at` is when its host says that it was made.
+
+        With a budget the change agrees to more cost, or starts it: raises `OverBudget` as `add` does.
+        """
         table = schema.deployments
         query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()
         with self._db.writing() as connection:
@@ -86,9 +96,14 @@ class Deployments:
             if row is None:
                 raise UsageError(f"no deployment is called {deployment_id}", fix="orchestrate deployments")
             before = Deployment.from_json(row.record)
-            after = change(before)
-            if after is before:
+            at = time_of(before, self._db.clock, made_at=made_at)
+            after = change(before, at)
+            if after is before and not self._due(before):
                 return before
+            if after is not before:
+                after = msgspec.structs.replace(after, updated_at=self._db.clock.now())
+                self._reserve(connection, before, after, budget_usd)
+            after = self._read(after, at)
             attempt = row.attempt + new_attempt
             if new_attempt:
                 up = self._db.clock.uptime()
@@ -100,6 +115,46 @@ class Deployments:
             if note or (before.state, before.raw_state) != (after.state, after.raw_state):
                 self._append(connection, after, attempt, note)
             return after
+
+    def _reserve(
+        self, connection: Connection, before: Deployment | None, after: Deployment, budget_usd: Decimal | None
+    ) -> None:
+        """The one place where a deployment takes its part of a budget: all that it may cost from now on, less
+        what it held before. Nothing more is taken from one that bills already and will cost no more."""
+        from orchestrate.costing.spent.budget import UnknownPrice
+        from orchestrate.costing.spent.deployments import spending
+
+        if budget_usd is None or after.sandbox:
+            return
+        if after.usd_per_hour is None:
+            reason = "nobody knows what an hour of this deployment costs"
+            raise UnknownPrice(after.provider, budget_usd, reason, fix="a shape with a price, or no budget")
+        now = self.time_of(after)
+        held = spending(before, now).committed_usd if before is not None else Decimal(0)
+        wanted = spending(after, now).committed_usd
+        if wanted > held or before is None or before.billing_since is None:
+            figure = "the most that this deployment may cost from now on"
+            require_budget(
+                connection, self._db.clock, after.provider, wanted, budget_usd + held, figure, fix=_LESS
+            )
+
+    def _read(self, deployment: Deployment, at: datetime) -> Deployment:
+        """With a reading of the clocks for its age at this time."""
+        up = self._db.clock.uptime()
+        age = Age(
+            seconds=(at - deployment.created_at).total_seconds(),
+            at=self._db.clock.now(),
+            boot=up.boot,
+            uptime=up.seconds,
+        )
+        return msgspec.structs.replace(deployment, age=age)
+
+    def _due(self, deployment: Deployment) -> bool:
+        """Whether its age is to be read again, so that little is lost with this start of the machine."""
+        up, last = self._db.clock.uptime(), deployment.age
+        if deployment.state.over:
+            return False
+        return last is None or last.boot != up.boot or not 0 <= up.seconds - last.uptime < _READ_EVERY_S
 
     def _append(self, connection: Connection, deployment: Deployment, attempt: int, note: str | None) -> None:
         connection.execute(
@@ -165,9 +220,11 @@ class Deployments:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
     def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
-        """The backends of those that are not over, or were not `since` then."""
+        """The backends of those that are not over, or were not `since` then. Nobody asks about one that its
+        user gave up."""
         found = self.matching(over=None if since else False, since=since)
-        return sorted({one.provider for one in found if sandboxes or not one.sandbox})
+        open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
+        return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
         """(backend, host) of those that will not stay so: a limit will come, an end is not proven."""

@@ -4,6 +4,7 @@
                  |         |      |
                  |         +------+-> ENDING -> ENDED      by us; ENDED is proven by the host
                  |         +------+-> LOST                 the host has none, and nobody here ended it
+                 |         +------+-> ABANDONED            given up: its account cannot be asked any more
                  +-> OUTCOME_UNKNOWN -> UP | ENDED         a request may have made it
 
 From CREATING until the end it counts as billing unless the host shows that it is not. What the host shows
@@ -25,6 +26,7 @@ from orchestrate.tracking.transitions import ImpossibleTransition
 from orchestrate.types import Deployment, DeploymentState, Endpoint, Standing
 
 State = DeploymentState
+_NOTHING: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
 UNSETTLED = frozenset({State.CREATING, State.OUTCOME_UNKNOWN})
 """The host may or may not have it."""
 
@@ -69,8 +71,14 @@ def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment
     """The host made none."""
     if deployment.state.over:
         return deployment
-    nothing: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
-    return _moved(deployment, at, State.ENDED, bills=False, problem=problem, ended_at=at, **nothing)
+    return _moved(deployment, at, State.ENDED, bills=False, problem=problem, ended_at=at, **_NOTHING)
+
+
+def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
+    """Its user gives it up, whatever its host does: what was counted stays, and nothing more is."""
+    if deployment.state.over:
+        return deployment
+    return _moved(deployment, at, State.ABANDONED, bills=False, cause=reason, complete=False, ended_at=at)
 
 
 def failed(deployment: Deployment, problem: str, at: datetime) -> Deployment:
@@ -106,7 +114,9 @@ def observed(
     if deployment.state in UNSETTLED:
         return never_made(deployment, deployment.problem or "the host made none", at)
     if deployment.state is State.ENDING:
-        return _moved(deployment, at, State.ENDED, bills=False, raw_state=None, ended_at=at)
+        ended = _moved(deployment, at, State.ENDED, bills=False, raw_state=None, ended_at=at)
+        # One that was looked for before it was ended, and that the host has never shown, has billed nothing.
+        return ended if deployment.host_id is not None else msgspec.structs.replace(ended, **_NOTHING)
     missing = deployment.missing_since or at
     if at - missing < patience:
         return _moved(deployment, at, deployment.state, bills=None, missing_since=missing)
@@ -127,7 +137,9 @@ def _seen(deployment: Deployment, there: Sequence[Standing], at: datetime) -> De
         state = State.ENDING  # also when it had been shown as gone
     if deployment.state.over:
         changes |= {"ended_at": None, "complete": False}
-        if deployment.state is State.LOST:
+        if deployment.state is State.ABANDONED and bills:  # it went on unseen
+            deployment = msgspec.structs.replace(deployment, billing_since=deployment.ended_at)
+        if deployment.state in (State.LOST, State.ABANDONED):
             changes["cause"] = None
     return _moved(deployment, at, state, bills=bills, **changes)
 

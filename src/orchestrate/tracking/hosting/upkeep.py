@@ -80,7 +80,7 @@ class Upkeep:
             self._tell_change(before, deployment)
         if deployment.state.over:
             return
-        cause = limit_reached(deployment, self._store.clock.now())
+        cause = limit_reached(deployment, self._store.deployments.time_of(deployment))
         if deployment.state is DeploymentState.ENDING or (
             cause is not None and deployment.state is not DeploymentState.OUTCOME_UNKNOWN
         ):
@@ -110,7 +110,7 @@ class Upkeep:
             self.told.append(f"{name(deployment)}: {deployment.state.value}")
 
     def _speak_of_idle(self, deployment: Deployment) -> None:
-        now, run_id = self._store.clock.now(), deployment.run_id
+        now, run_id = self._store.deployments.time_of(deployment), deployment.run_id
         quiet = (now - (deployment.used_at or deployment.created_at)).total_seconds()
         if deployment.billing_since is None or quiet < IDLE_HOURS * 3600:
             return

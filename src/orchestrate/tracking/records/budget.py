@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, or_, select, text
 
 from orchestrate.errors import OverBudget
+from orchestrate.tracking.clock import Clock, time_of
 from orchestrate.tracking.database import schema
 from orchestrate.types import Deployment
 
@@ -25,8 +25,8 @@ def one_at_a_time(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
-def total_spending(connection: Connection, now: datetime | None = None) -> Spending:
-    """Runs, and deployments as they stand `now`, by default by this machine's clock."""
+def total_spending(connection: Connection, clock: Clock) -> Spending:
+    """Runs, and deployments as they stand now."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
 
     table = schema.runs
@@ -37,19 +37,20 @@ def total_spending(connection: Connection, now: datetime | None = None) -> Spend
     for bill, high in connection.execute(query):
         spent += Decimal(bill or 0)
         committed += Decimal(high or 0)
-    deployed = _deployed(connection, now or datetime.now(UTC))
+    deployed = _deployed(connection, clock)
     spent += deployed.spent_usd
     committed += deployed.committed_usd
     return Spending(spent_usd=spent, committed_usd=committed)
 
 
-def _deployed(connection: Connection, now: datetime) -> Spending:
+def _deployed(connection: Connection, clock: Clock) -> Spending:
     from orchestrate.costing import Spending
     from orchestrate.costing.spent.deployments import spending
 
     table = schema.deployments
     records = connection.execute(select(table.c.record).where(~table.c.sandbox)).scalars()
-    each = [spending(Deployment.from_json(record), now) for record in records]
+    found = [Deployment.from_json(record) for record in records]
+    each = [spending(one, time_of(one, clock)) for one in found]
     return Spending(
         spent_usd=sum((one.spent_usd for one in each), Decimal(0)),
         committed_usd=sum((one.committed_usd for one in each), Decimal(0)),
@@ -57,12 +58,18 @@ def _deployed(connection: Connection, now: datetime) -> Spending:
 
 
 def require_budget(
-    connection: Connection, provider: str, high_usd: Decimal, budget_usd: Decimal, figure: str = QUOTED
+    connection: Connection,
+    clock: Clock,
+    provider: str,
+    high_usd: Decimal,
+    budget_usd: Decimal,
+    figure: str = QUOTED,
+    **more: str,
 ) -> None:
-    """Raises `OverBudget` unless `high_usd` fits into what is left. Nobody else spends until the transaction
-    ends."""
+    """Raises `OverBudget`, with `more` of it, unless `high_usd` fits into what is left. Nobody else spends
+    until the transaction ends."""
     one_at_a_time(connection)
-    left = budget_usd - total_spending(connection).total_usd
+    left = budget_usd - total_spending(connection, clock).total_usd
     if high_usd > left:
         what = "what is left of the budget,"
-        raise OverBudget(provider, high_usd, max(left, Decimal(0)), what=what, figure=figure)
+        raise OverBudget(provider, high_usd, max(left, Decimal(0)), what=what, figure=figure, **more)

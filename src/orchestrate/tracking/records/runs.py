@@ -135,7 +135,7 @@ class Runs:
                 one_at_a_time(connection)
                 guard(connection, run)
             if budget_usd is not None and not run.sandbox and run.quote is not None:
-                require_budget(connection, run.provider, run.quote.high_usd, budget_usd)
+                require_budget(connection, self._db.clock, run.provider, run.quote.high_usd, budget_usd)
             self._insert_row(connection, run)
             connection.execute(_APPEND, self._step(run, attempt=0, note="intent"))
         return run
@@ -283,7 +283,7 @@ class Runs:
             run = self._locked(connection, [run_id])[run_id].run
             taken = spending(run).total_usd
             if budget_usd is not None and not run.sandbox and usd is not None and usd > taken:
-                require_budget(connection, run.provider, usd, budget_usd + taken, figure)
+                require_budget(connection, self._db.clock, run.provider, usd, budget_usd + taken, figure)
             ((_, after),) = self._apply(connection, [(run_id, change)])
             if event is not None:
                 add_events(self._db, connection, run_id, [event], from_host=False)
@@ -429,7 +429,7 @@ class Runs:
     def spending(self) -> Spending:
         """The sum of `costing.spending` over all runs and deployments; sandboxes are left out."""
         with self._db.reading() as connection:
-            return total_spending(connection, self._db.clock.now())
+            return total_spending(connection, self._db.clock)
 
 
 def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:

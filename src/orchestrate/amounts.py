@@ -1,0 +1,42 @@
+"""The one parser for sums of money and numbers of hours that people type, in options, forms and calls."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Literal
+
+from orchestrate.errors import UsageError
+
+MOST = Decimal(10) ** 12
+"""Far above every sum and every time that means something, and far below what arithmetic cannot round."""
+_LEAST = Decimal(10) ** -12
+_WRITTEN = re.compile(r"\$?(\d+(?:\.\d*)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d*)?)(?:[eE][+-]?\d{1,9})?", re.ASCII)
+
+Unit = Literal["US dollars", "hours", "minutes"]
+
+
+def amount(
+    given: Decimal | float | str | None, name: str, unit: Unit = "US dollars", *, above_zero: bool = False
+) -> Decimal | None:
+    """`25`, `7.50`, `$1,200`. Raises `UsageError`, which names the option, for everything else."""
+    if given is None:
+        return None
+    found = _read(given)
+    if found is None or (above_zero and not found):
+        least = "above 0" if above_zero else "not below 0"
+        example = "25 or 7.50" if unit == "US dollars" else "8 or 0.5"
+        bounds = f"{least} and at most {MOST:,f}"
+        raise UsageError(f"{name} must be a number of {unit} such as {example}, {bounds} (got {given!r})")
+    return found
+
+
+def _read(given: Decimal | float | str) -> Decimal | None:
+    text = str(given).strip()
+    if isinstance(given, bool) or not _WRITTEN.fullmatch(text):
+        return None
+    try:
+        found = Decimal(text.removeprefix("$").replace(",", ""))
+    except InvalidOperation:
+        return None
+    return found if found.is_finite() and (not found or _LEAST <= found <= MOST) else None
