@@ -725,6 +725,23 @@ def test_deploying_makes_one_deployment_and_routes_to_it(host: Host, together: T
     assert len(host.sent("POST", f"{PROJECT}/endpoints")) == 1
 
 
+def test_no_part_of_the_price_passes_for_all_of_it(host: Host, together: TogetherProvider) -> None:
+    """Of two deployments behind one endpoint one is on hardware that the list does not price."""
+    serve_endpoints(host)
+    [known] = host.routes["GET", f"{PROJECT}/endpoints/ep_1"][0]["deployments"]
+    other = {**known, "id": "dep_2", "hardware": "8xnvidia-unlisted"}
+    idle = {**other, "desiredReplicas": 0, "autoscaling": {"minReplicas": 0, "maxReplicas": 0}}
+    found: list[Decimal | None] = []
+    for second in (other, idle):
+        body = {"id": "ep_1", "name": "me/orc-ft-1", "deployments": [known, second], "projectId": "proj-1"}
+        host.on("GET", f"{PROJECT}/endpoints", {"data": [body]})
+        host.on("GET", f"{PROJECT}/endpoints/ep_1", body)
+        endpoint = together.endpoint(JOB)
+        assert endpoint is not None
+        found.append(endpoint.usd_per_hour)
+    assert found == [None, Decimal("3.49")]
+
+
 def test_a_price_above_the_limit_makes_nothing(host: Host, together: TogetherProvider) -> None:
     serve_endpoints(host)
     with pytest.raises(OverBudget):
