@@ -33,6 +33,8 @@ ROWS = 24
 class Loaded:
     """A model as `Generator` has it in a process, with a count of its passes."""
 
+    expected_precision = None
+
     def __init__(self, model: Path, dtype: torch.dtype) -> None:
         self.answerer = Answerer({"model": str(model), "threads": 1, "four_bit": False})
         self.model = self.answerer._base.to(dtype)

@@ -54,6 +54,8 @@ END = {"channels": {"<|return|>", "<|call|>"}, "thinks": {"<|im_end|>"}}
 class Trained:
     """A family's model, tuned to answer about colours, and to look at towns."""
 
+    expected_precision = None
+
     def __init__(self, family: str, folder: Path) -> None:
         self.family, self.folder = family, folder
         self.base = make_family(family, folder / "base", repetition_penalty=3.0, no_repeat_ngram_size=1)
