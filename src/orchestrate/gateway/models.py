@@ -17,7 +17,8 @@ from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint
 from orchestrate.gateway.outside import PROJECT, Outside
 from orchestrate.gateway.refusals import no_model, not_tuned
-from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
+from orchestrate.local.objectives.grader_trial import tried
+from orchestrate.local.objectives.grading import ELSEWHERE, refusal, runs_code
 from orchestrate.tracking.gateway.objects import PERMISSION
 from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
 from orchestrate.wire.bodies import HostError, parse
@@ -207,8 +208,7 @@ class Models:
             errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
         else:
             try:
-                with Grader(asked.grader) as graders:
-                    [grade] = graders.grade([asked.model_sample], [asked.item or {}])
+                grade = tried(asked.grader, asked.model_sample, asked.item or {})
                 reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
             except _BROKEN as error:
                 errors = {"other_error": True, "other_error_details": str(error)}

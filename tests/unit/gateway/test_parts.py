@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -60,6 +61,41 @@ def test_graders_are_tried_out(openai: OpenAI, gateway: Gateway) -> None:
     with gateway.http() as http:
         refused = http.post("fine_tuning/alpha/graders/validate", json={"grader": {"type": "no"}})
     assert refused.status_code == 422 and refused.json()["error"]["code"] == "invalid_grader"
+
+
+LONG = "ab" * 400_000
+HEAVY: dict[str, dict[str, Any]] = {
+    "a template of braces": {"type": "string_check", "operation": "like", "input": "{{" + " " * 2000},
+    "a template that grows": {"type": "string_check", "operation": "eq", "input": "{{item.answer}}" * 9000},
+    "long texts": {"type": "text_similarity", "evaluation_metric": "fuzzy_match", "input": "{{item.answer}}"},
+    "a formula": {
+        "type": "multi",
+        "graders": {"a": {"type": "string_check", "operation": "eq", "input": "", "reference": ""}},
+        "calculate_output": "-" * 9000 + "a",
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", HEAVY)
+def test_a_grader_that_takes_its_time_holds_nobody_up(openai: OpenAI, gateway: Gateway, what: str) -> None:
+    """Graded in a process of its own with an end, while other requests are answered at once."""
+    grader = {"name": "heavy", "reference": LONG[::-1] + "b"} | HEAVY[what]
+    body = {"grader": grader, "model_sample": "x", "item": {"answer": LONG}}
+    answers = list[Any]()
+    with gateway.http() as http:
+        http.timeout = 120
+        asking = threading.Thread(
+            target=lambda: answers.append(http.post("fine_tuning/alpha/graders/run", json=body))
+        )
+        asking.start()
+        listed = 0
+        while asking.is_alive():
+            openai.models.list()
+            listed += 1
+    [answer] = answers
+    assert answer.status_code in (200, 422), answer.text
+    assert listed >= 3 or what != "long texts", "nobody else was answered"
 
 
 @pytest.mark.slow

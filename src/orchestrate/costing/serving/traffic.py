@@ -21,7 +21,8 @@ class Traffic(Record, frozen=True, kw_only=True):
     @classmethod
     def parse(cls, words: str) -> Traffic:
         """`20k req/day, 900 in, 150 out`. Raises `UsageError`."""
-        found = _TRAFFIC.match(words.strip().lower().replace("_", ""))
+        asked = " ".join(words.lower().replace("_", "").split())
+        found = _TRAFFIC.match(asked) if len(asked) <= _LONGEST else None
         if found is None:
             raise UsageError(
                 f"--traffic {words!r} is not understood", fix='write it as "20k req/day, 900 in, 150 out"'
@@ -39,10 +40,12 @@ class Traffic(Record, frozen=True, kw_only=True):
         return self.requests_per_day * DAYS_PER_MONTH
 
 
-_N = r"[\d.,]*\d\s*[km]?"
+_LONGEST = 200
+_N = r"[\d.,]*\d ?[km]?"
 _TRAFFIC = re.compile(
-    rf"^(?P<requests>{_N})\s*(?:req\w*|calls?)?\s*(?:/|per|a)\s*(?P<per>s|sec|second|min|minute|h|hour|d|day|month)\b"
-    rf"[\s,;]+(?P<input>{_N})\s*(?:tok\w*\s*)?in\w*[\s,;]+(?P<output>{_N})\s*(?:tok\w*\s*)?out\w*$"
+    rf"^(?P<requests>{_N}) ?(?:req\w*|calls?)? ?(?:/|per|a) ?"
+    r"(?P<per>s|sec|second|min|minute|h|hour|d|day|month)\b"
+    rf"[ ,;]+(?P<input>{_N}) ?(?:tok\w* ?)?in\w*[ ,;]+(?P<output>{_N}) ?(?:tok\w* ?)?out\w*$"
 )
 
 

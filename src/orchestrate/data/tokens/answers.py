@@ -38,7 +38,7 @@ _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
 _HEADER_BEGUN = re.compile(
-    r"(?:assistant|user|system|developer|tool|functions[.\w]*)?\s*(?:to=\S*)?\s*"
+    r"(?:assistant|user|system|developer|tool|functions[.\w]*)?\s*(?:to=\S*\s*)?"
     r"(?:<[|\w]*|<\|channel\|>[^<]*(?:<.*)?)?",
     re.DOTALL,
 )

@@ -34,8 +34,8 @@ def read(inside: str, tools: Tools) -> list[Call]:
 
 def of_json(text: str) -> list[Call]:
     """`{"name": ..., "arguments": {...}}`, several of them, or a list; the names of the fields differ."""
-    if fenced := re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL):
-        text = fenced[1]
+    if fenced := re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL):
+        text = fenced[1].strip()
     if text[:1] not in ("{", "["):
         return []
     values: list[Any] = []

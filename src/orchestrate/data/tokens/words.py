@@ -15,7 +15,7 @@ from orchestrate.data.tokens.chat_templates import message
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
-KEPT = re.compile(r"(</?[\w:]*think[\w:]*>|</?tool_(?:call|response)>)")
+KEPT = re.compile(r"(</?[\w:]{0,32}think[\w:]{0,32}>|</?tool_(?:call|response)>)")
 """Marks in a message's own words that some templates look for."""
 _WORD = "zq{}qz{}zq"
 """Stands for somebody's words: letters and digits, which no template changes."""

@@ -95,8 +95,8 @@ def _refuse(word: str) -> None:
 
 def unfenced(text: str) -> str:
     """The inside of a ```json fence, when the whole text is one."""
-    match = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, re.DOTALL)
-    return match.group(1) if match else text
+    match = re.fullmatch(r"```(?:json)?[^\S\n]*\n(.*)```", text.strip(), re.DOTALL)
+    return match.group(1).rstrip() if match else text
 
 
 def is_container(text: str) -> bool:

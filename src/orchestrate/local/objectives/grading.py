@@ -13,7 +13,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -42,12 +42,12 @@ _FIELDS = {
     "python": {"source"},
     "multi": {"graders", "calculate_output"},
 }
+LONGEST_FORMULA = 10_000
 _SAMPLE = ("output_text", "output_json", "output_tools", "choices")
 _CODE = (
     "its code would run on this machine; when you trust it: orchestrate --allow-grader-code ... "
     "(or ORCHESTRATE_ALLOW_GRADER_CODE=1 in your environment)"
 )
-_SLOT = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _PLACE = re.compile(r"\w[\w.\[\]-]*")
 
 
@@ -198,6 +198,8 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
             return f"graders.{name}: a multi grader cannot hold another"
         if reason := refusal(inner, allow_code=allow_code, asks=asks):
             return f"graders.{name}: {reason}"
+    if len(str(grader["calculate_output"])) > LONGEST_FORMULA:
+        return f"calculate_output has more than {LONGEST_FORMULA:,} characters"
     try:
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
     except GradingError as error:
@@ -207,7 +209,8 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
 
 def _slots(grader: Mapping[str, Any]) -> list[str]:
     """The places that a template reads."""
-    return [slot for name in ("input", "reference") for slot in _SLOT.findall(str(grader.get(name, "")))]
+    parts = (part for name in ("input", "reference") for part in _parts(str(grader.get(name, ""))))
+    return [text for text, slot in parts if slot]
 
 
 def _slot_refusal(slot: str) -> str | None:
@@ -252,7 +255,18 @@ def lacks(item: Mapping[str, Any], field: str) -> bool:
 def fill(template: str, sample: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     """`{{ item.answer }}`, `{{ sample.output_json.total }}`. Raises `GradingError` for what is not there."""
     whole = {"sample": sample, "item": item}
-    return _SLOT.sub(lambda found: _shown(_at(whole, found.group(1))), template)
+    return "".join(_shown(_at(whole, text)) if slot else text for text, slot in _parts(template))
+
+
+def _parts(template: str) -> Iterator[tuple[str, bool]]:
+    """The texts of a template, and what stands in its slots, with whether it is a slot. Linear in its length:
+    a pattern for this takes the cube of it for a template that is written for that."""
+    at = 0
+    while (begin := template.find("{{", at)) >= 0 and (end := template.find("}}", begin + 2)) >= 0:
+        yield template[at:begin], False
+        yield template[begin + 2 : end].strip(), True
+        at = end + 2
+    yield template[at:], False
 
 
 def _at(value: Any, path: str) -> Any:
@@ -363,8 +377,8 @@ class Formula:
         """Raises `GradingError`."""
         try:
             tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError) as error:
-            raise GradingError(f"{text!r} is not a formula") from error
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise GradingError(f"{text[:100]!r} is not a formula") from error
         names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - _FUNCTIONS.keys()
         formula = cls(tree, frozenset(names))
         formula.value(dict.fromkeys(names, 0.5), checking=True)
@@ -374,6 +388,8 @@ class Formula:
         """Raises `GradingError`; when `checking`, not for what these numbers cannot do."""
         try:
             return float(_value(self.tree, values))
+        except RecursionError as error:
+            raise GradingError("calculate_output is nested too deeply") from error
         except (ArithmeticError, ValueError, TypeError) as error:
             if checking and not isinstance(error, TypeError):
                 return 0.0

@@ -1,0 +1,77 @@
+"""A grader of somebody else's tried on one answer, in a process that ends when it takes too long: a formula,
+a template or a comparison of long texts can take any time and memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import RunFailed
+from orchestrate.local import pipe
+from orchestrate.local.objectives.grading import Grade, Grader
+from orchestrate.local.run.launching import worker_environment
+
+SECONDS = 10
+MEMORY_BYTES = 1 << 30
+
+
+class TrialFailed(ValueError):
+    """There is no grade."""
+
+
+def tried(
+    grader: Mapping[str, Any], sample: str, item: Mapping[str, Any], *, seconds: float = SECONDS
+) -> Grade:
+    """Grade one answer by an accepted grader. Raises `TrialFailed` for a trial that takes too long or too much
+    memory, or that breaks, and what `Grader` raises."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "orchestrate.local.objectives.grader_trial"],
+            input=msgspec.json.encode({"grader": grader, "sample": sample, "item": item}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=worker_environment(1),
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TrialFailed(f"grading took longer than {seconds:g} s") from None
+    try:
+        answer = msgspec.json.decode(done.stdout, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise TrialFailed("grading took too much time or memory") from None
+    if "broke" in answer:
+        raise TrialFailed(answer["broke"])
+    if "kind" in answer:
+        raise pipe.raised(answer)
+    return Grade(answer["score"], answer["error"])
+
+
+def main() -> int:
+    """In the process."""
+    send = pipe.answering()
+    try:
+        with suppress(ImportError):  # Windows
+            import resource
+
+            # The limits hold for what a grader starts, too: its own process may outlive this one.
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        asked = msgspec.json.decode(sys.stdin.buffer.read(), type=dict[str, Any])
+        with Grader(asked["grader"]) as grader:
+            [grade] = grader.grade([asked["sample"]], [asked["item"]])
+        send({"score": grade.score, "error": grade.error})
+    except RunFailed as error:
+        send(pipe.failure(error))
+    except (TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        send({"broke": f"{type(error).__name__}: {error}"[:500]})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
