@@ -17,6 +17,7 @@ from tests.unit.serving.conftest import random_adapter
 from orchestrate.providers.files import downloads
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Artifact, GatewayJob
+from orchestrate.wire.openai.requests import ChatRequest
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -170,6 +171,75 @@ def test_permissions_of_a_checkpoint_are_made_listed_and_deleted(openai: OpenAI,
     assert [one.project_id for one in made] == [one.project_id for one in listed.data] == ["other"]
     openai.fine_tuning.checkpoints.permissions.delete(listed.data[0].id, fine_tuned_model_checkpoint=hosted)
     assert not openai.fine_tuning.checkpoints.permissions.list(hosted).data
+
+
+FORMAT = {"type": "json_schema", "name": "o", "strict": True, "schema": {"type": "object", "properties": {}}}
+CHANGES: dict[str, Any] = {
+    "input": "other",
+    "instructions": "be brief",
+    "max_output_tokens": 3,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "tools": [{"type": "function", "name": "find", "parameters": {"type": "object"}}],
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
+    "text": {"format": FORMAT},
+    "reasoning": {"effort": "low"},
+    "previous_response_id": "resp_1",
+    "conversation": "conv_1",
+    "prompt": {"id": "pmpt_1"},
+    "background": True,
+    "context_management": [{"type": "compaction"}],
+    "moderation": {"type": "auto"},
+    "image": {"model": "m"},
+    "top_logprobs": 2,
+    "include": ["message.output_text.logprobs"],
+}
+"""Of a request, what changes its answer."""
+KEEPS = {
+    "model", "stream", "stream_options", "truncation", "max_tool_calls", "background_options",
+    "access_programs", "metadata", "user", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_options", "prompt_cache_retention",
+}  # fmt: skip
+"""What does not, or only names who answers and how."""
+
+
+def test_nothing_that_changes_an_answer_is_taken_and_ignored() -> None:
+    """By the official client's own list of what a request may have."""
+    from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+    from orchestrate.wire.bodies import HostError, parse
+    from orchestrate.wire.openai import responses
+
+    known = set(ResponseCreateParamsBase.__annotations__) | {"stream"}
+    assert known == CHANGES.keys() | KEEPS
+    plain = {"model": "m", "input": "hi"}
+    for given in (*({name: value} for name, value in CHANGES.items()), {"text": {"verbosity": "low"}}):
+        asked = parse(responses.ResponseRequest, plain | given)
+        try:
+            body = responses.chat_body(asked)
+        except HostError as error:
+            assert error.status == 400 and error.param, given
+            continue
+        assert body != responses.chat_body(parse(responses.ResponseRequest, plain)), given
+        assert set(body) <= {"verbosity"} | set(ChatRequest.model_fields), given
+    with pytest.raises(HostError, match="Unrecognized"):
+        parse(responses.ResponseRequest, plain | {"not_of_the_api": 1})
+
+
+def test_a_format_of_a_response_is_kept_or_refused(
+    openai: OpenAI, hosted: str, local: str, sandbox: Sandbox
+) -> None:
+    asked: Any = {"input": "order 17", "text": {"format": FORMAT}, "max_output_tokens": 8}
+    with pytest.raises(sdk.UnprocessableEntityError, match="response_format") as refused:
+        openai.responses.create(model=local, **asked)
+    assert refused.value.code == "unsupported_parameter"
+    sandbox.clear_requests()
+    told = openai.responses.create(model=hosted, **asked)
+    [sent] = [one for one in sandbox.requests("together") if one["path"].endswith("/chat/completions")]
+    schema = {name: FORMAT[name] for name in ("name", "strict", "schema")}
+    assert sent["body"]["response_format"] == {"type": "json_schema", "json_schema": schema}
+    assert told.text is not None and told.text.format is not None and told.text.format.type == "json_schema"
 
 
 def test_tools_of_a_response_are_those_of_a_chat() -> None:

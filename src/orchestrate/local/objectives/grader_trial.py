@@ -27,8 +27,8 @@ class TrialFailed(ValueError):
 def tried(
     grader: Mapping[str, Any], sample: str, item: Mapping[str, Any], *, seconds: float = SECONDS
 ) -> Grade:
-    """Grade one answer by an accepted grader. Raises `TrialFailed` for a trial that takes too long or too much
-    memory, or that breaks, and what `Grader` raises."""
+    """Grade one answer by an accepted grader. Raises `TrialFailed` for a trial that takes too long, too much
+    memory or breaks, and what `Grader` raises."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "orchestrate.local.objectives.grader_trial"],

@@ -11,6 +11,7 @@ from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest, Mes
 REFUSED = {
     "response_format": "answers are not held to a format here; ask for it in the prompt and check what comes",
     "reasoning_effort": "the chat template decides how long the model thinks",
+    "verbosity": "how long answers are is what the model was trained for; ask for it in the prompt",
     "modalities": "the model writes text only",
 }
 """Fields that would change an answer and cannot be kept."""
@@ -79,6 +80,8 @@ def _sampling(asked: Sampling) -> dict[str, Any]:
 
 def message(given: Message, place: int) -> dict[str, Any]:
     """As rows of training data have it. Raises `HostError` 400 for what is no text."""
+    if given.function_call is not None:
+        raise HostError(400, "function_call has become tool_calls", param=f"messages.{place}.function_call")
     content = given.content
     if isinstance(content, list):
         for part in content:

@@ -5,19 +5,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from orchestrate.wire.bodies import Body, HostError
 
 _TEXTS = ("input_text", "output_text", "text")
 
 
-class ResponseRequest(Body):
-    """What is used of a request; further parameters are taken and ignored."""
+class TextOptions(Body):
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
 
-    model_config = ConfigDict(extra="ignore")
+
+class ReasoningOptions(Body):
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class ResponseRequest(Body):
+    """A request, read strictly. The fields of the last block change no answer. `chat_body` refuses what would
+    change one and can't be kept."""
 
     model: str
     input: str | list[dict[str, Any]]
@@ -29,16 +39,49 @@ class ResponseRequest(Body):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    previous_response_id: str | None = None
     stream: bool | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    prompt: Any = None
+    background: bool | None = None
+    context_management: Any = None
+    moderation: Any = None
+    image: Any = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include: list[str] | None = None
+
+    stream_options: dict[str, Any] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    max_tool_calls: int | None = None
+    background_options: Any = None
+    access_programs: Any = None
+    user: str | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: str | None = None
+
+
+REFUSED = {
+    "previous_response_id": "earlier responses are not kept: send the whole conversation",
+    "conversation": "conversations are not kept: send the whole one as input",
+    "prompt": "stored prompts are not kept: send the text as input or instructions",
+    "background": "a response comes in answer to its request, not later",
+    "context_management": "the input is used as it is sent",
+    "moderation": "nothing is moderated",
+    "image": "the model writes text only",
+    "top_logprobs": "ask /v1/chat/completions for log-probabilities",
+}
+"""Fields that would change an answer and can't be kept."""
 
 
 def chat_body(asked: ResponseRequest) -> dict[str, Any]:
     """The same as a request for a chat. Raises `HostError` 400 for what a chat cannot say."""
-    if asked.previous_response_id is not None:
-        raise HostError(
-            400, "earlier responses are not kept: send the whole conversation", param="previous_response_id"
-        )
+    _require_known(asked)
     messages: list[dict[str, Any]] = []
     if asked.instructions:
         messages.append({"role": "system", "content": asked.instructions})
@@ -52,9 +95,32 @@ def chat_body(asked: ResponseRequest) -> dict[str, Any]:
         "tools": [_tool(tool, n) for n, tool in enumerate(asked.tools or [])] or None,
         "tool_choice": _choice(asked.tool_choice),
         "parallel_tool_calls": asked.parallel_tool_calls,
+        "response_format": _format(asked.text.format if asked.text else None),
+        "verbosity": asked.text.verbosity if asked.text else None,
+        "reasoning_effort": asked.reasoning.effort if asked.reasoning else None,
     }
     kept = {name: value for name, value in given.items() if value is not None}
     return {"model": asked.model, "messages": messages, **kept}
+
+
+def _require_known(asked: ResponseRequest) -> None:
+    refused = {name: why for name, why in REFUSED.items() if getattr(asked, name)}
+    if asked.reasoning and (asked.reasoning.summary or asked.reasoning.generate_summary):
+        refused["reasoning.summary"] = "thinking is not summarized"
+    if "message.output_text.logprobs" in (asked.include or ()):
+        refused["include"] = REFUSED["top_logprobs"]
+    for name, why in refused.items():
+        raise HostError(400, f"{name} is not supported: {why}", param=name, code="unsupported_parameter")
+
+
+def _format(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the answer must be, as a chat says it."""
+    if wanted is None or wanted.get("type") in ("text", "json_object"):
+        return dict(wanted) if wanted and wanted["type"] != "text" else None
+    if wanted.get("type") != "json_schema":
+        raise HostError(400, "a format is text, json_object or json_schema", param="text.format.type")
+    named = ("name", "description", "schema", "strict")
+    return {"type": "json_schema", "json_schema": {n: wanted[n] for n in named if n in wanted}}
 
 
 def _take(messages: list[dict[str, Any]], item: Mapping[str, Any], place: str) -> None:
@@ -171,8 +237,14 @@ def _response(
         "tools": asked.tools or [],
         "top_p": 1.0 if asked.top_p is None else asked.top_p,
         "max_output_tokens": asked.max_output_tokens,
+        "text": {"format": {"type": "text"}, **_given(asked.text)},
+        "reasoning": asked.reasoning.model_dump() if asked.reasoning else None,
         "usage": None if usage is None else _usage(usage),
     }
+
+
+def _given(options: Body | None) -> dict[str, Any]:
+    return {} if options is None else options.model_dump(exclude_none=True)
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
