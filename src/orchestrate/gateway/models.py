@@ -15,9 +15,9 @@ from orchestrate import catalog
 from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint
+from orchestrate.gateway.grader_trials import tried
 from orchestrate.gateway.outside import PROJECT, Outside
 from orchestrate.gateway.refusals import no_model, not_tuned
-from orchestrate.local.objectives.grader_trial import tried
 from orchestrate.local.objectives.grading import ELSEWHERE, refusal, runs_code
 from orchestrate.tracking.gateway.objects import PERMISSION
 from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run

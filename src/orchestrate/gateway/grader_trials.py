@@ -31,7 +31,7 @@ def tried(
     memory or breaks, and what `Grader` raises."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "orchestrate.local.objectives.grader_trial"],
+            [sys.executable, "-P", "-m", "orchestrate.gateway.grader_trials"],
             input=msgspec.json.encode({"grader": grader, "sample": sample, "item": item}),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
