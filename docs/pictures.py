@@ -82,12 +82,13 @@ def spending() -> Path:
     with tempfile.TemporaryDirectory() as folder, running(train=False, speed=1000) as sandbox:
         train = Path(folder, "train.jsonl")
         train.write_text("".join(rows * 400))
-        Path(folder, "orchestrate.toml").write_text(
+        named = Path(folder, "orchestrate.toml")
+        named.write_text(
             f'[hosts.fireworks-research]\ntype = "fireworks"\nkey_variable = "RESEARCH_KEY"\n'
             f'base_url = "{sandbox.urls["fireworks"]}"\n'
         )
         env = {**sandbox.env, "RESEARCH_KEY": "sandbox-research", "ORCHESTRATE_KEYS": f"{folder}/keys.toml"}
-        settings = config.load(env=env, cwd=Path(folder), home=Path(folder, "home"), made_by="ana@lab")
+        settings = config.load(env=env, config_file=named, home=Path(folder, "home"), made_by="ana@lab")
         with Orchestrator(settings) as ft:
             for backend in ("openai", "together", "fireworks"):
                 model = "gpt-4.1-mini" if backend == "openai" else "qwen3-8b"

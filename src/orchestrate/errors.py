@@ -8,7 +8,7 @@ OrchestrateError
 +-- SetupError                  exit 3   something is missing on this machine
 |   +-- MissingKey              exit 3   no API key
 |   +-- KeyElsewhere            exit 3   an API key would go to another host than before
-|   +-- ProjectNotTrusted       exit 3   a project's own prices, store or budget were not agreed to
+|   +-- ProjectNotTrusted       exit 3   a project sets what needs your trust
 |   +-- OtherAccount            exit 3   a run is in another account than that of the key
 |   +-- MissingExtra            exit 3   an optional package is not installed
 |   +-- ConfigError             exit 3   a configuration file is wrong
@@ -155,16 +155,19 @@ class KeyElsewhere(SetupError):
 
 
 class ProjectNotTrusted(SetupError):
-    """Files of a project bring prices, a store or a budget that the user has not agreed to; nothing was
-    sent. Read them; if you mean it: `orchestrate keys trust --project`."""
+    """Files of a project set what needs your trust, and do not have it as they are now. Nothing was started,
+    read or sent. Read them, then trust them with `orchestrate keys trust --project`. `files` are their paths,
+    `settings` the dotted names of what the first one sets."""
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[str], settings: Sequence[str] = ()) -> None:
+        set_by = [", ".join(settings)] if settings else []
+        told = zip(files, [*set_by, *["prices"] * len(files)], strict=False)
         super().__init__(
-            f"{' and '.join(files)} would decide what is spent (prices, store or budget), and "
-            f"{'were' if len(files) > 1 else 'was'} not trusted, or changed since; nothing was sent",
-            fix="read what is in there; if you mean it: orchestrate keys trust --project",
+            f"{' and '.join(f'{file} sets {what}' for file, what in told)}. A project's file needs your "
+            "trust for that, and has none as it is now. Nothing was started or sent",
+            fix="read it; if you mean it: orchestrate keys trust --project",
         )
-        self.files = tuple(files)
+        self.files, self.settings = tuple(files), tuple(settings)
 
 
 class OtherAccount(SetupError):

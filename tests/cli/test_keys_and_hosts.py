@@ -64,6 +64,8 @@ def test_a_key_is_not_sent_to_another_host(
     env = {"OPENAI_BASE_URL": url} if place == "environment" else {}
     if place == "file":
         (project / "orchestrate.toml").write_text(f'[hosts.openai]\nbase_url = "{url}"\n')
+        assert json.loads(cli("runs", "--json").err.splitlines()[-1])["error"] == "ProjectNotTrusted"
+        assert cli("keys", "trust", "--project").code == 0 and asked == []
     refused = cli("submit", "-p", "openai", "--yes", "--json", **env)
     assert refused.code == 3 and asked == []
     told = json.loads(refused.err.splitlines()[-1])
@@ -108,6 +110,8 @@ def test_a_project_that_names_a_further_host_needs_a_word(
         '[hosts.mycloud]\ntype = "openai"\nbase_url = "https://llm.example/v1"\n'
         "options = { retry_budget_s = 0.5 }\n"
     )
+    assert "keys trust --project" in cli("keys", "set", "mycloud", stdin=KEY + "\n").err
+    assert cli("keys", "trust", "--project").code == 0
     stored = cli("keys", "set", "mycloud", stdin=KEY + "\n")
     assert "orchestrate keys trust mycloud" in stored.err
     refused = cli("submit", "-p", "mycloud", "--model", "m", "--yes")

@@ -208,6 +208,7 @@ def test_a_backend_that_asks_too_much_does_not_hide_the_runs_made_before_it(
 
 def test_a_budget_that_holds_for_each_backend_but_not_for_all_sends_nothing(cli: Cli, project: Path) -> None:
     (project / "orchestrate.toml").write_text("[hosts.box]\ntype = 'local'\n")
+    assert cli("keys", "trust", "--project").code == 0
     high_usd = float(cli("quote", "--provider", "box", "--model", "tiny-chat", "--json").json[0]["high_usd"])
     asked = ("submit", "--provider", "local,box", "--model", "tiny-chat", "--yes", "--json")
     done = cli(*asked, ORCHESTRATE_BUDGET_USD=f"{1.5 * high_usd:.9f}")
@@ -231,6 +232,7 @@ def test_of_a_model_that_a_backend_lacks_nothing_else_is_refused(
 
 def test_a_second_machine_is_checked_by_this_one_s_rules_under_its_own_name(cli: Cli, project: Path) -> None:
     (project / "orchestrate.toml").write_text("[hosts.box]\ntype = 'local'\n")
+    assert cli("keys", "trust", "--project").code == 0
     asked = ("--provider", "box", "--model", "tiny-chat", "--json")
     assert cli("check", *asked).code == 0
     assert cli("check", "--model", "tiny-chat").code == 1  # the hosts lack the model; box does not fail it

@@ -48,9 +48,8 @@ class Backend:
 
     def make(self, env: Mapping[str, str], home: Path) -> Provider:
         own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
-        if self.configured:
-            (home / config.CONFIG_NAME).write_text(self.configured)
-        settings = config.load(env={**env, **own}, cwd=home)
+        (home / config.CONFIG_NAME).write_text(self.configured)
+        settings = config.load(env={**env, **own}, config_file=home / config.CONFIG_NAME)
         if self.name == "shelf":
             if str(PLUGIN) not in sys.path:
                 sys.path.insert(0, str(PLUGIN))

@@ -130,6 +130,7 @@ def test_the_gateway(machine: Machine) -> None:
     install, settings, keys = blocks("gateway.md")
     serve, exported = install.lines
     (machine.folder / "orchestrate.toml").write_text(settings.text)
+    machine.run("orchestrate keys trust --project")
     path = shlex.split(exported)[1].partition(":8000")[2]
     with machine.served(f"{serve} --port 0", r"http://127\.0\.0\.1:\d+\S*") as url:
         assert url.endswith(path)

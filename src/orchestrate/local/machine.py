@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from orchestrate.files import opener, private_folder
+from orchestrate.settings import environment
 from orchestrate.types import Record
 
 
@@ -64,7 +65,8 @@ def gpu_load(index: int = 0) -> Load | None:
 def _ask(fields: str) -> list[list[str]]:
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        env = environment.of_child()
+        out = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=env).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [[cell.strip() for cell in line.split(",")] for line in out.splitlines() if line.strip()]

@@ -1,8 +1,9 @@
 """Settings; with `orchestrate.settings.keys` the only reader of the environment.
 
-Order, later wins: defaults, `orchestrate.toml` (nearest one from the working folder upwards), environment,
-flags. Keys come from the environment, then from the 0600 file that `orchestrate keys set` writes, then from
-the system keyring when the package `keyring` is installed; never from `orchestrate.toml`, which is committed.
+Order, later wins: defaults, `orchestrate.toml` (nearest one from the working folder upwards;
+`orchestrate.settings.trust` says what it may set), environment, flags. Keys come from the environment, then
+from the 0600 file that `orchestrate keys set` writes, then from the system keyring when the package `keyring`
+is installed; never from `orchestrate.toml`, which is committed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ OWN_HOSTS = "ORCHESTRATE_OWN_HOSTS"
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
 """Of the home folder."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "defaults", "gateway", "queue"}
+_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "gateway", "queue"}
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,11 @@ def load(
     made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
-    """Reads all sources. Raises `ConfigError` that names file, field and what is allowed."""
+    """Reads all sources. Raises `ConfigError` that names file, field and what is allowed, and
+    `ProjectNotTrusted` for a project's file that sets what needs trust."""
     env = os.environ if env is None else env
-    named = config_file or _given(env.get("ORCHESTRATE_CONFIG"))
-    path = named or _nearest(cwd or Path.cwd())
+    named = named_file(config_file, env)
+    path = named or project_file(cwd)
     values = read_toml(path) if path else {}
     reject_unknown(values, _TOP_LEVEL, str(path), "")
     base = path.parent if path else Path.cwd()
@@ -158,7 +160,7 @@ def load(
         or values.get("store")
         or sqlite_url(home_dir / "runs.sqlite3")
     )
-    return Settings(
+    settings = Settings(
         home=home_dir,
         store_url=str(store),
         budget_usd=_money(env.get("ORCHESTRATE_BUDGET_USD", values.get("budget_usd")), path),
@@ -176,6 +178,22 @@ def load(
         own_hosts=frozenset(name.strip() for name in env.get(OWN_HOSTS, "").split(",") if name.strip()),
         allow_grader_code=allow_grader_code or _yes(env.get("ORCHESTRATE_ALLOW_GRADER_CODE")),
     )
+    if path is not None and named is None:
+        from orchestrate.settings import trust  # late: most folders have no such file
+
+        trust.Project(path, values).require(trust.trusted_in(settings.pins))
+    return settings
+
+
+def named_file(given: Path | None = None, env: Mapping[str, str] | None = None) -> Path | None:
+    """The configuration file that the user names, which is the user's own."""
+    return given or _given((os.environ if env is None else env).get("ORCHESTRATE_CONFIG"))
+
+
+def project_file(cwd: Path | None = None) -> Path | None:
+    """The nearest `orchestrate.toml` from this folder upwards."""
+    cwd = cwd or Path.cwd()
+    return next((p / CONFIG_NAME for p in (cwd, *cwd.parents) if (p / CONFIG_NAME).is_file()), None)
 
 
 def sqlite_url(path: Path) -> str:
@@ -220,10 +238,6 @@ def other_secrets() -> tuple[str, ...]:
 
 
 # -- reading files -----------------------------------------------------------------------------------------
-
-
-def _nearest(folder: Path) -> Path | None:
-    return next((p / CONFIG_NAME for p in (folder, *folder.parents) if (p / CONFIG_NAME).is_file()), None)
 
 
 def _slots(values: Mapping[str, Any], path: Path | None) -> dict[str, int]:

@@ -33,7 +33,7 @@ from orchestrate.settings.keys import SANDBOX_KEY_PREFIX, Secret, from_keyring, 
 from orchestrate.text import meant
 
 _log = logging.getLogger(__name__)
-_HOST_FIELDS = {
+HOST_FIELDS = {
     "type",
     "profile",
     "base_url",
@@ -47,8 +47,9 @@ _HOST_FIELDS = {
 
 _BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "it belongs to [hosts.NAME.options]")
 _ABOVE = {
-    **dict.fromkeys(_HOST_FIELDS - {"options"}, "it belongs to [hosts.NAME] itself"),
+    **dict.fromkeys(HOST_FIELDS - {"options"}, "it belongs to [hosts.NAME] itself"),
     "wandb_api_key": "keys are kept out of files: export WANDB_API_KEY=...",
+    "wandb_base_url": "the W&B key goes there: export WANDB_BASE_URL=...",
     "allow_grader_code": "whoever runs it allows it: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
 
@@ -228,7 +229,7 @@ class Hosts(Mapping[str, HostConfig]):
     def _described(self, name: str) -> HostConfig:
         """All but the key."""
         own, env, path = self._tables.get(name, {}), self._env, self._path
-        reject_unknown(own, _HOST_FIELDS, str(path), f"hosts.{name}.", _BELOW)
+        reject_unknown(own, HOST_FIELDS, str(path), f"hosts.{name}.", _BELOW)
         known = known_profile(self.types.get(name) or own.get("type") or name)
         if own.get("profile") is not None and own.get("type") != DESCRIBED:
             raise ConfigError(f'{path}: hosts.{name}.profile goes with  type = "{DESCRIBED}"  only')
@@ -239,7 +240,8 @@ class Hosts(Mapping[str, HostConfig]):
         url = given or own.get("base_url") or (mine and mine.url)
         if url is not None:
             require_safe_url(url, name)
-        wandb = {"wandb_api_key": Secret(env["WANDB_API_KEY"])} if env.get("WANDB_API_KEY") else {}
+        wandb: dict[str, Any] = {"wandb_api_key": Secret(key)} if (key := env.get("WANDB_API_KEY")) else {}
+        wandb |= {"wandb_base_url": url_of} if (url_of := env.get("WANDB_BASE_URL")) else {}
         return HostConfig(
             name=name,
             type=own.get("type"),

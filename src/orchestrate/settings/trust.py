@@ -1,30 +1,54 @@
-"""Which files of projects may say what is spent: their prices, their store and their budget.
+"""What a project's `orchestrate.toml` may set, and the user's trust in the rest of it.
 
-A project's folder comes from others. With a price of nothing, a store of its own or a budget without end it
-would take away what its user's own settings hold. So each such file is trusted as it lies, by its content,
-before a job that is paid for is made (`orchestrate keys trust --project`).
+A project's file is one that Orchestrate finds from the working folder upwards. It may come from anybody: with
+a clone, in a pull request, in a folder that several users share. So it may set what `OPEN` names. `FIGURES`
+decide what is spent: they are shown, and need trust before anything that bills. Everything else, and all that
+another user's file sets, needs trust before anything is started, read or sent, in every command. The user
+gives it with `orchestrate keys trust --project`, to the file as it is: a change needs new trust. A file that
+the user names (--config, ORCHESTRATE_CONFIG) is the user's own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from orchestrate.errors import ConfigError, ProjectNotTrusted
 from orchestrate.files import locked, write_whole
-from orchestrate.settings.keys import read_toml
+from orchestrate.profile import built_in_folders
+from orchestrate.settings.keys import pin_file, read_toml
 from orchestrate.types import decoding
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.settings.config import Settings
 
-
-_LEADING = {"prices", "usd_per_hour", "depot", "address", "image", "pass_env"}
-"""Options of a host that say what is spent, or where data and keys go."""
+OPEN = {
+    ("log_level",),
+    ("queue", "*"),
+    ("local", "threads"),
+    ("local", "device"),
+    ("local", "gpu_memory_gib"),
+    ("hosts", "*"),
+    ("hosts", "*", "timeout_s"),
+    ("hosts", "*", "options", "threads"),
+    ("hosts", "*", "options", "device"),
+    ("hosts", "*", "options", "gpu_memory_gib"),
+    ("hosts", "*", "options", "retry_budget_s"),
+    ("hosts", "*", "options", "multipart_bytes"),
+    ("hosts", "*", "options", "part_bytes"),
+}
+"""Settings that can do no harm: they start nothing, lead nothing elsewhere and say nothing of money. The
+hosts are the built-in ones at their own addresses: a further one, or a place for workers, would be asked."""
+FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
+RATES = "rates.yaml"
+"""The project's own prices, beside its file."""
 
 
 class _File(msgspec.Struct):
@@ -41,14 +65,14 @@ class Trusted:
     def lacks(self, files: tuple[Path, ...]) -> list[Path]:
         """Those that were never trusted, or have changed since."""
         known = self._read().files
-        return [path for path in files if known.get(str(path.resolve())) != _digest(path)]
+        return [path for path in files if known.get(_name(path)) != _digest(path)]
 
     def add(self, files: tuple[Path, ...]) -> None:
         """Raises `OSError` when the list cannot be written."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(self.path.with_suffix(".lock"), wait_s=None):
             known = self._read()
-            known.files |= {str(path.resolve()): _digest(path) for path in files}
+            known.files |= {_name(path): _digest(path) for path in files}
             write_whole(self.path, msgspec.json.format(msgspec.json.encode(known)), private=True)
 
     def _read(self) -> _File:
@@ -60,35 +84,93 @@ class Trusted:
             raise ConfigError(f"{self.path} cannot be read: {error}", fix=f"rm {self.path}") from error
 
 
-def deciding(settings: Settings) -> tuple[Path, ...]:
-    """The files found beside the work, not named by the user, that say what is spent."""
-    path = settings.config_file
-    if path is None or settings.config_named:
-        return ()
-    values = read_toml(path)
-    hosts: dict[str, dict[str, Any]] = values.get("hosts", {})
-    leading = any(_LEADING & host.get("options", {}).keys() for host in hosts.values())
-    own = [path] if leading or {"home", "store", "budget_usd"} & values.keys() else []
-    rates = path.with_name("rates.yaml")
-    return (*own, rates) if rates.is_file() else tuple(own)
+class Project:
+    """The file of a project, and what it sets by dotted names."""
 
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path = path
+        told, foreign = dict(_settings(values)), _of_another_user(path)
+        figures = {place for place in told if not foreign and _among(place, FIGURES)}
+        self.figures = {_dotted(place): told[place] for place in figures}
+        """What needs trust before anything that bills."""
+        closed = {place for place in told if foreign or not _among(place, OPEN | FIGURES)}
+        self.closed = {_dotted(place): told[place] for place in closed}
+        """What needs trust before anything."""
 
-def trusted(settings: Settings) -> Trusted:
-    return Trusted(settings.pins.with_name("trusted.json"))
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those to trust."""
+        rates = self.path.with_name(RATES)
+        own = (self.path,) if self.figures or self.closed else ()
+        return (*own, rates) if rates.is_file() else own
 
+    def require(self, trusted: Trusted) -> None:
+        """Raises `ProjectNotTrusted` when the file sets what needs trust before anything, and has none."""
+        if self.closed and trusted.lacks((self.path,)):
+            raise ProjectNotTrusted([str(self.path)], sorted(self.closed))
 
-def require(settings: Settings) -> None:
-    """Raises `ProjectNotTrusted` when a file of the project says what is spent and was not trusted."""
-    files = deciding(settings)
-    if files and (lacking := trusted(settings).lacks(files)):
-        raise ProjectNotTrusted([str(path) for path in lacking])
+    def require_to_spend(self, trusted: Trusted) -> None:
+        """Raises `ProjectNotTrusted` when one of the files has any say in what is spent, and no trust."""
+        if lacking := trusted.lacks(self.files):
+            names = sorted(self.figures) if self.path in lacking else []
+            raise ProjectNotTrusted([str(path) for path in lacking], names)
 
 
 def require_to_spend(settings: Settings, *backends: Provider) -> None:
-    """As `require`, before something is sent that one of these backends may bill: not for a sandbox, nor for
-    this machine."""
+    """Requires trust in the project before something is sent that one of these backends may bill: not for a
+    sandbox, nor for this machine. Raises `ProjectNotTrusted`."""
+    path = settings.config_file
+    if path is None or settings.config_named:
+        return
     if any(not (backend.sandbox or backend.profile.near) for backend in backends):
-        require(settings)
+        Project(path, read_toml(path)).require_to_spend(trusted_in(settings.pins))
+
+
+def trusted_in(pins: Path | None = None) -> Trusted:
+    """The user's list, beside the keys."""
+    return Trusted((pins or pin_file()).with_name("trusted.json"))
+
+
+# -- the decision ------------------------------------------------------------------------------------------
+
+
+Place = tuple[str, ...]
+
+
+def _settings(values: Mapping[str, Any], *above: str) -> Iterator[tuple[Place, Any]]:
+    """Where each setting stands, with its value. A host that is named is one, also when nothing is said of
+    it."""
+    for name, value in values.items():
+        place = (*above, name)
+        if not isinstance(value, dict):
+            yield place, value
+        elif value:
+            yield from _settings(cast("Mapping[str, Any]", value), *place)
+        elif place[0] == "hosts":
+            yield place, "{}"
+
+
+def _among(place: Place, allowed: Set[Place]) -> bool:
+    if place[0] == "hosts" and len(place) > 1:
+        if place[1] not in built_in_folders():
+            return False
+        place = ("hosts", "*", *place[2:])
+    elif place[0] == "queue" and len(place) == 2:
+        place = ("queue", "*")
+    return place in allowed
+
+
+def _dotted(place: Place) -> str:
+    return ".".join(json.dumps(part) if "." in part else part for part in place)
+
+
+def _of_another_user(path: Path) -> bool:
+    return hasattr(os, "geteuid") and path.stat().st_uid != os.geteuid()
+
+
+def _name(path: Path) -> str:
+    """Where a file lies. A link to a trusted file is another file: its relative paths begin elsewhere."""
+    return str(path.parent.resolve() / path.name)
 
 
 def _digest(path: Path) -> str:

@@ -56,14 +56,13 @@ def spec(project: Path) -> JobSpec:
 
 
 def trusted(project: Path) -> bool:
-    with Orchestrator(config.load()) as ft:
-        ft.settings = config.load(store_url=f"sqlite:///{project.parent}/runs.sqlite3")
-        try:
+    try:
+        with Orchestrator(config.load(store_url=f"sqlite:///{project.parent}/runs.sqlite3")) as ft:
             ft.preflight(ft.prepare(spec(project), "openai"), "openai")
-        except ProjectNotTrusted as error:
-            assert "keys trust --project" in str(error.fix)
-            return False
-        return True
+    except ProjectNotTrusted as error:
+        assert "keys trust --project" in str(error.fix)
+        return False
+    return True
 
 
 @pytest.mark.parametrize("brought", BRINGS)

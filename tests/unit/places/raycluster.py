@@ -122,7 +122,9 @@ def provider(address: str, tmp_path: Path, more: str = "") -> AwayProvider:
         'packages = "image"\nusd_per_hour = 0.5\n'
         f"pass_env = {json.dumps([*ENV, 'ORCHESTRATE_START_S'])}\n" + more
     )
-    found = registry.make("ray", config.load(env={}, cwd=tmp_path, home=tmp_path / "home"))
+    found = registry.make(
+        "ray", config.load(env={}, config_file=tmp_path / "orchestrate.toml", home=tmp_path / "home")
+    )
     assert isinstance(found, AwayProvider)
     return found
 

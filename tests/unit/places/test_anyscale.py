@@ -85,7 +85,9 @@ def provider(
     given = {"depot": f"file://{tmp_path}/depot", "instance": "g6.2xlarge", "gpu": "L4", **options}
     lines = [f"{name} = {json.dumps(value)}" for name, value in given.items() if value is not None]
     (tmp_path / "orchestrate.toml").write_text("[hosts.anyscale.options]\n" + "\n".join(lines))
-    found = registry.make("anyscale", config.load(env={}, cwd=tmp_path, home=tmp_path / home))
+    found = registry.make(
+        "anyscale", config.load(env={}, config_file=tmp_path / "orchestrate.toml", home=tmp_path / home)
+    )
     assert isinstance(found, AwayProvider)
     reached = found.config.changed(base_url=console.url, api_key=Secret(token), pins=None)
     found.place = AnyscaleJobs("anyscale", reached.options, reached)
@@ -336,7 +338,9 @@ def test_the_token_goes_to_one_host(tmp_path: Path) -> None:
         (elsewhere, {"ANYSCALE_CLI_TOKEN": TOKEN}, KeyElsewhere),
     ]:
         file.write_text(table + options)
-        found = registry.make("anyscale", config.load(env=env | given, cwd=tmp_path, home=tmp_path / "home"))
+        found = registry.make(
+            "anyscale", config.load(env=env | given, config_file=file, home=tmp_path / "home")
+        )
         with pytest.raises(raised):
             found.place.find(REF)  # type: ignore[attr-defined]
 

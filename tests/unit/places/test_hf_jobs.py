@@ -61,7 +61,9 @@ def provider(hub: Hub, tmp_path: Path, depot: str | None = None, token: str = TO
     (tmp_path / "orchestrate.toml").write_text(
         f'[hosts.hf-jobs.options]\ndepot = "{depot or f"file://{tmp_path}/depot"}"\n'
     )
-    found = registry.make("hf-jobs", config.load(env={}, cwd=tmp_path, home=tmp_path / "home"))
+    found = registry.make(
+        "hf-jobs", config.load(env={}, config_file=tmp_path / "orchestrate.toml", home=tmp_path / "home")
+    )
     assert isinstance(found, AwayProvider)
     found.place = HfJobs("hf-jobs", found.config.options, lambda: HfApi(endpoint=hub.url, token=token))
     return found

@@ -48,7 +48,9 @@ def provider(cluster: Cluster, tmp_path: Path, more: str = "") -> AwayProvider:
         'image = "rayproject/ray:2.60.0-py311-gpu"\nray_version = "2.60.0"\ngpu = "L40S"\n'
         f'usd_per_hour = 2\nsecret = "depot"\nnode_selector = {{pool = "gpus"}}\n{more}'
     )
-    found = registry.make("kuberay", config.load(env={}, cwd=tmp_path, home=tmp_path / "home"))
+    found = registry.make(
+        "kuberay", config.load(env={}, config_file=tmp_path / "orchestrate.toml", home=tmp_path / "home")
+    )
     assert isinstance(found, AwayProvider)
     found.place = KubeRay("kuberay", found.config.options, cluster.api)
     return found

@@ -49,13 +49,12 @@ OVER = JobError(code="limit", message="the worker ended itself: its limit")
 
 @contextmanager
 def opened(world: World, folder: Path, *, trusted: bool = True, **env: str) -> Iterator[Orchestrator]:
-    """A configuration that is named is trusted."""
+    """A configuration that is named is trusted; else its trust is gone since it was read."""
     chosen = folder / "orchestrate.toml"
     if not chosen.is_file():
         world.provider(folder).place.close()
-    named = chosen if trusted else None
-    settings = config.load(env={**world.env, **env}, cwd=folder, home=folder / "home", config_file=named)
-    with Orchestrator(settings) as ft:
+    settings = config.load(env={**world.env, **env}, home=folder / "home", config_file=chosen)
+    with Orchestrator(dataclasses.replace(settings, config_named=trusted)) as ft:
         found = ft.provider(world.kind)
         assert isinstance(found, AwayProvider)
         found.place = world.place(found)

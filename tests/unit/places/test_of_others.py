@@ -48,7 +48,7 @@ from orchestrate.service.setup import backends, doctor
 from orchestrate.spec import JobSpec
 
 folder = Path(sys.argv[1])
-settings = config.load(env={}, cwd=folder, home=folder / "home")
+settings = config.load(env={}, config_file=folder / "orchestrate.toml", home=folder / "home")
 assert "shed" in registry.known(settings) and "shed" in registry.names(settings)
 found = registry.make("shed", settings)
 spec = JobSpec.parse({"model": "qwen3-8b", "train": str(folder / "train.jsonl")})

@@ -85,7 +85,9 @@ def test_a_private_run_stays_with_a_cluster_and_a_depot_of_this_machine(tmp_path
 
     def own(options: str, **env: str) -> bool:
         (tmp_path / "orchestrate.toml").write_text(f"[hosts.ray.options]\n{options}")
-        return registry.make("ray", config.load(env=env, cwd=tmp_path, home=tmp_path / "home")).own
+        return registry.make(
+            "ray", config.load(env=env, config_file=tmp_path / "orchestrate.toml", home=tmp_path / "home")
+        ).own
 
     assert own('depot = "file:///mnt/runs"\n') and own("")
     assert not own('depot = "s3://bucket/runs"\n')

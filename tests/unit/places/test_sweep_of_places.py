@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -35,13 +36,13 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
     with hugging_face(tmp_path / "there") as world:
         world.provider(tmp_path)  # writes the configuration
         chosen = tmp_path / "orchestrate.toml"
-        with Orchestrator(config.load(env={}, cwd=tmp_path, home=tmp_path / "home")) as ft:
+        settings = config.load(env={}, home=tmp_path / "home", config_file=chosen)
+        with Orchestrator(replace(settings, config_named=False)) as ft:  # its trust is gone since
             ft.provider("hf-jobs").place = world.place(ft.provider("hf-jobs"))  # type: ignore[attr-defined, arg-type]
             carried = Searching(ft, searching.begin(ft, spec, ["hf-jobs"], Order(space=rates)))
             carried.turn()
-            assert "was not trusted" in (carried.stopped or "")
+            assert "needs your trust" in (carried.stopped or "")
             assert [trial.state for trial in carried.trials] == [TrialState.OPEN], "it goes first once it may"
-        settings = config.load(env={}, cwd=tmp_path, home=tmp_path / "home", config_file=chosen)
         with Orchestrator(settings) as ft:
             found = ft.provider("hf-jobs")
             assert isinstance(found, AwayProvider)

@@ -63,10 +63,9 @@ class World:
 
     def provider(self, folder: Path) -> AwayProvider:
         (folder / "home").mkdir(exist_ok=True)
-        (folder / "orchestrate.toml").write_text(
-            f'[hosts.{self.kind}.options]\ndepot = "file://{folder}/depot"\n{self.options}'
-        )
-        found = registry.make(self.kind, config.load(env={}, cwd=folder, home=folder / "home"))
+        named = folder / "orchestrate.toml"
+        named.write_text(f'[hosts.{self.kind}.options]\ndepot = "file://{folder}/depot"\n{self.options}')
+        found = registry.make(self.kind, config.load(env={}, config_file=named, home=folder / "home"))
         assert isinstance(found, AwayProvider)
         found.place = self.place(found)
         return found

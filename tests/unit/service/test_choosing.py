@@ -25,7 +25,7 @@ def ft(tmp_path: Path) -> Iterator[Orchestrator]:
         '[hosts.mine]\ntype = "fireworks"\nbase_url = "https://x.example"\n'
     )
     env = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
-    settings = config.load(env=env, cwd=tmp_path, home=tmp_path / "h")
+    settings = config.load(env=env, config_file=tmp_path / "orchestrate.toml", home=tmp_path / "h")
     with Orchestrator(settings) as opened:
         yield opened
 

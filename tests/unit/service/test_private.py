@@ -32,8 +32,9 @@ def spec(tmp_path: Path) -> JobSpec:
 
 
 def service(tmp_path: Path, toml: str = "", **env: str) -> Orchestrator:
-    (tmp_path / "orchestrate.toml").write_text(toml)
-    return Orchestrator(settings=load(env=env, cwd=tmp_path, home=tmp_path / "home"))
+    named = tmp_path / "orchestrate.toml"
+    named.write_text(toml)
+    return Orchestrator(settings=load(env=env, config_file=named, home=tmp_path / "home"))
 
 
 def test_every_host_and_place_elsewhere_is_refused_in_plan_check_and_submit(

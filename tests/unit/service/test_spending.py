@@ -69,7 +69,9 @@ def open_at(sandbox: Sandbox, tmp_path: Path) -> Iterator[Open]:
             **changes,
         }
         given = {name: value for name, value in env.items() if value is not None}
-        ft = Orchestrator(config.load(env=given, cwd=tmp_path, home=tmp_path / "home"))
+        ft = Orchestrator(
+            config.load(env=given, config_file=tmp_path / "orchestrate.toml", home=tmp_path / "home")
+        )
         for name in ft.backends():
             wire: Any = getattr(ft.provider(name), "_wire", None)
             if wire is not None:

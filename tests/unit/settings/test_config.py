@@ -26,12 +26,15 @@ def test_environment_goes_over_file_and_file_over_defaults(tmp_path: Path) -> No
     (tmp_path / "orchestrate.toml").write_text(
         'home = "state"\nbudget_usd = 12.5\n[hosts.together]\nbase_url = "https://proxy.example/t"\n'
     )
-    settings = config.load(env={"ORCHESTRATE_KEYS": str(tmp_path / "k")}, cwd=tmp_path)
+    settings = config.load(
+        env={"ORCHESTRATE_KEYS": str(tmp_path / "k")}, config_file=tmp_path / "orchestrate.toml"
+    )
     assert settings.home == tmp_path / "state"
     assert settings.budget_usd == Decimal("12.5")
     assert settings.host("together").base_url == "https://proxy.example/t"
     assert settings.host("openai").base_url == "https://api.openai.com/v1"
-    over = config.load(env=env_of(tmp_path, TOGETHER_BASE_URL="https://other.example/"), cwd=tmp_path)
+    env = env_of(tmp_path, TOGETHER_BASE_URL="https://other.example/")
+    over = config.load(env=env, config_file=tmp_path / "orchestrate.toml")
     assert over.home == tmp_path / "home"
     assert over.host("together").base_url == "https://other.example"
 
@@ -95,7 +98,7 @@ def test_a_field_in_the_wrong_table_is_told_its_own(tmp_path: Path, text: str, f
 READ = re.compile(r'(?<!provider_)options(?:\.get\(|\[)"(\w+)"|"(\w+)" in config\.options')
 NOT_OF_A_HOST = {"temperature", "extra_body", "local", "trainingConfig"}
 """Of a chat request, and of a spec."""
-OF_THE_PROGRAM = {"wandb_api_key", "allow_grader_code"}
+OF_THE_PROGRAM = {"wandb_api_key", "wandb_base_url", "allow_grader_code"}
 """From the environment or a flag; a file may not say them."""
 
 
@@ -161,10 +164,12 @@ def test_a_further_host_can_be_configured(tmp_path: Path) -> None:
     (tmp_path / "orchestrate.toml").write_text(
         '[hosts.mycloud]\ntype = "openai"\nbase_url = "https://llm.example/v1"\nkey_variable = "MYCLOUD"\n'
     )
-    settings = config.load(env=env_of(tmp_path, MYCLOUD="mycloud-key-of-the-tests"), cwd=tmp_path)
+    named = tmp_path / "orchestrate.toml"
+    settings = config.load(env=env_of(tmp_path, MYCLOUD="mycloud-key-of-the-tests"), config_file=named)
     assert settings.extra_hosts == ["mycloud"]
     assert settings.host("mycloud").api_key == config.Secret("mycloud-key-of-the-tests")
-    over = config.load(env=env_of(tmp_path, MYCLOUD_BASE_URL="https://other.example/v1"), cwd=tmp_path)
+    env = env_of(tmp_path, MYCLOUD_BASE_URL="https://other.example/v1")
+    over = config.load(env=env, config_file=named)
     assert over.host("mycloud").base_url == "https://other.example/v1"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tests.unit.settings.test_config import env_of
 
-from orchestrate.errors import ConfigError, KeyElsewhere
+from orchestrate.errors import ConfigError, KeyElsewhere, ProjectNotTrusted
 from orchestrate.profile import profile
-from orchestrate.settings import config
+from orchestrate.settings import config, trust
 from orchestrate.settings.pins import Pins, origin
 
 KEY = "sk-proj-0123456789abcdefghij"
@@ -135,6 +135,9 @@ def test_where_nothing_can_be_kept_each_use_is_the_first() -> None:
 def test_a_projects_file_cannot_lead_a_key_away(tmp_path: Path, table: str, variable: str) -> None:
     (tmp_path / "orchestrate.toml").write_text(table)
     name = table.split(".")[1].split("]")[0]
+    with pytest.raises(ProjectNotTrusted):
+        host(tmp_path, name, **{variable: KEY})
+    trust.trusted_in(tmp_path / "pins.json").add((tmp_path / "orchestrate.toml",))
     found = host(tmp_path, name, **{variable: KEY})
     with pytest.raises(KeyElsewhere, match=r"orchestrate\.toml"):
         found.require_key()
@@ -150,8 +153,11 @@ def test_an_environment_that_names_the_host_is_believed_once(tmp_path: Path) -> 
         host(tmp_path, OPENAI_API_KEY=KEY).require_key()
 
 
-def test_this_machine_may_be_named_by_a_projects_file_but_not_after_another_host(tmp_path: Path) -> None:
+def test_this_machine_may_be_named_by_a_trusted_file_but_not_after_another_host(tmp_path: Path) -> None:
     (tmp_path / "orchestrate.toml").write_text('[hosts.openai]\nbase_url = "http://127.0.0.1:4000/v1"\n')
+    with pytest.raises(ProjectNotTrusted):
+        host(tmp_path, OPENAI_API_KEY=KEY)
+    trust.trusted_in(tmp_path / "pins.json").add((tmp_path / "orchestrate.toml",))
     assert host(tmp_path, OPENAI_API_KEY=KEY).require_key().reveal() == KEY
     used = KEY + "-used"
     assert Pins(tmp_path / "pins.json").require(used, "openai", OPENAI)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -26,7 +27,15 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.settings import config
-from orchestrate.settings.keys import forget_in_keyring, key_file, pin_file, read_keys, write_keyring
+from orchestrate.settings.keys import (
+    forget_in_keyring,
+    key_file,
+    masked,
+    pin_file,
+    read_keys,
+    read_toml,
+    write_keyring,
+)
 from orchestrate.settings.pins import Pins, origin
 from orchestrate.text import among, meant
 from orchestrate.types import Feature
@@ -168,15 +177,17 @@ def keys_trust(
         str | None, typer.Argument(help="As in https://llm.example.com; default: the configured base URL.")
     ] = None,
     project: Annotated[
-        bool, typer.Option("--project", help="The prices, store and budget of this folder's project.")
+        bool,
+        typer.Option("--project", help="This folder's orchestrate.toml and rates.yaml, as they are now."),
     ] = False,
 ) -> None:
     """Let a key be sent to another host. Each key is tied to the host that it was first used with. With
-    --project: let the files of a project say what is spent, as they are now."""
-    settings = settings_of(context)
+    --project: let the files of a project set programs, addresses, the store, prices and the budget, as
+    written now. What they set is listed."""
     if project:
-        _trust_project(settings)
+        _trust_project((context.find_root().obj or {}).get("config"))
         return
+    settings = settings_of(context)
     if name is None:
         raise UsageError("name a backend, or --project", fix="orchestrate keys trust NAME [https://HOST]")
     known = settings.host(name)
@@ -192,14 +203,27 @@ def keys_trust(
     note(f"{name}: {known.api_key} may go to {', '.join(_tied(known))}")
 
 
-def _trust_project(settings: config.Settings) -> None:
+def _trust_project(given: Path | None) -> None:
     from orchestrate.settings import trust
 
-    files = trust.deciding(settings)
-    if files:
-        trust.trusted(settings).add(files)
-    names = ", ".join(map(str, files))
-    note(f"trusted until changed: {names}" if files else "no project file here decides what is spent")
+    if (named := config.named_file(given)) is not None:
+        note(f"{named} is named by you and needs no trust")
+        return
+    path = config.project_file()
+    project = None if path is None else trust.Project(path, read_toml(path))
+    if project is None or not project.files:
+        note("no project file here sets anything that needs trust")
+        return
+    listed = trust.trusted_in()
+    try:
+        listed.add(project.files)
+    except OSError as error:
+        raise SetupError(
+            f"{listed.path} cannot be written: {error}", fix="check its folder, or set ORCHESTRATE_KEYS"
+        ) from error
+    note(f"trusted until changed: {', '.join(map(str, project.files))}")
+    for name, value in sorted({**project.closed, **project.figures}.items()):
+        note(f"  {name} = {masked(value, name)}")
 
 
 def _tie(key: str, url: str) -> None:

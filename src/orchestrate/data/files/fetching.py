@@ -18,6 +18,15 @@ BLOCK = 1 << 20
 MOST_BYTES = 10 * 10**9
 """Of a file at a URL, unless ORCHESTRATE_MAX_DOWNLOAD_GB says otherwise."""
 _USUAL = "http, https, s3, gs, az, hf, sftp, file, memory"
+_TAKEN = frozenset(
+    {
+        "abfs", "abfss", "adl", "az", "blockcache", "data", "dropbox", "file", "filecache", "ftp", "gcs",
+        "gdrive", "gs", "hf", "http", "https", "libarchive", "local", "memory", "oci", "oss", "s3", "s3a",
+        "sftp", "simplecache", "smb", "ssh", "tar", "tos", "webdav", "webhdfs", "zip"
+    }
+)  # fmt: skip
+"""Protocols that fetch a file, unpack it or keep a copy. A spec may come from anybody: what reads a file to
+learn what to read next, runs another program or asks a notebook's server is not among them."""
 _HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
 """Protocols whose address begins with a host."""
 _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError"})
@@ -33,16 +42,17 @@ def fetch(url: str, target: Path) -> str:
 
     Returns what its host says that it is, as in `text/csv`, when the name does not tell, and else nothing.
 
-    Raises `UsageError` for a protocol that fsspec does not know, `SetupError` when the protocol's package or
-    the credentials are missing, else `DataError`, with `retryable` where trying again can help.
+    Raises `UsageError` for a protocol that is not known or not for files, `SetupError` when the protocol's
+    package or the credentials are missing, else `DataError`, with `retryable` where trying again can help.
     """
     with needed("data", f"reading {shown(url)}", "fsspec"):
         import fsspec  # pyright: ignore[reportMissingTypeStubs]
     protocol = url.split("://", 1)[0].split("::")[-1]
-    known: set[str] = set(cast("Any", fsspec).available_protocols())
-    if protocol not in known:
+    known: set[str] = _TAKEN & set(cast("Any", fsspec).available_protocols())
+    chain = {part.partition("://")[0] for part in url.split("::") if "://" in part or part.isalpha()}
+    if unknown := chain - known:
         raise UsageError(
-            f"cannot read {shown(url)}: the protocol {protocol} is not known",
+            f"cannot read {shown(url)}: the protocol {min(unknown)} is not known",
             fix=f"known, among others: {_USUAL}",
         )
     try:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar, cast
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.settings import environment
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -208,10 +209,11 @@ def _forked(count: int) -> list[_Worker]:
 
 def _start(sockets: list[int], stdout: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", _START, ",".join(map(str, sockets)), *sys.path],
+        [sys.executable, "-P", "-c", _START, ",".join(map(str, sockets)), *sys.path],
         stdin=subprocess.PIPE,
         stdout=stdout,
         pass_fds=sockets,
+        env=environment.of_child(),
         start_new_session=True,  # Ctrl-C is for the parent, which then ends its children
     )
 

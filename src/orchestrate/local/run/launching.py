@@ -3,8 +3,6 @@ killed."""
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
 import threading
@@ -21,6 +19,7 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.packages import require_recent
+from orchestrate.settings import environment
 from orchestrate.text import duration
 
 KERNEL_CACHE = 64
@@ -29,17 +28,6 @@ and no two steps have the same; the default of 1024 grew a worker from 590 to 1,
 made it no faster. 64 are those of one pass: its layers are alike."""
 ENDING_S = 60.0
 """For the process of a worker that has paused: it lets go of a GPU and of a grader's processes."""
-MORE_NAMES = "ORCHESTRATE_PASS_ENV"
-"""Names, joined by commas, of further variables that workers get."""
-PASSED = re.compile(
-    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
-    r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
-    r"|VLLM_.*|OMP_.*|MKL_.*|OPENBLAS_.*|ONEDNN_.*|LRU_CACHE_CAPACITY|CC|CXX"
-    r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
-    r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
-)
-"""The variables of a worker. `HF_.*` has the token for gated models; `PYTHON.*` finds an installation for
-development."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
 
 
@@ -142,8 +130,7 @@ def _spawn(run: RunDir, log: int) -> int:
 def worker_environment(threads: int | None) -> dict[str, str]:
     """What a worker needs and nothing else: no API key of a host is among it. Thread counts must be set
     before the numeric libraries load; the workers report to no one and need no network to start."""
-    more = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
-    env = {k: v for k, v in os.environ.items() if k in more or PASSED.fullmatch(k.upper())}
+    env = environment.of_child()
     if threads is not None:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     env.update(TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
+from orchestrate.settings import environment
 from orchestrate.types import Record
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
@@ -50,7 +51,11 @@ def started(pid: int) -> str | None:
         fields = stat[stat.rfind(")") + 2 :].split()  # the command's name may hold blanks and brackets
         return None if fields[0] in "ZX" else fields[19]
     shown = subprocess.run(
-        ["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ["ps", "-o", "state=,lstart=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment.of_child(),
     ).stdout.strip()
     return None if not shown or shown.startswith("Z") else shown.partition(" ")[2].strip()
 

@@ -179,6 +179,8 @@ class TogetherProvider(Provider):
         body["suffix"] = tag(spec.suffix, ref)
         if spec.wandb is not None:
             body["wandb_key"] = offline.wandb_key(self.config)
+            if (server := self.config.options.get("wandb_base_url")) is not None:
+                body["wandb_base_url"] = server
         client = self._client()
         answer = self._wire.send_once(
             ref,

@@ -32,9 +32,10 @@ RESERVED = (
     "suffix",
     "wandb_key",
     "wandb_api_key",
+    "wandb_base_url",
     "hf_api_token",
 )
-"""Fields that Orchestrate fills, and keys, which do not belong into a spec."""
+"""Fields that Orchestrate fills, and keys with where they go, which do not belong into a spec."""
 NO_RFT = (
     "Together has no reinforcement jobs (only training sessions that your own program drives); "
     "Fireworks and this machine have them"

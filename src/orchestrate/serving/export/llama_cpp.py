@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrate.errors import RunFailed, SetupError
 from orchestrate.local.weights.asking import ask
+from orchestrate.settings import environment
 
 SCRIPT = "convert_hf_to_gguf.py"
 SIXTEEN = ("F16", "BF16", "F32")
@@ -39,7 +40,9 @@ def quantise(source: Path, target: Path, kind: str, folder: Path) -> None:
     if tool is None:
         ask("quantise", module="conversion", source=str(source), target=str(target), kind=kind)
         return
-    done = subprocess.run([tool, str(source), str(target), kind], capture_output=True, check=False)
+    done = subprocess.run(
+        [tool, str(source), str(target), kind], capture_output=True, env=environment.of_child(), check=False
+    )
     if done.returncode:
         raise RunFailed(
             f"llama-quantize ended with {done.returncode}: {done.stderr[-800:].decode(errors='replace')}"

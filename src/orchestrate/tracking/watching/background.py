@@ -92,6 +92,7 @@ class Background:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=PRIVATE_UMASK,
+                cwd=_folder(self.settings),
                 env=_environment(self.settings),
             )
         # Reaps it when it ends before this process does.
@@ -234,10 +235,15 @@ def _store(settings: Settings) -> str:
     return settings.store_url if file is None else config.sqlite_url(file.expanduser().resolve())
 
 
+def _folder(settings: Settings) -> Path | None:
+    """Where the process finds the project's file itself, and sees whether it is trusted as it is then."""
+    return None if settings.config_file is None or settings.config_named else settings.config_file.parent
+
+
 def _environment(settings: Settings) -> dict[str, str]:
     """What the command line said, as the environment says it: no password is among a process's arguments."""
     given = {"ORCHESTRATE_HOME": str(settings.home), "ORCHESTRATE_STORE": _store(settings)}
-    if settings.config_file is not None:
+    if settings.config_file is not None and settings.config_named:
         given["ORCHESTRATE_CONFIG"] = str(settings.config_file.resolve())
     names, notify = config.NOTIFY_VARIABLES, settings.notify
     given[names["command"]] = notify.command or ""

@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,10 +24,11 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from orchestrate.errors import ConfigError, OrchestrateError, UsageError
+from orchestrate.settings import environment
 from orchestrate.settings.config import Notify, Secret, is_loopback
 from orchestrate.text import duration
 from orchestrate.types import Event, Run
@@ -96,6 +98,8 @@ class Command:
     one not delivered. One that is not done after `timeout_s` is killed with all that it started."""
 
     repeatable = False
+    variables: ClassVar[re.Pattern[str] | None] = None
+    """Those that it gets beside what every child gets."""
 
     def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
         if not argv:
@@ -119,6 +123,7 @@ class Command:
                     stdout=subprocess.DEVNULL,
                     stderr=said,
                     start_new_session=True,
+                    env=environment.of_child(self.variables),
                 )
             except OSError as error:
                 raise NotDelivered(f"{argv[0]}: {error.strerror or error}") from error
@@ -139,6 +144,8 @@ class Command:
 
 class Desktop(Command):
     """A message on the desktop of this machine."""
+
+    variables = environment.DESKTOP
 
     def __init__(self) -> None:
         # The text goes in as arguments at the time of sending; the program is what this system has.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import socket
 import subprocess
@@ -227,3 +228,16 @@ def test_secrets_in_an_address_are_not_repeated(site: str) -> None:
     with pytest.raises(DataError) as failed:
         Dataset.open(f"http://user:hunter2@{host}/nothing.jsonl?signature=abcdef")
     assert not any(secret in f"{failed.value} {failed.value.fix}" for secret in ("hunter2", "abcdef"))
+
+
+@pytest.mark.parametrize("train", ["reference://x::refs.json", "zip://x::git://", "jupyter://127.0.0.1:1/x"])
+def test_what_reads_more_than_one_file_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: str
+) -> None:
+    """`refs.json` names another file to read, and may hold templates."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes(ROW)
+    where = f"file://{tmp_path}/rows.jsonl"
+    (tmp_path / "refs.json").write_text(json.dumps({"version": 1, "refs": {"x": [where]}}))
+    with pytest.raises(UsageError, match="is not known"):
+        Dataset.open(train)

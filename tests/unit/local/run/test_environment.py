@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrate.local.run.launching import MORE_NAMES, worker_environment
+from orchestrate.local.run.launching import worker_environment
+from orchestrate.settings.environment import MORE_NAMES
 
 NEEDED = {
     "PATH": "/bin",

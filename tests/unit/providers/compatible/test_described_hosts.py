@@ -66,9 +66,10 @@ def opened(provider: Provider) -> Provider:
 
 
 def settings(tmp_path: Path, toml: str = "", **env: str) -> Settings:
-    (tmp_path / config.CONFIG_NAME).write_text(toml)
+    named = tmp_path / config.CONFIG_NAME
+    named.write_text(toml)
     own = {"ORCHESTRATE_HOME": str(tmp_path), "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
-    return config.load(env={**own, **env}, cwd=tmp_path)
+    return config.load(env={**own, **env}, config_file=named)
 
 
 @pytest.fixture

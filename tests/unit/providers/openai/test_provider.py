@@ -489,7 +489,7 @@ def test_azure(host: ScriptedHost, tmp_path: Path) -> None:
         "ORCHESTRATE_HOME": str(tmp_path),
         "ORCHESTRATE_KEYS": str(tmp_path / "k"),
     }
-    azure = registry.make("azure", config.load(env=env, cwd=tmp_path))
+    azure = registry.make("azure", config.load(env=env, config_file=tmp_path / "orchestrate.toml"))
     host.on("POST", "/openai/fine_tuning/jobs", JOB)
     host.on("GET", "/openai/fine_tuning/jobs/ftjob-1", {**JOB, "status": "pending"})
     spec = JobSpec(model="gpt-4o-mini", train="t")
@@ -521,7 +521,7 @@ def test_compatible_host(host: ScriptedHost, tmp_path: Path, monkeypatch: pytest
         "ORCHESTRATE_HOME": str(tmp_path),
         "ORCHESTRATE_KEYS": str(tmp_path / "k"),
     }
-    mine = registry.make("mine", config.load(env=env, cwd=tmp_path))
+    mine = registry.make("mine", config.load(env=env, config_file=tmp_path / "orchestrate.toml"))
     host.on("POST", JOBS, JOB)
     spec = JobSpec(
         model={"mine": "my-base-7b"},

@@ -248,6 +248,15 @@ def test_a_refused_setting_is_never_sent(host: Host, together: TogetherProvider)
     assert host.asked == []
 
 
+def test_a_spec_does_not_say_where_the_wandb_key_goes(together: TogetherProvider) -> None:
+    told = together.translate(
+        spec(
+            wandb={"project": "p"}, provider_options={"together": {"wandb_base_url": "https://evil.example"}}
+        )
+    )
+    assert [row.name for row in told.refused] == ["provider_options.wandb_base_url"]
+
+
 def test_wandb_without_a_key_is_never_sent(host: Host, together: TogetherProvider) -> None:
     from dataclasses import replace
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
 import threading
@@ -14,6 +13,7 @@ from shutil import which
 from typing import Any
 
 from orchestrate.errors import SetupError
+from orchestrate.settings import environment
 
 INSTALL = "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or python -m venv, pip install there)"
 ANSWER_S = 600.0
@@ -36,7 +36,8 @@ class Bridge:
     """`python`: of the environment. `server`: the API server's address, where it is not the client's own."""
 
     def __init__(self, python: str, server: str | None = None, answer_s: float = ANSWER_S) -> None:
-        self.python, self.server, self.answer_s = python, server, answer_s
+        self.python = str(Path(python).absolute()) if "/" in python else python
+        self.server, self.answer_s = server, answer_s
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -64,7 +65,8 @@ class Bridge:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        env = environment.of_child(environment.CLOUDS)
+        env.pop("PYTHONPATH", None)
         if self.server:
             env["SKYPILOT_API_SERVER_ENDPOINT"] = self.server
         with as_file(files("orchestrate.places.kinds._skypilot").joinpath("bridge.py")) as script:
@@ -74,6 +76,7 @@ class Bridge:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
+                    cwd=script.parent,  # its client reads .sky.yaml where it runs, which may be anybody's
                     env=env,
                 )
             except OSError as error:

@@ -1,0 +1,38 @@
+"""The environment of the processes that Orchestrate starts: what programs need, and no key of a host."""
+
+from __future__ import annotations
+
+import os
+import re
+
+MORE_NAMES = "ORCHESTRATE_PASS_ENV"
+"""Names, joined by commas, of further variables that children get."""
+PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
+    r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
+    r"|VLLM_.*|OMP_.*|MKL_.*|OPENBLAS_.*|ONEDNN_.*|LRU_CACHE_CAPACITY|CC|CXX"
+    r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
+    r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
+)
+"""Variables of every child. `HF_.*` includes the token for gated models. `PYTHON.*` finds an installation for
+development."""
+CLOUDS = re.compile(
+    r"SKYPILOT_.*|AWS_.*|GOOGLE_.*|CLOUDSDK_.*|GCLOUD_.*|AZURE_.*|ARM_.*|OCI_.*|KUBECONFIG|KUBERNETES_.*"
+    r"|SSH_AUTH_SOCK|XDG_.*"
+)
+"""What a client of clouds reads: their own credentials, which it was installed to use."""
+DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
+
+
+def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
+    """The variables that a child gets. `more`: further names, for what the program is there to do. `given`:
+    variables to set on top."""
+    named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in named
+        or PASSED.fullmatch(name.upper())
+        or (more is not None and more.fullmatch(name.upper()))
+    }
+    return {**kept, **given}
