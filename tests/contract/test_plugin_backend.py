@@ -88,10 +88,13 @@ def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
     options.write_text("[hosts.shelf.options]\nlable = 'x'\n")
     assert "hosts.shelf.options.lable (did you mean label?)" in installed.run("plan", *shelf, code=3)
     options.write_text(ATTIC.text)
+    installed.run("keys", "trust", "--project")
     assert [one["provider"] for one in installed.orchestrate("plan", "--provider", "attic")] == ["attic"]
     [key] = [c for c in installed.orchestrate("doctor") if c["check"] == "key attic"]
     assert "https://attic.example.com/v1" in key["detail"]
     options.write_text("[hosts.shelf.options]\nlabel = 'x'\n")
+    assert "hosts.shelf.options.label" in installed.run("plan", *shelf, code=3), "an option of a plug-in"
+    installed.run("keys", "trust", "--project")
     # Its profile is what these commands know of it.
     unpriced = installed.orchestrate("quote", *shelf, code=1)
     assert "there are no rates for shelf" in json.dumps(unpriced)

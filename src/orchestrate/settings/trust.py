@@ -151,13 +151,13 @@ def _settings(values: Mapping[str, Any], *above: str) -> Iterator[tuple[Place, A
 
 
 def _among(place: Place, allowed: Set[Place]) -> bool:
-    if place[0] == "hosts" and len(place) > 1:
-        if place[1] not in built_in_folders():
-            return False
-        place = ("hosts", "*", *place[2:])
-    elif place[0] == "queue" and len(place) == 2:
-        place = ("queue", "*")
-    return place in allowed
+    match place:
+        case ("hosts", host, *below):
+            return host in built_in_folders() and ("hosts", "*", *below) in allowed
+        case ("queue", _):
+            return ("queue", "*") in allowed
+        case _:
+            return place in allowed
 
 
 def _dotted(place: Place) -> str:

@@ -143,11 +143,12 @@ def test_every_settings_file_is_read_with_its_hosts(name: str, text: str, tmp_pa
     hosts = asked.get("hosts", {})
     if "project" in asked or added & {host.get("type") for host in hosts.values()}:
         return
-    (tmp_path / "orchestrate.toml").write_text(text)
+    file = tmp_path / "orchestrate.toml"
+    file.write_text(text)
     env = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml")}
-    with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as ft:
+    with Orchestrator(config.load(env=env, config_file=file, home=tmp_path / "home")) as ft:
         assert [ft.provider(host).name for host in hosts] == [*hosts]
-        assert ft.settings.config_file == tmp_path / "orchestrate.toml"
+        assert ft.settings.config_file == file
 
 
 def runner(name: str) -> str | None:

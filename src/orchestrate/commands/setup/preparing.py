@@ -185,7 +185,8 @@ def keys_trust(
     --project: let the files of a project set programs, addresses, the store, prices and the budget, as
     written now. What they set is listed."""
     if project:
-        _trust_project((context.find_root().obj or {}).get("config"))
+        given: dict[str, Any] = context.find_root().obj or {}
+        _trust_project(given.get("config"))
         return
     settings = settings_of(context)
     if name is None:

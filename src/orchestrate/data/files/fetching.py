@@ -48,7 +48,7 @@ def fetch(url: str, target: Path) -> str:
     with needed("data", f"reading {shown(url)}", "fsspec"):
         import fsspec  # pyright: ignore[reportMissingTypeStubs]
     protocol = url.split("://", 1)[0].split("::")[-1]
-    known: set[str] = _TAKEN & set(cast("Any", fsspec).available_protocols())
+    known = _TAKEN & set[str](cast("Any", fsspec).available_protocols())
     chain = {part.partition("://")[0] for part in url.split("::") if "://" in part or part.isalpha()}
     if unknown := chain - known:
         raise UsageError(
