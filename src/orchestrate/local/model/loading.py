@@ -25,12 +25,12 @@ from orchestrate.local.model.adapters.starts import Beginning, begun
 from orchestrate.local.model.adapters.targets import expert_parameters, targets_of
 from orchestrate.local.model.engines import Choice, choose, precision
 from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.files.quantised import Quantised
+from orchestrate.local.model.files.quantised import Quantised, expanded
 from orchestrate.local.model.head import Head
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.shortcuts.accelerating import Unfit, load_unsloth, use_liger
 from orchestrate.local.model.shortcuts.choosing import turn_on
-from orchestrate.local.model.weights import experts
+from orchestrate.local.model.weights import experts, packed
 from orchestrate.local.model.weights.architectures import auto_class
 from orchestrate.local.model.weights.quantising import nf4
 
@@ -80,7 +80,8 @@ def load_base(
     """The base model; NF4 with double quantisation when `four_bit`, unless its files hold it in few bits
     anyway. `dtype`: of products and of weights that are not in few bits; `None` takes what suits the device.
     Raises `QuantisedUnreadable` where the library that reads the files is missing."""
-    held = Quantised.of(ModelFolder(folder).config)
+    stored = ModelFolder(folder).config
+    held = Quantised.of(stored)
     if held is not None:
         held.require()
     dtype = dtype or DTYPES[precision(None, device.type).name]
@@ -94,16 +95,19 @@ def load_base(
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config.quantization_config = {**config.quantization_config, "backend": kernel}
         quantisation = {"config": config}
-    model = auto_class(folder).from_pretrained(
-        folder,
-        dtype=dtype,
+    options: dict[str, Any] = {
+        "dtype": dtype,
         **quantisation,
-        device_map={"": device} if device.type != "cpu" else None,
-        use_safetensors=True,
-        local_files_only=True,
+        "device_map": {"": device} if device.type != "cpu" else None,
+        "use_safetensors": True,
+        "local_files_only": True,
         # Not only the default: without a word transformers asks on the terminal.
-        trust_remote_code=False,
-    )
+        "trust_remote_code": False,
+    }
+    if expanded(stored):
+        model = packed.load(folder, device, **options)
+    else:
+        model = auto_class(folder).from_pretrained(folder, **options)
     keep_four_bit_weights(model)
     return model
 

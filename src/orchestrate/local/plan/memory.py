@@ -118,7 +118,7 @@ def plan(
         advice=advice,
         rows=setup.rows,
         longest=setup.longest,
-        notes=(shape.remark,) if shape.remark else (),
+        notes=shape.notes,
     )
 
 

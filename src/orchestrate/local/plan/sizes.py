@@ -63,7 +63,9 @@ class Shape(Record, frozen=True, kw_only=True):
     experts_used: int = 1
     family: str = "llama"
     held: float | None = None
-    """Bytes of a parameter of its linear layers, where the model's files hold these in few bits."""
+    """Bytes of a parameter of its linear layers, where these stay in memory as the files hold them."""
+    held_by: str | None = None
+    """The format of the files, where it is not known how many bytes these are."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -87,7 +89,8 @@ class Shape(Record, frozen=True, kw_only=True):
             experts=experts,
             experts_used=int(c.get("num_experts_per_tok") or 1) if experts > 1 else 1,
             family=family,
-            held=quantised.bytes if quantised else None,
+            held=(quantised.bytes or 2.0) if quantised else None,
+            held_by=quantised.method if quantised and quantised.bytes is None else None,
         )
 
     @staticmethod
@@ -112,6 +115,14 @@ class Shape(Record, frozen=True, kw_only=True):
         if self.family not in LLAMA_LIKE:
             return f"its layers ({self.family}) are taken to hold 1.4 times what a Llama's do"
         return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What makes a memory plan of it less exact."""
+        found = [self.remark] if self.remark else []
+        if self.held_by is not None:
+            found.append(f"its files hold it by {self.held_by}: the weights are counted with 16 bits each")
+        return tuple(found)
 
     @property
     def linears(self) -> list[tuple[int, int, int]]:

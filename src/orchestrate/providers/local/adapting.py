@@ -9,7 +9,7 @@ from orchestrate.errors import SetupError
 from orchestrate.local.job import Adapter
 from orchestrate.local.model.adapters.names import no_pattern
 from orchestrate.local.model.files import models
-from orchestrate.local.model.files.quantised import Quantised
+from orchestrate.local.model.files.quantised import Quantised, expanded
 from orchestrate.providers.local import continuing, naming
 from orchestrate.providers.settings import Rows
 from orchestrate.spec.methods import LoRA, QLoRA
@@ -27,13 +27,19 @@ _STRUCTURE = (
     "modules_to_save",
 )
 """Of an adapter; peft's words."""
+_EXPANDED = {
+    "qlora": "put into 4 bits (NF4) one after the other",
+    "lora": "expanded to 16 bits",
+    "full": "expanded to 32 bits",
+}
+"""What becomes of weights that are not trained over as the files hold them."""
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
     """`model`: as `models.config_of` finds it."""
     config = {} if "model" in rows.refused else models.config_of(model) or {}
     held = Quantised.of(config)
-    _kind(rows, spec, held)
+    _kind(rows, spec, held, expanded(config))
     continuing.continue_from(rows, spec)
     if not isinstance(spec.adapter, LoRA):
         return
@@ -68,26 +74,29 @@ def _sizes(rows: Rows, asked: LoRA) -> None:
             rows.keep(f"adapter.{flag}", f"adapter.{flag}")
 
 
-def _kind(rows: Rows, spec: JobSpec, held: Quantised | None) -> None:
+def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None) -> None:
     kind = spec.adapter.type
     by_default = rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set
     if held is not None and kind == "full" and not by_default:
         reason = f"the model's files hold it in {held.told}; such weights are frozen: train an adapter"
         rows.refuse("adapter.type", reason, instead="qlora")
-    elif held is not None:
+        return
+    sent = "qlora" if by_default else kind
+    rule = None if packed is None else f"weights that the files hold in {packed} are {_EXPANDED[sent]}"
+    if held is not None:
         try:
             held.require()
         except SetupError as error:
             rows.refuse("model", f"{error.message}: {error.fix}")
         rule = f"the base stays as its files hold it, in {held.told}"
-        sent = "qlora" if by_default else kind
         put = rows.default if by_default else rows.map
         put("adapter.type", "adapter.type", sent, rule)
         rows.send("adapter.type", sent)
     elif by_default:
-        rows.default("adapter.type", "adapter.type", "qlora", "the base is held in 4 bits (NF4)", send=True)
+        rule = rule or "the base is held in 4 bits (NF4)"
+        rows.default("adapter.type", "adapter.type", sent, rule, send=True)
     else:
-        rows.keep("adapter.type", "adapter.type", kind)
+        rows.keep("adapter.type", "adapter.type", kind, rule=rule)
 
 
 def _structure(

@@ -18,6 +18,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "auto-round": ("auto_round",),
 }
 """What transformers needs to read a base of each kind."""
+_EXPANDED = ("mxfp4", "fp8")
+"""What is expanded while it is read: see `weights.packed`."""
 _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
 """Of gptqmodel. What it takes by itself on a CPU repacks the weights at the first answer, and from then on
 gives no gradient to what is before them."""
@@ -26,13 +28,31 @@ gives no gradient to what is before them."""
 NF4 = "NF4 (4 bits)"
 
 
+def expanded(config: Mapping[str, Any]) -> str | None:
+    """In what the files hold weights that are expanded while they are read, one after the other, from a
+    config.json."""
+    held, method = _named(config)
+    return method.upper() if held and method in _EXPANDED else None
+
+
+def _named(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What a config.json says of how its files hold the weights, and the method's name."""
+    held = _mapping(config.get("quantization_config"))
+    held = held or _mapping(_mapping(config.get("text_config")).get("quantization_config"))
+    return held, str(held.get("quant_method") or "bitsandbytes")
+
+
+def _mapping(found: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
 class QuantisedUnreadable(SetupError):
     """This machine lacks the library that reads the base; `fix` is the line that installs it."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a base is held. Of a method that is not in `PACKAGES` only the name is known."""
+    """How a base stays in memory. Of a method that is not in `PACKAGES` only the name is known."""
 
     method: str
     bits: int | None
@@ -41,12 +61,10 @@ class Quantised:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Quantised | None:
-        """From a config.json; `None` for a base in 16 or 32 bits."""
-        found = config.get("quantization_config")
-        if not isinstance(found, Mapping) or not found:
+        """From a config.json; `None` for a base in 16 or 32 bits, and for one that is expanded to them."""
+        held, method = _named(config)
+        if not held or method in _EXPANDED:
             return None
-        held = cast("Mapping[str, Any]", found)
-        method = str(held.get("quant_method") or "bitsandbytes")
         if method == "bitsandbytes":
             if held.get("load_in_8bit"):
                 return cls(method, 8, 1.0)

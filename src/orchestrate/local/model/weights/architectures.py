@@ -43,10 +43,16 @@ def hollow(config: Mapping[str, Any]) -> Any:
         raise UsageError(f"its configuration does not make a {kind} model: {error}") from error
 
 
+def model_class(config: Any) -> Any:
+    """transformers' own class for a configuration that `auto_class` loads."""
+    seen = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if _sees(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    return seen[type(config)]
+
+
 def _auto_class(config: Any) -> Any:
-    seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return (
-        AutoModelForImageTextToText
-        if seeing and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-        else AutoModelForCausalLM
-    )
+    return AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM
+
+
+def _sees(config: Any) -> bool:
+    kind = type(config)
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
