@@ -405,6 +405,26 @@ def test_pages_of_other_sites_cannot_ask(served: Served) -> None:
         assert done.status_code in (403, 404) and "choices" not in done.json()
 
 
+@pytest.mark.slow
+def test_a_long_prompt_holds_nobody_up(served: Served, client: OpenAI) -> None:
+    """It takes seconds to be tokenized and refused; others are answered meanwhile."""
+    body = {"model": "one", "messages": [{"role": "user", "content": "where is order 17? " * 50_000}]}
+    answers = list[Any]()
+    asking = threading.Thread(
+        target=lambda: answers.append(
+            loopback.post(f"{served.url}/v1/chat/completions", json=body, timeout=240)
+        )
+    )
+    asking.start()
+    meanwhile = 0
+    while asking.is_alive():
+        assert ask(client, max_tokens=1).choices
+        meanwhile += 1
+    [answer] = answers
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+    assert meanwhile >= 3, "one was under way when it came, and one waited"
+
+
 def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
     body = {"model": "one", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "stream": True}
     with loopback.stream("POST", f"{served.url}/v1/chat/completions", json=body) as stream:

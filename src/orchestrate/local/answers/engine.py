@@ -22,6 +22,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,10 @@ _WORDS = {
     NO_NUMBERS: "{} gives no finite numbers: its weights are broken, or overflow here",
     NO_MEMORY: "this machine has not enough memory for {} to answer this prompt, even alone: shorten it",
 }
+
+
+LONG_BYTES = 64 << 10
+"""Of a request, above which it is tokenized beside the others."""
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True):
@@ -311,23 +317,37 @@ class Desk:
     def __init__(self, engine: Engine, send: Send) -> None:
         self.engine, self._send = engine, send
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._tokenizing = set[str]()
+        """Requests in the lane of long ones; who leaves meanwhile is taken out."""
 
     def read(self, lines: Any) -> None:
-        """Turns each line into a piece of work; at the end of the lines what is under way still ends."""
-        for line in lines:
-            asked = msgspec.json.decode(line, type=dict[str, Any])
-            self._guarded(asked, lambda asked=asked: self._take(asked))
+        """Turns each line into a piece of work; at the end of the lines what is under way still ends. Long
+        lines have a lane of their own: tokenizing one takes seconds, which others need not wait."""
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
+            for line in lines:
+                asked = msgspec.json.decode(line, type=dict[str, Any])
+                take = partial(self._guarded, asked, partial(self._take, asked))
+                if len(line) > LONG_BYTES:
+                    self._tokenizing.add(asked["id"])
+                    lane.submit(take)
+                else:
+                    take()
         self._asked.put(None)
 
     def _take(self, asked: dict[str, Any]) -> None:
         engine, op = self.engine, asked.pop("op")
         if op == "add":
             wish = decoding.convert(asked, Wish)
+            long = wish.id in self._tokenizing
             prompt = engine.prompt(wish)
+            if long and wish.id not in self._tokenizing:
+                return  # whoever asked has left
+            self._tokenizing.discard(wish.id)
             self._put(asked, lambda: engine.add(wish, prompt, self._send))
         elif op == "tokenize":
             self._send({"id": asked["id"], "ids": engine.prompt(decoding.convert(asked, Wish))})
         elif op == "cancel":
+            self._tokenizing.discard(asked["id"])
             self._put(asked, lambda: engine.cancel(asked["id"]))
         elif op == "load":
             self._put(asked, lambda: self._loaded(asked))
@@ -349,6 +369,7 @@ class Desk:
         try:
             work()
         except Exception as error:  # noqa: BLE001
+            self._tokenizing.discard(str(asked.get("id")))
             if not isinstance(error, OrchestrateError):
                 traceback.print_exc()
             code = getattr(error, "code", type(error).__name__)
