@@ -218,6 +218,12 @@ def test_of_two_changes_at_once_only_what_fits_passes(place: Place, store_url: s
     assert place.total().committed_usd == 48
 
 
+def test_what_costs_nothing_needs_no_budget(place: Place) -> None:
+    place.deploy(max_hours=4)
+    place.budget = "1"
+    assert place.deploy(1, max_hours=4, max_replicas=0).complete
+
+
 def test_a_price_that_nobody_knows_does_not_fit_into_a_budget(place: Place) -> None:
     with pytest.raises(OverBudget, match="not known"):
         place.deploy(max_hours=1, accept_unknown_price=True, shape="odd")
@@ -289,6 +295,24 @@ def test_a_wall_clock_that_is_set_moves_no_limit_and_no_cost(place: Place, off: 
     assert place.host.books.up == {}
     ended = place.handle().deployment()
     assert ended is not None and ended.state is DeploymentState.ENDED and ended.spent_usd == 16
+
+
+def test_a_paused_machine_is_spoken_of_and_a_set_clock_at_the_deploy_is_not(place: Place) -> None:
+    place.clock.off = -DAYS
+    place.deploy(max_hours=2)
+    place.clock.off = timedelta(0)
+    place.pass_hours(0.5)
+
+    def clocks() -> list[str]:
+        events = place.store.history.events(place.runs[0].id)
+        return [event.type for event in events if event.type == "deployment_clocks"]
+
+    place.sync()
+    assert clocks() == []
+    place.clock.off = DAYS  # time passed, and the uptime stood still
+    place.sync()
+    place.sync()
+    assert clocks() == ["deployment_clocks"] and len(place.host.books.up) == 1
 
 
 @pytest.mark.parametrize("off", [DAYS, -DAYS])

@@ -244,7 +244,9 @@ def abandon(
         if handle.record.job_id is not None and not handle.status.terminal:
             job, host = handle.record.job_id, handle.record.host
             note(f"its job {job} may go on at {host} and be billed; end it there")
-        for one in handle.deployments(over=False):
+        given_up = handle.deployments(over=False)
+        _show_status(handle.abandon(reason), json=json)
+        for one in given_up:
             r, cost = one.record, one.spent_usd
             hourly = f" {rate(r.usd_per_hour)} an hour" if r.usd_per_hour is not None else ""
             counted = "" if cost is None else f". The budget keeps the {money(cost)} counted so far"
@@ -252,7 +254,6 @@ def abandon(
                 f"its deployment {r.host_id or r.id} may go on at {r.host} and bill{hourly}; end it there: "
                 f"nothing here will ask about it again{counted}"
             )
-        _show_status(handle.abandon(reason), json=json)
 
 
 def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:

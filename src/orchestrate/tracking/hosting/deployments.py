@@ -132,7 +132,7 @@ class Deployments:
         now = self.time_of(after)
         held = spending(before, now).committed_usd if before is not None else Decimal(0)
         wanted = spending(after, now).committed_usd
-        if wanted > held or before is None or before.billing_since is None:
+        if wanted and (wanted > held or before is None or before.billing_since is None):
             figure = "the most that this deployment may cost from now on"
             require_budget(
                 connection, self._db.clock, after.provider, wanted, budget_usd + held, figure, fix=_LESS

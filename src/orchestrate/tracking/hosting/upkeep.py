@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LOOK_BACK = timedelta(days=2)
 """So long a deployment that is over is still looked for: hosts answer no, or gone, and are wrong at times."""
+_APART = timedelta(minutes=15)
+"""So far a clock and the uptime may be apart, and nobody is told."""
 IDLE_HOURS = Decimal(1)
 """Up so long without a request from this store, it is spoken of, and once a day again."""
 
@@ -80,6 +82,7 @@ class Upkeep:
             self._tell_change(before, deployment)
         if deployment.state.over:
             return
+        self._speak_of_clocks(deployment, items)
         cause = limit_reached(deployment, self._store.deployments.time_of(deployment))
         if deployment.state is DeploymentState.ENDING or (
             cause is not None and deployment.state is not DeploymentState.OUTCOME_UNKNOWN
@@ -108,6 +111,25 @@ class Upkeep:
             self._say(deployment, f"{name(deployment)} is gone: {deployment.cause}", "lost", daily=False)
         else:
             self.told.append(f"{name(deployment)}: {deployment.state.value}")
+
+    def _speak_of_clocks(self, deployment: Deployment, items: list[Standing]) -> None:
+        """Uptime is believed. It stands still, however, while a virtual machine is paused."""
+        made_at = min((item.created_at for item in items if item.created_at), default=None)
+        if made_at is None or made_at < deployment.created_at - _APART:  # the host had it before this store
+            return
+        counted = self._store.deployments.time_of(deployment) - deployment.created_at
+        by_clock = self._store.clock.now() - made_at
+        if by_clock - counted < _APART:
+            return
+        self._say(
+            deployment,
+            f"{name(deployment)} is up for {duration(counted.total_seconds())} by its machine's uptime, "
+            f"which counts, and for {duration(by_clock.total_seconds())} by its clock. If the clock is right "
+            f"(the machine was paused), it has cost more, and its limit comes late; to end it: "
+            f"orchestrate undeploy {deployment.run_id}",
+            "clocks",
+            daily=True,
+        )
 
     def _speak_of_idle(self, deployment: Deployment) -> None:
         now, run_id = self._store.deployments.time_of(deployment), deployment.run_id
