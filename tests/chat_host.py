@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Writes = Callable[[int, dict[str, Any]], "str | int | dict[str, Any]"]
+
+@dataclass(frozen=True)
+class Lost:
+    """The answer is written in full and billed at its most, and does not arrive: a proxy answers `status`
+    after `after_s`, or with none the connection is cut."""
+
+    status: int | None = None
+    after_s: float = 0.0
+
+
+Writes = Callable[[int, dict[str, Any]], "str | int | dict[str, Any] | Lost"]
 """(number of the request from 1, its body) -> the answer's text, or an HTTP status that refuses it, or
-the error with which a 400 does."""
+the error with which a 400 does, or how the answer is lost."""
 
 
 def order_row(number: int) -> str:
@@ -60,8 +72,14 @@ class ChatHost:
     hold: threading.Event = field(default_factory=threading.Event)
     """Cleared, the host does not answer until it is set."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    billed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Prompt and completion tokens of every answer that was written, whether it arrived or not."""
 
-    def receive(self, body: dict[str, Any], key: str | None) -> str | int | dict[str, Any]:
+    def bill(self, prompt: int, completion: int) -> None:
+        with self.lock:
+            self.billed.append((prompt, completion))
+
+    def receive(self, body: dict[str, Any], key: str | None) -> str | int | dict[str, Any] | Lost:
         with self.lock:
             self.bodies.append(body)
             self.keys.append(key)
@@ -77,13 +95,24 @@ def chat_host() -> Generator[ChatHost]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             text = host.receive(body, self.headers.get("authorization"))
             assert self.path == "/v1/chat/completions"
+            if isinstance(text, Lost):
+                host.bill(sum(len(m["content"].encode()) for m in body["messages"]), _most(body))
+                time.sleep(text.after_s)
+                if text.status is None:
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                text = text.status
             if isinstance(text, str):
                 status, answer = 200, _completion(body, text)
+                host.bill(answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"])
             else:
                 status, answer = (text, _error(text)) if isinstance(text, int) else (400, {"error": text})
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
+            if status >= 429:
+                self.send_header("retry-after-ms", "1")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -103,6 +132,10 @@ def chat_host() -> Generator[ChatHost]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _most(body: dict[str, Any]) -> int:
+    return body.get("max_tokens") or body["max_completion_tokens"]
 
 
 def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:

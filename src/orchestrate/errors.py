@@ -54,6 +54,10 @@ class OrchestrateError(Exception):
 
     exit_code: ClassVar[int] = 1
     retryable: bool = False
+    lost_requests: int = 0
+    """Requests of the command that got no answer and may have been billed, for `lost_usd` at most."""
+    lost_usd: Decimal | None = Decimal(0)
+    """`None` where no price is known."""
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         super().__init__(message)
@@ -322,6 +326,8 @@ class ProviderError(OrchestrateError):
     none."""
 
     exit_code = 4
+    unsent: bool = False
+    """The request certainly never left this machine."""
     certain: bool = False
     """The host's code is one whose meaning is known: what was asked was certainly not done."""
     param: str | None = None
@@ -345,6 +351,17 @@ class ProviderError(OrchestrateError):
         self.code = code
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether the host certainly did nothing, and bills nothing."""
+        return self.unsent or refuses(self.status)
+
+
+def refuses(status: int | None) -> bool:
+    """Whether an HTTP status says that the host did not do it. A 5xx, a redirect or a time-out does not, and
+    408 and 499 are answers of a proxy that gave up waiting."""
+    return status is not None and 400 <= status < 500 and status not in (408, 499)
 
 
 class AuthenticationFailed(ProviderError):

@@ -22,6 +22,14 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from orchestrate.errors import DataError
+from orchestrate.types import decoding
+
+E = TypeVar("E")
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Of errors that mean that there is no room on a disk, or none of a quota."""
@@ -181,6 +189,44 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
             with suppress(OSError):  # Windows removes no open file
                 path.unlink()
         lock.release()
+
+
+class Journal(Generic[E]):
+    """A file of JSON lines that only grows, and survives the end of its writer at any moment.
+
+    `entries` are those of the file, then those that were appended, in order. A line that a killed writer left
+    unfinished is none, and is cut off by the next one. Each entry is on the disk before `append` returns.
+    """
+
+    def __init__(self, path: Path, entry: Any) -> None:
+        """`entry` is the type of the lines: a struct, or a union of tagged ones. The file need not exist.
+        Raises `DataError` when a whole line is no such entry."""
+        self.path = path
+        self.entries: list[E] = []
+        decoder = decoding.decoder(entry)
+        data = path.read_bytes() if path.exists() else b""
+        self._whole = data.rfind(b"\n") + 1
+        self._torn = self._whole < len(data)
+        for number, line in enumerate(data[: self._whole].splitlines(), start=1):
+            try:
+                self.entries.append(decoder.decode(line))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"{path}: line {number}: {error}", fix="restore the file, or move it away to begin again"
+                ) from error
+
+    def append(self, entry: E) -> None:
+        """Raises `OSError` when the entry cannot be kept; the next one cuts off what of it was written."""
+        line = msgspec.json.encode(entry) + b"\n"
+        with open(self.path, "ab", buffering=0, opener=opener) as file:
+            if self._torn:
+                file.truncate(self._whole)
+            self._torn, self._whole = True, file.seek(0, os.SEEK_END)
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(file.fileno())
+            self._torn = False
+        self.entries.append(entry)
 
 
 def sha256(path: Path) -> str:

@@ -50,7 +50,7 @@ def make(host: ScriptedHost, tmp_path: Path) -> Iterator[Callable[[str], Provide
         env |= {"FIREWORKS_ACCOUNT_ID": "acme", "ORCHESTRATE_KEYS": str(tmp_path / "none")}
         provider = registry.make(name, config.load(env=env, cwd=tmp_path, home=tmp_path))
         wire: Wire = provider._wire  # type: ignore[attr-defined]
-        wire._retry, wire._sleep = Retry(attempts=2), lambda _: None
+        wire.retry, wire._sleep = Retry(attempts=2), lambda _: None
         made.append(provider)
         return provider
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,8 +15,9 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation.asking import Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item
+from orchestrate.paid.asking import Price, Question, Respondent, answer_of, one_at_a_time
+from orchestrate.retries import Retry
 from orchestrate.types import Contender, Message, Reply, Sampling
 
 if TYPE_CHECKING:
@@ -29,12 +29,15 @@ Likelihood = Callable[[Sequence[Mapping[str, Any]]], list[tuple[float, int, bool
 
 
 class Asks(Protocol):
-    """As `providers.chat.Chat`: takes questions from as many threads as it says."""
+    """As `providers.chat.Chat`: takes questions from as many threads as it says, and sends each once."""
 
     @property
     def threads(self) -> int: ...
 
-    def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply: ...
+    @property
+    def retry(self) -> Retry: ...
+
+    def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply: ...
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,10 @@ def by_chat(
             fix="leave --batch out, or --on here",
         )
 
-    def ask(questions: Sequence[Question]) -> list[Answer]:
-        [question] = questions
-        started = time.monotonic()
-        reply = chat.ask(question.messages, question.tools)
-        answer = answer_of(reply, seconds=time.monotonic() - started)
-        return [replace(answer, first_token_seconds=first_seconds()) if first_seconds else answer]
+    ask = one_at_a_time(chat.ask_once)
+
+    def timed(questions: Sequence[Question]) -> list[Answer]:
+        return [replace(a, first_token_seconds=first_seconds and first_seconds()) for a in ask(questions)]
 
     identity = {"host": contender.served_by, "model": contender.model, "run": contender.run_id}
     identity |= {"checkpoint": contender.checkpoint} if contender.checkpoint else {}
@@ -124,8 +125,9 @@ def by_chat(
     respondent = Respondent(
         name=contender.name,
         identity={**identity, "kind": contender.kind, **_way(sampling), **streamed},
-        ask=ask,
+        ask=timed if first_seconds else ask,
         parallel=chat.threads,
+        retry=chat.retry,
         max_tokens=sampling.max_tokens,
         price=price,
         place=contender.served_by,
@@ -190,21 +192,6 @@ def _nothing(prompt: int, completion: int) -> Decimal:
     """The machine is the user's own."""
     del prompt, completion
     return Decimal(0)
-
-
-def answer_of(reply: Reply, seconds: float | None = None) -> Answer:
-    return Answer(
-        text=reply.content,
-        tool_calls=reply.tool_calls,
-        reasoning=reply.reasoning or "",
-        finish_reason=reply.finish_reason,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        seconds=seconds,
-        logprobs=reply.logprobs,
-        precision=reply.precision,
-        notes=reply.notes,
-    )
 
 
 def fingerprint(model: str) -> str:

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.evaluation import scoring, statistics
-from orchestrate.evaluation.asking import Asking
 from orchestrate.evaluation.contenders import Candidate, expected_likelihoods, in_precision
 from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
 from orchestrate.evaluation.metrics import Metric, PairMetric
@@ -24,6 +23,8 @@ from orchestrate.evaluation.metrics.registry import NEEDS
 from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, points, require_decidable, verdicts
 from orchestrate.files import whole
+from orchestrate.paid.asking import Asking
+from orchestrate.paid.journal import Unaccounted
 from orchestrate.text import money
 from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 
@@ -149,12 +150,14 @@ def evaluate(
         if candidate.likelihood is not None and "likelihood" in needed:
             answers = with_likelihood(items, answers, candidate)
         sides.append(Side(candidate.contender.name, answers))
-        contenders.append(_counted(candidate, flat))
+        questions = candidate.questions(items, samples)
+        contenders.append(_counted(candidate, flat, asking.lost(candidate.respondent, questions)))
     scored = scoring.score(items, sides, terms.metrics, terms.rivals)
     first = terms.metrics[0].used
     names = [c.name for c in contenders if c.kind != "base" and c.name not in terms.rivals.values()]
     rivals = set(terms.rivals.values())
     write_items(items_file, scored.answered)
+    lost = asking.purse.lost()
     return Evaluation(
         id=id,
         created_at=datetime.now(UTC),
@@ -178,6 +181,7 @@ def evaluate(
             *_quantization_cost(first, scored.differences, contenders),
             *_notes(contenders, sides),
             *_judges([m.used for m in terms.metrics]),
+            *([str(lost)] if lost else ()),
         ),
     )
 
@@ -193,7 +197,7 @@ def with_likelihood(
     ]
 
 
-def _counted(candidate: Candidate, answers: Sequence[Answer]) -> Contender:
+def _counted(candidate: Candidate, answers: Sequence[Answer], lost: Unaccounted) -> Contender:
     """The contender with what its answers took."""
     came = [a for a in answers if a.error is None]
     seconds = sorted(a.seconds for a in came if a.seconds is not None)
@@ -206,6 +210,8 @@ def _counted(candidate: Candidate, answers: Sequence[Answer]) -> Contender:
         prompt_tokens=_sum([a.prompt_tokens for a in came]),
         completion_tokens=_sum([a.completion_tokens for a in came]),
         usd=sum((a.usd or Decimal(0) for a in came), Decimal(0)) if priced else None,
+        lost_requests=lost.requests,
+        lost_usd=lost.usd,
         seconds=median(seconds) if seconds else None,
         seconds_p95=seconds[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
         first_token_seconds=median(first) if first else None,
@@ -229,7 +235,7 @@ def _sum(counts: Sequence[int | None]) -> int | None:
 def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[str]:
     for one, side in zip(contenders, sides, strict=True):
         if one.failed:
-            yield f"{one.name}: {one.failed} of {one.answers} questions were refused; they count as wrong"
+            yield f"{one.name}: {one.failed} of {one.answers} questions got no answer; they count as wrong"
         answers = [answer for own in side.answers for answer in own]
         found = Counter(note for answer in answers for note in answer.notes)
         found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)

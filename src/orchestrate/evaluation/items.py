@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import msgspec
 
+from orchestrate.paid.journal import Answer as Answer
 from orchestrate.types import Message, Record
 
 
@@ -30,33 +29,6 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Items of one cluster belong together, as those of one user do; by default each stands for itself."""
     slices: tuple[str, ...] = ()
     """`tag:refund`, `label:yes`, `length:long` ..."""
-
-
-class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One answer to one item."""
-
-    text: str
-    tool_calls: tuple[dict[str, Any], ...] = ()
-    reasoning: str = ""
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    seconds: float | None = None
-    """From the question to the last token; `None` where several were answered together."""
-    first_token_seconds: float | None = None
-    expected_nats: float | None = None
-    """Of the expected answer under this model, where log-probabilities exist; over `expected_tokens`."""
-    expected_tokens: int | None = None
-    logprobs: tuple[float, ...] | None = None
-    """Of each token of the answer, where they were asked for and given."""
-    usd: Decimal | None = None
-    at: datetime | None = None
-    error: str | None = None
-    """Why there is no answer, where the question was refused; `text` is empty then."""
-    precision: str | None = None
-    """Of the weights that answered, where that is known."""
-    notes: tuple[str, ...] = ()
-    """What about the question or the answer its reader may not expect."""
 
 
 class Mark(msgspec.Struct, frozen=True):

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation.asking import Question, Respondent
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import read_items
 from orchestrate.evaluation.items import Answer, Answered, Item
 from orchestrate.files import private_folder, write_whole
+from orchestrate.paid.asking import Question, Respondent
 from orchestrate.types import Contender, Record, Sampling, decoding
 
 if TYPE_CHECKING:

@@ -94,6 +94,10 @@ class Contender(Record, frozen=True, kw_only=True):
     completion_tokens: int | None = None
     usd: Decimal | None = None
     """What all answers cost; `None` where no price is known, or where an hour is billed and no token."""
+    lost_requests: int = 0
+    """Requests that got no answer and may have been billed."""
+    lost_usd: Decimal | None = Decimal(0)
+    """The most that they cost, beside `usd`; `None` where no price is known."""
     usd_per_hour: Decimal | None = None
     """Of the deployment that answered, where an hour is billed and no token."""
     hours: Decimal | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import signal
 import threading
 from decimal import Decimal
@@ -16,10 +17,18 @@ from tests import command
 from tests.chat_host import chat_host
 from tests.unit.evaluation.conftest import answering, cents
 
-from orchestrate.errors import InvalidRequest, OverBudget, RateLimited, UsageError
-from orchestrate.evaluation.asking import AnswerLog, Asking, Question, Respondent, Sent
+from orchestrate.errors import (
+    HostUnavailable,
+    InvalidRequest,
+    OverBudget,
+    ProviderError,
+    RateLimited,
+    UsageError,
+)
 from orchestrate.evaluation.items import Answer
-from orchestrate.evaluation.purse import Purse
+from orchestrate.paid.asking import AnswerLog, Asking, Question, Respondent, Sent
+from orchestrate.paid.journal import Purse
+from orchestrate.retries import Retry
 from orchestrate.types import Message
 
 
@@ -94,7 +103,7 @@ def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
     with pytest.raises(OverBudget, match="4 of 20"):
         Asking(tmp_path, more).ask(model, questions(20))
     assert more.spent_usd == Decimal("0.12"), "what was paid for before counts, once"
-    with pytest.raises(UsageError, match="price of model is not known"):
+    with pytest.raises(UsageError, match="price of model is unknown"):
         Asking(tmp_path, Purse(Decimal(1))).ask(answering(shout), questions(1))
 
 
@@ -113,7 +122,10 @@ def test_what_was_under_way_in_a_kill_counts_at_its_worst(tmp_path: Path) -> Non
     purse = Purse()
     Asking(tmp_path, purse).ask(model, [question])
     assert purse.spent_usd == Decimal("0.93")
-    assert AnswerLog(tmp_path / f"{model.key}.jsonl").unknown_usd([question.digest]) == 0
+    again = Purse()
+    Asking(tmp_path, again).ask(model, [question])
+    assert again.spent_usd == Decimal("0.93"), "and does so in every command"
+    assert (again.lost().requests, again.lost().usd) == (1, Decimal("0.90"))
 
 
 def test_a_refused_question_is_an_answer_that_failed(tmp_path: Path) -> None:
@@ -274,3 +286,162 @@ def test_where_one_fails_no_other_is_asked_on(tmp_path: Path) -> None:
     assert len(Asking(tmp_path).kept(later, questions(3))) == 3, "not asked again, and not forgotten"
     assert len(Asking(tmp_path).kept(good, questions(3))) == 1, "paid for, and kept"
     assert [a.text for a in asking.ask(answering(shout), questions(1))] == ["Q0"], "it can be asked again"
+
+
+OFTEN = Retry(attempts=6, first_s=0.001, longest_s=0.001)
+
+
+def losing(times: int, status: int | None, seen: list[Question] | None = None) -> Respondent:
+    """Loses each answer so many times; a question costs at most 1.02 dollars."""
+    asked: dict[str, int] = {}
+
+    def ask(batch: list[Question]) -> list[Answer]:
+        if seen is not None:
+            seen.append(batch[0])
+        digest = batch[0].digest
+        asked[digest] = asked.get(digest, 0) + 1
+        if asked[digest] <= times:
+            raise HostUnavailable("host", "lost", status=status)
+        return [Answer(text="ok", prompt_tokens=10, completion_tokens=2)]
+
+    model = Respondent(name="m", identity={}, ask=ask, retry=OFTEN, price=cents, max_tokens=100)
+    return dataclasses.replace(model, parallel=4)
+
+
+@pytest.mark.parametrize("status", [None, 500, 504, 408])
+def test_every_send_that_may_be_billed_counts_in_this_command_and_in_all_later_ones(
+    tmp_path: Path, status: int | None
+) -> None:
+    seen: list[Question] = []
+    model = losing(1_000, status, seen)
+    limit, worst = Decimal("5.10"), Decimal("1.018")
+    for _ in range(3):
+        purse = Purse(limit)
+        with pytest.raises((OverBudget, HostUnavailable)) as failed:
+            Asking(tmp_path, purse).ask(model, questions(8))
+        assert purse.spent_usd == len(seen) * worst <= limit
+        assert (failed.value.lost_requests, failed.value.lost_usd) == (len(seen), purse.spent_usd)
+        assert f"{len(seen)} requests got no answer and may have been billed" in str(failed.value)
+    assert len(seen) == 5, "no sixth one fits"
+
+
+def test_what_was_lost_before_its_answer_stays_counted(tmp_path: Path) -> None:
+    model, purse = losing(2, 504), Purse()
+    assert len(Asking(tmp_path, purse).ask(model, questions(3))) == 3
+    assert purse.spent_usd == 3 * (2 * Decimal("1.018") + Decimal("0.03"))
+    again = Purse()
+    Asking(tmp_path, again).ask(model, questions(3))
+    assert (again.spent_usd, again.lost().requests) == (purse.spent_usd, 6)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [*(RateLimited("host", "wait", status=s) for s in (429,)), HostUnavailable("host", "no connection")],
+)
+def test_what_the_host_certainly_did_not_do_costs_nothing(tmp_path: Path, error: ProviderError) -> None:
+    error.unsent = error.status is None
+    tries: list[object] = []
+
+    def ask(batch: list[Question]) -> list[Answer]:
+        tries.append(batch)
+        if len(tries) < 6:
+            raise error
+        return [Answer(text="ok", prompt_tokens=10, completion_tokens=2)]
+
+    model = Respondent(name="m", identity={}, ask=ask, retry=OFTEN, price=cents, max_tokens=100)
+    purse = Purse(Decimal("1.05"))
+    assert Asking(tmp_path, purse).ask(model, questions(1))[0].text == "ok"
+    assert (purse.spent_usd, purse.lost().requests, len(tries)) == (Decimal("0.03"), 0, 6)
+
+
+def test_a_question_that_is_never_answered_may_be_left(tmp_path: Path) -> None:
+    """Only when the user says so, and not when it is the host that is down."""
+
+    def ask(batch: list[Question]) -> list[Answer]:
+        if batch[0].messages[0].content in stuck:
+            raise HostUnavailable("host", "always", status=500)
+        return [Answer(text="ok", prompt_tokens=10, completion_tokens=2)]
+
+    stuck = {"q2"}
+    model = Respondent(name="m", identity={}, ask=ask, retry=OFTEN, price=cents)
+    with pytest.raises(HostUnavailable) as failed:
+        Asking(tmp_path).ask(model, questions(5))
+    assert "--skip-failed" in (failed.value.fix or "")
+    asking = Asking(tmp_path, skip_failed=True)
+    answers = asking.ask(model, questions(5))
+    assert [a.error is None for a in answers] == [True, True, False, True, True]
+    assert asking.lost(model, questions(5)).requests == 12, "of both commands"
+    stuck |= {f"q{i}" for i in range(5, 50)}
+    before = len(AnswerLog(tmp_path / f"{model.key}.jsonl").entries)
+    with pytest.raises(HostUnavailable):
+        Asking(tmp_path, skip_failed=True).ask(model, questions(40, 10))
+    sends = AnswerLog(tmp_path / f"{model.key}.jsonl").entries[before:]
+    assert sum(isinstance(entry, Sent) for entry in sends) == 3 * 6, "a host that is down is not asked on"
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    model = answering(shout, price=cents)
+    answered, lost, refused = (q.digest for q in questions(3))
+    lines = [
+        {"type": "sent", "questions": [answered], "worst_usd": "1.018"},
+        {"type": "got", "question": answered, "answer": {"text": "kept", "usd": "0.02"}},
+        {"type": "sent", "questions": [lost], "worst_usd": "1.018"},
+        {"type": "sent", "questions": [refused], "worst_usd": "1.018"},
+        {"type": "unanswered", "questions": [refused]},
+    ]
+    (tmp_path / f"{model.key}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    purse = Purse()
+    answers = Asking(tmp_path, purse).ask(model, questions(3))
+    assert [a.text for a in answers] == ["kept", "Q1", "Q2"]
+    assert purse.spent_usd == Decimal("0.02") + Decimal("1.018") + 2 * Decimal("0.03")
+
+
+def test_a_full_disk_leaves_a_journal_that_can_be_read(tmp_path: Path) -> None:
+    """A line that does not fit is cut off by the next one, in the same process too; nothing is sent that
+    could not be written down before."""
+    seen: list[Question] = []
+    model = answering(shout, seen, price=cents)
+    path = tmp_path / f"{model.key}.jsonl"
+    Asking(tmp_path).ask(model, questions(2))
+    size = path.stat().st_size
+    purse = Purse()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+        with pytest.raises(OSError):
+            Asking(tmp_path, purse).ask(model, questions(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert len(seen) == 2 and path.stat().st_size == size + 20
+    assert (purse.spent_usd, purse.held_usd) == (Decimal("0.06"), 0)
+    assert [a.text for a in Asking(tmp_path).ask(model, questions(4))] == ["Q0", "Q1", "Q2", "Q3"]
+    assert len(AnswerLog(path).answers) == 4
+
+
+def test_the_limit_of_a_repeated_command_knows_what_all_its_models_cost_before(tmp_path: Path) -> None:
+    """The first model's refused question is asked again only if what the second one cost leaves room."""
+    sent: list[object] = []
+
+    def refuses(batch: list[Question]) -> list[Answer]:
+        sent.append(batch)
+        if batch[0].messages[0].content == "q1":
+            raise InvalidRequest("host", "no", status=400)
+        return [Answer(text="ok", prompt_tokens=10, completion_tokens=2)]
+
+    first = Respondent(name="first", identity={"m": 1}, ask=refuses, price=cents, max_tokens=100)
+    second = dataclasses.replace(losing(1, 504), identity={"m": 2}, parallel=1)
+    limit = Decimal("2.20")
+    asking = Asking(tmp_path, Purse(limit, scope="both"))
+    asking.ask(first, questions(2))
+    asking.ask(second, questions(1))
+    spent = Decimal("0.03") + Decimal("1.018") + Decimal("0.03")
+    assert asking.purse.spent_usd == spent and len(sent) == 2
+    again = Asking(tmp_path, Purse(Decimal(2), scope="both"))
+    with pytest.raises(OverBudget):
+        again.ask(first, questions(2))
+    assert again.purse.spent_usd == spent and len(sent) == 2
+    other = Asking(tmp_path, Purse(Decimal(2), scope="another"))
+    other.ask(first, questions(2))
+    assert other.purse.spent_usd == Decimal("0.03") and len(sent) == 3

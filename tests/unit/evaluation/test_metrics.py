@@ -340,6 +340,30 @@ def test_a_schema_judges_and_is_judged_first(context: Make, tmp_path: Path) -> N
         registry.make([f"json_schema:{bad}"], context(items))
 
 
+@pytest.mark.parametrize(
+    ("schema", "leads"),
+    [
+        ({"properties": {"a": {"$ref": "#/definitions/none"}}}, False),
+        ({"$ref": "other.json"}, False),
+        ({"components": {"x": {"$ref": "#/none"}}, "$ref": "#/components/x"}, False),
+        ({"$defs": {"n": {"properties": {"next": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}, True),
+        ({"$ref": "http://json-schema.org/draft-07/schema#"}, True),
+        ({"properties": {"$ref": {"type": "string"}}}, True),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_found_before_anything_is_asked(
+    context: Make, tmp_path: Path, schema: dict[str, Any], leads: bool
+) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    if leads:
+        [metric] = registry.make([f"json_schema:{file}"], context([make_item()]))
+        assert metric.marks([(make_item(), Answer(text='{"a": 1}'))])[0].value == 1
+        return
+    with pytest.raises(UsageError, match="leads to nothing"):
+        registry.make([f"json_schema:{file}"], context([make_item()]))
+
+
 def test_the_metric_is_chosen_by_the_answers(context: Make) -> None:
     for expected, name in (
         (['{"a": 1}', "[]"], "json_match"),

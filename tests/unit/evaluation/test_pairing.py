@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from tests.unit.evaluation.conftest import answering, make_items
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.asking import Asking
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
 from orchestrate.evaluation.flips import flips
@@ -18,6 +17,7 @@ from orchestrate.evaluation.items import Item
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.pairing import between
 from orchestrate.evaluation.verdict import Demand
+from orchestrate.paid.asking import Asking
 from orchestrate.reports import EvaluationReport
 from orchestrate.types import Contender, Evaluation, Sampling
 

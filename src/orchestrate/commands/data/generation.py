@@ -21,6 +21,7 @@ from orchestrate.commands.terminal.console import (
     out,
     print_json,
     settings_of,
+    warn_lost,
 )
 from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
@@ -173,6 +174,7 @@ def _show(report: GenerateReport) -> None:
     cost = f", {money(report.usd)}" if report.usd is not None else ""
     tokens = f"{report.prompt_tokens:,} + {report.completion_tokens:,} tokens"
     note(f"{count(report.requests, 'request')}, {report.failed_requests:,} failed; {tokens}{cost}")
+    warn_lost(report.lost_requests, report.lost_usd)
     if report.last_error:
         note(f"the last failure: {report.last_error}")
     if report.refused:

@@ -11,8 +11,17 @@ import typer
 from orchestrate.amounts import amount
 from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
-from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.console import (
+    Json,
+    confirm,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    warn,
+    warn_lost,
+)
+from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 
@@ -48,6 +57,7 @@ class By:
     ] = False
     key_variable: KeyVariableOpt = None
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of the judge.")] = None
+    skip_failed: SkipFailedOpt = False
 
 
 @grouped
@@ -111,6 +121,7 @@ def _show(report: JudgeReport) -> None:
         note(f"the judge agrees with people: kappa {score(found.kappa)}, {same}")
     mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
     cost = "" if report.usd is None else f"; {money(report.usd)}"
+    warn_lost(report.lost_requests, report.lost_usd)
     note(f"{mean}each row's score and reason: {report.log}{cost}")
 
 

@@ -23,8 +23,9 @@ from orchestrate.commands.terminal.console import (
     print_json,
     table,
     warn,
+    warn_lost,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
@@ -76,6 +77,7 @@ def record(
     asked: Prompts,
     shown: Shown,
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None,
+    skip_failed: SkipFailedOpt = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")] = False,
     json: Json = False,
 ) -> None:
@@ -107,6 +109,7 @@ def record(
             on=asked.on,
             key_variable=asked.key_variable,
             max_cost_usd=amount(max_cost, "--max-cost"),
+            skip_failed=skip_failed,
         )
         with recording.PreparedRecording(ft, name, order) as prepared:
             plan = prepared.plan()
@@ -152,7 +155,8 @@ def _tell(plan: RecordPlan) -> None:
 def _show(done: Recording) -> None:
     out.print(f"{done.id}: {count(done.answered, 'answer')} of {done.prompts:,}", soft_wrap=True)
     if done.refused:
-        warn(f"the host refused {count(done.refused, 'prompt')}")
+        warn(f"the host did not answer {count(done.refused, 'prompt')}")
+    warn_lost(done.contender.lost_requests, done.contender.lost_usd)
     given = f"{done.with_logprobs:,} with log-probabilities" if done.with_logprobs else "no log-probabilities"
     cost = "" if done.usd is None else f"; {money(done.usd)}"
     note(f"{given}; {done.answers_file}{cost}")

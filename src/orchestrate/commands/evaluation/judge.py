@@ -22,7 +22,7 @@ from orchestrate.commands.terminal.console import (
     print_text,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -94,6 +94,7 @@ class Rows:
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask again what was answered before: has the host changed it?")
     ] = False
+    skip_failed: SkipFailedOpt = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +212,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
         traffic=decision.traffic,
         max_cost_usd=amount(decision.max_cost, "--max-cost"),
         fresh=rows.fresh,
+        skip_failed=rows.skip_failed,
     )
 
 

@@ -13,7 +13,7 @@ from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, print_text, table
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
@@ -55,6 +55,7 @@ class Asking:
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False
+    skip_failed: SkipFailedOpt = False
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every ability was kept. For a CI.")] = (
         False
     )
@@ -99,6 +100,7 @@ def regress(
         max_tokens=asking.max_tokens,
         max_cost_usd=amount(asking.max_cost, "--max-cost"),
         fresh=asking.fresh,
+        skip_failed=asking.skip_failed,
     )
     with orchestrator(context) as ft, PreparedRegression(ft, run, order) as prepared:
         plan = prepared.plan()

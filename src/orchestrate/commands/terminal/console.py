@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from decimal import Decimal
 from textwrap import wrap
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
@@ -243,6 +244,10 @@ class ErrorLine(Record, frozen=True, kw_only=True):
     fix: str | None = None
     retryable: bool = False
     exit_code: int
+    lost_requests: int = 0
+    """Sent without an answer that arrived: they may have been billed."""
+    lost_usd: Decimal | None = Decimal(0)
+    """The most that they cost; `None` where no price is known."""
 
     def write(self) -> None:
         sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
@@ -293,6 +298,8 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
             fix=error.fix and hide(error.fix),
             retryable=error.retryable,
             exit_code=error.exit_code,
+            lost_requests=error.lost_requests,
+            lost_usd=error.lost_usd,
         ).write()
         return
     err.print("error:", style="bold red", end=" ")
@@ -362,6 +369,14 @@ def goes_on(how: str) -> Generator[None]:
     except KeyboardInterrupt:
         note(f"interrupted: {how}")
         raise
+
+
+def warn_lost(requests: int, usd: Decimal | None) -> None:
+    """Says what may have been billed for requests that got no answer."""
+    from orchestrate.paid.journal import Unaccounted
+
+    if lost := Unaccounted(requests, usd):
+        warn(str(lost))
 
 
 def confirm(question: str, *, yes: bool) -> bool:

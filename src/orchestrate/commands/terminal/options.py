@@ -199,6 +199,12 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
     return [name for name in names if name not in other]
 
 
+SkipFailedOpt = Annotated[
+    bool,
+    typer.Option("--skip-failed", help="Count a question that its host never answers as failed, and go on."),
+]
+
+
 def models_given(given: list[str] | None) -> str | dict[str, str] | None:
     """`--model M`, or `--model openai=M --model local=N`."""
     if not given:

@@ -1,54 +1,61 @@
 """`orchestrate data generate`: new rows from seed rows, asked of a chat model.
 
-Everything that happened is in an append-only log beside the output (`OUT.generation`): what was asked, before
-it is sent, and what came back. The output holds the rows of the log and nothing else, so a run that was
-killed at any moment goes on from there, and no request is ever counted too few. Rows are marked for review in
-`OUT.review`, never in the rows themselves, as hosts refuse fields that they do not know.
+Everything that happened is in an append-only log beside the output (`OUT.generation`): the journal of paid
+requests, and which rows came of each answer. The output holds the rows of the log and nothing else, so a run
+that was killed at any moment goes on from there, and no request is ever counted too few. Rows are marked for
+review in `OUT.review`, never in the rows themselves, as hosts refuse fields that they do not know.
 """
 
 from __future__ import annotations
 
 import random
-import time
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.files.folders import PACKED_SUFFIXES
-from orchestrate.data.files.journal import Journal
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.data.operations import review as reviewing
 from orchestrate.data.operations.screening import Screening
-from orchestrate.data.rows.examples import Example, Kind
+from orchestrate.data.rows.examples import Example
 from orchestrate.data.rules import Target
 from orchestrate.data.targets.dialects import canonical_line
-from orchestrate.errors import DataError, ProviderError, UsageError
+from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
+from orchestrate.paid.asking import (
+    Batch,
+    Outcome,
+    Price,
+    Question,
+    Requests,
+    Respondent,
+    Stopped,
+    one_at_a_time,
+    tell_lost,
+)
+from orchestrate.paid.journal import Answer, AnswerLog, Got, Lost, NoMoreRequests, Purse, Sent, Unanswered
+from orchestrate.retries import Retry
 from orchestrate.types import Message, Record, Reply
 
 MOST_SEEDS = 50_000
 """More are a dataset, not examples; each is held in memory to be compared with."""
 BARREN = 8
 """Answers in a row that bring nothing new, after which the model has no more to say."""
-FAILURES = 5
-"""Requests in a row that fail, after which the host is given up."""
-LONGEST_WAIT_S = 30.0
 
 _TASK = """You write training data for a language model. You are given examples, one JSON object on a line.
 Write new ones in exactly that form: the same fields, the same roles, the same kind of answer. Make each a \
 situation of its own: vary the names, numbers, wording, length and difficulty, and do not copy an example. \
 Every answer must be right for its input. Write JSON Lines only: no numbering, no comment, no code fence."""
 
-Ask = Callable[[Sequence[Message]], Reply]
+Ask = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Reply]
 """Sends one request, without trying again. Raises `ProviderError`."""
-Price = Callable[[int, int], Decimal]
-"""US dollars for (prompt tokens, completion tokens)."""
 
 
 class Started(msgspec.Struct, tag="started"):
@@ -56,10 +63,19 @@ class Started(msgspec.Struct, tag="started"):
     """Digest of the seed rows."""
 
 
+class Kept(msgspec.Struct, tag="kept"):
+    """What came of one answer: an answer without it is screened when its run goes on."""
+
+    question: str
+    rows: list[msgspec.Raw]
+    refused: dict[str, int]
+
+
 class Asked(msgspec.Struct, tag="asked"):
+    """In the place of `Sent` in logs of earlier versions, as are `Answered` and `Failed`."""
+
     number: int
     worst_usd: Decimal
-    """What it costs when the answer has the most tokens; what counts while no answer is known."""
 
 
 class Answered(msgspec.Struct, tag="answered"):
@@ -78,7 +94,7 @@ class Failed(msgspec.Struct, tag="failed"):
     error: str
 
 
-Entry = Started | Asked | Answered | Failed
+Entry = Started | Kept | Asked | Answered | Failed
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,10 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     refused: dict[str, int]
     hosts: tuple[str, ...]
     """Backends that every row is fit for."""
+    lost_requests: int = 0
+    """Got no answer and may have been billed."""
+    lost_usd: Decimal | None = Decimal(0)
+    """The most that they cost, which `usd` holds; `None` when the price is not known."""
     last_error: str | None = None
     """Why the latest request that failed did."""
 
@@ -131,39 +151,53 @@ class _State:
     """The fold of the log."""
 
     lines: list[bytes] = field(default_factory=list[bytes])
-    open: dict[int, Decimal] = field(default_factory=dict[int, Decimal])
-    """Asked, and no answer known: number -> worst price."""
-    asked: int = 0
-    failed: int = 0
-    usd: Decimal = Decimal(0)
+    earlier: dict[int, Decimal] = field(default_factory=dict[int, Decimal])
+    """Prices of the requests of earlier versions, by number."""
+    unscreened: dict[str, Answer] = field(default_factory=dict[str, Answer])
+    asked: set[str] = field(default_factory=set[str])
+    requests: int = 0
+    answers: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     refused: Counter[str] = field(default_factory=Counter[str])
     barren: int = 0
-    failures: int = 0
     last_error: str | None = None
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Any) -> None:
         match entry:
-            case Started():
-                return
-            case Asked():
-                self.asked += 1
-                self.open[entry.number] = entry.worst_usd
-                return
+            case Sent(questions):
+                self.requests += 1
+                self.asked.update(questions)
+            case Asked(number, worst):
+                self.requests += 1
+                self.earlier[number] = worst
+            case Got(question, answer):
+                self._answered(answer.prompt_tokens, answer.completion_tokens)
+                self.unscreened[question] = answer
+            case Kept(question, rows, refused):
+                self._keep(rows, refused)
+                self.unscreened.pop(question, None)
             case Answered():
-                self.lines += [bytes(row) for row in entry.rows]
-                self.prompt_tokens += entry.prompt_tokens or 0
-                self.completion_tokens += entry.completion_tokens or 0
-                self.refused.update(entry.refused)
-                self.barren = 0 if entry.rows else self.barren + 1
-                self.failures = 0
+                self._answered(entry.prompt_tokens, entry.completion_tokens)
+                self._keep(entry.rows, entry.refused)
+                self.earlier[entry.number] = entry.usd
             case Failed():
-                self.failed += 1
-                self.failures += 1
                 self.last_error = entry.error
-        self.open.pop(entry.number, None)
-        self.usd += entry.usd
+                self.earlier[entry.number] = entry.usd
+            case Unanswered() | Lost():
+                self.last_error = entry.error
+            case _:
+                pass
+
+    def _answered(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        self.answers += 1
+        self.prompt_tokens += prompt_tokens or 0
+        self.completion_tokens += completion_tokens or 0
+
+    def _keep(self, rows: Sequence[msgspec.Raw], refused: Mapping[str, int]) -> None:
+        self.lines += [bytes(row) for row in rows]
+        self.refused.update(refused)
+        self.barren = 0 if rows else self.barren + 1
 
 
 def log_of(output: Path) -> Path:
@@ -178,7 +212,7 @@ def generate(
     order: Order,
     *,
     progress: Callable[[int, int, Decimal], None] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    retry: Retry | None = None,
 ) -> GenerateReport:
     """Asks until `order.rows` rows are there or a limit is reached; goes on with what an earlier run left.
 
@@ -199,7 +233,16 @@ def generate(
         raise DataError(f"{seeds}: {why}", problems=data.problems, fix="give tens to thousands of good rows")
     hosts = tuple(host for host in order.hosts if rules.accepted(data, host) == data.rows)
     screening = Screening(data.kind, examples, hosts=hosts, threshold=order.threshold)
-    run = _Run(output, data, examples, ask, order, screening, progress, sleep)
+    writer = Respondent(
+        name="generate",
+        identity={},
+        ask=one_at_a_time(ask),
+        parallel=order.parallel,
+        max_tokens=order.max_tokens,
+        price=order.price,
+        retry=retry or Retry(),
+    )
+    run = _Run(output, data, examples, writer, order, screening, progress)
     before = len(run.state.lines)
     stopped = run.loop()
     return run.report(stopped, before, hosts)
@@ -211,24 +254,29 @@ class _Run:
         output: Path,
         data: Dataset,
         examples: list[Example],
-        ask: Ask,
+        writer: Respondent,
         order: Order,
         screening: Screening,
         progress: Callable[[int, int, Decimal], None] | None,
-        sleep: Callable[[float], None],
     ) -> None:
-        self._output, self._ask, self._order, self._screening = output, ask, order, screening
-        self._progress, self._sleep = progress, sleep
-        self._kind: Kind = data.kind
-        write = canonical_line
-        self._examples = [write(example).decode() for example in examples]
-        self._log: Journal[Entry] = Journal(log_of(output), Entry)
+        self._output, self._writer, self._order, self._screening = output, writer, order, screening
+        self._progress = progress
+        self._examples = [canonical_line(example).decode() for example in examples]
+        self._log = AnswerLog(log_of(output), Entry)
         self.state = _State()
         for entry in self._log.entries:
             self.state.add(entry)
-        self.state.barren = self.state.failures = 0
+        self.state.barren = 0
         self._begin(data.digest)
         screening.resume(self.state.lines)
+        self._purse = Purse(order.max_cost_usd, order.max_requests)
+        self._purse.spent_usd = sum(self.state.earlier.values(), Decimal(0))
+        self._purse.requests = self.state.requests
+        self._stopped = threading.Event()
+        """Set once all rows are there."""
+        self._under_way, self._ended = 0, "rows"
+        for question, answer in list(self.state.unscreened.items()):
+            self._keep(question, answer)
 
     def _begin(self, digest: str) -> None:
         """Makes the output what the log says it is, unless that would undo somebody's work."""
@@ -250,42 +298,35 @@ class _Run:
 
     def loop(self) -> str:
         """Returns why it ended."""
-        order, state = self._order, self.state
-        executor = ThreadPoolExecutor(order.parallel, thread_name_prefix="generate")
-        running: dict[Future[Reply], Asked] = {}
+        requests = Requests(self._writer, self._log, self._purse, self._stopped)
+        requests.count(self.state.asked)
         try:
-            while True:
-                ended = self._send(executor, running)
-                if not running:
-                    return ended
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    self._receive(running.pop(future), future)
-                if self._progress is not None:
-                    self._progress(min(len(state.lines), order.rows), state.asked, state.usd)
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            requests.run(self._supply, self._receive)
+        except OverBudget:
+            return "max-cost"
+        except NoMoreRequests:
+            return "max-requests"
+        except Stopped:
+            return "rows"
+        except OrchestrateError as error:
+            tell_lost(error, self._purse.lost())
+            raise
+        return self._ended
 
-    def _send(self, executor: ThreadPoolExecutor, running: dict[Future[Reply], Asked]) -> str:
-        """Sends as many requests as may be under way; returns why there are no more."""
+    def _supply(self) -> Batch | None:
+        """The next request, where more are needed than are under way."""
         order, state = self._order, self.state
-        while True:
-            missing = order.rows - len(state.lines)
-            if missing <= 0:
-                return "rows"
-            if state.asked >= order.max_requests:
-                return "max-requests"
-            if state.barren >= BARREN:
-                return "repeating"
-            if len(running) >= min(order.parallel, -(-missing // order.rows_per_request)):
-                return "rows"
-            messages = self._messages(state.asked + 1, min(order.rows_per_request, missing))
-            asked = Asked(state.asked + 1, self._worst(messages))
-            spent = state.usd + sum(state.open.values(), asked.worst_usd)
-            if order.max_cost_usd is not None and spent > order.max_cost_usd:
-                return "max-cost"
-            self._record(asked)
-            running[executor.submit(self._ask, messages)] = asked
+        missing = order.rows - len(state.lines)
+        if missing <= 0 or self._under_way >= -(-missing // order.rows_per_request):
+            self._ended = "rows"
+            return None
+        if state.barren >= BARREN:
+            self._ended = "repeating"
+            return None
+        number = self._purse.requests + 1
+        messages = self._messages(number, min(order.rows_per_request, missing))
+        self._under_way += 1
+        return [Question(messages=tuple(messages), sample=number)]
 
     def _messages(self, number: int, rows: int) -> list[Message]:
         """The request of this number; the same again after a restart."""
@@ -301,56 +342,37 @@ class _Run:
             Message(role="user", content=f"Examples:\n{shown}\n\n{wish}Write {many}."),
         ]
 
-    def _worst(self, messages: Sequence[Message]) -> Decimal:
-        """A text never has more tokens than bytes; a few more mark the messages."""
-        if self._order.price is None:
-            return Decimal(0)
-        prompt = sum(len(m.content.encode()) + 16 for m in messages)
-        return self._order.price(prompt, self._order.max_tokens)
+    def _receive(self, batch: Batch, outcome: Outcome) -> BaseException | None:
+        self._under_way -= 1
+        if isinstance(outcome, BaseException):
+            return outcome
+        self._keep(batch[0].digest, outcome[0])
+        if self._progress is not None:
+            rows = min(len(self.state.lines), self._order.rows)
+            self._progress(rows, self._purse.requests, self._purse.spent_usd)
+        return None
 
-    def _receive(self, asked: Asked, future: Future[Reply]) -> None:
-        try:
-            reply = future.result()
-        except ProviderError as error:
-            # An answer with a status says that nothing was written; without one nobody knows.
-            self._record(
-                Failed(asked.number, asked.worst_usd if error.status is None else Decimal(0), str(error))
-            )
-            if not error.retryable or self.state.failures >= FAILURES:
-                raise
-            pause = error.retry_after_s or 0.5 * 2**self.state.failures
-            self._sleep(min(pause, LONGEST_WAIT_S))
-            return
-        screened = self._screening.screen(reply.content)
+    def _keep(self, question: str, answer: Answer) -> None:
+        screened = self._screening.screen(answer.text)
         room = max(0, self._order.rows - len(self.state.lines))
         if len(screened.lines) > room:
             screened.refused["surplus"] += len(screened.lines) - room
         if not screened.lines and not screened.refused:
             screened.refused["no-rows"] += 1
-        usd = asked.worst_usd
-        if self._order.price and reply.prompt_tokens is not None and reply.completion_tokens is not None:
-            usd = self._order.price(reply.prompt_tokens, reply.completion_tokens)
         rows = screened.lines[:room]
-        self._record(
-            Answered(
-                asked.number,
-                usd,
-                [msgspec.Raw(line) for line in rows],
-                dict(screened.refused),
-                reply.model,
-                reply.prompt_tokens,
-                reply.completion_tokens,
-            )
-        )
+        kept = Kept(question, [msgspec.Raw(line) for line in rows], dict(screened.refused))
+        self._log.append(kept)
+        self.state.add(kept)
         with self._output.open("ab") as file:
             file.write(b"".join(line + b"\n" for line in rows))
-
-    def _record(self, entry: Entry) -> None:
-        self._log.append(entry)
-        self.state.add(entry)
+        if len(self.state.lines) >= self._order.rows:
+            self._stopped.set()
 
     def report(self, stopped: str, before: int, hosts: Sequence[Target]) -> GenerateReport:
-        state = self.state
+        state = _State()
+        for entry in self._log.entries:
+            state.add(entry)
+        lost, priced = self._purse.lost(), self._order.price is not None
         return GenerateReport(
             output=str(self._output),
             log=str(self._log.path),
@@ -358,12 +380,14 @@ class _Run:
             rows=len(state.lines),
             new_rows=len(state.lines) - before,
             stopped=stopped,
-            requests=state.asked,
-            failed_requests=state.failed,
+            requests=state.requests,
+            failed_requests=state.requests - state.answers,
             prompt_tokens=state.prompt_tokens,
             completion_tokens=state.completion_tokens,
-            usd=state.usd + sum(state.open.values()) if self._order.price else None,
+            usd=self._purse.spent_usd if priced else None,
             refused=dict(state.refused),
             hosts=tuple(host.name for host in hosts),
+            lost_requests=lost.requests,
+            lost_usd=lost.usd,
             last_error=state.last_error,
         )

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from orchestrate.evaluation.asking import Asking, Price, Question, Respondent
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.judges import prompts
 from orchestrate.evaluation.metrics.base import MeanOfMarks
+from orchestrate.paid.asking import Asking, Price, Question, Respondent
 from orchestrate.settings.keys import masked_url
 from orchestrate.types import Message, MetricUsed, Rubric
 

@@ -59,7 +59,12 @@ class JudgeReport(Record, frozen=True, kw_only=True):
     judge: MetricUsed
     calibration: Calibration | None
     usd: Decimal | None
-    """Of all answers that this took, those of earlier tries too; `None` where no price is known."""
+    """Of all answers that this took, those of earlier tries too, with `lost_usd`; `None` where no price is
+    known."""
+    lost_requests: int = 0
+    """Requests that got no answer and may have been billed."""
+    lost_usd: Decimal | None = Decimal(0)
+    """The most that they cost."""
 
 
 @dataclass(frozen=True)

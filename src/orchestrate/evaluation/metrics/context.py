@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrate.evaluation.asking import Asking, Respondent
 from orchestrate.evaluation.items import Item
 from orchestrate.evaluation.rubric import DEFAULT
+from orchestrate.paid.asking import Asking, Respondent
 from orchestrate.types import Rubric
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import msgspec
 import yaml
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.asking import Question
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import MeanOfMarks
 from orchestrate.evaluation.metrics.context import Context
 from orchestrate.local.objectives import grading
 from orchestrate.local.objectives.grading import Grader, GradingError, Score
+from orchestrate.paid.asking import Question
 from orchestrate.types import Message, MetricUsed
 
 _ASK_FOR = (

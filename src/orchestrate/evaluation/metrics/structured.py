@@ -54,7 +54,9 @@ def schema_match(path: str) -> Compare:
     with needed("eval", "json_schema", "jsonschema"):
         import jsonschema
         from jsonschema.validators import validator_for
-    from referencing import Registry
+    from jsonschema_specifications import (  # pyright: ignore[reportMissingTypeStubs]
+        REGISTRY,  # nothing else is followed, and nothing is fetched
+    )
 
     try:
         schema = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -63,8 +65,8 @@ def schema_match(path: str) -> Compare:
     except (OSError, ValueError, jsonschema.SchemaError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"{path} is not a JSON schema: {first}", fix="json_schema:FILE.json") from error
-    registry = cast("Any", Registry)()  # empty: nothing is fetched
-    validator: Any = kind(schema, registry=registry)
+    _require_refs(path, schema, REGISTRY)
+    validator: Any = kind(schema, registry=REGISTRY)
 
     def fits(expected: str, answer: str) -> float:
         del expected
@@ -74,6 +76,39 @@ def schema_match(path: str) -> Compare:
             return 0.0
 
     return fits
+
+
+def _require_refs(path: str, schema: Any, registry: Any) -> None:
+    """Raises `UsageError` for a `$ref` that leads nowhere, also in what another one refers to."""
+    from referencing import Resource
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012, specification_with
+
+    dialect = cast("dict[str, Any]", schema).get("$schema") if isinstance(schema, dict) else None
+    known = specification_with(dialect, default=DRAFT202012) if isinstance(dialect, str) else DRAFT202012
+    seen: set[int] = set()
+
+    def walk(contents: Any, resolver: Any) -> None:
+        if not isinstance(contents, dict) or id(cast("Any", contents)) in seen:
+            return
+        seen.add(id(cast("Any", contents)))
+        for word in ("$ref", "$dynamicRef", "$recursiveRef"):
+            ref = cast("dict[str, Any]", contents).get(word)
+            if not isinstance(ref, str):
+                continue
+            try:
+                found = resolver.lookup(ref)
+            except Unresolvable as error:
+                raise UsageError(
+                    f"{path}: {word} {ref!r} leads to nothing in this file",
+                    fix="put what it names into the file; other files and addresses are not read",
+                ) from error
+            walk(found.contents, found.resolver)
+        for part in Resource[Any].from_contents(contents, default_specification=known).subresources():
+            walk(part.contents, resolver.in_subresource(part))
+
+    resource = Resource[Any].from_contents(schema, default_specification=known)
+    walk(schema, registry.resolver_with_root(resource))
 
 
 def _read(text: str) -> Any:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.evaluation.asking import Asking, Question
 from orchestrate.evaluation.contenders import Candidate
+from orchestrate.paid.asking import Asking, Question
 from orchestrate.types import Message
 
 Sample = tuple[str, dict[str, float]]

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any
 
 from orchestrate.evaluation import scoring
-from orchestrate.evaluation.asking import Asking
 from orchestrate.evaluation.contenders import Candidate, in_precision
 from orchestrate.evaluation.evaluate import with_likelihood
 from orchestrate.evaluation.items import Answer, digest_of
@@ -17,6 +16,7 @@ from orchestrate.evaluation.regression.judging import ProbeResult, advice, judge
 from orchestrate.evaluation.regression.probes import Probe
 from orchestrate.evaluation.scoring import Side, paired
 from orchestrate.evaluation.statistics import mean, wilson
+from orchestrate.paid.asking import Asking
 from orchestrate.types import Contender, MetricUsed, Record, Score
 
 
@@ -123,6 +123,6 @@ def regression(
         base=base,
         results=tuple(results),
         advice=tuple(advice(spec)) if lost else (),
-        notes=tuple(notes),
+        notes=(*notes, *([str(missing)] if (missing := asking.purse.lost()) else ())),
         usd=asking.purse.spent_usd if priced else None,
     )

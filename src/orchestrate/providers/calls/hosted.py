@@ -19,9 +19,8 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from orchestrate.errors import (
     AuthenticationFailed,
@@ -37,14 +36,13 @@ from orchestrate.errors import (
     RateLimited,
     TrainingClosed,
     UnexpectedAnswer,
+    refuses,
 )
 from orchestrate.providers.calls import logs
 from orchestrate.providers.calls.pages import MOST_PAGES, P, entries_of, pages_of
 from orchestrate.providers.calls.payloads import Unreadable, redact_text
 from orchestrate.providers.calls.payloads import payload as payload
-
-if TYPE_CHECKING:
-    from orchestrate.settings.config import HostConfig
+from orchestrate.retries import Retry as Retry
 
 T = TypeVar("T")
 
@@ -87,8 +85,6 @@ _NOTHING_SENT = frozenset(
 )
 """httpx classes for failures before the first byte of the request left this machine."""
 _TRANSPORT = frozenset({"TransportError", "RequestError", "APIConnectionError", "SSLError", "EndOfStream"})
-_MAYBE_DONE_4XX = frozenset({408, 499})
-"""4xx with which a proxy gives up waiting for an answer: the host may have done what was asked."""
 
 
 # -- errors ------------------------------------------------------------------------------------------------
@@ -127,9 +123,11 @@ def hosted_error(
         return refusal
     if _names(error) & _TRANSPORT:
         reason = _reason(error)
-        return HostUnavailable(
+        lost = HostUnavailable(
             provider, f"no answer: {reason}", fix=fix or "check the network and the base URL"
         )
+        lost.unsent = never_sent(error)
+        return lost
     unexpected = UnexpectedAnswer(provider, f"the answer cannot be read: {_wrong(error)}", fix=fix)
     unexpected.retryable = True
     return unexpected
@@ -206,9 +204,8 @@ def never_sent(error: BaseException) -> bool:
 
 
 def certainly_refused(error: BaseException) -> bool:
-    """Whether the host answered that it did not do it. A 5xx, a redirect or a time-out does not say so."""
-    status = status_of(error)
-    return status is not None and 400 <= status < 500 and status not in _MAYBE_DONE_4XX
+    """Whether the host answered that it did not do it."""
+    return refuses(status_of(error))
 
 
 def _by_status(status: int) -> type[ProviderError]:
@@ -261,23 +258,6 @@ def _short(text: str, limit: int = 600) -> str:
 # -- sending -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Retry:
-    """How long one read may try. Waits are exponential with full jitter, `first_s` to `longest_s`; a host's
-    `Retry-After` is kept when it fits into what is left of the budget, otherwise the error is raised at
-    once."""
-
-    attempts: int = 6
-    budget_s: float = 60.0
-    first_s: float = 0.5
-    longest_s: float = 8.0
-
-    @classmethod
-    def of(cls, config: HostConfig) -> Retry:
-        """With the budget that the host's options give, if they do: `retry_budget_s`."""
-        return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
-
-
 class Wire:
     """Sends the calls of one backend. Calls are closures over an SDK client made with `max_retries=0`."""
 
@@ -292,7 +272,7 @@ class Wire:
         logs.guard()
         self.provider = provider
         self._codes = codes or {}
-        self._retry = retry or Retry()
+        self.retry = retry or Retry()
         self._sleep = sleep
 
     def read(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
@@ -302,16 +282,7 @@ class Wire:
         A `str` where an object was expected is an `UnexpectedAnswer`: the SDKs hand back HTML so. `expect`
         is the class that the answer must have, where that is not enough.
         """
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
-
-        retrying = Retrying(
-            retry=retry_if_exception(lambda e: isinstance(e, ProviderError) and e.retryable),
-            wait=self._wait,
-            stop=stop_after_attempt(self._retry.attempts) | stop_before_delay(self._retry.budget_s),
-            sleep=self._sleep,
-            reraise=True,
-        )
-        return cast(T, retrying(self.once, call, expect=expect))
+        return self.retry.calling(lambda: self.once(call, expect=expect), sleep=self._sleep)
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
         """As `read`, without a second try: for calls that are not idempotent but whose doubling costs nothing
@@ -371,18 +342,6 @@ class Wire:
 
     def error(self, error: BaseException) -> ProviderError:
         return hosted_error(self.provider, error, codes=self._codes)
-
-    def _wait(self, state: Any) -> float:
-        from tenacity import wait_random_exponential
-
-        error = state.outcome.exception()
-        asked: float | None = getattr(error, "retry_after_s", None)
-        if asked is not None:
-            return asked
-        retry = self._retry
-        return wait_random_exponential(multiplier=retry.first_s, max=retry.longest_s, min=retry.first_s / 2)(
-            state
-        )
 
     def _lost(self, error: BaseException) -> str:
         status = status_of(error)

@@ -37,6 +37,15 @@ class Chat:
     """Whether calls of tools are looked for in the text of an answer to which none were offered."""
     wishes: Wishes = field(default_factory=Wishes, repr=False, compare=False)
 
+    @property
+    def retry(self) -> Retry:
+        return self.wire.retry
+
+    def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
+        """As `ask`, but what may be billed is sent once, for callers that count each send: after a refusal
+        the question is asked as the model takes it, after anything else the error is raised."""
+        return self._reply(messages, tools, self.wire.once)
+
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Callable from several threads. Raises `ProviderError`.
 
@@ -44,10 +53,15 @@ class Chat:
         One that does not take a temperature, or calls the most tokens of an answer otherwise, is asked again
         as it takes it, and the reply's notes say so.
         """
+        return self._reply(messages, tools, self.wire.read)
+
+    def _reply(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], send: Callable[..., Any]
+    ) -> Reply:
         from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 
         more = {"tools": [dict(tool) for tool in tools]} if tools else {}
-        answer = self._answer([m.to_dict() for m in messages], more)
+        answer = self._answer([m.to_dict() for m in messages], more, send)
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:
             raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
@@ -70,12 +84,14 @@ class Chat:
             notes=(*((CUT_WITHIN_THINKING,) if within else ()), *self.wishes.notes(self.options)),
         )
 
-    def _answer(self, shaped: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
+    def _answer(
+        self, shaped: list[dict[str, Any]], more: dict[str, Any], send: Callable[..., Any]
+    ) -> dict[str, Any]:
         while True:
             sent = self.wishes.of(self.options) | more
             ask = partial(self.create, model=self.model, messages=shaped, **sent)
             try:
-                return plain(self.wire.read(ask))
+                return plain(send(ask))
             except InvalidRequest as error:
                 if not self.wishes.learn(error, sent):
                     raise

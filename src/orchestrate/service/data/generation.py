@@ -19,6 +19,7 @@ from orchestrate.profile import built_in
 from orchestrate.providers import registry
 from orchestrate.providers.chat.completions import chat_with
 from orchestrate.providers.chat.endpoints import addressed, configured
+from orchestrate.retries import Retry
 
 if TYPE_CHECKING:
     from orchestrate.settings.config import HostConfig, Settings
@@ -65,8 +66,10 @@ def generate(
         price=completion_price(writer.model, place.base_url),
         hosts=registry.targets(settings, hosts),
     )
-    ask = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature).ask
+    chat = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature)
     with locked(output.with_name(f".{output.name}.lock"), keep=False) as held:
         if not held:
             raise UsageError(f"another command is writing {output}", fix="wait for it, or give another -o")
-        return generating.generate(seeds, output, ask, order, progress=progress)
+        return generating.generate(
+            seeds, output, chat.ask_once, order, progress=progress, retry=Retry.of(place)
+        )

@@ -17,19 +17,19 @@ from orchestrate.costing.completions import completion_price
 from orchestrate.costing.lines import MTOK
 from orchestrate.costing.serving.ways import token_rates
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.evaluation.asking import Price, Respondent
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
 from orchestrate.handles import privacy
 from orchestrate.handles.deployment import require_open
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files.quantised import NF4
 from orchestrate.migration import recordings
+from orchestrate.paid.asking import Price, Respondent
 from orchestrate.profile import this_machine
 from orchestrate.providers.calls.clients import connect, wire_of
-from orchestrate.providers.calls.hosted import Retry
 from orchestrate.providers.chat.completions import Chat, chat_with
 from orchestrate.providers.chat.endpoints import ModelAt, model_at
 from orchestrate.providers.chat.streaming import Timed
+from orchestrate.retries import ONCE, Retry
 from orchestrate.spec import JobSpec
 from orchestrate.text import among
 from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
@@ -153,7 +153,7 @@ class Contenders:
             at.model,
             max_tokens=self._sampling.max_tokens,
             temperature=self._sampling.temperature,
-            retry=Retry(),
+            retry=Retry.of(at.host),
         )
         contender = Contender(
             name=written,
@@ -355,15 +355,16 @@ class Contenders:
 
 @dataclass(frozen=True)
 class _OneByOne:
-    """A backend that has `generate` alone."""
+    """A backend that has `generate` alone, which is taken to send once."""
 
     provider: Provider
     job: JobHandle
     base: bool
     sampling: Sampling
     threads: int = 1
+    retry: Retry = ONCE
 
-    def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
+    def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         if tools:
             raise UsageError(f"{self.provider.name} cannot be asked with tools", fix="--on here")
         [reply] = self.provider.generate(

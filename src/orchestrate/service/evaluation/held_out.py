@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import rubric
-from orchestrate.evaluation.asking import Asking, Progress
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import (
     Asked,
@@ -32,10 +32,11 @@ from orchestrate.evaluation.flips import flips
 from orchestrate.evaluation.held_out import HeldOut, held_out
 from orchestrate.evaluation.judges.judge import PairJudge, ScoreJudge
 from orchestrate.evaluation.metrics import Context, registry
-from orchestrate.evaluation.purse import Purse
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.handles.deployment import used
+from orchestrate.paid.asking import Asking, Progress
+from orchestrate.paid.journal import Purse
 from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
@@ -93,12 +94,21 @@ class EvaluationOrder:
     """For all answers of this evaluation, those of judges too."""
     fresh: bool = False
     """Ask again what was answered before: has the host changed the model?"""
+    skip_failed: bool = False
+    """Count a question that a host never answers as failed, and go on."""
 
 
 class PreparedEvaluation:
     """An evaluation of which nothing was sent yet. A context: what it starts on this machine ends with it."""
 
-    def __init__(self, ft: Orchestrator, runs: Sequence[RunHandle | str], order: EvaluationOrder) -> None:
+    def __init__(
+        self,
+        ft: Orchestrator,
+        runs: Sequence[RunHandle | str],
+        order: EvaluationOrder,
+        *,
+        purse: Purse | None = None,
+    ) -> None:
         registry.check(order.metrics)
         if (host := other_host(order.on)) is not None:
             try:
@@ -127,7 +137,10 @@ class PreparedEvaluation:
         for handle in self._handles:
             handle.check()
         self._asking = Asking(
-            ft.settings.home / "evaluations" / "answers", Purse(order.max_cost_usd), fresh=order.fresh
+            ft.settings.home / "evaluations" / "answers",
+            purse or Purse(order.max_cost_usd, scope=_scope(runs, dataset.digest, order)),
+            fresh=order.fresh,
+            skip_failed=order.skip_failed,
         )
         self._contenders = Contenders(
             ft, order.sampling, order.on, order.key_variable, stream=registry.needs(order.metrics, "stream")
@@ -250,6 +263,12 @@ class PreparedEvaluation:
             pairing = asked_before(earlier, found, contender.name)
             if pairing is not None:
                 yield asked_again(contender.name, pairing)
+
+
+def _scope(runs: Sequence[RunHandle | str], digest: str, order: EvaluationOrder) -> str:
+    names = [run if isinstance(run, str) else run.id for run in runs]
+    same = dataclasses.replace(order, max_cost_usd=None, skip_failed=False)
+    return f"evaluation of {names} on {digest}: {same}"
 
 
 _CHEAPER = "raise --max-cost, or ask fewer rows with --limit"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,13 @@ import msgspec
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import rated, rubric
-from orchestrate.evaluation.asking import Asking, Progress, Question
 from orchestrate.evaluation.judges import calibration, rows
 from orchestrate.evaluation.judges.calibration import Calibration as Calibration
 from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge
 from orchestrate.evaluation.judges.rows import JudgeReport as JudgeReport
-from orchestrate.evaluation.purse import Purse
 from orchestrate.evaluation.rated import RatedAnswer
+from orchestrate.paid.asking import Asking, Progress, Question
+from orchestrate.paid.journal import Purse
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.tracking.records.reviews import PREFIX
 from orchestrate.types import Record, Rubric, Sampling
@@ -42,6 +42,8 @@ class JudgeTerms:
     uncalibrated: bool = False
     """Go by it without."""
     max_cost_usd: Decimal | None = None
+    skip_failed: bool = False
+    """Leave a row unjudged that the judge never answers, and go on."""
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
@@ -78,7 +80,7 @@ class PreparedJudging:
                 f"{terms.rated} has pairs; rows are rated one by one, so single answers are needed",
                 fix="orchestrate review RUN --single",
             )
-        self._asking = asking_of(ft, terms)
+        self._asking = asking_of(ft, terms, str(Path(path).resolve()))
         self._respondent = contenders.respondent(terms.model, LONGEST_ANSWER, 0.0)
         self._judge = Judge.by(self._respondent, self._asking, self._rubric)
         self._known = None if self._rated else known(ft, self._judge, "score")
@@ -126,7 +128,8 @@ class PreparedJudging:
         metric = ScoreJudge(self._judge, held=lambda judge, kind: found)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
-        return msgspec.structs.replace(report, usd=spent)
+        lost = self._asking.purse.lost()
+        return msgspec.structs.replace(report, usd=spent, lost_requests=lost.requests, lost_usd=lost.usd)
 
 
 @contextmanager
@@ -154,8 +157,14 @@ def calibrated(ft: Orchestrator, terms: JudgeTerms) -> Calibration:
         return measured(ft, Judge.by(respondent, asking_of(ft, terms), by), answers)
 
 
-def asking_of(ft: Orchestrator, terms: JudgeTerms) -> Asking:
-    return Asking(ft.settings.home / "evaluations" / "answers", Purse(terms.max_cost_usd))
+def asking_of(ft: Orchestrator, terms: JudgeTerms, subject: str = "") -> Asking:
+    """`subject`: what is judged."""
+    same = replace(terms, max_cost_usd=None, skip_failed=False)
+    return Asking(
+        ft.settings.home / "evaluations" / "answers",
+        Purse(terms.max_cost_usd, scope=f"judging of {subject}: {same}"),
+        skip_failed=terms.skip_failed,
+    )
 
 
 def rated_answers(ft: Orchestrator, source: str | None, by: Rubric) -> list[RatedAnswer]:

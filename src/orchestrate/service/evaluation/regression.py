@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.asking import Asking, Progress
 from orchestrate.evaluation.evaluate import EvaluationPlan, plan
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, Metric, registry
-from orchestrate.evaluation.purse import Purse
 from orchestrate.evaluation.regression import harness, probes
 from orchestrate.evaluation.regression.judging import ProbeResult
 from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
 from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.evaluation.regression.regress import asked, compared, probed, regression
 from orchestrate.handles.deployment import used
+from orchestrate.paid.asking import Asking, Progress
+from orchestrate.paid.journal import Purse
 from orchestrate.service.evaluation import judging
 from orchestrate.service.evaluation.contenders import Contenders, other_host
 from orchestrate.text import count, meant
@@ -54,6 +54,7 @@ class RegressionOrder:
     max_tokens: int = 200
     max_cost_usd: Decimal | None = None
     fresh: bool = False
+    skip_failed: bool = False
 
 
 def probe_names() -> list[str]:
@@ -63,14 +64,21 @@ def probe_names() -> list[str]:
 class PreparedRegression:
     """As `PreparedEvaluation`: nothing was sent yet."""
 
-    def __init__(self, ft: Orchestrator, run: RunHandle | str, order: RegressionOrder) -> None:
-        """`run`: a run, or RUN@CHECKPOINT. Raises `UsageError` and `DataError` for what cannot be probed."""
+    def __init__(
+        self, ft: Orchestrator, run: RunHandle | str, order: RegressionOrder, *, purse: Purse | None = None
+    ) -> None:
+        """`run`: a run, or RUN@CHECKPOINT; `purse`: of more than this, in the place of the order's limit.
+        Raises `UsageError` and `DataError` for what cannot be probed."""
         name, _, checkpoint = run.partition("@") if isinstance(run, str) else (run, "", "")
         self._handle = ft.run(name) if isinstance(name, str) else name
         self._ft, self._order, self.notes = ft, order, list[str]()
         sampling = Sampling(max_tokens=order.max_tokens)
+        same = replace(order, max_cost_usd=None, skip_failed=False)
         self._asking = Asking(
-            ft.settings.home / "evaluations" / "answers", Purse(order.max_cost_usd), fresh=order.fresh
+            ft.settings.home / "evaluations" / "answers",
+            purse or Purse(order.max_cost_usd, scope=f"regression of {self._handle.id} {checkpoint}: {same}"),
+            fresh=order.fresh,
+            skip_failed=order.skip_failed,
         )
         self._contenders = Contenders(ft, sampling, order.on)
         wanted = _built_in(order)

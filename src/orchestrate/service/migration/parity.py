@@ -10,7 +10,6 @@ import msgspec
 
 from orchestrate.data import Dataset
 from orchestrate.errors import OrchestrateError, RunFailed
-from orchestrate.evaluation.asking import Progress
 from orchestrate.evaluation.evaluate import EvaluationPlan, read_items
 from orchestrate.evaluation.held_out import MOST_LABELS, held_out
 from orchestrate.migration import parity, recordings
@@ -18,6 +17,8 @@ from orchestrate.migration.proposals import Migration as Migration
 from orchestrate.migration.proposals import Moved
 from orchestrate.migration.report import MigrationReport as MigrationReport
 from orchestrate.migration.report import proposal_table as proposal_table
+from orchestrate.paid.asking import Progress
+from orchestrate.paid.journal import Purse
 from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
 from orchestrate.types import Evaluation, JobStatus, decoding
@@ -45,6 +46,8 @@ class PreparedProof:
         good = [handle for _, handle in runs if handle.status is JobStatus.SUCCEEDED]
         held = migration.proposal.held_out
         self.old = ""
+        names = [migration.old.id, *(handle.id for _, handle in runs)]
+        self._purse = Purse(migration.order.max_cost_usd, scope=f"parity of {names}")
         self._evaluation: PreparedEvaluation | None = None
         if held is None or not good:
             return
@@ -65,7 +68,7 @@ class PreparedProof:
             max_cost_usd=order.max_cost_usd,
         )
         self._evaluation = PreparedEvaluation(
-            ft, [*good] if recorded else [ft.run(migration.old.id), *good], wanted
+            ft, [*good] if recorded else [ft.run(migration.old.id), *good], wanted, purse=self._purse
         )
 
     def __enter__(self) -> Self:
@@ -107,7 +110,7 @@ class PreparedProof:
                 continue
             asked = RegressionOrder(probes=order.probes, on=order.on, max_cost_usd=order.max_cost_usd)
             try:
-                with PreparedRegression(self._ft, handle, asked) as prepared:
+                with PreparedRegression(self._ft, handle, asked, purse=self._purse) as prepared:
                     found.append(prepared.run(progress))
             except OrchestrateError as error:
                 notes.append(f"what the model on {name} forgot could not be measured: {error.message}")

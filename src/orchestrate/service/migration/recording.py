@@ -15,15 +15,15 @@ from orchestrate import days, files
 from orchestrate.catalog.licences import licence_of
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OverBudget, UsageError
-from orchestrate.evaluation.asking import Asking, Progress
 from orchestrate.evaluation.evaluate import Asked, plan
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.prompts import prompts
-from orchestrate.evaluation.purse import Purse
 from orchestrate.migration import recordings
 from orchestrate.migration.covering import covering
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.recordings import Recording as Recording
+from orchestrate.paid.asking import Asking, Progress
+from orchestrate.paid.journal import Purse
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.settings.keys import masked_url
 from orchestrate.tracking.ids import RUN_PREFIX
@@ -48,6 +48,8 @@ class RecordOrder:
     on: str = "auto"
     key_variable: str | None = None
     max_cost_usd: Decimal | None = None
+    skip_failed: bool = False
+    """Leave out a prompt that the host never answers, and go on."""
 
 
 class RecordPlan(Record, frozen=True, kw_only=True):
@@ -112,7 +114,9 @@ class PreparedRecording:
         self._source, self._found = masked_url(path), found
         self._silent_on = _silent_on(ft, run)
         purse = Purse(order.max_cost_usd)
-        self._asking = Asking(ft.settings.home / "evaluations" / "answers", purse)
+        self._asking = Asking(
+            ft.settings.home / "evaluations" / "answers", purse, skip_failed=order.skip_failed
+        )
         self._contenders = Contenders(ft, order.sampling, order.on, order.key_variable, logprobs=True)
         try:
             if run is not None:
@@ -195,11 +199,18 @@ class PreparedRecording:
                 refusals += any(q.digest in refused for q in own)
         recordings.write(folder, candidate.contender.name, pairs)
         given = [a for _, answers in pairs for a in answers]
+        lost = self._asking.lost(candidate.respondent, questions)
         costs = [a.usd for a in given if a.usd is not None]
         found = Recording(
             id=id,
             at=self._ft.store.clock.now(),
-            contender=msgspec.structs.replace(candidate.contender, answers=len(given), failed=refusals),
+            contender=msgspec.structs.replace(
+                candidate.contender,
+                answers=len(given),
+                failed=refusals,
+                lost_requests=lost.requests,
+                lost_usd=lost.usd,
+            ),
             sampling=self._order.sampling,
             prompts=len(self._items),
             answered=len(pairs),

@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from tests.chat_host import ChatHost, chat_host, order_row
 from tests.paths import BUNDLED
 from tests.targets import hosts
 
 from orchestrate.data import Dataset
-from orchestrate.data.files.journal import Journal
 from orchestrate.data.operations.check import check
 from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, generate
 from orchestrate.data.operations.review import Entry, Review
 from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
+from orchestrate.files import Journal
 from orchestrate.providers.chat.completions import chat_with
+from orchestrate.retries import Retry
 from orchestrate.settings.config import HostConfig, Secret
 
 ORDERS = BUNDLED / "orders" / "train.jsonl"
@@ -40,12 +43,10 @@ def seeds(tmp_path: Path) -> str:
     return str(file)
 
 
-def run(
-    host: ChatHost, seeds: str, output: Path, order: Order = ONE, *, waits: list[float] | None = None
-) -> GenerateReport:
+def run(host: ChatHost, seeds: str, output: Path, order: Order = ONE) -> GenerateReport:
     config = HostConfig(name="writer", base_url=host.url, api_key=Secret("key-of-the-tests"), timeout_s=240)
-    ask = chat_with(config, "gpt-4.1-mini", max_tokens=order.max_tokens).ask
-    return generate(seeds, output, ask, order, sleep=(waits if waits is not None else []).append)
+    chat = chat_with(config, "gpt-4.1-mini", max_tokens=order.max_tokens)
+    return generate(seeds, output, chat.ask_once, order, retry=Retry(first_s=0.01, longest_s=0.01))
 
 
 def chat(question: str, answer: str = "Yes, of course.") -> str:
@@ -220,9 +221,9 @@ def test_a_busy_host_is_asked_again_and_each_request_counts(
     host: ChatHost, seeds: str, tmp_path: Path
 ) -> None:
     host.writes = lambda number, body: (429, 503)[number - 1] if number <= 2 else order_row(number)
-    waits: list[float] = []
-    report = run(host, seeds, tmp_path / "new.jsonl", replace(ONE, rows=1), waits=waits)
-    assert (report.requests, report.failed_requests, report.rows) == (3, 2, 1) and len(waits) == 2
+    report = run(host, seeds, tmp_path / "new.jsonl", replace(ONE, rows=1))
+    assert (report.requests, report.failed_requests, report.rows) == (3, 2, 1)
+    assert report.lost_requests == 1, "a 503 may have been billed, a 429 was not"
 
 
 def test_a_refusal_ends_the_run_and_what_was_written_stays(
@@ -299,3 +300,24 @@ def test_a_journal_with_a_foreign_line_is_refused(tmp_path: Path) -> None:
     file.write_text('{"type": "required", "at": "2026-01-01T00:00:00Z"}\nnot json\n')
     with pytest.raises(DataError, match="line 2"):
         Journal[Entry](file, Entry)
+
+
+def test_a_log_of_an_earlier_version_is_gone_on_from(host: ChatHost, seeds: str, tmp_path: Path) -> None:
+    """Its rows are kept and its requests count, also the one whose answer is not known."""
+    output, log = tmp_path / "new.jsonl", tmp_path / "new.jsonl.generation"
+    run(host, seeds, output)
+    started, *_ = log.read_text().splitlines()
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    entries: list[dict[str, Any]] = [
+        {"type": "asked", "number": 1, "worst_usd": "0.5"},
+        {"type": "answered", "number": 1, "usd": "0.2", "rows": rows, "model": "m", "refused": {"secret": 2}},
+        {"type": "asked", "number": 2, "worst_usd": "0.25"},
+        {"type": "asked", "number": 3, "worst_usd": "0.5"},
+        {"type": "failed", "number": 3, "usd": "0.125", "error": "cut"},
+    ]
+    log.write_bytes(b"\n".join([started.encode(), *map(msgspec.json.encode, entries)]) + b"\n")
+    order = replace(ONE, rows=20, price=lambda prompt, completion: Decimal(0))
+    report = run(host, seeds, output, order)
+    assert (report.rows, report.new_rows, report.requests) == (20, 10, 4)
+    assert (report.usd, report.refused) == (Decimal("0.575"), {"secret": 2})
+    assert [json.loads(line) for line in output.read_text().splitlines()][:10] == rows

@@ -14,13 +14,13 @@ from tests.paths import BUNDLED, TINY
 from tests.unit.local.families import make
 
 from orchestrate.data import Dataset
-from orchestrate.evaluation.asking import Asking
 from orchestrate.evaluation.contenders import by_generator
 from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.local.answers.answering import ROUNDED_OTHERWISE, Answerer
+from orchestrate.paid.asking import Asking
 from orchestrate.types import Contender, Evaluation, Message, Reply, Sampling
 
 pytestmark = [

@@ -15,7 +15,6 @@ from tests.unit.local.thinkers import CHANNELS, FAMILIES, make_family, write_row
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError
-from orchestrate.evaluation.asking import Asking
 from orchestrate.evaluation.contenders import by_generator
 from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
 from orchestrate.evaluation.held_out import held_out
@@ -24,6 +23,7 @@ from orchestrate.evaluation.verdict import Demand
 from orchestrate.local.answers.answering import Answerer
 from orchestrate.local.objectives.grpo import PolicyObjective
 from orchestrate.local.weights.worker import dress
+from orchestrate.paid.asking import Asking
 from orchestrate.types import Contender, Message, Reply, Sampling
 
 pytestmark = [

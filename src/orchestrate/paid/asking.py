@@ -1,0 +1,507 @@
+"""Asking: questions to a model, several at a time, each answer on the disk before the next thing happens.
+
+Answers are kept by what answered and by the question, so the same question is never paid twice: not after a
+kill, not in a second evaluation, not for a second contender that is the same model. `Requests` sends them,
+for evaluation, recording, judging and generation alike; nothing else sends what costs money by the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.errors import (
+    InvalidRequest,
+    OrchestrateError,
+    OverBudget,
+    ProviderError,
+    SetupError,
+    UsageError,
+)
+from orchestrate.files import Journal, locked, private_folder
+from orchestrate.paid.journal import (
+    Answer,
+    AnswerLog,
+    Got,
+    Lost,
+    NoMoreRequests,
+    Purse,
+    Renewed,
+    Sent,
+    Touched,
+    Unaccounted,
+    Unanswered,
+)
+from orchestrate.retries import ONCE, Retry
+from orchestrate.types import Message, Record, Reply
+
+Price = Callable[[int, int], Decimal]
+"""US dollars for (prompt tokens, completion tokens)."""
+HOPELESS = 3
+"""Questions in a row without an answer, after which it is not the questions."""
+TOOLS_TOKENS = 512
+"""What a host may say to the model about the tools that it is given."""
+
+
+class Stopped(OrchestrateError):
+    """Others failed meanwhile."""
+
+
+class Question(Record, frozen=True, kw_only=True):
+    """What is sent. `sample` tells several answers to the same question apart."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    sample: int = 0
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:32]
+
+    @property
+    def most_tokens(self) -> int:
+        """A text never has more tokens than bytes; a few more mark the messages."""
+        calls = [m.tool_calls for m in self.messages if m.tool_calls]
+        extra = len(msgspec.json.encode(calls)) + len(msgspec.json.encode(self.tools))
+        texts = (part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or ""))
+        told = sum(len(text.encode()) for text in texts) + 16 * len(self.messages)
+        return told + (extra + TOOLS_TOKENS if self.tools or calls else 0)
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """A model that can be asked. Equal `identity`, equal answers."""
+
+    name: str
+    identity: Mapping[str, Any]
+    ask: Callable[[Sequence[Question]], list[Answer]]
+    """One answer each, in order. Called from `parallel` threads with at most `batch` questions."""
+    batch: int = 1
+    parallel: int = 1
+    max_tokens: int = 512
+    price: Price | None = None
+    place: str = ""
+    """Where it answers; that of all models on this machine is empty."""
+    retry: Retry = ONCE
+    """How often a question is sent whose answer may come another time. `ask` itself sends once."""
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(dict(self.identity), order="deterministic")).hexdigest()[
+            :32
+        ]
+
+    def worst_usd(self, questions: Sequence[Question]) -> Decimal:
+        if self.price is None:
+            return Decimal(0)
+        return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
+
+    def priced(self, question: Question, answer: Answer) -> Answer:
+        """With the price of the tokens that the host reports, or of the most where it does not."""
+        usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
+        if self.price is not None and usd is None:
+            known = into is not None and out is not None and into >= 0 and out >= 0
+            usd = self.price(into or 0, out or 0) if known else self.worst_usd([question])
+        return replace(answer, usd=usd, at=answer.at or datetime.now(UTC))
+
+
+def one_at_a_time(
+    ask: Callable[[Sequence[Message], Sequence[dict[str, Any]]], Reply],
+) -> Callable[[Sequence[Question]], list[Answer]]:
+    """`Respondent.ask` of a model that takes one conversation, with its tools, and sends it once."""
+
+    def answers(questions: Sequence[Question]) -> list[Answer]:
+        [question] = questions
+        started = time.monotonic()
+        reply = ask(question.messages, question.tools)
+        return [answer_of(reply, seconds=time.monotonic() - started)]
+
+    return answers
+
+
+def answer_of(reply: Reply, seconds: float | None = None) -> Answer:
+    return Answer(
+        text=reply.content,
+        tool_calls=reply.tool_calls,
+        reasoning=reply.reasoning or "",
+        finish_reason=reply.finish_reason,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        seconds=seconds,
+        logprobs=reply.logprobs,
+        precision=reply.precision,
+        notes=reply.notes,
+    )
+
+
+Batch = list[Question]
+Outcome = list[Answer] | BaseException
+
+
+class Requests:
+    """Sends questions to one respondent, several at a time.
+
+    Each send is held against the limit and written down before it leaves. It counts its worst price unless
+    its answer has a price of its own, or the host certainly did nothing; a second send of the same question
+    counts again.
+    """
+
+    def __init__(
+        self,
+        respondent: Respondent,
+        log: AnswerLog,
+        purse: Purse,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        """`stopped`: nothing more is sent once it is set; what is under way is still taken."""
+        self._respondent, self._log, self._purse = respondent, log, purse
+        self._stopped = stopped or threading.Event()
+        self._enough = threading.Event()
+
+    def count(self, questions: Iterable[str]) -> None:
+        """Counts what is known of these questions from before."""
+        self._settle(Decimal(0), questions)
+
+    def run(
+        self,
+        supply: Callable[[], Batch | None],
+        receive: Callable[[Batch, Outcome], BaseException | None],
+    ) -> None:
+        """Asks what `supply` gives until it gives nothing and all that was sent is received. `receive` is
+        called in this thread with the answers or the error of each batch; what it returns ends the round, and
+        is raised once all that is under way is taken. Raises `OverBudget` or `NoMoreRequests` where the next
+        send could pass a limit, and nothing is under way that may cost less than it could."""
+        running: dict[Future[list[Answer]], Batch] = {}
+        put_off: list[Batch] = []
+        failed: BaseException | None = None
+        pool = ThreadPoolExecutor(self._respondent.parallel, thread_name_prefix="paid")
+        try:
+            while True:
+                while failed is None and len(running) < self._respondent.parallel:
+                    if (batch := put_off.pop() if put_off else supply()) is None:
+                        break
+                    if self._stopped.is_set():
+                        failed = Stopped(f"{self._respondent.name} was not asked to the end")
+                        break
+                    try:
+                        self._reserve(batch)
+                    except (OverBudget, NoMoreRequests) as error:
+                        # Answers under way are seldom as long as they may be.
+                        put_off.append(batch)
+                        failed = None if running else error
+                        break
+                    running[pool.submit(self._answers, batch)] = batch
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    batch, error = running.pop(future), future.exception()
+                    if isinstance(error, OverBudget | NoMoreRequests):
+                        put_off.append(batch)  # it was to be sent again
+                        continue
+                    wrong = receive(batch, error or future.result())
+                    failed = failed or wrong
+                if failed is not None:
+                    self._enough.set()
+        except KeyboardInterrupt:
+            self._enough.set()
+            for future, batch in list(running.items()):  # is paid for; a second interrupt does not wait
+                receive(batch, future.exception() or future.result())
+            raise
+        finally:
+            self._enough.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+        if failed is not None:
+            raise failed
+
+    def _reserve(self, batch: Batch) -> None:
+        worst = self._respondent.worst_usd(batch)
+        self._purse.reserve(self._respondent.name, worst)
+        try:
+            self._log.append(Sent([q.digest for q in batch], worst))
+        except BaseException:
+            self._purse.withdraw(worst)
+            raise
+
+    def _answers(self, batch: Batch) -> list[Answer]:
+        """In a thread of its own; the first send is reserved already."""
+        before: list[BaseException] = []
+
+        def once() -> list[Answer]:
+            if before:
+                if self._enough.is_set():
+                    raise before[-1]
+                self._reserve(batch)
+            try:
+                return self._send(batch)
+            except BaseException as error:
+                before.append(error)
+                raise
+
+        return self._respondent.retry.calling(once, sleep=self._enough.wait, ended=self._enough.is_set)
+
+    def _send(self, batch: Batch) -> list[Answer]:
+        worst, digests = self._respondent.worst_usd(batch), [q.digest for q in batch]
+        try:
+            try:
+                answers = self._respondent.ask(batch)
+            except OrchestrateError as error:
+                self._log.append((Unanswered if _did_nothing(error) else Lost)(digests, str(error)))
+                raise
+            found: list[Answer] = []
+            for question, answer in zip(batch, answers, strict=True):
+                if answer.error is not None:
+                    self._log.append(Unanswered([question.digest], answer.error))
+                else:
+                    answer = self._respondent.priced(question, answer)
+                    self._log.append(Got(question.digest, answer))
+                found.append(answer)
+            return found
+        finally:
+            self._log.lose(digests)  # all that nothing was written down of
+            self._settle(worst, digests)
+
+    def _settle(self, held_usd: Decimal, questions: Iterable[str]) -> None:
+        costs = self._log.costs(questions, priced=self._respondent.price is not None)
+        self._purse.settle(held_usd, self._respondent.key, costs)
+
+
+def _did_nothing(error: OrchestrateError) -> bool:
+    if isinstance(error, ProviderError):
+        return error.did_nothing
+    return isinstance(error, UsageError | SetupError)
+
+
+Progress = Callable[[str, int, int, Decimal], None]
+"""Called with (who is asked, answers, questions, US dollars so far)."""
+
+
+@dataclass
+class Asking:
+    """One evaluation's questions. `folder` holds the logs, one for each respondent."""
+
+    folder: Path
+    purse: Purse = field(default_factory=Purse)
+    progress: Progress | None = None
+    fresh: bool = False
+    """Ask again, once, what was answered before."""
+    skip_failed: bool = False
+    """A question that its host never answers is counted as refused, where others are answered."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Nothing more is sent; what is under way is still taken."""
+    telling: threading.Lock = field(default_factory=threading.Lock)
+    _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+
+    def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
+        """The answers that are there already, by the question's digest."""
+        path = self._path(respondent)
+        if not path.exists():
+            return {}
+        known, wanted = AnswerLog(path).answers, {q.digest for q in questions}
+        again = set(self._again(respondent, wanted))
+        return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
+
+    def ask(self, respondent: Respondent, questions: Sequence[Question]) -> list[Answer]:
+        """One answer for each question, in order; those that are known are not asked for.
+
+        A question that the host refuses has an answer with `error`; it is asked again another time. Raises
+        `OverBudget` when the next request could go over the limit, `UsageError` while another command asks
+        the same model, and what the respondent raises. All that was answered before is kept.
+        """
+        require_price(respondent.name, self.purse.limit_usd, respondent.price)
+        with self._opened(respondent) as log:
+            wanted = {q.digest: q for q in questions}
+            self._renew(respondent, log, wanted)
+            requests = Requests(respondent, log, self.purse, self.stopped)
+            requests.count(wanted)
+            self._touch(respondent, wanted)
+            missing = [q for digest, q in wanted.items() if digest not in log.answers]
+            round_ = _Round(self, respondent, missing, len(wanted))
+            try:
+                requests.run(round_.supply, round_.receive)
+                round_.require_answers()
+            except OverBudget as error:
+                over = OverBudget(
+                    respondent.name,
+                    error.high_usd,
+                    error.limit_usd,
+                    figure="what all answers cost when the next one is as long as it may be",
+                    then=round_.state(),
+                    fix=f"the same command{_UNFRESH if self.fresh else ''} with a higher --max-cost "
+                    "goes on from here",
+                )
+                tell_lost(over, self.purse.lost())
+                raise over from error
+            except OrchestrateError as error:
+                tell_lost(error, self.purse.lost())
+                if isinstance(error, ProviderError) and not error.did_nothing and error.fix is None:
+                    error.fix = (
+                        "the same command goes on from here; --skip-failed goes on without such questions"
+                    )
+                raise
+            answers = log.answers | round_.refused
+        return [answers[q.digest] for q in questions]
+
+    def lost(self, respondent: Respondent, questions: Sequence[Question]) -> Unaccounted:
+        """What requests for questions that were asked may have cost without an answer."""
+        return self.purse.lost(respondent.key, [q.digest for q in questions])
+
+    def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
+        """As `ask` for each, at all places at the same time and at each place one after the other. With a
+        limit all are asked in turn, so that each knows what the others cost. Where one fails, no other is
+        asked anything more."""
+        places: dict[str, list[int]] = {}
+        for number, (respondent, _) in enumerate(asked):
+            places.setdefault(respondent.place, []).append(number)
+        if len(places) < 2 or self.purse.limit_usd is not None:
+            return [self.ask(*one) for one in asked]
+        answers: list[list[Answer]] = [[] for _ in asked]
+
+        def at(numbers: list[int]) -> None:
+            for number in numbers:
+                if self.stopped.is_set():
+                    raise Stopped(f"{asked[number][0].name} was not asked")
+                answers[number] = self.ask(*asked[number])
+
+        with ThreadPoolExecutor(len(places), thread_name_prefix="place") as pool:
+            try:
+                running = [pool.submit(at, numbers) for numbers in places.values()]
+                wait(running, return_when=FIRST_EXCEPTION)
+            finally:
+                self.stopped.set()
+        self.stopped.clear()
+        errors = [error for future in running if (error := future.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+            raise error
+        return answers
+
+    def _path(self, respondent: Respondent) -> Path:
+        return self.folder / f"{respondent.key}.jsonl"
+
+    def _touch(self, respondent: Respondent, wanted: Iterable[str]) -> None:
+        """Counts what earlier tries of this command asked anyone, and keeps what this one does."""
+        purse, priced = self.purse, respondent.price is not None
+        if purse.scope is None or self.fresh:
+            return
+        name = hashlib.sha256(purse.scope.encode()).hexdigest()[:32]
+        journal: Journal[Touched] = Journal(self.folder / f"{name}.scope", Touched)
+        for entry in journal.entries if not purse.recalled else ():
+            log = AnswerLog(self.folder / f"{entry.key}.jsonl")
+            purse.settle(Decimal(0), entry.key, log.costs(entry.questions, priced=entry.priced))
+        purse.recalled = True
+        known = {q for entry in journal.entries if entry.key == respondent.key for q in entry.questions}
+        if new := [digest for digest in wanted if digest not in known]:
+            journal.append(Touched(respondent.key, new, priced))
+
+    def _again(self, respondent: Respondent, wanted: Iterable[str]) -> list[str]:
+        """Of these questions those whose answers of before do not count."""
+        if not self.fresh:
+            return []
+        return [digest for digest in wanted if (respondent.key, digest) not in self._renewed]
+
+    def _renew(self, respondent: Respondent, log: AnswerLog, wanted: Iterable[str]) -> None:
+        """Only what is asked now is asked again: answers to other questions were paid for too."""
+        again = self._again(respondent, wanted)
+        if known := [digest for digest in again if digest in log.answers]:
+            log.append(Renewed(known))
+        self._renewed |= {(respondent.key, digest) for digest in again}
+
+    @contextmanager
+    def _opened(self, respondent: Respondent) -> Generator[AnswerLog]:
+        private_folder(self.folder)
+        path = self._path(respondent)
+        with locked(path.with_suffix(".lock"), keep=False) as held:
+            if not held:
+                raise UsageError(
+                    f"another command is asking {respondent.name} the same way", fix="wait until it has ended"
+                )
+            yield AnswerLog(path)
+
+
+class _Round:
+    """What one respondent is still to be asked, and what came of it."""
+
+    def __init__(self, asking: Asking, respondent: Respondent, missing: list[Question], total: int) -> None:
+        self._asking, self._respondent = asking, respondent
+        self._total, self._done = total, total - len(missing)
+        self._known = self._done > 0
+        if respondent.batch > 1:
+            # A batch takes as long as its longest row.
+            missing = sorted(missing, key=lambda q: q.most_tokens)
+        size = respondent.batch
+        self._batches = iter([missing[i : i + size] for i in range(0, len(missing), size)])
+        self._in_a_row = 0
+        self.refused: dict[str, Answer] = {}
+
+    def supply(self) -> Batch | None:
+        return next(self._batches, None)
+
+    def receive(self, batch: Batch, outcome: Outcome) -> BaseException | None:
+        if isinstance(outcome, BaseException):
+            return self._without(batch, outcome)
+        refused = {q.digest: a for q, a in zip(batch, outcome, strict=True) if a.error is not None}
+        self.refused |= refused
+        if len(refused) < len(batch):
+            self._known, self._in_a_row = True, 0
+        self._told(len(batch))
+        return None
+
+    def _without(self, batch: Batch, error: BaseException) -> BaseException | None:
+        """A refusal is the question's own fault, unless all are refused; anything else is the host's."""
+        if not isinstance(error, InvalidRequest) and not self._skipped(error):
+            return error
+        self.refused |= {q.digest: Answer(text="", error=str(error)) for q in batch}
+        self._in_a_row += len(batch)
+        self._told(len(batch))
+        answered = self._known and isinstance(error, InvalidRequest)
+        return error if self._in_a_row >= HOPELESS and not answered else None
+
+    def _skipped(self, error: BaseException) -> bool:
+        """Whether the host was asked, failed each time, and the user counts that as a wrong answer."""
+        return self._asking.skip_failed and isinstance(error, ProviderError) and not error.did_nothing
+
+    def _told(self, count: int) -> None:
+        self._done += count
+        if self._asking.progress is not None:
+            with self._asking.telling:
+                spent = self._asking.purse.spent_usd
+                self._asking.progress(self._respondent.name, self._done, self._total, spent)
+
+    def state(self) -> str:
+        return f"{self._done} of {self._total} answers are there and are kept"
+
+    def require_answers(self) -> None:
+        """Raises when every question was refused: a wrong setting is no wrong answer."""
+        if self.refused and not self._known:
+            first = next(iter(self.refused.values()))
+            raise UsageError(f"{self._respondent.name} refused every question: {first.error}")
+
+
+_UNFRESH = " without --fresh and"
+
+
+def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
+    """Raises `UsageError` where a limit is set that cannot hold."""
+    if limit_usd is not None and price is None:
+        raise UsageError(
+            f"The price of {name} is unknown, so --max-cost can't be enforced.",
+            fix="leave --max-cost out, and limit the number of questions instead (--limit, --max-requests)",
+        )
+
+
+def tell_lost(error: OrchestrateError, lost: Unaccounted) -> None:
+    """Adds what may have been billed to an error that ends a command."""
+    if lost:
+        error.message = f"{error.message}; {lost}"
+        error.lost_requests, error.lost_usd = lost.requests, lost.usd

@@ -1,0 +1,249 @@
+"""The journal of what was asked of one model, and the limit that it is counted against.
+
+Each send is written down before it leaves, with the worst that it can cost. It counts that much until its
+answer is written down with its own price, or the host is known to have done nothing. A send whose answer
+never arrived may have been billed, so it counts its worst price from then on, in later commands too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.errors import OrchestrateError, OverBudget
+from orchestrate.files import Journal
+from orchestrate.text import count, money
+from orchestrate.types import Record
+
+
+class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """One answer to one item."""
+
+    text: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    reasoning: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float | None = None
+    """From the question to the last token; `None` where several were answered together."""
+    first_token_seconds: float | None = None
+    expected_nats: float | None = None
+    """Of the expected answer under this model, where log-probabilities exist; over `expected_tokens`."""
+    expected_tokens: int | None = None
+    logprobs: tuple[float, ...] | None = None
+    """Of each token of the answer, where they were asked for and given."""
+    usd: Decimal | None = None
+    at: datetime | None = None
+    error: str | None = None
+    """Why there is no answer, where the question was refused; `text` is empty then."""
+    precision: str | None = None
+    """Of the weights that answered, where that is known."""
+    notes: tuple[str, ...] = ()
+    """What about the question or the answer its reader may not expect."""
+
+
+class Sent(msgspec.Struct, tag="sent"):
+    """Written before each send, the second one of the same question too."""
+
+    questions: list[str]
+    worst_usd: Decimal
+
+
+class Got(msgspec.Struct, tag="got"):
+    question: str
+    answer: Answer
+
+
+class Unanswered(msgspec.Struct, tag="unanswered"):
+    """The host certainly did nothing: the last send of these questions costs nothing."""
+
+    questions: list[str]
+    error: str = ""
+
+
+class Lost(msgspec.Struct, tag="lost"):
+    """No answer arrived, and the host may have billed it."""
+
+    questions: list[str]
+    error: str = ""
+
+
+class Renewed(msgspec.Struct, tag="renewed"):
+    """What was answered before this line is asked again, and counts no more."""
+
+    questions: list[str]
+
+
+Entry = Sent | Got | Unanswered | Lost | Renewed
+
+
+@dataclass(frozen=True)
+class Unaccounted:
+    """Requests whose answers did not arrive, and the most that they may have cost: `None` where no price is
+    known."""
+
+    requests: int = 0
+    usd: Decimal | None = Decimal(0)
+
+    def __bool__(self) -> bool:
+        """Whether any of them may have been billed."""
+        return self.requests > 0 and self.usd != 0
+
+    def __add__(self, other: Unaccounted) -> Unaccounted:
+        known = self.usd is not None and other.usd is not None
+        usd = (self.usd or Decimal(0)) + (other.usd or Decimal(0)) if known else None
+        return Unaccounted(self.requests + other.requests, usd)
+
+    def __str__(self) -> str:
+        most = "price unknown" if self.usd is None else f"up to {money(self.usd)}"
+        return f"{count(self.requests, 'request')} got no answer and may have been billed, {most}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one question has cost so far: its answer, and at most all sends without one."""
+
+    answer_usd: Decimal = Decimal(0)
+    lost: Unaccounted = Unaccounted()
+
+    @property
+    def usd(self) -> Decimal:
+        return self.answer_usd + (self.lost.usd or Decimal(0))
+
+
+class AnswerLog:
+    """All that one respondent was ever asked. Whoever appends to it holds its lock."""
+
+    def __init__(self, path: Path, more: Any = None) -> None:
+        """`more`: types of further entries, which are `entries` alone. Raises `DataError` for a file that is
+        no such journal."""
+        self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
+        self.answers: dict[str, Answer] = {}
+        self._open: dict[str, Decimal] = {}
+        self._lost: dict[str, tuple[int, Decimal]] = {}
+        self._lock = threading.Lock()
+        for entry in self.entries:
+            self._add(entry)
+        self.lose(list(self._open))  # sent by a process that has ended since
+
+    @property
+    def path(self) -> Path:
+        return self._journal.path
+
+    @property
+    def entries(self) -> list[Any]:
+        return self._journal.entries
+
+    def append(self, entry: Any) -> None:
+        with self._lock:
+            self._journal.append(entry)
+            self._add(entry)
+
+    def lose(self, questions: Iterable[str]) -> None:
+        """What of these questions is under way counts as lost."""
+        for question in questions:
+            if (worst := self._open.pop(question, None)) is not None:
+                requests, usd = self._lost.get(question, (0, Decimal(0)))
+                self._lost[question] = (requests + 1, usd + worst)
+
+    def costs(self, questions: Iterable[str], *, priced: bool = True) -> dict[str, Cost]:
+        found: dict[str, Cost] = {}
+        for question in questions:
+            answer, (requests, usd) = self.answers.get(question), self._lost.get(question, (0, Decimal(0)))
+            known = Decimal(0) if answer is None or answer.usd is None else answer.usd
+            found[question] = Cost(known, Unaccounted(requests, usd if priced or not requests else None))
+        return found
+
+    def _add(self, entry: Any) -> None:
+        match entry:
+            case Sent(questions, worst):
+                self.lose(questions)
+                self._open |= dict.fromkeys(questions, worst / len(questions))
+            case Got(question, answer):
+                self.answers[question] = answer
+                self._open.pop(question, None)
+            case Unanswered(questions):
+                for question in questions:
+                    self._open.pop(question, None)
+            case Lost(questions):
+                self.lose(questions)
+            case Renewed(questions):
+                for question in questions:
+                    self.answers.pop(question, None)
+                    self._lost.pop(question, None)
+            case _:
+                pass
+
+
+class Touched(msgspec.Struct):
+    """Questions to one respondent that belong to one command."""
+
+    key: str
+    questions: list[str]
+    priced: bool
+
+
+class NoMoreRequests(OrchestrateError):
+    """As many requests were sent as are allowed; nothing more was sent."""
+
+    exit_code = 6
+
+
+@dataclass
+class Purse:
+    """The limit of a command, for all its requests and those of earlier tries. Threads may share it."""
+
+    limit_usd: Decimal | None = None
+    most_requests: int | None = None
+    scope: str | None = None
+    """What makes a command the same as an earlier one, its limit apart: what either asked counts for both."""
+    recalled: bool = False
+    """Whether what the earlier ones asked is counted."""
+    spent_usd: Decimal = Decimal(0)
+    """Answers, and the worst price of what may have been billed without one."""
+    held_usd: Decimal = Decimal(0)
+    """The worst price of requests under way."""
+    requests: int = 0
+    _costs: dict[tuple[str, str], Cost] = field(default_factory=dict[tuple[str, str], Cost])
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def reserve(self, name: str, usd: Decimal) -> None:
+        """Holds the worst price of one send. Raises `OverBudget` or `NoMoreRequests` where a limit could be
+        passed."""
+        with self._lock:
+            would = self.spent_usd + self.held_usd + usd
+            if self.limit_usd is not None and would > self.limit_usd:
+                raise OverBudget(name, would, self.limit_usd)
+            if self.most_requests is not None and self.requests >= self.most_requests:
+                raise NoMoreRequests(f"{name}: {count(self.requests, 'request')} were sent")
+            self.held_usd += usd
+            self.requests += 1
+
+    def withdraw(self, usd: Decimal) -> None:
+        """Undoes `reserve` for what was not sent."""
+        with self._lock:
+            self.held_usd -= usd
+            self.requests -= 1
+
+    def settle(self, held_usd: Decimal, key: str, costs: Mapping[str, Cost]) -> None:
+        """Lets go of what was held, and counts what questions to a respondent have cost so far."""
+        with self._lock:
+            self.held_usd -= held_usd
+            for question, cost in costs.items():
+                self.spent_usd += cost.usd - self._costs.get((key, question), Cost()).usd
+                self._costs[key, question] = cost
+
+    def lost(self, key: str | None = None, questions: Iterable[str] = ()) -> Unaccounted:
+        """Of all that was counted, or of questions to one respondent."""
+        with self._lock:
+            wanted = self._costs if key is None else [(key, question) for question in set(questions)]
+            found = [self._costs[one].lost for one in wanted if one in self._costs]
+        return sum(found, Unaccounted())

@@ -1,0 +1,66 @@
+"""How long a call that may be repeated is tried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from orchestrate.errors import ProviderError
+
+if TYPE_CHECKING:
+    from orchestrate.settings.config import HostConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How long one call may try. Waits are exponential with full jitter, `first_s` to `longest_s`; a host's
+    `Retry-After` is kept when it fits into what is left of the budget, otherwise the error is raised at
+    once."""
+
+    attempts: int = 6
+    budget_s: float = 60.0
+    first_s: float = 0.5
+    longest_s: float = 8.0
+
+    @classmethod
+    def of(cls, config: HostConfig) -> Retry:
+        """With the budget that the host's options give, if they do: `retry_budget_s`."""
+        return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
+
+    def calling(
+        self,
+        call: Callable[[], T],
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> T:
+        """Calls until it succeeds, a `ProviderError` is not `retryable`, the budget is spent, or `ended` says
+        that no other try is wanted."""
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
+
+        stop = stop_after_attempt(self.attempts) | stop_before_delay(self.budget_s)
+        retrying = Retrying(
+            retry=retry_if_exception(lambda e: isinstance(e, ProviderError) and e.retryable),
+            wait=self._wait,
+            stop=lambda state: stop(state) or ended(),
+            sleep=cast("Callable[[float], None]", sleep),
+            reraise=True,
+        )
+        return retrying(call)
+
+    def _wait(self, state: Any) -> float:
+        from tenacity import wait_random_exponential
+
+        asked: float | None = getattr(state.outcome.exception(), "retry_after_s", None)
+        if asked is not None:
+            return asked
+        return wait_random_exponential(multiplier=self.first_s, max=self.longest_s, min=self.first_s / 2)(
+            state
+        )
+
+
+ONCE = Retry(attempts=1)
