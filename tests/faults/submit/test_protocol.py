@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
@@ -37,7 +38,18 @@ from orchestrate.tracking.records import cancelled_keys
 from orchestrate.tracking.submitting import uploads
 from orchestrate.tracking.submitting.submission import Submission
 from orchestrate.tracking.transitions import ImpossibleTransition, Withdrawn
-from orchestrate.types import Bill, JobHandle, JobStatus, Quote, Run, SubmitPhase
+from orchestrate.types import (
+    Bill,
+    JobHandle,
+    JobStatus,
+    Outcome,
+    Quote,
+    RemoteDataset,
+    Run,
+    Setting,
+    SubmitPhase,
+    Translation,
+)
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience_s=1.0)
@@ -58,6 +70,41 @@ def test_a_submit_makes_one_job_and_uploads_equal_data_once(store: Store, host: 
     for run in (first, second):
         assert (run.phase, run.host) == (SubmitPhase.SUBMITTED, host.host)
         assert [job["id"] for job in host.jobs(run.ref)] == [run.job_id]
+
+
+class Later(PaperHost):
+    """The host as a later version of this program knows it: the same spec becomes another request there."""
+
+    rate: ClassVar[float] = 9e-9
+
+    def translate(self, spec: JobSpec) -> Translation:
+        setting = Setting(name="learning_rate", outcome=Outcome.MAPPED, asked=1, sent=self.rate)
+        return msgspec.structs.replace(
+            super().translate(spec), settings=(setting,), body={"learning_rate": self.rate}
+        )
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        self.faults.setdefault("bodies", []).append(translation.body)
+        return super().create(spec, remote, translation, ref)
+
+
+class Earlier(Later):
+    rate: ClassVar[float] = 1e-5
+
+
+def test_what_was_agreed_to_is_sent_by_a_later_version_too(store: Store, host: PaperHost) -> None:
+    def killed(point: str) -> None:
+        if point == "after-intent":
+            raise KeyboardInterrupt
+
+    before, after = Earlier(host.folder), Later(host.folder)
+    with pytest.raises(KeyboardInterrupt):
+        submit(store, before, SPEC, DATA, reached=killed)
+    [run] = store.runs.matching()
+    assert submit(store, after, SPEC, DATA, run_id=run.id).phase is SubmitPhase.SUBMITTED
+    assert after.faults["bodies"] == [{"learning_rate": 1e-5}]
+    stored = store.history.translation(run.id)
+    assert stored == before.translate(SPEC) != after.translate(SPEC)
 
 
 def test_a_limit_is_kept_before_anything_is_written_or_sent(store: Store, host: PaperHost) -> None:

@@ -14,6 +14,9 @@ from tests.unit.ui.conftest import BEGUN, ESCAPES, MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import Orchestrator
+from orchestrate.service.evaluation import comparison
+from orchestrate.spec import JobSpec
+from orchestrate.tracking.records.runs import Intent
 from orchestrate.types import (
     Checkpoint,
     Event,
@@ -21,8 +24,11 @@ from orchestrate.types import (
     JobStatus,
     Merged,
     MetricPoint,
+    Outcome,
     Proof,
     ProofStage,
+    Setting,
+    Translation,
     Verdict,
 )
 from orchestrate.ui.curves import Curve, aligned, charts
@@ -67,6 +73,17 @@ def test_a_finished_run_in_the_order_in_which_it_is_read(
     fetched = f"orchestrate download {run.id} --checkpoint step-5"
     assert f'orchestrate serve "$({fetched})"' in unescape(page.text)
     assert "none of its checkpoints" not in page.text, "nothing is deployed from this machine"
+
+
+def test_settings_are_those_that_were_sent_not_those_of_today(web: TestClient, ft: Orchestrator) -> None:
+    """Stored with the run, as a version with other rules translated it: on its page and in a comparison."""
+    spec = JobSpec.parse({"model": "qwen3-8b", "train": "rows.jsonl", "epochs": 2})
+    rows = (Setting(name="learning_rate", outcome=Outcome.DEFAULTED, sent=0.000123456),)
+    sent = Translation(provider="local", model="qwen3-8b", settings=rows, body={"learning_rate": 0.000123456})
+    intent = Intent(spec=spec, provider="local", dataset_digest="d" * 64, host="here", translation=sent)
+    run = ft.store.runs.create(intent)
+    assert "0.000123456" in shown(web, run.id).text
+    assert comparison.sent(ft, run) == sent
 
 
 def test_a_run_without_anything_says_the_next_command(web: TestClient, make_run: MakeRun) -> None:

@@ -107,7 +107,12 @@ def _record(ft: Orchestrator, run: RunHandle | Run | str) -> Run:
 
 
 def sent(ft: Orchestrator, run: Run) -> Translation | None:
-    """What a run's settings became; `None` when its backend can no longer be made or tell."""
+    """Return what a run's settings became, as it was stored when the run was submitted.
+
+    Of a run that was not submitted from here it is what they become today; `None` when its backend can no
+    longer be made or tell."""
+    if (stored := ft.store.history.translation(run.id)) is not None:
+        return stored
     try:
         return ft.provider(run.provider).translate(JobSpec.parse(run.spec))
     except OrchestrateError:

@@ -25,6 +25,7 @@ from orchestrate.migration.proposals import HeldOutRows, Old, Priced, Proposal, 
 from orchestrate.migration.targets import MOST, Needs, Suited, base_of, suited
 from orchestrate.preparing import quoting
 from orchestrate.reports import facts
+from orchestrate.service.evaluation.comparison import sent
 from orchestrate.settings.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Quote, Run, Sampling
@@ -188,7 +189,7 @@ class PreparedMigration:
 
     def _changes(self, name: str, offer: Offer, data: TrainingData) -> list[changes.Change]:
         host, there = self._ft.provider(self.old.provider), self._ft.provider(name)
-        before = self._ft.plan(JobSpec.parse(self.old.spec), self.old.provider)[0]
+        before = sent(self._ft, self.old) or self._ft.plan(JobSpec.parse(self.old.spec), self.old.provider)[0]
         base = base_of(self.old.model, host.profile)
         new = base_of(offer.spec.model_for(name), there.profile)
         return [

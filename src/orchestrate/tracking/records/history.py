@@ -14,6 +14,7 @@ from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.opened import Database
 from orchestrate.tracking.records import evaluations
+from orchestrate.tracking.records.row import TRANSLATION, beside
 from orchestrate.types import (
     Checkpoint,
     Evaluation,
@@ -23,6 +24,7 @@ from orchestrate.types import (
     Proof,
     RemoteDataset,
     SubmitPhase,
+    Translation,
     decoding,
 )
 
@@ -236,13 +238,16 @@ class History:
         """Keeps a JSON record of any room beside a run: `evaluation`, `artifact`, `endpoint` ... Returns its
         id."""
         with self._db.writing() as connection:
-            done = connection.execute(schema.records.insert().values(self._record(run_id, kind, record)))
+            row = beside(self._db.clock, run_id, kind, record)
+            done = connection.execute(schema.records.insert().values(row))
             key = done.inserted_primary_key
             return int(key[0]) if key else 0
 
-    def _record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> dict[str, Any]:
-        text = msgspec.json.encode(record).decode()
-        return {"run_id": run_id, "kind": kind, "at": stamp(self._db.clock.now()), "record": text}
+    def translation(self, run_id: str) -> Translation | None:
+        """Return what the run's settings became when it was submitted, secrets aside; `None` for a run that
+        was not submitted from here."""
+        found = self.records(TRANSLATION, [run_id])
+        return Translation.from_dict(found[-1].data) if found else None
 
     def proofs(self, *run_ids: str) -> list[Proof]:
         """Oldest first; of all runs when none are named."""
@@ -267,7 +272,7 @@ class History:
 
     def add_reconciliations(self, found: Iterable[Reconciliation]) -> None:
         """Quote against bill of each ended run. A host that corrects its bill leads to another one."""
-        rows = [self._record(one.run_id, "reconciliation", one) for one in found]
+        rows = [beside(self._db.clock, one.run_id, "reconciliation", one) for one in found]
         if rows:
             with self._db.writing() as connection:
                 connection.execute(schema.records.insert(), rows)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from orchestrate.tracking.clock import Clock, stamp
 from orchestrate.types import JobStatus, Run, SubmitPhase
+
+TRANSLATION = "translation"
+"""The kind of record that says what the settings of a run became on its backend."""
 
 
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
@@ -34,6 +40,14 @@ def columns(run: Run, clock: Clock) -> dict[str, Any]:
         "made_by": run.made_by,
         "record": run.to_json().decode(),
     }
+
+
+def beside(
+    clock: Clock, run_id: str, kind: str, record: msgspec.Struct | Mapping[str, Any]
+) -> dict[str, Any]:
+    """The row of a JSON record that is kept beside a run."""
+    text = msgspec.json.encode(record).decode()
+    return {"run_id": run_id, "kind": kind, "at": stamp(clock.now()), "record": text}
 
 
 def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:

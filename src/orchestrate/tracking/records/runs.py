@@ -26,9 +26,9 @@ from orchestrate.tracking.ids import new_run_id, ref_of, run_id_of
 from orchestrate.tracking.records.budget import QUOTED, one_at_a_time, require_budget, total_spending
 from orchestrate.tracking.records.history import add_events
 from orchestrate.tracking.records.names import named, one
-from orchestrate.tracking.records.row import columns, reopened, word
+from orchestrate.tracking.records.row import TRANSLATION, beside, columns, reopened, word
 from orchestrate.tracking.transitions import UNSENT, billed, submitting, withdrawn
-from orchestrate.types import Bill, Event, JobStatus, Quote, Run, SubmitPhase
+from orchestrate.types import Bill, Event, JobStatus, Quote, Run, SubmitPhase, Translation
 
 if TYPE_CHECKING:
     from orchestrate.costing import Spending
@@ -82,6 +82,8 @@ class Intent:
     account: str | None = None
     sandbox: bool = False
     quote: Quote | None = None
+    translation: Translation | None = None
+    """What the settings become on the backend: kept with the run, and what is sent for it from then on."""
     max_cost_usd: Decimal | None = None
     idempotency_key: str | None = None
     ref: str | None = None
@@ -123,13 +125,17 @@ class Runs:
             idempotency_key=intent.idempotency_key,
             made_by=intent.made_by,
         )
+        translation = intent.translation
         with suppress(_SameId):
-            return self._insert(run, budget_usd, guard)
+            return self._insert(run, translation, budget_usd, guard)
         # The same millisecond and the same 20 random bits: another draw will not repeat it.
         run_id = new_run_id(now)
-        return self._insert(msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id)), budget_usd, guard)
+        run = msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id))
+        return self._insert(run, translation, budget_usd, guard)
 
-    def _insert(self, run: Run, budget_usd: Decimal | None, guard: Guard | None) -> Run:
+    def _insert(
+        self, run: Run, translation: Translation | None, budget_usd: Decimal | None, guard: Guard | None
+    ) -> Run:
         with self._db.writing() as connection:
             if guard is not None:
                 one_at_a_time(connection)
@@ -138,6 +144,9 @@ class Runs:
                 require_budget(connection, self._db.clock, run.provider, run.quote.high_usd, budget_usd)
             self._insert_row(connection, run)
             connection.execute(_APPEND, self._step(run, attempt=0, note="intent"))
+            if translation is not None:
+                kept = beside(self._db.clock, run.id, TRANSLATION, masked(translation.to_dict()))
+                connection.execute(schema.records.insert().values(kept))
         return run
 
     def restore(self, run: Run) -> None:

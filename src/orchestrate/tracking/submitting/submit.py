@@ -34,6 +34,7 @@ from orchestrate.errors import (
     StoreError,
     UsageError,
 )
+from orchestrate.settings.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.text import duration, money
 from orchestrate.tracking import transitions
@@ -61,6 +62,7 @@ from orchestrate.underway import BYTES, work
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.providers.base import Progress, Provider
+    from orchestrate.spec import JobSpec
     from orchestrate.tracking.store import Store
 
 
@@ -104,6 +106,7 @@ class Submitter(Settler):
             account=accounts.account_of(self.store, self.provider),
             sandbox=self.provider.sandbox,
             quote=quote,
+            translation=asked.translation,
             max_cost_usd=limit_usd,
             idempotency_key=asked.idempotency_key,
             ref=wish.ref,
@@ -176,11 +179,19 @@ class Submitter(Settler):
                     return there
                 run = self.store.runs.get(run.id)  # its account is known now
             spec = asked.spec if asked else stored_spec(run)
-            translation = asked.translation if asked else self.provider.translate(spec)
+            translation = self._agreed(run, spec, asked)
             sent = _Sent(spec, translation, patient=asked is not None and asked.patient)
             remote = self._uploaded(run, sent, data, progress, lease)
             self._ask_price(run, sent, remote, lease)
             return self._send(run, sent, remote, lease, again=again)
+
+    def _agreed(self, run: Run, spec: JobSpec, asked: Submission | None) -> Translation:
+        """Return what the run was agreed to with, as it was stored: a later version may translate the same
+        spec otherwise. Only where a secret was left out of it, or nothing was stored, it is made anew."""
+        stored = self.store.history.translation(run.id)
+        if stored is not None and not is_masked(stored.body):
+            return stored
+        return asked.translation if asked else self.provider.translate(spec)
 
     def _there(self, run: Run) -> Run | None:
         """The run with the job that another copy of the store made, or a host that had said no. Raises
