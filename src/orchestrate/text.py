@@ -108,7 +108,8 @@ def quoted(quote: Quote) -> str:
     if quote.undecided:
         return f"{known}: {quote.undecided}"
     words = f"{money(quote.expected_usd)} expected, {known}"
-    return f"{words} and more, as it does not count {quote.open_end}" if quote.open_end else words
+    words += f" and more, as it does not count {quote.open_end}" if quote.open_end else ""
+    return words if quote.ends_usd is None else f"{words}; its machine ends at {limit(quote.ends_usd)}"
 
 
 def duration(seconds: float | None) -> str:

@@ -35,10 +35,10 @@ from orchestrate.costing.spent.bills import (
 from orchestrate.costing.spent.budget import (
     Spending,
     UnknownPrice,
+    cap_of,
     caps,
     check_budget,
     of_trial,
-    over_cap,
     spending,
 )
 from orchestrate.costing.training.hours import (
@@ -89,12 +89,12 @@ __all__ = [
     "load",
     "lookup",
     "local_rate",
+    "cap_of",
     "caps",
     "quote_assumed",
     "quote_recalled",
     "spec_of",
     "of_trial",
-    "over_cap",
     "parse_flag",
     "quote_hours_job",
     "quoted_hour",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
+from orchestrate import text
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.gateway import asking, showing, terms
 from orchestrate.gateway.calls import Call, endpoint, retries
@@ -319,4 +320,5 @@ def _quoted(prepared: Prepared, backend: str) -> str:
         return f"Quote: none ({quote.unavailable})"
     low, high = money(quote.low_usd), money(quote.high_usd)
     expected = "no single price" if quote.expected_usd is None else money(quote.expected_usd)
-    return f"Quote: {expected} on {backend}, between {low} and {high}"
+    ends = "" if quote.ends_usd is None else f"; its machine ends at {text.limit(quote.ends_usd)}"
+    return f"Quote: {expected} on {backend}, between {low} and {high}{ends}"

@@ -8,6 +8,7 @@ nothing trains beyond what the budget holds.
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
@@ -18,12 +19,15 @@ from orchestrate.providers.limited import Limited
 from orchestrate.settings import trust
 from orchestrate.text import duration, limit, money
 from orchestrate.tracking import transitions
+from orchestrate.tracking.submitting.settling import lease_name
 from orchestrate.types import Allowance, Event, Feature, JobStatus, Run, SubmitPhase, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.handles.run import Home, RunHandle
 
 _CENT = Decimal("0.01")
+_LEASE_S, _LOOK_S = 10.0, 0.2
+"""After which the lease of a process that was killed is free; between two looks at that of another."""
 
 
 class Limits(NamedTuple):
@@ -41,10 +45,17 @@ def resume(ft: Home, handle: RunHandle, asked: Limits) -> Run:
             raise UsageError(f"{name} must be a number above 0, got {value}")
     if handle.record.job_id is None:
         return _sent(ft, handle, asked)
-    provider = handle.provider
-    provider.require(Feature.RESUME)
+    handle.provider.require(Feature.RESUME)
+    # Of two at once the second waits, and finds what the first has started: else each starts a machine.
+    name, wait = lease_name(handle.record), partial(ft.store.clock.sleep, _LOOK_S)
+    with ft.store.leases.hold(name, _LEASE_S, wait=wait):
+        _resumed(ft, handle, asked)
+    return handle.refresh()
+
+
+def _resumed(ft: Home, handle: RunHandle, asked: Limits) -> None:
+    provider, given = handle.provider, asked != Limits()
     require_going(handle.refresh(), "resume")
-    given = asked != Limits()
     if given:
         _give(ft, handle, asked)
     elif isinstance(provider, Limited) and handle.status is JobStatus.PAUSED:
@@ -53,7 +64,6 @@ def resume(ft: Home, handle: RunHandle, asked: Limits) -> Run:
         provider.resume(handle.record.handle)
         if not transitions.at_rest(handle.refresh()):
             _reopen_trial(ft, handle.record)
-    return handle.refresh()
 
 
 def require_going(run: Run, verb: str) -> None:
@@ -62,6 +72,8 @@ def require_going(run: Run, verb: str) -> None:
             f"run {run.id} has {run.status.value} already: there is nothing to {verb}",
             fix=f"orchestrate show {run.id}",
         )
+    if run.status is JobStatus.CANCELLING:
+        raise UsageError(f"run {run.id} is being cancelled", fix=f"orchestrate show {run.id}")
 
 
 def _sent(ft: Home, handle: RunHandle, asked: Limits) -> Run:
@@ -88,7 +100,7 @@ def _give(ft: Home, handle: RunHandle, asked: Limits) -> None:
     wanted = replace(
         had,
         max_hours=had.max_hours if asked.hours is None else float(asked.hours),
-        max_usd=had.max_usd if asked.usd is None else asked.usd,
+        max_usd=_own_usd(run, had) if asked.usd is None else asked.usd,
     )
     if asked.usd is not None and had.usd_per_hour is None:
         raise UsageError(
@@ -108,6 +120,11 @@ def _give(ft: Home, handle: RunHandle, asked: Limits) -> None:
         )
     _keep(ft, run, had, wanted)
     provider.allow(run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
+
+
+def _own_usd(run: Run, had: Allowance) -> Decimal | None:
+    """The limit of money that its user gave it. One that came of its quote gives way to other hours."""
+    return had.max_usd if run.allowed_usd is None else run.max_cost_usd
 
 
 def _at_host(ft: Home, handle: RunHandle, asked: Limits) -> Allowance:

@@ -118,7 +118,7 @@ class RunHandle:
         from orchestrate.handles.waiting import Told, wait
 
         told = Told(on_event=on_event, on_change=on_change, live=live)
-        return wait(self, told, poll_s=poll_s, timeout_s=timeout_s)
+        return wait(self._ft, self, told, poll_s=poll_s, timeout_s=timeout_s)
 
     def check(self) -> Run:
         """The record of a run that succeeded; one that was last seen on its way is asked about. Raises

@@ -12,7 +12,7 @@ from orchestrate.notebook.output import Output
 from orchestrate.types import Event, JobStatus, Run
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate.handles.run import Home, RunHandle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,11 @@ class Told:
 
 
 def wait(
-    handle: RunHandle, told: Told, *, poll_s: float | None = None, timeout_s: float | None = None
+    ft: Home, handle: RunHandle, told: Told, *, poll_s: float | None = None, timeout_s: float | None = None
 ) -> Run:
     """See `RunHandle.wait`."""
     from orchestrate.tracking import Pace
+    from orchestrate.tracking.submitting.settling import Settler
     from orchestrate.tracking.transitions import left
 
     near = handle.record.sandbox or handle.provider.config.base_url is None
@@ -39,7 +40,7 @@ def wait(
     while True:
         record = pace.attempt(handle.refresh) or handle.record
         if record.status is JobStatus.PAUSED:
-            pace.attempt(partial(handle.provider.recover, record.handle))
+            pace.attempt(partial(Settler(ft.store, handle.provider).restart, record))
         events = handle.events()
         for event in events[seen:]:
             if told.on_event:

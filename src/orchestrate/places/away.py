@@ -44,8 +44,10 @@ MARGIN_S = 60.0
 FRESH_S = 30.0
 """A sign of life that is younger needs no asking of the place."""
 
-STOP_LATER_S = 900
-"""Between the worker's own end and the platform's, which loses what was not reported."""
+LEAST_S = 60.0
+"""With less time left than this no machine is started."""
+HEED_S = 300.0
+"""After which a worker that still reports, and has not paused, is ended: twice the time of its checkpoint."""
 
 ENDED_THERE = "ended_there"
 """Of the error of a run whose worker somebody else ended."""
@@ -185,8 +187,9 @@ class AwayPlace(Place):
         return found
 
     def hard_end_s(self, limits: Limits) -> float | None:
-        """After so much work its machine has ended, whatever its worker does; `None`: nothing ends it."""
-        return None if limits.seconds is None else limits.seconds + STOP_LATER_S
+        """After so much work its machine has ended, whatever its worker does: the place is told to end it
+        then. `None`: nothing ends it."""
+        return limits.seconds
 
     # -- the contract ----------------------------------------------------------------------------------------
 
@@ -195,7 +198,7 @@ class AwayPlace(Place):
             return
         stored = self.depot.run(ref)
         resources = self._priced(allowed(stored, resources))
-        left = self._left(run, resources)
+        left = self._with_time_left(run, resources)
         order = place_order(self.depot, run.job(), resources.limits, self.mark)
         # That may have sent much, for longer than a lost answer is waited for: another may have started one.
         there = self.find(ref)
@@ -225,19 +228,22 @@ class AwayPlace(Place):
             if isinstance(error, ProviderError):
                 error.message = redact_text(error.message)
             raise
+        with suppress(HostUnavailable):
+            if stored.read("control"):  # asked meanwhile, by one who found no worker to end
+                self.stop(ref)
 
     def _say(self, run: RunDir, state: State) -> None:
         if state != run.written_state():
             run.write_state(state)
             self.settle(run)
 
-    def _left(self, run: RunDir, resources: Resources) -> Resources:
+    def _with_time_left(self, run: RunDir, resources: Resources) -> Resources:
         """With the time that is left as the limit, for the platform's own end. Raises `InvalidRequest` where
         it is used up: a machine that is only told to end is paid for."""
         most, found = resources.limits.seconds, self._allowance(run, resources.limits)
         if most is None or not found.used_s:
             return resources
-        if found.used_up:
+        if not found.holds(found.used_s + LEAST_S):
             told = f"the run has worked for {duration(found.used_s)}, and may for {duration(most)}"
             raise InvalidRequest(self.name, told, fix=f"orchestrate resume {run.ref} {found.least()}")
         hours = (most - found.used_s) / 3600
@@ -252,11 +258,13 @@ class AwayPlace(Place):
         return self._allowance(run, limits)
 
     def _allowance(self, run: RunDir, limits: Limits) -> Allowance:
+        """What was used by the workers' clocks, or by the place's, which knows of time before they began."""
+        used = self.usage(run.ref)
         return Allowance(
             max_hours=limits.max_hours,
             max_usd=limits.max_usd,
             usd_per_hour=limits.usd_per_hour,
-            used_s=self.worked_s(run.ref),
+            used_s=max(self.worked_s(run.ref), used.seconds if used else 0.0),
             remaining_s=run.written_state().eta_seconds,
         )
 
@@ -302,8 +310,7 @@ class AwayPlace(Place):
         if placed is None or placed.state == "unknown":
             return
         if placed.state == "ended":
-            if placed.raw_state in self.by_hand and run.asked() is None:
-                self._left_to_somebody(run, placed)
+            if run.asked() is None and self._left(run, placed):
                 return
             if not reported:
                 self._tell_why(run, placed)
@@ -340,23 +347,49 @@ class AwayPlace(Place):
         run.add_event(f"the worker ended before it reported: {told}", level="error", type="interrupted")
         write_whole(mark, placed.id.encode())
 
-    def _left_to_somebody(self, run: RunDir, placed: Placed) -> None:
-        """Who ended the worker in the place's own console would not have another one started."""
-        told = f"somebody ended its worker at {self.name} ({placed.raw_state.lower()}); resume starts another"
-        error = JobError(code=ENDED_THERE, message=told)
+    def _left(self, run: RunDir, placed: Placed) -> bool:
+        """Whether an ended worker's run is paused, and left to its user. Who ended the worker in the place's
+        own console would not have another one started, and one that the place ended at its limit may not be
+        followed by another."""
+        found = self._at_limit(run)
+        if found is not None:
+            code, told = "limit", f"{self.name} ended its worker: the run has used {found}, all that it may"
+        elif placed.raw_state in self.by_hand:
+            code = ENDED_THERE
+            told = f"somebody ended its worker at {self.name} ({placed.raw_state.lower()}); "
+            told += "resume starts another"
+        else:
+            return False
+        error = JobError(code=code, message=told)
         state = msgspec.structs.replace(run.written_state(), status="paused", stage=None, error=error)
         self._say(run, msgspec.structs.replace(state, updated_at=now()))
         run.add_event(told, level="warning", type="paused", step=state.step)
         if run.had_worker():
             os.utime(run.path / "worker.json", (0, 0))
+        return True
+
+    def _at_limit(self, run: RunDir) -> str | None:
+        """What was used, where nothing worth a start is left."""
+        with suppress(ProviderError):
+            found = self.allowance(run)
+            if found.used_s and not found.holds(found.used_s + LEAST_S):
+                return duration(found.used_s)
+        return None
 
     def tell(self, run: RunDir) -> None:
-        stored, word = self.depot.run(run.ref), run.asked()
-        stored.write("control", (word or "").encode())
-        placed = self.state(run.ref) if word else None
-        silent = (run.heartbeat_age() or 0.0) > process.FOREIGN_HEARTBEAT_S
-        if placed is not None and (placed.state == "waiting" or (placed.state == "running" and silent)):
+        """A worker that reports is given time to pause by itself, with a checkpoint; any other is ended, as
+        it has nothing to save or heeds nothing."""
+        word = run.asked()
+        self.depot.run(run.ref).write("control", (word or "").encode())
+        placed = self.state(run.ref) if word == "pause" else None
+        if placed is not None and placed.state != "ended" and not self._heeds(run):
             self.stop(run.ref)
+
+    def _heeds(self, run: RunDir) -> bool:
+        """Whether the worker of the last start was heard of lately, by its own reports alone, and was not
+        asked long ago."""
+        silent_s = mirror.silent_s(run, _starts(run).attempts)
+        return silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.asked_s() < HEED_S
 
     def settle(self, run: RunDir) -> None:
         """Says in the depot too how a run without a worker was settled here."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 import msgspec
@@ -164,6 +165,17 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
             return False
         _show_life(run, told, pulse)
         return True
+
+
+def silent_s(run: RunDir, earlier: int = 0) -> float | None:
+    """At the reader: since the worker after `earlier` attempts last reported, as far as that was looked for;
+    `None` for one that never did, or has said its last."""
+    mark = run.path / ".pulse"
+    try:
+        pulse, at = Pulse.from_json(mark.read_bytes()), mark.stat().st_mtime
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return None if pulse.ended or pulse.attempt <= earlier else max(0.0, time.time() - at)
 
 
 def newest_step(stored: StoredRun) -> int:

@@ -54,13 +54,10 @@ class Switch:
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if price is not None and cap is not None and price > cap:
             return "limit", f"an hour of its machine costs {money(price)}, and may cost {money(cap)}"
-        whole, used = self.limits.seconds, self.earlier_s + self.used_s
-        if whole is None or used < whole:
+        end, whole, used = self.limits.working_s, self.limits.seconds, self.earlier_s + self.used_s
+        if end is None or whole is None or used < end:
             return None
+        told = f"it has run for {duration(used)}, and its machine is paid for {duration(whole)} at most"
         if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
-            return "limit", f"it has run for {duration(used)}, and may for {duration(whole)}"
-        most = self.limits.max_usd
-        return (
-            "limit",
-            f"{duration(used)} at {money(price)} per hour reach the {money(most)} that it may cost",
-        )
+            return "limit", told
+        return "limit", f"{told}, {money(self.limits.max_usd)} at {money(price)} per hour"

@@ -24,7 +24,7 @@ from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStat
 
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
 """Phases in which the host certainly has no job of this run."""
-_PAUSED, _DIED = "paused", "interrupted"
+PAUSED, _DIED = "paused", "interrupted"
 """The engine's own words; a worker that died is started again."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
 """Phases in which the host may or may not have one."""
@@ -134,7 +134,7 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 def left(run: Run) -> str | None:
     """Why a run of our engine is paused that nothing starts again by itself and that nobody paused: it came
     to a limit, or its worker was ended by somebody."""
-    paused = run.status is JobStatus.PAUSED and run.raw_status == _PAUSED
+    paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
 

@@ -312,7 +312,8 @@ class Run(Record, frozen=True, kw_only=True):
     max_hours: float | None = None
     """Of all its workers together, where its user gave it other hours than those of its submit."""
     allowed_usd: Decimal | None = None
-    """The most that it may cost, since its user gave it more: a budget holds so much for it."""
+    """The most that it may cost, as its rented machine ends at that, or its user gave it more: a budget holds
+    as much."""
     tags: dict[str, str] = {}
     idempotency_key: str | None = None
     """The caller's own: a submit with the same one gives this run."""

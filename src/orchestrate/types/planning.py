@@ -215,6 +215,8 @@ class Quote(Record, frozen=True, kw_only=True):
     """Made of what the host tells of a job whose spec and data are gone: nobody agreed to it."""
     open_end: str | None = None
     """What the price does not count: the job may cost more than `high_usd`, and no limit can be checked."""
+    ends_usd: Decimal | None = None
+    """Of a rented machine: at this much its bill ends, whatever the run does."""
     undecided: str | None = None
     """Why no single price can be named, only the range: the host tells which when it is asked."""
     refused: str | None = None

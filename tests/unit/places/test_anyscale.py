@@ -115,7 +115,7 @@ def test_what_is_sent(console: Any, rows: Path, tmp_path: Path, monkeypatch: pyt
     asked = sent["config"]
     assert sent["name"] == REF and sent["tags"] == {TAG: REF, "orchestrate": "run"}
     assert sent["project_id"] == "prj_ours" and asked["build_id"] == "bld_of_image"
-    assert asked["max_retries"] == 0 and asked["timeout_s"] == 2 * 3600 + 900
+    assert asked["max_retries"] == 0 and asked["timeout_s"] == 2 * 3600
     assert asked["runtime_env"]["env_vars"]["DEPOT_WORD"] == "only among the variables"
     assert set(asked["runtime_env"]) == {"env_vars"}, "no folder of this machine goes along"
     assert "only among" not in asked["entrypoint"] and TOKEN not in json.dumps(sent)
@@ -288,7 +288,7 @@ def test_without_a_price_there_is_no_quote_and_still_an_end(console: Any, rows: 
     quote = found.quote(asked, data, found.translate(asked), None)  # type: ignore[arg-type]
     assert "no price is known" in str(quote.unavailable)
     handle = submit(found, asked)
-    assert console.sent[0]["config"]["timeout_s"] == 24 * 3600 + 900
+    assert console.sent[0]["config"]["timeout_s"] == 24 * 3600
     console.end(next(iter(console.jobs)), "OUT_OF_RETRIES", "the machine died", ran_s=90)
     job = found.get(handle)
     assert job.cost_usd is None and job.payload["used_seconds"] == pytest.approx(90, abs=1)
@@ -437,9 +437,10 @@ def test_a_further_job_has_what_is_left_of_the_hours(console: Any, rows: Path, t
         stored.write("attempts/00000001.json", Attempt(token="t", used_s=used_h * 3600).to_json())
         console.end(list(console.jobs)[-1], "OUT_OF_RETRIES", "the machine died")
         assert found.get(handle).status is JobStatus.PAUSED
-        with nullcontext() if left else pytest.raises(InvalidRequest, match="has worked for"):
-            found.recover(handle)
-    assert [sent["config"]["timeout_s"] for sent in console.sent] == [87300, 87300 - 3600]
+        assert found.recover(handle) is left
+    with pytest.raises(InvalidRequest, match="has worked for"):
+        found.resume(handle)
+    assert [sent["config"]["timeout_s"] for sent in console.sent] == [86400, 86400 - 3600]
 
 
 def test_what_was_made_while_the_data_were_sent_is_found(console: Any, rows: Path, tmp_path: Path) -> None:

@@ -262,6 +262,51 @@ def test_cancelled_before_it_began_it_is_ended_there_too(
     assert found.get(handle).status is JobStatus.CANCELLED and not found.recover(handle)
 
 
+@pytest.mark.parametrize(("word", "status"), [("cancel", JobStatus.CANCELLED), ("pause", JobStatus.PAUSED)])
+def test_a_worker_that_never_reported_is_ended_by_its_host(
+    word: str, status: JobStatus, world: World, found: AwayProvider, spec: JobSpec
+) -> None:
+    """It hangs in its image, and reads no word. However often it was looked for: that is no sign of life."""
+    handle = submit(found, on(world, spec))
+    world.run()
+    for _ in range(3):
+        assert found.get(handle).status is JobStatus.QUEUED
+    getattr(found, word)(handle)
+    assert world.jobs() == [(REF, False)]
+    for _ in range(2):
+        assert found.get(handle).status is status and not found.recover(handle)
+        getattr(found, word)(handle)
+    assert world.jobs() == [(REF, False)]
+    found.resume(handle)
+    assert world.jobs()[1:] == ([(REF, True)] if word == "pause" else [])
+
+
+def test_a_worker_that_reports_is_ended_by_its_host_too_and_left_to_pause_by_itself(
+    world: World, found: AwayProvider, spec: JobSpec, tmp_path: Path
+) -> None:
+    handle = submit(found, on(world, spec))
+    world.run()
+    with ThreadPoolExecutor(1) as threads:
+        working = threads.submit(work, tmp_path, "first", hold_at=5)
+        while (found.get(handle).step or 0) < 4:
+            time.sleep(0.05)
+        found.pause(handle)
+        assert world.jobs() == [(REF, True)], "it saves a checkpoint first"
+        assert working.result() == 0
+        world.end("it has paused")
+        assert found.get(handle).status is JobStatus.PAUSED
+        found.resume(handle)
+        world.run()
+        working = threads.submit(work, tmp_path, "second", hold_at=9)
+        while (found.get(handle).step or 0) < 8:
+            time.sleep(0.05)
+        found.cancel(handle)
+        assert [live for _, live in world.jobs()] == [False, False]
+        assert working.result() == 0
+    job = found.get(handle)
+    assert (job.status, job.step) == (JobStatus.CANCELLED, 8) and found.metrics(handle)[-1].step == 8
+
+
 def test_a_worker_that_somebody_ended_over_there_is_not_started_again(
     world: World, found: AwayProvider, spec: JobSpec
 ) -> None:
@@ -294,8 +339,8 @@ def test_a_depot_that_is_closed_keeps_no_job_from_being_cancelled(
     assert world.jobs() == [(REF, False)]
     (tmp_path / "depot").unlink()
     (tmp_path / "away").rename(tmp_path / "depot")
-    assert found.get(handle).status is JobStatus.PAUSED and not found.recover(handle)
-    assert found.get(handle).status is JobStatus.CANCELLED and len(world.jobs()) == 1
+    assert found.get(handle).status is JobStatus.CANCELLED and not found.recover(handle)
+    assert len(world.jobs()) == 1
 
 
 def test_the_worker_knows_the_limit_that_its_run_came_to_have(

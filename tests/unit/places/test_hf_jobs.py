@@ -85,7 +85,7 @@ def test_what_is_sent(hub: Hub, rows: Path, tmp_path: Path) -> None:
     assert handle.provider == "hf-jobs" and handle.job_id == REF
     [sent] = hub.sent
     assert sent["flavor"] == "l4x1" and sent["labels"][LABEL] == REF
-    assert sent["timeoutSeconds"] == pytest.approx(10 / Decimal("0.79998") * 3600 + 900, abs=1)
+    assert sent["timeoutSeconds"] == pytest.approx(10 / Decimal("0.79998") * 3600, abs=1)
     assert sent["secrets"]["HF_TOKEN"] == TOKEN
     assert TOKEN not in json.dumps(sent["environment"]) + json.dumps(sent["command"])
     with_ = [sent["command"][i + 1] for i, word in enumerate(sent["command"]) if word == "--with"]
@@ -285,3 +285,24 @@ def _wait(ready: Callable[[], bool], hub: Hub) -> None:
         logs = [path.read_text()[-1500:] for path in hub.folder.glob("*.log")]
         assert time.monotonic() < deadline, logs
         time.sleep(0.3)
+
+
+def test_a_device_is_that_of_the_machine(rows: Path, hub: Hub, tmp_path: Path) -> None:
+    """A machine without a GPU is had once the host's list was read; until then, and beside a GPU, it is
+    refused."""
+    found = provider(hub, tmp_path)
+    cpu = {"device": "cpu"}
+
+    def asks(options: dict[str, Any]) -> JobSpec:
+        return spec(rows, provider_options={"hf-jobs": options})
+
+    assert [row.name for row in found.translate(asks(cpu)).refused] == ["provider_options.gpu"]
+    found.place.price(Resources(machine="h200"))
+    for asked in (cpu, {"gpu": "none"}, {"gpu": "none", **cpu}):
+        plan = found.translate(asks(asked))
+        assert not plan.refused
+        assert (plan.body["device"], plan.body["resources"]["machine"]) == ("cpu", "cpu-basic")
+    for asked in ({"gpu": "H200", **cpu}, {"gpu": "none", "device": "cuda"}, {"device": "tpu"}):
+        assert [row.name for row in found.translate(asks(asked)).refused] == ["provider_options.device"]
+    gpu = found.translate(asks({"gpu": "H200", "device": "cuda"}))
+    assert not gpu.refused and gpu.body["device"] == "cuda"

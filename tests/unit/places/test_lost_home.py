@@ -55,9 +55,11 @@ def test_a_job_under_way_is_a_run_again_and_held_at_its_worst(
     run = store.runs.get(report.recovered[0])
     assert (run.ref, run.model, run.job_id) == (REF, "qwen3-8b", REF) and not run.status.terminal
     assert world.minute_usd is not None
-    # Two hours, and the quarter of one after which the host ends what has not ended itself.
+    # Two hours; the operator's own clock begins before there is a machine, and ends a quarter later.
     most = store.runs.spending().committed_usd
-    assert float(most) == pytest.approx(float(world.minute_usd * 60) * 2.25, rel=0.01)
+    assert float(most) == pytest.approx(
+        float(world.minute_usd * 60) * (2.25 if world.name == "kuberay" else 2), rel=0.01
+    )
     data = TrainingData.open(asked.train)  # type: ignore[arg-type]
     assert (run.dataset_digest, run.spec["provider_options"]) == (data.digest, asked.provider_options)
     same = Wish(asked, data.digest, found).same(store)

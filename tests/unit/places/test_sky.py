@@ -82,7 +82,7 @@ def test_what_is_sent(
         "autostop": {"idle_minutes": 10, "down": True},
         "job_recovery": {"max_restarts_on_errors": 0},
     }
-    assert "timeout --kill-after=60 8100 uv run" in task["run"], "two hours, and 15 minutes behind them"
+    assert "timeout --kill-after=60 7200 uv run" in task["run"]
     assert task["secrets"]["DEPOT_WORD"] == hashlib.sha256(b"only among them").hexdigest()
     assert "only among them" not in json.dumps(task) and task["envs"]["ORCHESTRATE_REF"] == REF
 

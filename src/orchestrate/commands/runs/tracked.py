@@ -103,7 +103,10 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
 def _limits(run: Run) -> str | None:
     words = [] if run.max_cost_usd is None else [limit(run.max_cost_usd)]
     words += [] if run.max_hours is None else [f"{run.max_hours:g} hours"]
-    return " and ".join(words) or None
+    told = [" and ".join(words)] if words else []
+    if run.allowed_usd is not None and run.allowed_usd != run.max_cost_usd:
+        told.append(f"it ends at {limit(run.allowed_usd)} in all")
+    return "; ".join(told) or None
 
 
 def _scored(e: Evaluation, c: Contender, m: Measure) -> str:

@@ -7,7 +7,7 @@ from decimal import ROUND_FLOOR, Decimal
 
 from orchestrate.errors import OverBudget
 from orchestrate.text import limit, money
-from orchestrate.types import Bill, Quote, Record, Run, SubmitPhase, Trial, TrialState
+from orchestrate.types import Quote, Record, Run, SubmitPhase, Trial, TrialState
 
 _SIXTH = Decimal("0.000001")
 
@@ -122,6 +122,6 @@ class UnknownPrice(OverBudget):
         self.fix = fix
 
 
-def over_cap(run: Run, so_far: Bill | None) -> bool:
-    """Whether a running job has passed its own cap, so that the watcher must cancel it."""
-    return run.max_cost_usd is not None and so_far is not None and so_far.usd > run.max_cost_usd
+def cap_of(run: Run) -> Decimal | None:
+    """At what a bill so far ends the run, or pauses it, while somebody watches."""
+    return run.max_cost_usd if run.allowed_usd is None else run.allowed_usd

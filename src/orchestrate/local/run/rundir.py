@@ -202,7 +202,7 @@ class RunDir:
         path = self.path / "control"
         if word is None:
             path.unlink(missing_ok=True)
-        elif not (word == "pause" and self.asked() == "cancel"):
+        elif self.asked() not in (word, "cancel"):
             write_whole(path, word.encode())
 
     def asked(self) -> str | None:
@@ -210,6 +210,13 @@ class RunDir:
             return (self.path / "control").read_text(encoding="utf-8").strip() or None
         except OSError:
             return None
+
+    def asked_s(self) -> float:
+        """Seconds since that was asked first; 0 where nothing is."""
+        try:
+            return max(0.0, time.time() - (self.path / "control").stat().st_mtime)
+        except OSError:
+            return 0.0
 
     def steering(self) -> AbstractContextManager[bool]:
         """Held by a worker while it looks a last time whether it is still to pause and says that it has, and

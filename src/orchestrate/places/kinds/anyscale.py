@@ -40,7 +40,7 @@ from orchestrate.files import write_whole
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.packages import require_recent
 from orchestrate.places import owned
-from orchestrate.places.away import REFUSALS, STOP_LATER_S, AwayPlace
+from orchestrate.places.away import REFUSALS, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
 from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
 from orchestrate.places.order import RUN_BOOT, Order, pins
@@ -179,7 +179,7 @@ class AnyscaleJobs(AwayPlace):
         """A `JobConfig`. The worker has the head of a cluster of one machine, and Ray starts nothing on it.
         The client's own `requirements` would need the image's Python to be ours."""
         models: Any = import_module("anyscale.compute_config.models")
-        seconds = resources.limits.seconds
+        seconds = self.hard_end_s(resources.limits)
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
             words += ["--with", pin]
@@ -188,7 +188,7 @@ class AnyscaleJobs(AwayPlace):
             "cloud": self.options.get("cloud"),
             "project": self.options.get("project"),
             "image_uri": self.options.get("image"),
-            "timeout_s": None if seconds is None else int(seconds + STOP_LATER_S),
+            "timeout_s": None if seconds is None else int(seconds),
         }
         head = models.HeadNodeConfig(instance_type=self._instance)
         uv = "command -v uv >/dev/null || python -m pip install -q uv"

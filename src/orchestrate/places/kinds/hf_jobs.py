@@ -31,7 +31,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.files import private_folder, write_whole
-from orchestrate.places.away import REFUSALS, STOP_LATER_S, AwayPlace
+from orchestrate.places.away import REFUSALS, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
@@ -148,7 +148,7 @@ class HfJobs(AwayPlace):
     # -- jobs ----------------------------------------------------------------------------------------------
 
     def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
-        namespace, seconds = self.namespace, resources.limits.seconds
+        namespace, seconds = self.namespace, self.hard_end_s(resources.limits)
         token = self._token()
         python = ".".join(platform.python_version_tuple()[:2])
         packages = [
@@ -161,7 +161,7 @@ class HfJobs(AwayPlace):
                 env=env,
                 secrets={**self.secrets, **({"HF_TOKEN": token} if token else {})},
                 flavor=resources.machine or "cpu-basic",
-                timeout=None if seconds is None else int(seconds + STOP_LATER_S),
+                timeout=None if seconds is None else int(seconds),
                 name=order.job.ref,
                 labels={LABEL: order.job.ref, **OURS},
                 namespace=namespace,

@@ -29,8 +29,8 @@ from orchestrate.errors import (
     ProviderError,
 )
 from orchestrate.places import owned
-from orchestrate.places.away import STOP_LATER_S, AwayPlace
-from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
+from orchestrate.places.away import AwayPlace
+from orchestrate.places.base import Hourly, Limits, Machine, Placed, Resources, Usage, newest_first, ran_s
 from orchestrate.places.order import RUN_BOOT, Order, pins, unexpanded
 from orchestrate.profile import away
 
@@ -64,6 +64,8 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
 START_S = 3600
 """For a machine and its packages."""
 KEPT_S = 600
+LATER_S = 900
+"""Behind the run's end: the operator counts from before there is a machine."""
 _REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
     403: PermissionRefused,
@@ -98,6 +100,9 @@ class KubeRay(AwayPlace):
     def price(self, resources: Resources) -> Hourly | None:
         return owned.hourly(self.name, self.options)
 
+    def hard_end_s(self, limits: Limits) -> float | None:
+        return None if limits.seconds is None else limits.seconds + LATER_S
+
     # -- jobs ------------------------------------------------------------------------------------------------
 
     def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
@@ -118,8 +123,8 @@ class KubeRay(AwayPlace):
         runtime: dict[str, Any] = {"env_vars": unexpanded(env)}
         if self.options.get("packages", "pinned") != "image":
             runtime["uv"] = pins("local", more=("fsspec", *self.depot.packages))
-        seconds = resources.limits.seconds
-        deadline = {} if seconds is None else {"activeDeadlineSeconds": int(seconds + STOP_LATER_S)}
+        seconds = self.hard_end_s(resources.limits)
+        deadline = {} if seconds is None else {"activeDeadlineSeconds": int(seconds)}
         return {
             "apiVersion": f"{GROUP}/{VERSION}",
             "kind": "RayJob",

@@ -34,7 +34,7 @@ from orchestrate.errors import (
 )
 from orchestrate.files import private_folder, write_whole
 from orchestrate.places import owned
-from orchestrate.places.away import STOP_LATER_S, AwayPlace
+from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, Refused, python_of
 from orchestrate.places.kinds._skypilot.offers import Listed, cheapest, known
@@ -209,8 +209,8 @@ class Sky(AwayPlace):
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
             words += ["--with", pin]
         words += ["python", "-c", RUN_BOOT]
-        if limits.seconds is not None:
-            words = ["timeout", "--kill-after=60", str(int(limits.seconds + STOP_LATER_S)), *words]
+        if (seconds := self.hard_end_s(limits)) is not None:
+            words = ["timeout", "--kill-after=60", str(int(seconds)), *words]
         asked: dict[str, Any] = {
             "accelerators": {resources.gpu: resources.count} if resources.gpu else None,
             "cpus": self.options.get("cpus", None if resources.gpu else "4+"),

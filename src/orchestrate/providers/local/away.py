@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import costing
-from orchestrate.errors import HostUnavailable, NotFound, OrchestrateError, SetupError, UsageError
+from orchestrate.errors import (
+    HostUnavailable,
+    NotFound,
+    OrchestrateError,
+    ProviderError,
+    SetupError,
+    UsageError,
+)
 from orchestrate.files import locked, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.machine import cores
@@ -43,6 +50,7 @@ from orchestrate.types import (
     MetricPoint,
     Outcome,
     Problem,
+    Quote,
     Recalled,
     Setting,
     Severity,
@@ -124,11 +132,14 @@ class AwayProvider(LocalProvider):
         """Of the machine: the spec's own, over what the configuration says for all runs."""
         given = {**spec.provider_options.get(self.kind, {}), **spec.provider_options.get(self.name, {})}
         said = {name: self.config.options[name] for name in renting.OPTIONS if name in self.config.options}
-        return {**said, **{name: value for name, value in given.items() if name in renting.OPTIONS}}
+        asked = {**said, **{name: value for name, value in given.items() if name in renting.ASKED}}
+        if asked.get(renting.DEVICE) == "cpu" and asked.get("gpu", "auto") == "auto":
+            asked["gpu"] = "none"
+        return asked
 
     def _as_local(self, spec: JobSpec) -> JobSpec:
         given = {**spec.provider_options.get(self.kind, {}), **spec.provider_options.get(self.name, {})}
-        own = {name: value for name, value in given.items() if name not in renting.OPTIONS}
+        own = {name: value for name, value in given.items() if name not in renting.ASKED}
         options = {LocalProvider.kind: own} if own else {}
         return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
 
@@ -201,7 +212,7 @@ class AwayProvider(LocalProvider):
         if translation.refused or data.train.tokens_from is TokensFrom.NONE:
             return []
         seconds = self.quote(spec, data, translation, costing.RateBook(())).train_seconds
-        most = decoding.convert(translation.body.get("resources", {}), Resources).limits.seconds
+        most = decoding.convert(translation.body.get("resources", {}), Resources).limits.working_s
         if seconds is None or most is None or seconds <= most:
             return []
         speed = self.speed(spec, translation)
@@ -216,6 +227,27 @@ class AwayProvider(LocalProvider):
                 fix="a higher max_hours or max_cost_usd, or a faster gpu",
             )
         ]
+
+    def quote(
+        self,
+        spec: JobSpec,
+        data: TrainingData,
+        translation: Translation,
+        rates: RateBook,
+        *,
+        gpu_hours: Decimal | None = None,
+    ) -> Quote:
+        found = super().quote(spec, data, translation, rates, gpu_hours=gpu_hours)
+        return msgspec.structs.replace(found, ends_usd=self.ends_usd(spec, translation, found))
+
+    def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
+        limits = decoding.convert(translation.body.get("resources", {}), Resources).limits
+        if quote.unavailable or not limits.usd_per_hour or limits.max_hours is None:
+            return None
+        hours = limits.usd_per_hour * Decimal(str(limits.max_hours))
+        if spec.max_cost_usd is not None:
+            return min(spec.max_cost_usd, hours)
+        return hours if self._asked(spec).get("max_hours") is not None else min(quote.high_usd, hours)
 
     def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
@@ -278,20 +310,27 @@ class AwayProvider(LocalProvider):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Where the depot is closed to this machine, or gone, the word cannot reach the worker, which would
-        go on: its place ends it. Raises then all the same: the run is told as cancelled when the depot is
-        back."""
+        """Its host ends the worker first, whatever the worker and its depot do: a worker that hangs reads no
+        word, and bills. The word in the depot is the second way. Raises where either failed, so that it is
+        asked for again; a run whose depot is closed is told as cancelled when that is back."""
+        failed: ProviderError | None = None
+        try:
+            self.place.stop(job.job_id)
+        except ProviderError as error:
+            failed = error
+        run = RunDir(self._runs / job.job_id)
+        if run.exists():
+            run.ask("cancel")
         try:
             super().cancel(job)
         except _Unstored:
-            self.place.stop(job.job_id)
+            pass  # no worker of it reads a word
         except HostUnavailable as error:
-            run = RunDir(self._runs / job.job_id)
-            if run.exists():
-                run.ask("cancel")
-            self.place.stop(job.job_id)
-            error.message += f"; its worker at {self.title} was ended all the same"
-            raise
+            if failed is None:
+                error.message += f"; its worker at {self.title} was ended all the same"
+            raise (failed or error) from error
+        if failed is not None:
+            raise failed
 
     def allowance(self, job: JobHandle) -> Allowance:
         return self.place.allowance(self._run(job))

@@ -181,7 +181,7 @@ class LocalProvider(PlannedProvider):
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         for run in runs(self._runs):
             if not run.written_state().terminal:
-                self.place.look(run)
+                self._look(run)
             job = self._told(run)
             if since is not None and job.created_at is not None and job.created_at < since:
                 return
@@ -227,9 +227,6 @@ class LocalProvider(PlannedProvider):
         state = run.state()
         if state.status != "interrupted" or not self.place.lost(run):
             return False
-        if wish := WISHES.get(run.asked() or ""):
-            self._settle(run, wish)
-            return False
         died = restarts.died(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
             last = restarts.last_words(run)
@@ -239,6 +236,8 @@ class LocalProvider(PlannedProvider):
         return self._restart(run)
 
     def _restart(self, run: RunDir) -> bool:
+        if run.asked() == "cancel":
+            return False
         self.place.require()
 
         def start(run: RunDir) -> None:
@@ -276,8 +275,13 @@ class LocalProvider(PlannedProvider):
             state = run.written_state()
             if not held or state.terminal or state.status == status:
                 return
-            if self.place.away and not self.place.lost(run):
-                return
+            if self.place.away:
+                if not self.place.lost(run):
+                    return
+                self.place.look(run)  # what it reported last comes first
+                state = run.written_state()
+                if state.terminal or state.status == status:
+                    return
             end = {"finished_at": now()} if STATUSES[status].terminal else {}
             run.write_state(
                 msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
@@ -359,8 +363,14 @@ class LocalProvider(PlannedProvider):
         run = RunDir(self._runs / job.job_id)
         if not run.exists():
             raise NotFound(self.name, f"there is no run directory {run.path}")
-        self.place.look(run)
+        self._look(run)
         return run
+
+    def _look(self, run: RunDir) -> None:
+        """A run that lost its worker after it was asked for something has heeded it."""
+        self.place.look(run)
+        if (asked := WISHES.get(run.asked() or "")) and run.state().status == "interrupted":
+            self._settle(run, asked)
 
 
 def _within(resources: Resources, spec: JobSpec) -> Resources:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from orchestrate.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
@@ -23,6 +25,9 @@ MOST_HOURS = 24.0
 """Where nobody says how long a run may take: a bill has an end in any case."""
 
 
+DEVICE = "device"
+"""The engine's own word for what a machine is chosen by here."""
+ASKED = (*OPTIONS, DEVICE)
 NO_BF16 = ("T4", "V100", "P100")
 """GPUs that do not multiply in bf16, in which the engine trains: they would be paid for many times over."""
 
@@ -92,7 +97,8 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             _require_room(fit)
             return fit.machine, "asked for by name"
         known = ", ".join(dict.fromkeys(_name(fit.machine) for fit in fitting_ones))
-        raise UsageError(f"there is no {wanted} here", fix=f"gpu: one of {known}; or auto")
+        what = "machine without a GPU" if gpu is None else str(wanted)
+        raise UsageError(f"there is no {what} here, as far as is known", fix=f"gpu: one of {known}; or auto")
     spot = asked.get("spot") is True
     there = [fit for fit in fitting_ones if fit.machine.spot is not None] if spot else fitting_ones
     if not there:
@@ -214,7 +220,24 @@ def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, wh
         settings.append(
             Setting(name=f"provider_options.{name}", asked=given, outcome=outcome, sent=sent, rule=rule)
         )
+    if (device := asked.get(DEVICE)) is not None:
+        settings.append(_of_device(device, found))
     return settings
+
+
+def _of_device(asked: Any, found: Resources) -> Setting:
+    """It cannot be other than what the machine has."""
+    row = Setting(name=f"provider_options.{DEVICE}", asked=asked, outcome=Outcome.REFUSED)
+    there = "cuda" if found.gpu else "cpu"
+    if asked == there:
+        rule = "gpu: none" if there == "cpu" else f"gpu: {found.gpu}"
+        return msgspec.structs.replace(
+            row, outcome=Outcome.MAPPED, sent=there, rule=f"by the machine ({rule})"
+        )
+    if asked not in ("cpu", "cuda"):
+        return msgspec.structs.replace(row, rule=f"must be one of cpu, cuda, got {asked!r}")
+    told = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}; leave device out, or gpu"
+    return msgspec.structs.replace(row, rule=told)
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:

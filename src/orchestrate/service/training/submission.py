@@ -12,6 +12,7 @@ from orchestrate.errors import UsageError
 from orchestrate.handles.run import RunHandle
 from orchestrate.preparing import earlier
 from orchestrate.preparing.prepared import UNCOUNTED
+from orchestrate.providers.limited import Limited
 from orchestrate.settings import trust
 from orchestrate.spec import specfile
 from orchestrate.tracking import Submitter
@@ -19,9 +20,10 @@ from orchestrate.tracking.submitting.repeats import already
 from orchestrate.tracking.submitting.submission import Submission
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.prepared import Prepared
+    from orchestrate.preparing.prepared import Offer, Prepared
     from orchestrate.providers.base import Progress
     from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.spec import JobSpec
     from orchestrate.types import Quote
 
 
@@ -82,17 +84,30 @@ def of(
     spec = specfile.anchored(offer.spec)
     if limit_usd is not None:
         spec = spec.model_copy(update={"max_cost_usd": limit_usd})
+    allowed_usd = ends_usd(ft, offer, spec)
     return Submission(
         spec=spec,
         translation=offer.translation,
         data=prepared.data,
         quote=offer.quote,
         max_cost_usd=spec.max_cost_usd,
+        allowed_usd=allowed_usd,
         idempotency_key=key,
         again=again,
         patient=patient,
         made_by=ft.settings.made_by,
     )
+
+
+def ends_usd(ft: Orchestrator, offer: Offer, spec: JobSpec) -> Decimal | None:
+    """At what the bill of a rented machine ends: where the run's limits say, else at the high end of its
+    quote, and never above what is left of the budget."""
+    backend = ft.provider(offer.provider)
+    found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
+    if found is None or backend.sandbox or ft.settings.budget_usd is None:
+        return found
+    left = ft.settings.budget_usd - ft.store.runs.spending().total_usd
+    return min(found, max(left, offer.quote.high_usd))
 
 
 def send(

@@ -85,6 +85,7 @@ class Intent:
     translation: Translation | None = None
     """What the settings become on the backend: kept with the run, and what is sent for it from then on."""
     max_cost_usd: Decimal | None = None
+    allowed_usd: Decimal | None = None
     idempotency_key: str | None = None
     ref: str | None = None
     """Of a run with a key; any other one gets a ref that nobody else has."""
@@ -121,6 +122,7 @@ class Runs:
             updated_at=now,
             quote=intent.quote,
             max_cost_usd=intent.max_cost_usd,
+            allowed_usd=intent.allowed_usd,
             tags=dict(spec.tags),
             idempotency_key=intent.idempotency_key,
             made_by=intent.made_by,
@@ -141,7 +143,10 @@ class Runs:
                 one_at_a_time(connection)
                 guard(connection, run)
             if budget_usd is not None and not run.sandbox and run.quote is not None:
-                require_budget(connection, self._db.clock, run.provider, run.quote.high_usd, budget_usd)
+                held, figure = max(run.quote.high_usd, run.allowed_usd or Decimal(0)), QUOTED
+                if held > run.quote.high_usd:
+                    figure = "the end of its machine"
+                require_budget(connection, self._db.clock, run.provider, held, budget_usd, figure)
             self._insert_row(connection, run)
             connection.execute(_APPEND, self._step(run, attempt=0, note="intent"))
             if translation is not None:

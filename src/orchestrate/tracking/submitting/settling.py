@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -134,6 +135,20 @@ class Settler:
             return run
         self.provider.cancel(run.handle)
         return self.apply(run, transitions.cancelling, None)
+
+    # -- going on ------------------------------------------------------------------------------------------
+
+    def restart(self, run: Run) -> bool:
+        """Has a backend go on with work that died, by one process at a time: two would start a machine each.
+        True when it was restarted; what was paused stays so. With the key of another account it would go on
+        there, paid by that one and seen by nobody. Raises `ProviderError`."""
+        if run.raw_status == transitions.PAUSED:
+            return False
+        if accounts.is_here(self.store, self.provider, run.account) is False:
+            return False
+        with suppress(LeaseHeld), self.store.leases.hold(lease_name(run), self.timing.lease_s):
+            return self.provider.recover(run.handle)
+        return False
 
     def require_host(self, run: Run) -> None:
         if (run.provider, run.host) != (self.provider.config.name, self.provider.host):

@@ -25,6 +25,8 @@ class Submission:
     data: TrainingData
     quote: Quote | None = None
     max_cost_usd: Decimal | None = None
+    allowed_usd: Decimal | None = None
+    """The most that it may cost, where a rented machine ends at that: so much a budget holds for it."""
     idempotency_key: str | None = None
     again: bool = True
     """Also when a run that is the same (`orchestrate.tracking.submitting.repeats`) stands in the way."""

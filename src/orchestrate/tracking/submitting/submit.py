@@ -108,6 +108,7 @@ class Submitter(Settler):
             quote=quote,
             translation=asked.translation,
             max_cost_usd=limit_usd,
+            allowed_usd=asked.allowed_usd,
             idempotency_key=asked.idempotency_key,
             ref=wish.ref,
             made_by=asked.made_by,
@@ -180,7 +181,7 @@ class Submitter(Settler):
                 run = self.store.runs.get(run.id)  # its account is known now
             spec = asked.spec if asked else stored_spec(run)
             translation = self._agreed(run, spec, asked)
-            sent = _Sent(spec, translation, patient=asked is not None and asked.patient)
+            sent = _Sent(_within(spec, run), translation, patient=asked is not None and asked.patient)
             remote = self._uploaded(run, sent, data, progress, lease)
             self._ask_price(run, sent, remote, lease)
             return self._send(run, sent, remote, lease, again=again)
@@ -405,6 +406,11 @@ def _asked_wait(error: OrchestrateError) -> float | None:
     if not isinstance(error, RateLimited) or not error.retryable:
         return None
     return 5.0 if error.retry_after_s is None else error.retry_after_s
+
+
+def _within(spec: JobSpec, run: Run) -> JobSpec:
+    """With the end that was written down, of which the budget knows."""
+    return spec if run.allowed_usd is None else spec.model_copy(update={"max_cost_usd": run.allowed_usd})
 
 
 def _model(spec: JobSpec, provider: Provider) -> str:

@@ -1,4 +1,5 @@
-"""Ending runs that have become dearer than their own cap: once each, and said so."""
+"""Ending runs that have become more expensive than their own cap: once each, and said so. A run on a rented
+machine is paused: its checkpoints are kept, and `resume` may give it more."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from orchestrate.costing import over_cap
+from orchestrate.costing import cap_of
+from orchestrate.providers.limited import Limited
 from orchestrate.text import limit, money
 from orchestrate.tracking.submitting.submit import Submitter
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
@@ -35,31 +37,35 @@ def enforce(
     bill: BillHook | None,
     timing: Timing = DEFAULT_TIMING,
 ) -> Event | None:
-    """Cancels a job whose bill so far is above the run's `max_cost_usd`. Returns the event that says so when
-    it is new.
+    """Cancels a job whose bill so far is above the run's cap, or pauses it. Returns the event that says so
+    when it is new.
 
     Where the backend cannot cancel, the event asks the user to. Raises `ProviderError` when the host cannot
     be asked; the next call tries again.
     """
-    if run.max_cost_usd is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
+    cap = cap_of(run)
+    if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
         return None
     so_far = bill(run, job)
-    if so_far is None or not over_cap(run, so_far):
+    if so_far is None or so_far.usd <= cap:
         return None
-    able = Feature.CANCEL in provider.features
+    rented, able = isinstance(provider, Limited), Feature.CANCEL in provider.features
     done = "it is being cancelled" if able else f"{provider.title} cannot cancel it, so end it there"
     event = Event(
-        id=_EVENT,
+        # A paused run may be given more, and come to that.
+        id=f"{_EVENT}-{cap}" if rented else _EVENT,
         at=store.clock.now(),
         level="warning",
         type=OVER_CAP,
-        message=f"over its cap of {limit(run.max_cost_usd)}: an estimated {money(so_far.usd)} so far "
-        f"({so_far.origin}); {done}",
-        data={"usd": str(so_far.usd), "max_cost_usd": str(run.max_cost_usd)},
+        message=f"over its cap of {limit(cap)}: an estimated {money(so_far.usd)} so far "
+        f"({so_far.origin}); {'it is being paused' if rented else done}",
+        data={"usd": str(so_far.usd), "max_cost_usd": str(cap)},
     )
     # The event first: should this process end in between, the next look finds the job running and goes on.
     added = store.history.add_events(run.id, [event], from_host=False)
-    if able:
+    if rented:
+        provider.pause(run.handle)
+    elif able:
         Submitter(store, provider, timing).cancel(run)
     return next(iter(added), None)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
 from orchestrate.tracking.database.leases import LeaseHeld
 from orchestrate.tracking.submitting.accounts import is_here
+from orchestrate.tracking.submitting.settling import Settler
 from orchestrate.tracking.syncing.sweep import (
     DETAIL_REQUESTS,
     BillHook,
@@ -267,9 +268,7 @@ class Watcher:
             self._take(account, report.asked - 1, credit=True)
         for run in self.store.runs.matching(provider=name, host=backend.host, status=JobStatus.PAUSED):
             try:
-                # With the key of another account it would go on there, paid by that one and seen by nobody.
-                if is_here(self.store, backend, run.account) is not False:
-                    backend.recover(run.handle)
+                Settler(self.store, backend, self.timing).restart(run)
             except OrchestrateError as error:
                 self.problems.append(f"{run.id}: {error.message}")
         pause = max([f.retry_after_s or 0.0 for f in report.failures], default=0.0)

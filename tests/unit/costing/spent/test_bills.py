@@ -16,8 +16,8 @@ from orchestrate.costing import (
     accuracy,
     bill,
     bill_run,
+    cap_of,
     check_budget,
-    over_cap,
     reconcile,
     spending,
 )
@@ -418,10 +418,8 @@ def test_a_limit_needs_a_price() -> None:
 
 def test_cap() -> None:
     run = a_run(max_cost_usd=Decimal(2))
-    assert not over_cap(run, None)
-    assert not over_cap(run, Bill(usd=Decimal(2), origin="x"))
-    assert over_cap(run, Bill(usd=Decimal("2.01"), origin="x"))
-    assert not over_cap(a_run(), Bill(usd=Decimal(99), origin="x"))
+    assert (cap_of(a_run()), cap_of(run)) == (None, 2)
+    assert cap_of(msgspec.structs.replace(run, allowed_usd=Decimal("1.5"))) == Decimal("1.5")
 
 
 def test_ages_and_confidence() -> None:
