@@ -29,6 +29,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers.calls.hosted import Retry, Wire, payload
 from orchestrate.providers.calls.payloads import MASK, redact
+from orchestrate.settings.keys import Secret
 
 JOBS = "/v1/fine_tuning/jobs"
 HTML = Answer("<html><body><h1>Bad gateway</h1></body></html>", type="text/html")
@@ -257,6 +258,16 @@ def test_code_says_more_than_the_status(host: ScriptedHost, create: Callable[[],
     with pytest.raises(TrainingClosed) as caught:
         Wire("host").send_once("orc-ref", create, read_id)
     assert caught.value.request_id == "req_9"
+
+
+def test_a_key_that_a_host_echoes_is_not_kept(host: ScriptedHost, create: Callable[[], Any]) -> None:
+    key = Secret("key-of-this-test-0123456789")
+    body = {"error": {"code": f"bad {key.reveal()}", "message": f"no {key.reveal()}"}}
+    host.on("POST", JOBS, Answer(body, 403, headers={"x-request-id": f"Bearer {key.reveal()}"}))
+    with pytest.raises(PermissionRefused) as caught:
+        Wire("host").send_once("orc-ref", create, read_id)
+    told = " ".join(map(str, (caught.value, caught.value.code, caught.value.request_id)))
+    assert key.reveal() not in told and told.count(MASK) == 4
 
 
 def test_a_backend_adds_codes(host: ScriptedHost, read: Callable[[], Any]) -> None:

@@ -20,6 +20,8 @@ from orchestrate.gateway import refusals
 from orchestrate.gateway.audit import Audit
 from orchestrate.gateway.calls import anonymous
 from orchestrate.serving.server.front import bearer
+from orchestrate.serving.server.load import Full, Load
+from orchestrate.serving.server.refusals import full
 from orchestrate.types import GatewayKey
 from orchestrate.web.guard import Guard
 from orchestrate.wire.bodies import HostError
@@ -32,8 +34,11 @@ _log = logging.getLogger(__name__)
 _HEALTH = "/health"
 
 
-def app(ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str]) -> ASGIApp:
-    """`names`: host names by which it may be asked besides this machine's addresses."""
+def app(
+    ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str], most_requests: int = 512
+) -> ASGIApp:
+    """`names`: host names by which it may be asked besides this machine's addresses. Beyond `most_requests`
+    at once further ones are told to come later."""
     handlers: dict[Any, Any] = {
         HostError: _told,
         OrchestrateError: _told,
@@ -41,20 +46,29 @@ def app(ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str]) -> 
         Exception: _broken,
     }
     inner = Starlette(routes=list(routes), exception_handlers=handlers)
-    return Guard(_Door(ft, inner), names=names, max_body=MAX_FILE + (1 << 20), refuse=_guarded)
+    return Guard(
+        _Door(ft, inner, Load(most_requests, 0)), names=names, max_body=MAX_FILE + (1 << 20), refuse=_guarded
+    )
 
 
 class _Door:
     """Finds out whose key a request brings, counts it, and writes down what was changed or refused."""
 
-    def __init__(self, ft: Orchestrator, inner: ASGIApp) -> None:
-        self._ft, self._inner = ft, inner
+    def __init__(self, ft: Orchestrator, inner: ASGIApp, load: Load) -> None:
+        self._ft, self._inner, self._load = ft, inner, load
         self._keys, self._audit = ft.store.gateway_keys, Audit(ft.store)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == _HEALTH:
             await Response('{"status":"ok"}', media_type="application/json")(scope, receive, send)
             return
+        try:
+            with self._load.taking():
+                await self._take(scope, receive, send)
+        except Full as error:
+            await refusals.answer(full(error))(scope, receive, send)
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
         key, code, noted = None, None, False
 
         async def note(status: int) -> None:

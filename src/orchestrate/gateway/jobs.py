@@ -17,7 +17,7 @@ from orchestrate.gateway import asking, showing, terms
 from orchestrate.gateway.calls import Call, endpoint, retries
 from orchestrate.gateway.files import Files
 from orchestrate.gateway.outside import Outside
-from orchestrate.gateway.refusals import no_file, no_job, no_model, refusal_of, wrong_state
+from orchestrate.gateway.refusals import no_file, no_job, no_model, refusal_of, with_file_names, wrong_state
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.handles.run import RunHandle
 from orchestrate.text import count, money
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
+_A_JOB_LATER_S = "30"
+"""When it may be worth to ask again for a job: the longest that the official clients wait is a minute."""
 _CREATE_S, _LOOK_S = 15.0, 0.1
 """How long a cancel waits for a create request that is under way, and how often it looks."""
 _LONGEST_NAME = 100
@@ -75,11 +77,14 @@ class Jobs:
         if known := self._jobs.known(request):
             return self._answer(call, known)
         asked = parse(CreateJob, call.body)
-        wish, backend, hashes, name = self._wish(call, asked)
+        wish, backend, files, name = self._wish(call, asked)
+        hashes = tuple(file["sha256"] for file in files)
         try:
             prepared = self._prepare(wish.spec, backend)
-        except HostError:
+        except HostError as error:
             self._require_contents(asked, hashes)
+            named = {file["sha256"]: file["filename"] for file in files}
+            error.message = with_file_names(error.message, named)
             raise
         quote = prepared.offer(backend).quote
         id, up = _id_of(request, call.body, hashes), self._ft.store.clock.uptime()
@@ -96,6 +101,7 @@ class Jobs:
             backend=backend,
             spec=wish.spec.asked(),
             files=hashes,
+            file_names=tuple(file["filename"] for file in files),
             quote_usd=None if quote.unavailable else quote.high_usd,
             notes=(*wish.notes, _quoted(prepared, backend)),
         )
@@ -106,8 +112,8 @@ class Jobs:
             self._submitting.take(job, prepared)
         return self._answer(call, job)
 
-    def _wish(self, call: Call, asked: CreateJob) -> tuple[asking.Wish, str, tuple[str, ...], str]:
-        """What is to be trained, on which backend, on which contents, and the model's own name."""
+    def _wish(self, call: Call, asked: CreateJob) -> tuple[asking.Wish, str, tuple[dict[str, Any], ...], str]:
+        """What is to be trained, on which backend, on which files, and the model's own name."""
         earlier = self._earlier(call, asked.model)
         name = earlier.base if earlier else asked.model
         known = terms.names(self._terms.models, call.key)
@@ -132,12 +138,12 @@ class Jobs:
             if file is not None and file["purpose"] != "fine-tune":
                 told = f"File {file['id']} has purpose {file['purpose']!r}, not 'fine-tune'"
                 raise HostError(422, told, param=param)
-        hashes = [file["sha256"] for file in (train, valid) if file is not None]
-        paths = [str(self._files.contents.path(sha256)) for sha256 in hashes]
+        files = tuple(file for file in (train, valid) if file is not None)
+        paths = [str(self._files.contents.path(file["sha256"])) for file in files]
         wish = asking.wish_of(
             asked, target, paths[0], paths[1] if valid else None, earlier.run_id if earlier else None
         )
-        return wish, target.backend, tuple(hashes), name
+        return wish, target.backend, files, name
 
     def _earlier(self, call: Call, name: str) -> GatewayJob | None:
         """The job whose model is trained on; `None` for a name of no tuned model."""
@@ -175,7 +181,8 @@ class Jobs:
             told = (
                 f"{count(use.open, 'job')} of the key {key.name} go on; it may have {key.concurrent} at once"
             )
-            raise HostError(429, told, code="too_many_jobs", type="rate_limit_error", headers=_NO_RETRY)
+            headers = {"retry-after": _A_JOB_LATER_S}
+            raise HostError(429, told, code="too_many_jobs", type="rate_limit_error", headers=headers)
         if key.budget_usd is None:
             return
         if job.quote_usd is None:
@@ -289,9 +296,6 @@ class Jobs:
         if run is None or run.job_id is None or status in showing.TERMINAL:
             raise wrong_state(job, status, word)
         return self._answer(call, job, act(RunHandle(self._ft, run)))
-
-
-_NO_RETRY = {"x-should-retry": "false"}
 
 
 def _request(call: Call) -> Request:

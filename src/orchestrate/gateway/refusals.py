@@ -7,6 +7,8 @@ for ever after a 400. So what will not pass by itself is 403, 404 or 422, and sa
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 from starlette.responses import JSONResponse
 
@@ -28,6 +30,7 @@ from orchestrate.types import GatewayJob, Problem, Severity
 from orchestrate.wire.bodies import HostError
 from orchestrate.wire.openai.errors import error_body
 
+_BEFORE_PATHS = frozenset(" \t\n'\"`(")
 _SHOWN = 10
 """Of the rows that are wrong."""
 
@@ -57,10 +60,27 @@ def sentence(error: OrchestrateError) -> str:
     return "\n".join([error.message, *map(_problem, wrong[:_SHOWN])])
 
 
+def with_file_names(message: str, names: Mapping[str, str]) -> str:
+    """A message in which each content (its sha256) goes by the name that its client gave the file: where it
+    lies on this machine is nobody else's business."""
+    for sha256, name in names.items():
+        stored, at = f"{sha256}.jsonl", 0
+        while (found := message.find(stored, at)) >= 0:
+            start = found
+            while start > at and message[start - 1] not in _BEFORE_PATHS:
+                start -= 1
+            message = message[:start] + name + message[found + len(stored) :]
+            at = start + len(name)
+    return message
+
+
 def _problem(problem: Problem) -> str:
-    row = "" if problem.row is None else f"row {problem.row}: "
+    file = Path(problem.source).name if problem.source else ""
+    row = "" if problem.row is None else f"row {problem.row}"
+    place = ", ".join(part for part in (file, row) if part)
     field = f"{problem.field}: " if problem.field else ""
-    return f"  {row}{field}{problem.message}{f' ({problem.fix})' if problem.fix else ''}"
+    fix = f" ({problem.fix})" if problem.fix else ""
+    return f"  {place}{': ' if place else ''}{field}{problem.message}{fix}"
 
 
 def _kind(error: OrchestrateError) -> tuple[int, str]:

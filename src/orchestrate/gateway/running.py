@@ -63,7 +63,7 @@ def serve(
     routes = [*files.routes(), *uploads.routes(), *jobs.routes(), *answers.routes(), *models.routes()]
     try:
         with serving(
-            app(ft, routes, terms.names),
+            app(ft, routes, terms.names, terms.most_requests),
             host=terms.host,
             port=terms.port,
             grace_s=terms.grace_s,

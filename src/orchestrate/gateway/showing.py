@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrate.gateway import asking
+from orchestrate.gateway.refusals import with_file_names
 from orchestrate.types import Checkpoint, Event, GatewayJob, JobStatus, MetricPoint, Run, SubmitPhase
 from orchestrate.wire.openai import objects
 from orchestrate.wire.openai.tuning import CreateJob
@@ -96,7 +97,12 @@ def _error(job: GatewayJob, run: Run | None) -> dict[str, Any]:
     error = job.error or (run.error if run else None)
     if error is None:
         return objects.error("job_failed", "the backend gave no reason", None)
-    return objects.error(error.code or "job_failed", error.message, error.param)
+    return objects.error(error.code or "job_failed", named(job, error.message), error.param)
+
+
+def named(job: GatewayJob, message: str) -> str:
+    """With its files by their clients' names."""
+    return with_file_names(message, dict(zip(job.files, job.file_names, strict=False)))
 
 
 # -- what happened -----------------------------------------------------------------------------------------
@@ -113,7 +119,7 @@ def events(
     for event in told:
         if event.type != "metrics":
             level = _LEVELS.get(event.level, "info")
-            found.append((event.at, level, event.message, "message", event.data, event.id))
+            found.append((event.at, level, named(job, event.message), "message", event.data, event.id))
     found += _metric_events(run, points)
     status = status_of(job, run)
     if status == "succeeded":

@@ -287,7 +287,7 @@ class Submitting:
             return
         param = "training_file" if isinstance(error, DataError) else None
         code = getattr(error, "code", None) or ("invalid_training_file" if param else "refused")
-        failed = JobError(message=sentence(error), code=str(code), param=param)
+        failed = JobError(message=showing.named(job, sentence(error)), code=str(code), param=param)
         self._jobs.change(job.id, lambda job: replace(job, error=failed))
 
     # -- ends ----------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ class Terms:
     webhook_secret: Secret | None = None
     threads: int = 4
     """Jobs that are submitted at once."""
+    most_requests: int = 512
+    """That are answered or wait; beyond them 429."""
     grace_s: float = 10.0
 
 

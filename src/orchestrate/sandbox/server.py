@@ -17,7 +17,6 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.files import locked, private_folder
@@ -32,7 +31,7 @@ from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
-from orchestrate.web.server import listen, running
+from orchestrate.web.server import Patient, listen, running
 
 if TYPE_CHECKING:
     from orchestrate.local import RunDir
@@ -62,7 +61,7 @@ def _listen(port: int, *, asked: int) -> socket.socket:
         return listen(0)
 
 
-class _Protocol(H11Protocol):
+class _Protocol(Patient):
     """HTTP/1.1 that lets a request reach its connection, so that a fault can close it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -54,6 +54,8 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     first."""
     files: tuple[str, ...] = ()
     """sha256 of the contents that are trained on."""
+    file_names: tuple[str, ...] = ()
+    """As its client calls them, in the same order."""
     quote_usd: Decimal | None = None
     """The quote's high end."""
     notes: tuple[str, ...] = ()

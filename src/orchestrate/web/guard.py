@@ -7,7 +7,6 @@ refused. It cannot know a token either, which is the first part of the path wher
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from hmac import compare_digest
@@ -42,7 +41,6 @@ class Guard:
                so each must be said.
     origins    other sites whose pages may send requests, as `https://app.example`.
     max_body   bytes of a request. 413 beyond it.
-    stall_s    seconds between two parts of a body. 408 after them.
     refuse     (HTTP status, sentence) -> the answer that refuses; by default JSON, `{"error": sentence}`.
     """
 
@@ -54,13 +52,12 @@ class Guard:
         names: Collection[str] = (),
         origins: Collection[str] = (),
         max_body: int = 1 << 20,
-        stall_s: float = 30.0,
         refuse: Callable[[int, str], Response] | None = None,
     ) -> None:
         self._app, self._tokens = app, tokens
         self._names = {name.casefold() for name in names}
         self._origins = {origin.rstrip("/").casefold() for origin in origins}
-        self._max_body, self._stall_s = max_body, stall_s
+        self._max_body = max_body
         self._refuse = refuse or _refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,20 +117,13 @@ class Guard:
 
     def _limited(self, receive: Receive, refuse: Callable[[int, str], Awaitable[None]]) -> Receive:
         """To the app a client that is refused has gone."""
-        size, ended = 0, False
+        size = 0
 
         async def limited() -> Message:
-            nonlocal size, ended
-            if ended:
-                return await receive()  # only that the client has gone can come now, at any time
-            try:
-                message = await asyncio.wait_for(receive(), self._stall_s)
-            except TimeoutError:
-                await refuse(408, "the request's body did not come")
-                return {"type": "http.disconnect"}
+            nonlocal size
+            message = await receive()
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
-                ended = not message.get("more_body", False)
             if size > self._max_body:
                 await refuse(413, self._too_large)
                 return {"type": "http.disconnect"}

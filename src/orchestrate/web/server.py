@@ -29,20 +29,33 @@ _LONGEST_HEAD = 1 << 18
 
 
 class Patient(H11Protocol):
-    """HTTP/1.1 that hangs up on a client whose request does not begin, or does not come to the end of its
-    head: uvicorn would wait for ever, and each of them takes a connection from the others."""
+    """HTTP/1.1 that hangs up on a client whose request does not begin, does not come to the end of its head,
+    or whose body stalls: uvicorn would wait for ever, and each of them takes a connection from the others."""
 
     head_s = 30.0
     """Seconds for it."""
+    body_s = 30.0
+    """Seconds in which a body has to come to its end, or bring `least_rate` bytes for each."""
+    least_rate = 1000.0
     _hanging_up: asyncio.TimerHandle | None = None
+    _body_timer: asyncio.TimerHandle | None = None
+    _timed: Any = None
+    _came = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
+        self._came += len(data)
         super().data_received(data)
         self._await_head()
+        cycle: Any = self.cycle
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._body_came()
+        elif self._body_timer is None or self._timed is not cycle:
+            self._body_came()
+            self._await_body()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -51,17 +64,49 @@ class Patient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._head_came()
+        self._body_came()
 
     def send_400_response(self, msg: str) -> None:
-        """For what is no HTTP request: in the form in which clients of these servers look for a reason."""
-        error = {"message": msg, "type": "invalid_request_error", "param": None, "code": "not_http"}
+        """For what is no HTTP request."""
+        self._hang_up(400, msg, "not_http")
+
+    def _hang_up(self, status: int, told: str, code: str) -> None:
+        """In the form in which clients of these servers look for a reason."""
+        error = {"message": told, "type": "invalid_request_error", "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
-        headers = {"content-type": "application/json", "x-should-retry": "false", "connection": "close"}
+        again = "true" if status == 408 else "false"
+        headers = {"content-type": "application/json", "x-should-retry": again, "connection": "close"}
         head = [(name.encode(), value.encode()) for name, value in headers.items()]
         head.append((b"content-length", str(len(body)).encode()))
-        for event in (h11.Response(status_code=400, headers=head), h11.Data(data=body), h11.EndOfMessage()):
+        for event in (
+            h11.Response(status_code=status, headers=head),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _await_body(self) -> None:
+        self._timed = self.cycle
+        self._body_timer = self.loop.call_later(self.body_s, self._judge_body, self._came)
+
+    def _judge_body(self, came: int) -> None:
+        self._body_timer = None
+        cycle: Any = self.cycle
+        if cycle.response_started or self.transport.is_closing():
+            return  # it was answered without
+        ours = self.flow.read_paused or cycle.waiting_for_100_continue  # the app does not read yet
+        if ours or self._came - came >= self.body_s * self.least_rate:
+            self._await_body()
+            return
+        cycle.disconnected = True  # to the app the client has gone
+        cycle.message_event.set()
+        self._hang_up(408, "the body of the request did not come, or too slowly", "body_stalled")
+
+    def _body_came(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
 
     def _await_head(self) -> None:
         """From the first moment on at which no request is under way."""

@@ -134,6 +134,11 @@ def test_rate_and_jobs_at_once_are_limited(keyed: Gateway) -> None:
     few = key(keyed, "few", concurrent=1)
     assert refusal(keyed, few)[0] == 200
     assert refusal(keyed, few, suffix="b") == (429, "too_many_jobs")
+    with keyed.http(few) as http:
+        file = http.get("files").json()["data"][0]["id"]
+        later = http.post("fine_tuning/jobs", json={"model": ASKED, "training_file": file, "suffix": "c"})
+    assert (later.status_code, later.headers["x-should-retry"]) == (429, "true")
+    assert 1 <= int(later.headers["retry-after"]) <= 60, "longer waits are ignored by the official clients"
 
 
 def test_the_log_tells_who_did_what(keyed: Gateway) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import OpenAI
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
@@ -61,6 +63,72 @@ def test_rows_that_cannot_be_trained_on_are_refused_with_their_row(gateway: Gate
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (422, "invalid_training_file")
     assert "13" in error["message"], error
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\n",
+        b"\0\0\0",
+        bytes(range(256)),
+        b'{"messages": NaN}\n',
+        b"[1]\n" * 12,
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}\n',
+        rows() + b'{"colour": 1}\n',
+        rows() + b'{"messages": []}\n',
+    ],
+)
+def test_bad_rows_are_told_by_the_clients_own_file_and_not_where_it_lies(
+    gateway: Gateway, openai: OpenAI, content: bytes
+) -> None:
+    bad = openai.files.create(file=("my rows.jsonl", content), purpose="fine-tune")
+    with gateway.http() as http:
+        answer = http.post("fine_tuning/jobs", json={"model": ASKED, "training_file": bad.id})
+    assert answer.status_code == 422, answer.text
+    assert (
+        str(gateway.ft.settings.home) not in answer.text and gateway.ft.settings.home.name not in answer.text
+    )
+    assert hashlib.sha256(content).hexdigest() not in answer.text
+    assert "my rows.jsonl" in answer.text
+
+
+@pytest.mark.slow
+def test_a_file_that_its_host_refuses_is_told_by_the_clients_own_name(
+    gateway: Gateway, openai: OpenAI, sandbox: Sandbox
+) -> None:
+    file = openai.files.create(file=("my rows.jsonl", rows(mark="refused there")), purpose="fine-tune")
+    sandbox.fault(
+        "fireworks", "error", method="POST", path="validateUpload", status=400, message="no", count=0
+    )
+    try:
+        job = openai.fine_tuning.jobs.create(model="gpt-4.1-mini-2025-04-14", training_file=file.id)
+        failed = ended(openai, job.id)
+    finally:
+        sandbox.clear_faults()
+    assert failed.status == "failed" and "my rows.jsonl" in failed.error.message, failed.error
+    told = failed.error.message + str(openai.fine_tuning.jobs.list_events(job.id, limit=100).data)
+    assert gateway.ft.settings.home.name not in told
+
+
+def test_more_requests_than_fit_are_told_to_come_later(sandbox: Sandbox, tmp_path: Path) -> None:
+    with gateway_of(tmp_path, sandbox.env, most_requests=3) as few, few.http() as http:
+        place = httpx.URL(few.url)
+        head = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n"
+        slow = [socket.create_connection((place.host, place.port), timeout=240) for _ in range(3)]
+        try:
+            for one in slow:
+                one.sendall(head)
+            late = until(lambda: (answer := http.get("models")).status_code == 429 and answer)
+            assert late.headers["x-should-retry"] == "true" and int(late.headers["retry-after"]) >= 1
+            assert late.json()["error"]["code"] == "queue_full"
+            assert http.get(f"http://localhost:{place.port}/health").status_code == 200
+            for one in slow:
+                one.sendall(b"[1, 2, 3]")
+                assert one.recv(100).startswith(b"HTTP/1.1 422")
+            assert http.get("models").status_code == 200
+        finally:
+            for one in slow:
+                one.close()
 
 
 def test_files_are_refused_by_what_they_are(gateway: Gateway) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
+import select
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -151,13 +154,64 @@ def test_a_body_has_a_limit_told_or_not(url: str) -> None:
         assert b" 413 " in wire.recv(200)  # before any of it came
 
 
-def test_a_body_that_stalls_is_given_up(desk: Desk) -> None:
-    with server.serving(Guard(desk.app, stall_s=0.1)) as root:
-        parts = urlsplit(root)
-        with socket.create_connection((parts.hostname, parts.port), timeout=240) as wire:
-            wire.sendall(b"POST /raw HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc")
-            assert b" 408 " in wire.recv(200)
-        assert loopback.get(root).status_code == 200
+class Impatient(server.Patient):
+    body_s, least_rate = 0.3, 1000.0
+
+
+POST = b"POST /raw HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n"
+
+
+def test_a_body_that_stalls_or_drips_is_given_up(desk: Desk) -> None:
+    with (
+        closing(server.listen(0)) as taking,
+        server.running([(Guard(desk.app, max_body=1 << 20), taking)], protocol=Impatient),
+    ):
+        place = taking.getsockname()
+        slow = [socket.create_connection(place, timeout=240) for _ in range(20)]
+        try:
+            for one in slow:
+                one.sendall(POST + b"\r\nabc")
+            waiting = list(slow)
+            while waiting:
+                for one in waiting:  # a byte every now and then is no body either
+                    with suppress(OSError):
+                        one.sendall(b"x")
+                ready, _, _ = select.select(waiting, [], [], 0.05)
+                waiting = [one for one in waiting if one not in ready]
+            for one in slow:
+                got = b""
+                with suppress(ConnectionResetError):
+                    while part := one.recv(4096):
+                        got += part
+                assert got.startswith(b"HTTP/1.1 408"), got
+                assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_stalled"
+        finally:
+            for one in slow:
+                one.close()
+        root = f"http://127.0.0.1:{place[1]}"
+        assert loopback.post(f"{root}/raw", content=b"x" * 900_000).text == "900000"
+
+
+@pytest.mark.slow
+def test_a_body_that_the_server_does_not_read_yet_is_waited_for() -> None:
+    """As where its threads are busy: the client is at no fault."""
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1.5)  # five times what a body may take
+        request = Request(scope, receive)
+        await PlainTextResponse(str(len(await request.body())))(scope, receive, send)
+
+    with (
+        closing(server.listen(0)) as taking,
+        server.running([(late, taking)], protocol=Impatient),
+        closing(socket.create_connection(taking.getsockname(), timeout=240)) as patient,
+    ):
+        root = f"http://127.0.0.1:{taking.getsockname()[1]}"
+        assert loopback.post(root, content=b"x" * 1_000_000).text == "1000000"
+        patient.sendall(POST + b"expect: 100-continue\r\n\r\n")
+        assert patient.recv(200).startswith(b"HTTP/1.1 100")
+        patient.sendall(b"x" * 1_000_000)
+        assert b" 200 " in patient.recv(200)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"number": "x"}', b"\xff", b'{"number": -1}'])

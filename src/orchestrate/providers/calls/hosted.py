@@ -114,7 +114,7 @@ def hosted_error(
             message,
             status=status,
             code=code,
-            request_id=headers.get("x-request-id"),
+            request_id=_short(headers["x-request-id"], 200) if headers.get("x-request-id") else None,
             retry_after_s=retry_after(headers),
             fix=fix,
         )
@@ -163,7 +163,7 @@ def words_of(error: BaseException) -> tuple[str | None, str]:
             inner = cast("Mapping[str, Any]", inner)
             code = inner.get("code") or inner.get("status") or inner.get("type")
             message = inner.get("message") or inner.get("detail") or inner.get("type") or "no message"
-            return (str(code) if code else None), _short(str(message))
+            return (_short(str(code), 200) if code else None), _short(str(message))
         return None, _short(str(inner))
     return None, _short(_strip_tags(str(body or error)))
 
