@@ -176,7 +176,7 @@ class ProjectNotTrusted(SetupError):
 
 class OtherAccount(SetupError):
     """A run is in another account of its host than that of the key; nothing was asked or changed there.
-    `account` is the one that is needed, `None` when a run from an earlier version does not tell it."""
+    `account` is the one that is needed, `None` when the run does not say which."""
 
     def __init__(
         self,

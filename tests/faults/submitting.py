@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
+
+from tests import command
 
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
@@ -100,6 +103,32 @@ def submit_once(arguments: list[str]) -> None:
             timing=TIMING[action],
             reached=reached,
         )
+
+
+def leave(free: int, disk: Path) -> Path:
+    """A ballast that leaves so many bytes of the disk."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(b"x" * (shutil.disk_usage(disk).free - free))
+    return ballast
+
+
+def make_at_once(
+    tmp_path: Path, url: str, *, processes: int, each: int, maker: Callable[[list[str]], None] | None = None
+) -> list[int]:
+    """So many processes that each make so many runs, started together; their exit codes."""
+    log, start = tmp_path / "makers.log", tmp_path / "start"
+    makers = [
+        command.start(
+            maker or make_runs,
+            [url, str(each), str(start)],
+            cwd=tmp_path,
+            env=os.environ,
+            streams=[Path(os.devnull), log, log],
+        )
+        for _ in range(processes)
+    ]
+    start.touch()
+    return [command.ended(maker, 240) for maker in makers]
 
 
 def make_runs(arguments: list[str]) -> None:

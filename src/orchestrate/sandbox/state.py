@@ -59,14 +59,7 @@ class State:
         self._db = sqlite3.connect(database, check_same_thread=False, isolation_level=None, timeout=30)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        known = {row[1] for row in self._db.execute("PRAGMA table_info(objects)")}
-        if known and "account" not in known:  # a home from before keys had accounts
-            self._db.execute("ALTER TABLE objects RENAME TO former")
         self._db.executescript(_SCHEMA)
-        if known and "account" not in known:
-            fields = "seq, host, kind, id, tag, body"
-            self._db.execute(f"INSERT INTO objects ({fields}) SELECT {fields} FROM former")  # noqa: S608  fixed texts
-            self._db.execute("DROP TABLE former")
 
     def close(self) -> None:
         with self._lock:

@@ -45,8 +45,6 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The high end of the quote that was shown, or the limit where that is above it: to a host nothing dearer
     is submitted. `None`: it had no price."""
     max_cost_usd: Decimal | None = None
-    attempt: int = 0
-    """How many of its runs came to nothing, as earlier versions made a new one for each try."""
     run_id: str | None = None
     note: str | None = None
     made_by: str | None = None
@@ -73,8 +71,6 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
     parent: int | None = None
     """The trial on fewer rows that this one continues in full."""
     state: TrialState = TrialState.OPEN
-    attempt: int = 0
-    """How many of its runs came to nothing, as earlier versions made a new one for each try."""
     run_id: str | None = None
     high_usd: Decimal = Decimal(0)
     """Of its quote: what it takes of the budget until its bill is known."""

@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import sqlite3
 import stat
-import subprocess
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import command
-from tests.faults.submitting import make_runs
+from tests.faults.submitting import leave, make_at_once
 
 from orchestrate.errors import OrchestrateError, SetupError, StoreError
 from orchestrate.settings import config
@@ -179,23 +175,6 @@ def test_a_store_lies_in_its_home_whatever_the_name_of_the_folder(tmp_path: Path
         assert again.runs.get(run.id) == run and again.place == str(home / "runs.sqlite3")
 
 
-def make_at_once(tmp_path: Path, url: str, *, processes: int, each: int) -> list[int]:
-    """So many processes that each make so many runs, started together; their exit codes."""
-    log, start = tmp_path / "makers.log", tmp_path / "start"
-    makers = [
-        command.start(
-            make_runs,
-            [url, str(each), str(start)],
-            cwd=tmp_path,
-            env=os.environ,
-            streams=[Path(os.devnull), log, log],
-        )
-        for _ in range(processes)
-    ]
-    start.touch()
-    return [command.ended(maker, 240) for maker in makers]
-
-
 @pytest.mark.slow
 def test_eight_processes_make_one_store_and_lose_no_run(unmade_store_url: str, tmp_path: Path) -> None:
     assert make_at_once(tmp_path, unmade_store_url, processes=8, each=10) == [0] * 8
@@ -248,28 +227,10 @@ def test_no_room_leaves_the_store_as_it_was(path: Path) -> None:
         assert store.verify() == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def fill(ballast: Path) -> None:
     with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
-
-
-def leave(free: int, disk: Path) -> Path:
-    """A ballast that leaves so many bytes of the disk."""
-    ballast = disk / "ballast"
-    ballast.write_bytes(b"x" * (shutil.disk_usage(disk).free - free))
-    return ballast
 
 
 @pytest.mark.parametrize("free", range(20_000, 900_000, 40_000))
@@ -285,26 +246,6 @@ def test_a_new_store_on_a_nearly_full_disk_is_there_whole_or_not_at_all(small_di
     with Store.open(url(path)) as store:
         make(store)
         assert store.verify() == []
-
-
-@pytest.mark.parametrize("free", range(20_000, 700_000, 40_000))
-def test_an_upgrade_on_a_nearly_full_disk_loses_nothing(small_disk: Path, free: int) -> None:
-    path = small_disk / "runs.sqlite3"
-    with sqlite3.connect(path) as raw:
-        raw.executescript(SCHEMAS[0].read_text())
-        raw.execute("PRAGMA journal_mode = WAL")
-    raw.close()
-    ballast = leave(free, small_disk)
-    try:
-        Store.open(url(path)).close()
-    except StoreError as error:
-        assert "no room" in error.message
-    ballast.unlink()
-    with Store.open(url(path)) as store:
-        require_the_three_runs(store)
-    for backup in small_disk.glob("*.backup"):
-        assert inside(backup) == ("1", 3)
-    assert not [file for file in small_disk.iterdir() if file.name.startswith(".")]
 
 
 def test_a_full_disk_is_told_and_ends_when_there_is_room(small_disk: Path) -> None:
@@ -368,85 +309,3 @@ def test_a_store_goes_on_after_its_postgres_was_restarted(postgres: Any) -> None
         assert store.runs.get(run.id) == run
         make(store)
         assert len(store.runs.matching()) == 2
-
-
-FOLDER = Path(__file__).parent / "schemas"
-SCHEMAS = [FOLDER / f"schema-{n}.sql" for n in range(1, schema.VERSION)]
-
-
-def require_the_three_runs(store: Store) -> None:
-    runs = store.runs.matching()
-    assert [run.spec["suffix"] for run in runs] == ["s2", "s1", "s0"]
-    assert [run.status.value for run in runs] == ["succeeded", "succeeded", "running"]
-    assert len(store.history.events(runs[0].id)) == len(store.history.metrics(runs[0].id)) == 1
-    assert store.watching.take_delivery("new in schema 2")
-    store.watching.claim_due("paper", runs[0].host, limit=5)
-    make(store)
-    assert store.verify() == []
-
-
-@pytest.mark.parametrize("old", SCHEMAS, ids=lambda p: p.stem)
-def test_a_store_of_each_released_schema_is_backed_up_and_migrated(path: Path, old: Path) -> None:
-    path.parent.mkdir()
-    with sqlite3.connect(path) as raw:
-        raw.executescript(old.read_text())
-    raw.close()
-    with Store.open(url(path)) as store:
-        require_the_three_runs(store)
-    [backup] = path.parent.glob("*.backup")
-    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
-    assert inside(backup) == (old.stem.removeprefix("schema-"), 3)
-    Store.open(url(path)).close()
-    assert len(list(path.parent.glob("*.backup"))) == 1
-
-
-def inside(store: Path) -> tuple[str, int]:
-    """Schema and number of runs, without opening it as a store."""
-    with sqlite3.connect(store) as raw:
-        [version] = raw.execute("SELECT value FROM orchestrate_meta WHERE key = 'schema'").fetchone()
-        [count] = raw.execute("SELECT count(*) FROM runs").fetchone()
-    raw.close()
-    return version, count
-
-
-@pytest.mark.parametrize("version", range(1, schema.VERSION))
-def test_a_postgres_store_of_each_released_schema_is_migrated(postgres: Any, version: int) -> None:
-    import psycopg
-
-    database = postgres.database()
-    with psycopg.connect(database) as raw:
-        raw.execute((FOLDER / f"schema-{version}.postgres.sql").read_bytes())
-    with Store.open(database) as store:
-        require_the_three_runs(store)
-    with Store.open(database) as store:
-        assert len(store.runs.matching()) == 4
-
-
-def test_the_present_schema_is_the_one_that_was_released(path: Path) -> None:
-    """A table that changes without a new version would leave the stores of others behind."""
-    Store.open(url(path)).close()
-
-    def tables(raw: sqlite3.Connection) -> dict[str, str]:
-        found = raw.execute(
-            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
-        )
-        return {name: " ".join(sql.split()) for name, sql in found}
-
-    with sqlite3.connect(path) as new, sqlite3.connect(":memory:") as released:
-        released.executescript((FOLDER / f"schema-{schema.VERSION}.sql").read_text())
-        assert tables(new) == tables(released)
-    new.close()
-    released.close()
-
-
-def test_many_processes_that_migrate_at_once_do_it_once(path: Path, tmp_path: Path) -> None:
-    path.parent.mkdir()
-    with sqlite3.connect(path) as raw:
-        raw.executescript(SCHEMAS[0].read_text())
-        raw.execute("PRAGMA journal_mode = WAL")
-    raw.close()
-    assert make_at_once(tmp_path, url(path), processes=4, each=1) == [0] * 4
-    with Store.open(url(path)) as store:
-        assert len(store.runs.matching()) == 7
-    [backup] = path.parent.glob("*.backup")
-    assert inside(backup) == ("1", 3), "the backup is of the old store"

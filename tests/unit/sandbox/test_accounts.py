@@ -73,22 +73,3 @@ def test_fireworks_names_everything_by_its_account(running: Sandbox) -> None:
         assert len(list(a.datasets.list(account_id=account))) == 1
         with pytest.raises(PermissionDeniedError):
             list(b.datasets.list(account_id=account))
-
-
-def test_a_home_from_before_accounts_goes_on(tmp_path: Path) -> None:
-    import sqlite3
-
-    with sqlite3.connect(tmp_path / "sandbox.sqlite3") as raw:
-        raw.executescript(
-            "CREATE TABLE objects (seq INTEGER PRIMARY KEY AUTOINCREMENT, host TEXT NOT NULL,"
-            " kind TEXT NOT NULL, id TEXT NOT NULL, tag TEXT, body TEXT NOT NULL, UNIQUE (host, kind, id));"
-            "CREATE INDEX by_kind ON objects (host, kind, seq);"
-            "CREATE INDEX by_tag ON objects (host, kind, tag, seq);"
-            """INSERT INTO objects (host, kind, id, body) VALUES ('openai', 'file', 'file-1', '{"id": "file-1"
-            , "name": "r.jsonl", "purpose": "fine-tune", "bytes": 1, "created_at": 1, "checked_at": 1}');"""
-        )
-    raw.close()
-    with sandbox.running(home=tmp_path, train=False) as made, openai(made, made.env["OPENAI_API_KEY"]) as own:
-        assert [file.id for file in own.files.list()] == ["file-1"]
-        with openai(made, "sandbox-other") as other:
-            assert list(other.files.list()) == []

@@ -107,9 +107,9 @@ def elsewhere(ft: Orchestrator, entry: QueueEntry) -> str | None:
 def remove(ft: Orchestrator, name: str) -> QueueEntry:
     """Raises `UsageError` for one that has its run already."""
     entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
-    for run in _runs(ft, entry):
-        if run.phase in UNSENT:
-            withdraw(ft, run, "taken out of the queue")
+    run = ft.store.runs.of_key(_key(entry))
+    if run is not None and run.phase in UNSENT:
+        withdraw(ft, run, "taken out of the queue")
     return entry
 
 
@@ -152,8 +152,7 @@ def _changed(ft: Orchestrator, name: str, change: Callable[[QueueEntry], QueueEn
             # One whose server ended, or whose host does not answer, before there was a run.
             with suppress(LeaseHeld):
                 alone.enter_context(ft.store.leases.hold("queue", _LEASE_S))
-                runs = _runs(ft, found)
-                unmade = all(run.phase in {*UNSENT, SubmitPhase.REFUSED} for run in runs)
+                unmade = _sent(ft, found) is None
         return ft.store.queue.change(found.id, guarded)
 
 
@@ -237,7 +236,7 @@ class QueueServer:
         self._told = found
 
     def _look(self, entry: QueueEntry) -> Moved | None:
-        if known := self._sent(entry):
+        if known := _sent(self.ft, entry):
             return self._moved(entry, QueueState.SUBMITTED, run_id=known.id)
         now = self.ft.store.clock.uptime().seconds
         if now < self._again.get(entry.id, 0.0):
@@ -254,7 +253,7 @@ class QueueServer:
         return self._moved(entry, QueueState.SUBMITTED, run_id=run.id)
 
     def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
-        made = self.ft.store.runs.of_key(_key(entry, entry.attempt))
+        made = self.ft.store.runs.of_key(_key(entry))
         if error.retryable or isinstance(error, StoreError):  # a full disk is no fault of the entry's
             tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
             self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
@@ -264,11 +263,6 @@ class QueueServer:
             return self._moved(entry, QueueState.HELD, note=error.message)
         # Refused by its host, or its answer was lost: a run as any other.
         return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
-
-    def _sent(self, entry: QueueEntry) -> Run | None:
-        """Its run. One of an earlier attempt counts too: a host that said no may have made its job."""
-        found = (run for run in _runs(self.ft, entry) if run.phase not in {*UNSENT, SubmitPhase.REFUSED})
-        return next(found, None)
 
     def _submit(self, entry: QueueEntry) -> Run:
         prepared = self.ft.prepare(JobSpec.parse(entry.spec), entry.provider)
@@ -281,7 +275,7 @@ class QueueServer:
         near = self.ft.provider(entry.provider).profile.near
         if entry.agreed_usd is not None and not near and quote.high_usd > entry.agreed_usd:
             raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
-        key, limit_usd = _key(entry, entry.attempt), entry.max_cost_usd
+        key, limit_usd = _key(entry), entry.max_cost_usd
         asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
         return submission.send(self.ft, prepared, entry.provider, asked).record
 
@@ -351,15 +345,15 @@ def _queued(run: Run) -> bool:
     return (run.idempotency_key or "").startswith(_KEY)
 
 
-def _runs(ft: Orchestrator, entry: QueueEntry) -> list[Run]:
-    """Of all its attempts."""
-    found = (ft.store.runs.of_key(_key(entry, attempt)) for attempt in range(entry.attempt + 1))
-    return [run for run in found if run is not None]
+def _sent(ft: Orchestrator, entry: QueueEntry) -> Run | None:
+    """Its run, unless that was not sent or its host refused it."""
+    run = ft.store.runs.of_key(_key(entry))
+    return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
 
 
-def _key(entry: QueueEntry, attempt: int) -> str:
+def _key(entry: QueueEntry) -> str:
     """The run's own key: by it a submit that was interrupted is found again, and never made twice."""
-    return f"{_KEY}{entry.id}" + (f"-{attempt}" if attempt else "")
+    return f"{_KEY}{entry.id}"
 
 
 def _again_s(tries: int) -> float:

@@ -181,16 +181,13 @@ class Searching:
 
     def _key(self, trial: Trial) -> str:
         """Of its run: what was interrupted is found again by it, and never made twice."""
-        return f"{self.search.id}-{trial.number}" + (f"-{trial.attempt}" if trial.attempt else "")
+        return f"{self.search.id}-{trial.number}"
 
     def _sent(self, trial: Trial) -> Run | None:
         """Its run, where a process ended before it wrote that down, or a host that said no made it after
         all."""
-        for attempt in range(trial.attempt + 1):
-            run = self.ft.store.runs.of_key(self._key(replace(trial, attempt=attempt)))
-            if run is not None and run.phase not in {*UNSENT, SubmitPhase.REFUSED}:
-                return run
-        return None
+        run = self.ft.store.runs.of_key(self._key(trial))
+        return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
 
     def _changed(self, trial: Trial, prepared: Prepared) -> bool:
         """A share is of the same rows too."""

@@ -356,7 +356,7 @@ def _version(connection: Connection, place: str) -> int:
     if schema.meta.name not in inspect(connection).get_table_names():
         raise StoreError(f"the run store {place} has none of its tables", fix=_RESTORE)
     value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == "schema")).scalar()
-    if value is None or not value.isdigit():
+    if value is None or not value.isdecimal():
         raise StoreError(
             f"the run store {place} does not name its schema", fix=f"restore a backup, or {RECOVER}"
         )
@@ -365,6 +365,12 @@ def _version(connection: Connection, place: str) -> int:
             f"the run store {place} was written by a newer version "
             f"(schema {value}; this one knows {schema.VERSION})",
             fix="pip install -U orchestrate-ft",
+        )
+    if any(step not in schema.STEPS for step in range(int(value), schema.VERSION)):
+        raise StoreError(
+            f"the run store {place} was written by an older version that this one cannot upgrade from "
+            f"(schema {value}; this one has {schema.VERSION})",
+            fix=f"open it with the version that wrote it, or move it away: {RECOVER}",
         )
     return int(value)
 

@@ -17,22 +17,14 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    MetaData,
     String,
     Table,
     Text,
     event,
-    text,
 )
 
-from orchestrate.tracking.database.experiment_tables import (
-    experiment_counts,
-    experiment_phases,
-    experiments,
-    exposures,
-    outcomes,
-)
-from orchestrate.tracking.database.metadata import metadata
-from orchestrate.tracking.database.queue_tables import queue, searches, trials
+metadata = MetaData()
 
 VERSION = 5
 APPLICATION_ID = 0x4F524348
@@ -125,7 +117,6 @@ uploads = Table(
     metadata,
     Column("provider", String(64), primary_key=True),
     Column("host", String(255), primary_key=True),
-    # Empty for what was uploaded before accounts were kept.
     Column("account", String(255), primary_key=True),
     Column("digest", String(64), primary_key=True),
     Column("at", String(40), nullable=False),
@@ -315,40 +306,91 @@ gateway_audit = Table(
 )
 
 
-def _to_2(connection: Connection) -> None:
-    """Hosts' webhooks are taken once, and a host's wish to be left alone holds for all processes."""
-    metadata.create_all(connection, tables=[deliveries, pauses])
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# Only added to; of two processes that decide at once, one adds a number.
+experiment_phases = Table(
+    "experiment_phases",
+    metadata,
+    Column("experiment", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+# A user, as a hash, who was given a model in a phase; `chance`: to be given the tuned one.
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("experiment", String(64), primary_key=True),
+    Column("person", String(64), primary_key=True),
+    Column("phase", Integer, primary_key=True),
+    Column("tuned", Boolean, nullable=False),
+    Column("chance", Float, nullable=False),
+    Column("at", String(40), nullable=False),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("experiment", String(64), nullable=False),
+    Column("person", String(64), nullable=False),
+    Column("phase", Integer, nullable=False),
+    Column("metric", String(64), nullable=False),
+    Column("value", Float, nullable=False),
+    Column("at", String(40), nullable=False),
+    # The caller's own, so that what is sent twice counts once; a hash.
+    Column("key", String(64)),
+    Index("outcomes_of", "experiment", "metric"),
+    Index("outcomes_once", "experiment", "key", unique=True),
+)
+
+# What is counted beside: answers of the base in the tuned model's place, requests without a user.
+experiment_counts = Table(
+    "experiment_counts",
+    metadata,
+    Column("experiment", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("value", Integer, nullable=False),
+)
+
+queue = Table(
+    "queue",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("record", Text, nullable=False),
+    Index("queue_in_order", "state", "position"),
+)
+
+searches = Table(
+    "searches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    Column("search_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("record", Text, nullable=False),
+)
 
 
-def _to_3(connection: Connection) -> None:
-    """The account of each run and upload, who made a run, a caller's own key for it, and deployments."""
-    metadata.create_all(connection, tables=[accounts, deployments, deployment_transitions])
-    for name in ("account", "idempotency_key", "made_by"):
-        kind = runs.c[name].type.compile(connection.dialect)
-        connection.execute(text(f"ALTER TABLE runs ADD COLUMN {name} {kind}"))
-    next(index for index in runs.indexes if index.name == "runs_by_key").create(connection)
-    kept = connection.execute(text("SELECT provider, host, digest, at, record FROM uploads")).mappings().all()
-    uploads.drop(connection)
-    uploads.create(connection)
-    if kept:
-        connection.execute(uploads.insert(), [{**row, "account": ""} for row in kept])
-
-
-def _to_4(connection: Connection) -> None:
-    """What people say of answers, and how far judges agree with them."""
-    metadata.create_all(connection, tables=[reviews, ratings, calibrations])
-
-
-def _to_5(connection: Connection) -> None:
-    """Tuned models among real users; the gateway's keys, files, jobs and audit; runs that wait, and searches
-    of settings."""
-    users = [experiments, experiment_phases, exposures, outcomes, experiment_counts]
-    gateway = [gateway_keys, gateway_objects, gateway_jobs, gateway_audit]
-    metadata.create_all(connection, tables=[*users, *gateway, queue, searches, trials])
-
-
-STEPS: dict[int, Callable[[Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
-"""From the schema in the key to the next one."""
+STEPS: dict[int, Callable[[Connection], None]] = {}
+"""From the schema in the key to the next one, since the first release. A released step is never changed."""
 
 
 def migrate(connection: Connection, version: int) -> None:

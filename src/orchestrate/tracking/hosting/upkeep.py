@@ -172,7 +172,7 @@ def by_job(provider: Provider) -> dict[str, list[Standing]]:
 
 def adopt(store: Store, provider: Provider) -> list[Deployment]:
     """Takes up what the host has under the names of this store's jobs, and the store does not know: after it
-    was rebuilt, or from an earlier version. Raises `ProviderError`."""
+    was rebuilt. Raises `ProviderError`."""
     if Feature.DEPLOY not in provider.features:
         return []
     taken: list[Deployment] = []

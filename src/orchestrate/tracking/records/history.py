@@ -13,7 +13,6 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Select, case, cast
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema
 from orchestrate.tracking.database.opened import Database
-from orchestrate.tracking.records import evaluations
 from orchestrate.tracking.records.row import TRANSLATION, beside
 from orchestrate.types import (
     Checkpoint,
@@ -221,7 +220,7 @@ class History:
             )
 
     def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
-        """`None` asks for an upload from before accounts were kept."""
+        """Where the account keeps the dataset, if that is known."""
         query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
@@ -292,7 +291,8 @@ class History:
 
     def evaluations(self, *run_ids: str) -> list[Evaluation]:
         """Oldest first; of all runs when none are named."""
-        found = [evaluations.of(record.data) for record in self.records("evaluation", run_ids or None)]
+        stored = self.records("evaluation", run_ids or None)
+        found = [decoding.convert(record.data, Evaluation, strict=False) for record in stored]
         return list({one.id: one for one in found}.values())
 
     # -- steps ---------------------------------------------------------------------------------------------

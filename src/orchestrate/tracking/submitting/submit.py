@@ -247,12 +247,8 @@ class Submitter(Settler):
             raise Withdrawn(run)
 
     def _known_upload(self, run: Run) -> RemoteDataset | None:
-        """What the run's account has. An upload from before accounts were kept must be seen there."""
-        known = self.store.history
-        remote = known.upload(run.provider, run.host, run.account, run.dataset_digest)
-        if remote is None and (old := known.upload(run.provider, run.host, None, run.dataset_digest)):
-            remote = old if self.provider.holds(old) else None
-        return remote
+        """What the run's account has."""
+        return self.store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
 
     def _ask_price(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease) -> None:
         """The host's own estimate, kept with the run. It refuses the run above its limit, the account's and

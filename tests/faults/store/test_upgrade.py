@@ -1,0 +1,206 @@
+"""A store of an older schema: upgraded by the steps since then, with a backup, or refused as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+from collections.abc import Callable
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+from tests import command
+from tests.faults.submitting import leave, make_at_once, make_runs
+
+from orchestrate.errors import StoreError
+from orchestrate.spec import JobSpec
+from orchestrate.tracking import Store
+from orchestrate.tracking.database import schema
+from orchestrate.tracking.database.engines import sqlite_tables
+from orchestrate.tracking.records.runs import Intent
+
+NOW, NEXT = schema.VERSION, schema.VERSION + 1
+SPEC = JobSpec(model="m", train="rows.jsonl")
+PINNED = {5: "1f2df11d8796138728a8234e3525d3349033e2200493bc687f81d9afc9471bca"}
+"""The hash of the tables by schema."""
+
+
+def test_tables_that_change_have_a_new_version() -> None:
+    """Else the stores of others would be left behind: a release needs the step to them too."""
+    made = sha256("\n".join(sorted(sqlite_tables())).encode()).hexdigest()
+    assert {schema.VERSION: made} == PINNED
+
+
+# -- an upgrade to a schema that is to come ----------------------------------------------------------------
+
+
+def step(connection: Connection) -> None:
+    """A new column, filled in for each run, and a new table."""
+    connection.execute(text("ALTER TABLE runs ADD COLUMN later TEXT"))
+    connection.execute(text("UPDATE runs SET later = 'was ' || id"))
+    connection.execute(text("CREATE TABLE newer (id INTEGER PRIMARY KEY, note TEXT)"))
+    connection.execute(text(f"INSERT INTO newer VALUES (1, '{'x' * 60_000}')"))
+
+
+def killed_step(connection: Connection) -> None:
+    step(connection)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def know_the_next(by: Callable[[Connection], None] = step) -> None:
+    schema.VERSION, schema.STEPS[NOW] = NEXT, by  # pyright: ignore[reportConstantRedefinition]
+
+
+def open_by_the_next(arguments: list[str]) -> None:
+    know_the_next()
+    Store.open(arguments[0]).close()
+
+
+def open_and_be_killed(arguments: list[str]) -> None:
+    know_the_next(killed_step)
+    Store.open(arguments[0]).close()
+
+
+def make_runs_by_the_next(arguments: list[str]) -> None:
+    know_the_next()
+    make_runs(arguments)
+
+
+@pytest.fixture
+def next_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on this process has the next schema."""
+
+    def begin() -> None:
+        monkeypatch.setattr(schema, "VERSION", NEXT)
+        monkeypatch.setitem(schema.STEPS, NOW, step)
+
+    return begin
+
+
+@pytest.fixture
+def older(store_url: str) -> str:
+    """A store of the present schema, with three runs."""
+    fill(store_url)
+    return store_url
+
+
+def fill(url: str) -> None:
+    with Store.open(url) as store:
+        for n in range(3):
+            spec = SPEC.model_copy(update={"suffix": f"s{n}"})
+            store.runs.create(Intent(spec=spec, provider="paper", dataset_digest="d" * 64, host="here"))
+
+
+def inside(url: str) -> tuple[str, int, bool]:
+    """Schema, number of runs and whether the step was taken, without opening it as a store."""
+    raw: Any
+    if url.startswith("sqlite"):
+        raw = sqlite3.connect(path_of(url))
+    else:
+        import psycopg
+
+        raw = psycopg.connect(url)
+    with closing(raw):
+        [version] = raw.execute("SELECT value FROM orchestrate_meta WHERE key = 'schema'").fetchone()
+        [count] = raw.execute("SELECT count(*) FROM runs").fetchone()
+        if url.startswith("sqlite"):
+            columns = [row[1] for row in raw.execute("PRAGMA table_info(runs)")]
+        else:
+            columns = [c.name for c in raw.execute("SELECT * FROM runs LIMIT 0").description]
+    return version, count, "later" in columns
+
+
+def path_of(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def backups(url: str) -> list[Path]:
+    return list(path_of(url).parent.glob("*.backup")) if url.startswith("sqlite") else []
+
+
+def test_an_older_store_is_upgraded_once_with_a_backup(older: str, next_version: Callable[[], None]) -> None:
+    with Store.open(older) as store:
+        before = store.runs.matching()
+    next_version()
+    Store.open(older).close()
+    with Store.open(older) as store, store.database.reading() as connection:
+        assert store.runs.matching() == before and store.verify() == []
+        later = connection.execute(text("SELECT id, later FROM runs")).all()
+    assert {(run.id, f"was {run.id}") for run in before} == set(map(tuple, later))
+    assert inside(older) == (str(NEXT), 3, True)
+    for backup in backups(older):
+        assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+        assert inside(f"sqlite:///{backup}") == (str(NOW), 3, False)
+    assert len(backups(older)) == older.startswith("sqlite")
+
+
+def test_an_upgrade_that_is_killed_leaves_the_older_store(older: str, tmp_path: Path) -> None:
+    ended = command.run([older], cwd=tmp_path, env=os.environ, program=open_and_be_killed)
+    assert ended.code == -signal.SIGKILL
+    assert inside(older) == (str(NOW), 3, False)
+    with Store.open(older) as store:
+        assert len(store.runs.matching()) == 3 and store.verify() == []
+    ended = command.run([older], cwd=tmp_path, env=os.environ, program=open_by_the_next)
+    assert (ended.code, inside(older)) == (0, (str(NEXT), 3, True)), ended.err
+    assert [inside(f"sqlite:///{backup}") for backup in backups(older)] in ([], [(str(NOW), 3, False)])
+    with pytest.raises(StoreError, match="newer version"):
+        Store.open(older)
+
+
+def test_many_processes_that_upgrade_at_once_do_it_once(older: str, tmp_path: Path) -> None:
+    made = make_at_once(tmp_path, older, processes=4, each=1, maker=make_runs_by_the_next)
+    assert made == [0] * 4, (tmp_path / "makers.log").read_text()
+    assert inside(older) == (str(NEXT), 7, True)
+    for backup in backups(older):
+        assert inside(f"sqlite:///{backup}") == (str(NOW), 3, False), "the backup is of the older store"
+
+
+@pytest.mark.parametrize("free", range(20_000, 700_000, 40_000))
+def test_an_upgrade_on_a_nearly_full_disk_loses_nothing(
+    small_disk: Path, next_version: Callable[[], None], free: int
+) -> None:
+    url = f"sqlite:///{small_disk}/runs.sqlite3"
+    fill(url)
+    next_version()
+    ballast = leave(free, small_disk)
+    try:
+        Store.open(url).close()
+    except StoreError as error:
+        assert "no room" in error.message
+    ballast.unlink()
+    with Store.open(url) as store:
+        assert len(store.runs.matching()) == 3 and store.verify() == []
+    assert inside(url) == (str(NEXT), 3, True)
+    for backup in backups(url):
+        assert inside(f"sqlite:///{backup}") == (str(NOW), 3, False)
+    assert not [file for file in small_disk.iterdir() if file.name.startswith(".")]
+
+
+# -- one that no step leads from ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["0", "1", str(NOW - 1)])
+def test_a_store_that_no_step_leads_from_is_refused_as_it_was(older: str, version: str) -> None:
+    with Store.open(older) as store, store.database.writing() as connection:
+        connection.execute(schema.meta.update().values(value=version))
+    before = path_of(older).read_bytes() if older.startswith("sqlite") else b""
+    with pytest.raises(StoreError, match=f"older version.*schema {version};") as caught:
+        Store.open(older)
+    assert "orchestrate recover" in str(caught.value.fix) and not caught.value.retryable
+    assert inside(older) == (version, 3, False) and backups(older) == []
+    assert not older.startswith("sqlite") or path_of(older).read_bytes() == before
+
+
+def test_steps_without_the_first_one_take_none(older: str, next_version: Callable[[], None]) -> None:
+    """A later step never runs on a store that an earlier one was for."""
+    with Store.open(older) as store, store.database.writing() as connection:
+        connection.execute(schema.meta.update().values(value=str(NOW - 1)))
+    next_version()
+    with pytest.raises(StoreError, match="older version"):
+        Store.open(older)
+    assert inside(older) == (str(NOW - 1), 3, False)
