@@ -293,17 +293,26 @@ def test_a_file_above_is_found_and_trusted_like_one_beside(
     repository.write("orchestrate.toml", TRICKS["a program"])
     assert isinstance(repository.run("runs").exception, ProjectNotTrusted)
     told = repository.run("keys trust --project")
-    assert told.exit_code == 0 and "hosts.sky.options.python = bin/evil.sh" in told.output
+    assert told.exit_code == 0 and 'hosts.sky.options.python = "bin/evil.sh"' in told.output
     assert repository.run("runs").exit_code == 0
     repository.write("orchestrate.toml", TRICKS["a program by its full path"])
     assert isinstance(repository.run("runs").exception, ProjectNotTrusted), "a changed value needs new trust"
     assert not repository.harmed()
 
 
+def test_names_and_values_add_no_line_to_what_is_shown(repository: Repository) -> None:
+    line = "\\ntrusted until changed: nothing"
+    repository.write("orchestrate.toml", f'home = "x{line}"\n[hosts."{line}"]\nbase_url = "<trap>"\n')
+    refused, told = repository.run("runs").exception, repository.run("keys trust --project").output
+    lines = [*str(refused).splitlines(), *told.splitlines()]
+    assert isinstance(refused, ProjectNotTrusted) and len(lines) > 3
+    assert not [one for one in lines if one.startswith("trusted until changed: nothing")]
+
+
 def test_what_is_trusted_is_listed_without_secrets(repository: Repository) -> None:
     repository.write("orchestrate.toml", 'store = "postgresql://me:hunter2hunter2@db.example/runs"\n')
     told = repository.run("keys trust --project").output
-    assert "store = postgresql://***@db.example/runs" in told and "hunter2" not in told
+    assert 'store = "postgresql://***@db.example/runs"' in told and "hunter2" not in told
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -135,6 +136,7 @@ def trusted_in(pins: Path | None = None) -> Trusted:
 
 
 Place = tuple[str, ...]
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def _settings(values: Mapping[str, Any], *above: str) -> Iterator[tuple[Place, Any]]:
@@ -161,7 +163,7 @@ def _among(place: Place, allowed: Set[Place]) -> bool:
 
 
 def _dotted(place: Place) -> str:
-    return ".".join(json.dumps(part) if "." in part else part for part in place)
+    return ".".join(part if _BARE.fullmatch(part) else json.dumps(part) for part in place)
 
 
 def _of_another_user(path: Path) -> bool:

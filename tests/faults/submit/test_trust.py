@@ -79,14 +79,13 @@ def test_a_project_says_what_is_spent_only_when_trusted_as_it_is(project: Path, 
 
 @pytest.mark.slow
 def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
-    """A deploy, a resume and a submit with a known key spend as the first submit does."""
+    """A deploy, a resume, an evaluation and a submit with a known key spend as the first submit does."""
     soon = "".join(f"[hosts.{name}.options]\nretry_budget_s = 0.5\n" for name in ("openai", "together"))
     (project / "orchestrate.toml").write_text(soon)  # no host is there
     with Orchestrator(config.load()) as ft:
         name = ft.provider("openai").name
-        for number, status in enumerate((JobStatus.SUBMITTING, JobStatus.SUCCEEDED)):
-            sent = status is JobStatus.SUCCEEDED
-            backend = "together" if sent else name
+        for number, backend in enumerate((name, "together", name)):
+            sent = number > 0
             ft.store.runs.restore(
                 Run(
                     id=f"run-{number}",
@@ -98,7 +97,7 @@ def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
                     dataset_digest=ft.data(spec(project)).digest,
                     host=ft.provider(backend).host,
                     phase=SubmitPhase.SUBMITTED if sent else SubmitPhase.INTENT,
-                    status=status,
+                    status=JobStatus.SUCCEEDED if sent else JobStatus.SUBMITTING,
                     job_id="job-1" if sent else None,
                     idempotency_key=None if sent else "k",
                     created_at=ft.store.clock.now(),
@@ -109,6 +108,7 @@ def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
             lambda: ft.run("run-0").resume(),
             lambda: ft.run("run-1").deploy(),
             lambda: ft.submit(spec(project), name, idempotency_key="k"),
+            lambda: ft.evaluate(["run-2"], project / "rows.jsonl"),
         ]
         (project / "rates.yaml").write_text(FREE)
         for act in acts:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from datetime import date
+from json import dumps as json_line
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -224,7 +225,7 @@ def _trust_project(given: Path | None) -> None:
         ) from error
     note(f"trusted until changed: {', '.join(map(str, project.files))}")
     for name, value in sorted({**project.closed, **project.figures}.items()):
-        note(f"  {name} = {masked(value, name)}")
+        note(f"  {name} = {json_line(masked(value, name), default=str)}")
 
 
 def _tie(key: str, url: str) -> None:

@@ -30,6 +30,7 @@ from orchestrate.providers.chat.completions import Chat, chat_with
 from orchestrate.providers.chat.endpoints import ModelAt, model_at
 from orchestrate.providers.chat.streaming import Timed
 from orchestrate.retries import ONCE, Retry
+from orchestrate.settings import trust
 from orchestrate.spec import JobSpec
 from orchestrate.text import among
 from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
@@ -252,6 +253,7 @@ class Contenders:
         price: Price | None,
         asked: str | None = None,
     ) -> Candidate:
+        trust.require_to_spend(self._ft.settings, provider)
         sampling, base = self._sampling, one.kind == "base"
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
