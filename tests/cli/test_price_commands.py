@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,26 @@ def test_a_quote_of_what_would_be_refused_says_so_and_stands_last(cli: Cli, proj
     assert "10" in found.json[1]["refused"] and found.json[0]["refused"] is None
     full = cli("quote", "--provider", "fireworks", "--set", "adapter.type=full", "--json")
     assert "adapter.type" in full.json[0]["refused"]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "leakage", "test"])
+def test_a_quote_of_rows_that_a_submit_refuses_says_so_and_is_not_the_cheapest(
+    cli: Cli, project: Path, split: str
+) -> None:
+    """As `check` says it: broken rows of any file, and rows that the splits share."""
+    rows = (project / "train.jsonl").read_text().splitlines(keepends=True)
+    other = rows[:6] if split in ("leakage", "test") else [json.dumps({"messages": []}) + "\n"] * 6
+    (project / "other.jsonl").write_text("".join([*rows, *other] if split == "train" else other))
+    name = "validation" if split == "leakage" else split
+    asked = ("--provider", "together,fireworks", "--set", f"{name}=other.jsonl")
+    quotes = cli("quote", *asked, "--json").json
+    found = [p for p in cli("check", *asked, "--json").json["problems"] if p["severity"] == "error"]
+    assert {q["provider"] for q in quotes if f"and {len(found) - 1} other errors" in q["refused"]} == {
+        "together",
+        "fireworks",
+    }
+    assert all("other.jsonl, row" in q["refused"] for q in quotes)
+    assert "cheapest" not in cli("quote", *asked).out
 
 
 @pytest.mark.slow

@@ -175,20 +175,24 @@ def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepar
     spec = with_template(spec)
     own = {backend.name: translated(backend, spec, terms, alone=alone) for backend in backends}
     tokenizers = tokenizers_of(terms.settings, {name: mine for name, (mine, _) in own.items()})
-    named = (spec.train, spec.validation, spec.test if terms.checked else None)
+    named = (spec.train, spec.validation, spec.test)
     marks = {path: mark(path) for path in named if isinstance(path, str)}
     counted = tokenizers if terms.tokens_from is TokensFrom.EXACT else ()
     opened = _open(spec, counted, terms.settings, checked=terms.checked)
     if (mix := opened["train"].mix) is not None:
         marks[mix.facts.path] = mark(mix.facts.path)
-    of_files: list[Problem] = []
-    if terms.checked:
-        from orchestrate.data.operations.check import problems_of_files
-
-        of_files = problems_of_files(opened)
+    of_files = _of_files(opened, checked=terms.checked)
     data = _trained_on(opened, terms.tokens_from)
     offers = [_offer(backend, *own[backend.name], data, of_files, terms, alone=alone) for backend in backends]
     return Prepared(tuple(offers), data, tuple(of_files), marks, terms.checked)
+
+
+def _of_files(opened: Mapping[str, Opened], *, checked: bool) -> list[Problem]:
+    """All that is wrong with the files; of a quote, which looks at less, what a submit is refused for."""
+    from orchestrate.data.operations.check import problems_of_files
+
+    found = problems_of_files(opened)
+    return found if checked else [problem for problem in found if problem.severity is Severity.ERROR]
 
 
 def translated(
@@ -223,12 +227,14 @@ def training_data(spec: JobSpec, tokenizers: Sequence[str], settings: Settings) 
 def _open(
     spec: JobSpec, tokenizers: Sequence[str], settings: Settings, *, checked: bool
 ) -> dict[str, Opened]:
-    """By split; that to test with only where all is `checked`. A file that serves as two is read once too."""
+    """By split; a file that serves as two is read once too. What is in the texts is looked at only where all
+    is `checked`; rows are compared also where splits could share some."""
     from orchestrate.data import opening
     from orchestrate.data.operations.mix import open_mix
 
     memory = settings.home / "counts"
-    splits = {"train": spec.train, "validation": spec.validation, "test": spec.test if checked else None}
+    splits = {"train": spec.train, "validation": spec.validation, "test": spec.test}
+    compare = checked or len(set(filter(None, splits.values()))) > 1
     opened: dict[str | tuple[TrainFile, ...], Opened] = {}
     for split, given in splits.items():
         if given is None or given in opened:
@@ -236,12 +242,12 @@ def _open(
         counted = tokenizers if split != "test" else ()
         if isinstance(given, str):
             opened[given] = opening.open_counted(
-                given, tokenizers=counted, memory=memory, compare=checked, content=checked
+                given, tokenizers=counted, memory=memory, compare=compare, content=checked
             )
         else:
             folder = settings.home / "mixes"
             opened[given] = open_mix(
-                given, folder, tokenizers=counted, memory=memory, compare=checked, content=checked
+                given, folder, tokenizers=counted, memory=memory, compare=compare, content=checked
             )
     return {split: opened[given] for split, given in splits.items() if given is not None}
 
@@ -328,10 +334,13 @@ def _unlisted(provider: Provider, spec: JobSpec) -> str | None:
 
 
 def _why_refused(problems: Sequence[Problem]) -> str | None:
-    errors = [p.message for p in problems if p.severity is Severity.ERROR]
+    errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if not errors:
         return None
-    return errors[0] if len(errors) == 1 else f"{errors[0]}, and {text.count(len(errors) - 1, 'other error')}"
+    first = errors[0]
+    place = ", ".join(filter(None, (first.source, f"row {first.row}" if first.row else "")))
+    told = f"{place}: {first.message}" if place else first.message
+    return told if len(errors) == 1 else f"{told}, and {text.count(len(errors) - 1, 'other error')}"
 
 
 def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
