@@ -336,33 +336,6 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
     assert store.history.evaluations(other.id) == [both]
 
 
-def test_evaluations_of_before_there_were_contenders_can_be_read(store: Store) -> None:
-    run = make(store)
-    score = {"value": 0.5, "low": 0.2, "high": 0.8, "n": 10}
-    old = {
-        "run_id": run.id,
-        "provider": "paper",
-        "metric": "exact_match",
-        "dataset": "t.jsonl",
-        "dataset_digest": "d",
-        "base": {**score, "value": 0.2},
-        "tuned": score,
-        "difference": {"value": 0.3, "low": 0.1, "high": 0.6, "n": 10},
-        "gained": 3,
-        "lost": 0,
-        "p_value": 0.25,
-        "created_at": "2026-01-01T00:00:00Z",
-        "served_by": "the host",
-    }
-    store.history.add_record(run.id, "evaluation", old)
-    [found] = store.history.evaluations(run.id)
-    assert found.items == 10 and found.run_ids == [run.id]
-    tuned, base = found.score(run.id), found.score("base")
-    assert tuned is not None and base is not None and (tuned.value, base.value) == (0.5, 0.2)
-    difference = found.difference(run.id)
-    assert difference is not None and not difference.shown, "its exact p said so all the time"
-
-
 def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:
     done = ends(store, has_job(store, make(store, quote=quoted("5")), "j1"))
     assert store.runs.spending() == Spending(committed_usd=Decimal(5))
