@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.statistics import REACH, standard_error
+from orchestrate.evaluation.statistics import REACH, standard_error, wider, wider_difference
 from orchestrate.text import count
 from orchestrate.types import Difference, Measure, MetricUsed, Score, Verdict
 
@@ -56,14 +56,21 @@ def verdicts(
     """One for each contender of which something can be asked: a target, or a rival."""
     if metric.better == "neither":
         return []
-    found: list[Verdict] = []
+    asked: dict[str, tuple[list[Measure], list[Difference]]] = {}
     for name in contenders:
         mine = [m for m in measures if (m.contender, m.metric, m.slice) == (name, metric.name, "")]
         apart = [d for d in differences if (d.contender, d.metric, d.slice) == (name, metric.name, "")]
-        parts = [_of_target(metric, m.score, demand.target) for m in mine if demand.target is not None]
-        parts += [_of_rival(metric, d, demand.margin) for d in apart]
-        if parts:
-            found.append(_joined(metric, name, parts))
+        if apart or (mine and demand.target is not None):
+            asked[name] = (mine, apart)
+    found: list[Verdict] = []
+    for name, (mine, apart) in asked.items():
+        parts = [
+            _of_target(metric, wider(m.score, len(asked)), demand.target, len(asked))
+            for m in mine
+            if demand.target is not None
+        ]
+        parts += [_of_rival(metric, d, demand.margin, len(asked)) for d in apart]
+        found.append(_joined(metric, name, parts))
     return found
 
 
@@ -88,9 +95,10 @@ def _joined(metric: MetricUsed, name: str, parts: Sequence[_Part]) -> Verdict:
     return Verdict(contender=name, decision=decision, reasons=reasons, rows_needed=rows)
 
 
-def _of_target(metric: MetricUsed, score: Score, target: float | None) -> _Part:
+def _of_target(metric: MetricUsed, score: Score, target: float | None, contenders: int) -> _Part:
     wanted = target or 0.0
-    said = f"{metric.name} {shown(metric, score.value)} ({_span(metric, score)}, {count(score.n, 'row')})"
+    rows_read = f"{count(score.n, 'row')}{_corrected_for(contenders)}"
+    said = f"{metric.name} {shown(metric, score.value)} ({_span(metric, score)}, {rows_read})"
     goal = f"the target {shown(metric, wanted)}"
     low, high = _good_side(metric, score, wanted)
     if low >= 0:
@@ -101,17 +109,22 @@ def _of_target(metric: MetricUsed, score: Score, target: float | None) -> _Part:
     return _Part("not enough evidence", f"{said} is not clearly on one side of {goal}{_more(rows)}", rows)
 
 
-def _of_rival(metric: MetricUsed, difference: Difference, margin: float) -> _Part:
-    score = difference.score
+def _corrected_for(contenders: int) -> str:
+    return f", corrected for {contenders} contenders" if contenders > 1 else ""
+
+
+def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contenders: int) -> _Part:
+    # Without a margin the test decides, which is corrected for the number of contenders.
+    score = difference.score if margin == 0 else wider_difference(difference, contenders)
+    corrected = "" if margin == 0 else _corrected_for(contenders)
     sign = -1 if metric.better == "lower" else 1
     said = (
         f"{metric.name} {points(metric, score.value)} against {difference.against} "
-        f"({points(metric, score.low)} to {points(metric, score.high)}, {count(score.n, 'row')})"
+        f"({points(metric, score.low)} to {points(metric, score.high)}, {count(score.n, 'row')}{corrected})"
     )
     if difference.gained or difference.lost:
         said += f", {difference.gained} gained and {difference.lost} lost"
     low, high = _good_side(metric, score, sign * margin)
-    # Without a margin the test decides, which is corrected for the number of contenders.
     better = difference.shown and score.value * sign > 0 if margin == 0 else low > 0
     worse = difference.shown and score.value * sign < 0 if margin == 0 else high < 0
     if better:

@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from benchmarks.verdicts import any_ships_at_the_margin, kept_at_the_margin
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -27,9 +28,9 @@ def test_wilson_against_a_published_value() -> None:
 
 
 def test_the_paired_interval_against_a_published_value() -> None:
-    # Fagerland, Lydersen and Laake 2014, table 2: airway reactivity, 1 gained and 7 lost of 21; Bonett-Price.
+    # Fagerland, Lydersen and Laake 2014, table 2: airway reactivity, 1 gained and 7 lost of 21; Tango.
     score = statistics.paired_interval(1, 7, 21)
-    assert (round(score.low, 2), round(score.high, 2)) == (-0.51, -0.01)
+    assert (round(score.low, 2), round(score.high, 2)) == (-0.52, -0.03)
     assert score.value == pytest.approx(-6 / 21)
 
 
@@ -103,6 +104,30 @@ def test_false_alarms_of_mcnemar_stay_at_their_level(n: int, discordant: float) 
     assert alarms <= 0.055
     if n * discordant >= 10:
         assert alarms >= 0.04
+
+
+@pytest.mark.parametrize(("n", "margin"), [(60, 0.1), (60, 0.05), (120, 0.05), (200, 0.02), (1000, 0.02)])
+@pytest.mark.parametrize("gains", [0.0, 0.005, 0.05])
+def test_what_lies_at_the_margin_is_kept_at_its_level(n: int, margin: float, gains: float) -> None:
+    """Where a model only loses rows too, as one that forgets does."""
+    assert kept_at_the_margin(n, margin, gains, DRAWS) <= 0.0265
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contenders", [1, 10])
+def test_a_margin_is_corrected_for_the_number_of_contenders(contenders: int) -> None:
+    assert any_ships_at_the_margin(200, -0.02, contenders, 1000) <= 0.04
+
+
+def test_wider_intervals_are_those_of_the_smaller_level() -> None:
+    for score in (statistics.wilson(8, 10), statistics.wilson(0, 30)):
+        z = stats.norm.isf(0.025 / 4)
+        told, wide = statistics.wilson(round(score.value * score.n), score.n, z), statistics.wider(score, 4)
+        assert (wide.low, wide.high) == pytest.approx((told.low, told.high))
+        assert statistics.wider(score, 1) == score
+    score = statistics.mean([0.2, 0.4, 0.9, 0.3, 0.5], None, (0.0, 1.0))
+    wide = statistics.wider(score, 4)
+    assert (wide.value - wide.low) / (score.value - score.low) == pytest.approx(z / stats.norm.isf(0.025))
 
 
 @pytest.mark.slow

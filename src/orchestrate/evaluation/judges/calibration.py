@@ -39,6 +39,8 @@ class Calibration(Record, frozen=True, kw_only=True):
     at: datetime
     n: int
     """Rated answers (or pairs) that the judge has marked."""
+    prompts: int | None = None
+    """Different prompts among them, over which the intervals are; `None` where it was not counted."""
     unreadable: int
     same: Score
     """How often it says just what people say: the winner, or every criterion's point."""
@@ -62,6 +64,12 @@ class Calibration(Record, frozen=True, kw_only=True):
         """Why no verdict may go by it."""
         if self.n < FEWEST:
             return f"the judge was compared with people on {self.n} answers; {FEWEST} are needed"
+        if self.prompts is None or self.prompts < FEWEST:
+            known = "an unknown number of" if self.prompts is None else self.prompts
+            return (
+                f"the judge was compared with people on answers to {known} different prompts; "
+                f"{FEWEST} are needed"
+            )
         if self.unreadable > MOST_UNREADABLE * (self.n + self.unreadable):
             return f"{self.unreadable} of the judge's {self.n + self.unreadable} answers could not be read"
         for name, found in (("kappa", self.kappa), ("rank correlation", self.spearman)):
@@ -105,6 +113,7 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
         rated_digest=hashlib.sha256(msgspec.json.encode(rated)).hexdigest(),
         at=datetime.now(UTC),
         n=len(both),
+        prompts=len({group for _, _, group in both}),
         unreadable=len(rated) - len(both),
         same=statistics.wilson(sum(same), len(same)),
         kappa=kappa,

@@ -4,7 +4,7 @@ from orchestrate.evaluation.statistics.means import mean, mean_test
 from orchestrate.evaluation.statistics.power import DISCORDANT, REACH, detectable, rows_for, standard_error
 from orchestrate.evaluation.statistics.proportions import mcnemar, paired_interval, wilson
 from orchestrate.evaluation.statistics.resampling import ratio, ratio_difference
-from orchestrate.evaluation.statistics.several import holm
+from orchestrate.evaluation.statistics.several import holm, wider, wider_difference
 
 __all__ = [
     "DISCORDANT",
@@ -19,5 +19,7 @@ __all__ = [
     "ratio_difference",
     "rows_for",
     "standard_error",
+    "wider",
+    "wider_difference",
     "wilson",
 ]

@@ -75,7 +75,9 @@ def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)
-        if theirs is None or not newest.items_digest or one.items_digest != newest.items_digest:
+        if theirs is None or theirs.precision != mine.precision:
+            continue
+        if not newest.items_digest or one.items_digest != newest.items_digest:
             continue
         if theirs.asked_at != mine.asked_at:
             return between((one, name), (newest, name))

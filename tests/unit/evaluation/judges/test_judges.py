@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from zlib import crc32
 
 import pytest
+from msgspec import structs
 
 from orchestrate.errors import DataError
 from orchestrate.evaluation.items import Answer, Item
@@ -256,6 +257,14 @@ def test_a_judge_of_pairs_that_is_wrong_on_purpose_is_refused() -> None:
         found = calibrate(judge(says), rated_pairs(60))
         assert found.unfit is not None
     assert calibrate(judge(lambda _: '{"winner": "A"}'), rated_pairs(60)).moved == 60
+
+
+def test_many_answers_to_few_prompts_show_nothing() -> None:
+    rated = rated_singles(80)
+    few = [structs.replace(one, item=f"i{i % 5}") for i, one in enumerate(rated)]
+    found = calibrate(judge(by_length), few)
+    assert (found.n, found.prompts) == (80, 5)
+    assert "5 different prompts" in (found.unfit or "")
 
 
 def test_too_little_shows_nothing() -> None:
