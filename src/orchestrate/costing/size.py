@@ -100,7 +100,10 @@ def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
 
 
 def batch_of(translation: Translation) -> int | None:
-    """Rows to a step; `None` where the host chooses."""
+    """Rows to a step; `None` where the host chooses. What a host is sent for it may be a part of them."""
+    for setting in translation.settings:
+        if setting.name == "batch_size" and setting.outcome is Outcome.MAPPED and setting.exact:
+            return _whole(setting.asked)
     return _whole(effective(translation, "batch_size"))
 
 

@@ -118,7 +118,17 @@ def verdict(quotes: Sequence[Quote]) -> str:
         return f"{first.provider} and {second.provider} cost the same to train, {_usd(first)}."
     else:
         caveat = ""
-    return f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, second)}."
+    told = f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, second)}."
+    return f"{told}{_unlike(priced)}"
+
+
+def _unlike(priced: Sequence[Quote]) -> str:
+    """Without `epochs` each host trains as long as it likes: then the prices are not of the same training."""
+    epochs = {quote.provider: quote.epochs for quote in priced if quote.epochs is not None}
+    if len(set(epochs.values())) < 2:
+        return ""
+    each = text.joined([f"{text.count(n, 'epoch')} on {name}" for name, n in epochs.items()])
+    return f" These prices are not of the same training: {each}. Set epochs to compare like with like."
 
 
 def _why(first: Quote, second: Quote) -> str:

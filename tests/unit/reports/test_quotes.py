@@ -64,6 +64,12 @@ def test_verdict_by_rate() -> None:
     )
 
 
+def test_prices_of_different_trainings_are_not_compared_in_silence() -> None:
+    three, one = quote("openai", line("0.1"), epochs=3), quote("fireworks", line("0.004"), epochs=1)
+    assert "1 epoch on fireworks and 3 epochs on openai" in verdict([three, one])
+    assert "same training" not in verdict([three, quote("fireworks", line("0.004"), epochs=3)])
+
+
 def test_verdict_by_minimum() -> None:
     small = quote("together", line("0.02"), line("3.98", component="minimum", unit="usd_per_job"))
     found = verdict([small, quote("fireworks", line("0.05"))])

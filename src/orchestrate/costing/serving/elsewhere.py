@@ -62,7 +62,9 @@ def adapters(
     for host in adapter_hosts():
         if resolved.model is None or resolved.model.name not in host.models:
             continue
-        rates = token_rates(Prices(host.provider, prices.book, prices.on), resolved, "inference_adapter")
+        theirs = Prices(host.provider, prices.book, prices.on)
+        # A host of ours has the price of its tuned models among its rates, wherever they were trained.
+        rates = token_rates(theirs, resolved, "inference_adapter") or token_rates(theirs, resolved)
         if host.closed and host.provider != trainer:
             yield host.title, host.closed
         elif rates is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrate import catalog
+from orchestrate import catalog, text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
 from orchestrate.providers.calls.values import suffix_room, suffix_tag
@@ -185,8 +185,7 @@ def _optimiser(rows: Rows) -> None:
         rows.map("learning_rate_multiplier", "learning_rate", rate, rule, exact=False)
     else:
         rows.offer("learning_rate", "learning_rate", BASE_LEARNING_RATE)
-    rows.offer("batch_size", "batch_size", "max", "as many rows as fit; packing changes how many that are")
-    rows.offer("gradient_accumulation", "gradient_accumulation_steps", None, "the model's own number")
+    _batch(rows)
     rows.offer("warmup_ratio", "warmup_ratio", 0.0)
     rows.offer("weight_decay", "weight_decay", 0.0)
     rows.offer("max_grad_norm", "max_grad_norm", 1.0)
@@ -206,6 +205,26 @@ def _optimiser(rows: Rows) -> None:
         if schedule == "cosine":
             args["num_cycles"] = 0.5
         rows.keep("schedule", "lr_scheduler", {"lr_scheduler_type": schedule, "lr_scheduler_args": args})
+
+
+def _batch(rows: Rows) -> None:
+    """Rows to a step. In a spec `batch_size` is all of them, and accumulation splits them. Together's
+    `gradient_accumulation_steps` multiplies its `batch_size` instead ("increases effective batch size", the
+    help of its CLI)."""
+    size, steps = rows.given("batch_size"), rows.given("gradient_accumulation")
+    wire = "gradient_accumulation_steps"
+    if isinstance(size, int) and steps and steps > 1:
+        part, rest = divmod(size, steps)
+        rule = f"{text.count(max(part, 1), 'row')} x {steps} accumulated are a step of {max(part, 1) * steps}"
+        rows.map("batch_size", "batch_size", max(part, 1), rule, exact=part > 0 and not rest)
+        rows.keep("gradient_accumulation", wire)
+        return
+    rows.offer("batch_size", "batch_size", "max", "as many rows as fit; packing changes how many that are")
+    if steps is None or steps == 1:
+        rows.offer("gradient_accumulation", wire, None, "the model's own number")
+    else:
+        rule = f"a step has {steps} times the rows that Together puts into a batch"
+        rows.map("gradient_accumulation", wire, steps, rule, exact=False)
 
 
 def _length(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
