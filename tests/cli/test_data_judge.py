@@ -151,3 +151,27 @@ def test_other_rows_are_refused_and_unreadable_answers_lose_no_row(
     (folder / "rows.jsonl").write_text('{"text": "prose"}\n' * 3)
     other = cli(*command(host, "--uncalibrated", "--yes"))
     assert other.code == 1 and "chat and completion rows" in other.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval --test rows.jsonl --model {}=m",
+        "record {}=m --prompts rows.jsonl",
+        "data judge rows.jsonl --uncalibrated --model {}=m",
+        "data generate rows.jsonl -o new.jsonl --model m --base-url {}",
+    ],
+)
+def test_one_rule_for_models_whose_price_is_unknown(
+    cli: Cli, host: ChatHost, folder: Path, words: str
+) -> None:
+    """Somebody else's is asked only when the user agrees, and takes no limit; one's own is asked at once."""
+    (folder / "rows.jsonl").write_text("".join(f"{row(f'q{i}', 'x' * 5)}\n" for i in range(3)))
+    foreign = words.format("https://models.invalid/v1").split()
+    done = cli(*foreign)
+    assert (done.code, "nothing was asked" in done.err) == (2, True), done.err
+    limited = cli(*words.format(host.url).split(), "--max-cost", "1")
+    assert (limited.code, "can't be enforced" in limited.err, host.bodies) == (2, True, []), limited.err
+    host.writes = lambda number, body: "yes"
+    cli(*words.format(host.url).split())
+    assert host.bodies, "on loopback"

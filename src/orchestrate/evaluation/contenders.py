@@ -103,6 +103,8 @@ def by_chat(
     sampling: Sampling,
     price: Price | None,
     first_seconds: Callable[[], float | None] | None = None,
+    *,
+    own: bool = False,
 ) -> Candidate:
     """Asked through the chat completions API, as many questions at a time as the host takes. `first_seconds`
     tells when the first token of this thread's last answer came, where answers are streamed. Raises
@@ -130,6 +132,7 @@ def by_chat(
         retry=chat.retry,
         max_tokens=sampling.max_tokens,
         price=price,
+        own=own,
         place=contender.served_by,
     )
     return Candidate(contender, respondent)

@@ -43,6 +43,8 @@ class Asked(Record, frozen=True, kw_only=True):
     """With answers as long as the expected ones; `None` where no price is known."""
     high_usd: Decimal | None
     """With every answer as long as it may be."""
+    unpriced: bool = False
+    """Whether some are to be asked that may be billed at an unknown price."""
 
 
 class EvaluationPlan(Record, frozen=True, kw_only=True):
@@ -56,6 +58,11 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
     """(a smaller difference, the items that would show it)."""
     assumed: float
     """The share of items on which two models are taken to differ."""
+
+    @property
+    def unpriced(self) -> list[str]:
+        """Who may bill at an unknown price."""
+        return [a.contender for a in self.asked if a.unpriced]
 
     @property
     def expected_usd(self) -> Decimal | None:
@@ -101,6 +108,7 @@ def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: As
         kept=len(kept),
         expected_usd=expected if known else None,
         high_usd=high if known else None,
+        unpriced=candidate.respondent.unpriced and len(kept) < len(questions),
     )
 
 

@@ -19,12 +19,23 @@ def is_private(run: Run) -> bool:
     return run.spec.get("private") is True
 
 
+def is_near(settings: Settings, address: str, *names: str) -> bool:
+    """Whether an address is on this machine, or is the user's own by what he says of it or of the `names` of
+    who answers there."""
+    host = _host(address)
+    return is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names})
+
+
+def _host(address: str) -> str:
+    return (urlsplit(address).hostname if "://" in address else address) or address
+
+
 def require_near(settings: Settings, run: str, what: str, address: str, *names: str) -> None:
     """Raises `UsageError` unless the address is on this machine, or the user calls it, or one of the `names`
     of who answers there, his own."""
-    host = (urlsplit(address).hostname if "://" in address else address) or address
-    if is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names}):
+    if is_near(settings, address, *names):
         return
+    host = _host(address)
     raise UsageError(
         f"{run} is private, and {what} would send what is its to {host}, which is not known to be yours",
         fix=f"one at a loopback address; or, if it is yours: export {OWN_HOSTS}={next(iter(names), host)}",

@@ -92,6 +92,8 @@ class Respondent:
     parallel: int = 1
     max_tokens: int = 512
     price: Price | None = None
+    own: bool = False
+    """Whether no answer is billed by itself: the machine is the user's own, or is paid for by the hour."""
     place: str = ""
     """Where it answers; that of all models on this machine is empty."""
     retry: Retry = ONCE
@@ -102,6 +104,11 @@ class Respondent:
         return hashlib.sha256(msgspec.json.encode(dict(self.identity), order="deterministic")).hexdigest()[
             :32
         ]
+
+    @property
+    def unpriced(self) -> bool:
+        """Whether its answers may be billed, and nobody knows at what price."""
+        return self.price is None and not self.own
 
     def worst_usd(self, questions: Sequence[Question]) -> Decimal:
         if self.price is None:

@@ -20,10 +20,11 @@ from orchestrate.commands.terminal.console import (
     note,
     out,
     print_json,
+    require_unpriced,
     settings_of,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.options import PayOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money
 from orchestrate.underway import work
@@ -67,6 +68,7 @@ class Wish:
         float, typer.Option(min=0.5, max=1.0, help="Rows at least this similar are too alike.")
     ] = 0.8
     hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
+    yes: PayOpt = False
     seed: Annotated[int, typer.Option(min=0, help="Decides which seed rows are shown in which request.")] = 0
 
 
@@ -105,6 +107,8 @@ def generate(
     author = generation.Writer(model=model, temperature=wish.temperature, **vars(writer))
     target = output or data.beside(seeds, "generated.jsonl")
     settings = settings_of(context)
+    if generation.unpriced(settings, author):
+        require_unpriced([model], yes=wish.yes)
     with _progress(rows) as progress:
         report = generation.generate(
             settings, seeds, target, author, order, hosts=wish.hosts, progress=progress

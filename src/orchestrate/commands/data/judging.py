@@ -13,15 +13,15 @@ from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.console import (
     Json,
-    confirm,
     note,
     orchestrator,
     out,
     print_json,
+    require_agreed,
     warn,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 
@@ -70,7 +70,7 @@ def judge(
         float, typer.Option(min=0, max=1, help="Keep the rows with at least this score, 0 to 1.")
     ] = 0.8,
     output: OutputOpt = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")] = False,
+    yes: PayOpt = False,
     json: Json = False,
 ) -> None:
     """Rows rated by a model, by a rubric; the good ones in one file, the rejected ones in another, with
@@ -89,9 +89,9 @@ def judge(
     with orchestrator(context) as ft, judging.prepared(ft, file, target, terms, keep=keep) as prepared:
         plan = prepared.plan()
         _tell(plan)
-        bounded = terms.max_cost_usd is not None or not plan.questions or plan.high_usd == 0
-        if not bounded and not confirm(f"Ask {by.model} {count(plan.questions, 'question')}?", yes=yes):
-            raise UsageError("nothing was asked", fix="--yes, or --max-cost USD")
+        question, limited = f"Ask {by.model} {count(plan.questions, 'question')}?", by.max_cost is not None
+        high, unpriced = plan.high_usd, plan.unpriced
+        require_agreed(question, high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
         with asking_bar(plan.questions) as progress:
             report = prepared.run(progress)
     print_json(report) if json else _show(report)

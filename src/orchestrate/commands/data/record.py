@@ -21,11 +21,12 @@ from orchestrate.commands.terminal.console import (
     orchestrator,
     out,
     print_json,
+    require_agreed,
     table,
     warn,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
@@ -78,7 +79,7 @@ def record(
     shown: Shown,
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None,
     skip_failed: SkipFailedOpt = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")] = False,
+    yes: PayOpt = False,
     json: Json = False,
 ) -> None:
     """Keep a model's answers now, with their log-probabilities where the host gives them: they prove parity
@@ -114,9 +115,8 @@ def record(
         with recording.PreparedRecording(ft, name, order) as prepared:
             plan = prepared.plan()
             _tell(plan)
-            free = plan.asked.high_usd == 0 or plan.asked.kept == plan.asked.questions
-            if not free and max_cost is None and not confirm("Record?", yes=yes):
-                raise UsageError("nothing was asked", fix="--yes, or --max-cost USD")
+            high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
+            require_agreed("Record?", high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
             kept = "what was answered is kept and paid; the same command goes on with the rest"
             with goes_on(kept), asking_bar(plan.asked.questions) as progress:
                 done = prepared.run(progress)

@@ -20,9 +20,10 @@ from orchestrate.commands.terminal.console import (
     out,
     print_json,
     print_text,
+    require_unpriced,
     warn,
 )
-from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -95,6 +96,7 @@ class Rows:
         bool, typer.Option("--fresh", help="Ask again what was answered before: has the host changed it?")
     ] = False
     skip_failed: SkipFailedOpt = False
+    yes: PayOpt = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,7 @@ def evaluate(
     with orchestrator(context) as ft, PreparedEvaluation(ft, run or [], order) as prepared:
         plan = prepared.plan()
         tell_plan(plan)
+        require_unpriced(plan.unpriced, yes=rows.yes)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
         page = decision.output or (page_of(ft.settings.home, found.id) if decision.open_it else None)

@@ -12,8 +12,17 @@ from rich.text import Text
 from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, print_text, table
-from orchestrate.commands.terminal.options import SkipFailedOpt, grouped
+from orchestrate.commands.terminal.console import (
+    Json,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    print_text,
+    require_unpriced,
+    table,
+)
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
@@ -56,6 +65,7 @@ class Asking:
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False
     skip_failed: SkipFailedOpt = False
+    yes: PayOpt = False
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every ability was kept. For a CI.")] = (
         False
     )
@@ -112,6 +122,7 @@ def regress(
                 price = f"about {span(asked.expected_usd, asked.high_usd)}"
             kept = f", {asked.kept:,} answered before" if asked.kept else ""
             note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
+        require_unpriced(plan.unpriced, yes=asking.yes)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
     if json:

@@ -11,7 +11,16 @@ import typer
 from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import Json, goes_on, note, orchestrator, out, print_json, warn
+from orchestrate.commands.terminal.console import (
+    Json,
+    goes_on,
+    note,
+    orchestrator,
+    out,
+    print_json,
+    require_unpriced,
+    warn,
+)
 from orchestrate.commands.terminal.options import ServingOptions, grouped, models_given
 from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
@@ -134,7 +143,7 @@ def migrate(
             print_json([handle.record for _, handle in handles]) if json else None
             return
         with goes_on("what was submitted goes on; the same command goes on from here, and compares"):
-            found = finish(ft, prepared, handles)
+            found = finish(ft, prepared, handles, yes=spending.yes)
     _show(found, steps.output, json=json)
     if any(moved.problem and proof.proof for moved in found.moved) or (steps.gate and not found.parity):
         raise typer.Exit(1)
@@ -220,7 +229,9 @@ def _submit(
     return [(handle.record.provider, handle) for handle in runs]
 
 
-def finish(ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]]) -> Migration:
+def finish(
+    ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]], *, yes: bool
+) -> Migration:
     """Waits for the new models, tells what comparing costs, and compares."""
     from orchestrate.service.migration.parity import PreparedProof
 
@@ -233,6 +244,7 @@ def finish(ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[st
         plan = proof.plan()
         if plan is not None:
             tell_plan(plan)
+            require_unpriced(plan.unpriced, yes=yes)
         with asking_bar(sum(a.questions for a in plan.asked) if plan is not None else 0) as progress:
             return proof.run(progress)
 

@@ -371,6 +371,22 @@ def goes_on(how: str) -> Generator[None]:
         raise
 
 
+def require_agreed(
+    question: str, *, high_usd: Decimal | None, unpriced: bool, limited: bool, yes: bool
+) -> None:
+    """The one rule for answers that may cost money: somebody agrees, or they have a limit. `unpriced`: they
+    may be billed at an unknown price. Raises `UsageError`."""
+    costs = unpriced if high_usd is None else high_usd > 0
+    if costs and not limited and not confirm(question, yes=yes):
+        raise UsageError("nothing was asked", fix="--yes" + (", or --max-cost USD" if high_usd else ""))
+
+
+def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
+    """As `require_agreed`, of models that may bill at an unknown price."""
+    question = f"The price of {', '.join(names)} is unknown. Ask anyway?"
+    require_agreed(question, high_usd=None, unpriced=bool(names), limited=False, yes=yes)
+
+
 def warn_lost(requests: int, usd: Decimal | None) -> None:
     """Says what may have been billed for requests that got no answer."""
     from orchestrate.paid.journal import Unaccounted

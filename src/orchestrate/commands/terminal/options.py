@@ -199,6 +199,7 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
     return [name for name in names if name not in other]
 
 
+PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]
 SkipFailedOpt = Annotated[
     bool,
     typer.Option("--skip-failed", help="Count a question that its host never answers as failed, and go on."),

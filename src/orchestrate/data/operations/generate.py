@@ -38,6 +38,7 @@ from orchestrate.paid.asking import (
     Respondent,
     Stopped,
     one_at_a_time,
+    require_price,
     tell_lost,
 )
 from orchestrate.paid.journal import Answer, AnswerLog, Got, Lost, NoMoreRequests, Purse, Sent, Unanswered
@@ -218,10 +219,9 @@ def generate(
 
     `progress` is called with (rows, requests, US dollars). Raises `DataError` when the seeds cannot be read
     or have no good row, `UsageError` when `output` is not what an earlier run left, `ProviderError` when the
-    host refuses or fails again and again.
+    host refuses a request, or fails all tries of `retry`.
     """
-    if order.max_cost_usd is not None and order.price is None:
-        raise UsageError("the price of this model is not known", fix="limit the run with --max-requests")
+    require_price("this model", order.max_cost_usd, order.price)
     require_writable(output, seeds)
     if output.suffix.lower() in PACKED_SUFFIXES:
         why = "rows are added one by one, which no packed file takes"

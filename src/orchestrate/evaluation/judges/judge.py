@@ -45,6 +45,7 @@ class Judge:
     rubric: Rubric
     ask: Ask = field(repr=False)
     price: Price | None = field(default=None, repr=False)
+    unpriced: bool = field(default=False, repr=False)
 
     @classmethod
     def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
@@ -56,6 +57,7 @@ class Judge:
             rubric=rubric,
             ask=lambda asked: asking.ask(respondent, [Question(messages=tuple(one)) for one in asked]),
             price=respondent.price,
+            unpriced=respondent.unpriced,
         )
 
     def digest(self, kind: Kind) -> str:

@@ -15,6 +15,7 @@ from orchestrate.data.operations.generate import GenerateReport as GenerateRepor
 from orchestrate.data.operations.generate import Order as Order
 from orchestrate.errors import UsageError
 from orchestrate.files import locked
+from orchestrate.handles.privacy import is_near
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
 from orchestrate.providers.chat.completions import chat_with
@@ -44,6 +45,13 @@ class Writer:
                 raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
             return configured(settings, self.host or next(iter(built_in())))
         return addressed(self.base_url, self.key_variable)
+
+
+def unpriced(settings: Settings, writer: Writer) -> bool:
+    """Whether its answers may be billed, and nobody knows at what price. Raises as `Writer.place`."""
+    place = writer.place(settings)
+    near = place.sandbox or is_near(settings, place.base_url or place.name, place.name)
+    return not near and completion_price(writer.model, place.base_url) is None
 
 
 def generate(

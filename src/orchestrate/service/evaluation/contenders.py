@@ -164,16 +164,17 @@ class Contenders:
             served_by=at.address,
             proof=self._proved_at(at.address, at.model),
         )
-        return self._asked(contender, chat, completion_price(at.model, at.host.base_url))
+        own = privacy.is_near(self._ft.settings, at.address, at.host.name)
+        return self._asked(contender, chat, completion_price(at.model, at.host.base_url), own=own)
 
-    def _asked(self, contender: Contender, chat: Chat, price: Price | None) -> Candidate:
+    def _asked(self, contender: Contender, chat: Chat, price: Price | None, *, own: bool) -> Candidate:
         if self._logprobs:
             chat = chat.with_logprobs()
         if not self._stream:
-            return by_chat(contender, chat, self._sampling, price)
+            return by_chat(contender, chat, self._sampling, price, own=own)
         timed = Timed(chat.create)
         streaming = replace(chat, create=timed)
-        return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds)
+        return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
     def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
         """Vectors of an embedding model, by the same words."""
@@ -255,11 +256,13 @@ class Contenders:
     ) -> Candidate:
         trust.require_to_spend(self._ft.settings, provider)
         sampling, base = self._sampling, one.kind == "base"
+        by_the_hour = not base and Feature.DEPLOY in provider.features
+        own = provider.own or provider.sandbox or by_the_hour
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
             chat = replace(chat, threads=SANDBOX_THREADS) if provider.sandbox else chat
-            return self._asked(one, chat if asked is None else replace(chat, model=asked), price)
-        return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price)
+            return self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
+        return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
 
     def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:
         """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""

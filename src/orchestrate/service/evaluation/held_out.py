@@ -232,6 +232,7 @@ class PreparedEvaluation:
                 kept=0,
                 expected_usd=judge.estimate([*items] * samples * sides[judge.kind]),
                 high_usd=judge.estimate([*items] * samples * sides[judge.kind], most=True),
+                unpriced=judge.judge.unpriced,
             )
             for judge in self._judges
         ]

@@ -56,6 +56,8 @@ class JudgePlan(Record, frozen=True, kw_only=True):
     """That are not answered yet."""
     expected_usd: Decimal | None
     high_usd: Decimal | None
+    unpriced: bool = False
+    """Whether the questions may be billed at an unknown price."""
 
 
 class PreparedJudging:
@@ -110,6 +112,7 @@ class PreparedJudging:
             questions=len(missing),
             expected_usd=expected,
             high_usd=high,
+            unpriced=self._respondent.unpriced and bool(missing),
         )
 
     def run(self, progress: Progress | None = None) -> JudgeReport:
