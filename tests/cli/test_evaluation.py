@@ -146,7 +146,7 @@ def test_groups_and_slices(cli: Cli, host: ChatHost, rows: str) -> None:
 def test_a_refused_question_counts_as_wrong_and_is_told(cli: Cli, host: ChatHost, rows: str) -> None:
     told = cli("eval", "--test", rows, *models(host, "shy"), "--json").json
     assert told["measures"][0]["score"]["value"] == pytest.approx(59 / 60)
-    assert told["contenders"][0]["failed"] == 1 and "1 of 60 questions were refused" in told["notes"][0]
+    assert told["contenders"][0]["failed"] == 1 and "1 of 60 questions got no answer" in told["notes"][0]
 
 
 def test_a_model_that_takes_no_temperature_is_asked_without_and_that_is_told_once(
@@ -194,7 +194,7 @@ def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_pat
 @pytest.mark.slow
 def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     unknown = cli("eval", "--test", rows, *models(host, "good"), "--max-cost", "1", "--fresh")
-    assert unknown.code == 2 and "--max-cost cannot hold" in unknown.err
+    assert unknown.code == 2 and "price" in unknown.err and "--max-cost" in unknown.err
     priced = {"OPENAI_BASE_URL": host.url, "OPENAI_API_KEY": "a-key-of-tests"}
     before = len(host.bodies)
     dear = cli("eval", "--test", rows, "--model", "gpt-4o-mini", "--max-cost", "0.00001", **priced)
