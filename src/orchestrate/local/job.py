@@ -223,3 +223,9 @@ class LocalJob(Record, frozen=True, kw_only=True):
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     """Of the machine, for a worker that is not on this one (`places.base.Resources`)."""
     created_at: datetime
+
+    @property
+    def asks_precision(self) -> bool:
+        """Whether the user named `precision`; where nobody did, it was settled by the machine."""
+        options: dict[str, dict[str, Any]] = self.spec.get("provider_options") or {}
+        return "precision" in options.get("local", {})

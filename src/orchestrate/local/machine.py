@@ -53,6 +53,15 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(Gpu(name=name, memory_bytes=int(float(mib)) << 20) for name, mib in rows)
 
 
+@cache
+def capability() -> float | None:
+    """Compute capability of the first GPU (8.0 for an A100); `None` where the driver does not tell it."""
+    try:
+        return float(_ask("compute_cap")[0][0])
+    except (IndexError, ValueError):  # drivers of before 2022
+        return None
+
+
 def gpu_load(index: int = 0) -> Load | None:
     rows = _ask("temperature.gpu,utilization.gpu,memory.used")
     try:

@@ -17,6 +17,9 @@ class Said(Record, frozen=True, kw_only=True):
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Of each id, in nats."""
+    pieces: tuple[bytes, ...] = ()
+    """What each id is written as: a letter may begin in one and end in another. Special tokens are written as
+    nothing."""
     ended: bool
     """By a token that ends a turn, which is then the last id; else it was cut."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import command
-from tests.paths import ROOT, TINY
+from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.local.weights.asking import ask_all
@@ -19,6 +19,22 @@ QUESTION = (
     "Tell me in some more words, as {n} people would, what number {m} is good for, and who was it "
     "that first said so?"
 )
+
+
+LEARNT = """\
+A run is one fine-tuning job on one backend, from the intent to send it until its result is known.
+The runs of a team are kept in one database; each has a state that only goes forward, and a price.
+Nothing is uploaded before it was shown what it costs; a price that is not known is said to be unknown.
+A key is read from the environment or from a file that only its owner can read; it is never printed.
+Training rows stay on this machine unless the backend that was asked for is another one.
+Weights are loaded from safetensors alone, as pickled ones can run code on the machine that reads them.
+训练数据留在这台机器上，除非选择了其他后端。模型的回答会与基础模型比较。
+モデルは微調整の前と後で比べられます。価格は送信の前に表示されます。
+हर उत्तर की तुलना आधार मॉडल से होती है। مرحبا بالعالم
+Done 🎉, failed 💥, waiting ⏳, paid 💸, and a family of four 👨‍👩‍👧‍👦 in one letter.
+"""
+"""Where the vocabulary comes from. Letters of several bytes are cut by it: a server that tells whole letters
+joins the tokens of one."""
 
 
 def own_base(folder: Path) -> Path:
@@ -33,7 +49,7 @@ def own_base(folder: Path) -> Path:
     marks = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=marks, initial_alphabet=alphabet)
-    own.train_from_iterator((ROOT / "LICENSE").read_text().splitlines(), trainer)
+    own.train_from_iterator(LEARNT.splitlines(), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, pad_token=marks[0], eos_token=marks[2])
     tokenizer.chat_template = (TINY / "chat_template.jinja").read_text()
     tokenizer.save_pretrained(folder)

@@ -3,6 +3,7 @@ that only where a tokenizer's files do not say all."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,10 @@ from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.data.tokens.turns import Conversations, answered
 from orchestrate.errors import DataError, SetupError
 from orchestrate.packages import needed
+
+_SPACE = "\u2581"
+"""With which SentencePiece's words begin."""
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
@@ -154,3 +159,28 @@ class HubCounter:
         end = int(shown.unended and has_end)
         count = (len(ids) + end, trained + end * bool(weights and weights[-1]))
         return count, shown.notes(has_end=has_end)
+
+
+def text_of(tokenizer: Any, id: int) -> str:
+    """What a transformers tokenizer writes for one token, special ones too."""
+    text: str = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def bytes_of(tokenizer: Any, id: int) -> bytes:
+    """Of one token, which may be a part of a letter that no text can show, or begin with a space that only
+    an answer's first word goes without."""
+    text, word = text_of(tokenizer, id), str(tokenizer.convert_ids_to_tokens(id))
+    if "\ufffd" not in text:
+        return (" " + text if word.startswith(_SPACE) and not text.startswith(" ") else text).encode()
+    if found := _BYTE.fullmatch(word):
+        return bytes([int(found[1], 16)])
+    known = _letters()
+    return bytes(known[c] for c in word) if all(c in known for c in word) else text.encode()
+
+
+def _letters() -> dict[str, int]:
+    """The letters that byte-level tokenizers write for bytes."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [n for n in range(256) if n not in shown]
+    return {chr(n): n for n in shown} | {chr(256 + place): n for place, n in enumerate(hidden)}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import msgspec
 
 from orchestrate.data.tokens.answers import Said
+from orchestrate.data.tokens.hub_tokens import bytes_of, text_of
 from orchestrate.local.answers.batching import Row
 from orchestrate.local.answers.drawing import Drawn
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.sampling.sampling import Sampler
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 EVERY_TOKEN = 64
 """Up to so many tokens each one is looked at; a longer answer is read in ever longer pieces, so that reading
 it again and again costs no more than writing it."""
@@ -131,23 +130,4 @@ def token_of(tokenizer: Any, drawn: Drawn) -> dict[str, Any]:
 
 
 def _written(tokenizer: Any, id: int) -> dict[str, Any]:
-    text: str = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return {"token": text, "bytes": list(bytes_of(tokenizer, id, text))}
-
-
-def bytes_of(tokenizer: Any, id: int, text: str) -> bytes:
-    """Of one token, which may be a part of a letter that `text` cannot show."""
-    if "\ufffd" not in text:
-        return text.encode()
-    word = str(tokenizer.convert_ids_to_tokens(id))
-    if found := _BYTE.fullmatch(word):
-        return bytes([int(found[1], 16)])
-    known = _letters()
-    return bytes(known[c] for c in word) if all(c in known for c in word) else text.encode()
-
-
-def _letters() -> dict[str, int]:
-    """The letters that byte-level tokenizers write for bytes."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [n for n in range(256) if n not in shown]
-    return {chr(n): n for n in shown} | {chr(256 + place): n for place, n in enumerate(hidden)}
+    return {"token": text_of(tokenizer, id), "bytes": list(bytes_of(tokenizer, id))}

@@ -16,6 +16,8 @@ NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
 PRECISIONS = ("auto", "bf16", "fp32")
 PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
 """Engine -> the module that it needs, and the package that brings it."""
+BF16_CAPABILITY = 8.0
+"""From this compute capability on (Ampere, 2020) GPUs multiply in bf16."""
 COMPILE_TOKENS = 20_000_000
 """A run of fewer tokens gains less from `torch.compile` than the minutes for which it compiles."""
 
@@ -74,8 +76,17 @@ def precision(asked: str | None, device: str, *, full: bool = False) -> Choice:
         return Choice("fp32", "all weights are trained, on a CPU")
     if asked not in (None, "auto"):
         return Choice(asked, "asked for by name")
-    if device != "cpu" or machine.cpu_multiplies_bf16():
-        return Choice("bf16", f"the {'CPU' if device == 'cpu' else 'GPU'} multiplies in it")
+    if device != "cpu":
+        found = machine.capability()
+        if found is None or found >= BF16_CAPABILITY:
+            return Choice("bf16", "the GPU multiplies in it")
+        return Choice(
+            "bf16",
+            f"this GPU (compute capability {found}) has no instructions for bf16: products take several "
+            "times longer than on one of 8.0 or above",
+        )
+    if machine.cpu_multiplies_bf16():
+        return Choice("bf16", "the CPU multiplies in it")
     return Choice("fp32", "this CPU has no instructions for bf16, and without them it is many times slower")
 
 

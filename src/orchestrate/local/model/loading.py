@@ -153,7 +153,7 @@ def load(
     kind = job.adapter.type
     sharded = job.hyper.sharded
     choice = _ALONE if sharded else choose(job.engine, device.type, tokens)
-    products = precision(job.precision, device.type, full=kind == "full")
+    products = _products(job, device)
     dtype = DTYPES[products.name]
     torch.manual_seed(job.seed)
     if sharded:  # no device has room for the whole
@@ -173,15 +173,13 @@ def load(
             make_room(inner, *vocabulary)
         model, without_adapter = _adapted(inner, job, beginning, vocabulary[1])
     if choice.name == "liger":
-        try:
-            use_liger(inner)
-        except Unfit as error:
-            if job.engine == "liger":
-                raise
+        unfit = _unfit_for_liger(inner, job)
+        if unfit is not None:
+            del model, inner  # there may be no room for two
             plain = msgspec.structs.replace(job, engine="fused")
             loaded = load(plain, folder, device, tokens, beginning=beginning, vocabulary=vocabulary)
-            loaded.choice = Choice(loaded.choice.name, error.message)
-            loaded.left_out["Liger"] = error.message
+            loaded.choice = Choice(loaded.choice.name, unfit)
+            loaded.left_out["Liger"] = unfit
             return loaded
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
@@ -194,6 +192,27 @@ def load(
         loaded.left_out["experts in 4 bits"] = "those of this family compute in a way of their own"
     turn_on(loaded, job)
     return loaded
+
+
+def _products(job: LocalJob, device: torch.device) -> Choice:
+    """The precision of the job, which was settled as it was submitted, and why."""
+    full = job.adapter.full
+    settled = precision(job.precision, device.type, full=full)
+    if job.precision is None or not job.spec or job.asks_precision:
+        return settled
+    usual = precision(None, device.type, full=full)
+    return usual if usual.name == settled.name else Choice(settled.name, "chosen when the job was submitted")
+
+
+def _unfit_for_liger(inner: Any, job: LocalJob) -> str | None:
+    """Why the model must be loaded again and trained without Liger; `None` where Liger is in it."""
+    try:
+        use_liger(inner)
+    except Unfit as error:
+        if job.engine == "liger":
+            raise
+        return error.message
+    return None
 
 
 def _require_spreadable(folder: ModelFolder) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.tokens.hub_tokens import bytes_of
 from orchestrate.errors import DataError
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.sampling.sampling import Sampler
@@ -154,10 +155,12 @@ def _answered(
         drawn = sampler.draw(model, prompts, max_tokens=most, temperature=0.0, most_rows=CANDIDATES)
         scores = [logprobs(model, p, ids, sampler.device) for p, ids in zip(prompts, drawn, strict=True)]
     said: list[Said] = []
+    special = models.template.special
     for ids, values in zip(drawn, scores, strict=True):
         ended = bool(ids) and ids[-1] in sampler.stops
         text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
-        said.append(Said(text=text, ids=tuple(ids), logprobs=tuple(values), ended=ended))
+        pieces = tuple(b"" if id in special else bytes_of(tokenizer, id) for id in ids)
+        said.append(Said(text=text, ids=tuple(ids), logprobs=tuple(values), pieces=pieces, ended=ended))
     return said
 
 

@@ -82,7 +82,7 @@ class FolderPlace:
             for a in self._of(canaries, base=False)
         ]
 
-    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
         found = self._of(canaries, base=base)
         return [answer["scores"][0] for answer in found if "scores" in answer] if found else None
 

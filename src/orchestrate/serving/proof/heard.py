@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
-from orchestrate.types import Canary, Probe
+from orchestrate.types import Canary, Probe, Said
 
 MORE_TOKENS = 16
 """Asked for beyond a canary's answer: a server that does not stop goes on."""
@@ -21,9 +22,9 @@ class Heard:
     ids: Sequence[int] | None = None
     """Of the answer, with the token that ended it where that is told."""
     pieces: Sequence[bytes] | None = None
-    """Its tokens as they are written."""
+    """Its tokens as they are written; several in one where the place tells whole letters."""
     logprobs: Sequence[float] | None = None
-    """Of each token of `ids` or `pieces`, in nats."""
+    """Of each token of `ids`, or of the last one of each of `pieces`, in nats."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +54,44 @@ class Place(Protocol):
         """The likeliest answers; `None` where the base does not answer there."""
         ...
 
-    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
-        """Nats of the ids of each canary's known answer, of its beginning where not all are told; `None`
-        where the place tells none, and nothing has to be asked that `answers` did not."""
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
+        """Nats of the ids of each canary's known answer, of its beginning where not all are told, `None` for
+        an id whose number is not told; `None` where the place tells no numbers, and nothing has to be asked
+        that `answers` did not."""
         ...
 
 
-def along(heard: Heard, known: str, ids: Sequence[int]) -> Sequence[float]:
-    """The log-probabilities of the tokens up to where the answer leaves the known one."""
+def along(heard: Heard, known: Said) -> Sequence[float | None]:
+    """The log-probabilities of the known answer's tokens, up to where the answer leaves it; `None` for one
+    that is told together with the next."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:
-        same = next((n for n, (a, b) in enumerate(zip(heard.ids, ids, strict=False)) if a != b), None)
-        return heard.logprobs[: min(len(heard.ids), len(ids)) if same is None else same]
-    if heard.pieces is None:
-        return ()
-    wanted, said, taken = known.encode(), b"", 0
-    for piece in heard.pieces[: len(ids)]:
+        pairs = enumerate(zip(heard.ids, known.ids, strict=False))
+        same = next((n for n, (a, b) in pairs if a != b), None)
+        return heard.logprobs[: min(len(heard.ids), len(known.ids)) if same is None else same]
+    return _by_bytes(heard.pieces or (), heard.logprobs, known)
+
+
+def _by_bytes(pieces: Sequence[bytes], logprobs: Sequence[float], known: Said) -> Sequence[float | None]:
+    """A server that tells whole letters (llama.cpp's) joins the tokens whose bytes end within one, and tells
+    the number of the last."""
+    wanted = b"".join(known.pieces) or known.text.encode()
+    lengths = accumulate(len(piece) for piece in known.pieces)
+    places = {end: place for place, end in reversed(list(enumerate(lengths)))}
+    found: list[float | None] = []
+    said = b""
+    for piece, value in zip(pieces, logprobs, strict=True):
         said += piece
-        if not wanted.startswith(said):
+        if not wanted.startswith(said) or len(found) == len(known.ids):
             break
-        taken += 1
-    return heard.logprobs[:taken]
+        if not piece:  # the end of a turn, which is not shown
+            continue
+        if not known.pieces and not piece.isascii():
+            break  # which tokens an entry is made of is not known of answers kept without their pieces
+        place = places.get(len(said)) if known.pieces else len(found)
+        if place is None:
+            break  # other tokens than the trainer's
+        found += [None] * (place - len(found))
+        found.append(value)
+    return found

@@ -35,7 +35,7 @@ class HostPlace:
             for r in replies
         ]
 
-    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
         del canaries, base
         return None
 

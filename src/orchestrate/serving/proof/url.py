@@ -160,12 +160,12 @@ class UrlPlace:
             self._heard[base] = None if name is None else [self._answer(name, c) for c in canaries]
         return self._heard[base]
 
-    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
         heard = self.answers(canaries, base=base)
         if heard is None or all(h.logprobs is None for h in heard):
             return None
         known = [c.base if base else c.tuned for c in canaries]
-        return [along(h, said.text, said.ids) for h, said in zip(heard, known, strict=True)]
+        return [along(h, said) for h, said in zip(heard, known, strict=True)]
 
     def _answer(self, name: str, canary: Canary) -> Heard:
         body: dict[str, Any] = {

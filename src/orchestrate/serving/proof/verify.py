@@ -191,7 +191,7 @@ def _distance(sheet: Sheet, place: Place, answers: Sequence[Heard]) -> ProofStag
     )
 
 
-def _apart(known: Sequence[Said], seen: Sequence[Sequence[float]] | None) -> float | None:
+def _apart(known: Sequence[Said], seen: Sequence[Sequence[float | None]] | None) -> float | None:
     """The mean distance over all tokens that are told; `None` for fewer than one of each answer."""
     if seen is None:
         return None
@@ -199,6 +199,7 @@ def _apart(known: Sequence[Said], seen: Sequence[Sequence[float]] | None) -> flo
         (a, b)
         for said, values in zip(known, seen, strict=True)
         for a, b in zip(said.logprobs, values, strict=False)
+        if b is not None
     ]
     return sum(abs(a - b) for a, b in pairs) / len(pairs) if len(pairs) >= len(known) else None
 

@@ -183,6 +183,43 @@ def test_products_have_what_the_machine_is_made_for(monkeypatch: pytest.MonkeyPa
         assert setting("precision", adapter=adapter, precision=asked).outcome is Outcome.REFUSED
 
 
+@pytest.mark.parametrize(
+    ("told", "slow"), [([["7.5"]], True), ([["8.0"]], False), ([], False), ([["[N/A]"]], False)]
+)
+def test_a_gpu_without_bf16_is_told(
+    told: list[list[str]], slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its compute capability, which old drivers do not tell."""
+    monkeypatch.setattr(machine, "_ask", lambda fields: told if fields == "compute_cap" else [])
+    machine.capability.cache_clear()
+    try:
+        found = engines.precision(None, "cuda")
+    finally:
+        machine.capability.cache_clear()
+    assert found.name == "bf16"
+    assert ("no instructions for bf16" in found.reason and "7.5" in found.reason) is slow
+
+
+@pytest.mark.slow
+def test_a_precision_that_nobody_asked_for_is_told_with_its_reason(tmp_path: Path) -> None:
+    train = tmp_path / "t.jsonl"
+    talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]
+    train.write_text((json.dumps({"messages": talk}) + "\n") * 8, encoding="utf-8")
+    usual = engines.precision(None, "cpu")
+    other = {"bf16": "fp32", "fp32": "bf16"}[usual.name]
+    for name, asked, reason in (
+        (usual.name, False, usual.reason),
+        (other, False, "chosen when the job was submitted"),
+        (other, True, "asked for by name"),
+    ):
+        options = {"local": {"precision": name}} if asked else {}
+        spec = {"model": str(TINY), "train": "t.jsonl", "provider_options": options}
+        session = make_session(
+            tmp_path, train, method={"type": "sft"}, ref=f"{name}-{asked}", precision=name, spec=spec
+        )
+        assert session.loaded.precision == engines.Choice(name, reason)
+
+
 def test_32_bits_need_more_memory_than_16() -> None:
     plans = [translated(precision=p).memory for p in ("bf16", "fp32")]
     assert plans[0] is not None and plans[1] is not None

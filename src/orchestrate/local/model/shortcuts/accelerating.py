@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
@@ -33,23 +35,53 @@ def undo_compiling(inner: Any) -> None:
 
 
 def use_liger(inner: Any) -> None:
-    """Liger's norms, rotation and gated product, into this instance alone; the loss stays ours.
+    """Put Liger's norms, rotation and gated product into this model. The loss stays ours.
 
-    Raises `Unfit` for an architecture that Liger does not know or changes, whose model must then be loaded
-    again. Written against Liger's documented functions; it needs Triton and a GPU.
+    Liger replaces classes and functions of transformers' own modules too, for all models of the process.
+    Raises `Unfit` for an architecture that Liger does not know, changes or fails on. What was replaced is put
+    back then, and the model must be loaded again. It needs Triton and a GPU.
     """
-    liger: Any = import_module("liger_kernel.transformers")
-    kind = inner.config.get_text_config().model_type
-    apply = getattr(liger, f"apply_liger_kernel_to_{kind}", None)
-    if apply is None:
-        raise Unfit(f"Liger has no kernels for {kind} models", fix="engine: fused")
-    before = _states(inner)
-    apply(model=inner, cross_entropy=False, fused_linear_cross_entropy=False)
-    apart = distance(_states(inner), before)
-    if not apart <= CLOSE:
-        raise Unfit(
-            f"with Liger the model computes other states (relative distance {apart:.2g})", fix="engine: fused"
-        )
+    replaced = _Replaced()
+    try:
+        known = import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
+        kinds = (inner.config.model_type, inner.config.get_text_config().model_type)
+        apply = next((known[kind] for kind in kinds if kind in known), None)
+        if apply is None:
+            raise Unfit(f"Liger has no kernels for {kinds[-1]} models", fix="engine: fused")
+        before = _states(inner)
+        ours = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+        takes = signature(apply).parameters
+        apply(model=inner, **{name: value for name, value in ours.items() if name in takes})
+        apart = distance(_states(inner), before)
+        if not apart <= CLOSE:
+            told = f"with Liger the model computes other states (relative distance {apart:.2g})"
+            raise Unfit(told, fix="engine: fused")
+    except (Unfit, torch.OutOfMemoryError):
+        replaced.put_back()
+        raise
+    except Exception as error:  # of Triton, of a driver, of a Liger made for other versions
+        replaced.put_back()
+        told = f"Liger fails on this model: {type(error).__name__}: {error}"
+        raise Unfit(told[:500], fix="engine: fused") from error
+
+
+class _Replaced:
+    """The modules of transformers' models and their classes as they are now."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, dict[str, Any]]] = []
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers.models.") and ".modeling_" in name:
+                own = [of for of in vars(module).values() if isinstance(of, type) and of.__module__ == name]
+                self._before += [(of, dict(vars(of))) for of in (module, *own)]
+
+    def put_back(self) -> None:
+        for owner, before in self._before:
+            for name, value in list(vars(owner).items()):
+                if name not in before:
+                    delattr(owner, name)
+                elif value is not before[name]:
+                    setattr(owner, name, before[name])
 
 
 NOT_UNSLOTH = (

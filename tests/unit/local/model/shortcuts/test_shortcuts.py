@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -161,15 +162,21 @@ def test_a_layer_that_does_not_compile_runs_as_it_is(session: Session) -> None:
     assert loaded.hidden(torch.tensor([[5, 6, 7]])).shape[:2] == (1, 3)
 
 
+def with_liger(monkeypatch: pytest.MonkeyPatch, **known: Callable[..., None]) -> None:
+    """A sandbox for the package, which needs a GPU, with kernels for the families that are `known`."""
+    names = ["liger_kernel", "liger_kernel.transformers", "liger_kernel.transformers.monkey_patch"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    vars(sys.modules[names[-1]])["MODEL_TYPE_TO_APPLY_LIGER_FN"] = known
+    there = engines.Choice("liger", "liger-kernel is installed and there is a GPU")
+    monkeypatch.setattr(loading, "choose", lambda asked, *_: there if asked != "fused" else engines.PLAIN)
+
+
 @pytest.mark.parametrize("engine", [None, "liger"])
 def test_a_family_that_liger_does_not_know_is_trained_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str | None
 ) -> None:
-    """A stand-in for the package, which needs a GPU: it has kernels for nothing."""
-    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", ModuleType("liger_kernel.transformers"))
-    there = engines.Choice("liger", "liger-kernel is installed and there is a GPU")
-    monkeypatch.setattr(loading, "choose", lambda asked, *_: there if asked != "fused" else engines.PLAIN)
+    with_liger(monkeypatch)
     data = chats(tmp_path / "t.jsonl", 12)
     if engine:
         with pytest.raises(accelerating.Unfit, match="no kernels for llama"):
@@ -177,3 +184,51 @@ def test_a_family_that_liger_does_not_know_is_trained_without(
         return
     session = make_session(tmp_path, data, method={"type": "sft"})
     assert session.loaded.left_out == {"Liger": "Liger has no kernels for llama models"}
+
+
+@pytest.mark.parametrize("fault", ["other states", "an error"])
+def test_what_liger_replaced_is_put_back_where_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Liger replaces classes and functions in transformers' module of the family, for the entire process."""
+    from transformers.models.llama import modeling_llama
+
+    class Norm(modeling_llama.LlamaRMSNorm):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(hidden_states)
+
+    def apply(model: Any, cross_entropy: bool, fused_linear_cross_entropy: bool) -> None:
+        assert not cross_entropy and not fused_linear_cross_entropy
+        module: Any = modeling_llama
+        module.LlamaRMSNorm = Norm
+        module.apply_rotary_pos_emb = lambda q, k, *_, **__: (q, k)
+        module.LlamaMLP.forward = lambda self, x: x
+        module.liger_was_here = True
+        model.get_decoder().norm.__class__ = Norm
+        if fault == "an error":
+            raise RuntimeError("no Triton here")
+
+    with_liger(monkeypatch, llama=apply)
+    before = dict(vars(modeling_llama)), modeling_llama.LlamaMLP.forward
+    data = chats(tmp_path / "t.jsonl", 12)
+    loaded = make_session(tmp_path, data, method={"type": "sft"}).loaded
+    assert (dict(vars(modeling_llama)), modeling_llama.LlamaMLP.forward) == before
+    assert not any(isinstance(module, Norm) for module in loaded.inner.modules())
+    reason = "RuntimeError: no Triton here" if fault == "an error" else "computes other states"
+    assert reason in loaded.left_out["Liger"] and reason in loaded.choice.reason
+    ids = torch.tensor([[5, 6, 7, 8]])
+    plain = make_session(tmp_path, data, method={"type": "sft"}, ref="plain", engine="plain").loaded
+    assert torch.equal(loaded.hidden(ids), plain.hidden(ids))
+    with pytest.raises(accelerating.Unfit, match=reason):
+        make_session(tmp_path, data, method={"type": "sft"}, ref="asked", engine="liger")
+    assert dict(vars(modeling_llama)) == before[0]
+
+
+def test_liger_stays_where_the_model_computes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The family is found by Liger's own table, which names those whose text part is a model of its own."""
+    seen: list[Any] = []
+    with_liger(monkeypatch, llama=lambda model: seen.append(model))
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
+    assert session.loaded.choice.name == "liger" and seen == [session.loaded.inner]
