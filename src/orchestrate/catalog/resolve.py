@@ -113,7 +113,7 @@ def _raw(name: str, known: Profile) -> ModelOnHost:
             return ModelOnHost(
                 provider=provider, id=name, warnings=(f"{name} is not in the catalog: taken as a hub id",)
             )
-    if known.ids is not None and not known.ids.match(name):
+    if _is_path(name) or (known.ids is not None and not known.ids.match(name)):
         raise _unknown(name)
     return ModelOnHost(
         provider=provider,
@@ -131,8 +131,12 @@ def _unknown(name: str) -> SpecError:
 
 
 def _is_folder(name: str) -> bool:
-    """A path: of a model folder, or of a GGUF file."""
-    return name.startswith(("/", "./", "../", "~", ".\\")) or name.endswith(".gguf") or Path(name).is_dir()
+    return _is_path(name) or Path(name).is_dir()
+
+
+def _is_path(name: str) -> bool:
+    """Of a model folder, or of a GGUF file."""
+    return name.startswith(("/", "./", "../", "~", ".\\")) or name.endswith(".gguf")
 
 
 def _not_offered(model: Model, name: str, provider: str) -> SpecError:

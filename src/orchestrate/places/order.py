@@ -70,8 +70,6 @@ def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
         path = None if given is None else Path(given).expanduser()
         if path is not None and path.is_dir():
             folders[name] = depot.keep_folder(path)
-        elif path is not None and path.is_file():
-            folders[name] = (depot.keep(path),)
     return Order(
         job=msgspec.structs.replace(job, paces=None),
         files=files,
@@ -119,8 +117,7 @@ def unpack(order: Order, depot: Depot, folder: Path) -> LocalJob:
         paths[name] = str(folder / name / file.path)
     for name, files in order.folders.items():
         depot.fetch_folder(files, folder / name)
-        alone = name == "model" and len(files) == 1 and files[0].path.endswith(".gguf")
-        paths[name] = str(folder / name / files[0].path if alone else folder / name)
+        paths[name] = str(folder / name)
     return msgspec.structs.replace(order.job, **paths)
 
 

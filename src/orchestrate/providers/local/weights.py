@@ -7,7 +7,6 @@ from pathlib import Path
 
 from orchestrate.errors import ArtifactRefused, NotFound
 from orchestrate.files import new_folder, sha256, whole
-from orchestrate.local.model.files import gguf_files, models
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.providers.base import Progress
@@ -51,10 +50,7 @@ def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[Artifac
 
 
 def parameters(model: str) -> float | None:
-    """From the size of 16-bit weights, for a folder that the catalog does not know, or from a GGUF's
-    header."""
-    if file := models.gguf_file(model):
-        return float(gguf_files.parameters(file))
+    """From the size of 16-bit weights, for a folder that the catalog does not know."""
     size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
     return size / 2 or None
 

@@ -280,7 +280,7 @@ def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: P
     for folder, text in ((bare, "{}"), (broken, "{")):
         folder.mkdir()
         (folder / "config.json").write_text(text)
-    (tmp_path / "some.gguf").write_text("no GGUF")
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
     for model, reason in (
         ("./nonexist", "no model folder at ./nonexist"),
         (str(empty), "no config.json"),
@@ -288,7 +288,9 @@ def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: P
         (str(broken), "is not a configuration"),
     ):
         assert reason in errors_of(ready, model=model)["model-unusable"]
-    assert "not a GGUF file" in errors_of(ready, model=str(tmp_path / "some.gguf"))["setting-refused"]
+    for model in (str(tmp_path / "some.gguf"), "someone/Qwen3-8B-GGUF"):
+        told = errors_of(ready, model=model)
+        assert list(told) == ["setting-refused"] and "served but not trained" in told["setting-refused"]
     assert not errors_of(ready)
 
 

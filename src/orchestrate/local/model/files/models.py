@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.local.model.files import gguf_files
 from orchestrate.local.space import FULL
 from orchestrate.profile import this_machine
 from orchestrate.tensors import header_bytes, tensors
@@ -109,10 +108,9 @@ def _is_dir(path: Path) -> bool:
 
 
 def config_of(model: str) -> dict[str, Any] | None:
-    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine,
-    or a GGUF's header. Other weights need not be there."""
-    if file := gguf_file(model):
-        return gguf_files.config(file)
+    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine.
+    Its weights need not be there. Raises `UsageError` for GGUF."""
+    _no_gguf(model)
     if folder := local_folder(model):
         path = folder / "config.json"
     else:
@@ -145,20 +143,16 @@ def source(name: str) -> str:
     return str(local_folder(resolved.id) or resolved.id)
 
 
-def gguf_file(model: str) -> Path | None:
-    """The .gguf file that the name stands for: the file itself, or a folder whose only weights it is.
-
-    Raises `UsageError` when the folder has several."""
+def _no_gguf(model: str) -> None:
+    """Raises `UsageError` for a GGUF file, a folder of nothing else, or a hub's repository named for them."""
     path = _at(model)
-    if path.suffix == ".gguf" and path.is_file():
-        return path.resolve()
-    if not _is_dir(path) or list(path.glob("*.safetensors")):
-        return None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        names = ", ".join(f.name for f in files[:4])
-        raise UsageError(f"{path} has several GGUF files: {names}", fix=f"name one, as in model: {files[0]}")
-    return files[0].resolve() if files else None
+    named = path.suffix.lower() == ".gguf" or (not path.exists() and path.name.lower().endswith("-gguf"))
+    if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
+        raise UsageError(
+            f"{model} is GGUF, which can be served but not trained; name the model's safetensors",
+            fix="model: Qwen/Qwen3-8B  names them on the hub; "
+            "orchestrate export RUN DIR --to gguf  exports the tuned model to GGUF",
+        )
 
 
 def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
@@ -186,14 +180,9 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
 
 
 def here(model: str) -> ModelFolder | None:
-    """The folder that the name points to; `None` for a hub's id, and for a GGUF, which is unpacked first.
-
-    Raises `UsageError` for what is neither and for what cannot be trained, `ConfigError` where the package
-    that reads it is missing.
-    """
-    if file := gguf_file(model):
-        gguf_files.config(file)
-        return None
+    """The folder that the name points to; `None` for a hub's id. Raises `UsageError` for what is neither and
+    for what cannot be trained."""
+    _no_gguf(model)
     if folder := local_folder(model):
         return open_folder(folder)
     if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
@@ -225,8 +214,6 @@ def fetch(model: str) -> ModelFolder:
 
     Raises `UsageError` for a name that is neither, `ConfigError` when the hub cannot be reached or refuses.
     """
-    if file := gguf_file(model):
-        return open_folder(gguf_files.unpacked(file))
     return here(model) or open_folder(Path(_download(model)), hub_id=model)
 
 
