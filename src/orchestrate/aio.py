@@ -151,6 +151,7 @@ class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
     def spent_usd(self) -> Decimal | None:
         return self.sync_api.spent_usd
 
+    abandon = _in_thread(DeploymentHandle.abandon)
     refresh = _in_thread(DeploymentHandle.refresh)
     answers = _in_thread(DeploymentHandle.answers)
     undeploy = _in_thread(DeploymentHandle.undeploy)
