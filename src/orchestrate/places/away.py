@@ -44,7 +44,7 @@ MARGIN_S = 60.0
 FRESH_S = 30.0
 """A sign of life that is younger needs no asking of the place."""
 
-LEAST_S = 60.0
+LEAST_S = 10.0
 """With less time left than this no machine is started."""
 HEED_S = 300.0
 """After which a worker that still reports, and has not paused, is ended: twice the time of its checkpoint."""

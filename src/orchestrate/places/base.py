@@ -15,14 +15,12 @@ from typing import Literal
 
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.types import Record
+from orchestrate.types.allowance import ending_s
 
 SILENCE_S = 600.0
 """A worker that could not report for so long ends itself."""
 
 
-ENDING_S = 600.0
-"""Before the end that was agreed to, at which a place ends the machine: for a last checkpoint, and for the
-time before the worker's own clock began, in which the machine fetched its image and packages."""
 PRICE = "price.json"
 """In a run's depot: an `Hourly`, what its machine costs as it was read after the start."""
 
@@ -47,10 +45,12 @@ class Limits(Record, frozen=True, kw_only=True):
             found.append(float(self.max_usd / self.usd_per_hour) * 3600)
         return min(found, default=None)
 
-    @property
-    def working_s(self) -> float | None:
-        """After which a worker ends itself, of all attempts together."""
-        return None if self.seconds is None else self.seconds - min(ENDING_S, self.seconds / 3)
+    def working_s(self, earlier_s: float = 0.0) -> float | None:
+        """After which a worker ends itself, of all attempts together. `earlier_s`: what those before it
+        used."""
+        if self.seconds is None:
+            return None
+        return self.seconds - ending_s(max(0.0, self.seconds - earlier_s))
 
 
 class Resources(Record, frozen=True, kw_only=True):

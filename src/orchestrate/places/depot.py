@@ -31,6 +31,9 @@ from orchestrate.types import ArtifactFile, Record, decoding
 R = TypeVar("R", bound=Record)
 
 
+NO_KEY = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   or  aws configure"
+
+
 class Depot:
     """A folder of some file system; `url` as fsspec takes it. Raises `MissingExtra` for one whose package is
     not installed, `HostUnavailable` when the store does not do what it is asked."""
@@ -158,7 +161,10 @@ class Depot:
             raise
         except Exception as error:
             told = f"{self.url} could not be asked to {what}: {type(error).__name__}: {error}"
-            raise HostUnavailable(self.url, told, fix="try again; what was sent is kept") from error
+            failure = HostUnavailable(self.url, told, fix="try again; what was sent is kept")
+            if type(error).__name__ == "NoCredentialsError":
+                failure.fix, failure.retryable = NO_KEY, False
+            raise failure from error
 
 
 class StoredRun:

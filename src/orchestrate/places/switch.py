@@ -54,7 +54,8 @@ class Switch:
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if price is not None and cap is not None and price > cap:
             return "limit", f"an hour of its machine costs {money(price)}, and may cost {money(cap)}"
-        end, whole, used = self.limits.working_s, self.limits.seconds, self.earlier_s + self.used_s
+        end, whole = self.limits.working_s(self.earlier_s), self.limits.seconds
+        used = self.earlier_s + self.used_s
         if end is None or whole is None or used < end:
             return None
         told = f"it has run for {duration(used)}, and its machine is paid for {duration(whole)} at most"

@@ -10,6 +10,15 @@ _START_S = 300.0
 """Of a machine, its packages and the model's weights."""
 
 
+ENDING_S = 600.0
+
+
+def ending_s(left_s: float) -> float:
+    """How long before its machine's end a worker ends itself: for a last checkpoint, and for the time before
+    its own clock began, in which the machine fetched its image and packages."""
+    return min(ENDING_S, left_s / 3)
+
+
 class Allowance(Record, frozen=True, kw_only=True):
     """What a run may take and has taken, all of its workers together, where a worker ends itself at that."""
 
@@ -43,7 +52,8 @@ class Allowance(Record, frozen=True, kw_only=True):
 
     def least(self) -> str:
         """What `resume` has to be given for it to come to its end, as far as that can be told."""
-        seconds = self.used_s + _START_S + (self.remaining_s or _START_S)
+        work = _START_S + (self.remaining_s or _START_S)
+        seconds = self.used_s + min(work * 3 / 2, work + ENDING_S)
         hours, words = Decimal(str(seconds)) / 3600, list[str]()
         if self._below(seconds):
             words.append(f"--max-hours {hours.quantize(Decimal('0.1'), ROUND_CEILING)}")

@@ -171,6 +171,12 @@ def list_accelerators(*, gpus_only: bool, clouds: list[str], all_regions: bool) 
     return found
 
 
+def asked_of_the_server() -> list[str]:
+    """Which its client starts where it is not running."""
+    write(read() | {"server": True})
+    return read()["clouds"]
+
+
 def tail_logs(*, job_id: int, follow: bool, tail: int, output_stream: Any) -> None:
     output_stream.write(read().get("logs", {}).get(str(job_id), ""))
 
@@ -192,7 +198,15 @@ if __name__ == "sky":
         "api_cancel": api_cancel,
         "list_accelerators": list_accelerators,
     }
-    _module("sky.client.sdk", **sdk, enabled_clouds=lambda: read()["clouds"])
+    _module("sky.client.sdk", **sdk, enabled_clouds=asked_of_the_server)
+    _module("sky.core", enabled_clouds=lambda: read()["clouds"])
+    _module("sky.catalog", list_accelerators=list_accelerators)
+    status = types.SimpleNamespace(value="healthy" if read().get("server", True) else "unhealthy")
+    _module(
+        "sky.server.common",
+        is_api_server_local=lambda: True,
+        get_api_server_status=lambda: types.SimpleNamespace(status=status),
+    )
     _module("sky.client", sdk=sys.modules["sky.client.sdk"])
     client = {"launch": launch, "queue_v2": queue_v2, "cancel": cancel, "tail_logs": tail_logs}
     _module("sky.jobs.client.sdk", **client)

@@ -220,7 +220,7 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
         return told
 
     assert not [one for one in found.check(asked, data, found.translate(asked)) if "limit" in one.message]
-    assert "modelled for" in checked() and "pauses after 0.4s of work" in checked()
+    assert "modelled for" in checked() and "pauses after 0.2s of work" in checked()
     modelled, before = quoted()
     assert f"modelled for {world.gpu}, an estimate; a first run on {world.name} measures it" in modelled
     handle = submit(found, asked)

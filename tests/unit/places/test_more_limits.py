@@ -105,18 +105,18 @@ def work(ft: Orchestrator, handle: RunHandle, folder: Path, *, hold_at: int = 0)
 
 
 def test_the_least_that_makes_sense_by_hand() -> None:
-    """Two hours at $3 are $6. With an hour that is left and five minutes of a start it comes to 3.083 hours,
-    $9.25; with nothing known, ten minutes."""
+    """Two hours at $3 are $6. With an hour that is left, five minutes of a start and ten before the end it
+    comes to 3.25 hours, $9.75; with nothing known, fifteen minutes."""
     used = Allowance(max_hours=2, usd_per_hour=Decimal(3), used_s=7200)
     assert (used.used_usd, used.most_usd, used.used_up) == (6, 6, True)
-    assert used.least() == "--max-hours 2.2"
-    assert msgspec.structs.replace(used, remaining_s=3600.0).least() == "--max-hours 3.1"
+    assert used.least() == "--max-hours 2.3"
+    assert msgspec.structs.replace(used, remaining_s=3600.0).least() == "--max-hours 3.3"
     both = msgspec.structs.replace(used, max_usd=Decimal(6), remaining_s=3600.0)
-    assert both.least() == "--max-hours 3.1 --max-cost 9.25"
+    assert both.least() == "--max-hours 3.3 --max-cost 9.75"
     money = msgspec.structs.replace(both, max_hours=24.0)
-    assert (money.least(), money.most_usd, money.used_up) == ("--max-cost 9.25", 6, True)
+    assert (money.least(), money.most_usd, money.used_up) == ("--max-cost 9.75", 6, True)
     above = msgspec.structs.replace(money, max_usd=Decimal("6.01"))
-    assert not above.used_up and above.least() == "--max-cost 9.25"
+    assert not above.used_up and above.least() == "--max-cost 9.75"
     free = msgspec.structs.replace(money, usd_per_hour=None)
     assert (free.used_usd, free.used_up, free.least()) == (None, False, "")
 
@@ -133,7 +133,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.slow
 def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, tmp_path: Path) -> None:
-    """Two hours, then two and a second, then three: one machine each, and what was used stays used."""
+    """Two hours, then two and some seconds, then three: one machine each, and what was used stays used."""
     assert world.minute_usd is not None
     hour = world.minute_usd * 60
     with opened(world, tmp_path) as ft:
@@ -141,27 +141,29 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
         price = read_order(depot(ft, handle)).limits.usd_per_hour
         assert price is not None and float(price) == pytest.approx(float(hour), rel=1e-4)
         at_its_limit(ft, world, handle, 7200)
+        least = (price * 81 / 36).quantize(Decimal("0.01"), ROUND_CEILING)
         with pytest.raises(InvalidRequest, match="has worked for 2h 00m, and may for 2h 00m") as refused:
             handle.resume()
-        assert refused.value.fix == f"orchestrate resume {handle.record.ref} --max-hours 2.2"
+        assert (
+            refused.value.fix == f"orchestrate resume {handle.record.ref} --max-hours 2.3 --max-cost {least}"
+        )
         with pytest.raises(UsageError, match="has used 2h 00m") as used:
             handle.resume(max_cost_usd=2 * price)
-        least = (price * 78 / 36).quantize(Decimal("0.01"), ROUND_CEILING)
-        assert f"--max-hours 2.2 --max-cost {least}" in str(used.value.fix)
+        assert f"--max-hours 2.3 --max-cost {least}" in str(used.value.fix)
         with pytest.raises(UsageError, match="above 0"):
             handle.resume(max_hours=0)
         assert len(world.jobs()) == 1 and ft.store.runs.get(handle.id).max_hours is None
 
-        second = Decimal(7201) / 3600
+        second = Decimal(7212) / 3600
         assert handle.resume(max_hours=second).status is not JobStatus.PAUSED
         assert [live for _, live in world.jobs()] == [False, True]
         world.run()
         assert work(ft, handle, tmp_path / "second", hold_at=3) == 0
         world.end("it has ended")
         assert handle.refresh().status is JobStatus.PAUSED
-        assert handle.record.error is not None and "and may for 2h 00m" in handle.record.error.message
+        assert handle.record.error is not None and "is paid for 2h 00m at most" in handle.record.error.message
         job = handle.provider.get(handle.record.handle)
-        assert job.worked_seconds is not None and 7201 <= job.worked_seconds < 7200 + 600
+        assert job.worked_seconds is not None and 7207 <= job.worked_seconds < 7200 + 600
 
         handle.resume(max_cost_usd=3 * price, max_hours=4)
         order = read_order(depot(ft, handle))
@@ -288,11 +290,11 @@ def test_the_command_says_what_was_used_and_what_it_takes(ray: World, tmp_path: 
         at_its_limit(ft, ray, handle, 7200)
     run = handle.id
     code, told = refused(tmp_path, "resume", run)
-    assert code == 4 and f"orchestrate resume {handle.record.ref} --max-hours 2.2" in told
+    assert code == 4 and f"orchestrate resume {handle.record.ref} --max-hours 2.3" in told
     assert refused(tmp_path, "resume", run, "--max-cost", "many")[0] == 2
     code, told = refused(tmp_path, "resume", run, "--max-hours", "1.9", "--max-cost", "11.99")
     assert code == 2 and "has used 2h 00m ($12.00) already, and 1.9 hours and $11.99" in told
-    assert f"orchestrate resume {run} --max-hours 2.2 --max-cost 13.00   (or more)" in told
+    assert f"orchestrate resume {run} --max-hours 2.3 --max-cost 13.50   (or more)" in told
     other = tmp_path / "other"
     other.mkdir()
     (other / "orchestrate.toml").write_text(

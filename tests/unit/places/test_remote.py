@@ -204,7 +204,7 @@ def test_when_the_switch_is_thrown() -> None:
     clock.at += 1
     assert switch.due() is not None and switch.due()[0] == "silence"  # pyright: ignore[reportOptionalSubscript]
     switch.reported()
-    assert limits.working_s == 12 * 3600 - 600
+    assert limits.working_s(5 * 3600) == 12 * 3600 - 600
     clock.at = 1000.0 + 7 * 3600 - 601
     switch.reported()
     assert switch.due() is None

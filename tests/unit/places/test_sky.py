@@ -189,3 +189,20 @@ def test_without_skypilot_the_steps_are_told(tmp_path: Path, monkeypatch: pytest
     assert python_of() == "/opt/sky/bin/python3.11"
     with pytest.raises(SetupError, match="does not run"):
         Sky("sky", {"python": "/nowhere/python", "depot": f"file://{tmp_path}/depot"}).find(REF)
+
+
+@pytest.mark.parametrize("clouds", [[], ["Vast"], ["RunPod"]])
+def test_a_look_starts_no_server_and_says_which_cloud_is_missing(
+    clouds: list[str], state: SkyState, bridge: Bridge, tmp_path: Path
+) -> None:
+    state.put(server=False, clouds=clouds)
+    found = place(bridge, tmp_path, infra="runpod", python=str(state.python))
+    if clouds == ["RunPod"]:
+        found.require()
+        assert "H100:1" in [machine.name for machine in found.machines()]
+        assert found.price(H100).usd_per_hour == Decimal("2.69")
+    else:
+        with pytest.raises(SetupError, match="no cloud at runpod") as missing:
+            found.require()
+        assert "sky check" in str(missing.value.fix)
+    assert not state.get()["server"]

@@ -29,6 +29,7 @@ from orchestrate.errors import (
     InvalidRequest,
     OrchestrateError,
     OutcomeUnknown,
+    ProviderError,
     SetupError,
     UsageError,
 )
@@ -98,6 +99,9 @@ class Sky(AwayPlace):
 
     def require(self) -> None:
         _ = self._python
+        with suppress(ProviderError), self._asked():  # of a server that does not answer nothing is known
+            if not self._bridge.ask("enabled", clouds=self._clouds):
+                raise self._no_cloud()
         super().require()
 
     def close(self) -> None:
@@ -135,10 +139,7 @@ class Sky(AwayPlace):
             return owned.hourly(self.name, self.options)
         found = self._read()
         if not found:
-            told = "SkyPilot has no cloud" + (
-                f" at {self.options['infra']}" if self.options.get("infra") else ""
-            )
-            raise SetupError(told, fix=CLOUDS)
+            raise self._no_cloud()
         for machine in found:
             if machine.gpu == resources.gpu and machine.count == resources.count:
                 hourly = machine.spot if resources.spot else machine.hourly
@@ -148,6 +149,10 @@ class Sky(AwayPlace):
             return None  # no catalog lists machines by what they lack
         names = ", ".join(sorted({machine.name for machine in found}))
         raise UsageError(f"SkyPilot has no {resources.told} now", fix=f"gpu: one of {names}; or auto")
+
+    def _no_cloud(self) -> SetupError:
+        at = f" at {self.options['infra']}" if self.options.get("infra") else ""
+        return SetupError(f"SkyPilot has no cloud{at}", fix=CLOUDS)
 
     @property
     def _owned(self) -> bool:

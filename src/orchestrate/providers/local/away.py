@@ -212,7 +212,7 @@ class AwayProvider(LocalProvider):
         if translation.refused or data.train.tokens_from is TokensFrom.NONE:
             return []
         seconds = self.quote(spec, data, translation, costing.RateBook(())).train_seconds
-        most = decoding.convert(translation.body.get("resources", {}), Resources).limits.working_s
+        most = decoding.convert(translation.body.get("resources", {}), Resources).limits.working_s()
         if seconds is None or most is None or seconds <= most:
             return []
         speed = self.speed(spec, translation)

@@ -34,15 +34,33 @@ def once() -> None:
     rest.request = rest.request_without_retry
 
 
-def machines(clouds: list[str]) -> list[dict[str, Any]]:
-    """What the catalogs of the clouds that are set up here have; of some of them, where they are given."""
+def _asleep() -> bool:
+    """Whether the API server is this machine's own and is not running. The client would start it, and it
+    stays: what is only looked for is read as the server would read it."""
+    common: Any = import_module("sky.server.common")
+    return common.is_api_server_local() and common.get_api_server_status().status.value == "unhealthy"
+
+
+def enabled(clouds: list[str]) -> list[str]:
+    """Those that are set up, of some where they are given. Starts nothing."""
     sdk = _sdk()
-    enabled = [str(name).lower() for name in sdk.get(sdk.enabled_clouds())]
-    wanted = [name for name in enabled if not clouds or name in clouds]
+    found = import_module("sky.core").enabled_clouds() if _asleep() else sdk.get(sdk.enabled_clouds())
+    names = [str(name).lower() for name in found]
+    return [name for name in names if not clouds or name in clouds]
+
+
+def machines(clouds: list[str]) -> list[dict[str, Any]]:
+    """What the catalogs of the clouds that are set up here have; of some of them, where they are given.
+    Starts nothing."""
+    wanted = enabled(clouds)
     if not wanted:
         return []
-    found: dict[str, list[Any]] = sdk.get(
-        sdk.list_accelerators(gpus_only=True, clouds=wanted, all_regions=True)
+    asked = {"gpus_only": True, "clouds": wanted, "all_regions": True}
+    sdk = _sdk()
+    found: dict[str, list[Any]] = (
+        import_module("sky.catalog").list_accelerators(**asked)
+        if _asleep()
+        else sdk.get(sdk.list_accelerators(**asked))
     )
     offers = [_fields(offer) for some in found.values() for offer in some]
     return [
@@ -191,7 +209,8 @@ def version() -> str:
     return str(import_module("sky").__version__)
 
 
-QUESTIONS = {one.__name__: one for one in (machines, launch, jobs, cancel, withdraw, logs, paid, version)}
+_ASKED = (enabled, machines, launch, jobs, cancel, withdraw, logs, paid, version)
+QUESTIONS = {one.__name__: one for one in _ASKED}
 
 
 def _kinds(error: BaseException) -> list[str]:
