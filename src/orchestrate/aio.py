@@ -151,6 +151,10 @@ class AsyncDeploymentHandle(_Threaded[DeploymentHandle]):
     def spent_usd(self) -> Decimal | None:
         return self.sync_api.spent_usd
 
+    @property
+    def settles_in_s(self) -> float:
+        return self.sync_api.settles_in_s
+
     abandon = _in_thread(DeploymentHandle.abandon)
     refresh = _in_thread(DeploymentHandle.refresh)
     answers = _in_thread(DeploymentHandle.answers)
