@@ -385,6 +385,18 @@ def test_a_bridge_gets_no_key_and_reads_no_file_of_the_folder(
     assert lost == {"AWS_SECRET_ACCESS_KEY"}, "of the hosts none; a cloud's own is what it is there for"
 
 
+def test_the_demo_trusts_what_it_wrote_and_no_home_that_lay_there(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, lay_there in (("new", False), ("brought", True)):
+        folder = repository.folder / name
+        if lay_there:
+            (folder / "home").mkdir(parents=True)
+        assert repository.run(f"demo --files-only {folder}").exit_code == 0
+        monkeypatch.chdir(folder)
+        assert isinstance(repository.run("runs").exception, ProjectNotTrusted) == lay_there
+
+
 def test_trust_is_kept_where_the_user_keeps_keys(repository: Repository) -> None:
     repository.write("orchestrate.toml", TRICKS["a home above"])
     shutil.rmtree(repository.victim)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from orchestrate.bundled import bundled
 from orchestrate.commands.terminal.console import note, out, print_text
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.profile import built_in, this_machine
+from orchestrate.settings import trust
 from orchestrate.settings.config import CONFIG_NAME
 
 _FOLDER = Path("orchestrate-demo")
@@ -62,7 +64,8 @@ def demo(
 
 
 def _write(folder: Path) -> None:
-    """The bundled files and a home of its own. Raises `UsageError` where other files lie in their places."""
+    """Write the bundled files and settings with a home of its own, which the user who asked for them trusts.
+    Raises `UsageError` where other files lie in their places."""
     texts = {name: (bundled("orders") / name).read_bytes() for name in _FILES}
     texts[CONFIG_NAME] = _CONFIG.encode()
     if folder.exists() and not folder.is_dir():
@@ -75,8 +78,12 @@ def _write(folder: Path) -> None:
                 fix="orchestrate demo ANOTHER_FOLDER",
             )
     folder.mkdir(parents=True, exist_ok=True)
+    new = not (folder / CONFIG_NAME).exists() and not (folder / "home").exists()
     for name, text in texts.items():
         (folder / name).write_bytes(text)
+    if new:  # what lay there before may be another's
+        with suppress(OSError):  # the next command in the folder asks for it
+            trust.trusted_in().add((folder / CONFIG_NAME,))
 
 
 def _require_packages(train: bool) -> None:
@@ -102,7 +109,13 @@ class _Demo:
             if not (name.startswith("ORCHESTRATE_") or name.endswith(reached))
         }
         keys = str(self.folder / "home" / "keys.toml")
-        self.env |= {"ORCHESTRATE_KEYS": keys, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+        named = str(self.folder / CONFIG_NAME)
+        self.env |= {
+            "ORCHESTRATE_KEYS": keys,
+            "ORCHESTRATE_CONFIG": named,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUTF8": "1",
+        }
         self.env.setdefault("OMP_NUM_THREADS", "1")  # the matrices of the tiny model are too small for more
         # What they print goes through us: they cannot see how wide the terminal is.
         self.env.setdefault("COLUMNS", str(shutil.get_terminal_size((120, 24)).columns))
