@@ -72,6 +72,8 @@ class ChatHost:
     hold: threading.Event = field(default_factory=threading.Event)
     """Cleared, the host does not answer until it is set."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    embedded: list[list[str]] = field(default_factory=list[list[str]])
+    """Texts that vectors were asked of."""
     billed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Prompt and completion tokens of every answer that was written, whether it arrived or not."""
 
@@ -93,6 +95,15 @@ def chat_host() -> Generator[ChatHost]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path == "/v1/embeddings":
+                with host.lock:
+                    host.embedded.append(body["input"])
+                vectors = [
+                    {"object": "embedding", "index": i, "embedding": [1.0, float(len(text))]}
+                    for i, text in enumerate(body["input"])
+                ]
+                self.answer(200, {"object": "list", "model": body["model"], "data": vectors})
+                return
             text = host.receive(body, self.headers.get("authorization"))
             assert self.path == "/v1/chat/completions"
             if isinstance(text, Lost):
@@ -108,6 +119,9 @@ def chat_host() -> Generator[ChatHost]:
                 host.bill(answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"])
             else:
                 status, answer = (text, _error(text)) if isinstance(text, int) else (400, {"error": text})
+            self.answer(status, answer)
+
+        def answer(self, status: int, answer: Any) -> None:
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")

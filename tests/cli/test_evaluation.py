@@ -227,3 +227,20 @@ def test_what_cannot_be_is_said_before_anything_is_asked(
 def test_the_metrics_are_listed(cli: Cli) -> None:
     told = cli("eval", "--list").out.splitlines()
     assert {"exact_match", "bleu", "rouge_l", "f1_macro", "grader:FILE", "FILE.py:FUNCTION"} <= set(told)
+
+
+def test_a_price_that_is_unknown_is_told_before_anything_is_paid(cli: Cli, host: ChatHost, rows: str) -> None:
+    """Also that of a judge or an embedding model, which are asked last."""
+    priced, before = ("--model", f"{host.url}=gpt-4.1-mini", "--max-cost", "1"), len(host.bodies)
+    for metric in ("judge", "embedding"):
+        done = cli("eval", "--test", rows, *priced, "--metrics", f"{metric}:{host.url}=unheard-of")
+        assert (done.code, len(host.bodies), host.embedded) == (2, before, [])
+        assert "unheard-of" in done.err and "--max-cost" in done.err
+
+
+def test_vectors_are_asked_for_once(cli: Cli, host: ChatHost, rows: str) -> None:
+    words = ("eval", "--test", rows, *models(host, "good"), "--metrics", f"embedding:{host.url}=e", "--json")
+    first, again = cli(*words), cli(*words)
+    assert first.code == again.code == 0 and first.json["measures"] == again.json["measures"]
+    texts = [text for batch in host.embedded for text in batch]
+    assert texts and len(texts) == len(set(texts))

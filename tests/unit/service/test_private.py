@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from orchestrate import Orchestrator
 from orchestrate.errors import ConfigError, OrchestrateError, SpecError, TranslationRefused, UsageError
 from orchestrate.handles.privacy import require_own
+from orchestrate.paid.asking import Asking
 from orchestrate.service.evaluation.contenders import Contenders
 from orchestrate.service.serving.tuned import require_upload
 from orchestrate.service.training.logging import log
@@ -126,7 +127,7 @@ def test_what_comes_after_training_stays_too(
         with pytest.raises(OrchestrateError):  # its adapter is not here; what it is counts from now on
             contenders.of_run(run, None, base=False)
         asks = [lambda: contenders.respondent(JUDGE, 8, 0.0), lambda: contenders.of_model(JUDGE)]
-        asks += [lambda: contenders.embed(JUDGE), lambda: require_upload(ft, run)]
+        asks += [lambda: contenders.embed(JUDGE, Asking(tmp_path)), lambda: require_upload(ft, run)]
         for address in ("https://judge.example/board", None, "http://127.0.0.1:5000"):
             tracker: Any = SimpleNamespace(address=address, write=lambda story: told.append(story.run.id))
             asks.append(lambda tracker=tracker: log(ft, [run], tracker))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +24,7 @@ from orchestrate.handles.deployment import require_open
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files.quantised import NF4
 from orchestrate.migration import recordings
-from orchestrate.paid.asking import Price, Respondent
+from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
 from orchestrate.profile import this_machine
 from orchestrate.providers.calls.clients import connect, wire_of
 from orchestrate.providers.chat.completions import Chat, chat_with
@@ -70,11 +71,14 @@ class Contenders:
         *,
         stream: bool = False,
         logprobs: bool = False,
+        limit_usd: Decimal | None = None,
     ) -> None:
         """`on`: `host` asks a run's endpoint, `here` downloads the adapter and answers on this machine,
         `auto` takes the first that is possible, a backend's name asks the adapter that was deployed there.
         `key_variable` has the key for models at an address. With `stream` hosts write their answers bit by
-        bit, and the first token has its time; with `logprobs` they are asked for those of their tokens."""
+        bit, and the first token has its time; with `logprobs` they are asked for those of their tokens.
+        With `limit_usd` a model whose price is unknown is refused."""
+        self._limit_usd = limit_usd
         self._stream, self._logprobs = stream, logprobs
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
@@ -168,6 +172,7 @@ class Contenders:
         return self._asked(contender, chat, completion_price(at.model, at.host.base_url), own=own)
 
     def _asked(self, contender: Contender, chat: Chat, price: Price | None, *, own: bool) -> Candidate:
+        require_price(contender.name, self._limit_usd, price)
         if self._logprobs:
             chat = chat.with_logprobs()
         if not self._stream:
@@ -176,18 +181,36 @@ class Contenders:
         streaming = replace(chat, create=timed)
         return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
-    def embed(self, written: str) -> Callable[[Sequence[str]], list[list[float]]]:
-        """Vectors of an embedding model, by the same words."""
+    def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
+        """Vectors of an embedding model, by the same words, asked through `asking`."""
         at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
 
+        def ask(questions: Sequence[Question]) -> list[Answer]:
+            texts = [question.messages[0].content for question in questions]
+            answer = wire.once(partial(client.embeddings.create, model=at.model, input=texts))
+            vectors = [one.embedding for one in sorted(answer.data, key=lambda one: one.index)]
+            return [Answer(text=msgspec.json.encode(vector).decode()) for vector in vectors]
+
+        price = completion_price(at.model, at.host.base_url)
+        require_price(written, self._limit_usd, price)
+        respondent = Respondent(
+            name=written,
+            identity={"host": at.address, "model": at.model, "kind": "embedding"},
+            ask=ask,
+            batch=EMBEDDED_AT_ONCE,
+            max_tokens=0,
+            price=price,
+            retry=wire.retry,
+            place=at.address,
+        )
+
         def embed(texts: Sequence[str]) -> list[list[float]]:
-            found: list[list[float]] = []
-            for start in range(0, len(texts), EMBEDDED_AT_ONCE):
-                part = list(texts[start : start + EMBEDDED_AT_ONCE])
-                answer = wire.read(partial(client.embeddings.create, model=at.model, input=part))
-                found += [one.embedding for one in sorted(answer.data, key=lambda one: one.index)]
-            return found
+            asked = [Question(messages=(Message(role="input", content=text),)) for text in texts]
+            answers = asking.ask(respondent, asked)
+            if (refused := next((a.error for a in answers if a.error), None)) is not None:
+                raise UsageError(f"{written} refused a text: {refused}")
+            return [msgspec.json.decode(answer.text, type=list[float]) for answer in answers]
 
         return embed
 
@@ -203,7 +226,7 @@ class Contenders:
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
         """A model that judges or grades, by the same words."""
         sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, temperature=temperature)
-        other = Contenders(self._ft, sampling, self._on, self._key_variable)
+        other = Contenders(self._ft, sampling, self._on, self._key_variable, limit_usd=self._limit_usd)
         other._private, other._worker = self._private, self._worker
         self._open.callback(other.close)
         return other.of_model(written).respondent
@@ -262,6 +285,7 @@ class Contenders:
         if chat is not None:
             chat = replace(chat, threads=SANDBOX_THREADS) if provider.sandbox else chat
             return self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
+        require_price(one.name, self._limit_usd, price)
         return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
 
     def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:

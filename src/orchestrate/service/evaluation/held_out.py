@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -143,7 +144,12 @@ class PreparedEvaluation:
             skip_failed=order.skip_failed,
         )
         self._contenders = Contenders(
-            ft, order.sampling, order.on, order.key_variable, stream=registry.needs(order.metrics, "stream")
+            ft,
+            order.sampling,
+            order.on,
+            order.key_variable,
+            stream=registry.needs(order.metrics, "stream"),
+            limit_usd=order.max_cost_usd,
         )
         try:
             self._prepare(named)
@@ -179,7 +185,7 @@ class PreparedEvaluation:
             items=items,
             asking=self._asking,
             respondent=self._contenders.respondent,
-            embed=self._contenders.embed,
+            embed=partial(self._contenders.embed, asking=self._asking),
             rubric=asked_by,
             held=judging.held_against(self._ft, order.rated, asked_by),
             allow_code=self._ft.settings.allow_grader_code,

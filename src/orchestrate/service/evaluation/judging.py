@@ -141,7 +141,7 @@ def prepared(
 ) -> Generator[PreparedJudging]:
     """Reads rows, rubric and rated answers. Raises `DataError`, `UsageError` where nobody knows whether the
     judge may be believed, and what finding the model raises."""
-    contenders = Contenders(ft, Sampling(), "auto", terms.key_variable)
+    contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)
     finally:
@@ -155,7 +155,9 @@ def calibrated(ft: Orchestrator, terms: JudgeTerms) -> Calibration:
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
         raise UsageError("name the rated answers that the judge is held against: a file, or a review's id")
-    with closing(Contenders(ft, Sampling(), "auto", terms.key_variable)) as contenders:
+    with closing(
+        Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
+    ) as contenders:
         respondent = contenders.respondent(terms.model, LONGEST_ANSWER, 0.0)
         return measured(ft, Judge.by(respondent, asking_of(ft, terms), by), answers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -80,7 +81,7 @@ class PreparedRegression:
             fresh=order.fresh,
             skip_failed=order.skip_failed,
         )
-        self._contenders = Contenders(ft, sampling, order.on)
+        self._contenders = Contenders(ft, sampling, order.on, limit_usd=order.max_cost_usd)
         wanted = _built_in(order)
         own = [self._own(written) for written in order.sets]
         self._handle.check()
@@ -115,7 +116,7 @@ class PreparedRegression:
             items=found.items,
             asking=self._asking,
             respondent=self._contenders.respondent,
-            embed=self._contenders.embed,
+            embed=partial(self._contenders.embed, asking=self._asking),
             held=lambda judge, kind: judging.known(self._ft, judge, kind),
             allow_code=self._ft.settings.allow_grader_code,
         )

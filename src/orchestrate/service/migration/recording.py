@@ -117,7 +117,9 @@ class PreparedRecording:
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers", purse, skip_failed=order.skip_failed
         )
-        self._contenders = Contenders(ft, order.sampling, order.on, order.key_variable, logprobs=True)
+        self._contenders = Contenders(
+            ft, order.sampling, order.on, order.key_variable, logprobs=True, limit_usd=order.max_cost_usd
+        )
         try:
             if run is not None:
                 handle = ft.run(run.id)
