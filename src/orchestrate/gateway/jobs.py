@@ -235,10 +235,7 @@ class Jobs:
                 raise no_place(after)
             before = (place.created_at, place.id)
         found = self._jobs.listed(call.project, before=before, limit=limit + 1, metadata=metadata)
-        for job, _ in self._outside.jobs(call.project):
-            wanted = metadata.items() <= (job.asked.get("metadata") or {}).items()
-            if wanted and (before is None or (job.created_at, job.id) < before):
-                found.append(job)
+        found += self._outside.jobs(call.project, before, limit + 1, metadata)
         found.sort(key=lambda job: (job.created_at, job.id), reverse=True)
         ids = [job.run_id for job in found[:limit] if job.run_id]
         runs = {run.id: run for run in self._ft.store.runs.of_ids(ids)}

@@ -7,12 +7,12 @@ Each is shown as a job that no key has made. Imported ones belong to the project
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
 from pydantic import ValidationError
 
 from orchestrate.errors import OrchestrateError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PROJECT = "default"
 _FRESH_S = 2.0
+_SHARE = 20.0
+"""What was read is taken for so many times as long as it took, at least."""
 Found = tuple[GatewayJob, Run]
 
 
@@ -34,7 +36,7 @@ class _Known:
     """What the store has."""
 
     until_s: float = 0.0
-    jobs: dict[str, Found] = field(default_factory=dict[str, Found])
+    jobs: dict[str, Run] = field(default_factory=dict[str, Run])
     """Imported ones by their host's id, newest first."""
     models: dict[str, Run] = field(default_factory=dict[str, Run])
     """Old name -> the run that answers in its place."""
@@ -46,16 +48,35 @@ class Outside:
         self._runs = {name: target.run for name, target in targets.items() if target.run is not None}
         self._known, self._lock = _Known(), threading.Lock()
 
-    def jobs(self, project: str) -> list[Found]:
-        """Newest first."""
-        return list(self._fresh().jobs.values()) if project == PROJECT else []
+    def jobs(
+        self, project: str, before: tuple[datetime, str] | None, limit: int, metadata: Mapping[str, str]
+    ) -> list[GatewayJob]:
+        """Newest first, those that were made `before` a time and an id."""
+        found: list[Run] = []
+        for id, run in self._fresh().jobs.items() if project == PROJECT else ():
+            if before is not None and (run.created_at, id) >= before:
+                continue
+            if metadata.items() <= (run.spec.get("tags") or {}).items():
+                found.append(run)
+            if len(found) >= limit:
+                break
+        files = self._files(found)
+        return [job_of(run, files=files.get(run.id)) for run in found]
 
     def job(self, id: str, project: str) -> Found | None:
-        found = self._fresh().jobs.get(id) if project == PROJECT else None
-        if found is None:
+        known = self._fresh().jobs.get(id) if project == PROJECT else None
+        if known is None:
             return None
-        run = self._ft.store.runs.get(found[1].id)  # as it is now
-        return replace(job_of(run), asked=found[0].asked), run
+        run = self._ft.store.runs.get(known.id)  # as it is now
+        return job_of(run, files=self._files([run]).get(run.id)), run
+
+    def _files(self, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+        """Run id -> the ids of its files, by split."""
+        records = self._ft.store.history.records(importing.DETAILS, [run.id for run in runs])
+        return {
+            record.run_id: {split: file["id"] for split, file in record.data.get("files", {}).items()}
+            for record in records
+        }
 
     def model(self, name: str, project: str) -> Found | None:
         run = self._mapped(name) or (self._fresh().models.get(name) if project == PROJECT else None)
@@ -78,24 +99,18 @@ class Outside:
 
     def _fresh(self) -> _Known:
         with self._lock:
-            now = self._ft.store.clock.uptime().seconds
-            if now >= self._known.until_s:
-                self._known = self._read(now + _FRESH_S)
+            clock = self._ft.store.clock
+            if (begun := clock.uptime().seconds) >= self._known.until_s:
+                jobs, models = self._read()
+                now = clock.uptime().seconds
+                self._known = _Known(now + max(_FRESH_S, _SHARE * (now - begun)), jobs, models)
             return self._known
 
-    def _read(self, until_s: float) -> _Known:
+    def _read(self) -> tuple[dict[str, Run], dict[str, Run]]:
         store = self._ft.store
         imported = [run for run in store.runs.referred(importing.REF_PREFIX) if self._is_here(run)]
         imported.sort(key=lambda run: (run.created_at, run.job_id or ""), reverse=True)
-        files = {
-            record.run_id: {split: file["id"] for split, file in record.data.get("files", {}).items()}
-            for record in store.history.records(importing.DETAILS)
-        }
-        jobs = {
-            run.job_id: (job_of(run, files=files.get(run.id)), run)
-            for run in imported
-            if run.job_id is not None
-        }
+        jobs = {run.job_id: run for run in imported if run.job_id is not None}
         after = moved.successors(store)
         olds = {run.id: run for run in (*store.runs.of_ids(after), *imported)}
         models: dict[str, Run] = {}
@@ -103,7 +118,7 @@ class Outside:
             new = moved.newest(old, after)
             if old.tuned_model is not None and new.status is JobStatus.SUCCEEDED and self._is_here(new):
                 models[old.tuned_model] = new
-        return _Known(until_s, jobs, models)
+        return jobs, models
 
     def _is_here(self, run: Run) -> bool:
         """Whether its backend is the one of the configuration, and no sandbox of it or the like."""

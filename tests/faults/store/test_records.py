@@ -173,6 +173,16 @@ def test_transitions_are_appended_and_tell_the_story(store: Store) -> None:
     ]
 
 
+def test_runs_are_found_by_the_beginning_of_their_keys_and_refs(store: Store) -> None:
+    spec = JobSpec(model="m", train="rows.jsonl")
+    for key in ("migrate-a", "migrate-b_1", "migrateXa", "Migrate-a", None):
+        intent = Intent(spec=spec, provider="one", dataset_digest="d", host="here", idempotency_key=key)
+        store.runs.create(intent)
+    assert {run.idempotency_key for run in store.runs.keyed("migrate-")} == {"migrate-a", "migrate-b_1"}
+    assert {run.idempotency_key for run in store.runs.keyed("migrate-b_")} == {"migrate-b_1"}
+    assert store.runs.keyed("migrate-%") == [] and len(store.runs.referred("orc-")) == 5
+
+
 def test_a_change_that_raises_changes_nothing(store: Store) -> None:
     run, other = make(store), make(store)
 
