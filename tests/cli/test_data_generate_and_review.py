@@ -161,8 +161,11 @@ def test_two_commands_do_not_write_one_file(
 
 
 def test_an_unknown_engine_is_refused(cli: Cli) -> None:
-    done = cli("data", "check", str(ORDERS), "--engine", "spark")
-    assert done.code == 2 and "local, ray" in done.err
+    for option in ("--on", "--engine"):
+        for name in ("inspect", "check", "convert", "split", "dedupe"):
+            told = ["--to", "openai"] if name == "convert" else []
+            done = cli("data", name, str(ORDERS), *told, option, "spark")
+            assert done.code == 2 and "must be local or ray (got spark)" in done.err, name
 
 
 @pytest.mark.slow

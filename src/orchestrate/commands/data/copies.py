@@ -13,11 +13,8 @@ import typer
 
 from orchestrate.commands.data.options import (
     FileArg,
-    IgnoreOpt,
-    MapOpt,
     OutputOpt,
     Reading,
-    WorkersOpt,
     columns_read,
     engine,
 )
@@ -135,9 +132,7 @@ def split(
     ] = None,
     *,
     sides: Sides,
-    columns: MapOpt = None,
-    ignored: IgnoreOpt = None,
-    workers: WorkersOpt = None,
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """By content: the same row falls on the same side, also after rows were added. Conversations stay
@@ -145,6 +140,7 @@ def split(
     from orchestrate.service.data import files as data
 
     with (
+        engine(reading.engine, reading.workers),
         work("splitting", BYTES) as progress,
         _or("--no-near, and nearly equal rows may be on both sides"),
     ):
@@ -152,8 +148,8 @@ def split(
             file,
             data.Division(data.parse_shares(shares), sides.seed, sides.near, sides.stratify),
             output or data.beside(file, "split"),
-            columns=columns_read(columns, ignored),
-            workers=workers,
+            columns=columns_read(reading.columns, reading.ignored),
+            workers=reading.workers,
             progress=progress,
         )
     if json:

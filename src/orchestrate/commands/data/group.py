@@ -20,7 +20,6 @@ from orchestrate.commands.data.options import (
     OutputOpt,
     Reading,
     TokenizerOpt,
-    WorkersOpt,
     columns_read,
     engine,
 )
@@ -36,22 +35,26 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
 
 @app.command()
+@grouped
 def inspect(
     file: FileArg,
     model: ModelOpt = None,
     tokenizer: TokenizerOpt = None,
-    columns: MapOpt = None,
-    ignored: IgnoreOpt = None,
-    workers: WorkersOpt = None,
+    *,
+    reading: Reading,
     json: Json = False,
 ) -> None:
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
     from orchestrate.service.data import files as data
 
     name = tokenizer or data.counter(model)
-    with work("reading", BYTES) as progress:
+    with engine(reading.engine, reading.workers), work("reading", BYTES) as progress:
         report = data.inspect(
-            file, tokenizer=name, columns=columns_read(columns, ignored), workers=workers, progress=progress
+            file,
+            tokenizer=name,
+            columns=columns_read(reading.columns, reading.ignored),
+            workers=reading.workers,
+            progress=progress,
         )
     if json:
         print_json(report)

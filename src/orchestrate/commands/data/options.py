@@ -33,7 +33,7 @@ TokenizerOpt = Annotated[
     str | None, typer.Option(help="o200k, cl100k, harmony, qwen3.5, hf:FOLDER, FAMILY~COUNTER.")
 ]
 EngineOpt = Annotated[
-    str, typer.Option("--engine", help="local, or ray: a running cluster, else one on this machine.")
+    str, typer.Option("--on", "--engine", help="local, or ray: a running cluster, else one on this machine.")
 ]
 OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 
@@ -61,7 +61,7 @@ def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = No
 def engine(name: str, workers: int | None) -> Generator[None]:
     """Where the rows are read. Raises `UsageError` for an unknown engine."""
     if name not in ("local", "ray"):
-        raise UsageError(f"no engine {name!r}; known: local, ray")
+        raise UsageError(f"--on must be local or ray (got {name})")
     if name == "local":
         yield
         return

@@ -63,12 +63,18 @@ def _connect(ray: Any, workers: int | None) -> None:
     # Not address="auto": that joins any cluster of this machine, another command's too, which ends with it.
     own: dict[str, Any] = {"num_cpus": workers or pool.cores(), "include_dashboard": False, **quiet}
     try:
-        ray.init(**own)
-    except ValueError:  # the number of CPUs is not ours to say: one was started here with `ray start`
         try:
-            ray.init(**quiet)
-        except ConnectionError:  # it is gone, and left its address behind
-            ray.init(address="local", **own)
+            ray.init(**own)
+        except ValueError:  # the number of CPUs is not ours to say: one was started here with `ray start`
+            try:
+                ray.init(**quiet)
+            except ConnectionError:  # it is gone, and left its address behind
+                ray.init(address="local", **own)
+    except Exception as error:  # a bare one where a part of Ray did not start in time
+        raise ConfigError(
+            f"Ray did not start on this machine: {error}",
+            fix="try again, or leave out --on ray: one machine needs no cluster",
+        ) from error
 
 
 def _reach(address: str) -> None:
@@ -110,6 +116,6 @@ def _ordered(
 
 
 def _ray() -> Any:
-    with needed("ray", "--engine ray", "ray"):
+    with needed("ray", "--on ray", "ray"):
         import ray  # pyright: ignore[reportMissingImports]  an extra
     return ray

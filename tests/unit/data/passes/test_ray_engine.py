@@ -1,4 +1,4 @@
-"""--engine ray: the answers of the local pool, on two workers."""
+"""--on ray: the answers of the local pool, on two workers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(engine: str, *arguments: str) -> list[str]:
-    options = ("--engine", engine, "--workers", "2", "--json")
+    options = ("--on", engine, "--workers", "2", "--json")
     return [sys.executable, "-m", "orchestrate.cli", "data", *arguments, *options]
 
 
@@ -78,6 +78,17 @@ def test_check_is_the_same(home: Path) -> None:
     assert ray == local
     codes = {p["code"] for p in ray["report"]["problems"]}
     assert {"invalid-json", "no-messages", "mixed-format", "duplicate"} <= codes
+
+
+@pytest.mark.slow
+def test_inspect_and_split_are_the_same(home: Path) -> None:
+    told: dict[str, list[Any]] = {"local": [], "ray": []}
+    for engine, found in told.items():
+        found.append(run(home, engine, "inspect", "rows.jsonl"))
+        report = run(home, engine, "split", "rows.jsonl", "-o", f"{engine}.split")
+        parts = [Path(part.pop("path")) for part in report["files"]]
+        found += [report, [(home / part).read_bytes() for part in parts], [part.name for part in parts]]
+    assert told["local"] == told["ray"]
 
 
 @pytest.mark.slow
