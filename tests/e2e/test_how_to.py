@@ -35,7 +35,7 @@ EXPECTED = {
     "own-prices": ["our contract of 2026-11-01", "rates.yaml"],
     "budget": ["$50.00", "above", "bills by the hour"],
     "offline": ["succeeded"],
-    "large-data": ["ready", "percentile"],
+    "large-data": ["ready", "median"],
     "json": ["$schema"],
 }
 """What somebody who follows a page sees."""
