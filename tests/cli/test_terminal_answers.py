@@ -86,7 +86,7 @@ def test_recover_lists_what_it_found_and_takes_it_on_a_yes(
         file.unlink()
     recover, question = ["recover", "-p", "openai"], "A colleague's may be among them [y/N]"
     code, shown = answered(env, tmp_path, recover, (question, "n"))
-    assert code == 1 and run in shown and "not taken" in shown
+    assert code == 1 and run in shown and "orchestrate recover -p openai --all" in shown
     code, shown = answered(env, tmp_path, ["runs"])
     assert run not in shown
     code, shown = answered(env, tmp_path, recover, (question, "y"))

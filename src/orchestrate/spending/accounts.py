@@ -61,6 +61,14 @@ class Found(Record, frozen=True, kw_only=True):
     """It bills by the hour (or may: that cannot be told), and this store knows of no use for an hour."""
 
     @property
+    def lost_run(self) -> str | None:
+        """The run that `recover` makes of it, where it has our ref and this store has no such run."""
+        from orchestrate.tracking.ids import REF_PATTERN, run_id_of
+
+        ref = self.item.job_id or ""
+        return run_id_of(ref) if self.run is None and REF_PATTERN.fullmatch(ref) else None
+
+    @property
     def by_the_hour(self) -> bool:
         """Whether it bills for standing there, or may. Jobs of runs here are among what is committed."""
         if self.item.bills is False:

@@ -23,6 +23,7 @@ from orchestrate.settings import config
 from orchestrate.tracking import Store, sync
 from orchestrate.tracking.clock import Uptime
 from orchestrate.tracking.hosting.deployer import Deployer, Terms
+from orchestrate.tracking.hosting.upkeep import adopt
 from orchestrate.types import (
     Bill,
     Deployment,
@@ -401,6 +402,25 @@ def test_one_in_a_lost_account_is_given_up_with_what_it_has_cost(place: Place) -
     place.host = mine
     again = Deployer(place.store, mine, TIMING).look(given_up)
     assert (again.id, again.state, place.handle().deployment().spent_usd) == (up.id, DeploymentState.UP, 88)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("by", ["undeploy", "deploy", "recover"])
+def test_one_that_was_given_up_and_went_on_is_counted_from_then(place: Place, by: str) -> None:
+    place.budget = None
+    up = place.deploy(max_hours=4)
+    place.pass_hours(1)
+    mine, place.host = place.host, PricedHost(place.host.folder, place.host.books, "two")
+    place.handle().abandon("the account was closed")
+    place.pass_hours(10)
+    place.host = mine
+    if by == "undeploy":
+        assert place.handle().undeploy() is not None
+    elif by == "deploy":
+        assert place.deploy(max_hours=20).id == up.id
+    else:
+        adopt(place.store, mine)
+    [one] = place.handle().deployments()
+    assert (one.id, one.spent_usd) == (up.id, 88)
 
 
 def test_a_run_that_was_refused_has_nothing_up_and_says_so(place: Place) -> None:

@@ -325,7 +325,8 @@ def _lost(found: Found) -> str:
         if item.usd_per_hour is None
         else f"at {rate(item.usd_per_hour)} an hour"
     )
-    way = f"orchestrate recover -p {item.provider}   takes it over; " if found.run is None else ""
+    lost = found.lost_run
+    way = "" if lost is None else f"orchestrate recover {lost} -p {item.provider}   takes it over; "
     return (
         f"{item.provider} {item.id} may bill {price}, and {found.unaccounted}: {way}"
         f"orchestrate spending --end-orphans   ends it; --ignore {item.name or item.id}   leaves it out"

@@ -112,7 +112,9 @@ def recover(
         for run_id in report.unpriced:
             note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:
-        note(f"{len(report.offered)} not taken; to take them:  orchestrate recover --all   (or name them)")
+        there = "" if provider == "all" else f" -p {provider}"
+        way = f"orchestrate recover{there} --all   (or name them)"
+        note(f"{len(report.offered)} not taken; to take them:  {way}")
     if report.doubled or (report.offered and not run):
         raise typer.Exit(1)
     if unsearched:

@@ -157,6 +157,8 @@ class Deployer:
     def _begun(self, run: Run) -> Deployment | None:
         """What an earlier call left, once it is known what became of it."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
+        if deployment is not None and deployment.state is DeploymentState.ABANDONED:
+            deployment = self.look(deployment)  # it may have gone on since it was given up
         if deployment is None or deployment.state.over:
             return None
         if deployment.state is DeploymentState.INTENT:  # nobody is at it: we have the lease
@@ -339,9 +341,12 @@ class Deployer:
             return False
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
-        """One that the host has under the name of a run's job, and this store does not know."""
-        deployment = self._intent(run)
-        self.store.deployments.add(deployment, note="found on the host")
+        """One that the host has under the name of a run's job, and this store does not know. One that was
+        given up goes on: what it has cost since then counts."""
+        deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
+        if deployment is None or deployment.state is not DeploymentState.ABANDONED:
+            deployment = self._intent(run)
+            self.store.deployments.add(deployment, note="found on the host")
         return self.look(deployment, items)
 
     # -- inside --------------------------------------------------------------------------------------------
