@@ -13,7 +13,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tests.paths import ROOT
 from tests.sending import create, upload
 
 from orchestrate.data import TrainingData
@@ -25,8 +24,6 @@ from orchestrate.spec import DPO, RFT, SFT, EarlyStopping, JobSpec, LoRA, WandB
 from orchestrate.types import Feature, Job, JobHandle
 
 METHODS = ("sft", "dpo", "rft")
-SPECS = ROOT.parent / "shared" / "specs"
-"""The API descriptions that the hosts publish, where they lie beside the checkout."""
 PLUGIN = Path(__file__).parent / "plugin" / "src"
 
 

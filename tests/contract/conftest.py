@@ -1,7 +1,8 @@
 """The backends and their hosts, for every file of the suite.
 
-`test_published_specs.py` and `test_prism.py` need the API descriptions that the hosts publish, in
-`../shared/specs` beside the checkout; without that folder they are skipped, and say so.
+The API descriptions that the hosts publish are in `published/`, cut to what is used, as far as their licenses
+allow. Fireworks' has no license that is known: what it judges is skipped, and says so, unless
+`fireworks.yaml` and `fireworks-sft-5.10.yaml` lie in `../shared/specs` beside the checkout.
 """
 
 from __future__ import annotations

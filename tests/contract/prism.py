@@ -61,10 +61,10 @@ class Judge:
 
 
 @contextmanager
-def judging(description: Path, upstream: str, folder: Path) -> Iterator[Judge]:
+def judging(host: str, upstream: str, folder: Path) -> Iterator[Judge]:
     """`folder` takes what is handed to Prism."""
-    told = read(description.name)
-    copy = folder / f"{description.stem}.json"
+    told = read(f"{host}.yaml")
+    copy = folder / f"{host}.json"
     copy.write_text(json.dumps(told, default=str))
     port = own_port()
     command = ["npx", "--yes", f"@stoplight/prism-cli@{VERSION}", "proxy", str(copy), upstream]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests import loopback
-from tests.contract.backends import DESCRIBED, HOSTED, SAME, SPECS, Backend, create, new_ref, upload
+from tests.contract.backends import DESCRIBED, HOSTED, SAME, Backend, create, new_ref, upload
 from tests.contract.prism import Judge, Violation, absent, judging
 from tests.contract.sent import full_spec
 
@@ -21,9 +21,6 @@ from orchestrate.types import Feature, Message
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not SPECS.is_dir(), reason=f"Prism judged nothing: the hosts' descriptions are not in {SPECS}"
-    ),
     pytest.mark.skipif(absent() is not None, reason=f"Prism judged nothing: {absent()}"),
 ]
 LAST = {"openai": "/v1", "together": "", "fireworks": ""}
@@ -64,7 +61,7 @@ def judged(
 ) -> Iterator[tuple[Backend, Provider, Judge]]:
     backend: Backend = request.param
     variable = f"{backend.name.upper()}_BASE_URL"
-    with judging(SPECS / f"{backend.name}.yaml", sandbox.env[variable], tmp_path) as judge:
+    with judging(backend.name, sandbox.env[variable], tmp_path) as judge:
         provider = backend.make({**sandbox.env, variable: judge.url}, tmp_path)
         yield backend, provider, judge
         provider.close()

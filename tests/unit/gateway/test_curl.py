@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.contract.backends import SPECS
 from tests.unit.gateway.conftest import Gateway, ended, gateway_of, rows, until
 from tests.unit.gateway.test_published import described, wrong
 
@@ -164,9 +163,9 @@ def test_an_example(there: tuple[Gateway, str], example: dict[str, str], tmp_pat
 
 
 def judge(example: dict[str, str], status: int, body: bytes, head: str) -> None:
-    """By the published description, where it is at hand and has a schema for it."""
+    """By the published description, where it has a schema for it."""
     method, path = example["operation"].split(" ", 1)
-    if "application/json" not in head or not (SPECS / "openai.yaml").is_file():
+    if "application/json" not in head:
         return
     if status < 300 and path not in described()["paths"]:
         return

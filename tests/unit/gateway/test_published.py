@@ -7,16 +7,9 @@ from functools import cache
 from typing import Any
 
 import httpx
-import pytest
 from jsonschema import Draft202012Validator
-from tests.contract.backends import SPECS
 from tests.contract.known_fields import read
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
-
-pytestmark = pytest.mark.skipif(
-    not (SPECS / "openai.yaml").is_file(),
-    reason=f"not judged by OpenAI's published description: it is not in {SPECS}",
-)
 
 
 @cache

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from tests import outside
-from tests.contract.backends import SPECS
 from tests.contract.known_fields import read
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
 
@@ -24,10 +23,6 @@ REFUSED = {
 
 @pytest.mark.slow
 @pytest.mark.outside
-@pytest.mark.skipif(
-    not (SPECS / "openai.yaml").is_file(),
-    reason=f"no requests are made up: OpenAI's published description is not in {SPECS}",
-)
 def test_made_up_requests(gateway: Gateway, tmp_path: Path) -> None:
     with gateway.client() as client:
         file = client.files.create(file=("t.jsonl", rows(mark="st")), purpose="fine-tune").id
