@@ -16,11 +16,6 @@ PASSED = re.compile(
 )
 """Variables of every child. `HF_.*` includes the token for gated models. `PYTHON.*` finds an installation for
 development."""
-CLOUDS = re.compile(
-    r"SKYPILOT_.*|AWS_.*|GOOGLE_.*|CLOUDSDK_.*|GCLOUD_.*|AZURE_.*|ARM_.*|OCI_.*|KUBECONFIG|KUBERNETES_.*"
-    r"|SSH_AUTH_SOCK|XDG_.*"
-)
-"""What a client of clouds reads: their own credentials, which it was installed to use."""
 DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
 
 

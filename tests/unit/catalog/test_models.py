@@ -64,7 +64,7 @@ def test_a_tune_of_openai_keeps_its_base() -> None:
         ("qwen3-14b", "together", "qwen3-14b cannot be tuned on together; there are"),
         ("llama-4", "openai", "no model is called 'llama-4'"),
         ("./own", "together", "no model is called './own'"),
-        ("quants/own.gguf", "together", r"no model is called 'quants/own\.gguf'"),
+        ("quants/own.gguf", "together", "no model is called 'quants/own.gguf'"),
         ("qwen3-8", "fireworks", "did you mean qwen3-8b"),
         ("gpt4", "local", "no model is called 'gpt4'"),
     ],

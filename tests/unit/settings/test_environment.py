@@ -11,7 +11,8 @@ import pytest
 from tests.paths import ROOT
 
 from orchestrate.errors import ProjectNotTrusted
-from orchestrate.settings.environment import CLOUDS, MORE_NAMES, of_child
+from orchestrate.places.kinds._skypilot.asking import credentials
+from orchestrate.settings.environment import MORE_NAMES, of_child
 from orchestrate.tracking.watching.channels import Command
 
 WHOLE = {
@@ -55,8 +56,8 @@ def test_clients_of_clouds_get_their_clouds_credentials_and_no_hosts_key(
 ) -> None:
     for name in ("AWS_PROFILE", "KUBECONFIG", "OPENAI_API_KEY", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, "x")
-    assert {"AWS_PROFILE", "KUBECONFIG"} <= of_child(CLOUDS).keys()
-    assert not {"OPENAI_API_KEY", "GITHUB_TOKEN"} & of_child(CLOUDS).keys()
+    assert {"AWS_PROFILE", "KUBECONFIG"} <= of_child(credentials()).keys()
+    assert not {"OPENAI_API_KEY", "GITHUB_TOKEN"} & of_child(credentials()).keys()
     assert of_child(A="b")["A"] == "b" and "AWS_PROFILE" not in of_child()
 
 

@@ -301,6 +301,18 @@ def test_a_run_is_billed_at_the_price_that_its_command_gave_for_it() -> None:
     assert listed is None or listed.usd != 7
 
 
+def test_a_price_of_the_users_own_comes_before_a_hosts_estimate_at_its_list_price() -> None:
+    line = msgspec.structs.replace(
+        a_quote().lines[0], usd_per_unit=Decimal(20_000), own="--rate fireworks:sft=20000", source="--rate"
+    )
+    values = {"provider": "fireworks", "model": "qwen3-8b", "spec": {"model": "qwen3-8b", "train": "t"}}
+    job = a_job(trained_tokens=760, cost_usd=Decimal("0.00038"), cost_origin="estimatedCost")
+    given = bill_run(a_run(**values, quote=a_quote(lines=(line,))), job, profile=profile("fireworks"))
+    assert given is not None and (given.usd, given.final) == (Decimal("15.2"), False)
+    listed = bill_run(a_run(**values, quote=a_quote()), job, profile=profile("fireworks"))
+    assert listed is not None and listed.usd == Decimal("0.00038")
+
+
 def test_reconcile() -> None:
     line = msgspec.structs.replace(a_quote().lines[0], usd=Decimal("1.1"))
     run = a_run(quote=a_quote(), bill=Bill(usd=Decimal("1.25"), origin="x", lines=(line,)))

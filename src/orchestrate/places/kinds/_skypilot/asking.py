@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import subprocess
 import threading
@@ -18,6 +19,13 @@ from orchestrate.settings import environment
 INSTALL = "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or python -m venv, pip install there)"
 ANSWER_S = 600.0
 """The server may have to start first, and its controller too."""
+
+
+def credentials() -> re.Pattern[str]:
+    """Match the variables that a client of clouds reads: their own credentials, which it was installed to
+    use. `credentials.txt` beside this has a pattern in each line."""
+    lines = files("orchestrate.places.kinds._skypilot").joinpath("credentials.txt").read_text("utf-8").split()
+    return re.compile("|".join(lines))
 
 
 class NoAnswer(Exception):
@@ -65,7 +73,7 @@ class Bridge:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        env = environment.of_child(environment.CLOUDS)
+        env = environment.of_child(credentials())
         env.pop("PYTHONPATH", None)
         if self.server:
             env["SKYPILOT_API_SERVER_ENDPOINT"] = self.server
