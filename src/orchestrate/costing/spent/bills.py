@@ -64,6 +64,8 @@ def bill(
     if early and profile.share_billed is not None:
         return _by_share(profile, job, _of_host(job, final=False) or rates.of_work(job) or _of_work(quote))
     told = None if early else _of_host(job, final=False)
+    if profile.figures_are_estimates and rates.own:
+        told = None  # the host estimates at its list price, which is not what this user pays
     computed = profile.figures_are_estimates or (profile.reports_price and told is None)
     found, final = told or rates.of_work(job), ended and not computed
     if not early and told is None:
@@ -81,6 +83,12 @@ class _Rates(NamedTuple):
     spec: JobSpec
     resolved: ModelOnHost
     prices: Prices
+
+    @property
+    def own(self) -> bool:
+        """Whether the user gave the price of a token."""
+        rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
+        return rate is not None and rate.own is not None
 
     def of_work(self, job: Job) -> Bill | None:
         return self.by_seconds(job) or self.by_tokens(job)
