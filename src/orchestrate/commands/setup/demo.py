@@ -50,6 +50,7 @@ def demo(
     """The main job from end to end, on this machine: check, quote, train, evaluate, compare. No key, no cost.
 
     All that it writes is in FOLDER, where you can go on with its runs. To be rid of it, remove the folder.
+    Beside your keys it is noted that you trust the folder's settings, as with `keys trust --project`.
 
     Example: orchestrate demo --no-train
     """
@@ -59,7 +60,7 @@ def demo(
         return
     _require_packages(train)
     took = "1 to 3 minutes on two cores" if train else "about a minute, without training"
-    note(f"takes {took}; writes to {folder.resolve()} alone, and asks nothing of any host")
+    note(f"takes {took}; writes to {folder.resolve()}, and asks nothing of any host")
     _Demo(folder).go(train)
 
 
