@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal --durations=40 --durations-min=1
 # The tests start hundreds of processes; where bytecode is not kept, each of them compiles all of src again.
 export PYTHONDONTWRITEBYTECODE :=
 # Matrices of tiny models: more threads for one wait longer for one another than they calculate.
@@ -17,13 +17,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python ci/install.py dev
 	touch $@ $(VENV)/.sandbox
 
 # What the demo needs alone, without the tools of those who work on it.
 $(VENV)/.sandbox: pyproject.toml | $(BIN)/python
 	@echo "Installing the package with what trains on this machine (torch, transformers, peft) into $(VENV)"
-	$(BIN)/pip install --disable-pip-version-check -e '.[sandbox]'
+	$(BIN)/python ci/install.py sandbox
 	touch $@
 
 demo: $(VENV)/.sandbox

@@ -1,0 +1,101 @@
+"""Installs this checkout with an extra into this Python's environment: `python install.py dev`.
+
+uv does in a minute what takes pip several. It is given pip's own configuration. Where that holds something
+that uv has no setting for, or uv can't be had or fails, pip installs.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+PLACE = Path(sys.prefix) / ".uv"
+"""Beside the environment's packages, not among them."""
+SETTINGS = {
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "extra-index-url": ("UV_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "no-index": ("UV_NO_INDEX", " "),
+    "constraint": ("UV_CONSTRAINT", " "),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+    "timeout": ("UV_HTTP_TIMEOUT", " "),
+    "default-timeout": ("UV_HTTP_TIMEOUT", " "),
+    "proxy": ("ALL_PROXY", " "),
+}
+"""pip's setting -> uv's variable, and what parts several values there."""
+WITHOUT_EFFECT = {
+    *("cache-dir", "config-file", "disable-pip-version-check", "no-cache-dir", "no-color", "no-input"),
+    *(
+        "no-warn-script-location",
+        "progress-bar",
+        "quiet",
+        "require-virtualenv",
+        "retries",
+        "root-user-action",
+    ),
+    "verbose",
+}
+"""On what is installed."""
+
+
+def main(extra: str) -> int:
+    what = ["install", "-e", f"{ROOT}[{extra}]"]
+    given = configured()
+    if given is None:
+        note("pip is configured in ways that uv is not")
+    elif run(*PIP, "install", "-q", "--upgrade", "--target", str(PLACE), "uv"):
+        note("uv can't be had")
+    elif run(*uv(), *what, **given):
+        note("uv failed")
+    else:
+        return 0
+    return run(*PIP, *what)
+
+
+def note(why: str) -> None:
+    sys.stderr.write(f"{why}: pip installs\n")
+
+
+def run(*command: str, **env: str) -> int:
+    try:
+        return subprocess.run(command, env={**os.environ, **env}, check=False).returncode
+    except OSError:
+        return 127
+
+
+def uv() -> list[str]:
+    name = "uv.exe" if os.name == "nt" else "uv"
+    places = [PLACE / "bin" / name, PLACE / "Scripts" / name]
+    program = next((str(place) for place in places if place.is_file()), name)
+    return [program, "pip"]
+
+
+def configured() -> dict[str, str] | None:
+    """pip's configuration as uv's variables; `None` where uv has no setting for a part of it."""
+    listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        return None
+    # As pip has it: the best version of all indexes, not that of the first that knows the package.
+    found = {"UV_INDEX_STRATEGY": "unsafe-best-match", "VIRTUAL_ENV": sys.prefix}
+    for section in ("global", "install", ":env:"):  # each stands above those before it
+        for line in listed.stdout.splitlines():
+            place, _, value = line.partition("=")
+            if not place.startswith(f"{section}."):
+                continue
+            name = place.removeprefix(f"{section}.")
+            if name in SETTINGS:
+                variable, between = SETTINGS[name]
+                found[variable] = between.join(str(ast.literal_eval(value)).split())
+            elif name not in WITHOUT_EFFECT:
+                return None
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
