@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,18 +30,10 @@ SETTINGS = {
     "proxy": ("ALL_PROXY", " "),
 }
 """pip's setting -> uv's variable, and what parts several values there."""
-WITHOUT_EFFECT = {
-    *("cache-dir", "config-file", "disable-pip-version-check", "no-cache-dir", "no-color", "no-input"),
-    *(
-        "no-warn-script-location",
-        "progress-bar",
-        "quiet",
-        "require-virtualenv",
-        "retries",
-        "root-user-action",
-    ),
-    "verbose",
-}
+WITHOUT_EFFECT = re.compile(
+    r"(no-)?(cache-dir|color|input|warn-script-location)|config-file|disable-pip-version-check|progress-bar"
+    r"|quiet|verbose|require-virtualenv|retries|root-user-action"
+)
 """On what is installed."""
 
 
@@ -92,7 +85,7 @@ def configured() -> dict[str, str] | None:
             if name in SETTINGS:
                 variable, between = SETTINGS[name]
                 found[variable] = between.join(str(ast.literal_eval(value)).split())
-            elif name not in WITHOUT_EFFECT:
+            elif not WITHOUT_EFFECT.fullmatch(name):
                 return None
     return found
 
