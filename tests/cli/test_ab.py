@@ -153,23 +153,27 @@ def test_the_rule_is_carried_out_when_it_is_asked_to(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path
 ) -> None:
     """By `status --apply`, and by a proxy that looks by itself."""
-    text = plan.read_text().replace("[10, 25, 50, 100]", "[50, 60, 100]")
+    text = re.sub(r".*guardrail.*\n", "", plan.read_text()).replace("[10, 25, 50, 100]", "[50, 60, 100]")
     plan.write_text(text.replace("min_users: 200", "min_users: 1").replace("min_hours: 24", "min_hours: 0"))
+    rows = [{"user": user, "metric": "resolved", "value": n % 2} for n, user in enumerate(USERS)]
+    (tmp_path / "o.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with served(cli_env, tmp_path, str(plan), "--port", "0", "--json") as (url, _):
         for user in USERS:
             ask(url, user)
+        assert cli("ab", "status", "--json").json["decision"]["verb"] == "hold", "no outcome yet"
+        assert cli("ab", "record", "support-bot", "o.jsonl", "--json").json["recorded"] == len(USERS)
         assert cli("ab", "status", "--json").json["decision"]["verb"] == "ramp"
         ramped = cli("ab", "status", "--apply", "--json").json
         assert (ramped["applied"], ramped["share"]) == (True, 0.6)
-    rows = [{"user": user, "metric": "resolved", "value": n % 2} for n, user in enumerate(USERS)]
-    (tmp_path / "o.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert cli("ab", "record", "support-bot", "o.jsonl", "--json").json["recorded"] == len(USERS)
     text = plan.read_text().replace("name: support-bot", "name: other")
     (tmp_path / "other.yaml").write_text(text.replace("[50, 60, 100]", "[50, 60, 70, 100]"))
     with served(cli_env, tmp_path, "other.yaml", "--port", "0", "--json", "--auto", "--every", "0.2") as (
         url,
         _,
     ):
+        for user in USERS:
+            ask(url, user, "other")
+        assert cli("ab", "record", "other", "o.jsonl", "--json").json["recorded"] == len(USERS)
         until = time.monotonic() + 240
         while loopback.get(f"{url}/ab/report").json()["share"] < 0.7:
             assert time.monotonic() < until

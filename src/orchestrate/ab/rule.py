@@ -61,12 +61,26 @@ def decide(
     following = next(share for share in stages if share > phase.share + 1e-9)
     if waiting := _waiting(plan, phase, in_phase, now):
         return held(waiting)
+    if silent := [one for one in deciding if not all(one.users.values())]:
+        return held("; ".join(_nothing_counted(plan, one) for one in silent))
     if following < 1:
         why = f"no harm is shown at {phase.share:.0%}, with users and hours enough"
         return ExperimentDecision(verb="ramp", share=following, why=why)
     if reached is None:
         return held(f"{primary.metric} is not shown to be {plan.rule.goal} yet; all else is done")
     return ExperimentDecision(verb="ship", share=1.0, why=reached)
+
+
+def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
+    """Why nothing is decided while a metric that decides has counted no user of an arm."""
+    arms = " or ".join(arm for arm, users in one.users.items() if not users)
+    planned = plan.metric(one.metric)
+    if planned is not None and planned.absent is not None:
+        return f"no user of {arms} has been counted for {one.metric} yet: its window is {planned.window_h:g} h"
+    return (
+        f"no outcome of {one.metric} was recorded for {arms}: check that your application records it, "
+        "and for every user"
+    )
 
 
 def _uneven(plan: ExperimentPlan, one: Evidence) -> str:

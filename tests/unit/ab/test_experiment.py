@@ -78,6 +78,8 @@ def given_models(experiment: Experiment, store: Store, number: int) -> dict[str,
 def told(experiment: Experiment, arms: dict[str, list[str]], **rates: float) -> None:
     rng = random.Random(1)
     lines = [Given(u, "resolved", rng.random() < rates[arm]) for arm, users in arms.items() for u in users]
+    if any(metric.name == "failed" for metric in experiment.plan.metrics):
+        lines += [Given(u, "failed", False) for users in arms.values() for u in users]
     rng.shuffle(lines)
     experiment.record_all(lines)
 
@@ -304,6 +306,29 @@ def test_nothing_ramps_while_outcomes_of_a_deciding_metric_come_from_one_arm(
     )
     back = experiment.step()
     assert (back.state, back.applied) == ("rolled back", True) and "failed" in back.phases[-1].why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["resolved", "failed"])
+@pytest.mark.parametrize("arms_with_outcomes", [(), ("base",)])
+def test_nothing_ramps_before_a_deciding_metric_has_outcomes_of_both_arms(
+    store: Store, clock: Later, metric: str, arms_with_outcomes: tuple[str, ...]
+) -> None:
+    """An application that never records a guardrail shows no harm by it."""
+    experiment = Experiment.begin(replace(PLAN, metrics=(RESOLVED, FAILED)), store)
+    arms = given_models(experiment, store, 200)
+    other = "resolved" if metric == "failed" else "failed"
+    users = [user for each in arms.values() for user in each]
+    random.Random(1).shuffle(users)
+    experiment.record_all(Given(user, other, False) for user in users)
+    experiment.record_all(Given(u, metric, False) for arm in arms_with_outcomes for u in arms[arm][:2])
+    clock.hours = 2
+    held = experiment.step()
+    assert (held.decision.verb, held.applied, held.share) == ("hold", False, 0.5)
+    assert metric in held.decision.why
+    experiment.record_all(Given(user, metric, False) for user in users)
+    ramped = experiment.step()
+    assert ramped.applied and ramped.share == 0.8, ramped.decision.why
 
 
 def test_a_metric_of_which_a_missing_outcome_says_nothing_is_named_at_the_start() -> None:

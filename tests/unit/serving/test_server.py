@@ -189,6 +189,29 @@ def test_calls_of_tools_come_as_calls(tmp_path: Path, home: Path) -> None:
         )  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [None, True, False])
+def test_one_call_at_a_time_is_kept_where_it_is_asked_for(
+    tmp_path: Path, home: Path, parallel: bool | None
+) -> None:
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+    calls = (f'<tool_call>{{"name": "get_weather", "arguments": {{"n": {n}}}}}</tool_call>' for n in (1, 2))
+    base = parrot(tmp_path / "parrot", "\n".join(calls))
+    with (
+        serve([], home / f"parrot-{parallel}", Terms(port=0, threads=1), base=str(base)) as up,
+        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests") as client,
+    ):
+        given: dict[str, Any] = {"model": str(base), "messages": QUESTION, "temperature": 0, "tools": tools}
+        if parallel is not None:
+            given["parallel_tool_calls"] = parallel
+        whole = client.chat.completions.create(**given).choices[0].message.tool_calls or []
+        with client.chat.completions.stream(**given) as stream:
+            streamed = stream.get_final_completion().choices[0].message.tool_calls or []
+        wanted = [{"n": 1}] if parallel is False else [{"n": 1}, {"n": 2}]
+        for found in (whole, streamed):
+            assert [json.loads(call.function.arguments) for call in found] == wanted
+
+
 def parrot(folder: Path, said: str) -> Path:
     """A model that answers `said`, which is one word of its vocabulary, to everything."""
     import torch

@@ -187,6 +187,7 @@ class ChatForm(Form):
     def __init__(self, asked: ChatRequest) -> None:
         super().__init__(asked, "chatcmpl")
         self._logprobs = bool(asked.logprobs)
+        self._most_calls = 1 if asked.parallel_tool_calls is False else None
 
     def whole(
         self, choices: list[dict[str, Any]], usage: dict[str, Any], prompt_ids: list[Any]
@@ -215,7 +216,7 @@ class ChatForm(Form):
                 call["function"]["name"],
                 call["function"]["arguments"],
             )
-            for n, call in enumerate(end.get("tool_calls", ()))
+            for n, call in enumerate(end.get("tool_calls", ())[: self._most_calls])
         ]
 
     def opening(self, choices: int) -> str:
