@@ -85,6 +85,8 @@ def test_a_whole_account_moves_by_a_plan(cli: Cli, run: str, tmp_path: Path) -> 
     wrong = cli("migrate", "--all", "--to", "openai")
     assert wrong.code == 2 and "--plan" in wrong.err
     everything = ("migrate", "--all", "--plan", "plan.yaml", "--to", "openai,fireworks")
+    unused = cli(*everything, "--rate", "fireworks:dpo=1")
+    assert unused.code == 2 and not (tmp_path / "plan.yaml").exists(), "a rate that changes no price"
     written = cli(*everything, "--model", "openai=gpt-4.1-mini")
     assert written.code == 0 and "1 run, of which 1 can be moved" in written.err, written.err
     assert cli(*everything).code == 2, "what a person may have edited is not overwritten"
@@ -92,7 +94,8 @@ def test_a_whole_account_moves_by_a_plan(cli: Cli, run: str, tmp_path: Path) -> 
     assert "gpt-4.1-mini" in plan and f"run: {run}" in plan and "# fireworks: qwen3.5-9b" in plan
     moved = plan.replace("to: fireworks", "to: openai").replace("model: qwen3.5-9b", "model: gpt-4.1-mini")
     (tmp_path / "plan.yaml").write_text(moved)
-    dry = cli("migrate", "--plan", "plan.yaml", "--dry-run")
+    assert cli("migrate", "--plan", "plan.yaml", "--dry-run", "--rate", "openai:dpo=1").code == 2
+    dry = cli("migrate", "--plan", "plan.yaml", "--dry-run", "--rate", "openai:sft=1")
     assert dry.code == 0 and "at most $" in dry.err
     done = cli("migrate", "--plan", "plan.yaml", "--yes", "--json", *ASKED)
     assert done.code == 0, done.err

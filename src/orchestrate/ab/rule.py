@@ -76,7 +76,9 @@ def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
     arms = " or ".join(arm for arm, users in one.users.items() if not users)
     planned = plan.metric(one.metric)
     if planned is not None and planned.absent is not None:
-        return f"no user of {arms} has been counted for {one.metric} yet: its window is {planned.window_h:g} h"
+        return (
+            f"no user of {arms} has been counted for {one.metric} yet: its window is {planned.window_h:g} h"
+        )
     return (
         f"no outcome of {one.metric} was recorded for {arms}: check that your application records it, "
         "and for every user"

@@ -114,12 +114,12 @@ def assumed(ft: Orchestrator, spec: JobSpec, rows: int, tokens_a_row: int) -> li
 
 
 def require_used(
-    ft: Orchestrator, prepared: Prepared, rates: Sequence[Rate], *, serving: bool = False
+    ft: Orchestrator, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
     """Raise `UsageError` for one of the user's `rates`, already in the book, that changes no price in these
     quotes; with `serving` those of serving have a use too."""
     lookups: list[Lookup] = []
-    for offer in prepared.offers:
+    for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
             lookups.append(ft.provider(offer.provider).lookup(offer.spec))
     asked = [rate for rate in rates if not (serving and _serves(rate))]

@@ -10,9 +10,11 @@ import typer
 
 from orchestrate import text
 from orchestrate.commands.terminal.console import confirm, err, goes_on, note, out, print_json, table, warn
+from orchestrate.commands.terminal.rates import require_used
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.service.migration.account import Carried
     from orchestrate.service.migration.migrating import MigrationOrder
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 _TOLD_EVERY = 25
 
 
-def write(ft: Orchestrator, path: Path, order: MigrationOrder, *, json: bool) -> None:
+def write(
+    ft: Orchestrator, path: Path, order: MigrationOrder, *, rates: list[str] | None, json: bool
+) -> None:
     """The plan of all runs. Nothing is sent."""
     from orchestrate.service.migration import account
 
@@ -29,7 +33,10 @@ def write(ft: Orchestrator, path: Path, order: MigrationOrder, *, json: bool) ->
     if path.exists():
         # Says so before any data are read.
         account.write_plan(ft, path, [], order.margin)
-    planned = account.proposed(ft, order, _quiet())
+    prepared: list[Prepared] = []
+    planned = account.proposed(ft, order, _quiet(), prepared.append)
+    if prepared:
+        require_used(ft, rates, *prepared, serving=order.use is not None)
     account.write_plan(ft, path, planned, order.margin)
     moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
     if json:
@@ -40,13 +47,23 @@ def write(ft: Orchestrator, path: Path, order: MigrationOrder, *, json: bool) ->
 
 
 def carry_out(
-    ft: Orchestrator, path: Path, order: MigrationOrder, *, yes: bool, again: bool, dry: bool, json: bool
+    ft: Orchestrator,
+    path: Path,
+    order: MigrationOrder,
+    *,
+    rates: list[str] | None,
+    yes: bool,
+    again: bool,
+    dry: bool,
+    json: bool,
 ) -> None:
     """What the plan says, within its budget; exit code 1 where an entry is not done."""
     from orchestrate.service.migration.account import PreparedPlan, cost_usd
     from orchestrate.service.migration.migrating import TAG
 
     plan = PreparedPlan(ft, path, order, again=again)
+    if prepared := [step.migration.prepared for step in plan.steps if step.migration.prepared]:
+        require_used(ft, rates, *prepared, serving=order.use is not None)
     shown = table("run", "to", "model", "at most", "", fold=("model",))
     for step in plan.steps:
         [target] = step.migration.proposal.targets

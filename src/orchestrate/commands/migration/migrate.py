@@ -130,7 +130,7 @@ def migrate(
 
         prepared = PreparedMigration(ft, run, order)
         if prepared.prepared is not None:
-            require_used(ft, where.rate, prepared.prepared)
+            require_used(ft, where.rate, prepared.prepared, serving=order.use is not None)
         if not json or not steps.dry_run:
             _propose(prepared)
         if steps.dry_run:
@@ -168,10 +168,17 @@ def _account(
         )
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
         if where.every:
-            migrate_account.write(ft, where.plan, order, json=json)
+            migrate_account.write(ft, where.plan, order, rates=where.rate, json=json)
         else:
             migrate_account.carry_out(
-                ft, where.plan, order, yes=spending.yes, again=spending.again, dry=steps.dry_run, json=json
+                ft,
+                where.plan,
+                order,
+                rates=where.rate,
+                yes=spending.yes,
+                again=spending.again,
+                dry=steps.dry_run,
+                json=json,
             )
 
 

@@ -29,7 +29,7 @@ def of_flags(flags: list[str] | None) -> list[Rate]:
 
 
 def require_used(
-    ft: Orchestrator, flags: list[str] | None, prepared: Prepared, *, serving: bool = False
+    ft: Orchestrator, flags: list[str] | None, *prepared: Prepared, serving: bool = False
 ) -> None:
     """Raise `UsageError` for a flag that changes none of the prices; `serving` counts those too."""
     from orchestrate.preparing import quoting

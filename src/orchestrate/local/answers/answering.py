@@ -29,7 +29,7 @@ for each token."""
 LARGE_MODEL_BYTES = 4 * SMALL_MODEL_BYTES
 """Larger ones answer in 4 bits, unless their adapter or the caller names a precision."""
 CHOSEN_BY_SIZE = (
-    "answered in NF4 (4 bits), because its files have more than 8 GiB (local=MODEL:16-bit for 16 bits)"
+    "answered in NF4 (4 bits), because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
 )
 ROUNDED_OTHERWISE = (
     "16 bits round otherwise in a batch: read alone, another token would have been likelier (--batch 1)"
@@ -123,10 +123,7 @@ class Answerer:
         return any(experts.held_of(self._base))
 
     def _too_large(self) -> bool:
-        return not self.whole and self._weights_bytes() > LARGE_MODEL_BYTES
-
-    def _weights_bytes(self) -> int:
-        return sum(p.stat().st_size for p in self.folder.weights)
+        return not self.whole and self.folder.expanded_bytes > LARGE_MODEL_BYTES
 
     def precision(self, *, base: bool) -> str:
         """Name the precision in which the base or the tuned model answers."""
@@ -162,10 +159,10 @@ class Answerer:
                 raise
             raise UsageError(
                 f"{self.folder.path} does not fit into this machine's memory in 16 bits: "
-                f"its files have {text.size(self._weights_bytes())}",
+                f"it has {text.size(int(self.folder.expanded_bytes))} of weights",
                 fix="for an evaluation: --base-precision nf4, or local=MODEL:nf4",
             ) from error
-        if self.four_bit and self._weights_bytes() <= SMALL_MODEL_BYTES:
+        if self.four_bit and self.folder.expanded_bytes <= SMALL_MODEL_BYTES:
             dequantize(base)
         return base
 

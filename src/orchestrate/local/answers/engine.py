@@ -140,7 +140,7 @@ class Engine:
         if whole is not None:
             return load_base(whole, four_bit=False, device=self.device).eval()
         model = load_base(self.folder.path, four_bit=self.loading.four_bit, device=self.device).eval()
-        if self.loading.four_bit and sum(p.stat().st_size for p in self.folder.weights) <= SMALL_MODEL_BYTES:
+        if self.loading.four_bit and self.folder.expanded_bytes <= SMALL_MODEL_BYTES:
             dequantize(model)
         return model
 

@@ -23,6 +23,7 @@ from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 if TYPE_CHECKING:
     from orchestrate.handles.run import RunHandle
     from orchestrate.migration.proposals import Migration
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.service.orchestrator import Orchestrator
 
 Tell = Callable[[str], object]
@@ -44,9 +45,12 @@ class Carried(Record, frozen=True, kw_only=True):
     """Why it is not done; the same command tries again."""
 
 
-def proposed(ft: Orchestrator, order: MigrationOrder, tell: Tell) -> list[PlannedMove]:
+def proposed(
+    ft: Orchestrator, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
+) -> list[PlannedMove]:
     """For every run that succeeded and whose model falls silent on an announced day, the soonest first; of
-    runs that were trained with the very same settings on the same data, the newest. Offline."""
+    runs that were trained with the very same settings on the same data, the newest. `priced` gets what each
+    would be submitted as. Offline."""
     found: list[PlannedMove] = []
     seen: dict[tuple[str, str, str], str] = {}
     for run in _leaving(ft):
@@ -56,7 +60,7 @@ def proposed(ft: Orchestrator, order: MigrationOrder, tell: Tell) -> list[Planne
             found.append(PlannedMove(run_id=run.id, told=told, skipped=f"the same as {same}"))
             continue
         seen[key] = run.id
-        found.append(_planned(ft, run, order, told))
+        found.append(_planned(ft, run, order, told, priced))
         tell(f"{len(found):,} runs looked at")
     return found
 
@@ -71,7 +75,9 @@ def _settings(run: Run) -> str:
     return spec.model_dump_json(exclude={*NOT_COMPARED, "suffix"})
 
 
-def _planned(ft: Orchestrator, run: Run, order: MigrationOrder, told: str) -> PlannedMove:
+def _planned(
+    ft: Orchestrator, run: Run, order: MigrationOrder, told: str, priced: Callable[[Prepared], object]
+) -> PlannedMove:
     """One without held-out rows can be moved, and not be compared."""
     try:
         try:
@@ -80,6 +86,8 @@ def _planned(ft: Orchestrator, run: Run, order: MigrationOrder, told: str) -> Pl
             prepared = PreparedMigration(ft, run.id, replace(order, proof=False))
     except OrchestrateError as error:
         return PlannedMove(run_id=run.id, told=told, skipped=error.message)
+    if prepared.prepared is not None:
+        priced(prepared.prepared)
     return PlannedMove(run_id=run.id, told=told, proposal=prepared.proposal)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import ConfigError, UsageError
+from orchestrate.local.model.files.quantised import expansion
 from orchestrate.local.space import FULL
 from orchestrate.profile import this_machine
 from orchestrate.tensors import header_bytes, tensors
@@ -47,6 +48,11 @@ class ModelFolder:
     @property
     def weights(self) -> list[Path]:
         return sorted(self.path.glob("*.safetensors"))
+
+    @property
+    def expanded_bytes(self) -> float:
+        """Bytes of the weights where those that the files hold in MXFP4 or FP8 are in 16 bits."""
+        return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
 
     def modules(self) -> list[str]:
         """Names of the modules that have a matrix, from the headers of the weights, as far as they can be

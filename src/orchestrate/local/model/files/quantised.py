@@ -18,8 +18,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "auto-round": ("auto_round",),
 }
 """What transformers needs to read a base of each kind."""
-_EXPANDED = ("mxfp4", "fp8")
-"""What is expanded while it is read: see `weights.packed`."""
+_EXPANDED: Mapping[str, float] = {"mxfp4": 16 / 4.25, "fp8": 2.0}
+"""What is expanded while it is read, and how many times as large it is in 16 bits: see `weights.packed`."""
 _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
 """Of gptqmodel. What it takes by itself on a CPU repacks the weights at the first answer, and from then on
 gives no gradient to what is before them."""
@@ -33,6 +33,12 @@ def expanded(config: Mapping[str, Any]) -> str | None:
     config.json."""
     held, method = _named(config)
     return method.upper() if held and method in _EXPANDED else None
+
+
+def expansion(config: Mapping[str, Any]) -> float:
+    """How many times as large as its files a base is once it is read in 16 bits."""
+    held, method = _named(config)
+    return _EXPANDED.get(method, 1.0) if held else 1.0
 
 
 def _named(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -16,6 +16,7 @@ from tests.unit.local.packing import in_fp8, in_mxfp4
 from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import UsageError
+from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.loading import load_base
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.sizes import Shape
@@ -70,6 +71,22 @@ def test_the_plan_counts_what_the_loader_holds(tmp_path: Path, kind: str, adapte
     shape = Shape.of(json.loads((folder / "config.json").read_bytes()))
     wanted = plan(shape, Setup(adapter=adapter, rank=1), device="cpu", available_bytes=1).parts["weights"]
     assert held_bytes(loaded) == pytest.approx(wanted, rel=0.04)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_base_takes_in_16_bits_is_known_from_its_files(tmp_path: Path, kind: str) -> None:
+    """By it a model that was given no precision answers in 4 bits or in 16."""
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 300}
+    if kind == "fp8 experts":
+        wide["moe_intermediate_size"] = 1024
+    folder = ModelFolder(held(kind, tmp_path / "model", **wide))
+    loaded = held_bytes(load_base(folder.path, four_bit=False, device=CPU, dtype=torch.bfloat16))
+    assert 0.98 * loaded < folder.expanded_bytes < 1.5 * loaded
+    load_base(folder.path, four_bit=False, device=CPU, dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "whole"
+    )
+    assert ModelFolder(tmp_path / "whole").expanded_bytes == pytest.approx(loaded, rel=0.02)
 
 
 @pytest.mark.slow
