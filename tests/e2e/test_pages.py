@@ -127,7 +127,7 @@ def test_the_pages_in_the_browser(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_the_gateway(machine: Machine) -> None:
-    install, settings, keys = blocks("gateway.md")
+    install, settings, tuned, keys = blocks("gateway.md")
     serve, exported = install.lines
     (machine.folder / "orchestrate.toml").write_text(settings.text)
     machine.run("orchestrate keys trust --project")
@@ -151,6 +151,15 @@ def test_the_gateway(machine: Machine) -> None:
                 client.models.list()
         written = machine.run(log).out
         assert "POST /v1/fine_tuning/jobs" in written and "401" in written
+    named = re.sub("run-[0-9a-z]+", made["id"], tuned.text)
+    (machine.folder / "orchestrate.toml").write_text(f"{settings.text}\n{named}")
+    machine.run("orchestrate keys trust --project")
+    bob = machine.told("orchestrate gateway keys add bob-again")["key"]
+    with machine.served(f"{serve} --port 0", r"http://127\.0\.0\.1:\d+\S*") as url:
+        with OpenAI(base_url=url, api_key=bob, max_retries=0) as client:
+            assert {"support", "ft:gpt-4o-mini-2024-07-18:acme-inc:support:AAAA1111"} <= {
+                model.id for model in client.models.list()
+            }
 
 
 def test_the_queue(machine: Machine) -> None:
