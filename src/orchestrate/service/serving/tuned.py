@@ -160,7 +160,7 @@ def serve(
 
 
 def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
-    """Raises `UsageError` for a name that no model goes by, and for more names than models."""
+    """Raises `UsageError` for a name that no model or that two go by, and for more names than models."""
     if len(called) > len(tuned):
         raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="one --as NAME for each RUN")
     for name in called:
@@ -168,9 +168,10 @@ def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
             raise UsageError(
                 f"{name!r} cannot be a model's name: 1 to {_LONGEST_NAME} characters, no space, = or comma"
             )
-    return [replace(one, name=name) for one, name in zip(tuned, called, strict=False)] + list(
-        tuned[len(called) :]
-    )
+    named = [replace(one, name=name) for one, name in zip(tuned, called, strict=False)]
+    named += tuned[len(called) :]
+    running.require_own_names(named)
+    return named
 
 
 def _vllm(ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:

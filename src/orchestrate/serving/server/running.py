@@ -98,12 +98,17 @@ def serve(tuned: Sequence[Tuned], home: Path, terms: Terms, *, base: str | None 
         engine.close()
 
 
+def require_own_names(tuned: Sequence[Tuned]) -> None:
+    """Raise `UsageError` for a name that two models go by: an engine would answer with one of them."""
+    names = [t.name for t in tuned]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise UsageError(f"two models are called {twice[0]!r}", fix="--as NAME, once for each RUN")
+
+
 def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[dict[str, Any], str]:
     """What `Engine` takes, and the name of the base. Raises `UsageError` for models that do not go
     together."""
-    names = [t.name for t in tuned]
-    if twice := [n for n in names if names.count(n) > 1]:
-        raise UsageError(f"two models are called {twice[0]!r}", fix="give one a suffix in its spec")
+    require_own_names(tuned)
     bases = {t.base_name for t in tuned}
     if base is not None:
         bases.add(hub_name(base))
