@@ -155,11 +155,13 @@ def test_the_gateway(machine: Machine) -> None:
     (machine.folder / "orchestrate.toml").write_text(f"{settings.text}\n{named}")
     machine.run("orchestrate keys trust --project")
     bob = machine.told("orchestrate gateway keys add bob-again")["key"]
-    with machine.served(f"{serve} --port 0", r"http://127\.0\.0\.1:\d+\S*") as url:
-        with OpenAI(base_url=url, api_key=bob, max_retries=0) as client:
-            assert {"support", "ft:gpt-4o-mini-2024-07-18:acme-inc:support:AAAA1111"} <= {
-                model.id for model in client.models.list()
-            }
+    with (
+        machine.served(f"{serve} --port 0", r"http://127\.0\.0\.1:\d+\S*") as url,
+        OpenAI(base_url=url, api_key=bob, max_retries=0) as client,
+    ):
+        assert {"support", "ft:gpt-4o-mini-2024-07-18:acme-inc:support:AAAA1111"} <= {
+            model.id for model in client.models.list()
+        }
 
 
 def test_the_queue(machine: Machine) -> None:
