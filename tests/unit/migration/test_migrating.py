@@ -21,7 +21,7 @@ from tests.unit.migration.conftest import chat_rows
 
 from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
 from orchestrate.costing import parse_flag
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import ConfigError, OverBudget, UsageError
 from orchestrate.migration import plan as plans
 from orchestrate.migration import targets
 from orchestrate.migration.parity import parity
@@ -321,6 +321,13 @@ def written(ft: Orchestrator, path: Path) -> plans.Plan:
     wanted = order("openai", models={"openai": "gpt-4.1-mini"})
     account.write_plan(ft, path, account.proposed(ft, wanted, quiet), 0.2)
     return plans.read(path)
+
+
+def test_a_backend_that_is_not_set_up_ends_a_plan_before_any_run_is_skipped(
+    ft: Orchestrator, old: RunHandle
+) -> None:
+    with pytest.raises(ConfigError, match="azure"):
+        account.proposed(ft, order("azure", "together"), quiet)
 
 
 @pytest.mark.slow

@@ -50,7 +50,9 @@ def proposed(
 ) -> list[PlannedMove]:
     """For every run that succeeded and whose model falls silent on an announced day, the soonest first; of
     runs that were trained with the very same settings on the same data, the newest. `priced` gets what each
-    would be submitted as. Offline."""
+    would be submitted as. Offline. Raises `ConfigError` for a backend that isn't set up here."""
+    for name in ft.backends(list(order.to)):
+        ft.provider(name)  # it would be the reason to skip every run
     found: list[PlannedMove] = []
     seen: dict[tuple[str, str, str], str] = {}
     for run in _leaving(ft):
