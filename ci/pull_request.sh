@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # What the GitHub Action does: check and quote a spec, gate an evaluation, and tell it on the pull request.
+# The pull request's files are all around: Python is isolated (-I), so that it imports none of them.
 # From the environment: SPEC PROVIDER FAIL_ABOVE_USD GATE, and GitHub's own PULL_REQUEST GITHUB_STEP_SUMMARY.
 set -uo pipefail
 
@@ -24,7 +25,7 @@ part() { # part TITLE COMMAND...: its output under a title; its exit code
 marker="<!-- orchestrate: ${SPEC//[^A-Za-z0-9._\/-]/-} -->"
 
 ours() { # the number of the comment that an earlier run wrote for this spec; nothing where there is none
-  gh pr view "$PULL_REQUEST" --json comments | MARKER="$marker" python3 -c '
+  gh pr view "$PULL_REQUEST" --json comments | MARKER="$marker" python3 -I -c '
 import json, os, sys
 for comment in reversed(json.load(sys.stdin)["comments"]):
     if comment["viewerDidAuthor"] and comment["body"].startswith(os.environ["MARKER"]):
@@ -51,7 +52,7 @@ quotes="$(orchestrate quote "$SPEC" -p "$PROVIDER" --format md 2>/dev/null)" || 
 printf '%s\n\n' "${quotes:-no backend has a price}" >>"$page"
 
 if [ -n "${FAIL_ABOVE_USD:-}" ]; then
-  part "At most $FAIL_ABOVE_USD US dollars" python3 -c '
+  part "At most $FAIL_ABOVE_USD US dollars" python3 -I -c '
 import json, subprocess, sys
 from decimal import Decimal
 told = subprocess.run(["orchestrate", "quote", *sys.argv[2:], "--json"], capture_output=True, text=True).stdout

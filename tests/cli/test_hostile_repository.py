@@ -352,12 +352,19 @@ def test_a_pull_request_is_checked_without_running_it(repository: Repository, tr
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, **repository.env, "PATH": path, "SPEC": "finetune.yaml", "PROVIDER": "all"}
     summary = repository.victim.parent / "summary"
-    env |= {"GITHUB_STEP_SUMMARY": str(summary), "HF_HUB_OFFLINE": "1"}
+    env |= {"GITHUB_STEP_SUMMARY": str(summary), "HF_HUB_OFFLINE": "1", "FAIL_ABOVE_USD": "1000"}
+    env |= {"PULL_REQUEST": "1", "GH_TOKEN": "ghs-users-own-token-0123456789"}
+    tools = repository.victim.parent / "tools"
+    tools.mkdir()
+    (tools / "gh").write_text(f'#!/bin/sh\necho "$*" >> {tools}/told\necho \'{{"comments": []}}\'\n')
+    (tools / "gh").chmod(0o755)
+    env["PATH"] = f"{tools}:{env['PATH']}"
     done = subprocess.run(
         ["bash", str(ROOT / "ci" / "pull_request.sh")], env=env, capture_output=True, text=True, check=False
     )
     assert not repository.harmed(), done.stderr
     assert ("keys trust --project" in summary.read_text()) == (trick != "none")
+    assert "pr comment 1" in (tools / "told").read_text(), "all of the script was run"
     assert done.returncode in (0, 1)
 
 

@@ -12,6 +12,9 @@ from tests.paths import BUNDLED
 
 @pytest.mark.slow
 def test_the_demo(tmp_path: Path, cli: Cli) -> None:
+    module = tmp_path / "shown" / "msgspec.py"  # of a folder that came from elsewhere
+    module.parent.mkdir()
+    module.write_text("raise SystemExit('a module of the folder ran')\n")
     done = cli("demo", "shown")
     assert done.code == 0, done.out + done.err
     beside_keys = {"keys.toml", "trusted.json", "trusted.lock"}

@@ -16,6 +16,7 @@ from orchestrate.data.rows import content, mojibake
 from orchestrate.data.tokens import notations
 from orchestrate.evaluation.metrics import structured
 from orchestrate.local.objectives import grading
+from orchestrate.settings import redaction
 
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
@@ -36,6 +37,7 @@ OWN = {
     "orchestrate.local.plan.adapters": "target modules that the user names",
     "orchestrate.local.plan.sizes": "target modules that the user names",
     "orchestrate.packages": "a field's name",
+    "orchestrate.places.kinds._skypilot.asking": "names of variables, of a file of its own",
     "orchestrate.providers.calls.values": "an escaped ref",
     "orchestrate.providers.compatible.described": "a pattern of the user's description of a host",
     "orchestrate.sandbox.fireworks.names": "an escaped pattern",
@@ -111,6 +113,7 @@ def graded(text: str) -> None:
         (graded, "{{ item.a }"),
         (notations.of_json, "```json "),
         (structured.unfenced, "```\n \n "),
+        (redaction.redact_text, "sk-"),
     ],
 )
 def test_a_text_of_twice_the_length_takes_about_twice_as_long(

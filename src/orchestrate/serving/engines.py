@@ -187,7 +187,8 @@ def started(command: Command, *, patience_s: float = PATIENCE_S) -> Generator[st
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**worker_environment(None), **command.environment},
+            # With -m, and in what it spawns, Python would look for modules in the working folder first.
+            env={**worker_environment(None), **command.environment, "PYTHONSAFEPATH": "1"},
             start_new_session=True,
         )
         try:

@@ -78,6 +78,17 @@ def test_an_engine_that_is_not_here_is_told_as_a_command(known: Known, tmp_path:
     assert "orchestrate verify RUN --at URL" in (raised.value.fix or "")
 
 
+def test_an_engine_takes_no_module_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "argparse.py").write_text("raise SystemExit('a module of the working folder ran')")
+    monkeypatch.chdir(tmp_path)
+    port = own_port()
+    words = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1")
+    with engines.started(engines.Command(words, f"http://127.0.0.1:{port}", alive="/")) as url:
+        assert "argparse.py" in loopback.get(url).text
+
+
 def test_an_engine_is_started_waited_for_and_ended(
     known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

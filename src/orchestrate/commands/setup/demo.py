@@ -176,7 +176,7 @@ class _Demo:
         )
         way = ["--speed", "5"] if train else ["--no-train"]
         submit = f"submit --provider {_hosted_kinds()} --watch --max-cost 25 --again"
-        command = [sys.executable, "-m", "orchestrate.cli", *submit.split()]
+        command = [sys.executable, "-P", "-m", "orchestrate.cli", *submit.split()]
         shown = " ".join(["orchestrate sandbox run", *way, "-- orchestrate", submit])
         return self._process(shown, ["sandbox", "run", *way, "--", *command]).split()
 
@@ -200,7 +200,7 @@ class _Demo:
         print_text(f"\n$ {shown}")
         sys.stdout.flush()
         done = subprocess.run(
-            [sys.executable, "-m", "orchestrate.cli", *words],
+            [sys.executable, "-P", "-m", "orchestrate.cli", *words],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
