@@ -185,13 +185,13 @@ def test_a_quote_of_what_would_be_refused_says_so_and_stands_last(cli: Cli, proj
     assert "adapter.type" in full.json[0]["refused"]
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "leakage", "test"])
+@pytest.mark.parametrize("split", ["train", "validation", "leakage"])
 def test_a_quote_of_rows_that_a_submit_refuses_says_so_and_is_not_the_cheapest(
     cli: Cli, project: Path, split: str
 ) -> None:
-    """As `check` says it: broken rows of any file, and rows that the splits share."""
+    """As `check` says it: broken rows, and those that training and validation share."""
     rows = (project / "train.jsonl").read_text().splitlines(keepends=True)
-    other = rows[:6] if split in ("leakage", "test") else [json.dumps({"messages": []}) + "\n"] * 6
+    other = rows[:6] if split == "leakage" else [json.dumps({"messages": []}) + "\n"] * 6
     (project / "other.jsonl").write_text("".join([*rows, *other] if split == "train" else other))
     name = "validation" if split == "leakage" else split
     asked = ("--provider", "together,fireworks", "--set", f"{name}=other.jsonl")

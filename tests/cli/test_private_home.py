@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Cli
 from tests.cli.terminals import Terminal, until, watchers
-from tests.paths import ROOT, TINY
+from tests.paths import TINY
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
@@ -105,19 +104,12 @@ def test_a_whole_life_leaves_nothing_to_others(
     )
 
 
-OLD_STORE = ROOT / "tests" / "faults" / "store" / "schemas" / "schema-2.sql"
-
-
 @pytest.mark.usefixtures("no_umask")
-def test_what_a_migration_and_a_background_watcher_leave_is_their_owners(
+def test_what_a_background_watcher_leaves_is_its_owners(
     tmp_path: Path, cli: Cli, cli_env: dict[str, str]
 ) -> None:
     home = tmp_path / "home"
     home.mkdir(0o755)
-    with sqlite3.connect(home / "runs.sqlite3") as raw:
-        raw.executescript(OLD_STORE.read_text())
-    raw.close()
-    (home / "runs.sqlite3").chmod(0o600)  # files that are there keep their mode
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in ROWS))
     waits = Durations(file=0.0, validating=300.0, queued=300.0, training=300.0, finalizing=1.0)
     with running(home=tmp_path / "sandbox", train=False, waits=waits) as hosts:
@@ -129,7 +121,7 @@ def test_what_a_migration_and_a_background_watcher_leave_is_their_owners(
         left = {str(path.relative_to(home)) for path in home.rglob("*")}
         try:
             assert any(name.startswith("watchers/") for name in left)
-            assert "runs.sqlite3.schema-2.backup" in left
+            assert "runs.sqlite3" in left
             assert {name: mode for name, mode in open_to_others(home).items() if name in left} == {}
         finally:
             assert cli("watch", "--stop", **hosts.env).code == 0

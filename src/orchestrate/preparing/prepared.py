@@ -175,7 +175,7 @@ def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepar
     spec = with_template(spec)
     own = {backend.name: translated(backend, spec, terms, alone=alone) for backend in backends}
     tokenizers = tokenizers_of(terms.settings, {name: mine for name, (mine, _) in own.items()})
-    named = (spec.train, spec.validation, spec.test)
+    named = (spec.train, spec.validation, spec.test if terms.checked else None)
     marks = {path: mark(path) for path in named if isinstance(path, str)}
     counted = tokenizers if terms.tokens_from is TokensFrom.EXACT else ()
     opened = _open(spec, counted, terms.settings, checked=terms.checked)
@@ -227,14 +227,14 @@ def training_data(spec: JobSpec, tokenizers: Sequence[str], settings: Settings) 
 def _open(
     spec: JobSpec, tokenizers: Sequence[str], settings: Settings, *, checked: bool
 ) -> dict[str, Opened]:
-    """By split; a file that serves as two is read once too. What is in the texts is looked at only where all
-    is `checked`; rows are compared also where splits could share some."""
+    """By split; a file that serves as two is read once too. What is in the texts, and the rows that are held
+    out to test with, are looked at only where all is `checked`; rows of the others are compared anyway."""
     from orchestrate.data import opening
     from orchestrate.data.operations.mix import open_mix
 
     memory = settings.home / "counts"
-    splits = {"train": spec.train, "validation": spec.validation, "test": spec.test}
-    compare = checked or len(set(filter(None, splits.values()))) > 1
+    splits = {"train": spec.train, "validation": spec.validation, "test": spec.test if checked else None}
+    compare = checked or spec.validation is not None
     opened: dict[str | tuple[TrainFile, ...], Opened] = {}
     for split, given in splits.items():
         if given is None or given in opened:
