@@ -35,12 +35,18 @@ def test_processes_that_begin_at_once_begin_one(store: Store, store_url: str) ->
         assert [again.assign(u) for u in USERS] == [found[0].assign(u) for u in USERS]
 
 
+def told(experiment: Experiment) -> None:
+    """Without outcomes of both models the rule would hold still."""
+    for user in USERS:
+        experiment.assign(user)
+        experiment.record(user, "ok", 1, id=user)
+
+
 def test_a_decision_about_a_phase_that_has_ended_changes_nothing(
     store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = Experiment.begin(PLAN, store)
-    for user in USERS:
-        mine.assign(user)
+    told(mine)
     with Experiment.open("bot", store_url) as other:
         late = other.report()
         assert mine.step().applied
@@ -63,6 +69,7 @@ def test_two_that_decide_at_once_make_one_step(
             both.wait(240)
         return seen
 
+    told(mine)
     with Experiment.open("bot", store_url) as other:
         arms = {user: mine.assign(user).arm for user in USERS}
         monkeypatch.setattr(Experiment, "report", together)
