@@ -4,6 +4,7 @@ out."""
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,7 +16,7 @@ from orchestrate import catalog
 from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint
-from orchestrate.gateway.grader_trials import tried
+from orchestrate.gateway.grader_trials import SECONDS, tried
 from orchestrate.gateway.outside import PROJECT, Outside
 from orchestrate.gateway.refusals import no_model, not_tuned
 from orchestrate.local.objectives.grading import ELSEWHERE, refusal, runs_code
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from orchestrate.service.orchestrator import Orchestrator
 
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
+TRIALS = 2
+"""Graders that are tried out at once: each may take a processor and a gigabyte for its time."""
 _GRADERS = "/v1/fine_tuning/alpha/graders"
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
 _CREATED = 1_721_260_800
@@ -47,6 +50,7 @@ class Models:
     def __init__(self, ft: Orchestrator, told: terms.Terms, outside: Outside) -> None:
         self._ft, self._terms, self._outside = ft, told, outside
         self._jobs, self._objects = ft.store.gateway_jobs, ft.store.gateway_objects
+        self._trials = threading.BoundedSemaphore(TRIALS)
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -207,11 +211,17 @@ class Models:
             told = "not allowed here: --allow-grader-code"
             errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
         else:
+            if not self._trials.acquire(blocking=False):
+                told = f"{TRIALS} graders are being tried out already"
+                headers = {"retry-after": str(SECONDS)}
+                raise HostError(429, told, code="graders_busy", type="rate_limit_error", headers=headers)
             try:
                 grade = tried(asked.grader, asked.model_sample, asked.item or {})
                 reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
             except _BROKEN as error:
                 errors = {"other_error": True, "other_error_details": str(error)}
+            finally:
+                self._trials.release()
         return graded(asked.grader, reward, errors, time.monotonic() - begun)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def test_a_grader_that_takes_its_time_holds_nobody_up(openai: OpenAI, gateway: G
     [answer] = answers
     assert answer.status_code in (200, 422), answer.text
     assert listed >= 3 or what != "long texts", "nobody else was answered"
+
+
+@pytest.mark.slow
+def test_many_heavy_graders_are_told_to_come_back(gateway: Gateway) -> None:
+    """Each takes its whole time; were all taken, no thread would be left for other requests."""
+    long = {"answer": " ".join(f"w{n}" for n in range(20_000))}
+    slots = "{{item.answer}} " * 40
+    grader = {"name": "heavy", "type": "text_similarity", "evaluation_metric": "rouge_l", "input": slots}
+    body = {"grader": grader | {"reference": slots + "x"}, "model_sample": "x", "item": long}
+    with gateway.http() as http, ThreadPoolExecutor(12) as pool:
+        http.timeout = 240
+        asked = [pool.submit(http.post, "fine_tuning/alpha/graders/run", json=body) for _ in range(12)]
+        answers = [one.result() for one in asked]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused and len(refused) < 12 and {a.status_code for a in answers} == {200, 429}
+    assert all(int(a.headers["retry-after"]) > 0 and a.headers["x-should-retry"] == "true" for a in refused)
 
 
 @pytest.mark.slow
