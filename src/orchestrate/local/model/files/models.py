@@ -152,7 +152,7 @@ def source(name: str) -> str:
 def _no_gguf(model: str) -> None:
     """Raises `UsageError` for a GGUF file, a folder of nothing else, or a hub's repository named for them."""
     path = _at(model)
-    named = path.suffix.lower() == ".gguf" or (not path.exists() and path.name.lower().endswith("-gguf"))
+    named = path.suffix.lower() == ".gguf" or (path.name.lower().endswith("-gguf") and not _is_dir(path))
     if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
         raise UsageError(
             f"{model} is GGUF, which can be served but not trained; name the model's safetensors",
