@@ -66,10 +66,9 @@ class Place:
     def writes(self, number: int, body: dict[str, Any]) -> Any:
         said = self.script[(number - 1) % len(self.script)] if self.script else "answer"
         if said == KILL:
-            self.host.bill(100, 0)
             self.reached.set()
             self.killed.wait(60)
-            return Lost()
+            return Lost()  # is billed at its most, once
         if said != "answer":
             return said
         if "criteria" in body["messages"][-1]["content"] or "answer to rate" in str(body["messages"]):
