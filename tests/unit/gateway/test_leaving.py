@@ -57,11 +57,13 @@ def openai(gateway: Gateway) -> Iterator[OpenAI]:
 def test_imported_jobs_are_listed_among_those_made_here(openai: OpenAI, before: list[Any]) -> None:
     file = openai.files.create(file=("t.jsonl", rows(mark="new")), purpose="fine-tune").id
     new = openai.fine_tuning.jobs.create(model=ASKED, training_file=file)
-    made = sorted([*before, new], key=lambda job: (job.created_at, job.id), reverse=True)
-    wanted = [job.id for job in made]
     until(lambda: len(list(openai.fine_tuning.jobs.list(limit=1))) == 4)
-    for limit in (1, 2, 100):
-        assert [job.id for job in openai.fine_tuning.jobs.list(limit=limit)] == wanted
+    listed = [(job.created_at, job.id) for job in openai.fine_tuning.jobs.list(limit=100)]
+    assert sorted(listed) == sorted((job.created_at, job.id) for job in [*before, new])
+    times = [created_at for created_at, _ in listed]  # whole seconds, so that several may be of the same one
+    assert times == sorted(times, reverse=True)
+    for limit in (1, 2):
+        assert [(job.created_at, job.id) for job in openai.fine_tuning.jobs.list(limit=limit)] == listed
     old = openai.fine_tuning.jobs.retrieve(before[0].id)
     facts = ("id", "model", "status", "created_at", "fine_tuned_model", "training_file", "hyperparameters")
     for name in (*facts, "seed", "user_provided_suffix", "trained_tokens"):
