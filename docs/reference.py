@@ -16,7 +16,7 @@ from typing import Any
 import orchestrate
 from orchestrate import JobSpec, Orchestrator, costing, errors
 from orchestrate.cli import COMMANDS, LazyCommand
-from orchestrate.commands.setup.schema import OUTPUTS, of
+from orchestrate.commands.setup.schema import names, of
 from orchestrate.commands.terminal.pages import examples
 from orchestrate.settings import config
 from orchestrate.spec import specfile
@@ -153,7 +153,7 @@ def json_output() -> str:
     ]
     rows: list[tuple[str, str]] = []
     records: dict[str, Any] = {}
-    for name in OUTPUTS:
+    for name in names():
         made = of(name)
         rows.append((f"`{name}`", kind(made)))
         records |= made["$defs"]

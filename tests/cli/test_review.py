@@ -18,7 +18,7 @@ from tests.cli.conftest import Cli
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered
 
 from orchestrate import JobSpec, Orchestrator
-from orchestrate.commands.setup.schema import AnswersReviewing
+from orchestrate.commands.evaluation.review import AnswersReviewing
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import structs
 from rich.text import Text
 
 from orchestrate import days
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     note,
     orchestrator,
     out,
-    print_json,
     settings_of,
     table,
 )
@@ -25,6 +26,9 @@ from orchestrate.profile import this_machine
 from orchestrate.service.setup import backends, models
 from orchestrate.service.setup.models import HostModel, Model
 
+if TYPE_CHECKING:
+    from orchestrate.service.records import ModelChanges
+
 app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
 
 ProviderFilter = Annotated[
@@ -33,26 +37,38 @@ ProviderFilter = Annotated[
 ]
 
 
+class ModelShown(Model, frozen=True, kw_only=True, omit_defaults=True):
+    ids: dict[str, str]  # pyright: ignore[reportIncompatibleMethodOverride,reportIncompatibleVariableOverride]
+
+
+def _shown(model: Model) -> ModelShown:
+    return ModelShown(**structs.asdict(model), ids=model.ids)
+
+
 @app.command("list", hidden=True)
 @app.command()
+@command
 def search(
     context: typer.Context,
     query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,
     provider: ProviderFilter = None,
-    json: Json = False,
-) -> None:
+) -> Output[list[ModelShown]]:
     """Models whose names hold all the words; all of them without words."""
     if provider is not None:
         backends.chosen(settings_of(context), provider)
-    found = models.search(" ".join(query or []), provider)
-    if json:
-        print_json([_with_ids(m) for m in found])
-        return
-    if not found:
-        where = f" on {provider}" if provider else ""
-        raise UsageError(
-            f"no model matches {' '.join(query or [])!r}{where}", fix="orchestrate models  lists all"
-        )
+    words = " ".join(query or [])
+    found = [_shown(model) for model in models.search(words, provider)]
+
+    def view(found: Sequence[ModelShown]) -> None:
+        if not found:
+            where = f" on {provider}" if provider else ""
+            raise UsageError(f"no model matches {words!r}{where}", fix="orchestrate models  lists all")
+        _show_list(found)
+
+    return Output(found, view)
+
+
+def _show_list(found: Sequence[ModelShown]) -> None:
     today = days.today()
     shown = table("model", "size", "context", "tuned on", "ends", right=("size", "context"))
     for m in found:
@@ -62,15 +78,15 @@ def search(
 
 
 @app.command()
+@command
 def show(
     name: Annotated[str, typer.Argument(help="Canonical name, hub id or a host's id.")],
-    json: Json = False,
-) -> None:
+) -> Output[ModelShown]:
     """One model: its ids, methods, limits, end dates and where each is known from."""
-    model = models.find(name)
-    if json:
-        print_json(_with_ids(model))
-        return
+    return Output(_shown(models.find(name)), _show)
+
+
+def _show(model: ModelShown) -> None:
     hub = f"  hub: {model.hub}" if model.hub else ""
     out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
     if told := _told(model):
@@ -92,6 +108,7 @@ def show(
 
 
 @app.command()
+@command
 def refresh(
     context: typer.Context,
     provider: Annotated[
@@ -100,32 +117,24 @@ def refresh(
             "--provider", "-p", help="Backends, comma-separated; or all.", autocompletion=completing.backends
         ),
     ] = "all",
-    json: Json = False,
-) -> None:
+) -> Output[ModelChanges]:
     """Ask the hosts which models they tune, with limits and end dates, and show what differs from the
     catalog. Changes nothing."""
     with orchestrator(context) as ft:
         found = ft.model_changes(provider)
-    if json:
-        print_json(found)
+    return Output(found, _show_changes, 4 if found.skipped and not found.changes else 0)
+
+
+def _show_changes(found: ModelChanges) -> None:
+    shown = table("backend", "model", "field", "catalog", "host")
+    for change in found.changes:
+        shown.add_row(change.provider, change.model, change.field, change.ours or "-", change.theirs or "-")
+    if found.changes:
+        out.print(shown)
     else:
-        shown = table("backend", "model", "field", "catalog", "host")
-        for change in found.changes:
-            shown.add_row(
-                change.provider, change.model, change.field, change.ours or "-", change.theirs or "-"
-            )
-        if found.changes:
-            out.print(shown)
-        else:
-            note("the catalog agrees with every host that was asked")
-        for name, reason in found.skipped.items():
-            note(f"{name} was not asked: {reason}")
-    if found.skipped and not found.changes:
-        raise typer.Exit(4)
-
-
-def _with_ids(model: Model) -> dict[str, Any]:
-    return model.to_dict() | {"ids": model.ids}
+        note("the catalog agrees with every host that was asked")
+    for name, reason in found.skipped.items():
+        note(f"{name} was not asked: {reason}")
 
 
 def _size(model: Model) -> str:

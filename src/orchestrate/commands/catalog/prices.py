@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ from rich.text import Text
 
 from orchestrate import days
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import SANDBOX, Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import SANDBOX, note, orchestrator, out, table
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.commands.terminal.rates import RateOpt, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
@@ -45,6 +47,7 @@ def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
 
 
 @app.command("list")
+@command
 def list_prices(
     context: typer.Context,
     provider: ProviderFilter = None,
@@ -53,8 +56,7 @@ def list_prices(
     gpu: Annotated[str | None, typer.Option(help="Only hours of a GPU whose name holds this: H100.")] = None,
     all: Annotated[bool, typer.Option("--all", help="Ended and superseded prices too.")] = False,
     rate: RateOpt = None,
-    json: Json = False,
-) -> None:
+) -> Output[list[Rate]]:
     """Prices in force today. Without a provider, method, model or GPU: how many of each kind there are, and
     their range."""
     book = book_of(context, rate)
@@ -74,35 +76,33 @@ def list_prices(
         raise UsageError(
             "no price matches", fix="orchestrate prices list  without options shows providers and methods"
         )
-    if json or all or any(f is not None for f in (provider, method, model, gpu, rate)):
-        _print(found, json=json)
-    else:
-        _print_kinds(found)
+    chosen = all or any(f is not None for f in (provider, method, model, gpu, rate))
+    return Output(found, _show_each if chosen else _show_kinds)
 
 
 @app.command()
+@command
 def show(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model, as in orchestrate models.")],
     rate: RateOpt = None,
-    json: Json = False,
-) -> None:
+) -> Output[list[Rate]]:
     """Every price that concerns one model, on each backend that tunes it."""
     entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
             f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
         )
-    _print(found, json=json)
+    return Output(found, _show_each)
 
 
 @app.command()
+@command
 def check(
     context: typer.Context,
     older_than: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Allowed age of a price.")] = 60,
     provider: ProviderFilter = None,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[list[Rate]]]:
     """Prices in force that were last checked too long ago, oldest first. Exit code 1 when there are any."""
     today = days.today()
     stale = [
@@ -111,12 +111,11 @@ def check(
         if (today - r.last_checked).days > older_than and (provider is None or r.provider == provider)
     ]
     stale.sort(key=lambda r: r.last_checked)
-    if json or stale:
-        _print(stale, json=json)
+    yield Output(stale, _show_each, 1 if stale else 0)
     if stale:
         note(f"{count(len(stale), 'price')} last checked more than {count(older_than, 'day')} ago")
-        raise typer.Exit(1)
-    note(f"every price in force was checked within {count(older_than, 'day')}")
+    else:
+        note(f"every price in force was checked within {count(older_than, 'day')}")
 
 
 @app.command()
@@ -141,13 +140,13 @@ def validate(
 
 
 @app.command()
+@command
 def accuracy(
     context: typer.Context,
     runs: Annotated[
         bool, typer.Option("--runs", help="Each run's quote and bill, by component, instead.")
     ] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Accuracy]] | Output[list[Reconciliation]]:
     """How far quotes were from bills, over all runs of this store that succeeded."""
     from orchestrate.preparing.quoting import accuracy as measured
 
@@ -155,18 +154,11 @@ def accuracy(
         found = measured(ft.store.runs.matching())
         kept = ft.store.history.reconciliations() if runs else []
     if runs:
-        _print_reconciliations(kept, json=json)
-        return
-    if json:
-        print_json(found)
-        return
-    if not found:
-        note(_NONE_YET)
-        return
-    _print_accuracy(found)
+        return Output(kept, _show_reconciliations)
+    return Output(found, _show_accuracy)
 
 
-def _print_kinds(rates: list[Rate]) -> None:
+def _show_kinds(rates: list[Rate]) -> None:
     kinds: dict[tuple[str, str, str], list[Rate]] = {}
     for r in rates:
         kinds.setdefault((r.provider, ", ".join(r.methods), r.unit.removeprefix("usd_")), []).append(r)
@@ -179,9 +171,8 @@ def _print_kinds(rates: list[Rate]) -> None:
     note("--provider, --method, --model or --gpu shows each with its source; --all ended ones too")
 
 
-def _print(rates: list[Rate], *, json: bool) -> None:
-    if json:
-        print_json(rates)
+def _show_each(rates: list[Rate]) -> None:
+    if not rates:
         return
     today = days.today()
     shown = table(
@@ -203,10 +194,7 @@ def _print(rates: list[Rate], *, json: bool) -> None:
     out.print(shown)
 
 
-def _print_reconciliations(found: list[Reconciliation], *, json: bool) -> None:
-    if json:
-        print_json(found)
-        return
+def _show_reconciliations(found: list[Reconciliation]) -> None:
     if not found:
         note(_NONE_YET)
         return
@@ -229,7 +217,10 @@ def _print_reconciliations(found: list[Reconciliation], *, json: bool) -> None:
     out.print(shown)
 
 
-def _print_accuracy(found: list[Accuracy]) -> None:
+def _show_accuracy(found: list[Accuracy]) -> None:
+    if not found:
+        note(_NONE_YET)
+        return
     shown = table(
         "backend", "runs", "median error", "worst", "bias", "within band", "quoted", "billed",
         right=("runs", "median error", "worst", "bias", "within band", "quoted", "billed"),

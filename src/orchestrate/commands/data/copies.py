@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,12 +21,15 @@ from orchestrate.commands.data.options import (
 )
 from orchestrate.commands.data.views import note_rewritten
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import Json, note, out, print_json, settings_of, table
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import note, out, prints_json, settings_of, table
 from orchestrate.errors import MissingExtra, UsageError
 from orchestrate.text import count
 from orchestrate.types import Severity
 from orchestrate.underway import BYTES, work
+
+if TYPE_CHECKING:
+    from orchestrate.service.records import ConvertReport, DedupeReport, SplitReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class Messages:
     time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When it is said.")] = None
 
 
-@grouped
+@command
 def convert(
     context: typer.Context,
     file: FileArg,
@@ -76,8 +80,7 @@ def convert(
     ] = False,
     messages: Messages,
     reading: Reading,
-    json: Json = False,
-) -> None:
+) -> Output[ConvertReport]:
     """Rows in another format: without loss, or not at all unless --allow-loss. Tickets and mails, with one
     message a row, become conversations: --thread, --role, --assistant."""
     from orchestrate.service.data import files as data
@@ -85,7 +88,7 @@ def convert(
     format = data.format_of(settings_of(context), to)
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or data.beside(file, f"{to}.{ending}")
-    if json and data.is_stdout(target):
+    if prints_json() and data.is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
     with (
         _conversations(file, messages, reading.ignored or ()) as joined,
@@ -101,12 +104,12 @@ def convert(
             workers=reading.workers,
             progress=progress,
         )
-    if json:
-        print_json(report)
-        return
+    return Output(report, partial(_show_converted, tell=note if data.is_stdout(target) else out.print))
+
+
+def _show_converted(report: ConvertReport, tell: Callable[[str], None]) -> None:
     for loss in report.losses:
         note(f"{'lost' if loss.severity is Severity.ERROR else loss.severity}: {loss.message}")
-    tell = note if data.is_stdout(target) else out.print
     tell(f"{report.output}: {count(report.written, 'row')}, {report.left_out:,} left out")
 
 
@@ -121,7 +124,7 @@ class Sides:
     near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True
 
 
-@grouped
+@command
 def split(
     file: FileArg,
     shares: Annotated[
@@ -133,8 +136,7 @@ def split(
     *,
     sides: Sides,
     reading: Reading,
-    json: Json = False,
-) -> None:
+) -> Output[SplitReport]:
     """By content: the same row falls on the same side, also after rows were added. Conversations stay
     whole."""
     from orchestrate.service.data import files as data
@@ -152,9 +154,10 @@ def split(
             workers=reading.workers,
             progress=progress,
         )
-    if json:
-        print_json(report)
-        return
+    return Output(report, _show_split)
+
+
+def _show_split(report: SplitReport) -> None:
     shown = table("split", "rows", "share", "file", right=("rows", "share"))
     for part in report.files:
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
@@ -166,7 +169,7 @@ def split(
             note(f"{part.split} is empty: add rows, give it a larger share, or try another --seed")
 
 
-@grouped
+@command
 def dedupe(
     file: FileArg,
     output: OutputOpt = None,
@@ -175,8 +178,7 @@ def dedupe(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     *,
     reading: Reading,
-    json: Json = False,
-) -> None:
+) -> Output[DedupeReport]:
     """Keep the first of each set of equal rows, and log the others."""
     from orchestrate.service.data import files as data
 
@@ -190,9 +192,10 @@ def dedupe(
             workers=reading.workers,
             progress=progress,
         )
-    if json:
-        print_json(report)
-        return
+    return Output(report, partial(_show_deduped, file=file))
+
+
+def _show_deduped(report: DedupeReport, file: str) -> None:
     counts = f"{report.exact:,} equal, {report.near:,} nearly equal"
     out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
     if report.left_out:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from orchestrate.amounts import amount
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     ended_by_signal,
     err,
     note,
     out,
-    print_json,
     require_unpriced,
     settings_of,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import PayOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.generate import GenerateReport
+    from orchestrate.service.records import ExportReport, ReviewCounts
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
 
@@ -72,7 +71,7 @@ class Wish:
     seed: Annotated[int, typer.Option(min=0, help="Decides which seed rows are shown in which request.")] = 0
 
 
-@grouped
+@command
 def generate(
     context: typer.Context,
     seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
@@ -82,8 +81,7 @@ def generate(
     *,
     writer: Writer,
     wish: Wish,
-    json: Json = False,
-) -> None:
+) -> Output[GenerateReport]:
     """New rows in the form of SEEDS, written by a chat model: checked, without repeats, marked for review.
 
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
@@ -113,14 +111,15 @@ def generate(
         report = generation.generate(
             settings, seeds, target, author, order, hosts=wish.hosts, progress=progress
         )
-    if json:
-        print_json(report)
-    else:
-        _show(report)
-    if code := _EXIT[report.stopped]:
-        raise typer.Exit(code)
+    return Output(report, _show, _EXIT[report.stopped])
 
 
+class Reviewing(TypedDict):
+    url: str
+    counts: ReviewCounts
+
+
+@command
 def review(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file on this machine.")],
     export: Annotated[
@@ -128,8 +127,7 @@ def review(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[Reviewing] | Output[ExportReport]]:
     """Accept, edit or reject rows on a local page, by keyboard. Ctrl-C ends it, and the next time goes on.
 
     FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
@@ -138,19 +136,13 @@ def review(
 
     if export is not None:
         report = data.Review(file).export(export)
-        if json:
-            print_json(report)
-        else:
-            out.print(f"{report.output}: {count(report.written, 'row')}")
-            note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
+        yield Output(report, _show_export)
         return
     with data.serving(file, port=port) as page, ended_by_signal() as ended:
         counts = page.review.counts()
-        if json:
-            print_json({"url": page.url, "counts": counts})
-            sys.stdout.flush()
-        else:
-            out.print(page.url, soft_wrap=True)
+        yield Output(
+            Reviewing(url=page.url, counts=counts), lambda shown: out.print(shown["url"], soft_wrap=True)
+        )
         note(f"{counts.pending:,} of {count(counts.rows, 'row')} to decide; Ctrl-C ends the review")
         if browser and err.is_terminal:
             import webbrowser
@@ -162,6 +154,11 @@ def review(
         f"{counts.accepted + counts.edited:,} accepted, {counts.rejected:,} rejected, "
         f"{counts.pending:,} to decide; orchestrate data review {file} --export OUT  writes the accepted ones"
     )
+
+
+def _show_export(report: ExportReport) -> None:
+    out.print(f"{report.output}: {count(report.written, 'row')}")
+    note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
 
 
 def _text(given: str) -> str:

@@ -4,8 +4,9 @@ generate and judge are offline."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -25,25 +26,28 @@ from orchestrate.commands.data.options import (
 )
 from orchestrate.commands.data.record import from_record
 from orchestrate.commands.data.views import show_check, show_inspect, show_preview
-from orchestrate.commands.terminal.console import Json, note, orchestrator, print_json, settings_of
-from orchestrate.commands.terminal.options import TokensOpt, grouped
+from orchestrate.commands.terminal.command import Output, command, shown_already
+from orchestrate.commands.terminal.console import note, orchestrator, settings_of
+from orchestrate.commands.terminal.options import TokensOpt
 from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom
 from orchestrate.underway import BYTES, work
+
+if TYPE_CHECKING:
+    from orchestrate.service.records import CheckReport, FixReport, InspectReport, PreviewReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
 
 @app.command()
-@grouped
+@command
 def inspect(
     file: FileArg,
     model: ModelOpt = None,
     tokenizer: TokenizerOpt = None,
     *,
     reading: Reading,
-    json: Json = False,
-) -> None:
+) -> Output[InspectReport]:
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
     from orchestrate.service.data import files as data
 
@@ -56,10 +60,7 @@ def inspect(
             workers=reading.workers,
             progress=progress,
         )
-    if json:
-        print_json(report)
-    else:
-        show_inspect(report)
+    return Output(report, show_inspect)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +90,13 @@ class Wanted:
     tokens: TokensOpt = TokensFrom.EXACT
 
 
+class DataChecked(TypedDict):
+    report: CheckReport
+    fix: FixReport | None
+
+
 @app.command()
-@grouped
+@command
 def check(
     context: typer.Context,
     file: FileArg,
@@ -102,8 +108,7 @@ def check(
     ] = False,
     output: OutputOpt = None,
     reading: Reading,
-    json: Json = False,
-) -> None:
+) -> Output[DataChecked]:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
     from orchestrate.service.data import files as data
 
@@ -121,14 +126,14 @@ def check(
     with engine(reading.engine, reading.workers), work("checking", BYTES) as progress:
         report = data.check(paths, options, progress=progress)
     fixed = data.fix(file, repaired, hosts=options.hosts, columns=columns) if repaired else None
-    if json:
-        print_json({"report": report, "fix": fixed})
-    else:
-        show_check(report, fixed)
-        if not options.near:
-            note("near duplicates were not looked for; --near looks for them and takes about twice as long")
-    if not report.ok:
-        raise typer.Exit(1)
+    checked = DataChecked(report=report, fix=fixed)
+    return Output(checked, partial(_show_checked, near=options.near), 0 if report.ok else 1)
+
+
+def _show_checked(checked: DataChecked, near: bool) -> None:
+    show_check(checked["report"], checked["fix"])
+    if not near:
+        note("near duplicates were not looked for; --near looks for them and takes about twice as long")
 
 
 app.command()(convert)
@@ -153,7 +158,7 @@ class Shown:
 
 
 @app.command()
-@grouped
+@command
 def preview(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE|RUN", help="A file, or a run whose host shows rows.")],
@@ -165,8 +170,7 @@ def preview(
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
-    json: Json = False,
-) -> None:
+) -> Output[PreviewReport]:
     """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
     run by its host's own account of them."""
     from orchestrate.service.data import files as data
@@ -193,10 +197,7 @@ def preview(
     if html is not None:
         html.write_text(data.html(report), encoding="utf-8")
         note(f"written: {html}")
-    if json:
-        print_json(report)
-    elif html is None:
-        show_preview(report)
+    return Output(report, show_preview if html is None else shown_already)
 
 
 app.command()(generate)

@@ -11,22 +11,22 @@ import typer
 from orchestrate.amounts import amount
 from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     note,
     orchestrator,
     out,
-    print_json,
     require_agreed,
     warn,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 
 if TYPE_CHECKING:
     from orchestrate.service.evaluation.judging import JudgePlan, JudgeReport
+    from orchestrate.service.records import FromReview
 
 RubricOpt = Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")]
 KeyVariableOpt = Annotated[
@@ -60,7 +60,7 @@ class By:
     skip_failed: SkipFailedOpt = False
 
 
-@grouped
+@command
 def judge(
     context: typer.Context,
     file: FileArg,
@@ -71,8 +71,7 @@ def judge(
     ] = 0.8,
     output: OutputOpt = None,
     yes: PayOpt = False,
-    json: Json = False,
-) -> None:
+) -> Output[JudgeReport]:
     """Rows rated by a model, by a rubric; the good ones in one file, the rejected ones in another, with
     reasons.
 
@@ -94,7 +93,7 @@ def judge(
         require_agreed(question, high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
         with asking_bar(plan.questions) as progress:
             report = prepared.run(progress)
-    print_json(report) if json else _show(report)
+    return Output(report, _show)
 
 
 def _tell(plan: JudgePlan) -> None:
@@ -125,6 +124,7 @@ def _show(report: JudgeReport) -> None:
     note(f"{mean}each row's score and reason: {report.log}{cost}")
 
 
+@command
 def from_review(
     context: typer.Context,
     review: Annotated[str, typer.Argument(metavar="REVIEW", help="The id of a review, or of its run.")],
@@ -135,8 +135,7 @@ def from_review(
     agreement: Annotated[
         float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must say the same.")
     ] = 0.6,
-    json: Json = False,
-) -> None:
+) -> Output[FromReview]:
     """What people said of answers, as training rows for preference tuning. What makes no row is counted."""
     from orchestrate.service.evaluation import reviewing
 
@@ -145,9 +144,10 @@ def from_review(
     with orchestrator(context) as ft:
         wanted = "dpo" if format == "dpo" else "kto"
         done = reviewing.from_review(ft, review, output, format=wanted, agreement=agreement)
-    if json:
-        print_json(done)
-        return
+    return Output(done, _show_rows)
+
+
+def _show_rows(done: FromReview) -> None:
     out.print(f"{done.output}: {count(done.rows, 'row')} for {done.format}", soft_wrap=True)
     if done.left_out:
         note("left out: " + ", ".join(f"{why} {n:,}" for why, n in sorted(done.left_out.items())))

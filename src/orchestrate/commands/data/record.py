@@ -13,26 +13,26 @@ import typer
 from orchestrate.amounts import amount
 from orchestrate.commands.data.options import OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     confirm,
     goes_on,
     note,
     orchestrator,
     out,
-    print_json,
     require_agreed,
     table,
     warn,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
     from orchestrate.service.migration.recording import Due, Recording, RecordPlan
+    from orchestrate.service.records import FromRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Shown:
     listed: Annotated[bool, typer.Option("--list", help="The recordings that there are.")] = False
 
 
-@grouped
+@command
 def record(
     context: typer.Context,
     name: Annotated[
@@ -80,8 +80,7 @@ def record(
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None,
     skip_failed: SkipFailedOpt = False,
     yes: PayOpt = False,
-    json: Json = False,
-) -> None:
+) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
     """Keep a model's answers now, with their log-probabilities where the host gives them: they prove parity
     when it is silent.
 
@@ -91,15 +90,10 @@ def record(
     from orchestrate.service.migration import recording
 
     with orchestrator(context) as ft:
-        if shown.calendar or shown.listed:
-            found = recording.calendar(ft) if shown.calendar else recording.all_recordings(ft)
-            if json:
-                print_json(found)
-            elif shown.calendar:
-                _show_calendar(recording.calendar(ft))
-            else:
-                _show_list(recording.all_recordings(ft))
-            return
+        if shown.calendar:
+            return Output(recording.calendar(ft), _show_calendar)
+        if shown.listed:
+            return Output(recording.all_recordings(ft), _show_list)
         if name is None:
             raise UsageError("name a run or a model to record", fix="orchestrate record --calendar")
         sampling = Sampling(samples=asked.samples, temperature=asked.temperature, max_tokens=asked.max_tokens)
@@ -120,10 +114,7 @@ def record(
             kept = "what was answered is kept and paid; the same command goes on with the rest"
             with goes_on(kept), asking_bar(plan.asked.questions) as progress:
                 done = prepared.run(progress)
-    if json:
-        print_json(done)
-        return
-    _show(done)
+    return Output(done, _show)
 
 
 def _tell(plan: RecordPlan) -> None:
@@ -209,6 +200,7 @@ def _show_day(day: date, dues: list[Due]) -> None:
     out.print()
 
 
+@command
 def from_record(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="RECORDING", help="The id of a recording.")],
@@ -216,8 +208,7 @@ def from_record(
     accept_terms: Annotated[
         bool, typer.Option("--accept-terms", help="You have read the terms that are told, and may do it.")
     ] = False,
-    json: Json = False,
-) -> None:
+) -> Output[FromRecord]:
     """A recording as rows to train on. The terms of the model's host are told, and have to be agreed to."""
     from orchestrate.service.migration import recording
 
@@ -228,9 +219,10 @@ def from_record(
         if not confirm("May you train on these answers?", yes=accept_terms):
             raise UsageError("nothing was written: nobody agreed to the terms", fix="--accept-terms")
         done = recording.from_record(ft, name, output or Path(f"{name}.jsonl"))
-    if json:
-        print_json(done)
-        return
+    return Output(done, _show_rows)
+
+
+def _show_rows(done: FromRecord) -> None:
     out.print(f"{done.output}: {count(done.rows, 'row')}", soft_wrap=True)
     if done.left_out:
         note("left out: " + ", ".join(f"{why} {n:,}" for why, n in sorted(done.left_out.items())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
@@ -11,22 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 import typer
 
 from orchestrate.commands.servers.serve import Where
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     confirm,
     ended_by_signal,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.commands.tuned.exporting import AcceptOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 
 if TYPE_CHECKING:
+    from orchestrate.service.records import OutcomesTaken
     from orchestrate.types import ExperimentPlan, ExperimentReport
 
 app = typer.Typer(
@@ -74,7 +74,7 @@ class Going:
 
 
 @app.command()
-@grouped
+@command
 def serve(
     context: typer.Context,
     *,
@@ -84,8 +84,7 @@ def serve(
     where: Where,
     going: Going,
     accept_licence: AcceptOpt = None,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[ABServing]]:
     """Begin an experiment or go on with it: a proxy before both models that speaks the chat completions API,
     until interrupted. The experiment goes on when it is started again."""
     from orchestrate.service.serving import experiments
@@ -114,11 +113,7 @@ def serve(
             name, phase = experiment.plan.name, experiment.phases()[-1]
             url = f"{up.url}/v1"
             shown = ABServing(url=url, model=name, id=experiment.id, share=phase.share, auto=going.auto)
-            if json:
-                print_json(shown)
-            else:
-                print_text(f"{url}\n  {name}")
-            sys.stdout.flush()
+            yield Output(shown, lambda shown: print_text(f"{shown['url']}\n  {shown['model']}"))
             note(f"{phase.share:.0%} of users get the tuned model; say who asks by {going.user_header}")
             note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
             note(
@@ -145,6 +140,7 @@ def _require_every_outcome(plan: ExperimentPlan) -> None:
 
 
 @app.command()
+@command
 def status(
     context: typer.Context,
     name: Annotated[
@@ -154,8 +150,7 @@ def status(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help=".html, .json or .txt.")
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Carry out what the rule says.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[ExperimentReport] | Output[list[ABListed]]:
     """What the evidence shows now, and what the rule says. It may be looked at as often as one likes."""
     from orchestrate.service.serving import experiments
 
@@ -165,29 +160,21 @@ def status(
             if apply or output is not None:
                 raise UsageError("name the experiment", fix="orchestrate ab status  lists them")
             listed = [one.report() for one in found]
-            if json:
-                print_json(
-                    [ABListed(id=r.id, name=r.plan.name, state=r.state, share=r.share) for r in listed]
-                )
-                return
-            for one in listed:
-                out.print(experiments.standing(one), soft_wrap=True)
-            if not listed:
-                note("no experiment was begun yet: orchestrate ab serve PLAN.yaml")
-            return
+            shown = [ABListed(id=r.id, name=r.plan.name, state=r.state, share=r.share) for r in listed]
+            return Output(shown, lambda _: _show_list(listed))
         report = found[0].step() if apply else found[0].report()
         if output is not None:
             note(f"written to {experiments.save(report, output)}")
-    _show(report, json=json)
+    return Output(report, _show)
 
 
 @app.command()
+@command
 def record(
     context: typer.Context,
     name: Name,
     files: Annotated[list[Path], typer.Argument(metavar="FILE.jsonl...", help="A line for each outcome.")],
-    json: Json = False,
-) -> None:
+) -> Output[OutcomesTaken]:
     """Record outcomes from files of JSON lines: {"user": "u1", "metric": "resolved", "value": true}. A file
     can be given again, also when it has grown: nothing counts twice."""
     from orchestrate.service.serving import experiments
@@ -195,9 +182,10 @@ def record(
     with orchestrator(context) as ft:
         [experiment] = experiments.found(ft, name)
         taken = experiment.record_files(files)
-    if json:
-        print_json(taken)
-        return
+    return Output(taken, _show_taken)
+
+
+def _show_taken(taken: OutcomesTaken) -> None:
     print_text(f"{count(taken.recorded, 'outcome')} recorded, {taken.repeated:,} known before")
     if taken.unknown_users:
         note(f"{taken.unknown_users:,} of users who were never given a model are not counted")
@@ -206,14 +194,14 @@ def record(
 
 
 @app.command()
+@command
 def stop(
     context: typer.Context,
     name: Name,
     keep: Annotated[Literal["base", "tuned"], typer.Option(help="The model that everybody gets then.")] = (
         "base"
     ),
-    json: Json = False,
-) -> None:
+) -> Output[ExperimentReport]:
     """End an experiment, whatever it shows: everybody gets one model from then on. After the end it changes
     that model, as back to the base once the tuned one has shipped."""
     from orchestrate.service.serving import experiments
@@ -221,10 +209,11 @@ def stop(
     with orchestrator(context) as ft:
         [experiment] = experiments.found(ft, name)
         report = experiments.stop(experiment, keep)
-    _show(report, json=json)
+    return Output(report, _show)
 
 
 @app.command()
+@command
 def size(
     rate: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="How often the base is right now, 0 to 1.")
@@ -235,8 +224,7 @@ def size(
     gain: Annotated[float, typer.Option(help="The difference that should be seen.")] = 0.05,
     share: Annotated[float, typer.Option(min=0.1, max=99.9, help="Of the tuned model, in percent.")] = 10.0,
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5)] = 0.05,
-    json: Json = False,
-) -> None:
+) -> Output[Sized]:
     """How many users it takes to see a difference in four of five experiments. Offline."""
     from orchestrate.service.serving import experiments
 
@@ -251,16 +239,23 @@ def size(
     if not gain or not deviation:
         raise UsageError("a difference of 0, or of what never varies, cannot be seen")
     users = experiments.users_for(gain, deviation, share / 100, alpha)
-    if json:
-        print_json(Sized(users=users, tuned=round(users * share / 100)))
-        return
-    print_text(f"{users:,} users, {round(users * share / 100):,} of them with the tuned model")
+    return Output(Sized(users=users, tuned=round(users * share / 100)), _show_size)
 
 
-def _show(report: ExperimentReport, *, json: bool) -> None:
+def _show_size(size: Sized) -> None:
+    print_text(f"{size['users']:,} users, {size['tuned']:,} of them with the tuned model")
+
+
+def _show(report: ExperimentReport) -> None:
     from orchestrate.service.serving import experiments
 
-    if json:
-        print_json(report)
-    else:
-        out.print(experiments.table(report))
+    out.print(experiments.table(report))
+
+
+def _show_list(listed: Sequence[ExperimentReport]) -> None:
+    from orchestrate.service.serving import experiments
+
+    for one in listed:
+        out.print(experiments.standing(one), soft_wrap=True)
+    if not listed:
+        note("no experiment was begun yet: orchestrate ab serve PLAN.yaml")

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
 from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
     require_unpriced,
     warn,
 )
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -31,6 +31,7 @@ from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan
+    from orchestrate.service.records import Comparison
 
 FORMATS = ("table", "md", "html", "csv", "json")
 
@@ -143,7 +144,7 @@ class Decision:
     show: Annotated[int, typer.Option(min=0, help="Broken and fixed rows to print, of each.")] = 3
 
 
-@grouped
+@command
 def evaluate(
     context: typer.Context,
     run: Annotated[
@@ -157,8 +158,7 @@ def evaluate(
     rows: Rows,
     decision: Decision,
     list_metrics: Annotated[bool, typer.Option("--list", help="The metrics that there are.")] = False,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[Evaluation] | Output[list[str]]]:
     """Runs, their base and other models on held-out rows: scores, what was broken, and whether to ship.
 
     The price and what so many rows can show are told first. Answers are kept: the same command goes on where
@@ -167,7 +167,7 @@ def evaluate(
     from orchestrate.service.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
-        print_json(metric_names()) if json else print_text("\n".join(metric_names()))
+        yield Output(metric_names(), lambda names: print_text("\n".join(names)))
         return
     order = _order(rivals, rows, decision)
     require_reports(decision.output, decision.junit)
@@ -178,11 +178,11 @@ def evaluate(
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
         page = decision.output or (page_of(ft.settings.home, found.id) if decision.open_it else None)
-    _show(found, decision, page, json=json)
-    if decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts)):
-        if not found.verdicts:
-            warn("--gate: there is no verdict, as there is nothing to compare with and no --target")
-        raise typer.Exit(1)
+    _write(found, decision, page)
+    failed = decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts))
+    yield Output(found, partial(_show, rows=decision.show), int(failed))
+    if failed and not found.verdicts:
+        warn("--gate: there is no verdict, as there is nothing to compare with and no --target")
 
 
 def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
@@ -237,7 +237,7 @@ def tell_plan(plan: EvaluationPlan) -> None:
         note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
 
 
-def _show(found: Evaluation, decision: Decision, page: Path | None, *, json: bool) -> None:
+def _write(found: Evaluation, decision: Decision, page: Path | None) -> None:
     from orchestrate.service.evaluation.held_out import report
 
     whole = report(found)
@@ -249,10 +249,12 @@ def _show(found: Evaluation, decision: Decision, page: Path | None, *, json: boo
         note(f"written: {path}")
     if page is not None and decision.open_it:
         opened(page)
-    if json:
-        print_json(found)
-        return
-    out.print(whole.table(decision.show))
+
+
+def _show(found: Evaluation, rows: int) -> None:
+    from orchestrate.service.evaluation.held_out import report
+
+    out.print(report(found).table(rows))
     note(f"each answer is in {found.items_file}")
 
 
@@ -285,6 +287,11 @@ def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], N
         yield tell
 
 
+class Written(TypedDict):
+    output: str
+
+
+@command
 def compare(
     context: typer.Context,
     run: Annotated[list[str], typer.Argument(metavar="RUN...", autocompletion=completing.runs)],
@@ -296,8 +303,7 @@ def compare(
         bool, typer.Option("--all", help="Every number and finding, not only what a choice goes by.")
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[Comparison] | Output[Written]]:
     """Runs side by side: which to take, why and how sure; says when they are not comparable, and why."""
     if format not in FORMATS:
         raise UsageError(f"--format takes {', '.join(FORMATS)}; got {format!r}")
@@ -307,15 +313,10 @@ def compare(
             output = page_of(ft.settings.home, "comparison")
     if output is not None:
         comparison.save(output)
-        if json:
-            print_json({"output": str(output)})
-        else:
-            print_text(str(output))
+        yield Output(Written(output=str(output)), lambda written: print_text(written["output"]))
         if open_it:
             opened(output)
-    elif json or format == "json":
-        print_text(comparison.render("json"))
     elif format == "table":
-        out.print(comparison.table(whole=whole))
+        yield Output(comparison, lambda comparison: out.print(comparison.table(whole=whole)))
     else:
-        print_text(comparison.render(format))
+        yield Output(comparison, lambda comparison: print_text(comparison.render(format)))

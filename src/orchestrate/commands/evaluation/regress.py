@@ -12,17 +12,16 @@ from rich.text import Text
 from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
     require_unpriced,
     table,
 )
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt, grouped
+from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
@@ -71,7 +70,7 @@ class Asking:
     )
 
 
-@grouped
+@command
 def regress(
     context: typer.Context,
     run: Annotated[
@@ -84,8 +83,7 @@ def regress(
     abilities: Abilities,
     asking: Asking,
     list_probes: Annotated[bool, typer.Option("--list", help="The built-in probes.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[Regression] | Output[list[str]]:
     """Did it forget anything? The tuned model against its base on small probes, your own sets, and lm-eval.
 
     Each ability is kept, forgotten or inconclusive by an interval and a margin: too few rows are no proof
@@ -94,8 +92,7 @@ def regress(
     from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
 
     if list_probes:
-        print_json(probe_names()) if json else print_text("\n".join(probe_names()))
-        return
+        return Output(probe_names(), lambda names: print_text("\n".join(names)))
     if run is None:
         raise UsageError("name the run to probe", fix="orchestrate runs  lists them")
     order = RegressionOrder(
@@ -125,12 +122,7 @@ def regress(
         require_unpriced(plan.unpriced, yes=asking.yes)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
-    if json:
-        print_json(found)
-    else:
-        _show(found)
-    if asking.gate and not found.settled:
-        raise typer.Exit(1)
+    return Output(found, _show, 1 if asking.gate and not found.settled else 0)
 
 
 def _names(text: str) -> list[str]:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import sys
+import webbrowser
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import (
-    Json,
     ended_by_signal,
     err,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
     table,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 from orchestrate.types import Score
 
 if TYPE_CHECKING:
     from orchestrate.service.evaluation.reviewing import Planned, ReviewOrder, ReviewResult
+    from orchestrate.service.records import Exported, Imported
 
 _TENTATIVE, _FIRM = 0.667, 0.8
 """Krippendorff's own bounds of alpha."""
@@ -93,7 +94,14 @@ class Else:
     ] = 0.6
 
 
-@grouped
+class AnswersReviewing(TypedDict):
+    review: str
+    links: dict[str, str]
+    tasks: int
+    done: dict[str, int]
+
+
+@command
 def review(
     context: typer.Context,
     run: Annotated[
@@ -108,8 +116,13 @@ def review(
     what: What,
     place: Place,
     instead: Else,
-    json: Json = False,
-) -> None:
+) -> Iterator[
+    Output[AnswersReviewing]
+    | Output[ReviewResult]
+    | Output[Exported]
+    | Output[Imported]
+    | Output[tuple[Planned, ...]]
+]:
     """People say which answers are better, without knowing whose they are, on a page or on sheets.
 
     The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones;
@@ -121,7 +134,7 @@ def review(
     if sum(chosen) > 1:
         raise UsageError("one of --results, --export, --import and --plan at a time")
     if instead.plan and not run:
-        _show_plan(reviewing.planned(instead.detect), instead.detect, None, json=json)
+        yield Output(reviewing.planned(instead.detect), partial(_show_plan, share=instead.detect))
         return
     if not run:
         raise UsageError("name the runs whose answers are to be rated", fix="orchestrate review RUN")
@@ -131,24 +144,22 @@ def review(
             known = reviewing.existing(ft, run, order)
             if instead.plan:
                 likeness = reviewing.result(ft, known).likeness if known else None
-                _show_plan(reviewing.planned(instead.detect, likeness), instead.detect, likeness, json=json)
+                show = partial(_show_plan, share=instead.detect, likeness=likeness)
+                yield Output(reviewing.planned(instead.detect, likeness), show)
             elif known is None:
                 raise UsageError(
                     "nobody was asked about these answers yet", fix=f"orchestrate review {run[0]}"
                 )
             else:
-                _show(reviewing.result(ft, known), json=json)
+                yield Output(reviewing.result(ft, known), _show)
             return
         desk = reviewing.opened(ft, run, order)
         if instead.export is not None:
-            done = reviewing.export(ft, desk, instead.export, instead.rater)
-            _say(done, f"{done.output}: {count(done.rows, 'row')} of {done.review}", json=json)
+            yield Output(reviewing.export(ft, desk, instead.export, instead.rater), _show_export)
         elif instead.take is not None:
-            taken = reviewing.take(ft, desk, instead.take, instead.rater)
-            told = f"{count(taken.ratings, 'rating')} of {taken.rater}, {taken.unchanged:,} known before"
-            _say(taken, f"{told}, {taken.empty:,} empty", json=json)
+            yield Output(reviewing.take(ft, desk, instead.take, instead.rater), _show_import)
         else:
-            _serve(desk, place, json=json)
+            yield from _serve(desk, place)
 
 
 def _order(what: What) -> ReviewOrder:
@@ -162,11 +173,16 @@ def _names(written: str) -> list[str]:
     return [name.strip() for name in written.split(",") if name.strip()]
 
 
-def _say(record: Any, line: str, *, json: bool) -> None:
-    print_json(record) if json else out.print(line, soft_wrap=True)
+def _show_export(done: Exported) -> None:
+    out.print(f"{done.output}: {count(done.rows, 'row')} of {done.review}", soft_wrap=True)
 
 
-def _serve(desk: Any, place: Place, *, json: bool) -> None:
+def _show_import(taken: Imported) -> None:
+    told = f"{count(taken.ratings, 'rating')} of {taken.rater}, {taken.unchanged:,} known before"
+    out.print(f"{told}, {taken.empty:,} empty", soft_wrap=True)
+
+
+def _serve(desk: Any, place: Place) -> Iterator[Output[AnswersReviewing]]:
     from orchestrate.service.evaluation import reviewing
 
     review = desk.review
@@ -174,12 +190,10 @@ def _serve(desk: Any, place: Place, *, json: bool) -> None:
         desk, raters=_names(place.raters), host=place.host, port=place.port, names=place.name or ()
     )
     with served as page, ended_by_signal() as ended:
-        if json:
-            print_json({"review": review.id, "links": page.links, "tasks": review.tasks, "done": desk.done()})
-        for who, link in page.links.items():
-            if not json:
-                print_text(f"{who}: {link}" if who else link)
-        sys.stdout.flush()
+        shown = AnswersReviewing(
+            review=review.id, links=dict(page.links), tasks=review.tasks, done=desk.done()
+        )
+        yield Output(shown, _show_links)
         note(f"{review.id}: {count(review.tasks, 'task')} over {count(review.items, 'item')}, {review.kind}")
         if review.same:
             note(
@@ -188,21 +202,21 @@ def _serve(desk: Any, place: Place, *, json: bool) -> None:
         if place.host is None:
             note("for phones and other machines: --host 0.0.0.0, or a tunnel and --name its host name")
         note("the links are the right to rate; Ctrl-C ends the page, and no rating is lost")
-        if place.browser and err.is_terminal and not json:
-            import webbrowser
-
-            webbrowser.open(next(iter(page.links.values())))
+        if place.browser and err.is_terminal and (browse := for_people(webbrowser.open)):
+            browse(next(iter(page.links.values())))
         ended.wait()
     done = ", ".join(f"{who} {n}" for who, n in desk.done().items()) or "nothing"
     note(f"rated: {done}, of {review.tasks}; orchestrate review {review.id} --results")
 
 
-def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None, *, json: bool) -> None:
+def _show_links(page: AnswersReviewing) -> None:
+    for who, link in page["links"].items():
+        print_text(f"{who}: {link}" if who else link)
+
+
+def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None = None) -> None:
     from orchestrate.service.evaluation.reviewing import LIKENESS
 
-    if json:
-        print_json(plans)
-        return
     shown = table(
         "raters of each item",
         "items",
@@ -218,10 +232,7 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None,
     note(f"correlation of two raters' votes on one item: {value:.2f}, {known}")
 
 
-def _show(found: ReviewResult, *, json: bool) -> None:
-    if json:
-        print_json(found)
-        return
+def _show(found: ReviewResult) -> None:
     review = found.review
     if not found.ratings:
         note(f"nothing of {review.id} is rated yet: orchestrate review {review.id}")

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from orchestrate import text
-from orchestrate.commands.terminal.console import confirm, err, goes_on, note, out, print_json, table, warn
+from orchestrate.commands.terminal.command import Output
+from orchestrate.commands.terminal.console import confirm, err, goes_on, note, out, table, warn
 from orchestrate.commands.terminal.rates import require_used
 from orchestrate.errors import UsageError
 
@@ -18,13 +17,14 @@ if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
     from orchestrate.service.migration.account import Carried
     from orchestrate.service.migration.migrating import MigrationOrder
+    from orchestrate.service.records import PlannedMove
 
 _TOLD_EVERY = 25
 
 
 def write(
-    ft: Orchestrator, path: Path, order: MigrationOrder, *, rates: list[str] | None, json: bool
-) -> None:
+    ft: Orchestrator, path: Path, order: MigrationOrder, *, rates: list[str] | None
+) -> Output[list[PlannedMove]]:
     """The plan of all runs. Nothing is sent."""
     from orchestrate.service.migration import account
 
@@ -38,12 +38,13 @@ def write(
     if prepared:
         require_used(ft, rates, *prepared, serving=order.use is not None)
     account.write_plan(ft, path, planned, order.margin)
-    moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
-    if json:
-        print_json(planned)
-        return
-    note(f"{path}: {text.count(len(planned), 'run')}, of which {len(moved):,} can be moved")
-    note(f"edit it, then: orchestrate migrate --plan {path}")
+
+    def view(planned: list[PlannedMove]) -> None:
+        moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
+        note(f"{path}: {text.count(len(planned), 'run')}, of which {len(moved):,} can be moved")
+        note(f"edit it, then: orchestrate migrate --plan {path}")
+
+    return Output(planned, view)
 
 
 def carry_out(
@@ -55,8 +56,7 @@ def carry_out(
     yes: bool,
     again: bool,
     dry: bool,
-    json: bool,
-) -> None:
+) -> Output[list[Carried]] | None:
     """What the plan says, within its budget; exit code 1 where an entry is not done."""
     from orchestrate.service.migration.account import PreparedPlan, cost_usd
     from orchestrate.service.migration.migrating import TAG
@@ -78,14 +78,12 @@ def carry_out(
     note(f"at most {text.money(plan.high_usd)} of the budget of {text.money(plan.plan.budget_usd)}")
     plan.require_budget()
     if dry:
-        return
+        return None
     if plan.new and not confirm(f"Submit {text.count(len(plan.new), 'run')}?", yes=yes):
         raise UsageError("nothing was submitted: nobody agreed to the price", fix="add --yes")
     with goes_on("what was submitted goes on; the same command goes on from here, and submits nothing twice"):
         done = plan.run(path.with_suffix(".reports"), note)
-    print_json(done) if json else _show(done)
-    if any(one.problem for one in done):
-        raise typer.Exit(1)
+    return Output(done, _show, 1 if any(one.problem for one in done) else 0)
 
 
 def _show(done: list[Carried]) -> None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate import text
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     goes_on,
     note,
     orchestrator,
     out,
-    print_json,
     table,
     warn,
 )
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
+@command
 def take(
     context: typer.Context,
     providers: Annotated[list[str], typer.Argument(metavar="PROVIDER...", help="Backends, as in together.")],
@@ -38,8 +38,7 @@ def take(
         bool, typer.Option(help="Fetch training and validation files, where the host gives them out.")
     ] = True,
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
-    json: Json = False,
-) -> None:
+) -> Output[list[Taken]]:
     """Take the past jobs of an account into the store, read-only on the host: settings, files by their
     content, metrics, events, checkpoints, the tuned model and what it cost. It can be repeated, and goes on
     where it was interrupted. Then what is at stake: which models fall silent when, and what can be made
@@ -59,13 +58,12 @@ def take(
                 taken.append(
                     importing.take(ft, name, since=at, every=every, details=details, files=files, tell=tell)
                 )
-    if json:
-        print_json(taken)
-    else:
-        for one in taken:
-            _show(one)
-    if any(one.problems for one in taken):
-        raise typer.Exit(4)
+    return Output(taken, _show_all, 4 if any(one.problems for one in taken) else 0)
+
+
+def _show_all(taken: list[Taken]) -> None:
+    for one in taken:
+        _show(one)
 
 
 def _show(taken: Taken) -> None:

@@ -11,17 +11,17 @@ import typer
 from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import (
-    Json,
+    err,
     goes_on,
     note,
     orchestrator,
     out,
-    print_json,
     require_unpriced,
     warn,
 )
-from orchestrate.commands.terminal.options import ServingOptions, grouped, models_given
+from orchestrate.commands.terminal.options import ServingOptions, models_given
 from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.errors import UsageError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
     from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration
     from orchestrate.service.migration.parity import Migration
+    from orchestrate.service.records import Carried, PlannedMove, Proposal
+    from orchestrate.types import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Where:
     rate: RateOpt = None
 
 
-@grouped
+@command
 def migrate(
     context: typer.Context,
     run: Annotated[
@@ -112,8 +114,14 @@ def migrate(
     spending: SpendingOptions,
     proof: Proof,
     steps: Steps,
-    json: Json = False,
-) -> None:
+) -> (
+    Output[Migration]
+    | Output[Proposal]
+    | Output[list[Run]]
+    | Output[list[PlannedMove]]
+    | Output[list[Carried]]
+    | None
+):
     """Move a tuned model to other backends, and prove that it does what it did.
 
     Proposes models, tells what becomes of each setting, quotes, asks, trains, then compares old and new on
@@ -121,32 +129,30 @@ def migrate(
     """
     order = _order(where, serving, proof)
     if where.every or where.plan is not None:
-        _account(context, run, where, order, spending, steps, json=json)
-        return
+        return _account(context, run, where, order, spending, steps)
     if run is None or not where.to:
         raise UsageError("name a run and where it is to go", fix="orchestrate migrate RUN --to BACKEND")
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
         from orchestrate.service.migration.migrating import PreparedMigration
+        from orchestrate.service.migration.parity import report
 
         prepared = PreparedMigration(ft, run, order)
         if prepared.prepared is not None:
             require_used(ft, where.rate, prepared.prepared, serving=order.use is not None)
-        if not json or not steps.dry_run:
-            _propose(prepared)
         if steps.dry_run:
-            if json:
-                print_json(prepared.proposal)
-            return
+            return Output(prepared.proposal, _propose)
+        _propose(prepared.proposal)
         handles = _submit(ft, prepared, spending, steps)
         if not steps.wait:
             note("the same command without --no-wait goes on from here, and compares")
-            print_json([handle.record for _, handle in handles]) if json else None
-            return
+            return Output([handle.record for _, handle in handles], shown_already)
         with goes_on("what was submitted goes on; the same command goes on from here, and compares"):
             found = finish(ft, prepared, handles, yes=spending.yes)
-    _show(found, steps.output, json=json)
-    if any(moved.problem and proof.proof for moved in found.moved) or (steps.gate and not found.parity):
-        raise typer.Exit(1)
+    if steps.output is not None:
+        report(found).save(steps.output)
+        note(f"written: {steps.output}")
+    failed = any(moved.problem and proof.proof for moved in found.moved) or (steps.gate and not found.parity)
+    return Output(found, lambda found: out.print(report(found).table()), int(failed))
 
 
 def _account(
@@ -156,9 +162,7 @@ def _account(
     order: MigrationOrder,
     spending: SpendingOptions,
     steps: Steps,
-    *,
-    json: bool,
-) -> None:
+) -> Output[list[PlannedMove]] | Output[list[Carried]] | None:
     from orchestrate.commands.migration import account as migrate_account
 
     if run is not None or where.plan is None or where.train is not None:
@@ -168,9 +172,9 @@ def _account(
         )
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
         if where.every:
-            migrate_account.write(ft, where.plan, order, rates=where.rate, json=json)
+            return migrate_account.write(ft, where.plan, order, rates=where.rate)
         else:
-            migrate_account.carry_out(
+            return migrate_account.carry_out(
                 ft,
                 where.plan,
                 order,
@@ -178,7 +182,6 @@ def _account(
                 yes=spending.yes,
                 again=spending.again,
                 dry=steps.dry_run,
-                json=json,
             )
 
 
@@ -206,11 +209,10 @@ def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrde
     )
 
 
-def _propose(prepared: PreparedMigration) -> None:
-    from orchestrate.commands.terminal.console import err
+def _propose(proposal: Proposal) -> None:
     from orchestrate.service.migration.parity import proposal_table
 
-    err.print(proposal_table(prepared.proposal))
+    err.print(proposal_table(proposal))
 
 
 def _submit(
@@ -227,7 +229,7 @@ def _submit(
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
     new = [found for found in earlier if found.known is None]
-    how = Carrying(spending, strict=False, watch=False, json=False)
+    how = Carrying(spending, strict=False, watch=False)
     caps = require_agreement(ft, prepared.prepared, new, how)
     runs: list[RunHandle] = []
     failures = submit_each(ft, prepared.prepared, earlier, caps, runs, strict=False)
@@ -254,16 +256,3 @@ def finish(
             require_unpriced(plan.unpriced, yes=yes)
         with asking_bar(sum(a.questions for a in plan.asked) if plan is not None else 0) as progress:
             return proof.run(progress)
-
-
-def _show(found: Migration, output: Path | None, *, json: bool) -> None:
-    from orchestrate.service.migration.parity import report
-
-    whole = report(found)
-    if output is not None:
-        whole.save(output)
-        note(f"written: {output}")
-    if json:
-        print_json(found)
-    else:
-        out.print(whole.table())

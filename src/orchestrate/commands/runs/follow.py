@@ -12,20 +12,19 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
 import typer
 from rich.text import Text
 
 from orchestrate import watching
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     err,
     note,
     orchestrator,
     out,
-    print_json,
     stage_text,
     warn,
 )
@@ -39,6 +38,7 @@ from orchestrate.watching import UNSENT
 if TYPE_CHECKING:
     from orchestrate.handles.run import RunHandle
     from orchestrate.service import Orchestrator
+    from orchestrate.service.records import SyncReport
     from orchestrate.watching import Failure, Lease
 
 _TICK_S = 0.5
@@ -46,6 +46,11 @@ _CHECK_S = 2.0
 """How often the background watcher is looked after."""
 _ASKED_AT_ONCE = 8
 """So many runs are asked about before the first picture is drawn; of more, the first sweep tells."""
+
+
+class Stopped(TypedDict):
+    stopped: int
+
 
 HereOpt = Annotated[
     bool | None,
@@ -56,6 +61,7 @@ HereOpt = Annotated[
 ]
 
 
+@command
 def watch(
     context: typer.Context,
     run: Annotated[
@@ -67,8 +73,7 @@ def watch(
     notify_command: CommandOpt = None,
     notify_url: UrlOpt = None,
     notify_desktop: DesktopOpt = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Run]] | Output[Stopped]:
     """Follow runs live until they end. Interrupting it, or closing the terminal, leaves the runs alone.
 
     On a terminal the watching is done by a process in the background, which goes on, and tells when a run
@@ -76,33 +81,27 @@ def watch(
     """
     with orchestrator(context) as ft:
         if stop:
-            _stop(ft, json=json)
-            return
+            return Output(Stopped(stopped=watching.stop_background(ft.settings)), _show_stopped)
         notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
         ft.settings = replace(ft.settings, notify=notify)
         handles = [ft.run(r) for r in run] if run else _reachable(ft)
         follow(ft, handles, here=here)
-        if json:
-            print_json([h.record for h in handles])
-        else:
-            for h in handles:
-                out.print(Text.assemble(f"{h.id}  {h.record.provider}  ", stage_text(h.record)))
-    if any(not _well(h.record) for h in handles):
-        raise typer.Exit(1)
+    runs = [h.record for h in handles]
+    return Output(runs, _show, 0 if all(map(_well, runs)) else 1)
 
 
-def sync(context: typer.Context, json: Json = False) -> None:
+def _show(runs: list[Run]) -> None:
+    for run in runs:
+        out.print(Text.assemble(f"{run.id}  {run.provider}  ", stage_text(run)))
+
+
+@command
+def sync(context: typer.Context) -> Output[SyncReport]:
     """Sweep the hosts' lists, bring all runs up to date, and settle creates whose answer was lost."""
     with orchestrator(context) as ft, telling(ft):
         report = ft.sync()
-    if json:
-        print_json(report)
-    else:
-        out.print(str(report))
-    if report.unsettled or report.ending:
-        raise typer.Exit(5)
-    if report.failures:
-        raise typer.Exit(4)
+    code = 5 if report.unsettled or report.ending else 4 if report.failures else 0
+    return Output(report, lambda report: out.print(str(report)), code)
 
 
 def follow(ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None) -> None:
@@ -344,16 +343,13 @@ def _well(run: Run) -> bool:
     return run.status is JobStatus.SUCCEEDED or (not run.status.terminal and run.phase not in UNSENT)
 
 
-def _stop(ft: Orchestrator, *, json: bool) -> None:
-    ended = watching.stop_background(ft.settings)
-    if json:
-        print_json({"stopped": ended})
-    else:
-        note(
-            f"{count(ended, 'background watcher')} ended; the runs go on"
-            if ended
-            else "no background watcher runs"
-        )
+def _show_stopped(ended: Stopped) -> None:
+    watchers = ended["stopped"]
+    note(
+        f"{count(watchers, 'background watcher')} ended; the runs go on"
+        if watchers
+        else "no background watcher runs"
+    )
 
 
 def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_background: bool) -> None:

@@ -12,18 +12,17 @@ import typer
 from rich.text import Text
 
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     SANDBOX,
-    Json,
     filled,
     note,
     orchestrator,
     out,
-    print_json,
     stage_text,
 )
 from orchestrate.errors import UsageError
-from orchestrate.handles.deployment import hourly
+from orchestrate.handles.deployment import DeploymentHandle, hourly
 from orchestrate.progress import cost_so_far, seconds_taken, stage
 from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run
@@ -65,6 +64,7 @@ class _Wanted:
         return tagged and named and (self.status is None or stage(run) == self.status)
 
 
+@command
 def runs(
     context: typer.Context,
     provider: Annotated[
@@ -86,8 +86,7 @@ def runs(
     sandbox: Annotated[
         bool, typer.Option("--sandbox", help="The runs of sandboxes instead; inside one they are among all.")
     ] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Run]]:
     """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     with orchestrator(context) as ft:
         wanted = _Wanted(status, model, tag)
@@ -95,21 +94,26 @@ def runs(
         found = [run.record for run in asked(sandbox=sandbox or None) if wanted.fits(run.record)][:limit]
         elsewhere = 0 if found or sandbox else sum(wanted.fits(r.record) for r in asked(sandbox=True))
         deployed = ft.deployments()
-    if json:
-        print_json(found)
-        return
-    if not found:
-        some = provider is not None or wanted.any
-        if elsewhere:
-            note(f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox")
-            return
-        guess = meant(provider, completing.backend("")) if provider else ""
-        note(
-            f"no run matches{guess}; orchestrate runs  lists all"
-            if some
-            else "no runs yet: orchestrate submit"
-        )
-        return
+
+    def view(_: list[Run]) -> None:
+        if found:
+            _show(found, deployed, sandbox=sandbox)
+        else:
+            note(_nothing(provider, wanted, elsewhere))
+
+    return Output(found, view)
+
+
+def _nothing(provider: str | None, wanted: _Wanted, elsewhere: int) -> str:
+    if elsewhere:
+        return f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox"
+    if provider is None and not wanted.any:
+        return "no runs yet: orchestrate submit"
+    guess = meant(provider, completing.backend("")) if provider else ""
+    return f"no run matches{guess}; orchestrate runs  lists all"
+
+
+def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox: bool) -> None:
     if sandbox:
         out.print(SANDBOX)
     cells = _cells(found, chips=not sandbox)

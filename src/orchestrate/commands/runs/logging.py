@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import note, orchestrator, out
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 
+if TYPE_CHECKING:
+    from orchestrate.service.records import Logged
 
+
+@command
 def log(
     context: typer.Context,
     to: Annotated[str, typer.Option("--to", help="mlflow, wandb or tensorboard.")],
@@ -31,8 +36,7 @@ def log(
         str | None, typer.Option(help="Experiment or project there. Default: orchestrate.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until the runs have ended.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Logged]]:
     """Put runs, ended or on their way, into an experiment tracker: settings, metrics, outcome, cost, scores.
     What it has already is not put there again."""
     from orchestrate.service.training import logging
@@ -50,9 +54,10 @@ def log(
                 )
             else:
                 told = logging.log(ft, found, tracker)
-    if json:
-        print_json(told)
-        return
+    return Output(told, _show)
+
+
+def _show(told: list[Logged]) -> None:
     for one in told:
         out.print(f"{one.run_id}  {count(one.values, 'new value')}  {one.where}", soft_wrap=True)
     for line in dict.fromkeys(line for one in told for line in one.notes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,18 +14,16 @@ from rich.text import Text
 
 from orchestrate import watching
 from orchestrate.commands.runs import orphans
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     SANDBOX,
-    Json,
     err,
     orchestrator,
     out,
-    print_json,
     table,
     warn,
 )
 from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.settings.keys import hide
@@ -42,6 +40,7 @@ from orchestrate.text import NOTHING, count, joined, rate
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
+    from orchestrate.spending.orphans import OrphanReport
 
 _CENT = Decimal("0.01")
 
@@ -156,30 +155,28 @@ class End:
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it is ended.")] = False
 
 
-@grouped
+@command
 def spending(
-    context: typer.Context, *, what: What, fail: Fail, tell: Tell, end: End, json: Json = False
-) -> None:
+    context: typer.Context, *, what: What, fail: Fail, tell: Tell, end: End
+) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
     """What was spent, is committed and is left; then, by asking every configured account, all that still
     bills or could, made from here or not, and what could not be asked."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:
                 raise UsageError("--end-orphans asks the hosts, and --offline does not")
-            raise typer.Exit(orphans.run(ft, sandbox=what.sandbox, yes=end.yes, json=json))
+            yield orphans.ended(ft, sandbox=what.sandbox, yes=end.yes)
+            return
         fail.require(what, ft.settings)
         telling = tell.settings(ft.settings)
         report = what.ask(ft)
-        if json:
-            print_json(report)
-        else:
-            _show(report)
         code = fail.code(report)
-        for problem in watching.announce(telling, message(report)) if telling else ():
+        yield Output(report, _show, code)
+        problems = watching.announce(telling, message(report)) if telling else ()
+        for problem in problems:
             warn(f"notification failed: {problem}")
-            code = code or HostUnavailable.exit_code
-    if code:
-        raise typer.Exit(code)
+        if problems and not code:
+            raise typer.Exit(HostUnavailable.exit_code)
 
 
 def message(report: SpendingReport) -> dict[str, Any]:

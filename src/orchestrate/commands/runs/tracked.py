@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from msgspec import structs
 from rich.text import Text
 
 from orchestrate.amounts import amount
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     RunArg,
     fitted,
     note,
     orchestrator,
     out,
-    print_json,
     stage_text,
     table,
     warn,
@@ -24,7 +26,19 @@ from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.handles.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.text import limit, money, quoted, rate
-from orchestrate.types import Contender, Evaluation, Feature, JobStatus, Measure, Run
+from orchestrate.types import (
+    Checkpoint,
+    Contender,
+    Deployment,
+    Evaluation,
+    Event,
+    Feature,
+    JobStatus,
+    Measure,
+    MetricPoint,
+    Proof,
+    Run,
+)
 from orchestrate.types.proof import badge
 from orchestrate.watching import UNSENT, UNSETTLED
 
@@ -44,7 +58,14 @@ Refresh = Annotated[
 ]
 
 
-def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+class RunShown(Run, frozen=True, kw_only=True):
+    evaluations: tuple[Evaluation, ...] = ()
+    deployment: Deployment | None = None
+    proofs: tuple[Proof, ...] = ()
+
+
+@command
+def show(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[RunShown]:
     """One run: status, settings, progress, cost."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
@@ -52,14 +73,16 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         evaluations = ft.evaluations(record.id)
         deployed = handle.deployment()
         proofs = handle.proofs()
-    if json:
-        more = {
-            "proofs": [p.to_dict() for p in proofs],
-            "evaluations": [e.to_dict() for e in evaluations],
-            "deployment": deployed.record.to_dict() if deployed is not None else None,
-        }
-        print_json(record.to_dict() | more)
-        return
+    shown = RunShown(
+        **structs.asdict(record),
+        proofs=tuple(proofs),
+        evaluations=tuple(evaluations),
+        deployment=deployed.record if deployed is not None else None,
+    )
+    return Output(shown, partial(_show, deployed=in_words(deployed) if deployed is not None else None))
+
+
+def _show(record: RunShown, deployed: str | None) -> None:
     facts: dict[str, str | Text | None] = {
         "run": record.id,
         "backend": f"{record.provider} at {record.host}",
@@ -71,8 +94,10 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "progress": f"step {record.step or 0} of {record.total_steps}" if record.total_steps else None,
         "trained tokens": f"{record.trained_tokens:,}" if record.trained_tokens else None,
         "tuned model": record.tuned_model,
-        "deployment": in_words(deployed) if deployed is not None else None,
-        "served as trained": badge(proofs) if record.status is JobStatus.SUCCEEDED or proofs else None,
+        "deployment": deployed,
+        "served as trained": badge(record.proofs)
+        if record.status is JobStatus.SUCCEEDED or record.proofs
+        else None,
         "early stopped": "yes" if record.early_stopped else None,
         "error": record.error.message if record.error else None,
         "quote": _quote(record),
@@ -87,7 +112,7 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Jso
         "digest of data": record.dataset_digest[:16],
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _told(k, v)),
     }
-    for e in evaluations:
+    for e in record.evaluations:
         for c in e.contenders:
             if c.run_id == record.id:
                 mine = [m for m in e.measures if m.contender == c.name and not m.slice]
@@ -116,32 +141,36 @@ def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
     return f"{base}{m.score.value:.3f} [{m.score.low:.3f}, {m.score.high:.3f}] n={m.score.n}"
 
 
-def events(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+@command
+def events(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[Event]]:
     """What the host said about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ft.provider(handle.record.provider).require(Feature.EVENTS)
         _fresh(ft, handle, refresh)
         found = handle.events()
-    if json:
-        print_json(found)
-        return
+    return Output(found, _show_events)
+
+
+def _show_events(found: list[Event]) -> None:
     for e in found:
         style = {"error": "red", "warning": "yellow"}.get(e.level, "default")
         head = f"{e.at:%Y-%m-%d %H:%M:%S}  "
         out.print(Text.assemble(head, (f"{e.level:<7}", style), f"  {e.message}"), soft_wrap=True)
 
 
-def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+@command
+def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[MetricPoint]]:
     """Loss and other values by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ft.provider(handle.record.provider).require(Feature.METRICS)
         _fresh(ft, handle, refresh)
         found = handle.metrics()
-    if json:
-        print_json(found)
-        return
+    return Output(found, _show_metrics)
+
+
+def _show_metrics(found: list[MetricPoint]) -> None:
     names = list(dict.fromkeys(name for point in found for name in point.values))
     for part in _side_by_side(names, out.width):
         shown = table("step", *part, right=("step", *part))
@@ -166,7 +195,8 @@ def _side_by_side(names: list[str], width: int) -> list[list[str]]:
     return parts
 
 
-def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, json: Json = False) -> None:
+@command
+def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[Checkpoint]]:
     """Checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
@@ -174,38 +204,46 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None, js
         provider.require(Feature.CHECKPOINTS)
         _fresh(ft, handle, refresh)
         found = handle.checkpoints()
-    if json:
-        print_json(found)
-        return
+
+    def view(_: list[Checkpoint]) -> None:
+        _show_checkpoints(found)
+        if found and handle.record.status is JobStatus.SUCCEEDED:
+            for said, command in uses_of_checkpoint(provider, handle.id, found[-1].id):
+                note(f"{said}:\n  {command}")
+            if Feature.DEPLOY in provider.features:
+                note(NOT_DEPLOYED)
+
+    return Output(found, view)
+
+
+def _show_checkpoints(found: list[Checkpoint]) -> None:
     shown = table("checkpoint", "step", "created", "model", right=("step",))
     for c in found:
         made = f"{c.created_at:%Y-%m-%d %H:%M:%S}" if c.created_at else ""
         shown.add_row(c.id, str(c.step or ""), made, c.model or "")
     out.print(shown)
-    if found and handle.record.status is JobStatus.SUCCEEDED:
-        for said, command in uses_of_checkpoint(provider, handle.id, found[-1].id):
-            note(f"{said}:\n  {command}")
-        if Feature.DEPLOY in provider.features:
-            note(NOT_DEPLOYED)
 
 
-def cancel(context: typer.Context, run: RunArg, json: Json = False) -> None:
+@command
+def cancel(context: typer.Context, run: RunArg) -> Iterator[Output[Run]]:
     """End a run. What was trained so far is billed by most hosts. Exit code 5: it is not known yet whether it
     has a job, which is ended as soon as it is found."""
     with orchestrator(context) as ft:
         after = ft.run(run).cancel()
-        _show_status(after, json=json)
-    if after.phase in UNSETTLED:
+    unsettled = after.phase in UNSETTLED
+    yield Output(after, _show_status, OutcomeUnknown.exit_code if unsettled else 0)
+    if unsettled:
         note("a job of it may be there; it is cancelled as soon as it is found:  orchestrate sync")
-        raise typer.Exit(OutcomeUnknown.exit_code)
 
 
-def pause(context: typer.Context, run: RunArg, json: Json = False) -> None:
+@command
+def pause(context: typer.Context, run: RunArg) -> Output[Run]:
     """Pause a run, where the backend can."""
     with orchestrator(context) as ft:
-        _show_status(ft.run(run).pause(), json=json)
+        return Output(ft.run(run).pause(), _show_status)
 
 
+@command
 def resume(
     context: typer.Context,
     run: RunArg,
@@ -221,24 +259,23 @@ def resume(
             min=0, help="At a place: other hours for the whole run, those that it has used included."
         ),
     ] = None,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[Run]]:
     """Go on with a paused or interrupted run, within its limits or with others."""
     from orchestrate.service.training.queueing import crowded
 
     with orchestrator(context) as ft:
         after = ft.run(run).resume(max_cost_usd=amount(max_cost, "--max-cost"), max_hours=max_hours)
-        _show_status(after, json=json)
+        yield Output(after, _show_status)
         if told := crowded(ft, after):
             note(told)
 
 
+@command
 def abandon(
     context: typer.Context,
     run: RunArg,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the run.")],
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[Run]]:
     """Give up on a run, and on its deployments in an account that can no longer be asked. Their hosts are no
     longer asked about them, and they only count against the budget with what they are known to have cost.
     Ends nothing on the host."""
@@ -248,7 +285,7 @@ def abandon(
             job, host = handle.record.job_id, handle.record.host
             note(f"its job {job} may go on at {host} and be billed; end it there")
         given_up = handle.deployments(over=False)
-        _show_status(handle.abandon(reason), json=json)
+        yield Output(handle.abandon(reason), _show_status)
         for one in given_up:
             r, cost = one.record, one.spent_usd
             hourly = f" {rate(r.usd_per_hour)} an hour" if r.usd_per_hour is not None else ""
@@ -282,11 +319,8 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
         return record
 
 
-def _show_status(run: Run, *, json: bool) -> None:
-    if json:
-        print_json(run)
-    else:
-        out.print(Text.assemble(f"{run.id}  {run.provider}  ", stage_text(run)))
+def _show_status(run: Run) -> None:
+    out.print(Text.assemble(f"{run.id}  {run.provider}  ", stage_text(run)))
 
 
 def _raw(run: Run) -> str:

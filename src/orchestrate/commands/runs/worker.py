@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
-import msgspec
 import typer
 
 from orchestrate import watching
-from orchestrate.commands.terminal.console import Json, confirm, note, orchestrator, out, print_json, warn
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import confirm, note, orchestrator, out, warn
 from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
 from orchestrate.errors import HostUnavailable, MissingKey
-from orchestrate.text import count, inert_json, joined
+from orchestrate.text import count, joined
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrate.service import Orchestrator
-    from orchestrate.watching import Choose, Lost, SyncReport
+    from orchestrate.service.records import Recovery, SyncReport
+    from orchestrate.watching import Choose, Failure, Lost
 
 
+class Recovered(TypedDict):
+    recovery: Recovery
+    sync: SyncReport
+
+
+@command
 def worker(
     context: typer.Context,
     provider: Annotated[
@@ -38,8 +47,7 @@ def worker(
         ),
     ] = None,
     until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no run is on its way.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[SyncReport] | None:
     """Watch the runs of this store until interrupted. Any number of workers may share one store."""
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -62,13 +70,15 @@ def worker(
             for problem in watcher.problems:
                 warn(problem)
             for report in reports:
-                _tell(report, as_json=json)
+                if report.changed or report.adopted or report.not_made or report.alarms or report.hosting:
+                    Output(report, lambda report: out.print(str(report))).line()
 
         watcher.run(stop, until_idle=until_idle, on_turn=shown)
     if stop.is_set():
         note("stopped watching; the runs go on")
 
 
+@command
 def recover(
     context: typer.Context,
     provider: Annotated[
@@ -80,8 +90,7 @@ def recover(
     all_of_them: Annotated[
         bool, typer.Option("--all", help="Take all without asking, including what colleagues submitted.")
     ] = False,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[Recovered]]:
     """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In a shared
     account they may be a colleague's, so they are listed and asked for. Exit code 4: a backend that was
     named, or that has a key, could not be searched."""
@@ -89,24 +98,9 @@ def recover(
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()
         unsearched = [f for f in report.failures if provider != "all" or _has_key(ft, f.provider)]
-    if json:
-        print_json({"recovery": msgspec.to_builtins(report), "sync": msgspec.to_builtins(synced)})
-    else:
-        for verb in ("recovered", "adopted"):
-            for run_id in getattr(report, verb):
-                out.print(f"{verb} {run_id}")
-        for ref in report.doubled:
-            warn(f"{ref} has more than one job; see  orchestrate events {ref}")
-        for failure in report.failures:
-            tell = warn if failure in unsearched else note
-            tell(f"{failure.provider} was not searched in full: {failure.message}")
-        for run_id, words in report.counted.items():
-            note(f"{run_id} counts {words}")
-        for run_id in report.deployments:
-            warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
-        unseen = dict.fromkeys(failure.provider for failure in unsearched)
-        gap = f"; what {joined(list(unseen))} may have besides is not known" if unseen else ""
-        note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} known already{gap}")
+    incomplete = report.doubled or (report.offered and not run)
+    code = 1 if incomplete else HostUnavailable.exit_code if unsearched else 0
+    yield Output(Recovered(recovery=report, sync=synced), partial(_show, unsearched=unsearched), code)
     if report.unpriced:
         warn(f"no budget counts {len(report.unpriced)} of them until their hosts say what they cost:")
         for run_id in report.unpriced:
@@ -115,10 +109,25 @@ def recover(
         there = "" if provider == "all" else f" -p {provider}"
         way = f"orchestrate recover{there} --all   (or name them)"
         note(f"{len(report.offered)} not taken; to take them:  {way}")
-    if report.doubled or (report.offered and not run):
-        raise typer.Exit(1)
-    if unsearched:
-        raise typer.Exit(HostUnavailable.exit_code)
+
+
+def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
+    report = recovered["recovery"]
+    for verb in ("recovered", "adopted"):
+        for run_id in getattr(report, verb):
+            out.print(f"{verb} {run_id}")
+    for ref in report.doubled:
+        warn(f"{ref} has more than one job; see  orchestrate events {ref}")
+    for failure in report.failures:
+        tell = warn if failure in unsearched else note
+        tell(f"{failure.provider} was not searched in full: {failure.message}")
+    for run_id, words in report.counted.items():
+        note(f"{run_id} counts {words}")
+    for run_id in report.deployments:
+        warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
+    unseen = dict.fromkeys(failure.provider for failure in unsearched)
+    gap = f"; what {joined(list(unseen))} may have besides is not known" if unseen else ""
+    note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} known already{gap}")
 
 
 def _has_key(ft: Orchestrator, name: str) -> bool:
@@ -142,14 +151,3 @@ def _choice(named: list[str] | None) -> Choose:
         return [job.run_id for job in lost] if confirm(asked, yes=False) else []
 
     return choose
-
-
-def _tell(report: SyncReport, *, as_json: bool) -> None:
-    moved = report.changed or report.adopted or report.not_made or report.alarms or report.hosting
-    if not moved:
-        return
-    if as_json:
-        sys.stdout.write(inert_json(msgspec.json.encode(report).decode()) + "\n")
-        sys.stdout.flush()
-    else:
-        out.print(str(report))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
+from msgspec import structs
 
 from orchestrate import text
 from orchestrate.amounts import amount
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     ended_by_signal,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.types import GatewayKey
 
 if TYPE_CHECKING:
     from orchestrate.service.serving.gateway import Target
+    from orchestrate.types import AuditEntry
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -77,8 +77,8 @@ class Where:
 
 
 @app.callback()
-@grouped
-def gateway(context: typer.Context, *, where: Where, json: Json = False) -> None:
+@command
+def gateway(context: typer.Context, *, where: Where) -> Iterator[Output[GatewayShown]]:
     """Answer OpenAI's HTTP API for fine-tuning until interrupted: files, jobs, models, chat. The table
     `gateway` of orchestrate.toml says which model on which backend stands behind a name."""
     if context.invoked_subcommand is not None:
@@ -97,17 +97,17 @@ def gateway(context: typer.Context, *, where: Where, json: Json = False) -> None
         )
         with service.serve(ft, told, watching.watcher(ft)) as up:
             models = {name: _target(target) for name, target in told.models.items()}
-            if json:
-                print_json(GatewayShown(url=up.url, models=models))
-            else:
-                print_text(up.url)
-                for name, target in models.items():
-                    print_text(f"  {name}  is  {target}")
-            sys.stdout.flush()
+            yield Output(GatewayShown(url=up.url, models=models), _show)
             if not models:
                 warn("no model is mapped: clients can tune nothing (docs/gateway.md)")
             note("Ctrl-C lets what is being sent end, and stops; jobs go on, here when it is started again")
             ended.wait()
+
+
+def _show(gateway: GatewayShown) -> None:
+    print_text(gateway["url"])
+    for name, target in gateway["models"].items():
+        print_text(f"  {name}  is  {target}")
 
 
 def _target(target: Target) -> str:
@@ -142,14 +142,13 @@ class Scope:
 
 
 @keys.command("add")
-@grouped
+@command
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Whose it is.")],
     *,
     scope: Scope,
-    json: Json = False,
-) -> None:
+) -> Output[KeyMade]:
     """Make a client's key and print it, once: it is kept as a hash. From the first one on, keys are asked
     for."""
     from orchestrate.service.serving import gateway as service
@@ -167,33 +166,37 @@ def add(
             concurrent=scope.concurrent,
             expires_at=scope.expires.replace(tzinfo=UTC) if scope.expires else None,
         )
-    if json:
-        print_json(KeyMade(name=key.name, key=made))
-        return
-    print_text(made)
+    return Output(KeyMade(name=key.name, key=made), _show_key)
+
+
+def _show_key(made: KeyMade) -> None:
+    print_text(made["key"])
     note("it is kept as a hash and cannot be shown again; gateways of this store take it from now on")
 
 
 @keys.command("ls")
-def ls(context: typer.Context, json: Json = False) -> None:
+@command
+def ls(context: typer.Context) -> Output[list[KeyShown]]:
     """All keys, with what their jobs take and what they may."""
     from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft:
         found = service.keys(ft)
-    if json:
-        print_json([{**key.to_dict(), "used_usd": usd, "open_jobs": jobs} for key, usd, jobs in found])
-        return
+    keys = [KeyShown(**structs.asdict(key), used_usd=usd, open_jobs=jobs) for key, usd, jobs in found]
+    return Output(keys, _show_keys)
+
+
+def _show_keys(found: list[KeyShown]) -> None:
     shown = table("name", "project", "state", "used", "jobs going on", "may")
-    for key, usd, jobs in found:
+    for key in found:
         state = "revoked" if key.revoked_at else f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "-"
-        used = text.money(usd)
+        used = text.money(key.used_usd)
         if key.budget_usd is not None:
             used += f" of {text.money(key.budget_usd)}"
         limits = [*key.backends, *key.models, *(f"{name}={target}" for name, target in key.map.items())]
         limits += [f"{key.per_minute} requests a minute"] if key.per_minute else []
         limits += [f"{key.concurrent} jobs at once"] if key.concurrent else []
-        shown.add_row(key.name, key.project, state, used, str(jobs), ", ".join(limits) or "all")
+        shown.add_row(key.name, key.project, state, used, str(key.open_jobs), ", ".join(limits) or "all")
     out.print(shown)
 
 
@@ -208,20 +211,21 @@ def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Of 
 
 
 @app.command("log")
+@command
 def log(
     context: typer.Context,
     key: Annotated[str | None, typer.Option(help="Only of this key.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The last so many.")] = 50,
-    json: Json = False,
-) -> None:
+) -> Output[list[AuditEntry]]:
     """Who changed what, who made and revoked keys, and what was refused, oldest first."""
     from orchestrate.service.serving import gateway as service
 
     with orchestrator(context) as ft:
         found = service.entries(ft, key=key, limit=limit)
-    if json:
-        print_json(found)
-        return
+    return Output(found, _show_log)
+
+
+def _show_log(found: list[AuditEntry]) -> None:
     shown = table("at", "key", "request", "status", "what")
     for entry in found:
         at, asked = f"{entry.at:%Y-%m-%d %H:%M:%S}", f"{entry.method} {entry.path}"

@@ -5,26 +5,25 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     ended_by_signal,
     note,
-    print_json,
     print_text,
     settings_of,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrate.sandbox.server import Sandbox
 
 FIRST_PORT = 8751
@@ -69,15 +68,21 @@ class Hosts:
     also: AlsoOpt = None
 
 
+class SandboxUp(TypedDict):
+    sandbox: bool
+    env: dict[str, str]
+    urls: dict[str, str]
+    home: str
+
+
 @app.callback()
-@grouped
+@command
 def sandbox(
     context: typer.Context,
     *,
     hosts: Hosts,
     port: PortOpt = FIRST_PORT,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[SandboxUp]]:
     """Starts the three hosts, prints the environment that clients need, and serves until interrupted.
 
     Jobs outlive a restart: they are kept under the home folder, and one that was being trained goes on.
@@ -86,19 +91,21 @@ def sandbox(
         return
     kept = hosts.home or _default_home(context)
     with _start(replace(hosts, home=kept), port) as running, ended_by_signal() as ended:
-        if json:
-            print_json({"sandbox": True, "env": running.env, "urls": running.urls, "home": str(running.home)})
-        else:
-            for name, value in running.env.items():
-                print_text(f"export {name}={shlex.quote(value)}")
-        sys.stdout.flush()
+        yield Output(
+            SandboxUp(sandbox=True, env=running.env, urls=running.urls, home=str(running.home)), _show
+        )
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
         note("copy the lines above into another shell; Ctrl-C stops the hosts")
         ended.wait()
 
 
+def _show(up: SandboxUp) -> None:
+    for name, value in up["env"].items():
+        print_text(f"export {name}={shlex.quote(value)}")
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@grouped
+@command
 def run(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="What to run.")],

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
+from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import (
-    Json,
     ended_by_signal,
     note,
     orchestrator,
-    print_json,
     print_text,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.commands.tuned.exporting import AcceptOpt, agreed, show_proof
 from orchestrate.errors import UsageError
 from orchestrate.types import Proof
@@ -118,7 +116,7 @@ class Instead:
     ] = None
 
 
-@grouped
+@command
 def serve(
     context: typer.Context,
     *,
@@ -133,8 +131,7 @@ def serve(
         bool, typer.Option(help="Prove that each model is what was trained, before anything else.")
     ] = True,
     accept_licence: AcceptOpt = None,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[Serving] | Output[list[Added]]]:
     """Serve tuned models and their base by name behind the chat completions API, until interrupted. Each is
     proved first: where the proof fails, nothing is served and the exit code is 1."""
     from orchestrate.service.serving import tuned as serving
@@ -148,7 +145,8 @@ def serve(
             raise UsageError("name a run, or --base MODEL")
         accepted = agreed(ft, names, accept_licence)
         if instead.into is not None:
-            _add(serving.add(ft, names, instead.into, accepted, how.called or ()), json)
+            added = serving.add(ft, names, instead.into, accepted, how.called or ())
+            yield Output([Added(model=m, url=f"{url}/v1", seconds=s) for m, url, s in added], _show_added)
             return
         terms, choice = _terms(where, how), _choice(how)
         with (
@@ -159,7 +157,7 @@ def serve(
                 note(f"engine: {up.engine}, as {up.why}")
             proofs = serving.prove(ft, up, names) if prove else []
             failed = [p for p in proofs if p.state == "failed"]
-            for proof in failed if json else proofs:
+            for proof in for_people(proofs) or failed:
                 show_proof(proof)
             if failed:
                 warn("nothing is served; --no-prove serves it all the same")
@@ -172,11 +170,7 @@ def serve(
                 command=up.command,
                 proofs=proofs,
             )
-            if json:
-                print_json(shown)
-            else:
-                print_text("\n  ".join([shown["url"], *shown["models"]]))
-            sys.stdout.flush()
+            yield Output(shown, lambda shown: print_text("\n  ".join([shown["url"], *shown["models"]])))
             note("Ctrl-C lets answers under way end, and stops")
             ended.wait()
 
@@ -222,10 +216,7 @@ def _keys(ft: Orchestrator, new: str | None, revoked: str | None) -> None:
         note("it is kept as a hash and cannot be shown again; servers that start from now on ask for a key")
 
 
-def _add(added: list[tuple[str, str, float]], json: bool) -> None:
-    if json:
-        print_json([Added(model=name, url=f"{url}/v1", seconds=seconds) for name, url, seconds in added])
-        return
-    for name, url, seconds in added:
-        print_text(f"{name}  {url}/v1")
-        note(f"{name} was loaded in {1000 * seconds:.0f} ms, while the others went on")
+def _show_added(added: list[Added]) -> None:
+    for one in added:
+        print_text(f"{one['model']}  {one['url']}")
+        note(f"{one['model']} was loaded in {1000 * one['seconds']:.0f} ms, while the others went on")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from typing import Annotated, TypedDict
 
 import typer
 
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     ended_by_signal,
     note,
     orchestrator,
-    print_json,
     print_text,
 )
 
@@ -22,6 +21,7 @@ class UiShown(TypedDict):
     read_only: bool
 
 
+@command
 def ui(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
@@ -35,8 +35,7 @@ def ui(
     name: Annotated[
         list[str] | None, typer.Option("--name", help="A host name of this machine from outside.")
     ] = None,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[UiShown]]:
     """Runs, curves, money, quotes, data and new runs as pages in the browser, until Ctrl-C.
 
     The link is the right to see them, and without --read-only to spend. The hosts are asked for news while it
@@ -48,8 +47,7 @@ def ui(
     with orchestrator(context) as ft, ended_by_signal() as ended:
         watcher = None if read_only else watching.watcher(ft)
         with serving(ft, watcher, host=host, port=port, names=name or (), read_only=read_only) as url:
-            print_json(UiShown(url=url, read_only=read_only)) if json else print_text(url)
-            sys.stdout.flush()
+            yield Output(UiShown(url=url, read_only=read_only), lambda shown: print_text(shown["url"]))
             note("the link is the key to these pages; Ctrl-C ends them, and the runs go on")
             if open:
                 import webbrowser

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import note, orchestrator, out
 from orchestrate.commands.training.translations import show_memory
 from orchestrate.errors import UsageError
 from orchestrate.text import size
+
+if TYPE_CHECKING:
+    from orchestrate.service.records import Bench
+    from orchestrate.types import MemoryPlan
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -21,6 +26,7 @@ DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU
 
 
 @app.command()
+@command
 def bench(
     context: typer.Context,
     model: Annotated[
@@ -29,8 +35,7 @@ def bench(
     threads: ThreadsOpt = None,
     device: DeviceOpt = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to train.")] = 20.0,
-    json: Json = False,
-) -> None:
+) -> Output[Bench]:
     """Measures this machine's training speed by training; quotes for `local` use it from then on."""
     from orchestrate.service.setup import machine
 
@@ -38,9 +43,10 @@ def bench(
         home = ft.settings.home / "local"
     note(f"training for about {seconds:.0f} s ...")
     found = machine.measure(home, model=model, threads=threads, device=device, seconds=seconds)
-    if json:
-        print_json(found)
-        return
+    return Output(found, partial(_show, kept=machine.bench_file(home)))
+
+
+def _show(found: Bench, kept: Path) -> None:
     out.print(
         f"{found.tokens_per_second:,.0f} tokens per second with {found.model} on {found.device}", end=""
     )
@@ -50,7 +56,7 @@ def bench(
         planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
         resident = f"; the whole process {size(found.resident_bytes)}" if found.resident_bytes else ""
         out.print(f"its tensors took {size(found.peak_bytes)} at most{planned}{resident}")
-    note(f"kept in {machine.bench_file(home)}")
+    note(f"kept in {kept}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +74,14 @@ class Trained:
 
 
 @app.command()
-@grouped
+@command
 def memory(
     model: Annotated[str, typer.Argument(help="Catalog name, model folder, or a size such as 8B.")],
     *,
     how: Trained,
     device: DeviceOpt = None,
     available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
-    json: Json = False,
-) -> None:
+) -> Output[MemoryPlan]:
     """The memory that training a model needs, by part, and whether it fits. Offline."""
     from orchestrate.service.setup import machine
 
@@ -97,7 +102,4 @@ def memory(
         device=device,
         available_bytes=int(available * 2**30) if available else None,
     )
-    if json:
-        print_json(plan)
-    else:
-        show_memory(plan)
+    return Output(plan, lambda plan: show_memory(plan))

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import re
 import sys
-from datetime import date
+from collections.abc import Sequence
+from functools import partial
 from json import dumps as json_line
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
 
 from orchestrate import days
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
     settings_of,
     table,
@@ -42,7 +42,7 @@ from orchestrate.text import among, meant
 from orchestrate.types import Feature
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
+    from orchestrate.service.records import Check, Plugin
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 """A server that generates data is named so in the key file."""
@@ -126,31 +126,34 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
         raise UsageError("nothing was written")
 
 
+class Key(TypedDict):
+    backend: str
+    key: str | None
+    source: str | None
+    variable: str
+    hosts: list[str]
+
+
 @keys.command("list")
-def keys_list(context: typer.Context, json: Json = False) -> None:
+@command
+def keys_list(context: typer.Context) -> Output[list[Key]]:
     """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
     masked."""
     from orchestrate.service.setup import backends
 
     settings = settings_of(context)
     stored = read_keys(key_file())
-    rows: list[dict[str, Any]] = []
+    rows: list[Key] = []
     for name, host in backends.with_keys(settings).items():
         variable = host.key_variable or ""
         source = variable if os.environ.get(variable) else ("key file" if name in stored else "keyring")
         masked = str(host.api_key) if host.api_key else None
-        rows.append(
-            {
-                "backend": name,
-                "key": masked,
-                "source": source if masked else None,
-                "variable": variable,
-                "hosts": _tied(host),
-            }
-        )
-    if json:
-        print_json(rows)
-        return
+        found = source if masked else None
+        rows.append(Key(backend=name, key=masked, source=found, variable=variable, hosts=_tied(host)))
+    return Output(rows, _show_keys)
+
+
+def _show_keys(rows: list[Key]) -> None:
     shown = table("backend", "key", "source", "tied to")
     for row in rows:
         shown.add_row(
@@ -250,13 +253,13 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
         note(f"{path} holds no key called {name}, nor does the keyring")
 
 
+@command
 def doctor(
     context: typer.Context,
     online: Annotated[
         bool, typer.Option("--online", help="Ask the hosts whether they take the keys; bills nothing.")
     ] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Check]]:
     """Check this machine, the keys and the store. Exit code 3 when something is wrong."""
     from orchestrate.service.setup import doctor as surgery
 
@@ -268,92 +271,99 @@ def doctor(
     except OrchestrateError as error:
         name = "settings and store"
         checks.append(surgery.Check(check=name, ok=False, detail=error.message, fix=error.fix))
-    if json:
-        print_json(checks)
-    else:
-        shown = table("", "check", "detail", fold=("detail",))
-        for c in checks:
-            shown.add_row(Text(*_MARKS[c.ok]), c.check, c.detail + (f": {c.fix}" if c.fix else ""))
-        out.print(shown)
-    if any(c.ok is False for c in checks):
-        raise typer.Exit(3)
+    return Output(checks, _show_checks, 3 if any(c.ok is False for c in checks) else 0)
+
+
+def _show_checks(checks: list[Check]) -> None:
+    shown = table("", "check", "detail", fold=("detail",))
+    for c in checks:
+        shown.add_row(Text(*_MARKS[c.ok]), c.check, c.detail + (f": {c.fix}" if c.fix else ""))
+    out.print(shown)
 
 
 providers = typer.Typer(cls=by_default("list"), help="Backends, and what each of them can do.")
 
 
+class Backend(TypedDict):
+    name: str
+    title: str
+    host: str
+    sandbox: bool
+    features: list[str]
+    missing: dict[str, str]
+    ended: dict[str, str]
+
+
 @providers.command("list")
+@command
 def list_providers(
     context: typer.Context,
     template: Annotated[
         bool, typer.Option("--template", help="Print a commented description of a host, to be filled in.")
     ] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Backend]] | None:
     """Backends, what each of them can do, and why something is missing."""
     from orchestrate.service.setup import backends as known
 
     if template:
         print_text(known.template().rstrip())
-        return
+        return None
     today = days.today()
     with orchestrator(context) as ft:
         backends = [ft.provider(name) for name in ft.backends()]
-        if json:
-            print_json(
-                [
-                    {
-                        "name": b.config.name,
-                        "title": b.title,
-                        "host": b.host,
-                        "sandbox": b.sandbox,
-                        "features": sorted(b.features),
-                        "missing": {f.value: reason for f, reason in b.missing.items()},
-                        "ended": {f.value: reason for f, reason in b.ended(today).items()},
-                    }
-                    for b in backends
-                ]
-            )
-            return
-        names = [b.config.name for b in backends]
-        shown = table("feature", *names)
-        for feature in Feature:
-            shown.add_row(
-                feature.value.replace("_", " "),
-                *(_has(b, feature, today) for b in backends),
-            )
-        out.print(shown)
-        for b in backends:
-            for feature, reason in b.missing.items():
-                note(f"{b.config.name} has no {feature.value.replace('_', ' ')}: {reason}")
-            for feature, reason in b.ended(today).items():
-                note(f"{b.config.name} has no {feature.value} any more: {reason}")
-        if also := known.described_only(ft.settings):
-            note(f"described, and yours with a key: {', '.join(also)}   (orchestrate keys set NAME)")
+        also = known.described_only(ft.settings)
+    found = [
+        Backend(
+            name=b.config.name,
+            title=b.title,
+            host=b.host,
+            sandbox=b.sandbox,
+            features=sorted(b.features),
+            missing={f.value: reason for f, reason in b.missing.items()},
+            ended={f.value: reason for f, reason in b.ended(today).items()},
+        )
+        for b in backends
+    ]
+    return Output(found, partial(_show_backends, also=also))
 
 
-def _has(backend: Provider, feature: Feature, today: date) -> Text:
-    if feature in backend.ended(today):
+def _show_backends(found: list[Backend], also: Sequence[str]) -> None:
+    shown = table("feature", *(one["name"] for one in found))
+    for feature in Feature:
+        shown.add_row(feature.value.replace("_", " "), *(_has(one, feature.value) for one in found))
+    out.print(shown)
+    for one in found:
+        for feature, reason in one["missing"].items():
+            note(f"{one['name']} has no {feature.replace('_', ' ')}: {reason}")
+        for feature, reason in one["ended"].items():
+            note(f"{one['name']} has no {feature} any more: {reason}")
+    if also:
+        note(f"described, and yours with a key: {', '.join(also)}   (orchestrate keys set NAME)")
+
+
+def _has(backend: Backend, feature: str) -> Text:
+    if feature in backend["ended"]:
         return Text("ended", "yellow")
-    return Text("yes", "green") if feature in backend.features else Text("-", "dim")
+    return Text("yes", "green") if feature in backend["features"] else Text("-", "dim")
 
 
-def plugins(json: Json = False) -> None:
+@command
+def plugins() -> Output[list[Plugin]]:
     """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
     from orchestrate.service.setup import backends
 
     rows = backends.plugins()
-    if json:
-        print_json(rows)
-    elif not rows:
+    return Output(rows, _show_plugins, 3 if any(row.error for row in rows) else 0)
+
+
+def _show_plugins(rows: list[Plugin]) -> None:
+    if not rows:
         note("no installed package adds a backend; docs/plugins.md says how to write one")
-    else:
-        shown = table("backend", "package", "version", "profile", "options", "")
-        for row in rows:
-            error = Text(row.error or "loaded", "red" if row.error else "green")
-            taken = "any, unchecked" if row.options is None else f"{len(row.options)} named"
-            options = "-" if row.error else taken
-            shown.add_row(row.kind, row.package or "-", row.version or "-", row.profile, options, error)
-        out.print(shown)
-    if any(row.error for row in rows):
-        raise typer.Exit(3)
+        return
+    shown = table("backend", "package", "version", "profile", "options", "")
+    for row in rows:
+        error = Text(row.error or "loaded", "red" if row.error else "green")
+        taken = "any, unchecked" if row.options is None else f"{len(row.options)} named"
+        options = "-" if row.error else taken
+        shown.add_row(row.kind, row.package or "-", row.version or "-", row.profile, options, error)
+    out.print(shown)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     note,
     orchestrator,
-    print_json,
     print_text,
     warn,
 )
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrate.service.setup.starting import Started
 
 
+@command
 def init(
     context: typer.Context,
     place: Annotated[
@@ -39,8 +39,7 @@ def init(
         typer.Option("-o", "--output", help="The spec that is written; default: finetune.yaml there."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[str]] | Output[Started]:
     """Write a spec. With FILE, or a FOLDER that holds data: one that fits it, with columns, splits and models
     proposed, which passes its first check. With another folder: a commented one. Sends nothing.
 
@@ -66,21 +65,25 @@ def init(
         with orchestrator(context) as ft, work("reading", BYTES) as progress:
             started = starting.start(ft, place, backends, output=output, progress=progress)
         _schema(path.parent)
-        _show(started, json=json)
-        if not json and before is not None:
-            _show_difference(usual, before, path)
-        return
+
+        def view(started: Started) -> None:
+            _show(started)
+            if before is not None:
+                _show_difference(usual, before, path)
+
+        return Output(started, view)
     if not place.exists() and place.suffix:
         raise UsageError(f"{place} is not there", fix="orchestrate init FILE, or a FOLDER to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(specfile.template(specfile.DEFAULT_NAME), encoding="utf-8")
     settings.write_text(specfile.template(config.CONFIG_NAME), encoding="utf-8")
     written = [str(path), _schema(path.parent), str(settings)]
-    if json:
-        print_json(written)
-    else:
+
+    def view_template(written: list[str]) -> None:
         print_text("\n".join(written))
         note(f"next: say in {path} what your data are and which model, then  orchestrate check")
+
+    return Output(written, view_template)
 
 
 def _schema(folder: Path) -> str:
@@ -106,10 +109,7 @@ def _show_difference(usual: Path, before: str, path: Path) -> None:
     note("\n".join(changes) if changes else f"the same as {was}")
 
 
-def _show(started: Started, *, json: bool) -> None:
-    if json:
-        print_json(started)
-        return
+def _show(started: Started) -> None:
     note(f"{started.rows:,} rows, {started.kind}")
     if started.columns:
         told = ",".join(f"{field}={column}" for field, column in started.columns.items())

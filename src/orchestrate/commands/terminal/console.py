@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from decimal import Decimal
 from textwrap import wrap
 from types import FrameType
@@ -80,7 +81,6 @@ err = _Console(
 under_way = Bars(err)
 """Shows how far the work of the command is."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 RunArg = Annotated[
     str,
     typer.Argument(
@@ -142,6 +142,23 @@ def _log(verbose: int, level: str) -> None:
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)]
     )
+
+
+_PRINTS_JSON = ContextVar("_PRINTS_JSON", default=False)
+
+
+@contextmanager
+def printing_json(yes: bool) -> Generator[None]:
+    """Whether the command that runs within has `--json`."""
+    before = _PRINTS_JSON.set(yes)
+    try:
+        yield
+    finally:
+        _PRINTS_JSON.reset(before)
+
+
+def prints_json() -> bool:
+    return _PRINTS_JSON.get()
 
 
 def print_json(value: Any) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, warn
-from orchestrate.commands.terminal.options import ServingOptions, grouped
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import note, orchestrator, out, warn
+from orchestrate.commands.terminal.options import ServingOptions
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 
@@ -38,7 +40,7 @@ class NeedOptions:
     ] = None
 
 
-@grouped
+@command
 def advise(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task, as for training.")],
@@ -48,8 +50,7 @@ def advise(
         "qwen3.5-9b"
     ),
     needed: NeedOptions,
-    json: Json = False,
-) -> None:
+) -> Output[Advice]:
     """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
     Offline."""
     from orchestrate.service.training import advice
@@ -73,10 +74,7 @@ def advise(
         use = serving.use()
         totals = advice.totals(ft, file, model, use, private=needed.private) if use else []
         found = ft.advise(file, needs, totals)
-    if json:
-        print_json(found)
-    else:
-        _show(found, Path(file).name)
+    return Output(found, partial(_show, name=Path(file).name))
 
 
 def _show(found: Advice, name: str) -> None:

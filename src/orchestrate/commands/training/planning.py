@@ -7,19 +7,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich.text import Text
 
-from orchestrate.commands.terminal.console import Json, note, orchestrator, out, print_json, table
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import note, orchestrator, out, table
 from orchestrate.commands.terminal.options import (
     ProviderOpt,
     ServingOptions,
     SpecOptions,
     TokensOpt,
     backends_of,
-    grouped,
 )
 from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.translations import show_translations
@@ -39,32 +40,43 @@ GpuHoursOpt = Annotated[
 ]
 
 
-@grouped
+class Checked(TypedDict):
+    backends: list[str]
+    problems: list[Problem]
+
+
+class Quoted(TypedDict):
+    quotes: list[Quote]
+    ownership: list[Ownership]
+    live: list[LivePrice]
+
+
+@command
 def check(
     context: typer.Context,
     *,
     provider: ProviderOpt = "all",
     asked: SpecOptions,
-    json: Json = False,
-) -> None:
+) -> Output[Checked]:
     """All reasons for which a backend would refuse the data or the spec. Offline; exit code 1 with errors."""
     with orchestrator(context) as ft:
         spec = asked.read(provider)
         prepared = ft.prepare(spec, backends_of(ft, spec, provider))
     problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
-    if json:
-        print_json({"backends": backends, "problems": problems})
-    else:
-        show_problems(problems)
-        for name in backends:
-            errors = [p for p in problems if p.severity is Severity.ERROR and _concerns(p, name)]
-            verdict = (count(len(errors), "error"), "red") if errors else ("ready", "green")
-            out.print(Text.assemble(f"{name}: ", verdict))
-    if any(p.severity is Severity.ERROR for p in problems):
-        raise typer.Exit(1)
+    wrong = any(p.severity is Severity.ERROR for p in problems)
+    return Output(Checked(backends=backends, problems=problems), _show_checked, int(wrong))
 
 
-@grouped
+def _show_checked(checked: Checked) -> None:
+    problems = checked["problems"]
+    show_problems(problems)
+    for name in checked["backends"]:
+        errors = [p for p in problems if p.severity is Severity.ERROR and _concerns(p, name)]
+        verdict = (count(len(errors), "error"), "red") if errors else ("ready", "green")
+        out.print(Text.assemble(f"{name}: ", verdict))
+
+
+@command
 def plan(
     context: typer.Context,
     *,
@@ -84,8 +96,7 @@ def plan(
     all: Annotated[
         bool, typer.Option("--all", help="Every setting, with the field that carries it, asked for or not.")
     ] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Translation]]:
     """What each setting of the spec becomes on each backend, and the memory that training takes where it is
     yours. Offline; exit code 2 when one is refused."""
     with orchestrator(context) as ft:
@@ -98,12 +109,9 @@ def plan(
         translations = ft.plan(spec, names, measured=measured)
         if fix and _fix(asked, translations):
             translations = ft.plan(asked.read(provider), names, measured=measured)
-    if json:
-        print_json(masked([translation.to_dict() for translation in translations]))
-    else:
-        show_translations(translations, all=all)
-    if any(t.inexact if strict else t.refused for t in translations):
-        raise typer.Exit(2)
+    refused = any(t.inexact if strict else t.refused for t in translations)
+    shown = [Translation.from_dict(masked(translation.to_dict())) for translation in translations]
+    return Output(shown, lambda _: show_translations(translations, all=all), 2 if refused else 0)
 
 
 def _gib(given: str) -> float:
@@ -144,7 +152,7 @@ class Shown:
     whole: Annotated[bool, typer.Option("--all", help="With --traffic: how serving was counted.")] = False
 
 
-@grouped
+@command
 def quote(
     context: typer.Context,
     *,
@@ -154,8 +162,7 @@ def quote(
     priced: Priced,
     live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
     shown: Shown,
-    json: Json = False,
-) -> None:
+) -> Output[list[Quote]] | Output[Quoted]:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
     Offline, unless --live; exit code 1 when no backend has a price."""
     from orchestrate.preparing import quoting
@@ -173,19 +180,21 @@ def quote(
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []
         totals = quoting.ownership(ft, spec, quotes, use) if use else []
-    if json:
-        print_json(
-            {"quotes": quotes, "ownership": totals, "live": live_prices} if totals or live_prices else quotes
-        )
-    else:
-        _show_quotes(quotes, totals, live_prices, shown)
-    if all(q.unavailable for q in quotes):
-        raise typer.Exit(1)
+    code = 1 if all(q.unavailable for q in quotes) else 0
+    if totals or live_prices:
+        quoted = Quoted(quotes=quotes, ownership=totals, live=live_prices)
+        return Output(quoted, partial(_show_quoted, how=shown), code)
+    return Output(quotes, partial(_show_quotes, how=shown), code)
 
 
-def _show_quotes(quotes: list[Quote], totals: list[Ownership], live: list[LivePrice], how: Shown) -> None:
+def _show_quotes(quotes: list[Quote], how: Shown) -> None:
+    _show_quoted(Quoted(quotes=quotes, ownership=[], live=[]), how)
+
+
+def _show_quoted(quoted: Quoted, how: Shown) -> None:
     from orchestrate.service.training import quotes as shown
 
+    quotes, totals, live = quoted["quotes"], quoted["ownership"], quoted["live"]
     if how.format == "md":
         typer.echo(shown.quote_markdown(quotes), nl=False)
         if totals:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrate import watching
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import (
-    Json,
     ended_by_signal,
     filled,
     note,
     orchestrator,
     out,
-    print_json,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, by_default, grouped
+from orchestrate.commands.terminal.options import SpecOptions, by_default
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
 from orchestrate.errors import UsageError
 from orchestrate.service.training import queueing
@@ -57,7 +57,7 @@ class PlaceInQueue:
 
 
 @app.command()
-@grouped
+@command
 def add(
     context: typer.Context,
     *,
@@ -71,8 +71,7 @@ def add(
     place: PlaceInQueue,
     spending: SpendingOptions,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[QueueEntry]]:
     """Check and quote as submit does, ask for agreement to the price, and let the run wait.
 
     What is submitted later is what was agreed to: other data or a dearer quote are held, and told.
@@ -84,7 +83,7 @@ def add(
         names = ft.backends(provider)
         ft.require(spec, names)
         prepared = ft.prepare(spec, names)
-        how = Carrying(spending, strict, watch=False, json=json)
+        how = Carrying(spending, strict, watch=False)
         caps = require_agreement(ft, prepared, ft.earlier(prepared, names), how)
         made = [
             queueing.add(
@@ -98,26 +97,28 @@ def add(
             )
             for name in names
         ]
-    if json:
-        print_json(made)
-        return
+    return Output(made, _show_added)
+
+
+def _show_added(made: list[QueueEntry]) -> None:
     for entry in made:
         out.print(entry.id)
     note("it goes while one of these runs: orchestrate queue run, worker, watch")
 
 
 @app.command("ls")
+@command
 def list_entries(
     context: typer.Context,
     ended: Annotated[bool, typer.Option("--all", help="Those that have gone or were removed too.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[QueueEntry]]:
     """What waits, in the order in which it goes."""
     with orchestrator(context) as ft:
         entries, paused = queueing.entries(ft, ended=ended), ft.store.queue.paused
-    if json:
-        print_json(entries)
-        return
+    return Output(entries, partial(_show, paused=paused))
+
+
+def _show(entries: list[QueueEntry], paused: bool) -> None:
     if paused:
         warn("the queue is paused: orchestrate queue resume")
     if not entries:
@@ -135,53 +136,51 @@ def list_entries(
 
 
 @app.command()
-def rm(context: typer.Context, entries: Names, json: Json = False) -> None:
+@command
+def rm(context: typer.Context, entries: Names) -> Output[list[QueueEntry]]:
     """Take entries out; what has its run already is ended by `cancel`."""
-    _each(context, entries, queueing.remove, json=json)
+    return _each(context, entries, queueing.remove)
 
 
 @app.command()
+@command
 def pause(
     context: typer.Context,
     entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
-    json: Json = False,
-) -> None:
+) -> Output[list[QueueEntry]]:
     """Hold these entries, or the whole queue; runs go on."""
-    _pause(context, entries, paused=True, json=json)
+    return _pause(context, entries, paused=True)
 
 
 @app.command()
+@command
 def resume(
     context: typer.Context,
     entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
-    json: Json = False,
-) -> None:
+) -> Output[list[QueueEntry]]:
     """Let entries that are held, or the whole queue, go again."""
-    _pause(context, entries, paused=False, json=json)
+    return _pause(context, entries, paused=False)
 
 
-def _pause(context: typer.Context, entries: list[str] | None, *, paused: bool, json: bool) -> None:
+def _pause(context: typer.Context, entries: list[str] | None, *, paused: bool) -> Output[list[QueueEntry]]:
     if entries:
-        _each(context, entries, queueing.hold if paused else queueing.release, json=json)
-        return
+        return _each(context, entries, queueing.hold if paused else queueing.release)
     with orchestrator(context) as ft:
         ft.store.queue.pause(paused)
         waiting = queueing.entries(ft)
-    if json:
-        print_json(waiting)
-    else:
-        note(f"the queue {'is paused' if paused else 'goes on'}; {count(len(waiting), 'run')} in it")
+    state = "is paused" if paused else "goes on"
+    return Output(waiting, lambda _: note(f"the queue {state}; {count(len(waiting), 'run')} in it"))
 
 
 @app.command()
+@command
 def run(
     context: typer.Context,
     provider: Annotated[
         str, typer.Option("--provider", "-p", help="Only for these backends, joined by commas.")
     ] = "all",
     until_empty: Annotated[bool, typer.Option("--until-empty", help="End when nothing waits.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[QueueEntry]]:
     """Submit what waits as room is made, until interrupted; the runs live on without it."""
     told: list[Moved] = []
     with ended_by_signal() as stop, orchestrator(context) as ft:
@@ -199,22 +198,20 @@ def run(
                 stop.set()
 
         watcher.run(stop, on_turn=after)
-    if json:
-        print_json([moved.entry for moved in told])
+    return Output([moved.entry for moved in told], shown_already)
 
 
 def _each(
     context: typer.Context,
     names: list[str],
     change: Callable[[Orchestrator, str], QueueEntry],
-    *,
-    json: bool,
-) -> None:
+) -> Output[list[QueueEntry]]:
     with orchestrator(context) as ft:
         changed = [change(ft, name) for name in names]
-    if json:
-        print_json(changed)
-        return
+    return Output(changed, _show_changed)
+
+
+def _show_changed(changed: list[QueueEntry]) -> None:
     for entry in changed:
         note(f"{entry.id} is {entry.state.value}")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import Json, RunArg, note, orchestrator, warn
-from orchestrate.commands.terminal.options import grouped
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import RunArg, note, orchestrator, warn
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, carry_out
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrate.types import Run
 
 
-@grouped
+@command
 def rerun(
     context: typer.Context,
     run: RunArg,
@@ -37,8 +37,7 @@ def rerun(
     spending: SpendingOptions,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Run]]:
     """Make a run once more from the spec that was kept of it, on its backend or on another one.
 
     Says whether the data are still those of the run, by their digest, and then checks, quotes and asks as any
@@ -57,7 +56,7 @@ def rerun(
         spec = spec_of(record, names, changes)
         repeated = record.id if record.status.terminal else None
         tell = partial(_tell, record, changes)
-        carry_out(ft, spec, names, Carrying(spending, strict, watch, json, repeated, tell))
+        return carry_out(ft, spec, names, Carrying(spending, strict, watch, repeated, tell))
 
 
 def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -15,19 +15,20 @@ from rich.text import Text
 from orchestrate import days
 from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     SANDBOX,
-    Json,
     confirm,
     err,
     fitted,
     note,
     orchestrator,
-    print_json,
+    print_text,
+    prints_json,
     report_error,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, grouped
+from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from orchestrate.preparing.prepared import Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
+    from orchestrate.types import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class SpendingOptions:
     ] = None
 
 
-@grouped
+@command
 def submit(
     context: typer.Context,
     *,
@@ -81,8 +83,7 @@ def submit(
     rate: RateOpt = None,
     strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Run]]:
     """Check, quote, upload and create exactly one job on each backend named.
 
     Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
@@ -93,9 +94,8 @@ def submit(
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by, rates=rate) as ft:
         names = ft.backends(provider)
-        carry_out(
-            ft, spec, names, Carrying(spending, strict, watch, json, tell=partial(require_used, ft, rate))
-        )
+        how = Carrying(spending, strict, watch, tell=partial(require_used, ft, rate))
+        return carry_out(ft, spec, names, how)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,13 @@ class Carrying:
     spending: SpendingOptions
     strict: bool
     watch: bool
-    json: bool
     repeated: str | None = None
     """The id of a run that has ended and is meant to be made again: it is no reason to ask."""
     tell: Callable[[Prepared], None] | None = None
     """What is to be told, or refused, before anything is asked."""
 
 
-def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> None:
+def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> Output[list[Run]]:
     """From the spec to its runs, on each of the backends."""
     ft.require(spec, names)  # before any of the data is read, which can take a while
     if how.watch:
@@ -129,7 +128,9 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
     try:
         failures = submit_each(ft, prepared, earlier, caps, runs, strict=how.strict)
     except BaseException as error:
-        _print_runs(runs, json=how.json)  # their jobs were made, and are billed, whatever ended the command
+        Output(
+            [run.record for run in runs], _show
+        ).print()  # their jobs were made, and are billed, whatever ended the command
         if isinstance(error, KeyboardInterrupt):
             err.print("\ninterrupted; its progress is stored, and nothing is ever sent twice:")
             err.print(
@@ -138,8 +139,10 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
             )
         raise
     if how.watch and runs:
-        failures += _follow(ft, runs, json=how.json)
-    _finish(runs, failures, watch=how.watch, json=how.json)
+        failures += _follow(ft, runs)
+    ended_badly = how.watch and any(r.status in (JobStatus.FAILED, JobStatus.CANCELLED) for r in runs)
+    code = max([failure.exit_code for failure in failures], default=int(ended_badly))
+    return Output([run.record for run in runs], _show if how.watch else _show_begun, code)
 
 
 def require_agreement(
@@ -245,7 +248,7 @@ def submit_each(
             )
         except OrchestrateError as error:
             failures.append(error)
-            report_error(error, as_json="--json" in sys.argv)
+            report_error(error, as_json=prints_json())
             continue
         runs.append(run)
         told = f"run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else "")
@@ -267,31 +270,23 @@ def _agrees(live: Quote) -> bool:
     return confirm(f"{told}. Go on?", yes=False)
 
 
-def _follow(ft: Orchestrator, runs: list[RunHandle], *, json: bool) -> list[OrchestrateError]:
+def _follow(ft: Orchestrator, runs: list[RunHandle]) -> list[OrchestrateError]:
     from orchestrate.commands.runs.follow import follow
 
     try:
         follow(ft, runs)
     except OrchestrateError as error:  # the runs were made; that is what has to be told
-        report_error(error, as_json=json)
+        report_error(error, as_json=prints_json())
         return [error]
     return []
 
 
-def _print_runs(runs: list[RunHandle], *, json: bool) -> None:
-    if json:
-        print_json([run.record for run in runs])
-        return
+def _show(runs: list[Run]) -> None:
     for run in runs:
-        sys.stdout.write(f"{run.id}\n")
+        print_text(run.id)
 
 
-def _finish(runs: list[RunHandle], failures: list[OrchestrateError], *, watch: bool, json: bool) -> None:
-    _print_runs(runs, json=json)
-    if runs and not watch and not json:
-        note(f"follow with: orchestrate watch {' '.join(r.id for r in runs)}")
-    if failures:
-        raise typer.Exit(max(failure.exit_code for failure in failures))
-    ended_badly: list[Any] = [r for r in runs if r.status in (JobStatus.FAILED, JobStatus.CANCELLED)]
-    if watch and ended_badly:
-        raise typer.Exit(1)
+def _show_begun(runs: list[Run]) -> None:
+    _show(runs)
+    if runs:
+        note(f"follow with: orchestrate watch {' '.join(run.id for run in runs)}")

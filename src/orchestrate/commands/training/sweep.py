@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +13,8 @@ import typer
 from orchestrate import watching
 from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     confirm,
     ended_by_signal,
     err,
@@ -20,11 +22,10 @@ from orchestrate.commands.terminal.console import (
     note,
     orchestrator,
     out,
-    print_json,
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions, grouped
+from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.files import write_whole
 from orchestrate.text import count, money
@@ -91,7 +92,7 @@ class SeenOptions:
     listed: Annotated[bool, typer.Option("--list", help="All sweeps, newest first.")] = False
 
 
-@grouped
+@command
 def sweep(
     context: typer.Context,
     *,
@@ -105,8 +106,7 @@ def sweep(
             "--provider", "-p", help="The backend, unless it varies.", autocompletion=completing.backend
         ),
     ] = None,
-    json: Json = False,
-) -> None:
+) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
     """Try settings against one another: each trial is a run, made once, within one budget.
 
     Interrupted, its runs go on; the same command again goes on with the same sweep.
@@ -115,18 +115,18 @@ def sweep(
     """
     with orchestrator(context) as ft:
         if seen.listed:
-            _list(ft.store.searches.all(), json=json)
+            yield Output(ft.store.searches.all(), _list)
             return
         from orchestrate.service.training import searching, trials
 
         if seen.show is not None:
-            _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output, json=json)
+            yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
             return
         search = _begun(ft, asked, vary, aim, provider)
         _agree(searching.price(ft, search), search, aim)
         carried = trials.Searching(ft, search)
         _carry_out(ft, carried)
-        _end(carried, seen.output, json=json)
+        yield from _end(carried, seen.output)
 
 
 def _begun(
@@ -205,23 +205,18 @@ def _carry_out(ft: Orchestrator, carried: Searching) -> None:
         raise typer.Exit(130)
 
 
-def _end(carried: Searching, output: Path | None, *, json: bool) -> None:
+def _end(carried: Searching, output: Path | None) -> Iterator[Output[list[Trial]]]:
     trials, ranked = carried.trials, carried.ranked()
     if output is not None and (best := carried.best_spec()) is not None:
         backend, text = best
         write_whole(output, text.encode())
         note(f"the best spec: orchestrate submit {output} -p {backend}")
-    if json:
-        print_json(trials)
-    else:
-        _show(carried, trials, ranked)
+    yield Output(trials, partial(_show, carried=carried, ranked=ranked), 0 if ranked else 1)
     if carried.stopped:
         warn(carried.stopped)
-    if not ranked:
-        raise typer.Exit(1)
 
 
-def _show(carried: Searching, trials: list[Trial], ranked: list[Trial]) -> None:
+def _show(trials: list[Trial], carried: Searching, ranked: list[Trial]) -> None:
     rest = [trial for trial in trials if trial not in ranked]
     names = sorted({name for trial in trials for name in trial.settings})
     ordered = [*ranked, *rest]
@@ -278,10 +273,7 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _list(searches: list[Search], *, json: bool) -> None:
-    if json:
-        print_json(searches)
-        return
+def _list(searches: list[Search]) -> None:
     if not searches:
         note("no sweep yet: orchestrate sweep --help")
         return

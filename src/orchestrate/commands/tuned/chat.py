@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from orchestrate.commands.terminal.command import Output, command, for_people, shown_already
 from orchestrate.commands.terminal.console import (
-    Json,
     RunArg,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 from orchestrate.text import count, inert
 from orchestrate.types import Message, Reply, decoding
@@ -34,6 +32,7 @@ from orchestrate.underway import work
 if TYPE_CHECKING:
     from orchestrate.handles.run import RunHandle
     from orchestrate.service.serving.talking import Talk
+    from orchestrate.types import Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class Asked:
     ] = "auto"
 
 
-@grouped
+@command
 def chat(
     context: typer.Context,
     run: RunArg,
@@ -67,8 +66,7 @@ def chat(
     ] = None,
     *,
     asked: Asked,
-    json: Json = False,
-) -> None:
+) -> Output[list[Reply]]:
     """Talk to a tuned model. Each message is asked in turn; without any, standard input is read line by
     line, until /exit; /new begins a new conversation. After an answer that calls tools, the next message is
     what the first of them gave, and so on."""
@@ -96,7 +94,7 @@ def chat(
                 conversation.append(Message(role="user", content=text))
             with ExitStack() as waiting:
                 waiting.enter_context(work("waiting for the answer"))
-                pieces = None if json else _Pieces(waiting)
+                pieces = for_people(_Pieces(waiting))
                 reply = talk.ask(conversation, pieces, **options)
             said = Message(role="assistant", content=reply.content, tool_calls=reply.tool_calls)
             conversation.append(said)
@@ -107,8 +105,7 @@ def chat(
     if called and conversation[-1].role == "tool":
         wanted = count(len(called), "further result")
         warn(f"the model was not asked again: of the tools that it called it waits for {wanted}")
-    if json:
-        print_json(replies)
+    return Output(replies, shown_already)
 
 
 def _tools(file: Path) -> list[dict[str, Any]]:
@@ -206,19 +203,20 @@ def _typed() -> Iterator[str]:
             yield line.strip()
 
 
+@command
 def download(
     context: typer.Context,
     run: RunArg,
     to: Annotated[Path | None, typer.Option("--to", help="Folder; default: models/RUN in the home.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of the final model.")] = None,
-    json: Json = False,
-) -> None:
+) -> Output[Artifact]:
     """Fetch a tuned model's files: hashed, safely unpacked, safetensors only. Can be repeated to go on."""
     with orchestrator(context) as ft:
         artifact = ft.run(run).download(to, checkpoint=checkpoint)
-    if json:
-        print_json(artifact)
-        return
+    return Output(artifact, _show_files)
+
+
+def _show_files(artifact: Artifact) -> None:
     for file in artifact.files:
         note(f"{file.bytes:>12,}  {file.sha256[:16]}  {file.path}")
     print_text(str(artifact.folder))

@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
-    Json,
     confirm,
     err,
     note,
     orchestrator,
     out,
-    print_json,
     print_text,
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
-    from orchestrate.types import Merged, Proof
+    from orchestrate.types import Export, Merged, Proof
 
 ModelArg = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, its beginning, 'last', or a folder with an adapter.")
@@ -58,7 +56,7 @@ class How:
     ] = False
 
 
-@grouped
+@command
 def export(
     context: typer.Context,
     *,
@@ -70,8 +68,7 @@ def export(
         bool, typer.Option(help="Load the result and prove that it is what was trained.")
     ] = True,
     accept_licence: AcceptOpt = None,
-    json: Json = False,
-) -> None:
+) -> Output[Export]:
     """Write a tuned model out for another engine: weights, tokenizer, chat template, stop tokens, model card,
     passport, and the commands that run it there. Exit code 1 when the proof fails."""
     from orchestrate.service.serving import tuned as serving
@@ -99,20 +96,22 @@ def export(
         )
         if how.upload:
             note(f"uploaded to {serving.upload(made, how.repo)}")
-    failed = made.proof is not None and made.proof.state == "failed"
-    if json:
-        print_json(made)
-    else:
-        for file in made.files:
-            note(f"{file.bytes:>12,}  {file.sha256[:16]}  {file.path}")
-        if made.proof is not None:
-            show_proof(made.proof)
-        for line in made.notes:
-            err.print(line, soft_wrap=True)
-        for command in made.commands:
-            print_text(command)
-    if failed:
-        raise typer.Exit(1)
+    return Output(made, _show_export, _code(made.proof))
+
+
+def _code(proof: Proof | None) -> int:
+    return 1 if proof is not None and proof.state == "failed" else 0
+
+
+def _show_export(made: Export) -> None:
+    for file in made.files:
+        note(f"{file.bytes:>12,}  {file.sha256[:16]}  {file.path}")
+    if made.proof is not None:
+        show_proof(made.proof)
+    for line in made.notes:
+        err.print(line, soft_wrap=True)
+    for line in made.commands:
+        print_text(line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +138,7 @@ class Merging:
             raise UsageError(f"--weights takes numbers, as in 0.7,0.3; got {self.weights!r}") from None
 
 
-@grouped
+@command
 def merge(
     context: typer.Context,
     *,
@@ -149,8 +148,7 @@ def merge(
     folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="New.")],
     merging: Merging,
     accept_licence: AcceptOpt = None,
-    json: Json = False,
-) -> None:
+) -> Output[Merged]:
     """Make one adapter of several of one base. Tells how far it is from their exact sum, and proves what was
     written: exit code 1 when that fails. Evaluate the result and each of its parts."""
     from orchestrate.service.serving import tuned as serving
@@ -167,12 +165,7 @@ def merge(
             rank=merging.rank,
             accept_licence=accepted,
         )
-    if json:
-        print_json(made)
-    else:
-        _show_merged(made)
-    if made.proof is not None and made.proof.state == "failed":
-        raise typer.Exit(1)
+    return Output(made, _show_merged, _code(made.proof))
 
 
 def _show_merged(made: Merged) -> None:
@@ -206,8 +199,8 @@ class At:
     )
 
 
-@grouped
-def verify(context: typer.Context, *, run: ModelArg, at: At, json: Json = False) -> None:
+@command
+def verify(context: typer.Context, *, run: ModelArg, at: At) -> Output[Proof]:
     """Prove that what answers somewhere is what was trained: token ids, canaries, log-probabilities, stop.
     Exit code 1 when it is not. The result is kept with the run."""
     from orchestrate.service.serving import tuned as serving
@@ -215,12 +208,7 @@ def verify(context: typer.Context, *, run: ModelArg, at: At, json: Json = False)
     with orchestrator(context) as ft:
         asking = {name: value for name, value in vars(at).items() if name != "at"}
         proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.Asking(**asking))
-    if json:
-        print_json(proof)
-    else:
-        show_proof(proof)
-    if proof.state == "failed":
-        raise typer.Exit(1)
+    return Output(proof, show_proof, _code(proof))
 
 
 def show_proof(proof: Proof) -> None:

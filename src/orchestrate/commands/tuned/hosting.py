@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
+from msgspec import structs
 
 from orchestrate.amounts import amount
+from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import (
-    Json,
     RunArg,
     confirm,
     err,
     note,
     orchestrator,
     out,
-    print_json,
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import grouped
 from orchestrate.commands.tuned.exporting import show_proof
 from orchestrate.errors import UsageError
 from orchestrate.handles.deployment import ending, price
 from orchestrate.handles.deployment import limits as ends_by
 from orchestrate.text import duration, money, rate
-from orchestrate.types import Deployment, DeploymentState
+from orchestrate.types import Deployment, DeploymentState, Proof
 
 if TYPE_CHECKING:
     from orchestrate.handles.run import DeploymentHandle
@@ -93,7 +94,17 @@ class Terms:
         }
 
 
-@grouped
+class DeploymentMade(Deployment, frozen=True, kw_only=True):
+    proof: Proof | None = None
+
+
+class TakenDown(TypedDict):
+    run: str
+    state: Literal["down", "ending"]
+    deployment: Deployment | None
+
+
+@command
 def deploy(
     context: typer.Context,
     *,
@@ -108,8 +119,7 @@ def deploy(
         float, typer.Option(min=0, help="Seconds to wait until it answers, for the proof.")
     ] = PATIENCE_S,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[DeploymentMade]:
     """Put a tuned model on GPUs of its host, or its adapter on those of another. Bills by the hour until
     `orchestrate undeploy`; a second call completes what an earlier one began. It is then proved (exit code 1
     when the proof fails: it stays up)."""
@@ -138,22 +148,20 @@ def deploy(
         if deployment.record.limited:
             _watched(ft.settings)
         record = deployment.record
-        if not json:
-            out.print(f"{record.host_id}  {record.raw_state}  {record.model or ''}")
+        if show := for_people(out.print):
+            show(f"{record.host_id}  {record.raw_state}  {record.model or ''}")
             note(f"take it down with: orchestrate undeploy {run}" + (f" --at {to}" if to else ""))
         proof = None
         if prove:
             proof, why = serving.prove_deployed(ft, handle, deployment, wait)
             if why is not None:
                 note(f"not proved: {why}")
-    if json:
-        print_json(record.to_dict() | {"proof": proof.to_dict() if proof is not None else None})
-    elif proof is not None:
-        show_proof(proof)
-    if proof is not None and proof.state == "failed":
-        raise typer.Exit(1)
+    made = DeploymentMade(**structs.asdict(record), proof=proof)
+    failed = proof is not None and proof.state == "failed"
+    return Output(made, lambda made: show_proof(made.proof) if made.proof is not None else None, int(failed))
 
 
+@command
 def undeploy(
     context: typer.Context,
     run: RunArg,
@@ -163,8 +171,7 @@ def undeploy(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait until the host shows that it is gone.")
     ] = 60.0,
-    json: Json = False,
-) -> None:
+) -> Output[TakenDown]:
     """Take a deployed model down, and ask the host until it shows that nothing of it runs any more. Exit code
     5: something still does, and is asked to end again at each `orchestrate sync`."""
     with orchestrator(context) as ft:
@@ -174,49 +181,50 @@ def undeploy(
         cost = ended.spent_usd if ended is not None else None
         down = record is None or record.state.over
         left_s = 0.0 if ended is None or down else ended.settles_in_s
-    if json:
-        state = "down" if down else "ending"
-        print_json({"run": handle.id, "state": state, "deployment": record.to_dict() if record else None})
-    elif record is None:
-        note(f"{at or handle.record.provider} has no deployment of it: nothing was up")
-    elif down:
+    taken = TakenDown(run=handle.id, state="down" if down else "ending", deployment=record)
+    where = at or handle.record.provider
+    return Output(taken, partial(_show_taken, where=where, cost=cost, left_s=left_s), 0 if down else 5)
+
+
+def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: float) -> None:
+    record, again = taken["deployment"], f"orchestrate undeploy {taken['run']}   (or sync, worker)"
+    if record is None:
+        note(f"{where} has no deployment of it: nothing was up")
+    elif taken["state"] == "down":
         spent = f"; about {money(cost)} by the hours that it was up" if cost else ""
         note(f"down, as {record.provider} shows{spent}")
     elif record.host_id is None:
         warn(
             f"{record.provider} shows no deployment of it. One could still come up for "
-            f"{duration(left_s)}: look again then, with: orchestrate undeploy {run}   (or sync, worker)"
+            f"{duration(left_s)}: look again then, with: {again}"
         )
     else:
         at_price = f" at {rate(record.usd_per_hour)} an hour" if record.usd_per_hour is not None else ""
         bills = f"it still bills{at_price}" if record.billing_since is not None else "it bills nothing now"
         warn(
             f"{record.provider} still has {record.host_id} ({record.raw_state}), asked to end: {bills}; "
-            f"look again with: orchestrate undeploy {run}   (or sync, worker)"
+            f"look again with: {again}"
         )
-    if not down:
-        raise typer.Exit(5)
 
 
+@command
 def deployments(
     context: typer.Context,
     all: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
-    json: Json = False,
-) -> None:
+) -> Output[list[Deployment]]:
     """The deployments of this store, newest first, as last seen; `orchestrate sync` asks the hosts."""
     with orchestrator(context) as ft:
-        found = ft.deployments(over=None if all else False)
-        costs = [one.spent_usd for one in found]
-    if json:
-        print_json([one.record for one in found])
-        return
-    if not found:
-        note("nothing is deployed" if not all else "nothing was ever deployed")
-        return
+        handles = ft.deployments(over=None if all else False)
+        costs = [one.spent_usd for one in handles]
+    none = "nothing is deployed" if not all else "nothing was ever deployed"
+    found = [one.record for one in handles]
+    return Output(found, lambda found: _show(found, costs) if found else note(none))
+
+
+def _show(found: Sequence[Deployment], costs: Sequence[Decimal | None]) -> None:
     names = ("run", "backend", "state", "an hour", "so far", "limit", "by", "made")
     shown = table(*names, right=("an hour", "so far"))
-    for one, cost in zip(found, costs, strict=True):
-        r = one.record
+    for r, cost in zip(found, costs, strict=True):
         shown.add_row(
             r.run_id,
             r.provider,

@@ -1,0 +1,119 @@
+"""What makes a function a command: its options, the record that it returns, and how that is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+
+import msgspec
+import typer
+
+from orchestrate.commands.terminal.console import print_json, printing_json, prints_json
+from orchestrate.text import inert_json
+
+Printed = TypeVar("Printed")
+Shown = TypeVar("Shown")
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Output(Generic[Printed]):
+    """What a command prints: its record with `--json`, else the view of it. The exit code follows."""
+
+    record: Printed
+    view: Callable[[Printed], object]
+    code: int = 0
+
+    def print(self) -> int:
+        print_json(self.record) if prints_json() else self.view(self.record)
+        sys.stdout.flush()
+        return self.code
+
+    def line(self) -> None:
+        """Prints it at once, JSON as one line: of a command that has one output after another."""
+        if prints_json():
+            sys.stdout.write(inert_json(msgspec.json.encode(self.record).decode()) + "\n")
+        else:
+            self.view(self.record)
+        sys.stdout.flush()
+
+
+def for_people(shown: Shown) -> Shown | None:
+    """What shows something before there is a record to print; nothing with `--json`."""
+    return None if prints_json() else shown
+
+
+def shown_already(record: object) -> None:
+    """The view of what was shown as it came."""
+    del record
+
+
+def command(body: Callable[..., Output[Any] | Iterator[Output[Any]] | None]) -> Callable[..., None]:
+    """A command as typer reads it. A parameter that is a dataclass stands for its fields: each, annotated as
+    typer wants it, is an option or argument.
+
+    A body that returns an `Output` has the option `--json`, and `orchestrate schema` has the records of its
+    annotation: several where options decide which one is printed. A body that goes on after it has printed,
+    such as a server, yields its output. One that prints by itself is annotated with None."""
+    hints = _hints(body)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(body).parameters.values():
+        name = parameter.name
+        if name in groups:
+            parameters += _fields(groups[name])
+        else:
+            parameters.append(parameter.replace(kind=_KEYWORD, annotation=hints[name]))
+    if body.__annotations__["return"] != "None":
+        parameters.append(inspect.Parameter("json", _KEYWORD, default=False, annotation=JSON))
+
+    def run(**given: Any) -> None:
+        with printing_json(given.pop("json", False)):
+            for name, group in groups.items():
+                own = [field.name for field in dataclasses.fields(group)]
+                given[name] = group(**{field: given.pop(field) for field in own})
+            if code := _print(body(**given)):
+                raise typer.Exit(code)
+
+    run.__name__, run.__doc__, run.__module__ = body.__name__, body.__doc__, body.__module__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__dict__.update(__signature__=inspect.Signature(parameters), body=body)
+    return run
+
+
+def _print(made: Output[Any] | Iterator[Output[Any]] | None) -> int:
+    if made is None or isinstance(made, Output):
+        return made.print() if made is not None else 0
+    code = 0
+    with closing(made):  # type: ignore[arg-type]
+        for output in made:
+            code = output.print()
+    return code
+
+
+def _hints(body: Callable[..., Any]) -> dict[str, Any]:
+    """Of the parameters alone: what a command returns is imported by `orchestrate schema`."""
+
+    def parameters() -> None: ...
+
+    given = body.__annotations__.items()
+    parameters.__annotations__ = {name: hint for name, hint in given if name != "return"}
+    return get_type_hints(parameters, body.__globals__, include_extras=True)
+
+
+def _fields(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            _KEYWORD,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]
