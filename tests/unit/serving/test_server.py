@@ -458,37 +458,33 @@ def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
     assert served.api.load.inside == 0
 
 
-@pytest.mark.slow
-def test_sixteen_clients_share_the_steps_of_one_batch(served: Served) -> None:
-    def tokens_a_second(clients: int) -> float:
-        async def run() -> float:
-            async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="a-key-of-tests") as client:
-                begun = time.perf_counter()
-                done = await asyncio.gather(
-                    *(
-                        client.chat.completions.create(
-                            model=("one", "other")[n % 2],
-                            messages=QUESTION,
-                            temperature=1.9,
-                            seed=n,
-                            max_tokens=80,
-                            logit_bias={"2": -100},  # type: ignore[arg-type]
-                        )
-                        for n in range(clients)
-                    )
-                )
-                return sum(d.usage.completion_tokens for d in done if d.usage) / (time.perf_counter() - begun)
+def test_sixteen_clients_are_answered_side_by_side(served: Served) -> None:
+    """Each has tokens of its answer before anyone has a whole one; `test_batching` counts the steps."""
+    begun, ended, clients = set[int](), set[int](), 16
 
-        return asyncio.run(run())
+    async def read(client: AsyncOpenAI, number: int) -> None:
+        stream = await client.chat.completions.create(
+            model=("one", "other")[number % 2],
+            messages=QUESTION,  # type: ignore[arg-type]
+            temperature=1.9,
+            seed=number,
+            max_tokens=900,
+            logit_bias={"2": -100},
+            stream=True,
+        )
+        async with stream:
+            async for _ in stream:
+                begun.add(number)
+                if len(begun) == clients:
+                    return
+        ended.add(number)
 
-    # In turn, so that what neighbours take is taken of both; the best of each is what the server can do, and
-    # it may take some turns until neighbours let it.
-    figures: list[tuple[float, float]] = []
-    one = sixteen = 0.0
-    while len(figures) < 10 and not (len(figures) >= 3 and sixteen >= 4 * one):
-        figures.append((tokens_a_second(1), tokens_a_second(16)))
-        one, sixteen = (max(f[n] for f in figures) for n in (0, 1))
-    assert sixteen >= 4 * one, figures
+    async def all_of_them() -> None:
+        async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="a-key-of-tests", timeout=240) as client:
+            await asyncio.gather(*(read(client, n) for n in range(clients)))
+
+    asyncio.run(all_of_them())
+    assert (len(begun), ended) == (clients, set())
 
 
 def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known, tmp_path: Path) -> None:

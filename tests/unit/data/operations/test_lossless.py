@@ -227,11 +227,10 @@ def _comes_back(kind: Kind, target: str, data: st.DataObject, tmp_path: Path) ->
     if halved:
         assert [_halves(e) for e in before.examples()] == _two_by_two(after)
         return
-    if not changed and after.kind == kind:
+    came, went = list(after.examples()), list(before.examples())
+    assert [_compared(e, changed) for e in came] == [_compared(e, changed) for e in went]
+    if came == went:
         assert after.digest == before.digest
-    assert [_compared(e, changed) for e in after.examples()] == [
-        _compared(e, changed) for e in before.examples()
-    ]
 
 
 def _halves(example: object) -> list[Any]:
@@ -255,6 +254,8 @@ def _compared(example: object, changed: set[str]) -> Any:
             ]
         }
     for m in row.get("messages", ()):
+        if m.get("weight") == 1:  # as is an answer without one; formats without weights drop it
+            del m["weight"]
         if "call-ids-renumbered" in changed:
             m.pop("tool_call_id", None)
             for call in m.get("tool_calls", ()):

@@ -94,6 +94,17 @@ def test_each_row_gets_what_it_gets_alone_whoever_comes_and_goes(
     assert batching.idle
 
 
+def test_rows_share_their_steps(adapted: Any) -> None:
+    """Each prompt is read once, and then one step gives each row its next token."""
+    rows = [Row("k", ("a", BASE)[n % 2], p, Luck(), 20, frozenset()) for n, p in enumerate(prompts(16))]
+    batching, steps = Batching(adapted, most_rows=16), list[None]()
+    counting = adapted.register_forward_hook(lambda *_: steps.append(None))
+    run(batching, rows, arrivals=16)
+    counting.remove()
+    assert all(len(row.ids) == 20 for row in rows)
+    assert len(steps) <= len(rows) + 20 + len(rows), len(steps)
+
+
 @pytest.mark.slow
 def test_rows_that_are_mixed_without_pefts_hooks_get_the_same(tmp_path: Path) -> None:
     """Adapters of other ranks and targets, added while rows go on; PEFT has its model back afterwards."""
