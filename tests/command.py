@@ -7,13 +7,19 @@ other commands.
 
 from __future__ import annotations
 
+import contextvars
+import gc
+import logging
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
+import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -59,6 +65,10 @@ class Process:
             os.kill(self.pid, number)
 
 
+READ_ONCE = re.compile(r"HF_(?!HUB_OFFLINE)|LANG|LC_|OMP_|PATH$|PYTHON|SSL_|TZ$|.*_PROXY$", re.IGNORECASE)
+"""Variables that Python and the libraries read only once."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """`code` is negative when a signal ended it, as `subprocess` has it."""
@@ -87,6 +97,82 @@ def run(
             raise TimeoutError(f"{arguments}: no end after {LIMIT_S} s; {streams[2].read_text()}")
         assert process.exitcode is not None
         return Ended(process.exitcode, streams[1].read_bytes(), streams[2].read_bytes())
+
+
+def here(arguments: list[str], *, cwd: Path, env: Mapping[str, str], stdin: bytes = b"") -> Ended:
+    """Runs `orchestrate` in this process, for a fourth of the processor time. For what is judged by its
+    streams and its exit code: a fault or a signal would be the tests' own."""
+    if any(READ_ONCE.match(name) and env.get(name) != os.environ.get(name) for name in {**env, **os.environ}):
+        return run(arguments, cwd=cwd, env=env, stdin=stdin)
+    day = {"ORCHESTRATE_TODAY": os.environ["ORCHESTRATE_TODAY"]}
+    with tempfile.TemporaryDirectory(prefix="orchestrate-command-") as folder:
+        streams = [Path(folder) / name for name in ("in", "out", "err")]
+        streams[0].write_bytes(stdin)
+        with (
+            streams[0].open(encoding="utf-8") as given,
+            streams[1].open("w", encoding="utf-8") as out,
+            streams[2].open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as err,
+            _as_a_process(day | dict(env), cwd),
+        ):
+            sys.stdin, sys.stdout, sys.stderr = given, out, err
+            try:
+                contextvars.Context().run(orchestrate, arguments)
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        return Ended(code, streams[1].read_bytes(), streams[2].read_bytes())
+
+
+@contextmanager
+def _as_a_process(env: dict[str, str], cwd: Path) -> Generator[None]:
+    """What a process has of its own is set, and is afterwards as it was before."""
+    from huggingface_hub import constants
+
+    from orchestrate import profile
+    from orchestrate.commands.terminal import console
+    from orchestrate.settings import keys
+
+    root = logging.getLogger()
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    main, package = sys.modules["__main__"], sys.modules["__main__"].__package__
+    before = dict(os.environ), Path.cwd(), sys.argv, sys.executable, (sys.stdin, sys.stdout, sys.stderr)
+    log = root.level, root.handlers[:]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    collecting, freeze, callbacks = gc.get_threshold(), gc.freeze, gc.callbacks[:]
+    offline, known, described = constants.HF_HUB_OFFLINE, set(keys._known), dict(profile._described_in)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)
+        try:
+            sys.executable, main.__package__ = forking.python(), ""
+            os.environ.clear()
+            os.environ.update(env)
+            os.chdir(cwd)
+            root.handlers[:], root.level = [], logging.WARNING
+            for one in (console.out, console.err):
+                one.width, one._color_system = int(env.get("COLUMNS", 120)), None
+            gc.freeze = lambda: None
+            constants.HF_HUB_OFFLINE = bool(env.get("HF_HUB_OFFLINE"))
+            keys._known.clear()
+            profile._described_in.clear()
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before[0])
+            os.chdir(before[1])
+            sys.argv, sys.executable = before[2:4]
+            main.__package__ = package
+            sys.stdin, sys.stdout, sys.stderr = before[4]
+            root.handlers[:], root.level = log[1], log[0]
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            gc.freeze, gc.callbacks[:] = freeze, callbacks
+            gc.set_threshold(*collecting)
+            constants.HF_HUB_OFFLINE = offline
+            keys._known |= known
+            profile._described_in.clear()
+            profile._described_in.update(described)
+            gc.collect(0)  # what the end of a process leaves open is closed without a warning
 
 
 def start(

@@ -31,6 +31,14 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         # By nohup or in a script's background these are ignored, and so by every command that a test starts.
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
+REPEATED = (
+    # folder, the variants of its tests, and the files that have them in the fast half too
+    ("tests/faults/", {"postgres"}, ("store/test_records.py", "submit/test_protocol.py")),
+    ("tests/contract/", {"nebius", "crusoe"}, ()),
+    ("tests/unit/places/", {"sky", "hf-jobs", "kuberay", "anyscale"}, ()),
+)
+"""What shows the same of another database, host or place as of the first one: it runs in the slow half."""
+
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
 
 
@@ -133,6 +141,17 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["python"] = forking.python()
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are left out that are not asked for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for folder, variants, in_both in REPEATED:
+            inside = item.nodeid.startswith(folder) and not item.nodeid.split("::")[0].endswith(in_both)
+            if inside and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+                named = {str(getattr(value, "name", value)) for value in item.callspec.params.values()}
+                if named & variants:
+                    item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:

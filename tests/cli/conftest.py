@@ -1,4 +1,5 @@
-"""The command as its users run it: a process with an environment of its own (`tests/command.py`)."""
+"""The command with an environment of its own (`tests/command.py`): in this process, or, in tests that are
+marked with `process`, in one of its own as well."""
 
 from __future__ import annotations
 
@@ -40,9 +41,11 @@ def cli_env(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, cli_env: dict[str, str]) -> Cli:
+def cli(tmp_path: Path, cli_env: dict[str, str], request: pytest.FixtureRequest) -> Cli:
+    way = command.run if request.node.get_closest_marker("process") else command.here
+
     def run(*arguments: str, cwd: Path | None = None, stdin: str | None = None, **env: str) -> Result:
-        done = command.run([*arguments], cwd=cwd or tmp_path, env=cli_env | env, stdin=(stdin or "").encode())
+        done = way([*arguments], cwd=cwd or tmp_path, env=cli_env | env, stdin=(stdin or "").encode())
         encoding = env.get("PYTHONIOENCODING", "utf-8")
         err = done.err.decode(encoding)
         assert "Traceback" not in err, err

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,20 +261,36 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo
         trap.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.parametrize(
+    ("trick", "reads"),
+    [(trick, [READS[(4 * n + k) % len(READS)] for k in range(4)]) for n, trick in enumerate(TRICKS)],
+    ids=TRICKS,
+)
+def test_commands_refuse_what_is_not_trusted_before_anything(
+    repository: Repository, trick: str, reads: list[str]
+) -> None:
+    _refused_by(repository, trick, reads, ["data check train.jsonl"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trick", TRICKS)
 def test_every_command_refuses_what_is_not_trusted_before_anything(
     repository: Repository, trick: str
 ) -> None:
+    _refused_by(repository, trick, READS, MAY_READ)
+
+
+def _refused_by(repository: Repository, trick: str, reads: Iterable[str], may_read: Iterable[str]) -> None:
     repository.write("orchestrate.toml", TRICKS[trick])
     before = repository.outside()
     with watched() as watch:
-        for line in READS:
+        for line in reads:
             done = repository.run(line)
             assert isinstance(done.exception, ProjectNotTrusted), (line, done.output, done.exception)
             error = done.exception
             assert error.files == (str(repository.folder / "orchestrate.toml"),) and error.settings
             assert error.fix is not None and "orchestrate keys trust --project" in error.fix
-        for line in MAY_READ:
+        for line in may_read:
             done = repository.run(line)
             assert done.exit_code in (0, 1) or isinstance(done.exception, ProjectNotTrusted), line
         doctor = repository.run("doctor --json")
