@@ -16,8 +16,8 @@ from typing import Any
 import orchestrate
 from orchestrate import JobSpec, Orchestrator, costing, errors
 from orchestrate.cli import COMMANDS, LazyCommand
+from orchestrate.commands import EXAMPLES
 from orchestrate.commands.setup.schema import names, of
-from orchestrate.commands.terminal.pages import examples
 from orchestrate.settings import config
 from orchestrate.spec import specfile
 
@@ -70,7 +70,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
     yield f"### {name}"
     if command.help:
         yield prose(command.help)
-    if example := examples().get(name):
+    if example := EXAMPLES.get(name):
         yield f"```sh\n{example}\n```"
     rows = [row for parameter in command.params if (row := _parameter(parameter)) is not None]
     if rows:

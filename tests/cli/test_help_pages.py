@@ -15,7 +15,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 from orchestrate import cli as program
-from orchestrate.commands.terminal.pages import examples
+from orchestrate.commands import EXAMPLES
 
 
 def walked(command: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -34,9 +34,9 @@ def pages() -> dict[str, Any]:
 
 def test_each_command_has_an_example_that_it_takes() -> None:
     ends = {name: command for name, command in pages().items() if not getattr(command, "commands", None)}
-    assert examples().keys() == ends.keys()
+    assert EXAMPLES.keys() == ends.keys()
     for name, command in ends.items():
-        words = shlex.split(examples()[name])
+        words = shlex.split(EXAMPLES[name])
         own = name.split()
         assert words[: len(own) + 1] == ["orchestrate", *own], name
         command.make_context(name, words[len(own) + 1 :])  # raises for what it does not take
@@ -75,8 +75,8 @@ def test_pages_are_whole_at_each_width(width: int, monkeypatch: pytest.MonkeyPat
         for parameter in (p for p in command.params if not getattr(p, "hidden", False)):
             for option in (o for o in parameter.opts if o.startswith("--")):
                 assert option in flowing, f"{name} {option} is cut at {width} columns"
-        if name in examples():
-            assert " ".join(examples()[name].split()) in flowing, name
+        if name in EXAMPLES:
+            assert " ".join(EXAMPLES[name].split()) in flowing, name
 
 
 @pytest.mark.parametrize("width", [80, 140])

@@ -24,8 +24,8 @@ from tests import command
 from tests.reviewing import answered
 
 from orchestrate import JobSpec
+from orchestrate.commands import EXAMPLES
 from orchestrate.commands.terminal import console
-from orchestrate.commands.terminal.pages import examples
 from orchestrate.settings import config
 from orchestrate.text import lookalike
 from orchestrate.tracking import Store
@@ -120,7 +120,7 @@ def scene(folder: Path) -> None:
 def said(folder: Path, environment: dict[str, str], width: int, encoding: str) -> dict[str, tuple[str, str]]:
     """The output and the exit code of each command."""
     scene(folder)
-    asked = [text.partition(" ")[2] for name, text in examples().items() if name not in ENDLESS]
+    asked = [text.partition(" ")[2] for name, text in EXAMPLES.items() if name not in ENDLESS]
     out, _ = told_by([*asked, *MORE], folder, environment, width, encoding)
     return out
 

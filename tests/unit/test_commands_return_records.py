@@ -11,7 +11,7 @@ HOUSE = Path(orchestrate.commands.__file__).parent
 PRINTER = HOUSE / "terminal"
 ASKED = {
     "data/copies.py": "rows and JSON cannot both go to standard output",
-    "runs/orphans.py": "what is to be agreed to is listed before there is a record",
+    "runs/spending.py": "what is to be agreed to is listed before there is a record",
     "training/submit.py": "errors of one backend are told while the others go on",
 }
 """Modules that ask whether JSON is printed, with the reason."""

@@ -13,13 +13,7 @@ from rich.text import Text
 from orchestrate import days
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    note,
-    orchestrator,
-    out,
-    settings_of,
-    table,
-)
+from orchestrate.commands.terminal.console import note, orchestrator, out, settings_of, table
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine

@@ -13,8 +13,7 @@ from orchestrate import days
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import SANDBOX, note, orchestrator, out, table
-from orchestrate.commands.terminal.options import by_default
-from orchestrate.commands.terminal.rates import RateOpt, with_flags
+from orchestrate.commands.terminal.options import RateOpt, by_default, with_flags
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.preparing.quoting import (
     Accuracy,

@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.data.options import (
-    FileArg,
-    OutputOpt,
-    Reading,
-    columns_read,
-    engine,
-)
+from orchestrate.commands.data.options import FileArg, OutputOpt, Reading, columns_read, engine
 from orchestrate.commands.data.views import note_rewritten
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command

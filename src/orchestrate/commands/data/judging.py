@@ -12,14 +12,7 @@ from orchestrate.amounts import amount
 from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    note,
-    orchestrator,
-    out,
-    require_agreed,
-    warn,
-    warn_lost,
-)
+from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn, warn_lost
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span

@@ -15,14 +15,7 @@ import typer
 from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    note,
-    orchestrator,
-    out,
-    print_text,
-    require_unpriced,
-    warn,
-)
+from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, warn
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span

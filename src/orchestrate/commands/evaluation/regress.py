@@ -13,14 +13,7 @@ from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    note,
-    orchestrator,
-    out,
-    print_text,
-    require_unpriced,
-    table,
-)
+from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, table
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span

@@ -10,14 +10,7 @@ import typer
 
 from orchestrate import text
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    goes_on,
-    note,
-    orchestrator,
-    out,
-    table,
-    warn,
-)
+from orchestrate.commands.terminal.console import goes_on, note, orchestrator, out, table, warn
 from orchestrate.underway import Told, work
 
 if TYPE_CHECKING:

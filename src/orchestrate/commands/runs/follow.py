@@ -20,14 +20,7 @@ from rich.text import Text
 from orchestrate import watching
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    err,
-    note,
-    orchestrator,
-    out,
-    stage_text,
-    warn,
-)
+from orchestrate.commands.terminal.console import err, note, orchestrator, out, stage_text, warn
 from orchestrate.commands.terminal.live import LiveView
 from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of, telling
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError

@@ -9,17 +9,19 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from orchestrate import watching
-from orchestrate.commands.runs import orphans
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     SANDBOX,
+    confirm,
     err,
+    note,
     orchestrator,
     out,
+    prints_json,
     table,
     warn,
 )
@@ -27,20 +29,12 @@ from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt,
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.settings.keys import hide
-from orchestrate.spending.accounts import (
-    BY,
-    Asked,
-    Breakdown,
-    Found,
-    SpendingReport,
-    Sum,
-    cents,
-)
+from orchestrate.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.text import NOTHING, count, joined, rate
 
 if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
-    from orchestrate.spending.orphans import OrphanReport
+    from orchestrate.spending.orphans import Orphan, OrphanReport
 
 _CENT = Decimal("0.01")
 
@@ -165,7 +159,7 @@ def spending(
         if end.end_orphans:
             if what.offline:
                 raise UsageError("--end-orphans asks the hosts, and --offline does not")
-            yield orphans.ended(ft, sandbox=what.sandbox, yes=end.yes)
+            yield _orphans_ended(ft, sandbox=what.sandbox, yes=end.yes)
             return
         fail.require(what, ft.settings)
         telling = tell.settings(ft.settings)
@@ -177,6 +171,44 @@ def spending(
             warn(f"notification failed: {problem}")
         if problems and not code:
             raise typer.Exit(HostUnavailable.exit_code)
+
+
+def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[OrphanReport]:
+    """Exit code 4 where something could not be asked or ended. Raises `UsageError` where nobody agreed."""
+    report = ft.orphans(sandbox=sandbox)
+    for gap in report.gaps:
+        warn(f"{gap.backend} could not be asked in full: {gap.reason or '; '.join(gap.unseen)}")
+    if report.orphans:
+        _list_orphans(report, err if prints_json() else out)
+        if not confirm(f"End {count(len(report.orphans), 'thing')}?", yes=yes):
+            told = "nothing was ended: nobody agreed"
+            raise UsageError(told, fix="add --yes when another store made none of them")
+        report = ft.end_orphans(report, _note_ended)
+    return Output(report, _show_ended, HostUnavailable.exit_code if report.failed or report.gaps else 0)
+
+
+def _show_ended(report: OrphanReport) -> None:
+    if not report.orphans:
+        note("nothing bills under our mark that this store does not account for")
+
+
+def _list_orphans(report: OrphanReport, on: Console) -> None:
+    shown = table("where", "what", "id", "state", "$/hour", "why", right=("$/hour",), fold=("id", "why"))
+    for one in report.orphans:
+        item = one.item
+        price = NOTHING if item.usd_per_hour is None else rate(item.usd_per_hour)
+        shown.add_row(item.provider, item.kind, hide(item.id), item.state, price, one.reason)
+    on.print(shown)
+    lost = dict.fromkeys(
+        one.item.provider for one in report.orphans if one.item.kind == "job" and one.run is None
+    )
+    for name in lost:
+        note(f"to take the jobs of {name} over in place of ending them: orchestrate recover -p {name}")
+
+
+def _note_ended(one: Orphan) -> None:
+    line = f"{one.item.provider} {one.item.id}: {one.outcome}" + (f", {one.told}" if one.told else "")
+    (warn if one.outcome == "failed" else note)(line)
 
 
 def message(report: SpendingReport) -> dict[str, Any]:

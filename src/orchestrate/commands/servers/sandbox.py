@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import typer
 
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    ended_by_signal,
-    note,
-    print_text,
-    settings_of,
-)
+from orchestrate.commands.terminal.console import ended_by_signal, note, print_text, settings_of
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 
 from orchestrate.commands.terminal.command import Output, command, for_people
-from orchestrate.commands.terminal.console import (
-    ended_by_signal,
-    note,
-    orchestrator,
-    print_text,
-    warn,
-)
+from orchestrate.commands.terminal.console import ended_by_signal, note, orchestrator, print_text, warn
 from orchestrate.commands.tuned.exporting import AcceptOpt, agreed, show_proof
 from orchestrate.errors import UsageError
 from orchestrate.types import Proof

@@ -8,12 +8,7 @@ from typing import Annotated, TypedDict
 import typer
 
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    ended_by_signal,
-    note,
-    orchestrator,
-    print_text,
-)
+from orchestrate.commands.terminal.console import ended_by_signal, note, orchestrator, print_text
 
 
 class UiShown(TypedDict):

@@ -17,14 +17,7 @@ from rich.text import Text
 
 from orchestrate import days
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    note,
-    orchestrator,
-    out,
-    print_text,
-    settings_of,
-    table,
-)
+from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, settings_of, table
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.settings import config

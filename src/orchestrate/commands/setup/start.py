@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import (
-    note,
-    orchestrator,
-    print_text,
-    warn,
-)
+from orchestrate.commands.terminal.console import note, orchestrator, print_text, warn
 from orchestrate.errors import UsageError
 from orchestrate.settings import config
 from orchestrate.underway import BYTES, work

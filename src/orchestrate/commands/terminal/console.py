@@ -107,7 +107,7 @@ def orchestrator(
     context: typer.Context, *, made_by: str | None = None, rates: list[str] | None = None
 ) -> Generator[Orchestrator]:
     """The Orchestrator of this command line, with the prices of its `--rate` flags, closed at the end."""
-    from orchestrate.commands.terminal.rates import with_flags
+    from orchestrate.commands.terminal.options import with_flags
     from orchestrate.service import Orchestrator
 
     settings = settings_of(context, made_by=made_by)

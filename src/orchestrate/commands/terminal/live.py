@@ -13,14 +13,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orchestrate.commands.terminal.console import (
-    SANDBOX,
-    STATUS_STYLE,
-    err,
-    stage_text,
-    table,
-    warn,
-)
+from orchestrate.commands.terminal.console import SANDBOX, STATUS_STYLE, err, stage_text, table, warn
 from orchestrate.progress import cost_so_far, seconds_left, seconds_taken, share_done, step_of
 from orchestrate.tables import Listing
 from orchestrate.text import count, duration, inert, money

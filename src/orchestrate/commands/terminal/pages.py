@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import shutil
-from functools import cache, partial
-from importlib.resources import files
+from functools import partial
 from typing import Any
+
+from orchestrate.commands import EXAMPLES
 
 _LINE_END = re.compile(r"(?<!\n)\n(?![\n\s*-])")
 """Of a line within a paragraph, which is wrapped anew at the terminal's width."""
@@ -19,16 +19,10 @@ _ROOM = 120
 not."""
 
 
-@cache
-def examples() -> dict[str, str]:
-    """By the words of the command; each is taken by it."""
-    return json.loads(files("orchestrate").joinpath("templates", "examples.json").read_text("utf-8"))
-
-
 def worded(command: Any, name: str) -> Any:
     """The command, or group of commands, of that name with its example, and with the words that people have
     for types in the place of Python's: typer writes `<list[str]>`."""
-    example = examples().get(name)
+    example = EXAMPLES.get(name)
     command.epilog = f"Example:  {example}" if example else None
     command.help = _LINE_END.sub(" ", inspect.cleandoc(command.help or ""))
     for own, inner in getattr(command, "commands", {}).items():

@@ -17,12 +17,13 @@ from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, table
 from orchestrate.commands.terminal.options import (
     ProviderOpt,
+    RateOpt,
     ServingOptions,
     SpecOptions,
     TokensOpt,
     backends_of,
+    require_used,
 )
-from orchestrate.commands.terminal.rates import RateOpt, require_used
 from orchestrate.commands.training.translations import show_translations
 from orchestrate.errors import UsageError
 from orchestrate.settings.keys import hide, masked

@@ -12,14 +12,7 @@ import typer
 from orchestrate import watching
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command, shown_already
-from orchestrate.commands.terminal.console import (
-    ended_by_signal,
-    filled,
-    note,
-    orchestrator,
-    out,
-    warn,
-)
+from orchestrate.commands.terminal.console import ended_by_signal, filled, note, orchestrator, out, warn
 from orchestrate.commands.terminal.options import SpecOptions, by_default
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
 from orchestrate.errors import UsageError

@@ -28,8 +28,7 @@ from orchestrate.commands.terminal.console import (
     report_error,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions
-from orchestrate.commands.terminal.rates import RateOpt, require_used
+from orchestrate.commands.terminal.options import RateOpt, SpecOptions, require_used
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.text import count, limit, money, quoted

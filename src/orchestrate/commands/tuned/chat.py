@@ -16,14 +16,7 @@ import msgspec
 import typer
 
 from orchestrate.commands.terminal.command import Output, command, for_people, shown_already
-from orchestrate.commands.terminal.console import (
-    RunArg,
-    note,
-    orchestrator,
-    out,
-    print_text,
-    warn,
-)
+from orchestrate.commands.terminal.console import RunArg, note, orchestrator, out, print_text, warn
 from orchestrate.errors import UsageError
 from orchestrate.text import count, inert
 from orchestrate.types import Message, Reply, decoding

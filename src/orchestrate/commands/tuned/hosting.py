@@ -15,16 +15,7 @@ from msgspec import structs
 
 from orchestrate.amounts import amount
 from orchestrate.commands.terminal.command import Output, command, for_people
-from orchestrate.commands.terminal.console import (
-    RunArg,
-    confirm,
-    err,
-    note,
-    orchestrator,
-    out,
-    table,
-    warn,
-)
+from orchestrate.commands.terminal.console import RunArg, confirm, err, note, orchestrator, out, table, warn
 from orchestrate.commands.tuned.exporting import show_proof
 from orchestrate.errors import UsageError
 from orchestrate.handles.deployment import ending, price
