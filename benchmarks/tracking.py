@@ -205,12 +205,12 @@ def day(folder: Path, runs: int = 10) -> dict[str, float]:
 
 def sandbox_free_host() -> type:
     """A backend in this process, so that only the watcher's own memory is measured."""
-    from orchestrate.providers.base import Provider
+    from orchestrate.providers.base import Measures
     from orchestrate.providers.openai.profile import PROFILE
     from orchestrate.settings.config import HostConfig
     from orchestrate.types import Feature
 
-    class Base(Provider):
+    class Base(Measures):
         name, title, profile = "openai", "OpenAI", PROFILE
         features = frozenset({Feature.EVENTS, Feature.METRICS})
         missing: dict[Feature, str] = {}  # noqa: RUF012

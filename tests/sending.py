@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrate.data import TrainingData
-from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.base import EstimatesPrice, Progress, Provider, capability
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobHandle, Quote, RemoteDataset
 
@@ -15,7 +15,7 @@ def upload(
 
 
 def live_price(provider: Provider, spec: JobSpec, remote: RemoteDataset) -> Quote:
-    return provider.live_price(spec, remote, provider.translate(spec))
+    return capability(provider, EstimatesPrice).live_price(spec, remote, provider.translate(spec))
 
 
 def create(provider: Provider, spec: JobSpec, remote: RemoteDataset, ref: str) -> JobHandle:

@@ -22,12 +22,23 @@ from tests.contract.backends import (
     submit,
     wait_for,
 )
-from tests.sending import create, live_price, upload
+from tests.sending import create, upload
 
-from orchestrate.costing import built_in
+from orchestrate import costing
 from orchestrate.data import TrainingData
 from orchestrate.errors import AuthenticationFailed, NotFound, OutcomeUnknown, ProviderError, Unsupported
-from orchestrate.providers.base import Provider
+from orchestrate.profile import built_in, described, places
+from orchestrate.providers import registry
+from orchestrate.providers.base import (
+    FEATURES,
+    HandsOutFiles,
+    ListsModels,
+    Pauses,
+    Provider,
+    ShowsRows,
+    TakesAdapters,
+    capability,
+)
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.spec import JobSpec, QLoRA
 from orchestrate.types import Feature, JobHandle, JobStatus, Message, Outcome, RemoteDataset, Severity
@@ -44,6 +55,23 @@ def test_each_feature_is_there_or_has_its_reason(backend: Backend, make: Any) ->
         with pytest.raises(Unsupported) as caught:
             provider.require(feature)
         assert caught.value.reason == provider.missing[feature]
+
+
+@pytest.mark.parametrize("kind", [*built_in(), *described(), *places()])
+def test_features_are_those_that_are_implemented(kind: str) -> None:
+    found = registry.provider_class(kind)
+    implemented = {feature for feature, part in FEATURES.items() if issubclass(found, part)}
+    assert implemented == found.features & FEATURES.keys()
+
+
+def test_a_backend_that_says_more_or_less_than_it_implements_cannot_be_defined() -> None:
+    own = registry.provider_class("together")
+    pauses = {"features": own.features | {Feature.PAUSE}, "profile": own.profile}
+    with pytest.raises(TypeError, match="Pauses"):
+        type("Says", (own,), pauses)
+    with pytest.raises(TypeError, match="Pauses"):
+        type("Does", (Pauses, own), {"profile": own.profile})
+    assert issubclass(type("Both", (Pauses, own), pauses), Pauses)
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "rft"])
@@ -104,7 +132,7 @@ def test_quote_has_sources_or_says_why_there_is_none(
     for method in methods(provider):
         spec = backend.spec(files, method)
         data = TrainingData.open(spec.train, spec.validation)
-        quote = provider.quote(spec, data, provider.translate(spec), built_in())
+        quote = provider.quote(spec, data, provider.translate(spec), costing.built_in())
         assert quote.provider == provider.name
         assert quote.low_usd <= quote.expected_usd <= quote.high_usd
         assert quote.unavailable or all(line.source for line in quote.lines)
@@ -273,35 +301,24 @@ def test_pause_and_resume(hosted: Backend, make: Any, files: dict[str, str], san
         wait_for(provider, handle, lambda job: job.status is JobStatus.SUCCEEDED)
     else:
         with pytest.raises(Unsupported) as caught:
-            provider.pause(handle)
+            capability(provider, Pauses)
         assert caught.value.reason == provider.missing[Feature.PAUSE]
 
 
 # -- what is missing, refused or lost -------------------------------------------------------------------
 
 
-def test_missing_verbs_give_their_reason(
-    backend: Backend, make: Any, tmp_path: Path, files: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("part", [*FEATURES.values(), TakesAdapters, ShowsRows, ListsModels, HandsOutFiles])
+def test_what_is_missing_gives_its_reason(backend: Backend, make: Any, part: type[Provider]) -> None:
     provider = make(backend)
-    handle = JobHandle(provider=provider.name, job_id="none")
-    remote = RemoteDataset(provider=provider.name, digest="d", train_id="t")
-    verbs: dict[Feature, Any] = {
-        Feature.METRICS: lambda: provider.metrics(handle),
-        Feature.CHECKPOINTS: lambda: provider.checkpoints(handle),
-        Feature.PAUSE: lambda: provider.pause(handle),
-        Feature.RESUME: lambda: provider.resume(handle),
-        Feature.DELETE: lambda: provider.delete(handle),
-        Feature.DOWNLOAD: lambda: provider.download(handle, tmp_path / "x"),
-        Feature.DEPLOY: lambda: provider.deploy(handle),
-        Feature.CHAT: lambda: provider.generate(handle, [[Message(role="user", content="q")]]),
-        Feature.LIVE_PRICE: lambda: live_price(provider, backend.spec(files), remote),
-    }
-    for feature, call in verbs.items():
-        if feature in provider.missing:
-            with pytest.raises(Unsupported) as caught:
-                call()
-            assert caught.value.reason == provider.missing[feature]
+    if isinstance(provider, part):
+        assert capability(provider, part) is provider
+        return
+    with pytest.raises(Unsupported) as caught:
+        capability(provider, part)
+    feature = next((one for one, its in FEATURES.items() if its is part), None)
+    assert caught.value.reason
+    assert feature is None or caught.value.reason == provider.missing[feature]
 
 
 LOST = {

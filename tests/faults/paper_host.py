@@ -38,7 +38,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.profile import Profile
-from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.base import HoldsFiles, KeepsCheckpoints, Measures, Progress
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
 from orchestrate.types import (
@@ -57,7 +57,7 @@ from orchestrate.types import (
 )
 
 
-class PaperHost(Provider):
+class PaperHost(HoldsFiles, Measures, KeepsCheckpoints):
     profile = Profile(kind="paper", title="Paper", provider="paper_host:PaperHost", keyless=True)
     features = frozenset({Feature.SFT, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS, Feature.CANCEL})
     missing: ClassVar = {}

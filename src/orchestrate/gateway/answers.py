@@ -19,10 +19,11 @@ from orchestrate.gateway.engines import Engines, name_of
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.refusals import refusal_of
 from orchestrate.handles.deployment import used
+from orchestrate.providers.base import Chats, capability
 from orchestrate.providers.calls.payloads import CutShort
 from orchestrate.providers.calls.values import plain
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes
-from orchestrate.types import Feature, Run
+from orchestrate.types import Run
 from orchestrate.wire.bodies import HostError, parse
 from orchestrate.wire.openai import chat, responses
 from orchestrate.wire.openai.errors import error_body
@@ -91,8 +92,7 @@ class Answers:
 
     def _ask(self, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Any:
         """The SDK's answer, or its stream. Raises `HostError`."""
-        provider = self._ft.provider(run.provider)
-        provider.require(Feature.CHAT)
+        provider = capability(self._ft.provider(run.provider), Chats)
         most = asked.max_completion_tokens or asked.max_tokens
         try:
             host = provider.chat(run.handle)

@@ -7,8 +7,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.providers.base import Downloads, Serves, capability
 from orchestrate.text import count, duration, limit, money, rate
-from orchestrate.types import Adapter, Deployment, DeploymentOffer, DeploymentState, Feature
+from orchestrate.types import Adapter, Deployment, DeploymentOffer, DeploymentState
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[s
     uses: list[tuple[str, str]] = []
     if provider.profile.checkpoints_answer:
         uses.append(("it answers by its own name, without a deployment", f"orchestrate eval {run_id}@{id}"))
-    if Feature.DOWNLOAD in provider.features:
+    if isinstance(provider, Downloads):
         fetched = f"orchestrate download {run_id} --checkpoint {id}"
         uses.append(("serve it from this machine", f'orchestrate serve "$({fetched})"'))
     return uses
@@ -71,7 +72,7 @@ class DeploymentHandle:
 
     def answers(self, patience_s: float = 0.0) -> bool:
         """Whether it takes requests, asked of its host for `patience_s`. Raises `ProviderError`."""
-        provider, clock = self._ft.provider(self.record.provider), self._ft.store.clock
+        provider, clock = capability(self._ft.provider(self.record.provider), Serves), self._ft.store.clock
         until = clock.uptime().seconds + patience_s
         with work(f"waiting until {provider.name} has it up"):
             while True:

@@ -15,12 +15,12 @@ from msgspec.structs import replace
 
 from orchestrate.costing import UnknownPrice, of_trial
 from orchestrate.errors import OverBudget, UsageError
-from orchestrate.providers.limited import Limited
+from orchestrate.providers.base import Limited, Resumes, capability
 from orchestrate.settings import trust
 from orchestrate.text import duration, limit, money
 from orchestrate.tracking import transitions
 from orchestrate.tracking.submitting.settling import lease_name
-from orchestrate.types import Allowance, Event, Feature, JobStatus, Run, SubmitPhase, TrialState
+from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.handles.run import Home, RunHandle
@@ -45,7 +45,7 @@ def resume(ft: Home, handle: RunHandle, asked: Limits) -> Run:
             raise UsageError(f"{name} must be a number above 0, got {value}")
     if handle.record.job_id is None:
         return _sent(ft, handle, asked)
-    handle.provider.require(Feature.RESUME)
+    capability(handle.provider, Resumes)
     # Of two at once the second waits, and finds what the first has started: else each starts a machine.
     name, wait = lease_name(handle.record), partial(ft.store.clock.sleep, _LOOK_S)
     with ft.store.leases.hold(name, _LEASE_S, wait=wait):
@@ -61,7 +61,7 @@ def _resumed(ft: Home, handle: RunHandle, asked: Limits) -> None:
     elif isinstance(provider, Limited) and handle.status is JobStatus.PAUSED:
         _catch_up(provider, handle.record)
     if handle.status is JobStatus.PAUSED or not given:
-        provider.resume(handle.record.handle)
+        capability(provider, Resumes).resume(handle.record.handle)
         if not transitions.at_rest(handle.refresh()):
             _reopen_trial(ft, handle.record)
 

@@ -12,6 +12,16 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
 from orchestrate.handles.deployment import DeploymentHandle as DeploymentHandle
 from orchestrate.handles.deployment import deployer_of, deployer_to, require_open, used
+from orchestrate.providers.base import (
+    Chats,
+    Deploys,
+    Downloads,
+    P,
+    Pauses,
+    ShowsRows,
+    TakesAdapters,
+    capability,
+)
 from orchestrate.types import (
     Artifact,
     Bill,
@@ -147,7 +157,7 @@ class RunHandle:
 
     def rendered(self) -> list[RowTokens]:
         """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
-        return list(self._here().rendered(self.record.handle))
+        return list(self._here(ShowsRows).rendered(self.record.handle))
 
     def cancel(self) -> Run:
         """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
@@ -161,9 +171,9 @@ class RunHandle:
         """Stops until `resume`. Raises `Unsupported` where the host cannot."""
         from orchestrate.handles import resuming
 
-        self.provider.require(Feature.PAUSE)
+        capability(self.provider, Pauses)
         resuming.require_going(self.record, "pause")
-        self._here().pause(self.record.handle)
+        self._here(Pauses).pause(self.record.handle)
         return self.refresh()
 
     def resume(
@@ -208,12 +218,14 @@ class RunHandle:
         runs.close(self.id)
         return self.record
 
-    def _here(self) -> Provider:
-        """The backend, when its key is of the account that the run is in. Raises `OtherAccount`."""
+    def _here(self, able: type[P]) -> P:
+        """The backend as one that can do it, when its key is of the account that the run is in. Raises
+        `Unsupported`, `OtherAccount`."""
         from orchestrate.tracking.submitting import accounts
 
+        found = capability(self.provider, able)
         accounts.require(self._ft.store, self.provider, self.record)
-        return self.provider
+        return found
 
     def download(
         self,
@@ -226,7 +238,7 @@ class RunHandle:
 
         There they are fetched once: a second call checks their hashes and returns them.
         """
-        self.provider.require(Feature.DOWNLOAD)
+        capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
         self.check()
@@ -238,7 +250,7 @@ class RunHandle:
         if described and (before := downloads.read(folder)) is not None:
             return before
         with work(f"downloading from {self.record.provider}", BYTES) as told:
-            found = self._here().download(
+            found = self._here(Downloads).download(
                 self.record.handle, folder, checkpoint=checkpoint, progress=progress or told
             )
         if described:
@@ -324,11 +336,11 @@ class RunHandle:
         """What puts the tuned model up at its own host, or its adapter at another. Raises `UsageError` for
         what is no adapter, `Unsupported` for a host that takes none."""
         if to is None or to == self.record.provider:
-            self.provider.require(Feature.DEPLOY)
+            capability(self.provider, Deploys)
             return deployer_of(self._ft, self.record.provider)
         from orchestrate.handles import tuned
 
-        self._ft.provider(to).adapters()
+        capability(self._ft.provider(to), TakesAdapters)
         return deployer_to(self._ft, to, tuned.adapter_of(self._ft, self), progress)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
@@ -350,8 +362,7 @@ class RunHandle:
         if known is None or known.record.state.over:
             if at is not None and at != self.record.provider:
                 return known
-            self.provider.require(Feature.DEPLOY)
-            items = self._here().deployed(self.record.handle)
+            items = self._here(Deploys).deployed(self.record.handle)
             if not items:
                 return known
             known = DeploymentHandle(
@@ -378,10 +389,12 @@ class RunHandle:
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:
-            self.provider.require(Feature.CHAT)
-            provider, job = self._here(), self.record.handle
+            provider, job = self._here(Chats), self.record.handle
         else:
-            provider, job = self._ft.provider(at), require_open(self._ft, self.id, at).handle
+            provider, job = (
+                capability(self._ft.provider(at), Chats),
+                require_open(self._ft, self.id, at).handle,
+            )
         how: dict[str, Any] = {"base": base, "max_tokens": max_tokens, "temperature": temperature}
         chat = None if tell is None or tools else provider.chat(job, **how)
         if chat is not None and tell is not None:

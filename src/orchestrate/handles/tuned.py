@@ -18,6 +18,7 @@ from orchestrate.files import private_folder, whole, write_whole
 from orchestrate.handles.deployment import require_open, used
 from orchestrate.local.model.files.models import config_of
 from orchestrate.local.weights.asking import ask
+from orchestrate.providers.base import Chats, Deploys, Downloads, KeepsFingerprint, capability
 from orchestrate.serving import agreements, combining
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.folder import scratch_beside
@@ -28,7 +29,7 @@ from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
 from orchestrate.serving.tuned import Tuned
 from orchestrate.settings.keys import secret, user_and_machine
-from orchestrate.types import Adapter, Export, Feature, Merged, Proof, Sheet
+from orchestrate.types import Adapter, Export, Merged, Proof, Sheet
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def sheet(home: Home, subject: RunHandle | Path, tuned: Tuned | None = None) -> 
     file = private_folder(home.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
         return Sheet.from_json(file.read_bytes())
-    found = None if isinstance(subject, Path) else subject.provider.sheet(subject.record.handle)
+    found = None if isinstance(subject, Path) else _kept_sheet(subject)
     if found is None:
         spec = {} if isinstance(subject, Path) else subject.record.spec
         found = _found(spec, tuned or of(home, subject))
@@ -87,12 +88,17 @@ def can_be_known(home: Home, run: RunHandle) -> bool:
     """Whether it is known by what to know a run's model again, or can be found out with what is on this
     machine. An adapter is downloaded for that, a whole model is not."""
     file = home.settings.home / "proofs" / f"{run.id}.json"
-    if file.is_file() or run.provider.sheet(run.record.handle) is not None:
+    if file.is_file() or _kept_sheet(run) is not None:
         return True
     adapter: dict[str, Any] = run.record.spec.get("adapter") or {}
-    if adapter.get("type") == "full" or Feature.DOWNLOAD not in run.provider.features:
+    if adapter.get("type") == "full" or not isinstance(run.provider, Downloads):
         return False
     return config_of(of(home, run).base) is not None
+
+
+def _kept_sheet(run: RunHandle) -> Sheet | None:
+    provider = run.provider
+    return provider.sheet(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
 
 
 def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
@@ -227,12 +233,18 @@ def verify(
     if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
         subject.check()
         _require_answering(subject)
-        place = HostPlace(subject.provider, subject.record.handle, subject.record.tuned_model or subject.id)
+        place = HostPlace(
+            capability(subject.provider, Chats),
+            subject.record.handle,
+            subject.record.tuned_model or subject.id,
+        )
         used(home, subject.id)
         return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
     if not isinstance(subject, Path) and at in _deployed_at(home, subject):
         deployment = require_open(home, subject.id, at)
-        place = HostPlace(home.provider(at), deployment.handle, deployment.model or subject.id)
+        place = HostPlace(
+            capability(home.provider(at), Chats), deployment.handle, deployment.model or subject.id
+        )
         used(home, subject.id, at)
         return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
     if at is None:
@@ -262,10 +274,10 @@ def _name(run: RunHandle) -> str:
 
 
 def _require_answering(run: RunHandle) -> None:
-    run.provider.require(Feature.CHAT)
-    if Feature.DEPLOY in run.provider.features and run.provider.endpoint(run.record.handle) is None:
+    provider = capability(run.provider, Chats)
+    if isinstance(provider, Deploys) and provider.endpoint(run.record.handle) is None:
         raise UsageError(
-            f"{run.provider.name} has no endpoint up for this model",
+            f"{provider.name} has no endpoint up for this model",
             fix=f"orchestrate deploy {run.id}   (bills), or name a URL or a folder: --at",
         )
 

@@ -28,12 +28,13 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.files import locked, private_folder
+from orchestrate.providers.base import HandsOutFiles, Recalls, capability
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.ids import REF_PATTERN, new_id, run_id_of
 from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.syncing.recovery import run_of
 from orchestrate.tracking.syncing.sweep import conclude, fetch_details
-from orchestrate.tracking.syncing.worth import valued
+from orchestrate.tracking.syncing.worth import asked_for, valued
 from orchestrate.types import Job, JobStatus, Run, Told, decoding
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Importer:
     def _taken(self, since: datetime | None, *, every: bool, details: bool, files: bool) -> ImportReport:
         account = accounts.account_of(self._store, self._provider)
         report = ImportReport(provider=self._provider.config.name, account=account)
-        for number, job in enumerate(self._provider.recoverable(since=since), 1):
+        for number, job in enumerate(self._listed(since), 1):
             self._tell("jobs listed", number, 0)
             report.jobs.add(job.handle.job_id)
             if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) and not every:
@@ -150,11 +151,16 @@ class Importer:
             id=run_id,
             ref=ref,
             how="imported",
-            spec=_spec(job, self._provider.asked_for(job), worth.spec),
+            spec=_spec(job, asked_for(self._provider, job), worth.spec),
             quote=worth.quote,
             bill=worth.bill,
             imported=True,
         )
+
+    def _listed(self, since: datetime | None) -> Iterator[Job]:
+        if isinstance(self._provider, Recalls):
+            return self._provider.recoverable(since=since)
+        return self._provider.list(since=since)
 
     def _free_id(self, job: Job, at: datetime) -> str | None:
         """An id made of the job, so that a second import gives the same one; `None` where it is there."""
@@ -186,7 +192,7 @@ class Importer:
                     zip(open_runs, pool.map(self._answer, open_runs), strict=True), 1
                 ):
                     self._tell("jobs asked for", number, len(open_runs))
-                    told[run.id] = (job, self._provider.asked_for(job) if job is not None else Told())
+                    told[run.id] = (job, asked_for(self._provider, job) if job is not None else Told())
                     if problem is not None:
                         report.problems[run.id] = problem
             self._fetch(sorted({id for _, one in told.values() for id in one.files.values()}), report)
@@ -285,7 +291,7 @@ class Importer:
     def _fetched(self, id: str) -> HostFile:
         folder = private_folder(self._folder)
         draft = folder / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.download"
-        self._provider.fetch_file(id, draft)
+        capability(self._provider, HandsOutFiles).fetch_file(id, draft)
         content = hashlib.sha256()
         with draft.open("rb") as file:
             while block := file.read(1 << 20):

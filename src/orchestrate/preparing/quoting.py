@@ -28,6 +28,8 @@ from orchestrate.costing.rates.listing import current as current
 from orchestrate.costing.rates.listing import prices_of as prices_of
 from orchestrate.costing.serving.capacity import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
+from orchestrate.providers import offline
+from orchestrate.providers.base import Downloads, EstimatesPrice
 from orchestrate.tracking.submitting import uploads
 from orchestrate.tracking.submitting.accounts import account_of
 from orchestrate.types import Feature, Quote, Recalled, Record
@@ -67,7 +69,7 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
     name, quote = offer.provider, offer.quote
     offline = None if quote.unavailable else quote.expected_usd
     provider = ft.provider(name)
-    if Feature.LIVE_PRICE not in provider.features:
+    if not isinstance(provider, EstimatesPrice):
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
@@ -121,7 +123,7 @@ def require_used(
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
-            lookups.append(ft.provider(offer.provider).lookup(offer.spec))
+            lookups.append(offline.lookup(ft.provider(offer.provider), offer.spec))
     asked = [rate for rate in rates if not (serving and _serves(rate))]
     costing.require_used(asked, lookups, ft.rates, days.today())
 
@@ -173,7 +175,7 @@ def ownership(
                 profile=backend.profile,
                 hourly=costing.quoted_hour(quote),
                 prices=costing.Prices(backend.profile.kind, ft.rates),
-                portable=not private and Feature.DOWNLOAD in backend.features,
+                portable=not private and isinstance(backend, Downloads),
             )
         )
     return totals

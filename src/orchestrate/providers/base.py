@@ -4,25 +4,30 @@ A backend is a `Profile` and the class that it names. It holds a client and neve
 a job comes from the host or from the arguments. Methods are synchronous; `orchestrate.AsyncOrchestrator`
 wraps them. A spec is translated once: the other methods get what `translate` gave for it.
 
+`Provider` holds what every backend does. What only some can do is a class of its own below (`Deploys`,
+`Pauses`, `TakesAdapters` ...): a backend inherits from each that it implements, and callers ask with
+`isinstance`, or with `capability`, which raises `Unsupported` and the backend's reason. `FEATURES` says which
+class belongs to which feature; a backend whose `features` say something else cannot be defined.
+
 Errors: every method raises `orchestrate.errors.ProviderError` (mapped from the host's status and code, never
-from a message) or a setup error (`MissingKey`, `MissingExtra`); a feature that is absent raises
-`Unsupported` with the reason in `missing`. `create` alone may raise `OutcomeUnknown`.
+from a message) or a setup error (`MissingKey`, `MissingExtra`). `create` and `deploy` alone may raise
+`OutcomeUnknown`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from orchestrate.errors import SpecError, Unsupported
+from orchestrate.errors import Unsupported
 from orchestrate.providers import accounts
 from orchestrate.types import (
     Account,
+    Allowance,
     Artifact,
     Billing,
     Checkpoint,
@@ -48,7 +53,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel, ModelOnHost
-    from orchestrate.costing import Lookup, RateBook
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
     from orchestrate.data.rules import Target
@@ -77,9 +82,6 @@ class Provider(ABC):
     """The reason for each absent feature; together with `features` it covers all of `Feature`."""
     sends_wandb_key: ClassVar[bool] = True
     """Whether W&B needs a key from here, where the backend offers it; else the host's account has one."""
-    renders_rows: ClassVar[bool] = False
-    """Whether training renders rows by the chat template that is counted with here: what that does with them
-    is then what happens to them."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
     terminal."""
@@ -90,9 +92,16 @@ class Provider(ABC):
         """The profile's kind, or the own name of a configured host that is a further instance."""
 
     def __init_subclass__(cls, **more: object) -> None:
+        """Raises `TypeError` for a backend whose `features` are not those that it implements."""
         super().__init_subclass__(**more)
         if "profile" in vars(cls):
             cls.kind, cls.title = cls.profile.kind, cls.profile.title
+        if not {"profile", "features"} & vars(cls).keys():
+            return
+        for feature, part in FEATURES.items():
+            if (feature in cls.features) != issubclass(cls, part):
+                lacks = "does not inherit from it" if feature in cls.features else "does not list the feature"
+                raise TypeError(f"{cls.__name__}: {part.__name__} implements {feature.value}: it {lacks}")
 
     # -- offline -------------------------------------------------------------------------------------------
 
@@ -123,41 +132,11 @@ class Provider(ABC):
 
         return offline.quote(self, spec, data, translation, rates, gpu_hours)
 
-    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
-        """What training these rows takes of the user's own hardware; `None` where it is not his."""
-        del spec, data
-        return translation.memory
-
     def resolve(self, spec: JobSpec) -> ModelOnHost:
         """The spec's model here. Raises `SpecError`."""
         from orchestrate import catalog
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
-
-    def lookup(self, spec: JobSpec) -> Lookup:
-        """For which rates a quote looks. Raises `SpecError` for a model that is not known here."""
-        from orchestrate import costing
-
-        return costing.lookup(spec, self.resolve(spec), self.prices)
-
-    def size_of(self, model: str | None) -> float | None:
-        """Billions of parameters of a model, by the host's name for it; `None` where it is not known."""
-        from orchestrate import catalog
-
-        with suppress(SpecError):
-            return catalog.resolve(model, self.profile).params_b if model else None
-        return None
-
-    def ended(self, today: date) -> Mapping[Feature, str]:
-        """Methods that the host's API still has and for which the catalog has no model of it left, each with
-        the reason. A further instance of a host's kind has models of its own."""
-        from orchestrate import catalog
-
-        if self.name != self.kind or self.sandbox:
-            return {}
-        methods = [f for f in (Feature.SFT, Feature.DPO, Feature.RFT) if f in self.features]
-        found = {f: catalog.ended_method(self.kind, f.value, today) for f in methods}
-        return {feature: reason for feature, reason in found.items() if reason is not None}
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
@@ -165,11 +144,6 @@ class Provider(ABC):
         """Whose jobs this configuration sees. May ask the host; an instance asks once. A backend that has
         nothing better goes by its key."""
         return accounts.of_key(self.config, self.host)
-
-    def holds(self, remote: RemoteDataset) -> bool:
-        """Whether this account has the files of an earlier upload, seen by its id. `False` proves nothing."""
-        del remote
-        return False
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -180,10 +154,6 @@ class Provider(ABC):
         """Brings the data to the host in its own format and waits until it can be used; one remote file per
         digest. Raises `DataError`, before anything is sent, for a file whose rows are no longer those of its
         digest (`Dataset.write` does)."""
-
-    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """The host's own estimate for uploaded data."""
-        raise self._unsupported(Feature.LIVE_PRICE)
 
     @abstractmethod
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
@@ -207,43 +177,9 @@ class Provider(ABC):
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         """All jobs of the account, newest first where the host sorts, page by page; stops at `since`."""
 
-    def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """As `list`, with all that a lost store may be rebuilt from: also jobs that no file of this machine
-        tells of. One that raises halfway has told what it could."""
-        yield from self.list(since=since)
-
-    def taken_over(self, job: Job) -> Job:
-        """One of those, with what is needed here to go on with it."""
-        return job
-
     @abstractmethod
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         """Oldest first; only those after the event id `after`."""
-
-    def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        raise self._unsupported(Feature.METRICS)
-
-    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
-        raise self._unsupported(Feature.CHECKPOINTS)
-
-    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Rows of the job's data as its trainer saw them, as many as the host keeps, if any yet."""
-        raise Unsupported(self.name, "rendered rows", "it does not show which tokens it makes of rows")
-
-    def recall(self, job: Job) -> Recalled | None:
-        """What the host tells of a job by which it can be priced though its spec and data are gone; `None`
-        where it tells nothing. The size of the data is not asked for where the job tells its tokens."""
-        del job
-        return None
-
-    def asked_for(self, job: Job) -> Told:
-        """What a job that was made without this store was asked for, as far as the answer at hand says."""
-        del job
-        return Told()
-
-    def fetch_file(self, id: str, file: Path) -> None:
-        """Brings a data file of the account here, by the id that a job names. Raises `NotFound`."""
-        raise Unsupported(self.name, "data files", "it does not hand out the files of its jobs")
 
     def billing(self) -> Billing:
         """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and
@@ -253,115 +189,16 @@ class Provider(ABC):
 
         return standing.of_jobs(self, "anything else that this backend bills for")
 
-    def base_models(self) -> Sequence[HostModel]:
-        """What the host says now of the models that it tunes, limits and end dates where it tells them; a
-        field that it does not tell is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares
-        it with the catalog."""
-        raise Unsupported(self.name, "list of models", "its API does not say which models it tunes")
-
     # -- acting (idempotent) -------------------------------------------------------------------------------
 
     @abstractmethod
     def cancel(self, job: JobHandle) -> None:
         """Asks for an end; does nothing when the job has already ended."""
 
-    def pause(self, job: JobHandle) -> None:
-        raise self._unsupported(Feature.PAUSE)
+    def close(self) -> None:  # noqa: B027  most backends hold nothing
+        """Lets go of connections; the provider may be used again afterwards."""
 
-    def resume(self, job: JobHandle) -> None:
-        raise self._unsupported(Feature.RESUME)
-
-    def recover(self, job: JobHandle) -> bool:
-        """Restarts work that died without an end and that the host does not restart by itself; True when it
-        was restarted. A job that someone paused stays paused."""
-        del job
-        return False
-
-    def delete(self, job: JobHandle) -> None:
-        raise self._unsupported(Feature.DELETE)
-
-    # -- the tuned model -----------------------------------------------------------------------------------
-
-    def download(
-        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
-    ) -> Artifact:
-        """Resumable, hashed, safely unpacked into `dest`; safetensors only. Raises `ArtifactRefused`."""
-        raise self._unsupported(Feature.DOWNLOAD)
-
-    def sheet(self, job: JobHandle) -> Sheet | None:
-        """By what the tuned model is known where it is served, when its trainer kept that."""
-        del job
-        return None
-
-    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        """US dollars per hour of `deploy` with the same options, idle included; `None` when it is not known.
-
-        Reads only; it is shown before the user agrees.
-        """
-        raise self._unsupported(Feature.DEPLOY)
-
-    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """May bill by the hour; never implied by another verb. The deployment is named by the job, so that it
-        is never made twice: a second call completes what an earlier one began, and starts what had stopped.
-
-        Raises `OverBudget` when an hour is dearer than the option `max_usd_per_hour`, and `OutcomeUnknown`
-        when the answer to the request that bills was lost.
-        """
-        raise self._unsupported(Feature.DEPLOY)
-
-    def undeploy(self, job: JobHandle) -> None:
-        """Asks for the end of what `deploy` started, and may be repeated. Needs no record of the job on the
-        host. Only `deployed` says whether it has ended."""
-        raise self._unsupported(Feature.DEPLOY)
-
-    def deployments(self) -> Iterator[Standing]:
-        """All deployments and endpoints of the account, whoever made them. Raises for an answer that is no
-        list."""
-        raise self._unsupported(Feature.DEPLOY)
-
-    def deployed(self, job: JobHandle) -> Sequence[Standing]:
-        """What stands of this job's deployment, looked for by its name: the record of the job is not needed.
-        Empty means that the account has none now."""
-        return [item for item in self.deployments() if item.job_id == job.job_id.lower()]
-
-    def endpoint(self, job: JobHandle) -> Endpoint | None:
-        """Where the tuned model answers now, if anywhere."""
-        raise self._unsupported(Feature.DEPLOY)
-
-    def adapters(self) -> Adapters:
-        """How it takes adapters that were trained elsewhere. Raises `Unsupported`."""
-        why = f"{self.title} serves what it has trained itself"
-        raise Unsupported(self.name, "place for others' adapters", why)
-
-    def generate(
-        self,
-        job: JobHandle,
-        prompts: Sequence[Sequence[Message]],
-        *,
-        base: bool = False,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> list[Reply]:
-        """One reply per conversation, of the tuned model or its `base`. `tools`: those that it may call."""
-        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
-        if chat is None:
-            raise self._unsupported(Feature.CHAT)
-        return chat.replies(prompts, tools)
-
-    def chat(
-        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
-    ) -> Chat | None:
-        """As `generate`, one question at a time from several threads; `None` where it is not asked so."""
-        return None
-
-    def generator(
-        self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
-    ) -> Generator | None:
-        """Tuned model and base in a process of this machine, where it can be: `worker`, or one of its own."""
-        return None
-
-    # -- shared --------------------------------------------------------------------------------------------
+    # -- told by profile and configuration -----------------------------------------------------------------
 
     @property
     def host(self) -> str:
@@ -396,11 +233,278 @@ class Provider(ABC):
     def require(self, feature: Feature) -> None:
         """Raises `Unsupported` with the reason when the backend lacks `feature`."""
         if feature not in self.features:
-            raise self._unsupported(feature)
+            raise lacking(self, feature)
 
-    def close(self) -> None:  # noqa: B027  most backends hold nothing
-        """Lets go of connections; the provider may be used again afterwards."""
+    def ended(self, today: date) -> Mapping[Feature, str]:
+        """Methods that the host's API still has and for which the catalog has no model of it left, each with
+        the reason. A further instance of a host's kind has models of its own."""
+        from orchestrate import catalog
 
-    def _unsupported(self, feature: Feature) -> Unsupported:
-        reason = self.missing.get(feature, "this backend does not offer it")
-        return Unsupported(self.name, feature.value.replace("_", " "), reason)
+        if self.name != self.kind or self.sandbox:
+            return {}
+        methods = [f for f in (Feature.SFT, Feature.DPO, Feature.RFT) if f in self.features]
+        found = {f: catalog.ended_method(self.kind, f.value, today) for f in methods}
+        return {feature: reason for feature, reason in found.items() if reason is not None}
+
+
+# -- what a job shows and takes ----------------------------------------------------------------------------
+
+
+class Measures(Provider):
+    @abstractmethod
+    def metrics(self, job: JobHandle) -> list[MetricPoint]: ...
+
+
+class KeepsCheckpoints(Provider):
+    @abstractmethod
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]: ...
+
+
+class ShowsRows(Provider):
+    @abstractmethod
+    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
+        """Rows of the job's data as its trainer saw them, as many as the host keeps, if any yet."""
+
+
+class Pauses(Provider):
+    @abstractmethod
+    def pause(self, job: JobHandle) -> None: ...
+
+
+class Resumes(Provider):
+    @abstractmethod
+    def resume(self, job: JobHandle) -> None: ...
+
+
+class Restarts(Provider):
+    @abstractmethod
+    def recover(self, job: JobHandle) -> bool:
+        """Restarts work that died without an end and that the host does not restart by itself; True when it
+        was restarted. A job that someone paused stays paused."""
+
+
+class Deletes(Provider):
+    @abstractmethod
+    def delete(self, job: JobHandle) -> None: ...
+
+
+class Limited(Provider):
+    """Its workers end themselves at a run's own limits of hours and money."""
+
+    @abstractmethod
+    def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
+        """At what the bill ends, whatever the run does: by the limits of the spec, else at the high end of
+        the quote. `None` where nobody knows what an hour costs, or nobody sends a bill."""
+
+    @abstractmethod
+    def allowance(self, job: JobHandle) -> Allowance:
+        """What the job may take, and has taken. Raises `ProviderError`."""
+
+    @abstractmethod
+    def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
+        """Other limits, for the workers that are started from now on; the same ones change nothing. Raises
+        `ProviderError`."""
+
+    @abstractmethod
+    def stop_workers(self, ref: str) -> None:
+        """Ends the workers of a job of any store, by their label alone."""
+
+
+# -- what the account has ----------------------------------------------------------------------------------
+
+
+class Recalls(Provider):
+    """Tells of jobs whose spec and data are gone here."""
+
+    @abstractmethod
+    def recall(self, job: Job) -> Recalled | None:
+        """What the host tells of a job by which it can be priced; `None` where it tells nothing. The size of
+        the data is not asked for where the job tells its tokens."""
+
+    @abstractmethod
+    def asked_for(self, job: Job) -> Told:
+        """What a job that was made without this store was asked for, as far as the answer at hand says."""
+
+    def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
+        """As `list`, with all that a lost store may be rebuilt from: also jobs that no file of this machine
+        tells of. One that raises halfway has told what it could."""
+        yield from self.list(since=since)
+
+    def taken_over(self, job: Job) -> Job:
+        """One of those, with what is needed here to go on with it."""
+        return job
+
+
+class HoldsFiles(Provider):
+    @abstractmethod
+    def holds(self, remote: RemoteDataset) -> bool:
+        """Whether this account has the files of an earlier upload, seen by its id. `False` proves nothing."""
+
+
+class HandsOutFiles(Provider):
+    @abstractmethod
+    def fetch_file(self, id: str, file: Path) -> None:
+        """Brings a data file of the account here, by the id that a job names. Raises `NotFound`."""
+
+
+class ListsModels(Provider):
+    @abstractmethod
+    def base_models(self) -> Sequence[HostModel]:
+        """What the host says now of the models that it tunes, limits and end dates where it tells them; a
+        field that it does not tell is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares
+        it with the catalog."""
+
+
+# -- before a job ------------------------------------------------------------------------------------------
+
+
+class PlansTraining(Provider):
+    """Trains with this project's own engine: rows are rendered by the chat template that is counted with
+    here, and the hardware is known."""
+
+    @abstractmethod
+    def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
+        """What training these rows takes of the user's own hardware; `None` where it is not his."""
+
+    @abstractmethod
+    def device(self) -> str:
+        """By whose hours a job is paid for: a GPU's name, or `cpu`."""
+
+
+class EstimatesPrice(Provider):
+    @abstractmethod
+    def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
+        """The host's own estimate for uploaded data."""
+
+
+# -- the tuned model ---------------------------------------------------------------------------------------
+
+
+class Downloads(Provider):
+    @abstractmethod
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        """Resumable, hashed, safely unpacked into `dest`; safetensors only. Raises `ArtifactRefused`."""
+
+
+class KeepsFingerprint(Provider):
+    @abstractmethod
+    def sheet(self, job: JobHandle) -> Sheet | None:
+        """By what the tuned model is known where it is served, when its trainer kept that."""
+
+
+class Serves(Provider):
+    @abstractmethod
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        """Where the tuned model answers now, if anywhere."""
+
+
+class Deploys(Serves):
+    @abstractmethod
+    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
+        """US dollars per hour of `deploy` with the same options, idle included; `None` when it is not known.
+
+        Reads only; it is shown before the user agrees.
+        """
+
+    @abstractmethod
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        """May bill by the hour; never implied by another verb. The deployment is named by the job, so that it
+        is never made twice: a second call completes what an earlier one began, and starts what had stopped.
+
+        Raises `OverBudget` when an hour is dearer than the option `max_usd_per_hour`, and `OutcomeUnknown`
+        when the answer to the request that bills was lost.
+        """
+
+    @abstractmethod
+    def undeploy(self, job: JobHandle) -> None:
+        """Asks for the end of what `deploy` started, and may be repeated. Needs no record of the job on the
+        host. Only `deployed` says whether it has ended."""
+
+    @abstractmethod
+    def deployments(self) -> Iterator[Standing]:
+        """All deployments and endpoints of the account, whoever made them. Raises for an answer that is no
+        list."""
+
+    def deployed(self, job: JobHandle) -> Sequence[Standing]:
+        """What stands of this job's deployment, looked for by its name: the record of the job is not needed.
+        Empty means that the account has none now."""
+        return [item for item in self.deployments() if item.job_id == job.job_id.lower()]
+
+
+class TakesAdapters(Provider):
+    @abstractmethod
+    def adapters(self) -> Adapters:
+        """How it takes adapters that were trained elsewhere."""
+
+
+class Chats(Provider):
+    @abstractmethod
+    def generate(
+        self,
+        job: JobHandle,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Reply]:
+        """One reply per conversation, of the tuned model or its `base`. `tools`: those that it may call."""
+
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat | None:
+        """As `generate`, one question at a time from several threads; `None` where it is not asked so."""
+        return None
+
+
+class AnswersHere(Provider):
+    @abstractmethod
+    def generator(
+        self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
+    ) -> Generator:
+        """Tuned model and base in a process of this machine: `worker`, or one of its own."""
+
+
+# -- asking for one ----------------------------------------------------------------------------------------
+
+FEATURES: Mapping[Feature, type[Provider]] = {
+    Feature.PAUSE: Pauses,
+    Feature.RESUME: Resumes,
+    Feature.DELETE: Deletes,
+    Feature.METRICS: Measures,
+    Feature.CHECKPOINTS: KeepsCheckpoints,
+    Feature.DOWNLOAD: Downloads,
+    Feature.DEPLOY: Deploys,
+    Feature.CHAT: Chats,
+    Feature.LIVE_PRICE: EstimatesPrice,
+}
+"""The features that are methods of their own; the others say what a spec and its rows may hold, or are in
+`Provider`."""
+_OTHERS: Mapping[type[Provider], tuple[str, str]] = {
+    ShowsRows: ("rendered rows", "it does not show which tokens it makes of rows"),
+    HandsOutFiles: ("data files", "it does not hand out the files of its jobs"),
+    ListsModels: ("list of models", "its API does not say which models it tunes"),
+    TakesAdapters: ("place for others' adapters", "{title} serves what it has trained itself"),
+}
+"""What is no feature: what the user reads where it is absent."""
+
+P = TypeVar("P", bound=Provider)
+
+
+def capability(provider: Provider, wanted: type[P]) -> P:
+    """The backend as one that can do it. Raises `Unsupported` with the backend's reason where it cannot."""
+    if isinstance(provider, wanted):
+        return provider
+    for feature, part in FEATURES.items():
+        if issubclass(part, wanted):
+            raise lacking(provider, feature)
+    what, why = _OTHERS.get(wanted, (wanted.__name__, "this backend does not offer it"))
+    raise Unsupported(provider.name, what, why.format(title=provider.title))
+
+
+def lacking(provider: Provider, feature: Feature) -> Unsupported:
+    reason = provider.missing.get(feature, "this backend does not offer it")
+    return Unsupported(provider.name, feature.value.replace("_", " "), reason)

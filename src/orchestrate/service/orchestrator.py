@@ -22,6 +22,7 @@ from orchestrate.errors import DataError
 from orchestrate.handles.deployment import DeploymentHandle
 from orchestrate.handles.run import RunHandle
 from orchestrate.preparing.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
+from orchestrate.providers.base import PlansTraining, capability
 from orchestrate.service.measuring import Measuring
 from orchestrate.service.setup.opened import Opened
 from orchestrate.service.training.rerun import Rerunning
@@ -187,7 +188,9 @@ class Orchestrator(Measuring, Rerunning):
             own, translation = translated(self.provider(name), spec, terms)
             if measured and translation.memory is not None:
                 with suppress(DataError):
-                    plan = self.provider(name).memory(own, self.data(spec, name), translation)
+                    plan = capability(self.provider(name), PlansTraining).memory(
+                        own, self.data(spec, name), translation
+                    )
                     translation = replace(translation, memory=plan)
             found.append(translation)
         return found

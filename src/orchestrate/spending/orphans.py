@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.providers.base import Deploys, Limited, capability
 from orchestrate.spending.accounts import Asked, SpendingReport, unaccounted
 from orchestrate.types import JobHandle, Record, Standing
 
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     from orchestrate.tracking import Store
 
 MARK = "orc-"
-
-
-@runtime_checkable
-class Stops(Protocol):
-    """A backend over a place: each of its workers has our label."""
-
-    def stop_workers(self, ref: str) -> None: ...
 
 
 class Orphan(Record, frozen=True, kw_only=True):
@@ -81,8 +75,10 @@ class Orphans:
         try:
             provider = self.provider(item.provider)
             if item.kind == "deployment":
-                provider.undeploy(JobHandle(provider=item.provider, job_id=str(item.job_id)))
-            elif isinstance(provider, Stops):
+                capability(provider, Deploys).undeploy(
+                    JobHandle(provider=item.provider, job_id=str(item.job_id))
+                )
+            elif isinstance(provider, Limited):
                 provider.stop_workers(str(item.job_id))
         except OrchestrateError as error:
             return _with(one, "failed", error.message)
@@ -114,7 +110,7 @@ class Orphans:
             ours = {name for name in (job, MARK + job) if name.startswith(MARK)}
             return item.bills is not False and not ours.isdisjoint({_bare(item.name or ""), _bare(item.id)})
         ours = item.kind == "job" and str(item.job_id).startswith(MARK)
-        return ours and isinstance(self.provider(item.provider), Stops)
+        return ours and isinstance(self.provider(item.provider), Limited)
 
 
 def _bare(name: str) -> str:

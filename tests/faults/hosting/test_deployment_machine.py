@@ -30,6 +30,7 @@ from orchestrate.errors import (
     OutcomeUnknown,
     RateLimited,
 )
+from orchestrate.providers.base import Deploys
 from orchestrate.tracking import Store, Timing, recover, sync
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.hosting.deployer import DEPLOY_POINTS, END_POINTS, Deployer, Terms
@@ -91,7 +92,7 @@ class Books:
                 self.up.setdefault(job, True)
 
 
-class HourlyHost(PaperHost):
+class HourlyHost(PaperHost, Deploys):
     """Deployments by name, as the hosts have them: one of a name, made at once or late, `half` made. Each key
     shows its account's alone."""
 
@@ -135,6 +136,10 @@ class HourlyHost(PaperHost):
         if fault == "half":
             self.books.up[job] = False
             raise HostUnavailable(self.name, "no answer")
+
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        state = None if job.job_id not in self.books.up else "up" if self.books.up[job.job_id] else "half"
+        return None if state is None else Endpoint(provider=self.name, id=job.job_id, model="m", state=state)
 
     def undeploy(self, job: JobHandle) -> None:
         self._mine_only(job)

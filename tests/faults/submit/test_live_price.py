@@ -12,19 +12,20 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
 from orchestrate.errors import HostUnavailable, OrchestrateError, OverBudget, QuotaExceeded
+from orchestrate.providers.base import EstimatesPrice
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store
-from orchestrate.types import Event, JobStatus, Quote, RemoteDataset, SubmitPhase, Translation
+from orchestrate.types import Event, Feature, JobStatus, Quote, RemoteDataset, SubmitPhase, Translation
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
 CHEAP = Quote(provider="paper", model="m", high_usd=Decimal(1))
 
 
-class EstimatingHost(PaperHost):
+class EstimatingHost(PaperHost, EstimatesPrice):
     """Says `told`: a price, a reason why there is none, or an error."""
 
-    features: ClassVar = PaperHost.features | {"live_price"}
+    features: ClassVar = PaperHost.features | {Feature.LIVE_PRICE}
     told: Decimal | str | OrchestrateError = Decimal(0)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:

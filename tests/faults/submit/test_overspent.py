@@ -21,6 +21,7 @@ from tests.faults.submitting import submit
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
 from orchestrate.handles.run import RunHandle
+from orchestrate.providers.base import Resumes
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync
@@ -274,7 +275,7 @@ def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
 # -- a cap that is raised ----------------------------------------------------------------------------------
 
 
-class HoldingHost(PaperHost):
+class HoldingHost(PaperHost, Resumes):
     features = PaperHost.features | {Feature.RESUME}
     status_map: ClassVar = {**PaperHost.status_map, "held": JobStatus.PAUSED}
 

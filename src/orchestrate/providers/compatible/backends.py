@@ -4,11 +4,11 @@ is that of `azure.yaml`."""
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from orchestrate import description
 from orchestrate.profile import described, profile
-from orchestrate.providers.compatible.provider import CompatibleProvider, features_of, statuses_of
+from orchestrate.providers.compatible.provider import CompatibleProvider, features_of, parts_of, statuses_of
 
 if TYPE_CHECKING:
     from orchestrate.profile import Readable
@@ -38,4 +38,5 @@ def _made(kind: str, file: Readable, name: str) -> type[CompatibleProvider]:
         "refused_files": frozenset(told.files.refused),
         "most_listed": told.page,
     }
-    return type(CompatibleProvider.__name__, (CompatibleProvider,), own)
+    made = type(CompatibleProvider.__name__, parts_of(told, features, name), own)
+    return cast("type[CompatibleProvider]", made)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.data.rules import Target
-from orchestrate.errors import DataError, HostUnavailable, InvalidRequest, NotFound
+from orchestrate.errors import DataError, InvalidRequest, NotFound
 from orchestrate.files import write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import Unreadable
 from orchestrate.providers.calls.values import plain, text, whole
-from orchestrate.text import duration
+from orchestrate.providers.hosted import awaited
 from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:
@@ -134,19 +134,25 @@ class Files:
         return self._wire.read(lambda: parts.create(upload_id, data=chunk, timeout=UPLOAD_TIMEOUT_S)).id
 
     def _ready(self, file: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
-        waited, pause, file_id = 0.0, 0.5, str(file["id"])
-        while (word := file.get("status")) is not None and word not in self._ready_words:
+        file_id, seen = str(file["id"]), [file]
+
+        def look() -> tuple[dict[str, Any] | None, object]:
+            """The answer to the upload first: it may say that the file is ready."""
+            retrieve = self._client().files.retrieve
+            found = seen.pop() if seen else plain(self._wire.read(lambda: retrieve(file_id)))
+            word = found.get("status")
             if word in self._refused_words:
-                raise _refused(self._wire.provider, file, dataset)
-            if waited > READY_WITHIN_S:
-                raise HostUnavailable(
-                    self._wire.provider,
-                    f"file {file_id} is still {file.get('status')} after {duration(waited)}",
-                )
-            self._sleep(pause)
-            waited, pause = waited + pause, min(10.0, pause * 1.5)
-            file = plain(self._wire.read(lambda: self._client().files.retrieve(file_id)))
-        return file
+                raise _refused(self._wire.provider, found, dataset)
+            return (found if word is None or word in self._ready_words else None), word
+
+        return awaited(
+            look,
+            provider=self._wire.provider,
+            what=f"file {file_id}",
+            sleep=self._sleep,
+            within_s=READY_WITHIN_S,
+            fix="submit again later; the file is used as it is",
+        )
 
 
 class _Unfinished:

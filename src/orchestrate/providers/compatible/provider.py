@@ -11,20 +11,36 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from orchestrate.catalog import ModelOnHost
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
-from orchestrate.files import new_folder
-from orchestrate.providers import accounts, offline, standing
-from orchestrate.providers.adapters import Adapters
-from orchestrate.providers.base import Progress
+from orchestrate.providers import offline, standing
+from orchestrate.providers.base import (
+    FEATURES,
+    Deploys,
+    Downloads,
+    KeepsCheckpoints,
+    Progress,
+    Provider,
+    Serves,
+    TakesAdapters,
+    capability,
+)
 from orchestrate.providers.calls.clients import connect
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.values import plain, rows, suffix_tag, table, whole
 from orchestrate.providers.compatible import checking, reading
 from orchestrate.providers.compatible.adapters import DescribedAdapters
 from orchestrate.providers.compatible.deploying import Deploying
-from orchestrate.providers.compatible.sdk import SdkProvider
+from orchestrate.providers.compatible.sdk import (
+    SdkChats,
+    SdkCheckpoints,
+    SdkDeletes,
+    SdkMeasures,
+    SdkPauses,
+    SdkProvider,
+    SdkResumes,
+)
 from orchestrate.providers.compatible.translation import translate
 from orchestrate.providers.compatible.weights import fetch
-from orchestrate.providers.files import archives, transfer
+from orchestrate.providers.files import archives
 from orchestrate.providers.registry import no_address
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
@@ -50,8 +66,9 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 
-class CompatibleProvider(SdkProvider):
-    """The classes of the hosts are made of this one by `orchestrate.providers.compatible.backends`."""
+class CompatibleProvider(SdkProvider, Serves):
+    """The classes of the hosts are made of this one, and of the parts that a description names, by
+    `orchestrate.providers.compatible.backends`."""
 
     told: ClassVar[Described]
 
@@ -93,12 +110,10 @@ class CompatibleProvider(SdkProvider):
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def account(self) -> Account:
+    def _ask_account(self) -> Account | None:
         """None of these hosts tells whose a key is; where each customer has an address of his own, that
         does."""
-        if self.told.account == "address":
-            return Account(id=f"resource {self.host}", told=True)
-        return accounts.of_key(self.config, self.host)
+        return Account(id=f"resource {self.host}", told=True) if self.told.account == "address" else None
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -139,26 +154,73 @@ class CompatibleProvider(SdkProvider):
 
     # -- the tuned model -----------------------------------------------------------------------------------
 
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        if self._deploying is not None:
+            return self._deploying.find(job.job_id)
+        tuned = self._answering(self.get(job))
+        if tuned is None:
+            return None
+        return Endpoint(
+            provider=self.name, id=tuned, model=tuned, state="serverless", base_url=self.config.base_url
+        )
+
+    def get(self, job: JobHandle) -> Job:
+        """An uploaded adapter in the form of the job that would have made it."""
+        if job.kind != ADAPTER_JOB:
+            return super().get(job)
+        up = self._found(job)
+        return Job(handle=job, status=JobStatus.SUCCEEDED, raw_status=up.state, tuned_model=up.model)
+
+    def _found(self, job: JobHandle) -> Endpoint:
+        """Of an uploaded adapter. Raises `UsageError` where it is not up."""
+        found = self._deploying.find(job.job_id) if self._deploying else None
+        if found is None:
+            raise UsageError(
+                f"{self.title} has no adapter {job.job_id}", fix="orchestrate deploy RUN --to ..."
+            )
+        return found
+
+    def _answering(self, job: Job) -> str | None:
+        """The configured deployment, else that of the job: by its name, or as the host's list calls it."""
+        configured = super()._answering(job)
+        how = self.told.deployment
+        deploying = self._deploying
+        if how is None or deploying is None or self.config.options.get("deployment"):
+            return configured
+        if how.answers_as == "name":
+            return deploying.name(job.handle.job_id)
+        found = deploying.find(job.handle.job_id)
+        return found.model if found is not None else None
+
+    def _base(self, job: Job) -> str | None:
+        """Where every model needs a deployment, its base does too."""
+        how = self.told.deployment
+        if how is None or how.answers_as != "name":
+            return job.model
+        if deployed := self.config.options.get("base_deployment"):
+            return str(deployed)
+        raise UsageError(
+            f"{self.title} answers by deployments only, and that of the base model {job.model} is not known",
+            fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
+        )
+
+
+# -- what a description adds -------------------------------------------------------------------------------
+
+
+class DescribedDownloads(CompatibleProvider, Downloads):
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
         """File by file, as the checkpoint lists them; a file that came whole is not fetched again."""
-        self.require(Feature.DOWNLOAD)
         archives.require_empty(dest)
-        known = self.get(job)
+        base = self.get(job).model
         name, ids = self._weights_of(job, checkpoint)
-        waiting = new_folder(dest.parent) / f".{dest.name}.{name}.download"
-        most = transfer.limit_bytes(self.config, self.size_of(known.model))
-        fetch(self.client, self._wire, ids, waiting, most, progress)
-        files = archives.settled(waiting, dest)
-        return Artifact(
-            kind=archives.kind_of(files),
-            folder=str(dest),
-            files=files,
-            base_model=archives.base_of(dest) or known.model,
-            provider=self.name,
-            job_id=job.job_id,
-        )
+
+        def bring(folder: Path, most: int) -> None:
+            fetch(self.client, self._wire, ids, folder, most, progress)
+
+        return self._downloaded(job, dest, name, base, bring)
 
     def _weights_of(self, job: JobHandle, checkpoint: str | None) -> tuple[str, list[str]]:
         """A checkpoint's id and the ids of its files; the last one by default."""
@@ -173,13 +235,21 @@ class CompatibleProvider(SdkProvider):
         ids = [str(id) for id in cast("list[Any]", chosen[-1].get("result_files") or [])]
         return str(chosen[-1].get("id")), ids
 
+
+class DescribedDeploys(CompatibleProvider, Deploys):
+    @property
+    def _deployer(self) -> Deploying:
+        if self._deploying is None:
+            raise AssertionError("DEPLOY is a feature of hosts whose deployments are described")
+        return self._deploying
+
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
         return self._deployer.price(options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
         """`options`: see `deploying.DeployOptions`."""
         if job.kind == ADAPTER_JOB:
-            return self._brought(job)
+            return self._found(job)
         return self._deployer.deploy(self.get(job), options, lambda: self._last_checkpoint(job))
 
     def undeploy(self, job: JobHandle) -> None:
@@ -188,75 +258,42 @@ class CompatibleProvider(SdkProvider):
     def deployments(self) -> Iterator[Standing]:
         return self._deployer.standing()
 
-    def endpoint(self, job: JobHandle) -> Endpoint | None:
-        if self._deploying is not None:
-            return self._deploying.find(job.job_id)
-        tuned = self._answering(self.get(job))
-        if tuned is None:
-            return None
-        return Endpoint(
-            provider=self.name, id=tuned, model=tuned, state="serverless", base_url=self.config.base_url
-        )
-
-    def adapters(self) -> Adapters:
-        how = self.told.deployment
-        if self._deploying is None or how is None or how.adapters is None:
-            return super().adapters()
-        bases = {model.id for model in self.told.models.values()}
-        return DescribedAdapters(self.profile, how.adapters, self._deploying, bases)
-
-    def get(self, job: JobHandle) -> Job:
-        """An uploaded adapter in the form of the job that would have made it."""
-        if job.kind != ADAPTER_JOB:
-            return super().get(job)
-        up = self._brought(job)
-        return Job(handle=job, status=JobStatus.SUCCEEDED, raw_status=up.state, tuned_model=up.model)
-
-    def _brought(self, job: JobHandle) -> Endpoint:
-        """Of an uploaded adapter. Raises `UsageError` where it is not up."""
-        found = self._deployer.find(job.job_id)
-        if found is None:
-            raise UsageError(
-                f"{self.title} has no adapter {job.job_id}", fix="orchestrate deploy RUN --to ..."
-            )
-        return found
-
-    @property
-    def _deployer(self) -> Deploying:
-        """Raises `Unsupported`."""
-        self.require(Feature.DEPLOY)
-        if self._deploying is None:
-            raise AssertionError("DEPLOY is a feature of hosts whose deployments are described")
-        return self._deploying
-
     def _last_checkpoint(self, job: JobHandle) -> str:
-        found = self.checkpoints(job)
+        found = capability(self, KeepsCheckpoints).checkpoints(job)
         if not found:
             raise UsageError(f"job {job.job_id} has no checkpoint to deploy")
         return found[-1].id
 
-    def _answering(self, job: Job) -> str | None:
-        """The configured deployment, else that of the job: by its name, or as the host's list calls it."""
-        configured = super()._answering(job)
-        how = self.told.deployment
-        if how is None or self.config.options.get("deployment"):
-            return configured
-        if how.answers_as == "name":
-            return self._deployer.name(job.handle.job_id)
-        found = self._deployer.find(job.handle.job_id)
-        return found.model if found is not None else None
 
-    def _base(self, job: Job) -> str | None:
-        """Where every model needs a deployment, its base does too."""
+class DescribedTakesAdapters(DescribedDeploys, TakesAdapters):
+    def adapters(self) -> DescribedAdapters:
         how = self.told.deployment
-        if how is None or how.answers_as != "name":
-            return job.model
-        if deployed := self.config.options.get("base_deployment"):
-            return str(deployed)
-        raise UsageError(
-            f"{self.title} answers by deployments only, and that of the base model {job.model} is not known",
-            fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
-        )
+        if how is None or how.adapters is None:
+            raise AssertionError("only where the description says how")
+        bases = {model.id for model in self.told.models.values()}
+        return DescribedAdapters(self.profile, how.adapters, self._deployer, bases)
+
+
+PARTS: Mapping[Feature, type[CompatibleProvider | SdkProvider]] = {
+    Feature.METRICS: SdkMeasures,
+    Feature.CHECKPOINTS: SdkCheckpoints,
+    Feature.PAUSE: SdkPauses,
+    Feature.RESUME: SdkResumes,
+    Feature.DELETE: SdkDeletes,
+    Feature.CHAT: SdkChats,
+    Feature.DOWNLOAD: DescribedDownloads,
+    Feature.DEPLOY: DescribedDeploys,
+}
+
+
+def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[type[Provider], ...]:
+    """What a described host is made of. Raises `ConfigError` for a feature that no description can give."""
+    for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
+        raise ConfigError(f"{name}: features: {feature.value} cannot be described; it belongs in missing")
+    found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
+    if told.deployment is not None and told.deployment.adapters is not None:
+        found.insert(0, DescribedTakesAdapters)
+    return (*found, CompatibleProvider)
 
 
 def _step(checkpoint: Mapping[str, Any]) -> int:

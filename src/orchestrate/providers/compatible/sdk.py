@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.errors import (
-    Conflict,
-    InvalidRequest,
     NotFound,
-    PermissionRefused,
     UnexpectedAnswer,
     UsageError,
 )
 from orchestrate.providers import settings
-from orchestrate.providers.base import Progress, Provider
+from orchestrate.providers.base import (
+    Deletes,
+    KeepsCheckpoints,
+    Measures,
+    Pauses,
+    Progress,
+    Resumes,
+)
 from orchestrate.providers.calls.clients import Kept, completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
+from orchestrate.providers.calls.values import plain
 from orchestrate.providers.compatible import reading, recalled
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.compatible.listing import Listed
-from orchestrate.providers.files.transfer import MOST_FILE_BYTES, Stream, fetch, work_folder
+from orchestrate.providers.files.transfer import MOST_FILE_BYTES, fetch_by_id
+from orchestrate.providers.hosted import HostedChats, HostedProvider
 from orchestrate.types import (
     Checkpoint,
     Event,
-    Feature,
     Job,
     JobHandle,
     JobStatus,
@@ -57,7 +61,7 @@ _CHAT_THREADS = 8
 _REASONING = re.compile(r"(ft:)?o\d")
 
 
-class SdkProvider(Provider):
+class SdkProvider(HostedProvider):
     """See `orchestrate.providers.base` for the contract, `orchestrate.providers.calls.clients` for a host's
     options."""
 
@@ -69,8 +73,7 @@ class SdkProvider(Provider):
     """Of a page."""
 
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
-        super().__init__(config)
-        self._wire = wire or wire_of(config)
+        super().__init__(config, wire or wire_of(config))
         self._client = Kept(self.connect)
         options = config.options
         self._files = Files(
@@ -94,40 +97,24 @@ class SdkProvider(Provider):
     def close(self) -> None:
         self._client.close()
 
-    def holds(self, remote: RemoteDataset) -> bool:
-        try:
-            return self._wire.read(lambda: self.client.files.retrieve(remote.train_id)).id == remote.train_id
-        except (NotFound, PermissionRefused):
-            return False
+    def _file(self, id: str) -> dict[str, Any]:
+        return plain(self._wire.read(lambda: self.client.files.retrieve(id)))
 
     def asked_for(self, job: Job) -> Told:
         return recalled.told(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
-        content: Any = self.client.files.with_streaming_response.content
-
-        def opened(headers: dict[str, str]) -> AbstractContextManager[Stream]:
-            return content(id, extra_headers=headers)
-
-        fetch(self._wire, opened, file, limit_bytes=MOST_FILE_BYTES)
+        fetch_by_id(self._wire, self.client.files, id, file, MOST_FILE_BYTES)
 
     def recall(self, job: Job) -> Recalled:
-        return recalled.of(job, lambda id: self._wire.read(lambda: self.client.files.retrieve(id)))
+        return recalled.of(job, self._file)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        folder = work_folder(self.config)
-        train = self._files.bring(data.train, folder, progress)
-        validation = self._files.bring(data.validation, folder, progress) if data.validation else None
-        return RemoteDataset(
-            provider=self.name,
-            digest=data.digest,
-            train_id=str(train["id"]),
-            validation_id=str(validation["id"]) if validation else None,
-        )
+        return self._brought(data, self._files.bring, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         """As the contract says; raises `TranslationRefused` before anything is sent when a setting cannot be
@@ -196,58 +183,16 @@ class SdkProvider(Provider):
             newest_first += fresh
         return reversed(newest_first)
 
-    def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """From the metric events, which have times, and from the result file once there is one, which has all
-        steps."""
-        files: list[Any] = self.get(job).payload.get("result_files") or []
-        found = reading.points_of_events(self.events(job))
-        for file in files:
-            found += reading.points_of_file(self._content(str(file)))
-        return reading.merged(found)
-
-    def _content(self, file_id: str) -> bytes:
-        return self._wire.read(lambda: self.client.files.content(file_id)).content
-
-    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
-        source = self.client.fine_tuning.jobs.checkpoints
-        pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
-        found = [reading.checkpoint_of(c) for page in pages for c in page.data]
-        return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
-
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        self._act(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
+        """Without a look first: these hosts take it of a job that has ended, or refuse it."""
+        self._ask(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
-    def pause(self, job: JobHandle) -> None:
-        self.require(Feature.PAUSE)
-        self._act(job, self.client.fine_tuning.jobs.pause, lambda status: status is JobStatus.PAUSED)
-
-    def resume(self, job: JobHandle) -> None:
-        self.require(Feature.RESUME)
-        going = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
-        self._act(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
-
-    def _act(
+    def _ask(
         self, job: JobHandle, act: Callable[[str], object], reached: Callable[[JobStatus], bool]
     ) -> None:
-        """A refusal is no error when the job is where it should be."""
-        try:
-            self._wire.read(lambda: act(job.job_id))
-        except (InvalidRequest, Conflict):
-            if not reached(self.get(job).status):
-                raise
-
-    def delete(self, job: JobHandle) -> None:
-        """Deletes the tuned model. The record of the job stays."""
-        self.require(Feature.DELETE)
-        tuned = self.get(job).tuned_model
-        if tuned is None:
-            return
-        try:
-            self._wire.read(lambda: self.client.models.delete(tuned))
-        except NotFound:
-            return  # gone already
+        self._act(job, lambda: self._wire.read(lambda: act(job.job_id)), reached)
 
     # -- the tuned model -----------------------------------------------------------------------------------
 
@@ -260,6 +205,56 @@ class SdkProvider(Provider):
         """The name under which its base model is asked."""
         return job.model
 
+
+# -- what not every such host has ---------------------------------------------------------------------------
+
+
+class SdkMeasures(SdkProvider, Measures):
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        """From the metric events, which have times, and from the result file once there is one, which has all
+        steps."""
+        files: list[Any] = self.get(job).payload.get("result_files") or []
+        found = reading.points_of_events(self.events(job))
+        for file in files:
+            found += reading.points_of_file(self._content(str(file)))
+        return reading.merged(found)
+
+    def _content(self, file_id: str) -> bytes:
+        return self._wire.read(lambda: self.client.files.content(file_id)).content
+
+
+class SdkCheckpoints(SdkProvider, KeepsCheckpoints):
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        source = self.client.fine_tuning.jobs.checkpoints
+        pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
+        found = [reading.checkpoint_of(c) for page in pages for c in page.data]
+        return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+
+
+class SdkPauses(SdkProvider, Pauses):
+    def pause(self, job: JobHandle) -> None:
+        self._ask(job, self.client.fine_tuning.jobs.pause, lambda status: status is JobStatus.PAUSED)
+
+
+class SdkResumes(SdkProvider, Resumes):
+    def resume(self, job: JobHandle) -> None:
+        going = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED)
+        self._ask(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
+
+
+class SdkDeletes(SdkProvider, Deletes):
+    def delete(self, job: JobHandle) -> None:
+        """Deletes the tuned model. The record of the job stays."""
+        tuned = self.get(job).tuned_model
+        if tuned is None:
+            return
+        try:
+            self._wire.read(lambda: self.client.models.delete(tuned))
+        except NotFound:
+            return  # gone already
+
+
+class SdkChats(SdkProvider, HostedChats):
     @property
     def chat_limit(self) -> str:
         """What the host calls the most tokens of an answer."""

@@ -82,6 +82,20 @@ def fetch(
     return file
 
 
+def fetch_by_id(
+    wire: Wire, files: Any, id: str, file: Path, limit_bytes: int, progress: Progress | None = None
+) -> None:
+    """As `fetch`, of one of the account's files; `files` is that part of an SDK's client."""
+    content = files.with_streaming_response.content
+    fetch(
+        wire,
+        lambda headers: content(id, extra_headers=headers),
+        file,
+        limit_bytes=limit_bytes,
+        progress=progress,
+    )
+
+
 def limit_bytes(config: HostConfig, params_b: float | None) -> int:
     """The most that a download may bring: what the user set, else what the base model with `params_b` billion
     parameters takes in 32 bits, twice what any host sends."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from orchestrate.errors import (
     Conflict,
-    HostUnavailable,
     InvalidRequest,
     NotFound,
     UnexpectedAnswer,
@@ -24,8 +23,8 @@ from orchestrate.providers.calls.values import plain, table, text
 from orchestrate.providers.fireworks.connection import Connection
 from orchestrate.providers.fireworks.datasets import put_signed, require_safe
 from orchestrate.providers.fireworks.profile import PROFILE
-from orchestrate.providers.fireworks.serving import Serving
-from orchestrate.text import duration
+from orchestrate.providers.fireworks.serving import Serving, Tuned
+from orchestrate.providers.hosted import awaited
 from orchestrate.types import Adapter
 
 RANKS = (4, 64)
@@ -43,8 +42,8 @@ class FireworksAdapters(adapters.Adapters):
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
         base = self._base(adapter)
         if (self.find(adapter.id) or {}).get("state") == READY:
-            return self._serving.price(adapter.id, self.name(adapter.id), base, options)
-        return self._serving.price(adapter.id, base, base, options)
+            return self._serving.price(adapter.id, Tuned(self.name(adapter.id), base), options)
+        return self._serving.price(adapter.id, Tuned(base, base), options)
 
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
         there = self.find(adapter.id)
@@ -132,8 +131,7 @@ class FireworksAdapters(adapters.Adapters):
         self._wire.read(lambda: put_signed(self._at.plain(), url, file))
 
     def _ready(self, id: str) -> None:
-        waited, pause = 0.0, 0.5
-        while True:
+        def look() -> tuple[object, object]:
             found = self.find(id)
             if found is None:
                 raise UnexpectedAnswer(self._wire.provider, f"the adapter {id} is gone after its upload")
@@ -142,13 +140,13 @@ class FireworksAdapters(adapters.Adapters):
                 raise InvalidRequest(
                     self._wire.provider, f"it refuses the adapter: {status.get('message')}", status=400
                 )
-            if found.get("state") == READY:
-                return
-            if waited >= WAIT_S:
-                raise HostUnavailable(
-                    self._wire.provider,
-                    f"the adapter {id} is still {found.get('state')} after {duration(WAIT_S)}",
-                    fix="deploy again later; what was uploaded is used as it is",
-                )
-            self._sleep(pause)
-            waited, pause = waited + pause, min(10.0, pause * 1.5)
+            return (found if found.get("state") == READY else None), found.get("state")
+
+        awaited(
+            look,
+            provider=self._wire.provider,
+            what=f"the adapter {id}",
+            sleep=self._sleep,
+            within_s=WAIT_S,
+            fix="deploy again later; what was uploaded is used as it is",
+        )

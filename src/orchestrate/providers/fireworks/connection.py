@@ -123,6 +123,9 @@ class Connection:
                 return self.job(kind, job.job_id), kind
         raise NotFound(self._wire.provider, f"there is no job {job.job_id}", status=404)
 
+    def kind(self, job: JobHandle) -> str:
+        return job.kind or self.find(job)[1]
+
     def pages(self, kind: str) -> Iterator[list[dict[str, Any]]]:
         """Pages of one collection, newest first."""
         client, account = self.client(), self.account()

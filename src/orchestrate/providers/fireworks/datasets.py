@@ -25,8 +25,7 @@ from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.values import plain, table, text, whole
 from orchestrate.providers.files import transfer
-from orchestrate.text import duration
-from orchestrate.types import Problem, Severity
+from orchestrate.providers.hosted import awaited, refused
 
 if TYPE_CHECKING:
     import httpx
@@ -149,24 +148,23 @@ class Datasets:
             raise _Clash(_refused(dataset, error.message, error.code), most=2) from error
 
     def _ready(self, dataset_id: str, dataset: Dataset) -> dict[str, Any]:
-        waited, pause = 0.0, 0.5
-        while True:
+        def look() -> tuple[dict[str, Any] | None, object]:
             found = self.get(dataset_id)
             if found is None:
                 raise UnexpectedAnswer("fireworks", f"dataset {dataset_id} is gone after its upload")
             status = table(found.get("status"))
             if text(status.get("code")) not in (None, "OK"):
                 raise _refused(dataset, str(status.get("message")), text(status.get("code")))
-            if found.get("state") == READY:
-                return found
-            if waited >= WAIT_S:
-                raise HostUnavailable(
-                    "fireworks",
-                    f"dataset {dataset_id} is still {found.get('state')} after {duration(WAIT_S)}",
-                    fix="submit again later; what was uploaded is used as it is",
-                )
-            self._sleep(pause)
-            waited, pause = waited + pause, min(10.0, pause * 1.5)
+            return (found if found.get("state") == READY else None), found.get("state")
+
+        return awaited(
+            look,
+            provider="fireworks",
+            what=f"dataset {dataset_id}",
+            sleep=self._sleep,
+            within_s=WAIT_S,
+            fix="submit again later; what was uploaded is used as it is",
+        )
 
 
 class _Clash(Exception):
@@ -215,12 +213,4 @@ def _chunks(path: Path, progress: Progress | None) -> Iterator[bytes]:
 
 
 def _refused(dataset: Dataset, reason: str, code: str | None) -> DataError:
-    problem = Problem(
-        code=(code or "invalid_dataset").lower(),
-        message=reason,
-        severity=Severity.ERROR,
-        providers=("fireworks",),
-        fix="orchestrate check --provider fireworks",
-        source=dataset.path,
-    )
-    return DataError(f"Fireworks does not take {dataset.path}: {reason}", problems=[problem], fix=problem.fix)
+    return refused("fireworks", "Fireworks", dataset, reason, code or "invalid_dataset")

@@ -13,35 +13,34 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from decimal import Decimal
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from orchestrate.errors import (
-    Conflict,
-    InvalidRequest,
-    NotFound,
-    OutcomeUnknown,
-    QuotaExceeded,
-    UsageError,
-)
-from orchestrate.files import new_folder
+from orchestrate.errors import Conflict, NotFound, OutcomeUnknown, QuotaExceeded, UsageError
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
-from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.calls.clients import completions
+from orchestrate.providers.base import (
+    Deletes,
+    Downloads,
+    EstimatesPrice,
+    ListsModels,
+    Measures,
+    Progress,
+    Resumes,
+    ShowsRows,
+    TakesAdapters,
+)
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.calls.values import items, table, text
-from orchestrate.providers.files import archives, transfer
+from orchestrate.providers.files import archives
 from orchestrate.providers.fireworks import pricing, reading, recalled
 from orchestrate.providers.fireworks.adapters import FireworksAdapters
 from orchestrate.providers.fireworks.connection import PAGE, Connection
 from orchestrate.providers.fireworks.datasets import Datasets
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
-from orchestrate.providers.fireworks.serving import Serving
+from orchestrate.providers.fireworks.serving import Serving, Tuned
 from orchestrate.providers.fireworks.translation import (
     fill_steps,
     job_id_of,
@@ -50,6 +49,7 @@ from orchestrate.providers.fireworks.translation import (
     translate,
 )
 from orchestrate.providers.fireworks.weights import Weights
+from orchestrate.providers.hosted import DedicatedProvider, later
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
@@ -73,16 +73,27 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
+    from fireworks import Fireworks
+
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
-    from orchestrate.providers.chat.completions import Chat
     from orchestrate.spec import JobSpec
 
 _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 
 
-class FireworksProvider(Provider):
+class FireworksProvider(
+    DedicatedProvider[Tuned],
+    TakesAdapters,
+    Downloads,
+    Measures,
+    ShowsRows,
+    Resumes,
+    Deletes,
+    EstimatesPrice,
+    ListsModels,
+):
     profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {
         Feature.KTO,
@@ -99,11 +110,11 @@ class FireworksProvider(Provider):
         Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; download their final model",
     }
     status_map = reading.STATUS_MAP
+    file_id = "name"
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        super().__init__(config)
         codes = {"quota_exceeded": QuotaExceeded}
-        self._wire = Wire(self.name, codes=codes, retry=Retry.of(config), sleep=sleep)
+        super().__init__(config, Wire(config.name, codes=codes, retry=Retry.of(config), sleep=sleep))
         self._at = Connection(config, self._wire)
         at = self._at
         self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)
@@ -121,17 +132,14 @@ class FireworksProvider(Provider):
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def account(self) -> Account:
-        return self._account
+    def _ask_account(self) -> Account | None:
+        return accounts.told(account=self._at.seen_account())
 
-    @cached_property
-    def _account(self) -> Account:
-        return accounts.asked(lambda: accounts.told(account=self._at.seen_account()), self.config, self.host)
-
-    def holds(self, remote: RemoteDataset) -> bool:
-        prefix, _, dataset_id = remote.train_id.rpartition("/")
+    def _file(self, id: str) -> dict[str, Any]:
+        """By its resource name, in this account alone."""
+        prefix, _, dataset_id = id.rpartition("/")
         mine = prefix == f"accounts/{self._at.account()}/datasets"
-        return mine and (self._datasets.get(dataset_id) or {}).get("name") == remote.train_id
+        return (self._datasets.get(dataset_id) if mine else None) or {}
 
     def recall(self, job: Job) -> Recalled:
         return recalled.of(job, self._datasets.get)
@@ -148,20 +156,12 @@ class FireworksProvider(Provider):
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
         settings.body(translation)  # a spec that cannot be sent is refused before its data are
-        folder = transfer.work_folder(self.config)
-        train = self._datasets.bring(data.train, folder, progress)
-        validation = (
-            self._datasets.bring(data.validation, folder, progress)
-            if data.validation is not None and spec.method.type != "dpo"
-            else None
-        )
-        return RemoteDataset(
-            provider=self.name,
-            digest=data.digest,
-            train_id=str(train["name"]),
-            validation_id=str(validation["name"]) if validation else None,
-            details={"examples": train.get("exampleCount"), "tokens": train.get("estimatedTokenCount")},
-        )
+
+        def details(train: dict[str, Any], _: object) -> dict[str, Any]:
+            return {"examples": train.get("exampleCount"), "tokens": train.get("estimatedTokenCount")}
+
+        validates = spec.method.type != "dpo"
+        return self._brought(data, self._datasets.bring, progress, details, validates=validates)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """The host's estimate, of SFT jobs only. Raises `OverBudget` above the spec's limit."""
@@ -226,9 +226,7 @@ class FireworksProvider(Provider):
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         """Made of the job's state and progress: the host keeps none."""
         raw, _ = self._at.find(job)
-        found = reading.events_of(raw)
-        ids = [event.id for event in found]
-        yield from found[ids.index(after) + 1 :] if after in ids else found
+        yield from later(reading.events_of(raw), after)
 
     def billing(self) -> Billing:
         return standing.joined(
@@ -265,17 +263,11 @@ class FireworksProvider(Provider):
 
     # -- acting --------------------------------------------------------------------------------------------
 
+    def _status(self, job: JobHandle) -> JobStatus:
+        return self.status(text(self._at.find(job)[0].get("state")))
+
     def cancel(self, job: JobHandle) -> None:
-        raw, kind = self._at.find(job)
-        status = self.status(state_of(raw.get("state")))
-        if status.terminal or status is JobStatus.CANCELLING:
-            return
-        try:
-            self._at.act(kind, job.job_id, "cancel")
-        except (InvalidRequest, Conflict):
-            # It ended between the two requests.
-            if not self.status(state_of(self._at.job(kind, job.job_id).get("state"))).terminal:
-                raise
+        self._cancel(job, lambda: self._at.act(self._at.kind(job), job.job_id, "cancel"))
 
     def resume(self, job: JobHandle) -> None:
         """Of a paused job only: one that has ended the host would start and bill again, under its old id and
@@ -309,31 +301,20 @@ class FireworksProvider(Provider):
         archives.require_empty(dest)
         raw, _ = self._at.find(job)
         model = self._tuned(job, raw)
-        waiting = new_folder(dest.parent) / f".{dest.name}.{job.job_id}.download"
         base = text(reading.settings_of(raw).get("baseModel"))
-        self._weights.fetch(model, waiting, transfer.limit_bytes(self.config, self.size_of(base)), progress)
-        files = archives.settled(waiting, dest)
-        return Artifact(
-            kind=archives.kind_of(files),
-            folder=str(dest),
-            files=files,
-            base_model=archives.base_of(dest) or base,
-            provider=self.name,
-            job_id=job.job_id,
-        )
 
-    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        return self._serving.price(job.job_id, *self._models(job), options)
+        def fetch(folder: Path, most: int) -> None:
+            self._weights.fetch(model, folder, most, progress)
 
-    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `serving.DeployOptions`."""
-        return self._serving.deploy(job.job_id, *self._models(job), options)
+        return self._downloaded(job, dest, job.job_id, base, fetch)
 
-    def undeploy(self, job: JobHandle) -> None:
-        self._serving.remove(job.job_id)
+    @property
+    def _deployments(self) -> Serving:
+        return self._serving
 
-    def deployments(self) -> Iterator[Standing]:
-        return self._serving.standing()
+    def _to_deploy(self, job: JobHandle) -> Tuned:
+        raw = self._made_by(job)
+        return Tuned(self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or "")
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
         return self._serving.deployed(job.job_id)
@@ -345,18 +326,14 @@ class FireworksProvider(Provider):
     def adapters(self) -> FireworksAdapters:
         return self._adapters
 
-    def chat(
-        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
-    ) -> Chat:
-        """`base` asks the base model under its own name, which the host serves to all for some models."""
-        from orchestrate.providers.chat.completions import Chat
-
+    def _name_of(self, job: JobHandle, *, base: bool) -> str:
         raw = self._made_by(job)
         tuned = reading.tuned_model(raw)
         named = reading.settings_of(raw).get("baseModel")
-        model = str(named) if base else self._serving.model_of(job.job_id, tuned)
-        create = completions(self._at.client().with_options(base_url=self._at.inference_url), self.config)
-        return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
+        return str(named) if base else self._serving.model_of(job.job_id, tuned)
+
+    def _inference(self) -> Fireworks:
+        return self._at.client().with_options(base_url=self._at.inference_url)
 
     def close(self) -> None:
         self._at.close()
@@ -393,8 +370,3 @@ class FireworksProvider(Provider):
     def _made_by(self, job: JobHandle) -> dict[str, Any]:
         """The job of a tuned model; an uploaded adapter in its form."""
         return self._adapters.as_job(job.job_id) if job.kind == ADAPTER_JOB else self._at.find(job)[0]
-
-    def _models(self, job: JobHandle) -> tuple[str, str]:
-        """The tuned model and its base."""
-        raw = self._made_by(job)
-        return self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from orchestrate import costing, days
 from orchestrate.errors import Conflict, NotFound, ProviderError, UnexpectedAnswer, UsageError
@@ -62,6 +62,13 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
         return wanted
 
 
+class Tuned(NamedTuple):
+    """A tuned model and its base, by the host's names."""
+
+    model: str
+    base: str
+
+
 class Serving:
     def __init__(
         self,
@@ -77,38 +84,34 @@ class Serving:
         self._wire = wire
         self._inference_url = inference_url
 
-    def price(
-        self, deployment_id: str, tuned: str, base: str, options: Mapping[str, Any] | None
-    ) -> Decimal | None:
+    def price(self, id: str, made: Tuned, options: Mapping[str, Any] | None) -> Decimal | None:
         """US dollars per hour of `deploy`, from reading calls alone."""
         wanted = DeployOptions.of(options)
-        there = self._get(deployment_id)
+        there = self._get(id)
         if there is None or there.get("state") in GONE:
-            served, addons = _served(tuned, base, wanted)
+            served, addons = _served(made, wanted)
             return self._shape(served, addons, wanted)[1]
         return _per_hour(there)
 
-    def deploy(
-        self, deployment_id: str, tuned: str, base: str, options: Mapping[str, Any] | None
-    ) -> Endpoint:
+    def deploy(self, id: str, made: Tuned, options: Mapping[str, Any] | None) -> Endpoint:
         """Each step is left out that an earlier call has done: the deployment, the adapter on it."""
         wanted = DeployOptions.of(options)
-        there = self._get(deployment_id)
+        there = self._get(id)
         if there is not None and there.get("state") == "DELETING":
             raise Conflict(
                 self._provider,
-                f"the deployment {deployment_id} is still being deleted",
+                f"the deployment {id} is still being deleted",
                 status=409,
                 fix="try again in a few minutes",
             )
         if there is None or there.get("state") == "DELETED":
-            served, addons = _served(tuned, base, wanted)
+            served, addons = _served(made, wanted)
             shape, per_hour = self._shape(served, addons, wanted)
             wanted.require(self._provider, per_hour)
-            there = self._create(deployment_id, served, addons, str(shape["name"]), wanted)
+            there = self._create(id, served, addons, str(shape["name"]), wanted)
         if there.get("enableAddons") is True:
-            self._load(tuned, there)
-        return self._endpoint(there, tuned)
+            self._load(made.model, there)
+        return self._endpoint(there, made.model)
 
     def find(self, deployment_id: str, tuned: str) -> Endpoint | None:
         there = self._get(deployment_id)
@@ -126,10 +129,10 @@ class Serving:
             )
         return endpoint.model
 
-    def remove(self, deployment_id: str) -> None:
+    def remove(self, id: str) -> None:
         """Unloads what is loaded and deletes the deployment, also when it was used a moment ago. Repeating
         goes on."""
-        there = self._get(deployment_id)
+        there = self._get(id)
         if there is None or there.get("state") in GONE:
             return
         api, account = self._client(), self._account()
@@ -140,7 +143,7 @@ class Serving:
                     self._wire.read(lambda i=loaded_id: api.lora.unload(i, account_id=account), expect=object)
         with suppress(NotFound):
             self._wire.read(
-                lambda: api.deployments.delete(deployment_id, account_id=account, ignore_checks=True),
+                lambda: api.deployments.delete(id, account_id=account, ignore_checks=True),
                 expect=object,
             )
 
@@ -298,9 +301,9 @@ def _bills(raw: Mapping[str, Any]) -> bool | None:
     return False if raw.get("state") == "READY" and counts != [None, None] else None
 
 
-def _served(tuned: str, base: str, wanted: DeployOptions) -> tuple[str, bool]:
+def _served(made: Tuned, wanted: DeployOptions) -> tuple[str, bool]:
     """What is put on the GPUs, and whether it takes adapters."""
-    return (base, True) if wanted.mode == "addons" else (tuned, False)
+    return (made.base, True) if wanted.mode == "addons" else (made.model, False)
 
 
 def _per_hour(raw: Mapping[str, Any]) -> Decimal | None:

@@ -31,6 +31,7 @@ from orchestrate.local.run.rundir import STATUSES, RunDir, runs
 from orchestrate.places import mirror, order
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources
+from orchestrate.providers.base import Limited, Recalls
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.redaction import redact_text
@@ -62,7 +63,7 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.costing import Lookup, RateBook
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -74,7 +75,7 @@ def _there(kind: Kind, gpu: str | None, threads: int) -> Kind:
     return msgspec.structs.replace(kind, device=gpu or "cpu", threads=threads if gpu is None else 1)
 
 
-class AwayProvider(LocalProvider):
+class AwayProvider(LocalProvider, Recalls, Limited):
     """`config.options`: those of the place, see its module, and `home`."""
 
     place: AwayPlace
@@ -294,8 +295,8 @@ class AwayProvider(LocalProvider):
                 )
         return None
 
-    def lookup(self, spec: JobSpec) -> Lookup:
-        return costing.lookup(spec, self.resolve(spec), self.prices, gpu="cpu")
+    def device(self) -> str:
+        return "cpu"
 
     @property
     def own(self) -> bool:
@@ -475,7 +476,6 @@ class AwayProvider(LocalProvider):
     # -- what bills ----------------------------------------------------------------------------------------
 
     def stop_workers(self, ref: str) -> None:
-        """Of whatever store they are: by their label alone."""
         self.place.stop(ref)
 
     def billing(self) -> Billing:

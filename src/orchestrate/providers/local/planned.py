@@ -15,13 +15,13 @@ from orchestrate.local.job import Method
 from orchestrate.local.plan import fitting, throughput
 from orchestrate.local.plan.paces import Kind
 from orchestrate.providers import offline
-from orchestrate.providers.base import Provider
+from orchestrate.providers.base import PlansTraining
 from orchestrate.providers.local import checking, reinforcement, weights
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import MemoryPlan, Problem, Quote, Translation, decoding
 
 if TYPE_CHECKING:
-    from orchestrate.costing import Lookup, RateBook
+    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NO_PRICE = "no price is known of an hour of this machine"
 
 
-class PlannedProvider(Provider):
+class PlannedProvider(PlansTraining):
     """The part of a backend over our engine that starts nothing."""
 
     @property
@@ -131,7 +131,6 @@ class PlannedProvider(Provider):
         count = body.get("hyper", {}).get("processes", 1) if gpus else 1
         return costing.local_rate(self.prices, gpus[0].name if gpus else "cpu", count, book=rates)
 
-    def lookup(self, spec: JobSpec) -> Lookup:
+    def device(self) -> str:
         found = machine.gpus() if self.config.options.get("device") != "cpu" else ()
-        device = found[0].name if found else "cpu"
-        return costing.lookup(spec, self.resolve(spec), self.prices, gpu=device)
+        return found[0].name if found else "cpu"

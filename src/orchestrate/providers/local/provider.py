@@ -23,7 +23,20 @@ from orchestrate.places.base import Place, Resources
 from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
 from orchestrate.providers import settings, standing
-from orchestrate.providers.base import Progress
+from orchestrate.providers.base import (
+    AnswersHere,
+    Chats,
+    Deletes,
+    Downloads,
+    HoldsFiles,
+    KeepsCheckpoints,
+    KeepsFingerprint,
+    Measures,
+    Pauses,
+    Progress,
+    Restarts,
+    Resumes,
+)
 from orchestrate.providers.local import reading, restarts, weights
 from orchestrate.providers.local.planned import PlannedProvider
 from orchestrate.providers.local.profile import PROFILE
@@ -62,7 +75,20 @@ WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
 """What a run without a worker is, of which this was asked."""
 
 
-class LocalProvider(PlannedProvider):
+class LocalProvider(
+    PlannedProvider,
+    HoldsFiles,
+    Measures,
+    KeepsCheckpoints,
+    Pauses,
+    Resumes,
+    Restarts,
+    Deletes,
+    Downloads,
+    KeepsFingerprint,
+    Chats,
+    AnswersHere,
+):
     """This machine. `config.options`: home (folder), threads, device (cpu, cuda), gpu_memory_gib (plan for
     a GPU of that size)."""
 
@@ -79,7 +105,6 @@ class LocalProvider(PlannedProvider):
         Feature.DEPLOY: "this machine is not rented; serve the model with  orchestrate serve RUN",
         Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
     }
-    renders_rows: ClassVar[bool] = True
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
     def __init__(self, config: HostConfig) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrate import catalog
@@ -16,9 +15,17 @@ from orchestrate.catalog import HostModel, ModelOnHost
 from orchestrate.errors import PermissionRefused, TrainingClosed, UsageError
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, standing
+from orchestrate.providers.base import ListsModels, Serves
 from orchestrate.providers.calls.hosted import headers_of
 from orchestrate.providers.compatible import reading
-from orchestrate.providers.compatible.sdk import SdkProvider
+from orchestrate.providers.compatible.sdk import (
+    SdkChats,
+    SdkCheckpoints,
+    SdkDeletes,
+    SdkMeasures,
+    SdkPauses,
+    SdkResumes,
+)
 from orchestrate.providers.openai import checking
 from orchestrate.providers.openai.profile import PROFILE
 from orchestrate.providers.openai.sunset import closed
@@ -43,7 +50,9 @@ if TYPE_CHECKING:
 _HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not say how"
 
 
-class OpenAIProvider(SdkProvider):
+class OpenAIProvider(
+    SdkMeasures, SdkCheckpoints, SdkPauses, SdkResumes, SdkDeletes, SdkChats, ListsModels, Serves
+):
     """See `orchestrate.providers.base` for the contract, `orchestrate.providers.calls.clients` for a host's
     options."""
 
@@ -108,18 +117,11 @@ class OpenAIProvider(SdkProvider):
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def account(self) -> Account:
+    def _ask_account(self) -> Account | None:
         """The organization and project, which OpenAI names in the headers of its answers; it has no call that
         tells them, and a project's jobs are that project's alone. An Azure resource is its address."""
-        return self._account
-
-    @cached_property
-    def _account(self) -> Account:
         if _is_azure(self.config):
             return Account(id=f"resource {self.host}", told=True)
-        return accounts.asked(self._ask_account, self.config, self.host)
-
-    def _ask_account(self) -> Account | None:
         jobs = self.client.fine_tuning.jobs.with_raw_response
         try:
             headers = self._wire.read(lambda: jobs.list(limit=1)).headers

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.data import Dataset
 from orchestrate.data.rules import Target
-from orchestrate.errors import DataError, HostUnavailable
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.values import plain, table, text
-from orchestrate.text import duration
-from orchestrate.types import Problem, Severity
+from orchestrate.providers.hosted import awaited, refused
 
 if TYPE_CHECKING:
     from together import Together
@@ -76,41 +74,22 @@ class Files:
         return plain(self._wire.read(send))
 
     def _ready(self, file: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
-        waited, pause = 0.0, 0.5
         file_id = str(file["id"])
-        while True:
-            file = self.get(file_id)
-            status = text(file.get("processing_status"))
-            if status in BAD:
-                raise _refused(file, dataset)
-            if status in DONE:
-                report = table(file.get("validation_report"))
-                if report.get("valid") is False:
-                    raise _refused(file, dataset)
-                return file
-            if waited >= WAIT_S:
-                raise HostUnavailable(
-                    "together",
-                    f"{file_id} is still being validated ({status}) after {duration(WAIT_S)}",
-                    fix="submit again later; the file is used as it is",
-                )
-            self._sleep(pause)
-            waited, pause = waited + pause, min(10.0, pause * 1.5)
 
+        def look() -> tuple[dict[str, Any] | None, object]:
+            found = self.get(file_id)
+            status, report = text(found.get("processing_status")), table(found.get("validation_report"))
+            if status in BAD or (status in DONE and report.get("valid") is False):
+                reason = text(report.get("error")) or f"validation ended with {status}"
+                code = report.get("error_type") or status or "INVALID_FORMAT"
+                raise refused("together", "Together", dataset, reason, code, text(found.get("id")))
+            return (found if status in DONE else None), f"being validated ({status})"
 
-def _refused(file: dict[str, Any], dataset: Dataset) -> DataError:
-    report = table(file.get("validation_report"))
-    reason = text(report.get("error")) or f"validation ended with {file.get('processing_status')}"
-    problem = Problem(
-        code=str(report.get("error_type") or file.get("processing_status") or "INVALID_FORMAT").lower(),
-        message=reason,
-        severity=Severity.ERROR,
-        providers=("together",),
-        fix="orchestrate check --provider together",
-        source=dataset.path,
-    )
-    return DataError(
-        f"Together does not take {dataset.path} ({file.get('id')}): {reason}",
-        problems=[problem],
-        fix=problem.fix,
-    )
+        return awaited(
+            look,
+            provider="together",
+            what=file_id,
+            sleep=self._sleep,
+            within_s=WAIT_S,
+            fix="submit again later; the file is used as it is",
+        )

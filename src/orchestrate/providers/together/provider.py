@@ -12,25 +12,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from datetime import datetime
-from decimal import Decimal
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrate.errors import (
-    InvalidRequest,
-    NotFound,
-    PermissionRefused,
-    UnexpectedAnswer,
-    UsageError,
-)
+from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
-from orchestrate.providers.base import Progress, Provider
-from orchestrate.providers.calls.clients import Kept, completions
+from orchestrate.providers.base import (
+    Deletes,
+    Downloads,
+    EstimatesPrice,
+    KeepsCheckpoints,
+    ListsModels,
+    Measures,
+    Progress,
+    TakesAdapters,
+)
+from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.values import (
     items,
@@ -42,6 +43,7 @@ from orchestrate.providers.calls.values import (
     text,
 )
 from orchestrate.providers.files import archives, transfer
+from orchestrate.providers.hosted import DedicatedProvider, later
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import limits as model_limits
 from orchestrate.providers.together import pricing, reading, recalled, weights
@@ -62,11 +64,11 @@ from orchestrate.types import (
     Feature,
     Job,
     JobHandle,
+    JobStatus,
     MetricPoint,
     Quote,
     Recalled,
     RemoteDataset,
-    Standing,
     Told,
     Translation,
 )
@@ -76,11 +78,19 @@ if TYPE_CHECKING:
 
     from orchestrate.catalog import HostModel
     from orchestrate.data import TrainingData
-    from orchestrate.providers.chat.completions import Chat
     from orchestrate.spec import JobSpec
 
 
-class TogetherProvider(Provider):
+class TogetherProvider(
+    DedicatedProvider[dict[str, Any]],
+    TakesAdapters,
+    Downloads,
+    Measures,
+    KeepsCheckpoints,
+    Deletes,
+    EstimatesPrice,
+    ListsModels,
+):
     profile: ClassVar[Profile] = PROFILE
     features = frozenset(Feature) - {Feature.KTO, Feature.RFT, Feature.QLORA, Feature.PAUSE, Feature.RESUME}
     missing: ClassVar[Mapping[Feature, str]] = {
@@ -93,8 +103,7 @@ class TogetherProvider(Provider):
     status_map = reading.STATUS_MAP
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        super().__init__(config)
-        self._wire = Wire(self.name, retry=Retry.of(config), sleep=sleep)
+        super().__init__(config, Wire(config.name, retry=Retry.of(config), sleep=sleep))
         self._client = Kept(self._connect)
         self._limits: dict[str, dict[str, Any]] = {}
         self._files = Files(self._client, self._wire, self.target, sleep=sleep)
@@ -108,13 +117,6 @@ class TogetherProvider(Provider):
 
     # -- whose jobs ----------------------------------------------------------------------------------------
 
-    def account(self) -> Account:
-        return self._account
-
-    @cached_property
-    def _account(self) -> Account:
-        return accounts.asked(self._ask_account, self.config, self.host)
-
     def _ask_account(self) -> Account | None:
         who = plain(self._wire.read(lambda: self._client().whoami()))
         project = text(table(who.get("project")).get("id")) or self.config.project
@@ -123,25 +125,17 @@ class TogetherProvider(Provider):
             return accounts.told(user=text(table(who.get("user")).get("id")))
         return accounts.told(organization=organization, project=project)
 
-    def holds(self, remote: RemoteDataset) -> bool:
-        try:
-            return self._files.get(remote.train_id).get("id") == remote.train_id
-        except (NotFound, PermissionRefused):
-            return False
+    def _file(self, id: str) -> dict[str, Any]:
+        return self._files.get(id)
 
     def recall(self, job: Job) -> Recalled:
-        return recalled.of(job, self._files.get)
+        return recalled.of(job, self._file)
 
     def asked_for(self, job: Job) -> Told:
         return recalled.told(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
-        content: Any = self._client().files.with_streaming_response.content
-
-        def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.Stream]:
-            return content(id, extra_headers=headers)
-
-        transfer.fetch(self._wire, opened, file, limit_bytes=transfer.MOST_FILE_BYTES)
+        transfer.fetch_by_id(self._wire, self._client().files, id, file, transfer.MOST_FILE_BYTES)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -151,19 +145,12 @@ class TogetherProvider(Provider):
         """Asks for the model's limits first, so that nothing is sent for a job that would be refused."""
         body = settings.body(translation)
         model_limits.require(body, self._model_limits(body), data)
-        folder = transfer.work_folder(self.config)
-        train = self._files.bring(data.train, folder, progress)
-        validation = self._files.bring(data.validation, folder, progress) if data.validation else None
-        return RemoteDataset(
-            provider=self.name,
-            digest=data.digest,
-            train_id=str(train["id"]),
-            validation_id=str(validation["id"]) if validation else None,
-            details={
-                "train": table(train.get("validation_report")),
-                "validation": table((validation or {}).get("validation_report")),
-            },
-        )
+
+        def details(train: dict[str, Any], validation: dict[str, Any] | None) -> dict[str, Any]:
+            kept = {"train": train, "validation": validation or {}}
+            return {split: table(file.get("validation_report")) for split, file in kept.items()}
+
+        return self._brought(data, self._files.bring, progress, details)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
@@ -218,9 +205,7 @@ class TogetherProvider(Provider):
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         listed = self._wire.entries(lambda: self._client().fine_tuning.list_events(job.job_id), "data")
-        found = reading.events_of(listed)
-        ids = [event.id for event in found]
-        yield from found[ids.index(after) + 1 :] if after in ids else found
+        yield from later(reading.events_of(listed), after)
 
     def billing(self) -> Billing:
         return standing.joined(
@@ -266,16 +251,12 @@ class TogetherProvider(Provider):
 
     # -- acting --------------------------------------------------------------------------------------------
 
+    def _status(self, job: JobHandle) -> JobStatus:
+        return self.status(text(self._raw_job(job).get("status")))
+
     def cancel(self, job: JobHandle) -> None:
-        status = self.status(text(self._raw_job(job).get("status")))
-        if status.terminal or status.value == "cancelling":
-            return
-        try:
-            self._wire.read(lambda: self._client().fine_tuning.cancel(job.job_id))
-        except InvalidRequest:
-            # It ended between the two requests.
-            if not self.status(text(self._raw_job(job).get("status"))).terminal:
-                raise
+        cancel = self._client().fine_tuning.cancel
+        self._cancel(job, lambda: self._wire.read(lambda: cancel(job.job_id)))
 
     def delete(self, job: JobHandle) -> None:
         """Deletes the job and its checkpoints on the host."""
@@ -294,31 +275,24 @@ class TogetherProvider(Provider):
         full = table(raw.get("training_type")).get("type") == "Full"
         query = reading.selection(checkpoint, full)
         content = self._client().fine_tuning.with_streaming_response.content
-        most = transfer.limit_bytes(self.config, self.size_of(text(raw.get("model"))))
+        base = text(raw.get("model"))
         files = weights.fetch(
-            self._wire, content, job.job_id, query, dest, limit_bytes=most, progress=progress
+            self._wire,
+            content,
+            job.job_id,
+            query,
+            dest,
+            limit_bytes=self._most_bytes(base),
+            progress=progress,
         )
-        return Artifact(
-            kind=archives.kind_of(files, full=full),
-            folder=str(dest),
-            files=files,
-            base_model=archives.base_of(dest) or text(raw.get("model")),
-            provider=self.name,
-            job_id=job.job_id,
-        )
+        return self._artifact(job, dest, files, base, full=full)
 
-    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        return self._serving.price(job.job_id, self._raw_job(job), options)
+    @property
+    def _deployments(self) -> Serving:
+        return self._serving
 
-    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `serving.DeployOptions`."""
-        return self._serving.deploy(job.job_id, self._raw_job(job), options)
-
-    def undeploy(self, job: JobHandle) -> None:
-        self._serving.remove(job.job_id)
-
-    def deployments(self) -> Iterator[Standing]:
-        return self._serving.standing()
+    def _to_deploy(self, job: JobHandle) -> dict[str, Any]:
+        return self._raw_job(job)
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         return self._serving.find(job.job_id)
@@ -326,14 +300,11 @@ class TogetherProvider(Provider):
     def adapters(self) -> TogetherAdapters:
         return self._adapters
 
-    def chat(
-        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
-    ) -> Chat:
-        from orchestrate.providers.chat.completions import Chat
+    def _name_of(self, job: JobHandle, *, base: bool) -> str:
+        return str(self._raw_job(job).get("model")) if base else self._serving.model_of(job.job_id)
 
-        model = str(self._raw_job(job).get("model")) if base else self._serving.model_of(job.job_id)
-        create = completions(self._client().with_options(base_url=self._inference_url), self.config)
-        return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
+    def _inference(self) -> Together:
+        return self._client().with_options(base_url=self._inference_url)
 
     def close(self) -> None:
         self._client.close()

@@ -71,12 +71,12 @@ class Serving:
         self._inference_url = inference_url
         self._found_project: str | None = None
 
-    def price(self, job_id: str, job: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
+    def price(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
         """US dollars per hour of `deploy`, from reading calls alone."""
         wanted = DeployOptions.of(options)
-        there = _ours(self._find(job_id))
+        there = _ours(self._find(id))
         if there is None:
-            usd, _ = self._configuration(self._model(job_id, job), wanted)
+            usd, _ = self._configuration(self._model(id, made), wanted)
             return usd
         return _per_hour(there, self._prices(), wanted)
 
@@ -87,18 +87,18 @@ class Serving:
             return _per_hour(there, self._prices(), wanted)
         return self._configuration({"id": base_model_id, "name": id}, wanted)[0]
 
-    def deploy(self, job_id: str, job: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
+    def deploy(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
         """Leaves out each step that an earlier call has done: the endpoint, its deployment, a deployment that
         runs, the traffic to it."""
         wanted = DeployOptions.of(options)
-        there = self._find(job_id)
+        there = self._find(id)
         deployment, endpoint = _ours(there), there or {}
         if deployment is None:
-            model = self._model(job_id, job)
+            model = self._model(id, made)
             usd, config = self._configuration(model, wanted)
             wanted.require(self._provider, usd)
-            endpoint = there or self._make_endpoint(job_id)
-            deployment = self._make_deployment(job_id, endpoint, model, config, wanted, fresh=there is None)
+            endpoint = there or self._make_endpoint(id)
+            deployment = self._make_deployment(id, endpoint, model, config, wanted, fresh=there is None)
         elif _state(deployment) in _DOWN:
             wanted.require(self._provider, _per_hour(deployment, self._prices(), wanted))
             self._scale(str(endpoint["id"]), str(deployment["id"]), wanted.min_replicas, wanted.max_replicas)
@@ -119,10 +119,10 @@ class Serving:
             )
         return endpoint.model
 
-    def remove(self, job_id: str) -> None:
+    def remove(self, id: str) -> None:
         """Ends routing, stops and deletes the deployments, deletes the endpoint, as far as the host lets it:
         what stands afterwards is to be asked for. Repeating goes on."""
-        there = self._find(job_id)
+        there = self._find(id)
         if there is None:
             return
         at, endpoint_id = self._at(), str(there["id"])
@@ -131,9 +131,9 @@ class Serving:
         if deployments:
             self._attempt(lambda: api.update(endpoint_id, traffic_split=[], update_mask="trafficSplit", **at))
         for deployment in deployments:
-            id = str(deployment["id"])
-            self._attempt(lambda i=id: self._scale(endpoint_id, i, 0, 0))
-            self._attempt(lambda i=id: api.deployments.delete(i, endpoint_id=endpoint_id, **at))
+            one = str(deployment["id"])
+            self._attempt(lambda i=one: self._scale(endpoint_id, i, 0, 0))
+            self._attempt(lambda i=one: api.deployments.delete(i, endpoint_id=endpoint_id, **at))
         self._attempt(lambda: api.delete(endpoint_id, **at))
 
     def standing(self) -> Iterator[Standing]:

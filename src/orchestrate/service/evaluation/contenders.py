@@ -26,6 +26,7 @@ from orchestrate.local.model.files.quantised import NF4
 from orchestrate.migration import recordings
 from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
 from orchestrate.profile import this_machine
+from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, capability
 from orchestrate.providers.calls.clients import connect, wire_of
 from orchestrate.providers.chat.completions import Chat, chat_with
 from orchestrate.providers.chat.endpoints import ModelAt, model_at
@@ -34,7 +35,7 @@ from orchestrate.retries import ONCE, Retry
 from orchestrate.settings import trust
 from orchestrate.spec import JobSpec
 from orchestrate.text import among
-from orchestrate.types import NOT_PROVED, Contender, Feature, JobHandle, Message, Reply, Sampling
+from orchestrate.types import NOT_PROVED, Contender, JobHandle, Message, Reply, Sampling
 
 if TYPE_CHECKING:
     from orchestrate.handles.run import RunHandle
@@ -129,7 +130,9 @@ class Contenders:
             checkpoint=checkpoint,
         )
         generator = (
-            None if elsewhere else provider.generator(run.handle, checkpoint=checkpoint, worker=self._worker)
+            provider.generator(run.handle, checkpoint=checkpoint, worker=self._worker)
+            if isinstance(provider, AnswersHere) and not elsewhere
+            else None
         )
         on_host = generator is None and reachable and self._on != "here"
         if base and base_precision != "16-bit" and (elsewhere or on_host):
@@ -235,9 +238,9 @@ class Contenders:
 
     def _reachable(self, handle: RunHandle) -> bool:
         provider = handle.provider
-        if Feature.CHAT not in provider.features:
+        if not isinstance(provider, Chats):
             return False
-        if Feature.DEPLOY in provider.features:
+        if isinstance(provider, Deploys):
             return provider.endpoint(handle.record.handle) is not None
         return True
 
@@ -263,7 +266,7 @@ class Contenders:
 
     def _kinds(self, provider: Provider, job: JobHandle, tuned: Contender, *, base: bool) -> list[Contender]:
         served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
-        endpoint = provider.endpoint(job) if Feature.DEPLOY in provider.features else None
+        endpoint = provider.endpoint(job) if isinstance(provider, Deploys) else None
         per_hour = None if endpoint is None else endpoint.usd_per_hour or None
         asked = self._served(tuned, served_by, provider.host)
         kinds = [msgspec.structs.replace(asked, usd_per_hour=per_hour)]
@@ -279,8 +282,9 @@ class Contenders:
     ) -> Candidate:
         trust.require_to_spend(self._ft.settings, provider)
         sampling, base = self._sampling, one.kind == "base"
-        by_the_hour = not base and Feature.DEPLOY in provider.features
+        by_the_hour = not base and isinstance(provider, Deploys)
         own = provider.own or provider.sandbox or by_the_hour
+        provider = capability(provider, Chats)
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
             chat = replace(chat, threads=SANDBOX_THREADS) if provider.sandbox else chat
@@ -291,7 +295,7 @@ class Contenders:
     def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:
         """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""
         provider = handle.provider
-        if contender.kind == "tuned" and Feature.DEPLOY in provider.features:
+        if contender.kind == "tuned" and isinstance(provider, Deploys):
             return None
         method = "inference_base" if contender.kind == "base" else "inference_tuned"
         today = days.today()
@@ -314,7 +318,7 @@ class Contenders:
     ) -> list[Candidate]:
         at = handle.provider.host
         if generator is None:
-            handle.provider.require(Feature.DOWNLOAD)
+            capability(handle.provider, Downloads)
             from orchestrate.local import Generator as LocalGenerator
 
             artifact = handle.download(checkpoint=tuned.checkpoint)
@@ -386,7 +390,7 @@ class Contenders:
 class _OneByOne:
     """A backend that has `generate` alone, which is taken to send once."""
 
-    provider: Provider
+    provider: Chats
     job: JobHandle
     base: bool
     sampling: Sampling

@@ -21,6 +21,7 @@ from orchestrate.ab.upstream import Upstream
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
 from orchestrate.handles.deployment import used
 from orchestrate.profile import this_machine
+from orchestrate.providers.base import Chats, Serves, capability
 from orchestrate.providers.chat.completions import at_chat
 from orchestrate.providers.chat.endpoints import model_at
 from orchestrate.reports import experiments as pages
@@ -206,7 +207,7 @@ def _keeping_up(ft: Orchestrator, host: str, model: str) -> Callable[[], None] |
     """Says of a deployment of this store that it is used, where the model is asked by its name."""
     for one in ft.store.deployments.matching(provider=host, over=False):
         with suppress(ProviderError):
-            endpoint = ft.provider(host).endpoint(one.handle)
+            endpoint = capability(ft.provider(host), Serves).endpoint(one.handle)
             if endpoint is not None and endpoint.model == model:
                 return partial(used, ft, one.run_id, host)
     return None
@@ -214,7 +215,7 @@ def _keeping_up(ft: Orchestrator, host: str, model: str) -> Callable[[], None] |
 
 def _on_host(ft: Orchestrator, handle: RunHandle, arm: Arm) -> Upstream:
     handle.check()
-    chat = handle.provider.chat(handle.record.handle, base=arm == "base", max_tokens=1)
+    chat = capability(handle.provider, Chats).chat(handle.record.handle, base=arm == "base", max_tokens=1)
     if chat is None:
         raise UsageError(
             f"{handle.provider.name} is not asked through the chat completions API",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import DataError, UsageError
-from orchestrate.types import Feature, Message, Reply
+from orchestrate.providers.base import AnswersHere, Downloads, capability
+from orchestrate.types import Message, Reply
 
 if TYPE_CHECKING:
     from orchestrate.handles.run import RunHandle
@@ -56,12 +57,14 @@ class Talk:
                 return end.value
 
     def _generator(self, *, here: bool) -> Generator | None:
-        found = self._handle.provider.generator(self._handle.record.handle)
-        if found is not None or not here:
-            return found
+        provider = self._handle.provider
+        if isinstance(provider, AnswersHere):
+            return provider.generator(self._handle.record.handle)
+        if not here:
+            return None
         from orchestrate.local import Generator
 
-        self._handle.provider.require(Feature.DOWNLOAD)
+        capability(provider, Downloads)
         artifact = self._handle.download()
         if artifact.base_model is None:
             raise UsageError(

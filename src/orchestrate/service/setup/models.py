@@ -12,6 +12,7 @@ from orchestrate.catalog import find as find
 from orchestrate.catalog import search as search
 from orchestrate.catalog import shutdown_warning as shutdown_warning
 from orchestrate.errors import OrchestrateError
+from orchestrate.providers.base import ListsModels, capability
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def changes(ft: Orchestrator, provider: Backends = "all") -> ModelChanges:
         if name not in catalog.known_hosts():
             continue
         try:
-            found += catalog.differences(name, ft.provider(name).base_models())
+            found += catalog.differences(name, capability(ft.provider(name), ListsModels).base_models())
         except OrchestrateError as error:
             skipped[name] = error.message
     return ModelChanges(changes=tuple(found), skipped=skipped)

@@ -12,7 +12,7 @@ from orchestrate.errors import UsageError
 from orchestrate.handles.run import RunHandle
 from orchestrate.preparing import earlier
 from orchestrate.preparing.prepared import UNCOUNTED
-from orchestrate.providers.limited import Limited
+from orchestrate.providers.base import Limited
 from orchestrate.settings import trust
 from orchestrate.spec import specfile
 from orchestrate.tracking import Submitter

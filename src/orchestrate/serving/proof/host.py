@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrate.providers.base import Provider
+from orchestrate.providers.base import Chats
 from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
 from orchestrate.types import Canary, JobHandle, Message, Probe
 
@@ -12,7 +12,7 @@ from orchestrate.types import Canary, JobHandle, Message, Probe
 class HostPlace:
     """Only conversations of plain text can be asked there."""
 
-    def __init__(self, provider: Provider, job: JobHandle, model: str) -> None:
+    def __init__(self, provider: Chats, job: JobHandle, model: str) -> None:
         """`job`: of the run, or of its adapter where that was uploaded to this host."""
         self.at, self.engine, self.model = provider.host, provider.title, model
         self.notes: list[str] = []

@@ -28,6 +28,7 @@ from orchestrate.errors import (
     ProviderError,
     UsageError,
 )
+from orchestrate.providers.base import Deploys, TakesAdapters, capability
 from orchestrate.text import duration, money
 from orchestrate.tracking.hosting import states
 from orchestrate.tracking.hosting.deployments import Change
@@ -46,6 +47,7 @@ from orchestrate.types import (
 from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
+    from orchestrate.providers.adapters import Adapters
     from orchestrate.providers.base import Provider
     from orchestrate.tracking.store import Store
 
@@ -80,6 +82,14 @@ class Deployer:
     """What is put up, where that is not the tuned model of a job of this backend: it is uploaded first."""
     progress: Callable[[int, int], None] | None = None
     """Of the upload, in bytes."""
+
+    @property
+    def _deploys(self) -> Deploys:
+        return capability(self.provider, Deploys)
+
+    @property
+    def _adapters(self) -> Adapters:
+        return capability(self.provider, TakesAdapters).adapters()
 
     # -- making --------------------------------------------------------------------------------------------
 
@@ -131,7 +141,7 @@ class Deployer:
             self.reached("after-intent")
             if self.adapter is not None:
                 with work(f"sending the adapter to {self.provider.name}", BYTES) as told:
-                    self.provider.adapters().upload(self.adapter, self.progress or told)
+                    self._adapters.upload(self.adapter, self.progress or told)
                 self.reached("after-upload")
             return self._make(deployment, _with_limit(deployment, price))
 
@@ -141,11 +151,11 @@ class Deployer:
         if self.adapter is not None:
             if before is not None:
                 self.require_account(before)
-            price = self.provider.adapters().price(self.adapter, options)
+            price = self._adapters.price(self.adapter, options)
         else:
             self._require_host(run)
             accounts.require(self.store, self.provider, run)
-            price = self.provider.deployment_price(run.handle, options=options)
+            price = self._deploys.deployment_price(run.handle, options=options)
         self._require_terms(price, terms)
         return price
 
@@ -196,7 +206,7 @@ class Deployer:
         deployment = self._apply(deployment, states.creating, new_attempt=True)
         self.reached("after-creating")
         try:
-            endpoint = self.provider.deploy(deployment.handle, options=options)
+            endpoint = self._deploys.deploy(deployment.handle, options=options)
         except OutcomeUnknown as error:
             endpoint = self._found(deployment, options, error)
         except OrchestrateError as error:
@@ -213,7 +223,7 @@ class Deployer:
         try:
             there = self.look(deployment)
             if there.state not in states.UNSETTLED and not there.state.over:
-                return self.provider.deploy(deployment.handle, options=options)
+                return self._deploys.deploy(deployment.handle, options=options)
         except OrchestrateError as error:
             problem = error.message
             self._apply(deployment, lambda d, at: states.failed(d, problem, at))
@@ -222,7 +232,7 @@ class Deployer:
     def _failed(self, deployment: Deployment, error: OrchestrateError) -> OrchestrateError:
         """The error, with what stands in spite of it."""
         try:
-            items = self.provider.deployed(deployment.handle)
+            items = self._deploys.deployed(deployment.handle)
         except OrchestrateError:
             self._apply(deployment, lambda d, at: states.outcome_unknown(d, error.message, at))
             error.fix = "orchestrate sync   (it may be up and bill; the host could not be asked)"
@@ -269,7 +279,7 @@ class Deployer:
                 deployment = self.look(deployment)
             if deployment.state.over:
                 return deployment
-            self.provider.undeploy(deployment.handle)
+            self._deploys.undeploy(deployment.handle)
             self.reached("after-end-request")
             deployment = self.look(deployment)
         except ProviderError as error:
@@ -287,7 +297,7 @@ class Deployer:
         there; that it is not is asked for itself. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
-            there = list(self.provider.deployed(deployment.handle))
+            there = list(self._deploys.deployed(deployment.handle))
         settled = self.settles_in(deployment) <= 0
         patience = timedelta(seconds=self.timing.margin_s)
         return self.store.deployments.apply(
@@ -336,7 +346,7 @@ class Deployer:
 
     def _sees(self, deployment: Deployment) -> bool:
         try:
-            return bool(self.provider.deployed(deployment.handle))
+            return bool(self._deploys.deployed(deployment.handle))
         except (NotFound, PermissionRefused):
             return False
 

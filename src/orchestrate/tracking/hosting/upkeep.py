@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from orchestrate.costing.spent.deployments import hours_billed, limit_reached, spent_usd
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.providers.base import Deploys
 from orchestrate.text import duration, money, rate
 from orchestrate.tracking.hosting.deployer import Deployer, lease_name
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
-from orchestrate.types import Deployment, DeploymentState, Event, Feature, Standing
+from orchestrate.types import Deployment, DeploymentState, Event, Standing
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -42,7 +43,7 @@ class Upkeep:
     def run(self) -> None:
         """Raises only `StoreError`."""
         tracked = self._tracked()
-        if not tracked or Feature.DEPLOY not in self._provider.features:
+        if not tracked or not isinstance(self._provider, Deploys):
             return
         self.asked += 1
         try:
@@ -161,7 +162,7 @@ class Upkeep:
             self.told.append(text)
 
 
-def by_job(provider: Provider) -> dict[str, list[Standing]]:
+def by_job(provider: Deploys) -> dict[str, list[Standing]]:
     """What stands, by the job that it is named by."""
     found: defaultdict[str, list[Standing]] = defaultdict(list)
     for item in provider.deployments():
@@ -173,7 +174,7 @@ def by_job(provider: Provider) -> dict[str, list[Standing]]:
 def adopt(store: Store, provider: Provider) -> list[Deployment]:
     """Takes up what the host has under the names of this store's jobs, and the store does not know: after it
     was rebuilt. Raises `ProviderError`."""
-    if Feature.DEPLOY not in provider.features:
+    if not isinstance(provider, Deploys):
         return []
     taken: list[Deployment] = []
     for job_id, items in by_job(provider).items():

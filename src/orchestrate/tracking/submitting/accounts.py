@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from orchestrate.errors import NotFound, OtherAccount, PermissionRefused
+from orchestrate.providers.base import HoldsFiles
 from orchestrate.tracking.database import schema
 from orchestrate.types import Run, SubmitPhase
 
@@ -93,7 +94,7 @@ def _sees(store: Store, provider: Provider, run: Run) -> bool:
             return True
     remote = store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
     with suppress(NotFound, PermissionRefused):
-        return remote is not None and provider.holds(remote)
+        return remote is not None and isinstance(provider, HoldsFiles) and provider.holds(remote)
     return False
 
 

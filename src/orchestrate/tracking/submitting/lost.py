@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrate.errors import KeyTaken, ProviderError
+from orchestrate.providers.base import Recalls
 from orchestrate.tracking.records.runs import asked_for
 from orchestrate.types import Event, Job, JobHandle, Outcome, Run, Translation
 
@@ -55,7 +56,8 @@ def _differences(job: Job, wish: Wish, translation: Translation, provider: Provi
     names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
     if job.model is not None and wish.spec.continue_from is None:
         found += [] if any(alike(job.model, name) for name in names) else [f"model ({job.model})"]
-    told = {"epochs": job.epochs, **provider.asked_for(job).spec}
+    spec = provider.asked_for(job).spec if isinstance(provider, Recalls) else {}
+    told = {"epochs": job.epochs, **spec}
     kept = {row.name: row.sent for row in translation.settings if row.outcome is Outcome.KEPT}
     for name in ("epochs", "seed"):
         if kept.get(name) is not None and told.get(name) not in (None, kept[name]):

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import ProviderError, UsageError
+from orchestrate.providers.base import Restarts
 from orchestrate.tracking import transitions
 from orchestrate.tracking.database.leases import Lease, LeaseHeld
 from orchestrate.tracking.records.runs import WITHDRAWN
@@ -147,7 +148,7 @@ class Settler:
         if accounts.is_here(self.store, self.provider, run.account) is False:
             return False
         with suppress(LeaseHeld), self.store.leases.hold(lease_name(run), self.timing.lease_s):
-            return self.provider.recover(run.handle)
+            return isinstance(self.provider, Restarts) and self.provider.recover(run.handle)
         return False
 
     def require_host(self, run: Run) -> None:

@@ -34,6 +34,7 @@ from orchestrate.errors import (
     StoreError,
     UsageError,
 )
+from orchestrate.providers.base import EstimatesPrice
 from orchestrate.settings.keys import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.text import duration, money
@@ -48,7 +49,6 @@ from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, Withdrawn
 from orchestrate.types import (
     Event,
-    Feature,
     JobError,
     JobHandle,
     Quote,
@@ -254,7 +254,7 @@ class Submitter(Settler):
         """The host's own estimate, kept with the run. It refuses the run above its limit, the account's and
         the budget, and above what was quoted unless the limit or the user allows it; a host that gives none
         leaves the quote's word standing."""
-        if Feature.LIVE_PRICE not in self.provider.features:
+        if not isinstance(self.provider, EstimatesPrice):
             return
         try:
             live = self.provider.live_price(sent.spec, remote, sent.translation)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate.costing import cap_of
-from orchestrate.providers.limited import Limited
+from orchestrate.providers.base import Limited, Pauses, capability
 from orchestrate.text import limit, money
 from orchestrate.tracking.submitting.submit import Submitter
 from orchestrate.tracking.timing import DEFAULT_TIMING, Timing
@@ -64,7 +64,7 @@ def enforce(
     # The event first: should this process end in between, the next look finds the job running and goes on.
     added = store.history.add_events(run.id, [event], from_host=False)
     if rented:
-        provider.pause(run.handle)
+        capability(provider, Pauses).pause(run.handle)
     elif able:
         Submitter(store, provider, timing).cancel(run)
     return next(iter(added), None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.providers.base import Recalls
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import transitions
 from orchestrate.tracking.hosting import upkeep
@@ -121,7 +122,7 @@ def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lo
     lost: list[tuple[Lost, Provider, list[Job]]] = []
     by_ref: dict[str, list[Job]] = {}
     try:
-        for job in provider.recoverable():
+        for job in provider.recoverable() if isinstance(provider, Recalls) else provider.list():
             if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
                 by_ref.setdefault(job.handle.ref, []).append(job)
     except OrchestrateError as error:  # what it told before is not lost for that
@@ -159,7 +160,7 @@ class _Books(NamedTuple):
 def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _Books) -> None:
     ref, report, job = str(jobs[0].handle.ref), books.report, jobs[0]
     with suppress(OrchestrateError):  # it is a run here all the same, and asked for again at each sync
-        job = provider.taken_over(job)
+        job = provider.taken_over(job) if isinstance(provider, Recalls) else job
     worth = valued(provider, job, books.rates)
     run = run_of(
         job,

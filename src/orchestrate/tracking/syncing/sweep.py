@@ -25,6 +25,7 @@ from orchestrate.errors import (
     StoreError,
     UnexpectedAnswer,
 )
+from orchestrate.providers.base import KeepsCheckpoints, Measures
 from orchestrate.tracking import transitions
 from orchestrate.tracking.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.tracking.submitting.accounts import account_of, is_here, placed, prove, require
@@ -158,9 +159,9 @@ def fetch_details(
         for event in added:
             if on_event is not None:
                 on_event(event)
-    if Feature.METRICS in provider.features:
+    if isinstance(provider, Measures):
         store.history.add_metrics(run.id, provider.metrics(run.handle))
-    if Feature.CHECKPOINTS in provider.features:
+    if isinstance(provider, KeepsCheckpoints):
         store.history.set_checkpoints(run.id, provider.checkpoints(run.handle))
 
 

@@ -16,6 +16,7 @@ import msgspec
 from orchestrate import catalog, costing
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import OrchestrateError, SpecError
+from orchestrate.providers.base import Recalls
 from orchestrate.spec import JobSpec
 from orchestrate.text import limit, money
 from orchestrate.types import Bill, Job, Quote, Recalled, Told
@@ -43,7 +44,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     """Asks the host for the size of the job's data where nothing better is known; never raises for what it
     answers."""
     told, problem = _recalled(provider, job)
-    asked = provider.asked_for(job)
+    asked = asked_for(provider, job)
     whole = _whole(asked)
     spec = whole or costing.spec_of(job.model or "unknown", told)
     parsed = JobSpec.parse(spec)
@@ -106,9 +107,14 @@ def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
     return f"{money(bill.usd)} so far: {bill.origin}" if bill is not None else None
 
 
+def asked_for(provider: Provider, job: Job) -> Told:
+    """What a job that was made without this store was asked for; nothing where its backend does not tell."""
+    return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
+
+
 def _recalled(provider: Provider, job: Job) -> tuple[Recalled | None, str | None]:
     try:
-        return provider.recall(job), None
+        return provider.recall(job) if isinstance(provider, Recalls) else None, None
     except OrchestrateError as error:
         return None, f"its data could not be asked about: {error.message}"
 

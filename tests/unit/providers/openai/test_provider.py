@@ -667,11 +667,12 @@ def test_continue_from(host: ScriptedHost, provider: OpenAIProvider, continued: 
         assert translation.model == "gpt-4o-mini-2024-07-18"
 
 
-def test_download_gives_its_reason(provider: OpenAIProvider, tmp_path: Path) -> None:
+def test_download_gives_its_reason(provider: OpenAIProvider) -> None:
     from orchestrate.errors import Unsupported
+    from orchestrate.providers.base import Downloads, capability
 
     with pytest.raises(Unsupported) as caught:
-        provider.download(HANDLE, tmp_path)
+        capability(provider, Downloads)
     assert caught.value.reason == OpenAIProvider.missing[Feature.DOWNLOAD]
 
 

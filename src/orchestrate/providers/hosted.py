@@ -1,0 +1,288 @@
+"""What every hosted backend does in the same way: its account, its files, a cancel that meets the end of its
+job, one remote dataset, a downloaded artifact, deployments and chats.
+
+A host adds how its own API says it. What is sent goes through `calls.hosted.Wire`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from orchestrate import catalog
+from orchestrate.errors import (
+    Conflict,
+    DataError,
+    HostUnavailable,
+    InvalidRequest,
+    NotFound,
+    PermissionRefused,
+    SpecError,
+)
+from orchestrate.files import new_folder
+from orchestrate.providers import accounts
+from orchestrate.providers.base import Chats, Deploys, HandsOutFiles, HoldsFiles, Progress, Recalls
+from orchestrate.providers.calls.clients import completions
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.files import archives, transfer
+from orchestrate.text import duration
+from orchestrate.types import (
+    Account,
+    Artifact,
+    ArtifactFile,
+    Endpoint,
+    Event,
+    JobHandle,
+    JobStatus,
+    Message,
+    Problem,
+    RemoteDataset,
+    Reply,
+    Severity,
+    Standing,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.data import Dataset, TrainingData
+    from orchestrate.providers.chat.completions import Chat
+    from orchestrate.settings.config import HostConfig
+
+_Made = TypeVar("_Made", contravariant=True)
+_M = TypeVar("_M")
+_R = TypeVar("_R")
+
+
+class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
+    file_id = "id"
+    """The field of a file's record that has what a create request names."""
+
+    def __init__(self, config: HostConfig, wire: Wire) -> None:
+        super().__init__(config)
+        self._wire = wire
+
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        return self._account
+
+    @cached_property
+    def _account(self) -> Account:
+        return accounts.asked(self._ask_account, self.config, self.host)
+
+    def _ask_account(self) -> Account | None:
+        """As the host tells it; `None` where it does not, and the key stands for it."""
+        return None
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _file(self, id: str) -> Mapping[str, Any]:
+        """The host's record of a file. Raises `NotFound`."""
+
+    def holds(self, remote: RemoteDataset) -> bool:
+        try:
+            return self._file(remote.train_id).get(self.file_id) == remote.train_id
+        except (NotFound, PermissionRefused):
+            return False
+
+    def _brought(
+        self,
+        data: TrainingData,
+        bring: Callable[[Dataset, Path, Progress | None], dict[str, Any]],
+        progress: Progress | None,
+        details: Callable[[dict[str, Any], dict[str, Any] | None], dict[str, Any]] | None = None,
+        *,
+        validates: bool = True,
+    ) -> RemoteDataset:
+        folder = transfer.work_folder(self.config)
+        train = bring(data.train, folder, progress)
+        validation = bring(data.validation, folder, progress) if data.validation and validates else None
+        return RemoteDataset(
+            provider=self.name,
+            digest=data.digest,
+            train_id=str(train[self.file_id]),
+            validation_id=str(validation[self.file_id]) if validation else None,
+            details=details(train, validation) if details else {},
+        )
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def _status(self, job: JobHandle) -> JobStatus:
+        return self.get(job).status
+
+    def _act(self, job: JobHandle, act: Callable[[], object], reached: Callable[[JobStatus], bool]) -> None:
+        """A refusal is no error when the job is where it should be: it ended between two requests."""
+        try:
+            act()
+        except (InvalidRequest, Conflict):
+            if not reached(self._status(job)):
+                raise
+
+    def _cancel(self, job: JobHandle, act: Callable[[], object]) -> None:
+        """Of a host that has no patience with a job that has ended or is about to."""
+        status = self._status(job)
+        if not status.terminal and status is not JobStatus.CANCELLING:
+            self._act(job, act, lambda status: status.terminal)
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def _most_bytes(self, base: str | None) -> int:
+        """Of a download, by the size of the base model where that is known."""
+        params_b: float | None = None
+        with suppress(SpecError):
+            params_b = catalog.resolve(base, self.profile).params_b if base else None
+        return transfer.limit_bytes(self.config, params_b)
+
+    def _downloaded(
+        self,
+        job: JobHandle,
+        dest: Path,
+        name: str,
+        base: str | None,
+        fetch: Callable[[Path, int], None],
+    ) -> Artifact:
+        """What `fetch` brings file by file into a folder beside `dest`, of at most so many bytes. A file that
+        came whole lies there for a later call."""
+        waiting = new_folder(dest.parent) / f".{dest.name}.{name}.download"
+        fetch(waiting, self._most_bytes(base))
+        return self._artifact(job, dest, archives.settled(waiting, dest), base)
+
+    def _artifact(
+        self,
+        job: JobHandle,
+        dest: Path,
+        files: tuple[ArtifactFile, ...],
+        base: str | None,
+        *,
+        full: bool = False,
+    ) -> Artifact:
+        return Artifact(
+            kind=archives.kind_of(files, full=full),
+            folder=str(dest),
+            files=files,
+            base_model=archives.base_of(dest) or base,
+            provider=self.name,
+            job_id=job.job_id,
+        )
+
+
+class HostedChats(HostedProvider, Chats):
+    def generate(
+        self,
+        job: JobHandle,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        base: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Reply]:
+        chat = self.chat(job, base=base, max_tokens=max_tokens, temperature=temperature)
+        return chat.replies(prompts, tools)
+
+    @abstractmethod
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat: ...
+
+
+class Serving(Protocol[_Made]):
+    """Deployments of tuned models, each named by the id of its job. `_Made` is what one is made of."""
+
+    def price(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Decimal | None: ...
+    def deploy(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Endpoint: ...
+    def remove(self, id: str) -> None: ...
+    def standing(self) -> Iterator[Standing]: ...
+
+
+class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
+    """Serves a tuned model on deployments only, which bill by the hour."""
+
+    @property
+    @abstractmethod
+    def _deployments(self) -> Serving[_M]: ...
+
+    @abstractmethod
+    def _to_deploy(self, job: JobHandle) -> _M: ...
+
+    @abstractmethod
+    def _name_of(self, job: JobHandle, *, base: bool) -> str:
+        """By which the model answers. Raises `UsageError` for a tuned one that is not deployed."""
+
+    @abstractmethod
+    def _inference(self) -> Any:
+        """The SDK's client of the address that answers chats."""
+
+    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
+        return self._deployments.price(job.job_id, self._to_deploy(job), options)
+
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        """`options`: see `DeployOptions` beside the host's `Serving`."""
+        return self._deployments.deploy(job.job_id, self._to_deploy(job), options)
+
+    def undeploy(self, job: JobHandle) -> None:
+        self._deployments.remove(job.job_id)
+
+    def deployments(self) -> Iterator[Standing]:
+        return self._deployments.standing()
+
+    def chat(
+        self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
+    ) -> Chat:
+        """`base` asks the base model under its own name, which the host serves to all for some models."""
+        from orchestrate.providers.chat.completions import Chat
+
+        model = self._name_of(job, base=base)
+        create = completions(self._inference(), self.config)
+        return Chat(self._wire, create, model, {"max_tokens": max_tokens, "temperature": temperature})
+
+
+def later(found: Sequence[Event], after: str | None) -> Sequence[Event]:
+    """The events after the one of this id; all where it is not among them."""
+    ids = [event.id for event in found]
+    return found[ids.index(after) + 1 :] if after in ids else found
+
+
+def awaited(
+    look: Callable[[], tuple[_R | None, object]],
+    *,
+    provider: str,
+    what: str,
+    sleep: Callable[[float], None],
+    within_s: float,
+    fix: str,
+) -> _R:
+    """Looks until it is ready: `look` gives the record once it is, and the host's word for its state. Raises
+    what `look` does, and `HostUnavailable` after `within_s`."""
+    waited, pause = 0.0, 0.5
+    while True:
+        found, state = look()
+        if found is not None:
+            return found
+        if waited >= within_s:
+            raise HostUnavailable(provider, f"{what} is still {state} after {duration(within_s)}", fix=fix)
+        sleep(pause)
+        waited, pause = waited + pause, min(10.0, pause * 1.5)
+
+
+def refused(
+    host: str, title: str, dataset: Dataset, reason: str, code: object, name: str | None = None
+) -> DataError:
+    """A host's own report of the rows that it does not take."""
+    problem = Problem(
+        code=str(code).lower(),
+        message=reason,
+        severity=Severity.ERROR,
+        providers=(host,),
+        fix=f"orchestrate check --provider {host}",
+        source=dataset.path,
+    )
+    named = f" ({name})" if name else ""
+    return DataError(
+        f"{title} does not take {dataset.path}{named}: {reason}", problems=[problem], fix=problem.fix
+    )
