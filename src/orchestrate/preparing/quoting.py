@@ -28,8 +28,7 @@ from orchestrate.costing.rates.listing import current as current
 from orchestrate.costing.rates.listing import prices_of as prices_of
 from orchestrate.costing.serving.capacity import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
-from orchestrate.providers import offline
-from orchestrate.providers.base import Downloads, EstimatesPrice
+from orchestrate.providers.base import Downloads, EstimatesPrice, lookup
 from orchestrate.tracking.submitting import uploads
 from orchestrate.tracking.submitting.accounts import account_of
 from orchestrate.types import Feature, Quote, Recalled, Record
@@ -123,7 +122,7 @@ def require_used(
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
-            lookups.append(offline.lookup(ft.provider(offer.provider), offer.spec))
+            lookups.append(lookup(ft.provider(offer.provider), offer.spec))
     asked = [rate for rate in rates if not (serving and _serves(rate))]
     costing.require_used(asked, lookups, ft.rates, days.today())
 

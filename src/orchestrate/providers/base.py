@@ -53,7 +53,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.catalog import HostModel, ModelOnHost
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
     from orchestrate.data.rules import Target
@@ -82,6 +82,9 @@ class Provider(ABC):
     """The reason for each absent feature; together with `features` it covers all of `Feature`."""
     sends_wandb_key: ClassVar[bool] = True
     """Whether W&B needs a key from here, where the backend offers it; else the host's account has one."""
+    renders_rows: ClassVar[bool] = False
+    """Whether training renders rows by the chat template that is counted with here: what that does with them
+    is then what happens to them."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
     terminal."""
@@ -359,8 +362,9 @@ class ListsModels(Provider):
 
 
 class PlansTraining(Provider):
-    """Trains with this project's own engine: rows are rendered by the chat template that is counted with
-    here, and the hardware is known."""
+    """Trains with this project's own engine on hardware that is known."""
+
+    renders_rows = True
 
     @abstractmethod
     def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
@@ -503,6 +507,14 @@ def capability(provider: Provider, wanted: type[P]) -> P:
             raise lacking(provider, feature)
     what, why = _OTHERS.get(wanted, (wanted.__name__, "this backend does not offer it"))
     raise Unsupported(provider.name, what, why.format(title=provider.title))
+
+
+def lookup(provider: Provider, spec: JobSpec) -> Lookup:
+    """For which rates a quote looks. Raises `SpecError` for a model that is not known there."""
+    from orchestrate import costing
+
+    gpu = provider.device() if isinstance(provider, PlansTraining) else None
+    return costing.lookup(spec, provider.resolve(spec), provider.prices, gpu=gpu)
 
 
 def lacking(provider: Provider, feature: Feature) -> Unsupported:

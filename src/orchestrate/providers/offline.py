@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from orchestrate import catalog, costing, days
 from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
-from orchestrate.providers.base import PlansTraining
 from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import method_word
 from orchestrate.text import count
@@ -91,12 +90,6 @@ def quote(
     )
 
 
-def lookup(provider: Provider, spec: JobSpec) -> costing.Lookup:
-    """For which rates a quote looks. Raises `SpecError` for a model that is not known here."""
-    gpu = provider.device() if isinstance(provider, PlansTraining) else None
-    return costing.lookup(spec, provider.resolve(spec), provider.prices, gpu=gpu)
-
-
 def _of_file(
     provider: Provider, spec: JobSpec, dataset: Dataset, model: ModelOnHost, *, validation: bool
 ) -> list[Problem]:
@@ -128,7 +121,7 @@ def _of_file(
 
 def _rendered(provider: Provider, source: str, remarks: Sequence[Remark]) -> Iterator[Problem]:
     """What the model's own chat template did with the rows, where it is at hand."""
-    ours = isinstance(provider, PlansTraining)
+    ours = provider.renders_rows
     for remark in remarks:
         rows = count(remark.count, "row")
         if remark.refused:
