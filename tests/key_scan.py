@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gzip
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -61,12 +63,12 @@ class Scan:
             self.hits.append(f"{where}: {_masked(key)}")
 
     def _file(self, path: Path) -> None:
-        size = path.stat().st_size
-        self.bytes += size
-        if not size:
-            return
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            key = self._find(content) or self._find(_unpacked(content))
+        with path.open("rb", buffering=0) as file:
+            if not (size := os.fstat(file.fileno()).st_size):
+                return
+            self.bytes += size
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                key = self._find(content) or self._find(_unpacked(content))
         if key and ALLOWED.match(path.name):
             self.kept += 1
         elif key:
@@ -114,9 +116,15 @@ def session_scan(tests: Path, folders: Iterable[Path]) -> Scan:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            yield path
+    """Without links; a folder that goes meanwhile is left out."""
+    folders = [str(folder)]
+    while folders:
+        with suppress(FileNotFoundError, PermissionError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
 
 
 def _unpacked(content: mmap.mmap) -> bytes:

@@ -192,6 +192,7 @@ def test_it_may_be_closed_amid_a_question(adapters: Adapters, worker: Worker) ->
     assert asked(one) == whole
 
 
+@pytest.mark.slow
 def test_who_asks_for_other_threads_gets_a_process_of_its_own(adapters: Adapters, worker: Worker) -> None:
     """Libraries read the number once, as they load."""
     Generator(str(TINY), adapters["first"], threads=1, worker=worker).start()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.unit.local.sessions import EXACT, make_session
-from tests.unit.local.thinkers import CHANNELS, FAMILIES, make_family, write_rows
+from tests.unit.local.thinkers import CHANNELS, make_family, write_rows
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError
@@ -105,7 +105,7 @@ class Trained:
         raise NotImplementedError  # only a metric of likelihood asks for it
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=[pytest.param("channels", marks=pytest.mark.slow), "thinks"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(request.param, tmp_path_factory.mktemp(request.param))
 

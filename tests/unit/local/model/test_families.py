@@ -51,11 +51,7 @@ LOSS, WEIGHTS = 1e-5, 1e-3
 """Relative distances that rounding in 32 bits explains: of a loss, and of the weights over how far they went.
 Where both were seen, they were 1e-7 and 5e-5; a token of another row in sight makes them 1e-3 and 1e-1."""
 FAST = {
-    ("gemma3n_text", "lora", "packing"),
-    ("gpt_oss", "lora", "packing"),
-    ("jamba", "full", "packing"),
     ("llama", "lora", "packing"),
-    ("llama4_text", "lora", "line"),
     ("qwen3_moe", "experts in 4 bits", "line"),
     ("qwen3_next", "full", "packing"),
 }

@@ -45,7 +45,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "full"])
 def test_its_loss_and_gradient_are_the_models_own(tmp_path: Path, model: Path, kind: str) -> None:
     train = tmp_path / "train.jsonl"
     with train.open("w", encoding="utf-8") as out:

@@ -146,6 +146,7 @@ DPO: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 """Our settings, TRL's, and of how many pairs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, DPO))
 def test_dpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, name: str) -> None:
     method, config, count = DPO[name]
@@ -174,6 +175,7 @@ def same_gradient(ours: Session, theirs: Any) -> None:
         assert (parameter.grad - wanted).norm() < 2e-3 * wanted.norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "beta"), diagonal(ADAPTERS, [0.1, 1.5]))
 def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, beta: float) -> None:
     """TRL's likelihood term is a mean over the preferred rows' tokens, prompts included, ours over the

@@ -61,7 +61,7 @@ def exact(session: Session) -> Session:
     return session
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("method", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_a_line_of_rows_gives_the_step_of_rows_side_by_side(tmp_path: Path, method: str) -> None:
     data = chats(tmp_path / "t.jsonl", 24) if method == "sft" else pairs(tmp_path / "t.jsonl", 24)
     session = exact(make_session(tmp_path, data, method={"type": method}, adapter={"type": "lora"}))
@@ -100,7 +100,7 @@ def test_rows_that_are_trained_from_the_start_share_nothing(tmp_path: Path) -> N
     assert len(batch.places) == batch.ids.numel()
 
 
-@pytest.mark.parametrize("noise", [None, 5.0])
+@pytest.mark.parametrize("noise", [None, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_the_event_tells_what_the_work_shows(tmp_path: Path, noise: float | None) -> None:
     """Counted are the tokens that pass through the layers in one step."""
     hyper = {"neftune_alpha": noise, "batch_size": 12}

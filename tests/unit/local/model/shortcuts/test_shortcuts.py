@@ -186,7 +186,7 @@ def test_a_family_that_liger_does_not_know_is_trained_without(
     assert session.loaded.left_out == {"Liger": "Liger has no kernels for llama models"}
 
 
-@pytest.mark.parametrize("fault", ["other states", "an error"])
+@pytest.mark.parametrize("fault", ["other states", pytest.param("an error", marks=pytest.mark.slow)])
 def test_what_liger_replaced_is_put_back_where_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
