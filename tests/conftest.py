@@ -146,6 +146,8 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.hookimpl(tryfirst=True)  # before those are left out that are not asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):  # takes seconds to start
+            item.add_marker("slow")
         for folder, variants, in_both in REPEATED:
             inside = item.nodeid.startswith(folder) and not item.nodeid.split("::")[0].endswith(in_both)
             if inside and isinstance(item, pytest.Function) and hasattr(item, "callspec"):

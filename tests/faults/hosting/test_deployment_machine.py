@@ -406,7 +406,7 @@ def test_a_restored_store_finds_again_what_it_had_forgotten() -> None:
 
 
 TestDeployments = Deployments.TestCase
-TestDeployments.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestDeployments.settings = settings(max_examples=6, stateful_step_count=15, deadline=None)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -169,5 +170,10 @@ class Copies(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-Copies.TestCase.settings = settings(max_examples=25, stateful_step_count=8, deadline=None)
 TestCopies = Copies.TestCase
+TestCopies.settings = settings(max_examples=8, stateful_step_count=8, deadline=None)
+
+
+@pytest.mark.slow
+class TestCopiesInALongSearch(Copies.TestCase):
+    settings = settings(max_examples=40, stateful_step_count=8, deadline=None)

@@ -91,6 +91,7 @@ def test_a_disk_that_is_full_from_each_transaction_on(world: World, counted: Cou
 # -- databases ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_postgres_that_is_started_again_at_each_point(
     tmp_path: Path, hosts: Any, postgres: Any, tally: Callable[..., None], point: str

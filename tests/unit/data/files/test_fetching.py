@@ -179,6 +179,7 @@ def test_more_than_may_be_downloaded_is_refused_and_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_downloaded_is_removed_by_the_next(site: str, tmp_path: Path) -> None:
     """Killed amid a download; the folder of a process that lives stays."""
     script = "import sys; from orchestrate.data import Dataset; Dataset.open(sys.argv[1])"

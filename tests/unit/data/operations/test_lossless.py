@@ -186,7 +186,7 @@ TARGETS = pytest.mark.parametrize("target", [*built_in(), *FORMATS])
 
 @TARGETS
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=8, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_what_is_not_refused_comes_back(kind: Kind, target: str, data: st.DataObject, tmp_path: Path) -> None:
     _comes_back(kind, target, data, tmp_path)

@@ -50,7 +50,14 @@ def lines(kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["mixed", "one kind after the other", "few long rows", "few dense rows", "damaged and blank"]
+    "kind",
+    [
+        "mixed",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("one kind after the other", "few long rows", "few dense rows", "damaged and blank")
+        ),
+    ],
 )
 def test_the_true_count_is_in_the_interval_as_often_as_is_said(tmp_path: Path, kind: str) -> None:
     file, seeds = tmp_path / "rows.jsonl", 200
