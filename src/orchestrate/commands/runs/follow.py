@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
@@ -22,7 +21,7 @@ from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import err, note, orchestrator, out, stage_text, warn
 from orchestrate.commands.terminal.live import LiveView
-from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of, telling
+from orchestrate.commands.terminal.notify import NotifyOptions, telling
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
 from orchestrate.text import count
 from orchestrate.types import JobStatus, Run
@@ -61,11 +60,10 @@ def watch(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Default: all active.", autocompletion=completing.runs),
     ] = None,
+    *,
     here: HereOpt = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the background watcher; runs go on.")] = False,
-    notify_command: CommandOpt = None,
-    notify_url: UrlOpt = None,
-    notify_desktop: DesktopOpt = False,
+    channels: NotifyOptions,
 ) -> Output[list[Run]] | Output[Stopped]:
     """Follow runs live until they end. Interrupting it, or closing the terminal, leaves the runs alone.
 
@@ -75,8 +73,7 @@ def watch(
     with orchestrator(context) as ft:
         if stop:
             return Output(Stopped(stopped=watching.stop_background(ft.settings)), _show_stopped)
-        notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
-        ft.settings = replace(ft.settings, notify=notify)
+        ft.settings = channels.over(ft.settings)
         handles = [ft.run(r) for r in run] if run else _reachable(ft)
         follow(ft, handles, here=here)
     runs = [h.record for h in handles]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +25,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
+from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.settings.keys import hide
@@ -120,18 +120,15 @@ class Tell:
     notify: Annotated[
         bool, typer.Option("--notify", help="Tell the channels that the environment names, once.")
     ] = False
-    notify_command: CommandOpt = None
-    notify_url: UrlOpt = None
-    notify_desktop: DesktopOpt = False
 
-    def settings(self, given: Settings) -> Settings | None:
+    def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
         """With the channels to tell; `None` when nobody is. Raises `UsageError`, `ConfigError`."""
-        if not (self.notify or self.notify_command or self.notify_url or self.notify_desktop):
+        if not (self.notify or any(vars(channels).values())):
             return None
-        told = notify_of(given, self.notify_command, self.notify_url, self.notify_desktop)
-        if told == Notify():
+        told = channels.over(given)
+        if told.notify == Notify():
             raise UsageError("--notify: no channel is set", fix="ORCHESTRATE_NOTIFY_URL, or --notify-url")
-        return replace(given, notify=told)
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +148,7 @@ class End:
 
 @command
 def spending(
-    context: typer.Context, *, what: What, fail: Fail, tell: Tell, end: End
+    context: typer.Context, *, what: What, fail: Fail, tell: Tell, channels: NotifyOptions, end: End
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
     """What was spent, is committed and is left; then, by asking every configured account, all that still
     bills or could, made from here or not, and what could not be asked."""
@@ -162,7 +159,7 @@ def spending(
             yield _orphans_ended(ft, sandbox=what.sandbox, yes=end.yes)
             return
         fail.require(what, ft.settings)
-        telling = tell.settings(ft.settings)
+        telling = tell.settings(ft.settings, channels)
         report = what.ask(ft)
         code = fail.code(report)
         yield Output(report, _show, code)

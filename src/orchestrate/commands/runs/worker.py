@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -14,7 +13,7 @@ import typer
 from orchestrate import watching
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import confirm, note, orchestrator, out, warn
-from orchestrate.commands.terminal.notify import CommandOpt, DesktopOpt, UrlOpt, notify_of
+from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, MissingKey
 from orchestrate.text import count, joined
 
@@ -34,12 +33,11 @@ class Recovered(TypedDict):
 @command
 def worker(
     context: typer.Context,
+    *,
     provider: Annotated[
         str, typer.Option("--provider", "-p", help="Backends to watch, joined by commas.", metavar="NAMES")
     ] = "all",
-    notify_command: CommandOpt = None,
-    notify_url: UrlOpt = None,
-    notify_desktop: DesktopOpt = False,
+    channels: NotifyOptions,
     webhooks: Annotated[
         int | None,
         typer.Option(
@@ -53,8 +51,7 @@ def worker(
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda _signal, _frame: stop.set())
     with orchestrator(context) as ft, contextlib.ExitStack() as stack:
-        notify = notify_of(ft.settings, notify_command, notify_url, notify_desktop)
-        ft.settings = replace(ft.settings, notify=notify)
+        ft.settings = channels.over(ft.settings)
         only = None if provider == "all" else ft.backends(provider)
         watcher = watching.watcher(ft, only=only)
         if webhooks is not None:
@@ -64,7 +61,7 @@ def worker(
         watched = "all backends" if provider == "all" else provider
         runs = [r for r in ft.active_runs() if only is None or r.record.provider in only]
         note(f"watching {count(len(runs), 'run')} on the way, and new ones, of {watched}")
-        note(f"ends are told {notify.told}; Ctrl-C stops the watching, never a run")
+        note(f"ends are told {ft.settings.notify.told}; Ctrl-C stops the watching, never a run")
 
         def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:

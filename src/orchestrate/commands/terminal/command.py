@@ -31,7 +31,6 @@ class Output(Generic[Printed]):
 
     def print(self) -> int:
         print_json(self.record) if prints_json() else self.view(self.record)
-        sys.stdout.flush()
         return self.code
 
     def line(self) -> None:
@@ -93,6 +92,7 @@ def _print(made: Output[Any] | Iterator[Output[Any]] | None) -> int:
     with closing(made):  # type: ignore[arg-type]
         for output in made:
             code = output.print()
+            sys.stdout.flush()
     return code
 
 

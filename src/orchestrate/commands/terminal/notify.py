@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,42 +18,45 @@ if TYPE_CHECKING:
     from orchestrate.service import Orchestrator
     from orchestrate.settings.config import Settings
 
-CommandOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--notify-command",
-        help="Run this when a run ends; it reads JSON from its stdin, and is run again if it "
-        "fails, but not if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
-    ),
-]
-UrlOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--notify-url",
-        help="POST a signed webhook to this address when a run ends, at least once; a repeat has the same "
-        "webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
-    ),
-]
-DesktopOpt = Annotated[
-    bool,
-    typer.Option(
-        "--notify-desktop",
-        help="Show a message on this desktop when a run ends. Also ORCHESTRATE_NOTIFY_DESKTOP=1.",
-    ),
-]
 
+@dataclass(frozen=True, kw_only=True)
+class NotifyOptions:
+    """Channels, each over that of the environment."""
 
-def notify_of(settings: Settings, command: str | None, url: str | None, desktop: bool) -> Notify:
-    """The flags over the environment. Raises `UsageError` for an address that is not taken, `ConfigError` for
-    a secret that cannot sign."""
-    given = settings.notify
-    found = Notify(
-        command=command or given.command,
-        url=Secret(url) if url else given.url,
-        desktop=desktop or given.desktop,
-    )
-    watching.channels_of(replace(settings, notify=found))
-    return found
+    notify_command: Annotated[
+        str | None,
+        typer.Option(
+            help="Run this when a run ends; it reads JSON from its stdin, and is run again if it "
+            "fails, but not if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
+        ),
+    ] = None
+    notify_url: Annotated[
+        str | None,
+        typer.Option(
+            help="POST a signed webhook to this address when a run ends, at least once; a repeat has the "
+            "same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
+        ),
+    ] = None
+    notify_desktop: Annotated[
+        bool,
+        typer.Option(
+            "--notify-desktop",
+            help="Show a message on this desktop when a run ends. Also ORCHESTRATE_NOTIFY_DESKTOP=1.",
+        ),
+    ] = False
+
+    def over(self, settings: Settings) -> Settings:
+        """Raises `UsageError` for an address that is not taken, `ConfigError` for a secret that cannot
+        sign."""
+        given = settings.notify
+        found = Notify(
+            command=self.notify_command or given.command,
+            url=Secret(self.notify_url) if self.notify_url else given.url,
+            desktop=self.notify_desktop or given.desktop,
+        )
+        told = replace(settings, notify=found)
+        watching.channels_of(told)
+        return told
 
 
 @contextmanager
