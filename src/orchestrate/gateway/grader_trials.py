@@ -3,7 +3,6 @@ a template or a comparison of long texts can take any time and memory."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from orchestrate import child
 from orchestrate.errors import RunFailed
-from orchestrate.local import pipe
 from orchestrate.local.objectives.grading import Grade, Grader
 from orchestrate.local.run.launching import worker_environment
 
@@ -29,32 +28,23 @@ def tried(
 ) -> Grade:
     """Grade one answer by an accepted grader. Raises `TrialFailed` for a trial that takes too long, too much
     memory or breaks, and what `Grader` raises."""
+    command = child.python("orchestrate.gateway.grader_trials")
+    asked = {"grader": grader, "sample": sample, "item": item}
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "orchestrate.gateway.grader_trials"],
-            input=msgspec.json.encode({"grader": grader, "sample": sample, "item": item}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=worker_environment(1),
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        with child.Child(command, env=worker_environment(1), name="grading", keeps_words=False) as process:
+            answer = process.ask(asked, seconds)
+    except child.TooLate:
         raise TrialFailed(f"grading took longer than {seconds:g} s") from None
-    try:
-        answer = msgspec.json.decode(done.stdout, type=dict[str, Any])
-    except msgspec.MsgspecError:
+    except (child.Ended, msgspec.MsgspecError):
         raise TrialFailed("grading took too much time or memory") from None
     if "broke" in answer:
         raise TrialFailed(answer["broke"])
-    if "kind" in answer:
-        raise pipe.raised(answer)
     return Grade(answer["score"], answer["error"])
 
 
 def main() -> int:
     """In the process."""
-    send = pipe.answering()
+    send = child.answering()
     try:
         with suppress(ImportError):  # Windows
             import resource
@@ -62,12 +52,12 @@ def main() -> int:
             # The limits hold for what a grader starts, too: its own process may outlive this one.
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        asked = msgspec.json.decode(sys.stdin.buffer.read(), type=dict[str, Any])
+        asked = next(child.questions())
         with Grader(asked["grader"]) as grader:
             [grade] = grader.grade([asked["sample"]], [asked["item"]])
         send({"score": grade.score, "error": grade.error})
     except RunFailed as error:
-        send(pipe.failure(error))
+        send(child.failure(error))
     except (TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         send({"broke": f"{type(error).__name__}: {error}"[:500]})
     return 0

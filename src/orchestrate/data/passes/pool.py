@@ -12,7 +12,6 @@ import gc
 import os
 import pickle
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar, cast
 
+from orchestrate.child import end_group
 from orchestrate.errors import OrchestrateError
 from orchestrate.settings import environment
 
@@ -176,11 +176,7 @@ class _Pool:
 
     def _kill(self) -> None:
         for process in self._processes:
-            if FORKS:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()
+            end_group(process)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ one may name another model."""
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,18 +14,14 @@ from typing import Any
 
 import msgspec
 
-from orchestrate import text
-from orchestrate.errors import DataError, UsageError
-from orchestrate.local import pipe
+from orchestrate import child
+from orchestrate.errors import DataError
 from orchestrate.local.answers.passports import read_passport, table_in, trained_in_four_bit
 from orchestrate.local.run.process import importing, leave
 from orchestrate.types import decoding
 
 MOST_ROWS = 64
-SMALL_MODEL_BYTES = 2 << 30
-"""Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
-for each token."""
-LARGE_MODEL_BYTES = 4 * SMALL_MODEL_BYTES
+LARGE_MODEL_BYTES = 8 << 30
 """Larger ones answer in 4 bits, unless their adapter or the caller names a precision."""
 CHOSEN_BY_SIZE = (
     "answered in NF4 (4 bits), because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
@@ -88,13 +83,11 @@ class Answerer:
 
     def _take(self, load: dict[str, Any]) -> None:
         """What belongs to the adapter: its tokenizer, and how it was trained."""
-        from orchestrate.local.encoding.encoding import Template
+        from orchestrate.local.answers.loading import is_adapter, talk
         from orchestrate.local.model.adapters.apart import changes_base
-        from orchestrate.local.model.loading import load_tokenizer
-        from orchestrate.local.model.sampling.sampling import Sampler
 
         self.adapter = Path(load["adapter"]) if load.get("adapter") else None
-        self.whole = self.adapter is not None and not (self.adapter / "adapter_config.json").is_file()
+        self.whole = self.adapter is not None and not is_adapter(self.adapter)
         self._apart = self._lies_apart()
         """Now: its files may be others by the time that it is taken off."""
         self._replaced = self.whole or (self.adapter is not None and changes_base(self.adapter))
@@ -103,13 +96,9 @@ class Answerer:
         self.four_bit = self._too_large() if known is None else known
         self.by_size = known is None and self.four_bit
         """Whether nothing but the size of the files chose 4 bits."""
-        has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
-        self.tokenizer = load_tokenizer(self.adapter if has_own and self.adapter else self.folder.path)
-        self.tokenizer.padding_side = "left"
-        self.template = Template(self.tokenizer)
         cut_at = table_in(self.passport, "settings").get("max_seq_length")
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
-        self.sampler = Sampler.of(self.template, self.folder, self.device)
+        self.template, self.sampler = talk(self.adapter, self.folder, self.device)
         self.sampler.shares = True
 
     def _lies_apart(self) -> bool:
@@ -136,40 +125,25 @@ class Answerer:
         return weights_in(folder.config, four_bit=self.four_bit and not own, dtype=_short(model.dtype))
 
     def _load(self) -> None:
-        from orchestrate.local.model.loading import load_adapter, load_base
+        from orchestrate.local.answers import loading
+        from orchestrate.local.model.loading import load_adapter
 
         if not self.whole:
             self._base = self._loaded_base()
         if self.whole and self.adapter is not None:
-            self._tuned = load_base(self.adapter, four_bit=False, device=self.device)
+            self._tuned = loading.whole(self.adapter, self.device)
         elif self.adapter is not None:
-            self._tuned = load_adapter(self._base, self.adapter)
-        for model in (self._base, self._tuned):
-            if model is not None:
-                model.eval()
+            self._tuned = load_adapter(self._base, self.adapter).eval()
 
     def _loaded_base(self) -> Any:
-        from orchestrate.local.model.loading import dequantize, load_base
-        from orchestrate.local.run.oom import out_of_memory
+        from orchestrate.local.answers.loading import base_of
 
-        try:
-            base = load_base(self.folder.path, four_bit=self.four_bit, device=self.device)
-        except Exception as error:
-            if self.four_bit or not out_of_memory(error):
-                raise
-            raise UsageError(
-                f"{self.folder.path} does not fit into this machine's memory in 16 bits: "
-                f"it has {text.size(int(self.folder.expanded_bytes))} of weights",
-                fix="for an evaluation: --base-precision nf4, or local=MODEL:nf4",
-            ) from error
-        if self.four_bit and self.folder.expanded_bytes <= SMALL_MODEL_BYTES:
-            dequantize(base)
-        return base
+        return base_of(self.folder, four_bit=self.four_bit, device=self.device)
 
     def model(self, base: bool) -> tuple[Any, AbstractContextManager[Any]]:
         if base and self._replaced:
             if self._untouched is None:
-                self._untouched = self._loaded_base().eval()
+                self._untouched = self._loaded_base()
             return self._untouched, nullcontext()
         if self._tuned is None:
             return self._base, nullcontext()
@@ -178,7 +152,6 @@ class Answerer:
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
         from orchestrate.local.model.sampling.rounding import rounds
-        from orchestrate.local.run.oom import halving
 
         tools, most = request.get("tools"), request["max_tokens"]
         close: set[int] = set()
@@ -202,11 +175,10 @@ class Answerer:
                 close=close if looks else None,
             )
 
-        rows = min(request.get("batch") or MOST_ROWS, self.fitting_rows or len(fitting), len(fitting))
+        self.sampler.fitting_rows = self.fitting_rows
         with adapter, self.torch.inference_mode():
-            answers, fits = halving(rows, self.device, draw)
-            if fits < rows:
-                self.fitting_rows = fits
+            answers = draw(request.get("batch") or MOST_ROWS)
+            self.fitting_rows = self.sampler.fitting_rows
             turned = set[int]()
             if rounding == "mended":
                 for number in sorted(close):
@@ -307,11 +279,10 @@ def loaded(held: list[Answerer], load: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    send = pipe.answering()
+    send = child.answering()
     held: list[Answerer] = []
-    for line in sys.stdin.buffer:
+    for request in child.questions():
         try:
-            request = msgspec.json.decode(line, type=dict[str, Any])
             if "load" in request:
                 loaded(held, request["load"])
                 send({"ready": True})
@@ -324,7 +295,7 @@ def main() -> int:
         except BrokenPipeError:
             return 0
         except Exception as error:  # noqa: BLE001  the asking process gets it
-            send(pipe.failure(error))
+            send(child.failure(error))
     return 0
 
 

@@ -30,26 +30,18 @@ from typing import Any
 import msgspec
 import torch
 
+from orchestrate import child
 from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.local import pipe
-from orchestrate.local.answers.answering import SMALL_MODEL_BYTES
-from orchestrate.local.answers.batching import BASE, Batching, Row
-from orchestrate.local.answers.drawing import NO_MEMORY, NO_NUMBERS, Luck
+from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
 from orchestrate.local.answers.speech import Model, Speech
-from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model import threads
 from orchestrate.local.model.adapters.added_tokens import rows_of
 from orchestrate.local.model.adapters.apart import changes_base
 from orchestrate.local.model.files import models
-from orchestrate.local.model.loading import (
-    add_adapter,
-    dequantize,
-    load_adapter,
-    load_base,
-    load_tokenizer,
-    pick_device,
-)
-from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.local.model.loading import add_adapter, load_adapter, pick_device
+from orchestrate.local.model.sampling.batching import BASE, Batching, Row
+from orchestrate.local.model.sampling.drawing import NO_MEMORY, NO_NUMBERS, Luck
 from orchestrate.local.run.process import leave
 from orchestrate.types import decoding
 
@@ -115,40 +107,31 @@ class Refused(UsageError):
 
 class Engine:
     def __init__(self, loading: Loading) -> None:
-        if loading.threads:
-            torch.set_num_threads(loading.threads)
         self.loading = loading
         self.device = pick_device(loading.device)
+        torch.set_num_threads(threads.chosen(loading.threads, self.device))
         self.folder = models.fetch(loading.base)
         self.models: dict[str, Model] = {}
         self._speeches: dict[int, Speech] = {}
         self._numbered = 0
-        whole = [f for f in loading.models.values() if not _is_adapter(Path(f))]
-        if whole and len(loading.models) > 1:
+        tuned = [Path(f) for f in loading.models.values() if not is_adapter(Path(f))]
+        if tuned and len(loading.models) > 1:
             raise UsageError("a whole tuned model is served alone: it shares no weights with others")
-        self.model = self._loaded(Path(whole[0]) if whole else None)
+        if tuned:
+            self.model = whole(tuned[0], self.device)
+        else:
+            self.model = base_of(self.folder, four_bit=loading.four_bit, device=self.device)
         self.batching = Batching(self.model, most_rows=loading.most_rows)
-        if whole:
+        if tuned:
             [name] = loading.models
-            self.models[name] = self._described(name, BASE, Path(whole[0]))
+            self.models[name] = self._described(name, BASE, tuned[0])
             return
         self.models[loading.base_name] = self._described(loading.base_name, BASE, None)
         for name, folder in loading.models.items():
             self.load(name, folder)
 
-    def _loaded(self, whole: Path | None) -> Any:
-        if whole is not None:
-            return load_base(whole, four_bit=False, device=self.device).eval()
-        model = load_base(self.folder.path, four_bit=self.loading.four_bit, device=self.device).eval()
-        if self.loading.four_bit and self.folder.expanded_bytes <= SMALL_MODEL_BYTES:
-            dequantize(model)
-        return model
-
     def _described(self, name: str, adapter: str, own: Path | None) -> Model:
-        has_own = own is not None and (own / "tokenizer.json").is_file()
-        tokenizer = load_tokenizer(own if has_own and own else self.folder.path)
-        template = Template(tokenizer)
-        sampler = Sampler.of(template, self.folder, self.device)
+        template, sampler = talk(own, self.folder, self.device)
         return Model(name, adapter, template, sampler, None if own is None else str(own))
 
     # -- models --------------------------------------------------------------------------------------------
@@ -158,7 +141,7 @@ class Engine:
         begun, path = time.perf_counter(), Path(folder)
         if name in self.models:
             raise UsageError(f"a model is called {name!r} already")
-        if not _is_adapter(path):
+        if not is_adapter(path):
             raise UsageError(f"{folder} is no adapter: only adapters are added to a running server")
         if changes_base(path):
             raise UsageError(f"{folder} changes the base that others share", fix="merge and serve it alone")
@@ -286,6 +269,7 @@ class Engine:
         send({"id": wish.id, "prompt_tokens": len(prompt), **told})
         self.batching.waiting.append(row)
 
+    @torch.inference_mode()
     def step(self, send: Send) -> None:
         for row, drawn in self.batching.step():
             speech = self._speeches[id(row)]
@@ -302,10 +286,6 @@ class Engine:
         for number, speech in list(self._speeches.items()):
             if speech.row.key == key:
                 del self._speeches[number]
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
 
 
 # -- the process -------------------------------------------------------------------------------------------
@@ -391,7 +371,7 @@ class Desk:
 
 def main(arguments: Sequence[str] = ()) -> int:
     del arguments
-    send = pipe.answering()
+    send = child.answering()
     try:
         loading = decoding.decode(sys.stdin.buffer.readline(), type=Loading)
         begun = time.perf_counter()
@@ -412,7 +392,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001  the asking process gets it
-        send(pipe.failure(error))
+        send(child.failure(error))
         return 1
     return 0
 

@@ -12,7 +12,7 @@ import torch
 
 from orchestrate.data.rows.examples import ChatMessage, UnpairedExample
 from orchestrate.local.encoding.encoding import Template, encode_answer
-from orchestrate.local.run.oom import halving
+from orchestrate.local.model.oom import halving
 from orchestrate.types import decoding
 
 ROWS = 8

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
-from typing import IO, Any, NamedTuple, Self
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
 
-import msgspec
-
-from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local import pipe
+from orchestrate.child import PATIENCE_S, Child, decoded, python
+from orchestrate.errors import OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.underway import work
 
+NAME = "the process that answers"
+
 
 class _Running(NamedTuple):
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    child: Child
     threads: str | None
     """The numeric libraries read it once, as they load."""
 
@@ -64,29 +60,20 @@ class Worker:
                     self.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        line = msgspec.json.encode(message) + b"\n"
-        running = self._here()
-        assert running.process.stdin is not None  # noqa: S101  opened as a pipe
         self._owes = True
-        try:
-            running.process.stdin.write(line)
-            running.process.stdin.flush()
-        except (BrokenPipeError, ValueError) as error:
-            raise self._died(running) from error
+        self._here().send(message)
 
     def receive(self) -> dict[str, Any]:
         """What comes next of the answer. Raises what went wrong in the process, or `RunFailed`."""
-        running = self._here()
-        assert running.process.stdout is not None  # noqa: S101  opened as a pipe
-        line = b""
-        with suppress(ValueError):  # closed by another thread
-            line = running.process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise self._died(running)
-        answer = msgspec.json.decode(line, type=dict[str, Any])
+        child = self._here()
+        try:
+            answer = decoded(child.receive())
+        except OrchestrateError:
+            self._owes = False
+            if self._running is not None and self._running.child is child and not child.running:
+                self.close()
+            raise
         self._owes = "piece" in answer
-        if "error" in answer:
-            raise pipe.raised(answer)
         return answer
 
     def close(self) -> None:
@@ -94,12 +81,7 @@ class Worker:
         running, self._running = self._running, None
         unwanted, self._owes, self._held = self._owes, False, None
         if running is not None:
-            if unwanted:
-                running.process.kill()
-            pipe.end(running.process)
-            assert running.process.stdout is not None  # noqa: S101  opened as a pipe
-            running.process.stdout.close()
-            running.log.close()
+            running.child.close(0 if unwanted else PATIENCE_S)
 
     def _start(self, load: Mapping[str, Any]) -> None:
         env = worker_environment(load["threads"])
@@ -108,30 +90,10 @@ class Worker:
             return
         self.close()
         require_packages("answering on this machine")
-        log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrate.local.answers.answering"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=env,
-        )
-        self._running = _Running(process, log, threads)
+        child = Child(python("orchestrate.local.answers.answering"), env=env, name=NAME)
+        self._running = _Running(child, threads)
 
-    def _here(self) -> _Running:
+    def _here(self) -> Child:
         if self._running is None:
-            raise _closed()
-        return self._running
-
-    def _died(self, running: _Running) -> RunFailed:
-        if self._running is not running:
-            return _closed()
-        code = running.process.wait()
-        running.log.seek(0)
-        tail = running.log.read()[-2000:].decode(errors="replace").strip()
-        self.close()
-        return RunFailed(f"the process that answers ended with {code}:\n{tail}", fix="orchestrate doctor")
-
-
-def _closed() -> RunFailed:
-    return RunFailed("the process that answers was closed amid a question")
+            raise RunFailed(f"{NAME} was closed amid a question")
+        return self._running.child

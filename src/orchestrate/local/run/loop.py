@@ -19,13 +19,13 @@ from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import Batches, Rows
 from orchestrate.local.job import LocalJob, option
 from orchestrate.local.model.loaded import Loaded
+from orchestrate.local.model.oom import give_back, out_of_memory
 from orchestrate.local.objectives.base import Objective, Sums, learning_rate, means
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.guard import Guard
 from orchestrate.local.run.keeping import Kept, Weights
-from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.optimizers import (
     given_out,
     make_optimizer,

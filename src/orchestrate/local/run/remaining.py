@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrate.local.encoding.encoded import Rows
+from orchestrate.local.model.oom import give_back, out_of_memory
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.plan.paces import READ_SHARE
-from orchestrate.local.run.oom import give_back, out_of_memory
 from orchestrate.local.run.schedule import random_state, set_random_state
 
 MOST_TOKENS = 2048

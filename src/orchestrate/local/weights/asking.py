@@ -1,17 +1,11 @@
-"""Asks a process of its own for work with weights; no torch here."""
+"""Asks a process of its own for work with weights; no torch here. The other side of it is `serve`."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from orchestrate.errors import RunFailed
-from orchestrate.local import pipe
+from orchestrate import child
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.local.run.process import NO_COMPILER
 
@@ -27,22 +21,18 @@ def ask_all(
 ) -> list[dict[str, Any]]:
     """As `ask`, several tasks in one process, in order: it takes seconds to start."""
     require_packages("work with weights on this machine")
-    with tempfile.TemporaryFile() as log:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", f"orchestrate.local.weights.{module}"],
-            input=msgspec.json.encode({"tasks": tasks, "threads": threads}),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**worker_environment(threads), NO_COMPILER: "1"},
-            check=False,
-        )
-        log.seek(0)
-        said = log.read()[-3000:].decode(errors="replace").strip()
+    command = child.python(f"orchestrate.local.weights.{module}")
+    env = {**worker_environment(threads), NO_COMPILER: "1"}
+    with child.Child(command, env=env, name=", ".join(str(task["task"]) for task in tasks)) as process:
+        return process.ask({"tasks": tasks})["results"]
+
+
+def serve(tasks: Mapping[str, Callable[..., Any]]) -> int:
+    """In the process: runs the tasks that standard input names."""
+    send = child.answering()
     try:
-        answer = msgspec.json.decode(done.stdout, type=dict[str, Any])
-    except msgspec.MsgspecError:
-        names = ", ".join(str(task["task"]) for task in tasks)
-        raise RunFailed(f"{names} ended with {done.returncode}:\n{said}", fix="orchestrate doctor") from None
-    if "error" in answer:
-        raise pipe.raised(answer)
-    return answer["results"]
+        asked = next(child.questions())
+        send({"results": [tasks[one.pop("task")](**one) for one in asked["tasks"]]})
+    except Exception as error:  # noqa: BLE001  the asking process gets it
+        send(child.failure(error))
+    return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrate.local.model.adapters.targets import names_of
 from orchestrate.local.model.weights.architectures import hollow
-from orchestrate.local.weights.process import serve
+from orchestrate.local.weights.asking import serve
 
 
 def names(config: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from orchestrate.local.model.loading import DTYPES, load_adapter, load_base, loa
 from orchestrate.local.model.sampling.sampling import Sampler, stop_tokens
 from orchestrate.local.model.weights.architectures import auto_class
 from orchestrate.local.proof import finding, prompts
+from orchestrate.local.weights.asking import serve
 from orchestrate.local.weights.merging import combine, merge
-from orchestrate.local.weights.process import serve
 from orchestrate.types import decoding
 
 

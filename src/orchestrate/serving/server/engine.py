@@ -6,21 +6,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
+from orchestrate.child import Child, Ended, python
 from orchestrate.errors import OrchestrateError, RunFailed
-from orchestrate.local import pipe
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.local.run.process import NO_COMPILER
 
@@ -60,8 +57,7 @@ class Engine:
         """Why the process cannot be started, while it cannot."""
         self._ends = threading.Event()
         self._stamps: dict[str, list[tuple[str, int, int]]] = {}
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
+        self._worker: Child | None = None
         self._numbers = count(1)
         self._waiting: dict[str, Callable[[dict[str, Any] | None], None]] = {}
         self._reader: threading.Thread | None = None
@@ -74,7 +70,7 @@ class Engine:
 
     @property
     def pid(self) -> int | None:
-        return self._worker.pid if self._worker is not None else None
+        return self._worker.process.pid if self._worker is not None else None
 
     @property
     def retry_s(self) -> int:
@@ -92,27 +88,14 @@ class Engine:
         require_packages("serving on this machine")
         begun = time.monotonic()
         threads = self._loading.get("threads")
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrate.local.answers.engine"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**worker_environment(threads if isinstance(threads, int) else None), NO_COMPILER: "1"},
-            start_new_session=True,  # Ctrl-C is for the server, which lets answers end
-        )
+        env = {**worker_environment(threads if isinstance(threads, int) else None), NO_COMPILER: "1"}
+        worker = Child(python("orchestrate.local.answers.engine"), env=env, name="the process that answers")
         self._worker = worker
-        self._write({**self._loading, "models": self.models})
-        assert worker.stdout is not None  # noqa: S101  opened as a pipe
-        line = worker.stdout.readline()
-        told: dict[str, Any] = msgspec.json.decode(line) if line.endswith(b"\n") else {}
         try:
-            if not told.get("ready"):
-                raise self._error(told)
+            told = worker.ask({**self._loading, "models": self.models})
             self._require_same(told["folder"])
         except OrchestrateError:
-            worker.kill()
-            _over(worker)
+            worker.close(0)
             raise
         self.context, self.load_seconds, self.failure = told["context"], time.monotonic() - begun, ""
         self._up.set()
@@ -130,27 +113,13 @@ class Engine:
                     fix="start it again: it is then proved again",
                 )
 
-    def _error(self, told: Mapping[str, Any]) -> OrchestrateError:
-        if told:
-            return pipe.raised(told)
-        return RunFailed(f"the process that answers did not start:\n{self._tail()}", fix="orchestrate doctor")
-
-    def _tail(self) -> str:
-        if self._log is None:
-            return ""
-        self._log.seek(0)
-        return self._log.read()[-2000:].decode(errors="replace").strip()
-
     def close(self) -> None:
         """Lets what is under way end for a moment."""
         self._ends.set()
-        worker = self._worker
-        if worker is not None:
-            pipe.end(worker)
+        if self._worker is not None:
+            self._worker.close()
         if self._reader is not None:
             self._reader.join(5)
-        if self._log is not None:
-            self._log.close()
 
     # -- asking --------------------------------------------------------------------------------------------
 
@@ -202,30 +171,27 @@ class Engine:
     # -- the wire ------------------------------------------------------------------------------------------
 
     def _write(self, message: Mapping[str, Any]) -> None:
-        worker = self._worker
-        assert worker is not None and worker.stdin is not None  # noqa: S101  started before
+        assert self._worker is not None  # noqa: S101  started before
         try:
-            line = msgspec.json.encode(message) + b"\n"
+            self._worker.send(message)
         except (UnicodeEncodeError, RecursionError, OverflowError) as error:
             told = (
                 "half a character (a lone surrogate)" if isinstance(error, UnicodeEncodeError) else str(error)
             )
             raise EngineRefused(f"the request cannot be passed on: {told}", "invalid_request") from error
-        with suppress(OSError, ValueError):  # it has died: the thread that reads sees that too
-            worker.stdin.write(line)
-            worker.stdin.flush()
+        except Ended:
+            pass  # the thread that reads sees that too
 
-    def _read(self, worker: subprocess.Popen[bytes]) -> None:
-        assert worker.stdout is not None  # noqa: S101  opened as a pipe
+    def _read(self, worker: Child) -> None:
         decode = msgspec.json.Decoder(dict[str, Any]).decode
-        for line in worker.stdout:
-            if line.endswith(b"\n"):
-                message = decode(line)
+        with suppress(Ended):
+            while True:
+                message = decode(worker.receive())
                 with self._lock:
                     deliver = self._waiting.get(str(message.pop("id", None)))
                 if deliver is not None:
                     deliver(message)
-        _over(worker)
+        worker.close(0)
         with self._lock:
             self._up.clear()
             lost, self._waiting = self._waiting, {}
@@ -256,14 +222,6 @@ class Engine:
         config = "adapter_config.json"
         for name in [n for n, folder in self.models.items() if not (Path(folder) / config).is_file()]:
             _log.error("the files of %s are gone from %s: it is served no more", name, self.models.pop(name))
-
-
-def _over(worker: subprocess.Popen[bytes]) -> None:
-    worker.wait()
-    for stream in (worker.stdin, worker.stdout):
-        with suppress(OSError):  # it did not take all that was written
-            if stream is not None:
-                stream.close()
 
 
 def _stamp(folder: str) -> list[tuple[str, int, int]]:

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
+from orchestrate.child import end_group
 from orchestrate.errors import ConfigError, OrchestrateError, UsageError
 from orchestrate.settings import environment
 from orchestrate.settings.config import Notify, Secret, is_loopback
@@ -131,7 +131,7 @@ class Command:
                 try:
                     process.communicate(stdin, self.timeout_s)
                 except subprocess.TimeoutExpired:
-                    _end(process)
+                    end_group(process)
                     raise PerhapsDelivered(f"{argv[0]}: not done after {duration(self.timeout_s)}") from None
             if process.returncode < 0:
                 raise PerhapsDelivered(f"{argv[0]}: ended by signal {-process.returncode}")
@@ -309,14 +309,6 @@ def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
 
 def _kind(channel: Channel) -> str:
     return channel.name.partition(":")[0]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _digest(parts: Sequence[str]) -> str:

@@ -139,7 +139,7 @@ def test_a_base_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("orchestrate.local.model.loading.load_base", full)
+    monkeypatch.setattr("orchestrate.local.answers.loading.load_base", full)
     with pytest.raises(UsageError, match="does not fit") as told:
         Answerer({"model": str(TINY), "threads": 1, "device": "cpu"})
     assert "--base-precision nf4" in (told.value.fix or "")
@@ -248,4 +248,4 @@ def test_a_killed_process_is_told_and_the_next_question_has_another(
 
 def process_of(worker: Worker) -> subprocess.Popen[bytes]:
     assert worker._running is not None
-    return worker._running.process
+    return worker._running.child.process

@@ -7,6 +7,7 @@ Imports torch."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from inspect import signature
 from typing import Any
 
@@ -42,7 +43,11 @@ def takes(model: Any) -> tuple[str, bool]:
     """The name under which the model takes a cache, and whether it can leave out the logits of all places but
     the last."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    names = signature(inner.forward).parameters
+    names = set(signature(inner.forward).parameters)
+    for kind in type(inner).__mro__:  # one that only hands arguments on names neither
+        if "cache" in names or "past_key_values" in names:
+            break
+        names |= set(signature(vars(kind).get("forward", takes)).parameters)
     return "cache" if "cache" in names else "past_key_values", "logits_to_keep" in names
 
 
@@ -58,14 +63,18 @@ def in_common(prompts: Sequence[Sequence[int]]) -> int:
     return shared if shared >= LEAST_SHARED else 0
 
 
-def read_once(model: Any, ids: Sequence[int], rows: int) -> dict[str, Any]:
-    """The cache of a beginning for so many rows, as an argument of `generate`; none where the model's caches
-    hold other things than a column for each token."""
+def read_once(model: Any, ids: Sequence[int]) -> Any:
+    """The cache of a beginning; `None` where the model's caches hold other things than a column for each
+    token."""
     name, only_last = takes(model)
     cache = new_cache(model)
     more = {"logits_to_keep": 1} if only_last else {}
     model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=True, **{name: cache}, **more)
-    if not all(type(layer) is DynamicLayer for layer in cache.layers):
-        return {}
-    cache.batch_repeat_interleave(rows)
-    return {name: cache}
+    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
+
+
+def for_rows(cache: Any, rows: int) -> Any:
+    """A copy of a cache of one row for several."""
+    copied = deepcopy(cache)
+    copied.batch_repeat_interleave(rows)
+    return copied

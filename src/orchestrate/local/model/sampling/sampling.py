@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import torch
-from transformers import GenerationConfig
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
+from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoding import Template, encode
 from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.sampling import caches, rounding
+from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Read, Row
+from orchestrate.local.model.sampling.drawing import NO_MEMORY, Drawn, Luck
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
@@ -38,24 +39,18 @@ class Sampler:
     """The most tokens of prompt and answer together."""
     shares: bool = False
     """Whether what all prompts of a batch begin with is read once."""
+    fitting_rows: int | None = None
+    """As many as memory did for, once it has run out."""
     _bears_padding: bool | None = None
     _bears_sharing: bool | None = None
+    _beginning: tuple[list[int], Any] | None = None
+    """What prompts of this draw began with, and the cache of it."""
 
     @classmethod
     def of(cls, template: Template, folder: ModelFolder, device: torch.device) -> Sampler:
         others = tuple(tuple(template.tokens(text)[0]) for text in sorted(template.shape.others))
         pad = template.tokenizer.pad_token_id or 0
         return cls(stop_tokens(template, folder), others, pad, device, folder.context)
-
-    def settings(self, max_tokens: int, temperature: float) -> dict[str, Any]:
-        """For `generate`: what the model itself says, or for temperature 0 the likeliest token each time."""
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        return {
-            "max_new_tokens": max_tokens,
-            "eos_token_id": list(self.stops),
-            "pad_token_id": self.pad,
-            **(sampling if temperature > 0 else {"do_sample": False}),
-        }
 
     def draw(
         self,
@@ -70,37 +65,42 @@ class Sampler:
         close: set[int] | None = None,
     ) -> list[list[int]]:
         """Token ids of one answer to each prompt, in order, the token that ended it included where there was
-        one. Prompts of like length are answered together, as far as that changes no answer. `look_up` runs
+        one. Prompts of like length are read together, as far as that changes no answer. `look_up` runs
         before each token and may raise; `watch` gets what has been drawn so far of each row; `close` gets the
         places of prompts that were answered beside others and whose answer rounding may have turned (see
-        `rounding`)."""
-        answers: list[list[int]] = [[]] * len(prompts)
-        with _plainly(model):
-            for part, room in self._parts(model, prompts, max_tokens, most_rows):
-                asked = [prompts[i] for i in part]
-                longest = max(map(len, asked))
-
-                def looking(
-                    ids: torch.Tensor, _scores: Any, start: int = longest, **_more: Any
-                ) -> torch.Tensor:
-                    look_up()
-                    if watch is not None:
-                        watch(ids[:, start:].tolist())
-                    return self._ended_otherwise(ids[:, start:])
-
-                leads = rounding.Leads() if close is not None and len(part) > 1 else None
-                out = model.generate(
-                    **self._inputs(asked, longest, **self._shared(model, asked, longest + room)),
-                    stopping_criteria=[looking],
-                    logits_processor=[] if leads is None else [leads],
-                    **self.settings(room, temperature),
-                )
-                for i, row in zip(part, out[:, longest:].tolist(), strict=True):
-                    answers[i] = self._ended(row)
-                if close is not None and leads is not None:
-                    near = leads.close([len(answers[i]) for i in part])
-                    close |= {i for i, one in zip(part, near, strict=True) if one}
-        return answers
+        `rounding`). Raises `RunFailed` where the model gives no finite numbers."""
+        looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
+        rows = [
+            Row(
+                str(place),
+                AS_IT_IS,
+                list(prompt),
+                Luck(temperature),
+                self.room(prompt, max_tokens),
+                frozenset(self.stops),
+                self.others,
+                close=looks,
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+        most = min(most_rows, self.fitting_rows or most_rows)
+        batching = Batching(model, most_rows=most, reader=self)
+        batching.waiting += sorted((row for row in rows if row.room), key=lambda row: len(row.prompt))
+        self._beginning = None
+        try:
+            while not batching.idle:
+                look_up()
+                for _, drawn in batching.step():
+                    _require_token(drawn)
+                if watch is not None:
+                    watch([row.ids for row in rows])
+        finally:
+            self._beginning = None
+        if batching.most_rows < most:
+            self.fitting_rows = batching.most_rows
+        if close is not None:
+            close |= {place for place, row in enumerate(rows) if row.close}
+        return [row.ids for row in rows]
 
     def turned(
         self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
@@ -125,108 +125,82 @@ class Sampler:
         """The most tokens of its answer; none or fewer where the prompt fills the model's context."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
-    def _parts(
-        self, model: Any, prompts: Sequence[Sequence[int]], max_tokens: int, most_rows: int
-    ) -> Iterator[tuple[list[int], int]]:
-        """Prompts that are answered together, and the most tokens of their answers."""
-        part: list[int] = []
-        room = 0
-        for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-            mine = self.room(prompts[i], max_tokens)
-            first = prompts[part[0]] if part else ()
-            together = len(part) < most_rows and mine == room
-            if part and not (
-                together and (len(first) == len(prompts[i]) or self._pads(model, first, prompts[i]))
-            ):
-                yield part, room
-                part = []
-            part, room = [*part, i], mine
-        if part:
-            yield part, room
+    # -- reading, as `batching.Reader` has it --------------------------------------------------------------
 
-    def _pads(self, model: Any, short: Sequence[int], long: Sequence[int]) -> bool:
-        """Whether a prompt has the same next token behind padding as alone: some architectures look at the
-        padding."""
-        if self._bears_padding is None:
-            self._bears_padding = self._same(model, short, self._inputs([short, long], len(long)))
-        return self._bears_padding
+    @property
+    def joins(self) -> bool:
+        return self._bears_padding is True
 
-    def _shared(self, model: Any, prompts: Sequence[Sequence[int]], columns: int) -> dict[str, Any]:
-        """For `_inputs`: what all prompts begin with, read once; nothing where that changes what comes next,
+    def together(self, model: Any, rows: Sequence[Row]) -> int:
+        first = rows[0].read
+        if self._bears_padding is None and len(rows) > 1:
+            longer = next((row.read for row in rows if len(row.read) > len(first)), [*first, *first[:1]])
+            self._bears_padding = self._same(model, first, self._rows(model, [first, longer]))
+        if self._bears_padding:
+            return len(rows)
+        return next((n for n, row in enumerate(rows) if len(row.read) != len(first)), len(rows))
+
+    def read(self, model: Any, rows: Sequence[Row]) -> Read:
+        prompts = [row.read for row in rows]
+        columns = max(len(row.prompt) + row.room for row in rows)
+        begins = self._begins(model, prompts, columns)
+        return self._rows(model, prompts, begins)
+
+    def _begins(self, model: Any, prompts: list[list[int]], columns: int) -> int:
+        """With how many tokens all of them begin that are read once: none where that changes what comes next,
         which is looked at the first time. A window of fewer columns than prompt and answer may have would
         lose tokens to the padding within."""
-        begins = caches.in_common(prompts) if self.shares and self._bears_sharing is not False else 0
-        if not begins or columns > (caches.window(model) or columns):
-            return {}
+        if not self.shares or self._bears_sharing is False or columns > (caches.window(model) or columns):
+            return 0
+        if self._beginning is not None and all(
+            len(prompt) > len(self._beginning[0]) and prompt[: len(self._beginning[0])] == self._beginning[0]
+            for prompt in prompts
+        ):
+            return len(self._beginning[0])
+        begins = caches.in_common(prompts)
+        if not begins:
+            return 0
+        cache = caches.read_once(model, prompts[0][:begins])
+        self._beginning = (prompts[0][:begins], cache)
         if self._bears_sharing is None:
             short, long = min(prompts, key=len), max(prompts, key=len)
-            cache = caches.read_once(model, short[:begins], 2)
-            both = self._inputs([short, long], len(long), begins, cache)
-            self._bears_sharing = bool(cache) and self._same(model, short, both)
-            return self._shared(model, prompts, columns)
-        return {"begins": begins, "cache": caches.read_once(model, prompts[0][:begins], len(prompts))}
-
-    def _same(self, model: Any, prompt: Sequence[int], beside: dict[str, Any]) -> bool:
-        """Whether a prompt has the same next token alone as in the first row of other inputs."""
-        once = {**self.settings(1, 0.0), "output_logits": True, "return_dict_in_generate": True}
-        with torch.no_grad():
-            alone, other = (
-                model.generate(**inputs, **once).logits[0][0]
-                for inputs in (self._inputs([prompt], len(prompt)), beside)
+            self._bears_sharing = cache is not None and self._same(
+                model, short, self._rows(model, [short, long], begins)
             )
+        return begins if self._bears_sharing else 0
+
+    def _same(self, model: Any, prompt: list[int], beside: Read) -> bool:
+        """Whether a prompt has the same next token alone as in the first row of what was read."""
+        alone, other = self._rows(model, [prompt]).logits[0].float(), beside.logits[0].float()
         exact = not rounding.rounds(model, self.device)
         centred = alone - alone.mean()
         return distance(other - alone + centred, centred) <= (1e-3 if exact else ROUNDED)
 
-    def _inputs(
-        self,
-        prompts: Sequence[Sequence[int]],
-        longest: int,
-        begins: int = 0,
-        cache: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Padding stands before a prompt, behind the `begins` tokens that `cache` holds of all of them."""
+    def _rows(self, model: Any, prompts: Sequence[list[int]], begins: int = 0) -> Read:
+        """Padding stands before a prompt, behind the `begins` tokens that were read before."""
+        longest = max(map(len, prompts))
         empty = [longest - len(prompt) for prompt in prompts]
-        rows = [
-            [*prompt[:begins], *[self.pad] * n, *prompt[begins:]]
-            for n, prompt in zip(empty, prompts, strict=True)
-        ]
+        ids = [[*[self.pad] * n, *p[begins:]] for n, p in zip(empty, prompts, strict=True)]
         seen = [[1] * begins + [0] * n + [1] * (longest - begins - n) for n in empty]
-        return {
-            "input_ids": torch.tensor(rows, device=self.device),
-            "attention_mask": torch.tensor(seen, device=self.device),
-            **(cache or {}),
-        }
-
-    def _ended_otherwise(self, drawn: torch.Tensor) -> torch.Tensor:
-        """[rows] Which answers end with what begins somebody else's turn."""
-        ended = torch.zeros(len(drawn), dtype=torch.bool, device=self.device)
-        for other in self.others:
-            if drawn.shape[1] >= len(other):
-                wanted = torch.tensor(other, device=self.device)
-                ended |= (drawn[:, -len(other) :] == wanted).all(dim=1)
-        return ended
-
-    def _ended(self, ids: list[int]) -> list[int]:
-        for n in range(len(ids)):
-            if ids[n] in self.stops or any(tuple(ids[: n + 1][-len(o) :]) == o for o in self.others):
-                return ids[: n + 1]
-        return ids
+        mask = torch.tensor(seen, device=self.device)
+        name, only_last = caches.takes(model)
+        given: dict[str, Any] = {"logits_to_keep": 1} if only_last else {}
+        if any(empty) or begins:
+            given["attention_mask"] = mask
+            given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, begins:]
+        if begins and self._beginning is not None:
+            cache = caches.for_rows(self._beginning[1], len(prompts))
+        else:
+            cache = caches.new_cache(model)
+        given = {"input_ids": torch.tensor(ids, device=self.device), "use_cache": True, name: cache, **given}
+        return Read(model(**given).logits[:, -1], cache, mask)
 
 
-@contextmanager
-def _plainly(model: Any) -> Generator[None]:
-    """Without what the model's `generation_config` does to the odds of tokens, such as a penalty for
-    repeating: the likeliest token is the model's own, and training by rewards draws from what it trains."""
-    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    kept = [holder.generation_config for holder in holders]
-    for holder in holders:
-        holder.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        for holder, own in zip(holders, kept, strict=True):
-            holder.generation_config = own
+def _require_token(drawn: Drawn) -> None:
+    if drawn.failed == NO_MEMORY:
+        raise torch.OutOfMemoryError("this machine has not enough memory to answer this prompt, even alone")
+    if drawn.failed:
+        raise RunFailed("the model gives no finite numbers: its weights are broken, or overflow here")
 
 
 def stop_tokens(template: Template, folder: ModelFolder) -> tuple[int, ...]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import select
-import subprocess
 import threading
 from collections.abc import Mapping
 from importlib.resources import as_file, files
@@ -13,6 +11,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+from orchestrate.child import Child, Ended, TooLate
 from orchestrate.errors import SetupError
 from orchestrate.settings import environment
 
@@ -46,58 +45,50 @@ class Bridge:
     def __init__(self, python: str, server: str | None = None, answer_s: float = ANSWER_S) -> None:
         self.python = str(Path(python).absolute()) if "/" in python else python
         self.server, self.answer_s = server, answer_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._lock = threading.Lock()
 
     def ask(self, question: str, **about: Any) -> Any:
         """Raises `NoAnswer`, `Refused`, `SetupError`."""
         with self._lock:
-            process = self._started()
-            assert process.stdin is not None and process.stdout is not None  # noqa: S101  both are pipes
+            child = self._started()
             try:
-                process.stdin.write(json.dumps({"ask": question, **about}).encode() + b"\n")
-                process.stdin.flush()
-                ready, _, _ = select.select([process.stdout], [], [], self.answer_s)
-                line = process.stdout.readline() if ready else b""
-            except OSError as error:
+                line = child.exchange({"ask": question, **about}, self.answer_s)
+            except (Ended, TooLate) as error:
                 self._end()
-                raise NoAnswer(f"SkyPilot's client ended: {error}") from error
-            if not line.endswith(b"\n"):
-                self._end()
-                raise NoAnswer("SkyPilot's client ended" if ready else f"no answer in {self.answer_s:.0f} s")
+                raise NoAnswer(error.message) from error
         answer: Mapping[str, Any] = json.loads(line)
         if (error := answer.get("error")) is not None:
             raise Refused(list(error["kinds"]), str(error["message"]))
         return answer["ok"]
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+    def _started(self) -> Child:
+        if self._child is not None and self._child.running:
+            return self._child
         env = environment.of_child(credentials())
         env.pop("PYTHONPATH", None)
         if self.server:
             env["SKYPILOT_API_SERVER_ENDPOINT"] = self.server
         with as_file(files("orchestrate.places.kinds._skypilot").joinpath("bridge.py")) as script:
             try:
-                self._process = subprocess.Popen(
+                self._child = Child(
                     [self.python, str(script)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    cwd=script.parent,  # its client reads .sky.yaml where it runs, which may be anybody's
                     env=env,
+                    name="SkyPilot's client",
+                    cwd=script.parent,  # its client reads .sky.yaml where it runs, which may be anybody's
+                    keeps_words=False,
+                    ends_all=False,  # the API server that it may start is for all
                 )
             except OSError as error:
                 raise SetupError(
                     f"SkyPilot's Python {self.python} does not run: {error}", fix=INSTALL
                 ) from error
-        return self._process
+        return self._child
 
     def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
+        child, self._child = self._child, None
+        if child is not None:
+            child.close(0)
 
     def close(self) -> None:
         with self._lock:

@@ -35,6 +35,13 @@ class Luck:
     tops: int | None = None
     """How many of the likeliest tokens are told beside the one drawn; `None` tells no log-probabilities."""
     generator: torch.Generator | None = None
+    """`None`: random numbers are those of whoever draws, for all rows together."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether the token is drawn together with those of other rows."""
+        changed = self.presence or self.frequency or self.bias or self.top_k or self.top_p < 1
+        return self.generator is None and self.tops is None and not changed and bool(self.temperature)
 
     @property
     def plain(self) -> bool:
@@ -56,10 +63,16 @@ def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Draw
     """`logits`: [rows, vocabulary]. Each row comes with the tokens that it has drawn so far."""
     values, ids = logits.max(dim=-1)
     finite: list[bool] = values.isfinite().tolist()
-    likeliest: list[int] = ids.tolist()
+    chosen: list[int] = ids.tolist()
+    shared = [n for n, (luck, _) in enumerate(rows) if luck.shared and finite[n]]
+    if shared:
+        heat = torch.tensor([[max(rows[n][0].temperature, LEAST_TEMPERATURE)] for n in shared])
+        odds = torch.softmax(logits[shared].float() / heat.to(logits.device), dim=-1)
+        for n, [id] in zip(shared, torch.multinomial(odds, 1).tolist(), strict=True):
+            chosen[n] = id
     return [
-        Drawn(likeliest[n], failed="" if finite[n] else NO_NUMBERS)
-        if luck.plain or not finite[n]
+        Drawn(chosen[n], failed="" if finite[n] else NO_NUMBERS)
+        if luck.plain or luck.shared or not finite[n]
         else _one(logits[n].float().cpu(), luck, counts)
         for n, (luck, counts) in enumerate(rows)
     ]

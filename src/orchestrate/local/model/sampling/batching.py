@@ -1,10 +1,11 @@
-"""Continuous batching: rows join and leave while the others go on, each with its own adapter and its own
-luck.
+"""The one loop that generates: continuous batching. Rows join and leave while the others go on, each with its
+own adapter and its own luck.
 
-A new prompt is read alone, without padding, so that its first token is the one that it gets when nobody else
-asks; its cache then joins those of the rows that are being answered, padded on the left. That needs nothing
-of an architecture but caches that can be laid side by side, which is looked at before the first join: rows of
-other models take turns. Imports torch."""
+For those who ask one by one a new prompt is read alone, without padding, so that its first token is the one
+that it gets when nobody else asks. Those who have many prompts at once bring a `Reader`, which reads several
+in one pass. The cache of what was read then joins those of the rows that are being answered, padded on the
+left. That needs nothing of an architecture but caches that can be laid side by side, which is looked at
+before the first join: rows of other models take turns. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,22 +17,24 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from orchestrate.local.answers import mixing
-from orchestrate.local.answers.drawing import NO_MEMORY, Drawn, Luck, draw
+from orchestrate.local.model.oom import give_back, out_of_memory
+from orchestrate.local.model.sampling import mixing, rounding
 from orchestrate.local.model.sampling.caches import new_cache, takes
-from orchestrate.local.run.oom import give_back, out_of_memory
+from orchestrate.local.model.sampling.drawing import NO_MEMORY, Drawn, Luck, draw
 
 BASE = "__base__"
 """PEFT's name for rows without an adapter."""
 KINDS = ("DynamicLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
 """Of caches: those with columns for places in time, those with one state for each row, those with both, and
 those of layers that read an earlier one's. By name, since not all releases of transformers have all."""
+AS_IT_IS = ""
+"""In the place of an adapter's name: the model answers as whoever draws has set it."""
 ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
 """What PEFT cannot apply to some rows of a batch only."""
 PROMPTS_A_STEP = 4
@@ -64,6 +67,39 @@ class Row:
     ids: list[int] = field(default_factory=list[int])
     counts: Counter[int] = field(default_factory=Counter[int])
     ended: bool = False
+    close: bool | None = None
+    """Whether a token of it was hardly ahead of another (see `rounding`); `None` where nobody asks."""
+
+    @property
+    def read(self) -> list[int]:
+        """What has to be read before its next token."""
+        return [*self.prompt, *self.ids]
+
+
+@dataclass
+class Read:
+    """Prompts that were read."""
+
+    logits: Tensor
+    """[rows, vocabulary] of the next token."""
+    cache: Any
+    mask: Tensor
+    """[rows, columns]: 1 where a row has a token."""
+
+
+class Reader(Protocol):
+    """How many prompts are read at once."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether the model has the same next token behind padding."""
+        ...
+
+    def together(self, model: Any, rows: Sequence[Row]) -> int:
+        """How many of the first of these are read in one pass."""
+        ...
+
+    def read(self, model: Any, rows: Sequence[Row]) -> Read: ...
 
 
 class Batch:
@@ -76,16 +112,18 @@ class Batch:
         self.mask: Tensor | None = None
         """[rows, columns]: 1 where a row has a token."""
 
-    def join(self, rows: Sequence[Row], cache: Any, length: int, device: torch.device) -> None:
-        """`cache`: of one row of `length` columns, which all of `rows` share."""
-        times = torch.zeros(len(rows), dtype=torch.long, device=device)
+        self.fixed = False
+        """Whether its rows stay together until the last has ended, as their cache cannot be taken apart."""
+
+    def join(self, rows: Sequence[Row], read: Read, index: Tensor) -> None:
+        """`index`: for each of `rows` its place in what was read."""
+        cache, mask = read.cache, read.mask[index]
         for layer in cache.layers:
-            _select(layer, times)
-        mask = torch.ones(len(rows), length, dtype=torch.long, device=device)
+            _select(layer, index)
         if self.cache is None or self.mask is None:
             self.cache, self.mask = cache, mask
         else:
-            longest = max(length, self.mask.shape[1])
+            longest = max(mask.shape[1], self.mask.shape[1])
             self.mask = torch.cat([pad(m, (longest - m.shape[1], 0)) for m in (self.mask, mask)])
             for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
                 _side_by_side(mine, theirs)
@@ -94,7 +132,7 @@ class Batch:
     def drop_ended(self) -> None:
         """Rows that have ended leave, and so do columns that are empty for all that stay."""
         kept = [n for n, row in enumerate(self.rows) if not row.ended]
-        if len(kept) == len(self.rows) or self.mask is None:
+        if len(kept) == len(self.rows) or self.mask is None or (self.fixed and kept):
             return
         self.rows = [self.rows[n] for n in kept]
         if not kept:
@@ -126,9 +164,10 @@ class Batch:
 class Batching:
     """All rows of one model and its adapters. `step` reads some prompts, or draws a token of each row."""
 
-    def __init__(self, model: Any, *, most_rows: int) -> None:
+    def __init__(self, model: Any, *, most_rows: int, reader: Reader | None = None) -> None:
         self.model = model
         self.most_rows = most_rows
+        self._reader = reader
         self.waiting: list[Row] = []
         self._batches: dict[str, Batch] = {}
         self._lies: bool | None = None
@@ -174,7 +213,7 @@ class Batching:
         """Each row with its next token. Rows that end are marked, also those for which there is no token; who
         takes the token may end more of them. Where memory runs out, from then on half as many rows are
         answered at once, and what was read of those on their way is read again."""
-        with torch.inference_mode():
+        with torch.no_grad():
             for name in list(self._batches):
                 batch = self._batches[name]
                 batch.drop_ended()
@@ -184,9 +223,25 @@ class Batching:
                 if not batch.rows:
                     del self._batches[name]
             for _ in range(PROMPTS_A_STEP):
-                if not self.waiting or self.rows + 1 + len(self.waiting[0].copies) > self._room():
+                coming = self._coming() if self.waiting else 0
+                if not coming:
                     break
-                yield from self._begin(self.waiting.pop(0))
+                rows = self.waiting[:coming]
+                del self.waiting[:coming]
+                yield from self._begin(rows)
+
+    def _coming(self) -> int:
+        """How many of those that wait are read next, in one pass."""
+        if self._reader is None:
+            return int(self.rows + 1 + len(self.waiting[0].copies) <= self._room())
+        room = self.most_rows - self.rows
+        if self.rows and (not (self._lies and self._reader.joins) or room < self._worth()):
+            return 0
+        return self._reader.together(self.model, self.waiting[:room])
+
+    def _worth(self) -> int:
+        """Fewer are not read while others go on: a pass costs hardly more for several."""
+        return min(len(self.waiting), max(1, self.most_rows // 4))
 
     def _room(self) -> int:
         """How many rows may be answered at once; one group of copies at least."""
@@ -194,26 +249,46 @@ class Batching:
             return 0 if self.rows else 1 + len(self.waiting[0].copies)
         return self.most_rows if self.rows else max(self.most_rows, 1 + len(self.waiting[0].copies))
 
-    def _begin(self, row: Row) -> Iterator[tuple[Row, Drawn]]:
-        device, read = self.model.device, [*row.prompt, *row.ids]
-        cache = new_cache(self.model)
-        inputs = {"input_ids": torch.tensor([read], device=device), **self._last}
-        logits = self._logits([row], cache, inputs)
-        if logits is None:
-            yield from self._put_off([row], max(1, self.rows))
+    def _begin(self, asked: list[Row]) -> Iterator[tuple[Row, Drawn]]:
+        """One row with its copies, or several rows."""
+        read = self._read(asked)
+        if read is None:
+            yield from self._put_off(asked, max(1, self.rows, (self.rows + len(asked)) // 2))
             return
-        rows, row.copies = [row, *row.copies], []
+        rows, index = list(asked), list(range(len(asked)))
+        for place, row in enumerate(asked):
+            rows += row.copies
+            index += [place] * len(row.copies)
+            row.copies = []
         if self._lies is None:
-            self._lies = all(_lies(layer) for layer in cache.layers)
-        yield from self._take(rows, logits.expand(len(rows), -1))
-        going = [r for r in rows if not r.ended]
-        if going:
-            batch = self._batches.setdefault(self._batch_of(row), Batch())
-            if not _fits(lambda: batch.join(going, cache, len(read), device)):
-                yield from self._interrupted(batch, going)
+            self._lies = all(_lies(layer) for layer in read.cache.layers)
+        yield from self._take(rows, read.logits[index])
+        fixed = not self._lies and len(asked) > 1
+        going = [n for n, row in enumerate(rows) if fixed or not row.ended]
+        if all(row.ended for row in rows):
+            return
+        batch = self._batches.setdefault(self._batch_of(asked[0]), Batch())
+        batch.fixed = fixed
+        joining = [rows[n] for n in going]
+        places = torch.tensor([index[n] for n in going], device=read.mask.device)
+        if not _fits(lambda: batch.join(joining, read, places)):
+            yield from self._interrupted(batch, [row for row in joining if not row.ended])
+
+    def _read(self, rows: Sequence[Row]) -> Read | None:
+        """`None` where memory has run out."""
+        if self._reader is not None:
+            reader, found = self._reader, list[Read]()
+            return found[0] if _fits(lambda: found.append(reader.read(self.model, rows))) else None
+        [row] = rows
+        ids = torch.tensor([row.read], device=self.model.device)
+        cache = new_cache(self.model)
+        logits = self._logits(rows, cache, {"input_ids": ids, **self._last})
+        return None if logits is None else Read(logits, cache, torch.ones_like(ids))
 
     def _batch_of(self, row: Row) -> str:
         """Rows of adapters that PEFT cannot mix are answered apart."""
+        if row.adapter == AS_IT_IS:
+            return AS_IT_IS
         return "" if self._lies and self._mixes(row.adapter) else row.adapter
 
     def _mixes(self, adapter: str) -> bool:
@@ -252,7 +327,8 @@ class Batching:
     def _interrupted(self, batch: Batch, coming: list[Row]) -> Iterator[tuple[Row, Drawn]]:
         """Memory ran out amid a batch: some layers' caches have what others have not."""
         half = max(1, (self.rows + len(coming)) // 2)
-        rows, batch.rows, batch.cache, batch.mask = [*batch.rows, *coming], [], None, None
+        there = [row for row in batch.rows if not row.ended]
+        rows, batch.rows, batch.cache, batch.mask = [*there, *coming], [], None, None
         yield from self._put_off(rows, half)
 
     def _put_off(self, rows: list[Row], most: int) -> Iterator[tuple[Row, Drawn]]:
@@ -267,6 +343,12 @@ class Batching:
             yield row, Drawn(0, failed=NO_MEMORY)
 
     def _take(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[Row, Drawn]]:
+        if any(row.ended for row in rows):  # who stays with the others until all have ended
+            going = [n for n, row in enumerate(rows) if not row.ended]
+            rows, logits = [rows[n] for n in going], logits[going]
+        if any(row.close is False for row in rows):
+            for row, close in zip(rows, rounding.close(logits), strict=True):
+                row.close = row.close or (close if row.close is False else None)
         for row, drawn in zip(rows, draw(logits, [(r.luck, r.counts) for r in rows]), strict=True):
             if drawn.failed:
                 row.ended = True
@@ -285,7 +367,7 @@ class Batching:
         if self._mixing is not None:
             self._mixing.rows(names, self.model.device)
             yield {}
-        elif not hasattr(self.model, "peft_config"):
+        elif names[0] == AS_IT_IS or not hasattr(self.model, "peft_config"):
             yield {}
         elif len(set(names)) > 1:
             yield {"adapter_names": names}

@@ -1,0 +1,276 @@
+"""The one way to talk with a child process of ours: JSON lines on its standard input and output, an end for
+all that it started, its last words in the error, and a limit in time for each answer where one is wanted.
+
+    with Child(python("orchestrate.some.module"), env=of_child(), name="the process that counts") as child:
+        answer = child.ask({"words": text}, seconds=10)
+
+The second half of the module is for the process itself.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from orchestrate import errors
+from orchestrate.errors import OrchestrateError, RunFailed
+
+PATIENCE_S = 5
+"""For a process of which nothing more is asked to end."""
+AHEAD = 64
+"""Lines that may wait to be read. What else comes is left in the pipe, and fills no memory."""
+TAIL_BYTES = 2000
+LOOK_S = 0.5
+"""Between two looks of a process after its parent."""
+_KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupError)
+
+
+class Ended(RunFailed):
+    """The process is gone, or was closed, before its answer. `code`: as `subprocess` has it."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message, fix="orchestrate doctor")
+        self.code = code
+
+
+class TooLate(RunFailed):
+    """The limit of an answer has passed, and the process was killed."""
+
+
+def python(module: str) -> list[str]:
+    """The command that runs one of our modules in a process of its own."""
+    return [sys.executable, "-P", "-m", module]
+
+
+class Child:
+    """Starts with the object, in a group of its own: Ctrl-C is for the parent, and what the child started
+    ends with it. One thread reads and one writes at a time. Raises `OSError` where there is no such
+    command."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        name: str,
+        cwd: str | Path | None = None,
+        keeps_words: bool = True,
+        longest_bytes: int = -1,
+        ends_all: bool = True,
+    ) -> None:
+        """`name`: in errors. `keeps_words`: whether what it writes to standard error is kept for them.
+        `longest_bytes`: a longer line comes in parts. `ends_all`: False for one that starts what shall
+        outlive it."""
+        self.name, self._longest, self._ends_all = name, longest_bytes, ends_all
+        self._words = tempfile.TemporaryFile() if keeps_words else None  # noqa: SIM115  open as long as the process
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words or subprocess.DEVNULL,
+                cwd=cwd,
+                env=env,
+                start_new_session=ends_all,
+            )
+        except BaseException:
+            if self._words is not None:
+                self._words.close()
+            raise
+        self._closed = False
+        self._lines: queue.Queue[bytes] = queue.Queue(AHEAD)
+        self._reader = threading.Thread(target=self._read, daemon=True, name=name)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(0 if kind else PATIENCE_S)
+
+    @property
+    def running(self) -> bool:
+        return not self._closed and self.process.poll() is None
+
+    # -- asking --------------------------------------------------------------------------------------------
+
+    def send(self, message: Any) -> None:
+        """Bytes are JSON already. Raises `Ended`."""
+        line = (message if isinstance(message, bytes) else msgspec.json.encode(message)) + b"\n"
+        stdin = self.process.stdin
+        assert stdin is not None  # noqa: S101  opened as a pipe
+        try:
+            stdin.write(line)
+            stdin.flush()
+        except (OSError, ValueError) as error:
+            raise self._ended() from error
+
+    def receive(self, seconds: float | None = None) -> bytes:
+        """The next line. Raises `Ended`, and after so many seconds `TooLate`."""
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            self.kill()
+            raise TooLate(f"{self.name} gave no answer in {seconds:g} s") from None
+        if not line:
+            self._put(b"")  # for whoever asks again
+            raise self._ended()
+        return line
+
+    def exchange(self, message: Any, seconds: float) -> bytes:
+        """The line that answers a message, also to a process that perhaps reads nothing. Raises `Ended`,
+        `TooLate`."""
+        threading.Thread(target=self._send_quietly, args=(message,), daemon=True).start()
+        return self.receive(seconds)
+
+    def ask(self, message: Any, seconds: float | None = None) -> dict[str, Any]:
+        """One answer to one message. Raises what went wrong in the process by `failure`, `Ended`,
+        `TooLate`."""
+        if seconds is not None:
+            return decoded(self.exchange(message, seconds))
+        self.send(message)
+        return decoded(self.receive())
+
+    def words(self) -> str:
+        """The end of what it wrote to standard error."""
+        if self._words is None or self._words.closed:
+            return ""
+        size = self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, size - TAIL_BYTES))
+        return self._words.read().decode(errors="replace").strip()
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def kill(self) -> int:
+        """It ends now, with all that it started and that is still in its group."""
+        if self._ends_all:
+            end_group(self.process)
+        else:
+            self.process.kill()
+        return self.process.wait()
+
+    def close(self, patience_s: float = PATIENCE_S) -> None:
+        """Nothing more is asked: it ends when its input does, and is killed where it does not. What it has
+        answered by then can still be received."""
+        self._closed = True
+        with suppress(OSError):  # it may not have taken all that was written
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=patience_s)
+        self.kill()
+        self._reader.join(LOOK_S)  # longer only where something has left the group with its output
+        if self._reader.is_alive():
+            self._put(b"")
+        if self._words is not None:
+            self._words.close()
+
+    def _ended(self) -> Ended:
+        if self._closed:
+            return Ended(f"{self.name} was closed amid a question", None)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=PATIENCE_S)
+        code = self.kill() if (found := self.process.poll()) is None else found
+        return Ended(f"{self.name} ended with {code}:\n{self.words()}".rstrip(":\n"), code)
+
+    def _send_quietly(self, message: Any) -> None:
+        with suppress(Ended):  # who waits for the answer sees it too
+            self.send(message)
+
+    def _read(self) -> None:
+        stdout = self.process.stdout
+        assert stdout is not None  # noqa: S101  opened as a pipe
+        with stdout, suppress(OSError, ValueError):
+            while line := stdout.readline(self._longest):
+                if line.endswith(b"\n") or len(line) == self._longest:
+                    self._put(line)
+        self._put(b"")
+
+    def _put(self, line: bytes) -> None:
+        while True:
+            try:
+                self._lines.put(line, timeout=LOOK_S)
+                return
+            except queue.Full:
+                if self._closed and line:
+                    return
+                if self._closed:  # there is room for the end
+                    with suppress(queue.Empty):
+                        self._lines.get_nowait()
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process that was started in a group of its own, and what it left running beside itself."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def decoded(line: bytes) -> dict[str, Any]:
+    """An answer as `answering` writes it. Raises the error of which it tells."""
+    answer = msgspec.json.decode(line, type=dict[str, Any])
+    if "error" in answer and "kind" in answer:
+        raise raised(answer)
+    return answer
+
+
+def raised(answer: Mapping[str, Any]) -> OrchestrateError:
+    """The error of which a `failure` tells."""
+    kind = getattr(errors, str(answer.get("kind")), None)
+    return (kind if kind in _KNOWN else RunFailed)(str(answer["error"]), fix=answer.get("fix"))
+
+
+# -- in the process ----------------------------------------------------------------------------------------
+
+
+def answering() -> Callable[[Mapping[str, Any]], None]:
+    """Takes standard output for the answers, so that what libraries print goes to standard error, and ends
+    this process when its parent is gone. Gives what sends one answer, from any thread."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    writing = threading.Lock()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="parent").start()
+
+    def send(message: Mapping[str, Any]) -> None:
+        with writing:
+            answers.write(msgspec.json.encode(message) + b"\n")
+            answers.flush()
+
+    return send
+
+
+def questions() -> Iterator[dict[str, Any]]:
+    """What standard input asks, until it ends."""
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    return (decode(line) for line in sys.stdin.buffer)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """The answer that tells of an error, whose traceback goes to standard error."""
+    with suppress(OSError):  # no room for it
+        traceback.print_exception(error)
+    fix = error.fix if isinstance(error, OrchestrateError) else None
+    return {"error": f"{error}" or type(error).__name__, "kind": type(error).__name__, "fix": fix}
+
+
+def _end_with(parent: int) -> None:
+    """Nobody waits for the answers of a command that was killed, and what this one writes is in its way."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os._exit(1)

@@ -1,0 +1,60 @@
+"""Models for answering, the same for an evaluation, a chat and a server: what is loaded in which precision,
+and how it is talked with. Imports torch."""
+
+# torch and transformers describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrate import text
+from orchestrate.errors import UsageError
+from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.loading import dequantize, load_base, load_tokenizer
+from orchestrate.local.model.oom import out_of_memory
+from orchestrate.local.model.sampling.sampling import Sampler
+
+SMALL_MODEL_BYTES = 2 << 30
+"""Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
+for each token."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether it holds an adapter; else a whole tuned model."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def base_of(folder: ModelFolder, *, four_bit: bool, device: torch.device) -> Any:
+    """Raises `UsageError` for one that is too large in 16 bits."""
+    try:
+        base = load_base(folder.path, four_bit=four_bit, device=device)
+    except Exception as error:
+        if four_bit or not out_of_memory(error):
+            raise
+        raise UsageError(
+            f"{folder.path} does not fit into this machine's memory in 16 bits: "
+            f"it has {text.size(int(folder.expanded_bytes))} of weights",
+            fix="for an evaluation: --base-precision nf4, or local=MODEL:nf4",
+        ) from error
+    if four_bit and folder.expanded_bytes <= SMALL_MODEL_BYTES:
+        dequantize(base)
+    return base.eval()
+
+
+def whole(folder: Path, device: torch.device) -> Any:
+    """A whole tuned model."""
+    return load_base(folder, four_bit=False, device=device).eval()
+
+
+def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[Template, Sampler]:
+    """How a model is asked and where its answers end: `own` is what was tuned, and comes before its base."""
+    has_own = own is not None and (own / "tokenizer.json").is_file()
+    tokenizer = load_tokenizer(own if has_own and own else folder.path)
+    tokenizer.padding_side = "left"
+    template = Template(tokenizer)
+    return template, Sampler.of(template, folder, device)
