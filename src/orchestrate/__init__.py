@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from orchestrate.aio import AsyncOrchestrator as AsyncOrchestrator
+    from orchestrate.api.run import RunHandle as RunHandle
     from orchestrate.errors import AlreadySubmitted as AlreadySubmitted
     from orchestrate.errors import ArtifactRefused as ArtifactRefused
     from orchestrate.errors import AuthenticationFailed as AuthenticationFailed
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from orchestrate.errors import Unsupported as Unsupported
     from orchestrate.errors import UsageError as UsageError
     from orchestrate.handles.deployment import DeploymentHandle as DeploymentHandle
-    from orchestrate.handles.run import RunHandle as RunHandle
     from orchestrate.service import Orchestrator as Orchestrator
     from orchestrate.spec import DPO as DPO
     from orchestrate.spec import RFT as RFT
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "DeploymentHandle": "handles.deployment",
-    "RunHandle": "handles.run",
+    "RunHandle": "api.run",
     "Orchestrator": "service",
     "AsyncOrchestrator": "aio",
     "JobSpec": "spec",

@@ -11,8 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
+from orchestrate.api.run import RunHandle
 from orchestrate.handles.deployment import DeploymentHandle
-from orchestrate.handles.run import RunHandle
 from orchestrate.service import Orchestrator
 from orchestrate.types import Deployment, DeploymentState, Evaluation, JobStatus, Run
 
@@ -213,6 +213,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     runs = _then(Orchestrator.runs, _Threaded[Orchestrator]._runs)
     active_runs = _then(Orchestrator.active_runs, _Threaded[Orchestrator]._runs)
     home_of = _in_thread(Orchestrator.home_of)
+    record = _in_thread(Orchestrator.record)
     spending = _in_thread(Orchestrator.spending)
     orphans = _in_thread(Orchestrator.orphans)
     end_orphans = _in_thread(Orchestrator.end_orphans)

@@ -15,8 +15,7 @@ from orchestrate.tracking.transitions import UNSETTLED as UNSETTLED
 from orchestrate.tracking.transitions import left as left
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
-    from orchestrate.service import Orchestrator
+    from orchestrate.handles.tracked import TrackedRun
     from orchestrate.settings.config import Settings
     from orchestrate.tracking import SyncReport as SyncReport
     from orchestrate.tracking import Watcher
@@ -28,9 +27,10 @@ if TYPE_CHECKING:
     from orchestrate.tracking.watching.background import Background
     from orchestrate.tracking.watching.channels import Messenger
     from orchestrate.types import Run
+    from orchestrate.workspace import Workspace
 
 
-def watcher(ft: Orchestrator, *, only: Sequence[str] | None = None) -> Watcher:
+def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
     """One that follows the runs of the store (`only`: on these backends), submits what waits for them, and
     tells the channels of their ends."""
     from orchestrate.service.training.queueing import QueueServer
@@ -53,7 +53,7 @@ def channels_of(settings: Settings) -> list[Messenger]:
 
 
 @contextmanager
-def telling(ft: Orchestrator) -> Generator[list[str]]:
+def telling(ft: Workspace) -> Generator[list[str]]:
     """Tells the channels about the runs that are found to have ended in the block, unless another process
     did. After the block the list has what went wrong."""
     found, problems = channels_of(ft.settings), list[str]()
@@ -74,14 +74,14 @@ def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
     return announce(channels_of(settings), told)
 
 
-def recover(ft: Orchestrator, provider: str = "all", choose: Choose | None = None) -> Recovery:
+def recover(ft: Workspace, provider: str = "all", choose: Choose | None = None) -> Recovery:
     """Rebuilds a lost store from the hosts' lists: of all that carries a ref of ours, or what is chosen."""
     from orchestrate.tracking import recover
 
     return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose, ft.rates)
 
 
-def webhooks(ft: Orchestrator, port: int, woken: Callable[[str], None]) -> AbstractContextManager[list[str]]:
+def webhooks(ft: Workspace, port: int, woken: Callable[[str], None]) -> AbstractContextManager[list[str]]:
     """Takes the hosts' webhooks on a port of this machine, `0` for a free one; gives the URLs. Raises
     `MissingKey` without a secret that they are signed with."""
     from orchestrate.profile import built_in
@@ -110,7 +110,7 @@ def stop_background(settings: Settings) -> int:
     return stop(settings)
 
 
-def ask(run: RunHandle) -> None:
+def ask(run: TrackedRun) -> None:
     """Brings a run up to date; a host that does not answer is left for later. Raises `ProviderError` where it
     never will."""
     from orchestrate.tracking import Pace
@@ -118,7 +118,7 @@ def ask(run: RunHandle) -> None:
     Pace().attempt(run.refresh)
 
 
-def settle_left_s(ft: Orchestrator, run: Run) -> float | None:
+def settle_left_s(ft: Workspace, run: Run) -> float | None:
     """Seconds until a lost answer can be settled; `None` where none was lost."""
     from orchestrate.tracking import settle_left_s
 
@@ -127,12 +127,12 @@ def settle_left_s(ft: Orchestrator, run: Run) -> float | None:
 
 def main() -> int:
     """The background watcher's process; returns its exit code."""
-    from orchestrate.service import Orchestrator
     from orchestrate.tracking.watching.background import run, say
+    from orchestrate.workspace import Workspace
 
     @contextmanager
     def watching() -> Generator[Watcher]:
-        with Orchestrator(settings) as ft:
+        with Workspace(settings) as ft:
             yield watcher(ft)
 
     try:

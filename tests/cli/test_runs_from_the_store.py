@@ -181,7 +181,7 @@ HEAVY = (
 
 def test_reading_the_store_loads_nothing_of_what_runs_are_made_with() -> None:
     program = (
-        "import sys, orchestrate.handles.run, orchestrate.service.orchestrator, orchestrate.tracking.store; "
+        "import sys, orchestrate.api.run, orchestrate.api.orchestrator, orchestrate.tracking.store; "
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ from orchestrate.costing.serving.traffic import Traffic
 from orchestrate.costing.size import Work, tokenizer_for
 from orchestrate.costing.spent.bills import (
     Accuracy,
-    Difference,
+    BillDifference,
     Reconciliation,
     accuracy,
     bill,
@@ -73,7 +73,7 @@ __all__ = [
     "own",
     "serving_terms",
     "worst_confidence",
-    "Difference",
+    "BillDifference",
     "HourlyRate",
     "Lookup",
     "Rate",

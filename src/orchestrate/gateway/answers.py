@@ -31,7 +31,7 @@ from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
     from orchestrate.providers.chat.completions import Chat
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _HEADERS = {"x-accel-buffering": "no", "cache-control": "no-store"}
 _OURS = frozenset(
@@ -42,7 +42,7 @@ _OURS = frozenset(
 
 
 class Answers:
-    def __init__(self, ft: Orchestrator, models: Models, engines: Engines) -> None:
+    def __init__(self, ft: Workspace, models: Models, engines: Engines) -> None:
         self._ft, self._models, self._engines = ft, models, engines
 
     def routes(self) -> list[BaseRoute]:

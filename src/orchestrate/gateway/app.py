@@ -28,14 +28,14 @@ from orchestrate.wire.bodies import HostError
 from orchestrate.wire.openai.objects import MAX_FILE
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 _HEALTH = "/health"
 
 
 def app(
-    ft: Orchestrator, routes: Sequence[BaseRoute], names: Sequence[str], most_requests: int = 512
+    ft: Workspace, routes: Sequence[BaseRoute], names: Sequence[str], most_requests: int = 512
 ) -> ASGIApp:
     """`names`: host names by which it may be asked besides this machine's addresses. Beyond `most_requests`
     at once further ones are told to come later."""
@@ -54,7 +54,7 @@ def app(
 class _Door:
     """Finds out whose key a request brings, counts it, and writes down what was changed or refused."""
 
-    def __init__(self, ft: Orchestrator, inner: ASGIApp, load: Load) -> None:
+    def __init__(self, ft: Workspace, inner: ASGIApp, load: Load) -> None:
         self._ft, self._inner, self._load = ft, inner, load
         self._keys, self._audit = ft.store.gateway_keys, Audit(ft.store)
 

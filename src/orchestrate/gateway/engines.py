@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 
 from orchestrate.handles import tuned as models
-from orchestrate.handles.run import RunHandle
+from orchestrate.handles.tracked import TrackedRun
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.load import Load
@@ -22,7 +22,7 @@ from orchestrate.types import Run
 from orchestrate.wire.bodies import HostError
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 MOST_BASES = 4
 """In memory at once."""
@@ -38,7 +38,7 @@ class _Held:
 class Engines:
     """Safe to use from several requests of one event loop; ends with `close`."""
 
-    def __init__(self, ft: Orchestrator, terms: Terms | None = None) -> None:
+    def __init__(self, ft: Workspace, terms: Terms | None = None) -> None:
         self._ft, self._terms = ft, terms or Terms()
         self._held: dict[tuple[object, ...], _Held] = {}
         self._lock = threading.Lock()
@@ -62,7 +62,7 @@ class Engines:
         return Answering(held.engine, held.load)
 
     def _tuned(self, name: str, run: Run, step: int | None) -> Tuned:
-        handle = RunHandle(self._ft, run)
+        handle = TrackedRun(self._ft, run)
         if step is None:
             return replace(models.of(self._ft, handle), name=name)
         known = [point for point in handle.checkpoints() if point.step == step]

@@ -19,7 +19,9 @@ from orchestrate.gateway.files import Files
 from orchestrate.gateway.outside import Outside
 from orchestrate.gateway.refusals import no_file, no_job, no_model, refusal_of, with_file_names, wrong_state
 from orchestrate.gateway.submitting import Reached, Submitting
-from orchestrate.handles.run import RunHandle
+from orchestrate.handles.tracked import TrackedRun
+from orchestrate.preparing.prepared import prepare, require
+from orchestrate.preparing.submission import preflight
 from orchestrate.text import count, money
 from orchestrate.tracking.gateway.jobs import Request, Use
 from orchestrate.types import Feature, GatewayJob, Run
@@ -30,7 +32,7 @@ from orchestrate.wire.openai.tuning import CreateJob
 
 if TYPE_CHECKING:
     from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
@@ -45,7 +47,7 @@ _LONGEST_NAME = 100
 class Jobs:
     def __init__(
         self,
-        ft: Orchestrator,
+        ft: Workspace,
         told: terms.Terms,
         files: Files,
         outside: Outside,
@@ -162,9 +164,9 @@ class Jobs:
     def _prepare(self, spec: Any, backend: str) -> Prepared:
         """Checked and quoted. Raises `HostError`."""
         try:
-            self._ft.require(spec, backend)
-            prepared = self._ft.prepare(spec, backend)
-            self._ft.preflight(prepared, backend)
+            require(self._ft, spec, backend)
+            prepared = prepare(self._ft, spec, backend)
+            preflight(self._ft, prepared, backend)
         except DataError as error:
             refusal = refusal_of(error)
             refusal.code, refusal.param = "invalid_training_file", "training_file"
@@ -270,7 +272,7 @@ class Jobs:
         if run is not None:
             self._ft.provider(run.provider).require(Feature.CANCEL)
         if job.outside and run is not None:
-            RunHandle(self._ft, run).cancel()
+            TrackedRun(self._ft, run).cancel()
             return self._answer(call, *self.found(call))
         job, run = self._submitting.cancel(self._jobs.request_cancel(job.id))
         if self._submitting.sending(run):  # how that ends decides what is answered
@@ -282,17 +284,17 @@ class Jobs:
         return self._answer(call, job, run)
 
     def pause(self, call: Call) -> Any:
-        return self._act(call, "paused", RunHandle.pause)
+        return self._act(call, "paused", TrackedRun.pause)
 
     def resume(self, call: Call) -> Any:
-        return self._act(call, "resumed", RunHandle.resume)
+        return self._act(call, "resumed", TrackedRun.resume)
 
-    def _act(self, call: Call, word: str, act: Callable[[RunHandle], Run]) -> Any:
+    def _act(self, call: Call, word: str, act: Callable[[TrackedRun], Run]) -> Any:
         job, run = self.found(call)
         status = showing.status_of(job, run)
         if run is None or run.job_id is None or status in showing.TERMINAL:
             raise wrong_state(job, status, word)
-        return self._answer(call, job, act(RunHandle(self._ft, run)))
+        return self._answer(call, job, act(TrackedRun(self._ft, run)))
 
 
 def _request(call: Call) -> Request:

@@ -35,7 +35,7 @@ from orchestrate.wire.openai.tuning import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 TRIALS = 2
@@ -47,7 +47,7 @@ _CREATED = 1_721_260_800
 
 
 class Models:
-    def __init__(self, ft: Orchestrator, told: terms.Terms, outside: Outside) -> None:
+    def __init__(self, ft: Workspace, told: terms.Terms, outside: Outside) -> None:
         self._ft, self._terms, self._outside = ft, told, outside
         self._jobs, self._objects = ft.store.gateway_jobs, ft.store.gateway_objects
         self._trials = threading.BoundedSemaphore(TRIALS)

@@ -22,7 +22,7 @@ from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
 from orchestrate.wire.openai.tuning import CreateJob
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 PROJECT = "default"
 _FRESH_S = 2.0
@@ -43,7 +43,7 @@ class _Known:
 
 
 class Outside:
-    def __init__(self, ft: Orchestrator, targets: Mapping[str, Target]) -> None:
+    def __init__(self, ft: Workspace, targets: Mapping[str, Target]) -> None:
         self._ft = ft
         self._runs = {name: target.run for name, target in targets.items() if target.run is not None}
         self._known, self._lock = _Known(), threading.Lock()

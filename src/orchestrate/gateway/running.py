@@ -25,8 +25,8 @@ from orchestrate.settings.hosts import is_loopback
 from orchestrate.web.server import serving
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.tracking import Watcher
+    from orchestrate.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Up:
 
 @contextmanager
 def serve(
-    ft: Orchestrator, terms: Terms, watcher: Watcher, reached: Reached = lambda place: None
+    ft: Workspace, terms: Terms, watcher: Watcher, reached: Reached = lambda place: None
 ) -> Generator[Up]:
     """Answers for the length of the block; jobs of an earlier one go on. `watcher` follows the runs. Raises
     `UsageError` where others could listen or come without a key, `SetupError` for a port that is taken."""
@@ -76,7 +76,7 @@ def serve(
         engines.close()
 
 
-def _require_safe(ft: Orchestrator, terms: Terms) -> None:
+def _require_safe(ft: Workspace, terms: Terms) -> None:
     open_to_others = terms.behind_proxy or not is_loopback(terms.host)
     if not is_loopback(terms.host) and terms.certificate is None and not terms.behind_proxy:
         raise UsageError(

@@ -18,7 +18,9 @@ from orchestrate.gateway import showing
 from orchestrate.gateway.contents import Contents
 from orchestrate.gateway.refusals import sentence
 from orchestrate.gateway.terms import Terms
-from orchestrate.handles.run import RunHandle
+from orchestrate.handles.tracked import TrackedRun
+from orchestrate.preparing.prepared import prepare
+from orchestrate.preparing.submission import submit
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
 from orchestrate.tracking.records.cancelled_keys import KeyCancelled
@@ -30,8 +32,8 @@ from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.tracking import Watcher
+    from orchestrate.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 _TURN_S = 0.5
@@ -52,7 +54,7 @@ class Submitting:
 
     def __init__(
         self,
-        ft: Orchestrator,
+        ft: Workspace,
         terms: Terms,
         contents: Contents,
         watcher: Watcher,
@@ -170,7 +172,7 @@ class Submitting:
         run = self.run_of(job)
         if run is not None and not run.status.terminal and run.status is not JobStatus.CANCELLING:
             try:
-                run = RunHandle(self._ft, run).cancel()
+                run = TrackedRun(self._ft, run).cancel()
             except OrchestrateError as error:
                 if error.retryable:
                     self._cancels.failed(job.id)
@@ -258,16 +260,17 @@ class Submitting:
 
     def _run(self, job: GatewayJob) -> Run:
         spec = JobSpec.parse(job.spec)
-        prepared = self._prepared.get(job.id) or self._ft.prepare(spec, job.backend)
+        prepared = self._prepared.get(job.id) or prepare(self._ft, spec, job.backend)
         self._reached("prepared")
-        return self._ft.submit(
+        return submit(
+            self._ft,
             prepared,
             job.backend,
             idempotency_key=job.run_key,
             again=True,
             patient=job.tries < _MOST_TRIES,
             agree=lambda live: False,
-        ).record
+        )
 
     def _refused(self, job: GatewayJob, error: OrchestrateError) -> None:
         """What may pass is tried again, in the same run where there is one: a copy of the store that knows
@@ -295,9 +298,8 @@ class Submitting:
     def _end(self, job: GatewayJob, run: Run | None) -> None:
         if job.ended_at is None:
             if run is not None and run.phase in UNSENT and not run.status.terminal:
-                run = RunHandle(
-                    self._ft, run
-                ).cancel()  # it will not be sent, and holds a share of the budget
+                # It will not be sent, and holds a share of the budget.
+                run = TrackedRun(self._ft, run).cancel()
             if run is not None and not self._complete(run):
                 return
             now, ended_as = self._ft.store.clock.now(), showing.outcome(job, run)
@@ -349,7 +351,7 @@ class Submitting:
 class Patience:
     """When what has failed is tried again: each time after twice as long."""
 
-    def __init__(self, ft: Orchestrator) -> None:
+    def __init__(self, ft: Workspace) -> None:
         self._clock = ft.store.clock
         self._failed: dict[str, tuple[int, float]] = {}
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.providers.base import Downloads, Serves, capability
 from orchestrate.text import count, duration, limit, money, rate
-from orchestrate.types import Adapter, Deployment, DeploymentOffer, DeploymentState
+from orchestrate.types import Deployment, DeploymentOffer, DeploymentState
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import Home
-    from orchestrate.providers.base import Progress, Provider
+    from orchestrate.providers.base import Provider
     from orchestrate.tracking.hosting.deployer import Deployer
+    from orchestrate.workspace import Workspace
 
 
 READY = "ready"
@@ -40,8 +40,8 @@ NOT_DEPLOYED = "deploy  puts up the end of a run, none of its checkpoints"
 class DeploymentHandle:
     """A deployment and what can be done with it. `record` is what was last seen."""
 
-    def __init__(self, home: Home, record: Deployment) -> None:
-        self._ft = home
+    def __init__(self, ws: Workspace, record: Deployment) -> None:
+        self._ws = ws
         self.record = record
 
     def __repr__(self) -> str:
@@ -61,18 +61,18 @@ class DeploymentHandle:
         """Hours up x price so far: an estimate, `None` when the price is not known."""
         from orchestrate.costing.spent.deployments import spent_usd
 
-        return spent_usd(self.record, self._ft.store.deployments.time_of(self.record))
+        return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
 
     def refresh(self) -> Deployment:
         """What its host shows of it now. Raises `OtherAccount`, `ProviderError`."""
-        deployer = deployer_of(self._ft, self.record.provider)
+        deployer = deployer_of(self._ws, self.record.provider)
         deployer.require_account(self.record)
         self.record = deployer.look(self.record)
         return self.record
 
     def answers(self, patience_s: float = 0.0) -> bool:
         """Whether it takes requests, asked of its host for `patience_s`. Raises `ProviderError`."""
-        provider, clock = capability(self._ft.provider(self.record.provider), Serves), self._ft.store.clock
+        provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
         until = clock.uptime().seconds + patience_s
         with work(f"waiting until {provider.name} has it up"):
             while True:
@@ -85,14 +85,14 @@ class DeploymentHandle:
 
     def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
         """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""
-        deployer = deployer_of(self._ft, self.record.provider)
+        deployer = deployer_of(self._ws, self.record.provider)
         self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
         return self.record
 
     @property
     def settles_in_s(self) -> float:
         """Seconds until a request whose answer was lost can make it no more."""
-        return max(deployer_of(self._ft, self.record.provider).settles_in(self.record), 0.0)
+        return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
         """Gives it up: its host is not asked about it any more, and what it has cost so far is all that it
@@ -101,7 +101,7 @@ class DeploymentHandle:
         from orchestrate.tracking.hosting import states
 
         try:
-            deployer_of(self._ft, self.record.provider).require_account(self.record)
+            deployer_of(self._ws, self.record.provider).require_account(self.record)
         except OrchestrateError:
             pass
         else:
@@ -110,29 +110,22 @@ class DeploymentHandle:
                 "can be asked",
                 fix=f"orchestrate undeploy {self.record.run_id}   ends it there",
             )
-        self.record = self._ft.store.deployments.apply(
+        self.record = self._ws.store.deployments.apply(
             self.id, lambda d, at: states.abandoned(d, reason, at), note=f"abandoned: {reason}"
         )
         return self.record
 
 
-def deployer_of(home: Home, provider: str) -> Deployer:
+def deployer_of(ws: Workspace, provider: str) -> Deployer:
     """What deploys on one backend."""
     from orchestrate.tracking.hosting.deployer import Deployer
 
-    return Deployer(home.store, home.provider(provider))
+    return Deployer(ws.store, ws.provider(provider))
 
 
-def deployer_to(home: Home, to: str, adapter: Adapter, progress: Progress | None) -> Deployer:
-    """What uploads an adapter to a host and puts it up there."""
-    from orchestrate.tracking.hosting.deployer import Deployer
-
-    return Deployer(home.store, home.provider(to), adapter=adapter, progress=progress)
-
-
-def require_open(home: Home, run_id: str, at: str) -> Deployment:
+def require_open(ws: Workspace, run_id: str, at: str) -> Deployment:
     """A run's deployment at another host than its own. Raises `UsageError` where none is up."""
-    found = home.store.deployments.of_run(run_id, at)
+    found = ws.store.deployments.of_run(run_id, at)
     if found is None or found.state.over:
         raise UsageError(f"nothing of {run_id} is up at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
     return found
@@ -176,18 +169,18 @@ def question(offer: DeploymentOffer) -> str:
     return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"
 
 
-def hourly(found: Sequence[DeploymentHandle]) -> str:
+def hourly(found: Sequence[Deployment]) -> str:
     """`2 deployments, $13.49 an hour`."""
-    prices = [one.record.usd_per_hour for one in found if one.record.billing_since is not None]
+    prices = [one.usd_per_hour for one in found if one.billing_since is not None]
     known = sum((price for price in prices if price is not None), Decimal(0))
     more = " and an unknown amount" if None in prices else ""
     return f"{count(len(found), 'deployment')}, {rate(known)} an hour{more}"
 
 
-def used(home: Home, run_id: str, at: str | None = None) -> None:
+def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
     """Says that a run's deployment was asked, `at` a host other than its own: it is not idle."""
     from orchestrate.tracking.hosting import states
 
-    known = home.store.deployments.of_run(run_id, at or home.store.runs.get(run_id).provider)
+    known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)
     if known is not None and not known.state.over:
-        home.store.deployments.apply(known.id, states.used)
+        ws.store.deployments.apply(known.id, states.used)

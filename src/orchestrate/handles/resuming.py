@@ -23,7 +23,8 @@ from orchestrate.tracking.submitting.settling import lease_name
 from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import Home, RunHandle
+    from orchestrate.handles.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
 
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
@@ -37,33 +38,33 @@ class Limits(NamedTuple):
     hours: Decimal | None = None
 
 
-def resume(ft: Home, handle: RunHandle, asked: Limits) -> Run:
-    """See `RunHandle.resume`."""
-    trust.require_to_spend(ft.settings, handle.provider)
+def resume(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
+    """See `TrackedRun.resume`."""
+    trust.require_to_spend(ws.settings, handle.provider)
     for name, value in (("--max-cost", asked.usd), ("--max-hours", asked.hours)):
         if value is not None and (not value.is_finite() or value <= 0):
             raise UsageError(f"{name} must be a number above 0, got {value}")
     if handle.record.job_id is None:
-        return _sent(ft, handle, asked)
+        return _sent(ws, handle, asked)
     capability(handle.provider, Resumes)
     # Of two at once the second waits, and finds what the first has started: else each starts a machine.
-    name, wait = lease_name(handle.record), partial(ft.store.clock.sleep, _LOOK_S)
-    with ft.store.leases.hold(name, _LEASE_S, wait=wait):
-        _resumed(ft, handle, asked)
+    name, wait = lease_name(handle.record), partial(ws.store.clock.sleep, _LOOK_S)
+    with ws.store.leases.hold(name, _LEASE_S, wait=wait):
+        _resumed(ws, handle, asked)
     return handle.refresh()
 
 
-def _resumed(ft: Home, handle: RunHandle, asked: Limits) -> None:
+def _resumed(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
     provider, given = handle.provider, asked != Limits()
     require_going(handle.refresh(), "resume")
     if given:
-        _give(ft, handle, asked)
+        _give(ws, handle, asked)
     elif isinstance(provider, Limited) and handle.status is JobStatus.PAUSED:
         _catch_up(provider, handle.record)
     if handle.status is JobStatus.PAUSED or not given:
         capability(provider, Resumes).resume(handle.record.handle)
         if not transitions.at_rest(handle.refresh()):
-            _reopen_trial(ft, handle.record)
+            _reopen_trial(ws, handle.record)
 
 
 def require_going(run: Run, verb: str) -> None:
@@ -76,7 +77,8 @@ def require_going(run: Run, verb: str) -> None:
         raise UsageError(f"run {run.id} is being cancelled", fix=f"orchestrate show {run.id}")
 
 
-def _sent(ft: Home, handle: RunHandle, asked: Limits) -> Run:
+def _sent(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
+    from orchestrate.preparing.prepared import training_data
     from orchestrate.tracking import Submitter, stored_spec
 
     run = handle.record
@@ -86,15 +88,17 @@ def _sent(ft: Home, handle: RunHandle, asked: Limits) -> Run:
             fix=f"orchestrate cancel {run.id}, then submit again with others",
         )
     intent = run.phase is SubmitPhase.INTENT
-    return Submitter(ft.store, handle.provider).resume(run, ft.data(stored_spec(run)) if intent else None)
+    return Submitter(ws.store, handle.provider).resume(
+        run, training_data(ws, stored_spec(run)) if intent else None
+    )
 
 
-def _give(ft: Home, handle: RunHandle, asked: Limits) -> None:
+def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
     """Raises `UsageError` and `OverBudget`; nothing has changed then."""
     run, provider = handle.record, handle.provider
     if not isinstance(provider, Limited):
-        had = _at_host(ft, handle, asked)
-        _keep(ft, run, had, replace(had, max_usd=asked.usd))
+        had = _at_host(ws, handle, asked)
+        _keep(ws, run, had, replace(had, max_usd=asked.usd))
         return
     had = provider.allowance(run.handle)
     wanted = replace(
@@ -118,7 +122,7 @@ def _give(ft: Home, handle: RunHandle, asked: Limits) -> None:
             f"run {run.id} is {run.status.value}: its worker keeps the limits that it began with",
             fix=f"orchestrate pause {run.id}, then the same again",
         )
-    _keep(ft, run, had, wanted)
+    _keep(ws, run, had, wanted)
     provider.allow(run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
 
 
@@ -127,7 +131,7 @@ def _own_usd(run: Run, had: Allowance) -> Decimal | None:
     return had.max_usd if run.allowed_usd is None else run.max_cost_usd
 
 
-def _at_host(ft: Home, handle: RunHandle, asked: Limits) -> Allowance:
+def _at_host(ws: Workspace, handle: TrackedRun, asked: Limits) -> Allowance:
     """Where a run has a limit of money alone, that whoever watches it keeps."""
     run, provider = handle.record, handle.provider
     if asked.hours is not None:
@@ -135,7 +139,7 @@ def _at_host(ft: Home, handle: RunHandle, asked: Limits) -> Allowance:
             f"--max-hours means nothing on {provider.name}: no run ends itself after some hours there",
             fix=f"orchestrate resume {run.id}",
         )
-    bill = ft.bill(run, provider.get(run.handle))
+    bill = ws.bill(run, provider.get(run.handle))
     used = Decimal(0) if bill is None else bill.usd
     if asked.usd is not None and asked.usd <= used:
         least = max(used + _CENT, run.quote.high_usd if run.quote else used)
@@ -147,18 +151,18 @@ def _at_host(ft: Home, handle: RunHandle, asked: Limits) -> Allowance:
     return Allowance(max_usd=run.max_cost_usd, max_hours=run.max_hours)
 
 
-def _keep(ft: Home, run: Run, had: Allowance, wanted: Allowance) -> None:
+def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
     """In the store, together with what tells of it."""
     if (run.max_cost_usd, run.max_hours) == (wanted.max_usd, wanted.max_hours):
         return  # by the same command, which ended before its end
     most, before = wanted.most_usd, had.most_usd
-    if most is None and ft.settings.budget_usd is not None and not run.sandbox:
-        raise UnknownPrice(run.provider, ft.settings.budget_usd, "nobody knows what an hour costs there")
+    if most is None and ws.settings.budget_usd is not None and not run.sandbox:
+        raise UnknownPrice(run.provider, ws.settings.budget_usd, "nobody knows what an hour costs there")
     if run.allowed_usd is None and (most is None or before is None or most <= before):
         most = None  # a budget holds it as it did
     if most is not None:
-        _require_of_sweep(ft, run, max(most, wanted.max_usd or most))
-    at = ft.store.clock.now()
+        _require_of_sweep(ws, run, max(most, wanted.max_usd or most))
+    at = ws.store.clock.now()
     event = Event(
         id=f"orchestrate-limits-{at.isoformat()}",
         at=at,
@@ -168,11 +172,11 @@ def _keep(ft: Home, run: Run, had: Allowance, wanted: Allowance) -> None:
         + (f"; used so far: {_used(wanted)}" if wanted.used_s else ""),
         data={"before": _data(had), "after": _data(wanted)},
     )
-    ft.store.runs.commit(
+    ws.store.runs.commit(
         run.id,
         most,
         lambda now: transitions.given(now, at, wanted, most),
-        ft.settings.budget_usd,
+        ws.settings.budget_usd,
         event=event if had != wanted else None,
         figure="what it may cost with the new limit",
     )
@@ -191,14 +195,14 @@ def _catch_up(provider: Limited, run: Run) -> None:
 # -- sweeps ------------------------------------------------------------------------------------------------
 
 
-def _require_of_sweep(ft: Home, run: Run, usd: Decimal) -> None:
+def _require_of_sweep(ws: Workspace, run: Run, usd: Decimal) -> None:
     """Raises `OverBudget` where a trial would come above what its sweep may cost."""
-    found = ft.store.searches.of_run(run)
+    found = ws.store.searches.of_run(run)
     if found is None or found[0].max_cost_usd is None:
         return
     search, trial = found
-    others = [one for one in ft.store.searches.trials(search.id) if one.number != trial.number]
-    runs = {one.id: one for one in ft.store.runs.of_ids(one.run_id for one in others if one.run_id)}
+    others = [one for one in ws.store.searches.trials(search.id) if one.number != trial.number]
+    runs = {one.id: one for one in ws.store.runs.of_ids(one.run_id for one in others if one.run_id)}
     taken = sum((of_trial(runs.get(one.run_id or ""), one) for one in others), Decimal(0))
     left = max(found[0].max_cost_usd - taken, Decimal(0))
     if usd > left:
@@ -213,11 +217,11 @@ def _require_of_sweep(ft: Home, run: Run, usd: Decimal) -> None:
         )
 
 
-def _reopen_trial(ft: Home, run: Run) -> None:
+def _reopen_trial(ws: Workspace, run: Run) -> None:
     """One that its sweep gave up when it came to its limit is scored once it has ended."""
-    found = ft.store.searches.of_run(run)
+    found = ws.store.searches.of_run(run)
     if found is not None:
-        ft.store.searches.change(
+        ws.store.searches.change(
             found[0].id,
             found[1].number,
             lambda now: (

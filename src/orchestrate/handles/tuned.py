@@ -33,23 +33,24 @@ from orchestrate.types import Adapter, Export, Merged, Proof, Sheet
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import Home, RunHandle
+    from orchestrate.handles.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
 
 
-Subject = "RunHandle | Path"
+Subject = "TrackedRun | Path"
 """A run that succeeded, or a folder with an adapter or a model that has a passport."""
 
 
-def of(home: Home, subject: RunHandle | Path) -> Tuned:
+def of(ws: Workspace, subject: TrackedRun | Path) -> Tuned:
     """The tuned model on this machine, downloaded where it is a run's and not here yet. Raises what
     `RunHandle.download` does, and `UsageError` for a folder that does not say its base."""
     if isinstance(subject, Path):
         return _of_folder(subject)
     artifact = subject.download()
-    return Tuned.of(subject.record, artifact, home.store.history.evaluations(subject.id))
+    return Tuned.of(subject.record, artifact, ws.store.history.evaluations(subject.id))
 
 
-def key_of(subject: RunHandle | Path) -> str:
+def key_of(subject: TrackedRun | Path) -> str:
     """Under which proofs are kept: the run's id, or the hash of the folder's weights."""
     if isinstance(subject, Path):
         return f"weights-{(forms.weights_hash(subject) or 'none')[:16]}"
@@ -71,32 +72,32 @@ def _of_folder(folder: Path) -> Tuned:
     return replace(bare, base=str(given))
 
 
-def sheet(home: Home, subject: RunHandle | Path, tuned: Tuned | None = None) -> Sheet:
+def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: Tuned | None = None) -> Sheet:
     """By what the model is known: kept at the end of its training, or found once from its files."""
-    file = private_folder(home.settings.home / "proofs") / f"{key_of(subject)}.json"
+    file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
         return Sheet.from_json(file.read_bytes())
     found = None if isinstance(subject, Path) else _kept_sheet(subject)
     if found is None:
         spec = {} if isinstance(subject, Path) else subject.record.spec
-        found = _found(spec, tuned or of(home, subject))
+        found = _found(spec, tuned or of(ws, subject))
     write_whole(file, found.to_json(), private=True)
     return found
 
 
-def can_be_known(home: Home, run: RunHandle) -> bool:
+def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
     """Whether it is known by what to know a run's model again, or can be found out with what is on this
     machine. An adapter is downloaded for that, a whole model is not."""
-    file = home.settings.home / "proofs" / f"{run.id}.json"
+    file = ws.settings.home / "proofs" / f"{run.id}.json"
     if file.is_file() or _kept_sheet(run) is not None:
         return True
     adapter: dict[str, Any] = run.record.spec.get("adapter") or {}
     if adapter.get("type") == "full" or not isinstance(run.provider, Downloads):
         return False
-    return config_of(of(home, run).base) is not None
+    return config_of(of(ws, run).base) is not None
 
 
-def _kept_sheet(run: RunHandle) -> Sheet | None:
+def _kept_sheet(run: TrackedRun) -> Sheet | None:
     provider = run.provider
     return provider.sheet(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
 
@@ -107,10 +108,10 @@ def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
     return Sheet.from_dict(ask("sheet", base=tuned.base, tuned=str(tuned.folder), **more))
 
 
-def adapter_of(home: Home, run: RunHandle) -> Adapter:
+def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
     """A run's adapter as hosts take it, on this machine: PEFT's two files, with the base by the name that
     others know. Raises `UsageError` for a whole model, and for what is no plain LoRA."""
-    tuned = of(home, run)
+    tuned = of(ws, run)
     config = tuned.config
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
     if more:
@@ -123,7 +124,7 @@ def adapter_of(home: Home, run: RunHandle) -> Adapter:
     base = known.name if known is not None else tuned.base_name
     weights = forms.weights_hash(tuned.folder) or ""
     id = f"orc-{weights[:24]}"
-    folder = private_folder(home.settings.home / "uploads" / id)
+    folder = private_folder(ws.settings.home / "uploads" / id)
     target = folder / forms.CONFIGS[1]
     if not target.exists():
         with whole(target) as draft:
@@ -144,20 +145,20 @@ def adapter_of(home: Home, run: RunHandle) -> Adapter:
     )
 
 
-def agree(home: Home, tuned: Tuned, accepted: Sequence[str]) -> None:
+def agree(ws: Workspace, tuned: Tuned, accepted: Sequence[str]) -> None:
     """Raises `LicenceAsks` where the base's licence asks for something that nobody has agreed to."""
     agreements.require(
         tuned.licence,
         tuned.base_name,
-        home.settings.home,
+        ws.settings.home,
         accepted,
-        home.settings.made_by or user_and_machine(),
+        ws.settings.made_by or user_and_machine(),
     )
 
 
 def export(
-    home: Home,
-    subject: RunHandle | Path,
+    ws: Workspace,
+    subject: TrackedRun | Path,
     form: str,
     folder: Path,
     *,
@@ -172,8 +173,8 @@ def export(
     Raises `LicenceAsks`, `UsageError` for a form that the model cannot take, `SetupError` where a tool is
     missing.
     """
-    tuned = of(home, subject)
-    agree(home, tuned, accept_licence)
+    tuned = of(ws, subject)
+    agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):
         made = forms.export(tuned, form, folder, options)
     tell(f"written to {made.folder}")
@@ -181,7 +182,7 @@ def export(
         return made
     try:
         with _laid_on(tuned, made, options or Options()) as base:
-            proof = verify(home, subject, made.folder, Asking(base_gguf=base), tuned=tuned)
+            proof = verify(ws, subject, made.folder, Asking(base_gguf=base), tuned=tuned)
         return msgspec.structs.replace(made, proof=proof)
     except SetupError as error:
         return msgspec.structs.replace(made, notes=(*made.notes, f"not proved here: {error} ({error.fix})"))
@@ -211,8 +212,8 @@ class Asking:
 
 
 def verify(
-    home: Home,
-    subject: RunHandle | Path,
+    ws: Workspace,
+    subject: TrackedRun | Path,
     at: str | None = None,
     asking: Asking | None = None,
     *,
@@ -224,10 +225,10 @@ def verify(
     asking = asking or Asking()
     name = subject.name if isinstance(subject, Path) else _name(subject)
     if at is not None and at.startswith(("http://", "https://")):
-        known = sheet(home, subject, tuned)
+        known = sheet(ws, subject, tuned)
         place = UrlPlace(at, model=asking.model or name, base=asking.base, key=_key(asking))
         try:
-            return _kept(home, judge(known, place, run_id=key_of(subject)))
+            return _kept(ws, judge(known, place, run_id=key_of(subject)))
         finally:
             place.close()
     if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
@@ -238,28 +239,28 @@ def verify(
             subject.record.handle,
             subject.record.tuned_model or subject.id,
         )
-        used(home, subject.id)
-        return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
-    if not isinstance(subject, Path) and at in _deployed_at(home, subject):
-        deployment = require_open(home, subject.id, at)
+        used(ws, subject.id)
+        return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
+    if not isinstance(subject, Path) and at in _deployed_at(ws, subject):
+        deployment = require_open(ws, subject.id, at)
         place = HostPlace(
-            capability(home.provider(at), Chats), deployment.handle, deployment.model or subject.id
+            capability(ws.provider(at), Chats), deployment.handle, deployment.model or subject.id
         )
-        used(home, subject.id, at)
-        return _kept(home, judge(sheet(home, subject, tuned), place, run_id=subject.id))
+        used(ws, subject.id, at)
+        return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
     if at is None:
         raise UsageError("say where it is served", fix="--at URL , or a folder")
     folder = Path(at).expanduser().resolve()
     if not folder.exists():
         raise UsageError(f"{at} is no URL, no folder and not the run's backend")
-    tuned = tuned or of(home, subject)
-    known = sheet(home, subject, tuned)
+    tuned = tuned or of(ws, subject)
+    known = sheet(ws, subject, tuned)
     place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)
     weights = forms.weights_hash(tuned.folder)
-    return _kept(home, judge(known, place, run_id=key_of(subject), weights=weights))
+    return _kept(ws, judge(known, place, run_id=key_of(subject), weights=weights))
 
 
-def _deployed_at(home: Home, run: RunHandle) -> set[str]:
+def _deployed_at(ws: Workspace, run: TrackedRun) -> set[str]:
     """Hosts to which a run's adapter was deployed."""
     return {one.record.provider for one in run.deployments()}
 
@@ -269,11 +270,11 @@ def _key(asking: Asking) -> str | None:
     return found.reveal() if found else asking.key
 
 
-def _name(run: RunHandle) -> str:
+def _name(run: TrackedRun) -> str:
     return str(run.record.spec.get("suffix") or run.id)
 
 
-def _require_answering(run: RunHandle) -> None:
+def _require_answering(run: TrackedRun) -> None:
     provider = capability(run.provider, Chats)
     if isinstance(provider, Deploys) and provider.endpoint(run.record.handle) is None:
         raise UsageError(
@@ -282,14 +283,14 @@ def _require_answering(run: RunHandle) -> None:
         )
 
 
-def _kept(home: Home, proof: Proof) -> Proof:
-    home.store.history.add_record(proof.run_id, "proof", proof)
+def _kept(ws: Workspace, proof: Proof) -> Proof:
+    ws.store.history.add_record(proof.run_id, "proof", proof)
     return proof
 
 
 def merge(
-    home: Home,
-    parts: Sequence[RunHandle | Path],
+    ws: Workspace,
+    parts: Sequence[TrackedRun | Path],
     folder: Path,
     *,
     method: str = "svd",
@@ -303,20 +304,20 @@ def merge(
 
     Raises `UsageError` for other bases, whole models, or what PEFT cannot merge.
     """
-    tuned = [of(home, part) for part in parts]
+    tuned = [of(ws, part) for part in parts]
     for one in tuned:
-        agree(home, one, accept_licence)
+        agree(ws, one, accept_licence)
     names = [key_of(p) for p in parts]
     with work(f"merging {text.count(len(tuned), 'adapter')}"):
         made = combining.combine(
             tuned, names, folder, method=method, weights=weights, density=density, rank=rank
         )
-    made = msgspec.structs.replace(made, proof=verify(home, Path(made.folder), made.folder))
+    made = msgspec.structs.replace(made, proof=verify(ws, Path(made.folder), made.folder))
     for run_id in {part.id for part in parts if not isinstance(part, Path)}:
-        home.store.history.add_record(run_id, "merge", made)
+        ws.store.history.add_record(run_id, "merge", made)
     return made
 
 
-def merges(home: Home, run_id: str) -> list[Merged]:
+def merges(ws: Workspace, run_id: str) -> list[Merged]:
     """Of which a run is a part, oldest first."""
-    return [Merged.from_dict(r.data) for r in home.store.history.records("merge", [run_id])]
+    return [Merged.from_dict(r.data) for r in ws.store.history.records("merge", [run_id])]

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrate.notebook.output import Output
 from orchestrate.types import Event, JobStatus, Run
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import Home, RunHandle
+    from orchestrate.handles.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +21,19 @@ class Told:
     """Who is told while a run is waited for. `live`: the cell of a notebook too."""
 
     on_event: Callable[[Event], object] | None = None
-    on_change: Callable[[RunHandle], object] | None = None
+    on_change: Callable[[Any], object] | None = None
     live: bool = True
 
 
 def wait(
-    ft: Home, handle: RunHandle, told: Told, *, poll_s: float | None = None, timeout_s: float | None = None
+    ws: Workspace,
+    handle: TrackedRun,
+    told: Told,
+    *,
+    poll_s: float | None = None,
+    timeout_s: float | None = None,
 ) -> Run:
-    """See `RunHandle.wait`."""
+    """See `TrackedRun.wait`."""
     from orchestrate.tracking import Pace
     from orchestrate.tracking.submitting.settling import Settler
     from orchestrate.tracking.transitions import left
@@ -40,7 +46,7 @@ def wait(
     while True:
         record = pace.attempt(handle.refresh) or handle.record
         if record.status is JobStatus.PAUSED:
-            pace.attempt(partial(Settler(ft.store, handle.provider).restart, record))
+            pace.attempt(partial(Settler(ws.store, handle.provider).restart, record))
         events = handle.events()
         for event in events[seen:]:
             if told.on_event:

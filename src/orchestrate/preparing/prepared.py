@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +16,8 @@ from orchestrate import text
 from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
 from orchestrate.settings.config import OWN_HOSTS
 from orchestrate.types import (
+    Feature,
+    JobStatus,
     Listing,
     Outcome,
     Problem,
@@ -26,12 +29,12 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.opening import Opened
     from orchestrate.providers.base import Provider
     from orchestrate.settings.config import Settings
     from orchestrate.spec import JobSpec, TrainFile
+    from orchestrate.workspace import Backends, Workspace
 
 Mark = tuple[int, ...]
 """Of a file as it lies; equal marks mean that nobody wrote to it."""
@@ -147,18 +150,13 @@ def merged(problems: Iterable[Problem]) -> list[Problem]:
 class Terms:
     """Under which specs are prepared."""
 
-    settings: Settings
-    rates: Callable[[], RateBook]
-    """Read when a quote asks for them; a plan does not."""
-    continued: Callable[[JobSpec, str], JobSpec]
-    """Puts the tuned model in the place of a run that a spec continues from."""
     gpu_hours: Decimal | None = None
     """What an RFT job is taken to need, which no host says beforehand."""
     checked: bool = True
     tokens_from: TokensFrom = TokensFrom.EXACT
 
 
-def counted_from(given: str) -> TokensFrom:
+def _counted_by(given: str) -> TokensFrom:
     """Raises `UsageError` for another word."""
     try:
         return TokensFrom(given)
@@ -166,25 +164,82 @@ def counted_from(given: str) -> TokensFrom:
         raise UsageError(f"tokens are counted {', '.join(TokensFrom)}; got {given!r}") from None
 
 
-def prepare(spec: JobSpec, backends: Sequence[Provider], terms: Terms) -> Prepared:
-    """Raises `DataError` for a file that cannot be read and, where there is one backend only, `MissingExtra`
-    and `UsageError` for what it lacks; among several they are its problems."""
+def require_known(ws: Workspace, spec: JobSpec) -> None:
+    """Raises `SpecError` when a part of the spec is for an unknown backend."""
+    from orchestrate.providers import registry
+    from orchestrate.spec import specfile
+
+    specfile.require_backends(spec, registry.known(ws.settings))
+
+
+def require(ws: Workspace, spec: JobSpec, provider: Backends) -> None:
+    """As `Orchestrator.require`."""
+    from orchestrate.spec import method_word
+
+    require_known(ws, spec)
+    for name in ws.backends(provider):
+        ws.provider(name).require(Feature(method_word(spec.on(name).method)))
+        ws.ready(name)
+
+
+def training_data(ws: Workspace, spec: JobSpec, provider: Backends = ()) -> TrainingData:
+    """As `Orchestrator.data`."""
+    names = ws.backends(provider) if provider else []
+    tokenizers = _tokenizers(ws.settings, {name: spec.on(name) for name in names})
+    return _trained_on(_open(spec, tokenizers, ws.settings, checked=False))
+
+
+def plan(
+    ws: Workspace, spec: JobSpec, provider: Backends = "all", *, measured: bool = False
+) -> Listing[Translation]:
+    """As `Orchestrator.plan`."""
+    from orchestrate.providers.base import PlansTraining, capability
+
+    require_known(ws, spec)
+    found = Listing[Translation]()
+    for name in ws.backends(provider):
+        own, translation = translated(ws, ws.provider(name), spec)
+        if measured and translation.memory is not None:
+            with suppress(DataError):
+                able = capability(ws.provider(name), PlansTraining)
+                memory = able.memory(own, training_data(ws, spec, name), translation)
+                translation = replace(translation, memory=memory)
+        found.append(translation)
+    return found
+
+
+def prepare(
+    ws: Workspace,
+    spec: JobSpec,
+    provider: Backends = "all",
+    *,
+    gpu_hours: Decimal | None = None,
+    checked: bool = True,
+    tokens: str = "exact",
+) -> Prepared:
+    """As `Orchestrator.prepare`. Where there is one backend only, raises `MissingExtra` and `UsageError` for
+    what it lacks; among several they are its problems."""
     from orchestrate.spec.specfile import with_template
 
+    require_known(ws, spec)
+    backends = [ws.provider(name) for name in ws.backends(provider)]
+    terms = Terms(gpu_hours, checked, _counted_by(tokens))
     alone = len(backends) == 1
     spec = with_template(spec)
-    own = {backend.name: translated(backend, spec, terms, alone=alone) for backend in backends}
-    tokenizers = tokenizers_of(terms.settings, {name: mine for name, (mine, _) in own.items()})
-    named = (spec.train, spec.validation, spec.test if terms.checked else None)
+    own = {backend.name: translated(ws, backend, spec, alone=alone) for backend in backends}
+    tokenizers = _tokenizers(ws.settings, {name: mine for name, (mine, _) in own.items()})
+    named = (spec.train, spec.validation, spec.test if checked else None)
     marks = {path: mark(path) for path in named if isinstance(path, str)}
     counted = tokenizers if terms.tokens_from is TokensFrom.EXACT else ()
-    opened = _open(spec, counted, terms.settings, checked=terms.checked)
+    opened = _open(spec, counted, ws.settings, checked=checked)
     if (mix := opened["train"].mix) is not None:
         marks[mix.facts.path] = mark(mix.facts.path)
-    of_files = _of_files(opened, checked=terms.checked)
+    of_files = _of_files(opened, checked=checked)
     data = _trained_on(opened, terms.tokens_from)
-    offers = [_offer(backend, *own[backend.name], data, of_files, terms, alone=alone) for backend in backends]
-    return Prepared(tuple(offers), data, tuple(of_files), marks, terms.checked)
+    offers = [
+        _offer(ws, backend, *own[backend.name], data, of_files, terms, alone=alone) for backend in backends
+    ]
+    return Prepared(tuple(offers), data, tuple(of_files), marks, checked)
 
 
 def _of_files(opened: Mapping[str, Opened], *, checked: bool) -> list[Problem]:
@@ -196,7 +251,7 @@ def _of_files(opened: Mapping[str, Opened], *, checked: bool) -> list[Problem]:
 
 
 def translated(
-    provider: Provider, spec: JobSpec, terms: Terms, *, alone: bool = False
+    ws: Workspace, provider: Provider, spec: JobSpec, *, alone: bool = False
 ) -> tuple[JobSpec, Translation]:
     """The spec as the backend gets it, and what it becomes there. A spec that cannot be had there gives a
     translation that refuses it."""
@@ -206,7 +261,7 @@ def translated(
     own = spec
     try:
         own = spec.on(name)
-        own = terms.continued(own, name)
+        own = _continued(ws, own, name)
         found = provider.translate(own)
         found = replace(found, overrides=overrides(own, found, provider.translate))
         return own, _kept_private(provider, own, found)
@@ -218,10 +273,19 @@ def translated(
         return own, _refusal(name, "continue_from", own.continue_from, error)
 
 
-def training_data(spec: JobSpec, tokenizers: Sequence[str], settings: Settings) -> TrainingData:
-    """The files that are trained on, each read once, and counted in the same pass. Raises `DataError` for
-    what cannot be read."""
-    return _trained_on(_open(spec, tokenizers, settings, checked=False))
+def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
+    """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
+    if spec.continue_from is None or not ws.store.runs.exists(spec.continue_from):
+        return spec
+    earlier = ws.record(spec.continue_from)
+    if earlier.provider != provider:
+        raise UsageError(
+            f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
+            fix=f"submit to {earlier.provider}, or give a model that {provider} holds",
+        )
+    if earlier.status is not JobStatus.SUCCEEDED:
+        raise UsageError(f"run {earlier.id} is {earlier.status}; training continues from a finished run only")
+    return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
 
 
 def _open(
@@ -262,6 +326,7 @@ def _trained_on(opened: Mapping[str, Opened], tokens_from: TokensFrom = TokensFr
 
 
 def _offer(
+    ws: Workspace,
     provider: Provider,
     spec: JobSpec,
     translation: Translation,
@@ -282,7 +347,7 @@ def _offer(
         if terms.tokens_from is TokensFrom.NONE:
             quote = Quote(provider=name, model=translation.model, unavailable=UNCOUNTED)
         else:
-            quote = provider.quote(spec, data, translation, terms.rates(), gpu_hours=terms.gpu_hours)
+            quote = provider.quote(spec, data, translation, ws.rates, gpu_hours=terms.gpu_hours)
     except SpecError as error:
         problems.append(_problem("no-model", name, error))
         quote = Quote(provider=name, model="", unavailable=error.message)
@@ -343,7 +408,7 @@ def _why_refused(problems: Sequence[Problem]) -> str | None:
     return told if len(errors) == 1 else f"{told}, and {text.count(len(errors) - 1, 'other error')}"
 
 
-def tokenizers_of(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
+def _tokenizers(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
     """Those with which the backends count (name -> its spec), as far as the models are known."""
     from orchestrate import catalog, costing
 

@@ -36,8 +36,8 @@ from orchestrate.types import Feature, Quote, Recalled, Record
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.preparing.prepared import Offer, Prepared
-    from orchestrate.service import Orchestrator
     from orchestrate.spec import JobSpec
+    from orchestrate.workspace import Workspace
 
 
 _SERVING = ("inference_", "deployment", "hosting", "storage")
@@ -58,13 +58,13 @@ class LivePrice(Record, frozen=True, kw_only=True):
     """Why there is no live price."""
 
 
-def live_prices(ft: Orchestrator, prepared: Prepared) -> list[LivePrice]:
+def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
     """Asks each host that gives estimates. The data is uploaded for that (once per digest), nothing is
     created."""
     return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 
 
-def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
+def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
     name, quote = offer.provider, offer.quote
     offline = None if quote.unavailable else quote.expected_usd
     provider = ft.provider(name)
@@ -90,7 +90,7 @@ def _live(ft: Orchestrator, offer: Offer, data: TrainingData) -> LivePrice:
     )
 
 
-def assumed(ft: Orchestrator, spec: JobSpec, rows: int, tokens_a_row: int) -> list[Quote]:
+def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[Quote]:
     """What each backend would take for so many rows of so many tokens, whose file need not be there yet;
     cheapest first. Offline. One that is priced by its time needs
     the file, and says so."""
@@ -115,7 +115,7 @@ def assumed(ft: Orchestrator, spec: JobSpec, rows: int, tokens_a_row: int) -> li
 
 
 def require_used(
-    ft: Orchestrator, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
+    ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
     """Raise `UsageError` for one of the user's `rates`, already in the book, that changes no price in these
     quotes; with `serving` those of serving have a use too."""
@@ -153,7 +153,7 @@ def use(
 
 
 def ownership(
-    ft: Orchestrator, spec: JobSpec, quotes: Sequence[Quote], use: Use, *, private: bool = False
+    ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: Use, *, private: bool = False
 ) -> list[Ownership]:
     """Training, hosting and serving of each quoted backend over the months, wherever it can be served,
     against prompting a base model. Offline. `private`: only on this machine, where nothing leaves it."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from orchestrate.attributes import late
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Backends, Orchestrator
+    from orchestrate.api.orchestrator import Backends, Orchestrator
 
 __all__ = ["Backends", "Orchestrator"]
 
 
-__getattr__ = late(__name__, dict.fromkeys(__all__, "orchestrator"))
+__getattr__ = late("orchestrate", dict.fromkeys(__all__, "api.orchestrator"))

@@ -21,7 +21,7 @@ from orchestrate.types import Feature, JobStatus, Run, SubmitPhase
 from orchestrate.ui.site import Copy, Form, Site, first
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate import RunHandle
 
 _UNSENT = (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
 

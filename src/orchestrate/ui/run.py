@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrate import DeploymentHandle, RunHandle
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.handles.deployment import NOT_DEPLOYED, uses_of_checkpoint
-from orchestrate.handles.run import DeploymentHandle, RunHandle
 from orchestrate.settings.keys import masked
 from orchestrate.types import Checkpoint, Event, Feature, JobStatus, Outcome, Run, Setting
 from orchestrate.types.proof import newest

@@ -15,7 +15,7 @@ from orchestrate.service.data import files
 from orchestrate.ui.site import Copy, Site
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate import RunHandle
     from orchestrate.service.data.files import PreviewReport
 
 _AT_ONCE = 3

@@ -16,9 +16,9 @@ import msgspec
 import pytest
 from tests.faults.hosting.test_deployment_machine import TIMING, Books, HourlyHost, Killed, Still
 
+from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending
 from orchestrate.errors import OrchestrateError, OtherAccount, OverBudget, UsageError
-from orchestrate.handles.run import RunHandle
 from orchestrate.settings import config
 from orchestrate.tracking import Store, sync
 from orchestrate.tracking.clock import Uptime

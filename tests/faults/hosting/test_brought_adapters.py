@@ -17,8 +17,8 @@ from tests.faults.hosting.deployed import Killed, Moved, dies_at
 from tests.faults.shop import Shop
 
 from orchestrate import JobSpec, Orchestrator
+from orchestrate.api.run import RunHandle
 from orchestrate.errors import OrchestrateError, OtherAccount, Unsupported, UsageError
-from orchestrate.handles.run import RunHandle
 from orchestrate.handles.tuned import adapter_of
 from orchestrate.settings import config
 from orchestrate.tracking.hosting.deployer import Deployer, Terms

@@ -13,8 +13,8 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import spec_for, submit
 from tests.faults.world import CREATE, HOSTED, SETTLED, UNHURRIED, World
 
+from orchestrate.api.run import RunHandle
 from orchestrate.errors import NotFound, OtherAccount, OutcomeUnknown
-from orchestrate.handles.run import RunHandle
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.service import Orchestrator

@@ -18,9 +18,9 @@ from tests.faults.shop import Shop
 from tests.faults.submit.test_live_price import EstimatingHost
 from tests.faults.submitting import submit
 
+from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
-from orchestrate.handles.run import RunHandle
 from orchestrate.providers.base import Resumes
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec

@@ -199,7 +199,7 @@ def test_a_disk_that_is_full_for_a_moment_holds_no_entry(shop: Shop, monkeypatch
 
     entry, server = add(shop), QueueServer(shop.ft)
     with monkeypatch.context() as patched:
-        patched.setattr(shop.ft, "prepare", full)
+        patched.setattr(queueing, "prepare", full)
         assert server.turn() == [] and server.problems
     server._again.clear()  # a while later
     server.turn()

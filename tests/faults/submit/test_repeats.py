@@ -16,8 +16,8 @@ from tests.faults.submitting import BACKENDS, write_rows
 from tests.faults.world import CREATE, HOSTED
 
 from orchestrate import Orchestrator
+from orchestrate.api.run import RunHandle
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
-from orchestrate.handles.run import RunHandle
 from orchestrate.settings import config
 from orchestrate.tracking.records.runs import Intent
 from orchestrate.tracking.submitting.repeats import RECENT
@@ -26,7 +26,7 @@ from orchestrate.types import JobStatus, Run, SubmitPhase
 
 def changed(run: RunHandle, **values: Any) -> Run:
     """The run as the store could have it."""
-    store = run._ft.store
+    store = run._ws.store
     return store.runs.apply(run.id, lambda now: msgspec.structs.replace(now, **values))
 
 

@@ -17,11 +17,11 @@ from openai import OpenAI
 from tests.paths import TINY
 
 from orchestrate import watching
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.gateway import running, terms
 from orchestrate.sandbox import running as sandbox_running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.settings import config
 
 ASKED = "gpt-4o-mini-2024-07-18"

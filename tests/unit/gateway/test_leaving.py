@@ -12,9 +12,9 @@ import pytest
 from openai import OpenAI
 from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, rows, until
 
+from orchestrate.api.run import RunHandle
 from orchestrate.errors import ConfigError
 from orchestrate.gateway import terms
-from orchestrate.handles.run import RunHandle
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.migration import importing
 from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration

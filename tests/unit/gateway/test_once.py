@@ -17,9 +17,9 @@ from tests import command
 from tests.unit.gateway import worker
 from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, own_port, rows, until
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.settings import config
 from orchestrate.tracking.database.leases import LeaseLost
 from orchestrate.types import Job, JobError, JobStatus, Run, SubmitPhase

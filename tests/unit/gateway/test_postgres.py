@@ -16,8 +16,8 @@ from tests.postgres_server import Postgres
 from tests.unit.gateway import worker
 from tests.unit.gateway.conftest import ASKED, gateway_of, own_port, rows, until
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.settings import config
 
 ASKS = 12

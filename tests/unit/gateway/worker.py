@@ -12,9 +12,9 @@ from typing import Any
 from tests.unit.gateway.conftest import MODELS
 
 from orchestrate import watching
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.gateway import running, terms
-from orchestrate.service.orchestrator import Orchestrator
-from orchestrate.service.training import submission
+from orchestrate.preparing import submission
 from orchestrate.settings import config
 
 BEFORE = ("before-taken", "after-taken")

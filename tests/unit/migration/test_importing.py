@@ -20,10 +20,10 @@ from openai import OpenAI
 from tests import command
 from together import Together
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import UsageError
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.migration import importing
-from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
 from orchestrate.types import JobStatus

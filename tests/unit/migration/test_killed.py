@@ -18,10 +18,10 @@ from tests.unit.migration.test_migrating import runs as runs
 
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import OrchestrateError, OutcomeUnknown
+from orchestrate.preparing import submission
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.migration.account import PreparedPlan
 from orchestrate.service.migration.migrating import TAG, PreparedMigration
-from orchestrate.service.training import submission
 from orchestrate.settings import config
 from orchestrate.tracking import Timing, sync
 from orchestrate.tracking.timing import POINTS

@@ -14,8 +14,8 @@ from tests.unit.places.test_more_limits import depot, opened, spec_of, typed
 from tests.unit.places.worlds import WORLDS, World, ray_cluster
 
 from orchestrate import Orchestrator
+from orchestrate.api.run import RunHandle
 from orchestrate.errors import InvalidRequest, OverBudget, UsageError
-from orchestrate.handles.run import RunHandle
 from orchestrate.places.claim import Claim
 from orchestrate.places.order import read_order
 from orchestrate.search import space

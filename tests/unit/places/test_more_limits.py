@@ -20,6 +20,7 @@ from tests.unit.places.worlds import WORLDS, World, ray_cluster
 from typer.testing import CliRunner, Result
 
 from orchestrate import JobSpec, Orchestrator
+from orchestrate.api.run import RunHandle
 from orchestrate.cli import app
 from orchestrate.errors import (
     InvalidRequest,
@@ -29,7 +30,6 @@ from orchestrate.errors import (
     ProjectNotTrusted,
     UsageError,
 )
-from orchestrate.handles.run import RunHandle
 from orchestrate.local.run.rundir import State, now
 from orchestrate.places.claim import Claim
 from orchestrate.places.depot import StoredRun

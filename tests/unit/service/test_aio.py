@@ -13,8 +13,9 @@ import pytest
 
 from orchestrate import AsyncOrchestrator, Orchestrator
 from orchestrate.aio import AsyncDeploymentHandle, AsyncRunHandle
+from orchestrate.api.run import RunHandle
 from orchestrate.errors import UsageError
-from orchestrate.handles.run import DeploymentHandle, RunHandle
+from orchestrate.handles.deployment import DeploymentHandle
 from orchestrate.settings import config
 
 ASYNC_ONLY = {"sync_api", "threads", "call"}

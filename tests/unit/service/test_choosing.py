@@ -11,10 +11,10 @@ import pytest
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.sandbox import running
+from orchestrate.sandbox.joining import running as running_at
 from orchestrate.service.data import files as data
 from orchestrate.service.data.generation import Writer
 from orchestrate.service.setup import machine
-from orchestrate.service.setup.sandbox import running as running_at
 from orchestrate.service.training.advice import Needs, base_score
 from orchestrate.settings import config
 

@@ -17,10 +17,10 @@ from orchestrate.providers.base import Provider
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.setup.opened import Opened
 from orchestrate.settings import config
 from orchestrate.spending.accounts import Asked, SpendingReport
 from orchestrate.spending.orphans import OrphanReport
+from orchestrate.workspace import Opened
 
 THEIRS = "sandbox-another-team"
 

@@ -19,7 +19,7 @@ from tests.unit.ui.conftest import MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
-from orchestrate.handles.run import RunHandle
+from orchestrate.api.run import RunHandle
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.data.files import Review
 from orchestrate.service.evaluation import reviewing

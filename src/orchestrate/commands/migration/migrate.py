@@ -31,7 +31,7 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate import RunHandle
     from orchestrate.preparing.prepared import Prepared
     from orchestrate.service import Orchestrator
     from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration

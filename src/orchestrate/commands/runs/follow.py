@@ -28,7 +28,7 @@ from orchestrate.types import JobStatus, Run
 from orchestrate.watching import UNSENT
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate import RunHandle
     from orchestrate.service import Orchestrator
     from orchestrate.service.records import SyncReport
     from orchestrate.watching import Failure, Lease

@@ -112,7 +112,7 @@ def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox
     cells = _cells(found, chips=not sandbox)
     out.print(filled(cells, right=("step", "took", "cost"), fold=("model", "tags")))
     if deployed:
-        note(f"{hourly(deployed)}: orchestrate deployments")
+        note(f"{hourly([one.record for one in deployed])}: orchestrate deployments")
 
 
 def _cells(found: Sequence[Run], *, chips: bool) -> dict[str, list[str | Text]]:

@@ -45,7 +45,7 @@ from orchestrate.watching import UNSENT, UNSETTLED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrate.handles.run import RunHandle
+    from orchestrate import RunHandle
     from orchestrate.service import Orchestrator
 
 Refresh = Annotated[

@@ -113,7 +113,7 @@ def run(
     Jobs are kept as those of `orchestrate sandbox` are, and whatever asks about one of them later starts the
     hosts again; those of a sandbox that runs already are used.
     """
-    from orchestrate.service.setup.sandbox import joined
+    from orchestrate.sandbox.joining import joined
 
     words = [*command, *context.args]
     kept = hosts.home or _default_home(context)
@@ -126,7 +126,7 @@ def run(
 
 
 def _start(hosts: Hosts, port: int) -> AbstractContextManager[Sandbox]:
-    from orchestrate.service.setup.sandbox import running
+    from orchestrate.sandbox.joining import running
 
     return running(port, home=hosts.home, **_ways(hosts))
 
@@ -138,7 +138,7 @@ def _ways(hosts: Hosts) -> dict[str, Any]:
 
 
 def _default_home(context: typer.Context) -> Path:
-    from orchestrate.service.setup.sandbox import home_of
+    from orchestrate.sandbox.joining import home_of
 
     return home_of(settings_of(context))
 

@@ -35,7 +35,7 @@ from orchestrate.text import count, limit, money, quoted
 from orchestrate.types import JobStatus, Problem, Quote, Severity
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate import RunHandle
     from orchestrate.preparing.earlier import Earlier
     from orchestrate.preparing.prepared import Prepared
     from orchestrate.service import Orchestrator

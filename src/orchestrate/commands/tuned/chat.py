@@ -23,7 +23,7 @@ from orchestrate.types import Message, Reply, decoding
 from orchestrate.underway import work
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate import RunHandle
     from orchestrate.service.serving.talking import Talk
     from orchestrate.types import Artifact
 

@@ -24,7 +24,7 @@ from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Proof
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import DeploymentHandle
+    from orchestrate import DeploymentHandle
     from orchestrate.settings.config import Settings
 
 

@@ -237,7 +237,7 @@ def _of_work(quote: Quote | None) -> Bill | None:
 # -- against the quote -------------------------------------------------------------------------------------
 
 
-class Difference(Record, frozen=True, kw_only=True):
+class BillDifference(Record, frozen=True, kw_only=True):
     """Quoted against billed, for one component or for the total."""
 
     component: str
@@ -256,8 +256,8 @@ class Reconciliation(Record, frozen=True, kw_only=True):
     provider: str
     model: str
     origin: str
-    total: Difference
-    components: tuple[Difference, ...] = ()
+    total: BillDifference
+    components: tuple[BillDifference, ...] = ()
 
 
 def reconcile(run: Run) -> Reconciliation | None:
@@ -285,9 +285,9 @@ def reconcile(run: Run) -> Reconciliation | None:
     )
 
 
-def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high: Decimal) -> Difference:
+def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high: Decimal) -> BillDifference:
     error = quoted - billed
-    return Difference(
+    return BillDifference(
         component=name,
         quoted_usd=quoted,
         billed_usd=billed,

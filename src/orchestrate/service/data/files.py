@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.attributes import late
 from orchestrate.errors import DataError, OrchestrateError, UsageError
+from orchestrate.handles.tracked import tracked
 from orchestrate.profile import profile, this_machine
 from orchestrate.types import TokensFrom
 
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from orchestrate.data.passes.ray_engine import on_ray as on_ray
     from orchestrate.local.encoding.preview import read_preview as read_preview
     from orchestrate.providers.registry import format_of as format_of
-    from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.settings.config import Settings
+    from orchestrate.workspace import Workspace
 
 _PUBLIC = {
     "Division": "data.operations.split",
@@ -70,12 +71,12 @@ _PUBLIC = {
 __getattr__ = late("orchestrate", _PUBLIC)
 
 
-def rows_of_run(ft: Orchestrator, run: str, first: int, count: int) -> PreviewReport:
+def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewReport:
     """The rows that the host of a run shows as its trainer saw them. Raises `UsageError` for no such run,
     `Unsupported` where the host shows none, `DataError` while there is none."""
     from orchestrate.data.operations.preview import PreviewReport
 
-    handle = ft.run(run)
+    handle = tracked(ft, run)
     rows = [row for row in handle.rendered() if row.row >= first][:count]
     if not rows:
         raise DataError(

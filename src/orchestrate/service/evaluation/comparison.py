@@ -10,7 +10,6 @@ from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.evaluation.flips import Flips, flips
 from orchestrate.evaluation.pairing import Pairing, between
 from orchestrate.evaluation.review.results import told
-from orchestrate.handles.run import RunHandle
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference
@@ -20,14 +19,14 @@ from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Run, Translation
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 
-def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> Comparison:
+def compare(ft: Workspace, runs: Iterable[Run | str]) -> Comparison:
     """As `Orchestrator.compare`."""
-    records = [_record(ft, run) for run in runs]
+    records = [ft.record(run) if isinstance(run, str) else run for run in runs]
     metrics = {r.id: ft.store.history.metrics(r.id) for r in records}
-    evaluations = {r.id: ft.evaluations(r.id) for r in records}
+    evaluations = {r.id: ft.store.history.evaluations(r.id) for r in records}
     translated = {r.id: found for r in records if (found := sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
@@ -45,7 +44,7 @@ def compare(ft: Orchestrator, runs: Iterable[RunHandle | Run | str]) -> Comparis
     return with_proofs(found, {r.id: ft.store.history.proofs(r.id) for r in records})
 
 
-def _people(ft: Orchestrator, run_ids: set[str]) -> list[str]:
+def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
     """What was said in reviews of these runs, the newest last."""
     found: list[str] = []
     for review in reversed(ft.store.reviews.matching()):
@@ -102,13 +101,7 @@ def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
     return next(mine, None)
 
 
-def _record(ft: Orchestrator, run: RunHandle | Run | str) -> Run:
-    if isinstance(run, RunHandle):
-        return run.record
-    return ft.run(run).record if isinstance(run, str) else run
-
-
-def sent(ft: Orchestrator, run: Run) -> Translation | None:
+def sent(ft: Workspace, run: Run) -> Translation | None:
     """Return what a run's settings became, as it was stored when the run was submitted.
 
     Of a run that was not submitted from here it is what they become today; `None` when its backend can no

@@ -38,10 +38,10 @@ from orchestrate.text import among
 from orchestrate.types import NOT_PROVED, Contender, JobHandle, Message, Reply, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate.handles.tracked import TrackedRun
     from orchestrate.local.answers.generation import Generator
     from orchestrate.providers.base import Provider
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
 """Beside the names of hosts to which a run's adapter was deployed."""
@@ -65,7 +65,7 @@ class Contenders:
 
     def __init__(
         self,
-        ft: Orchestrator,
+        ft: Workspace,
         sampling: Sampling,
         on: str,
         key_variable: str | None = None,
@@ -94,7 +94,7 @@ class Contenders:
 
     def of_run(
         self,
-        handle: RunHandle,
+        handle: TrackedRun,
         checkpoint: str | None,
         *,
         base: bool,
@@ -236,7 +236,7 @@ class Contenders:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _reachable(self, handle: RunHandle) -> bool:
+    def _reachable(self, handle: TrackedRun) -> bool:
         provider = handle.provider
         if not isinstance(provider, Chats):
             return False
@@ -245,7 +245,7 @@ class Contenders:
         return True
 
     def _on_host(
-        self, handle: RunHandle, tuned: Contender, asked: str | None, *, base: bool
+        self, handle: TrackedRun, tuned: Contender, asked: str | None, *, base: bool
     ) -> list[Candidate]:
         """`asked`: the name of a checkpoint."""
         provider, job = handle.provider, handle.record.handle
@@ -254,7 +254,7 @@ class Contenders:
             for one in self._kinds(provider, job, tuned, base=base)
         ]
 
-    def _at_other_host(self, handle: RunHandle, tuned: Contender, *, base: bool) -> list[Candidate]:
+    def _at_other_host(self, handle: TrackedRun, tuned: Contender, *, base: bool) -> list[Candidate]:
         """The run's adapter where it was deployed. What its base costs by the token there is not known."""
         provider = self._ft.provider(self._on)
         deployment = require_open(self._ft, handle.id, self._on)
@@ -292,7 +292,7 @@ class Contenders:
         require_price(one.name, self._limit_usd, price)
         return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
 
-    def _host_price(self, handle: RunHandle, contender: Contender) -> Price | None:
+    def _host_price(self, handle: TrackedRun, contender: Contender) -> Price | None:
         """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""
         provider = handle.provider
         if contender.kind == "tuned" and isinstance(provider, Deploys):
@@ -311,7 +311,7 @@ class Contenders:
 
     def _here(
         self,
-        handle: RunHandle,
+        handle: TrackedRun,
         tuned: Contender,
         generator: Generator | None,
         base_precision: BasePrecision | None,
@@ -410,7 +410,7 @@ class _OneByOne:
         return reply
 
 
-def _name_of(handle: RunHandle, checkpoint: str) -> str | None:
+def _name_of(handle: TrackedRun, checkpoint: str) -> str | None:
     """By which its host answers with a checkpoint; `None` where it does not. Raises `UsageError` for one that
     is not there."""
     if not handle.provider.profile.checkpoints_answer:

@@ -36,6 +36,7 @@ from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.handles.deployment import used
+from orchestrate.handles.tracked import TrackedRun, tracked
 from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import Purse
 from orchestrate.reports import EvaluationReport
@@ -49,8 +50,7 @@ from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ class PreparedEvaluation:
 
     def __init__(
         self,
-        ft: Orchestrator,
-        runs: Sequence[RunHandle | str],
+        ft: Workspace,
+        runs: Sequence[TrackedRun | str],
         order: EvaluationOrder,
         *,
         purse: Purse | None = None,
@@ -157,7 +157,7 @@ class PreparedEvaluation:
             self._contenders.close()
             raise
 
-    def _prepare(self, named: Sequence[tuple[RunHandle, str | None]]) -> None:
+    def _prepare(self, named: Sequence[tuple[TrackedRun, str | None]]) -> None:
         order, items = self._order, self._subject.items
         candidates: dict[str, Candidate] = {}
         own: dict[str, str] = {}
@@ -204,7 +204,7 @@ class PreparedEvaluation:
                 fix="--metrics judge:MODEL or judge_pair:MODEL",
             )
 
-    def _examples(self, handle: RunHandle) -> tuple[making.Message, ...]:
+    def _examples(self, handle: TrackedRun) -> tuple[making.Message, ...]:
         train = handle.record.spec.get("train")
         if not isinstance(train, str) or is_masked(train):
             raise UsageError(
@@ -272,7 +272,7 @@ class PreparedEvaluation:
                 yield asked_again(contender.name, pairing)
 
 
-def _scope(runs: Sequence[RunHandle | str], digest: str, order: EvaluationOrder) -> str:
+def _scope(runs: Sequence[TrackedRun | str], digest: str, order: EvaluationOrder) -> str:
     names = [run if isinstance(run, str) else run.id for run in runs]
     same = dataclasses.replace(order, max_cost_usd=None, skip_failed=False)
     return f"evaluation of {names} on {digest}: {same}"
@@ -281,17 +281,17 @@ def _scope(runs: Sequence[RunHandle | str], digest: str, order: EvaluationOrder)
 _CHEAPER = "raise --max-cost, or ask fewer rows with --limit"
 
 
-def _named(ft: Orchestrator, run: RunHandle | str) -> tuple[RunHandle, str | None]:
+def _named(ft: Workspace, run: TrackedRun | str) -> tuple[TrackedRun, str | None]:
     """`RUN` or `RUN@CHECKPOINT`."""
     if not isinstance(run, str):
         return run, None
     name, at, checkpoint = run.partition("@")
     if at and not checkpoint:
         raise UsageError(f"{run} names no checkpoint", fix=f"orchestrate checkpoints {name}")
-    return ft.run(name), checkpoint or None
+    return tracked(ft, name), checkpoint or None
 
 
-def _test_file(test: str | Path | None, handles: Sequence[RunHandle]) -> str | Path:
+def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | Path:
     if test is not None:
         return test
     path = handles[0].record.spec.get("test") if handles else None
@@ -361,3 +361,9 @@ def require_reports(output: Path | None, junit: Path | None) -> None:
 def report(evaluation: Evaluation) -> EvaluationReport:
     """An evaluation to be shown or saved, with the items that changed."""
     return EvaluationReport(evaluation=evaluation, flips=tuple(flips(evaluation)))
+
+
+def evaluate_runs(ws: Workspace, runs: Sequence[TrackedRun | str], order: EvaluationOrder) -> Evaluation:
+    """As `Orchestrator.evaluate`."""
+    with PreparedEvaluation(ws, runs, order) as prepared:
+        return prepared.run()

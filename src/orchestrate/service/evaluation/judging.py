@@ -26,7 +26,7 @@ from orchestrate.tracking.records.reviews import PREFIX
 from orchestrate.types import Record, Rubric, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class PreparedJudging:
 
     def __init__(
         self,
-        ft: Orchestrator,
+        ft: Workspace,
         path: str,
         output: Path,
         terms: JudgeTerms,
@@ -137,7 +137,7 @@ class PreparedJudging:
 
 @contextmanager
 def prepared(
-    ft: Orchestrator, path: str, output: Path, terms: JudgeTerms, *, keep: float
+    ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
     """Reads rows, rubric and rated answers. Raises `DataError`, `UsageError` where nobody knows whether the
     judge may be believed, and what finding the model raises."""
@@ -148,7 +148,7 @@ def prepared(
         contenders.close()
 
 
-def calibrated(ft: Orchestrator, terms: JudgeTerms) -> Calibration:
+def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
     """Holds the judge against `terms.rated`: of single answers or of pairs, as they were rated. Raises
     `UsageError`, `DataError` for rated answers that are none, `OverBudget`."""
     by = rubric.read(terms.rubric)
@@ -162,7 +162,7 @@ def calibrated(ft: Orchestrator, terms: JudgeTerms) -> Calibration:
         return measured(ft, Judge.by(respondent, asking_of(ft, terms), by), answers)
 
 
-def asking_of(ft: Orchestrator, terms: JudgeTerms, subject: str = "") -> Asking:
+def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
     """`subject`: what is judged."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
@@ -172,7 +172,7 @@ def asking_of(ft: Orchestrator, terms: JudgeTerms, subject: str = "") -> Asking:
     )
 
 
-def rated_answers(ft: Orchestrator, source: str | None, by: Rubric) -> list[RatedAnswer]:
+def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAnswer]:
     """Of a file, or of a review by its id; none without a source."""
     if source is None:
         return []
@@ -184,7 +184,7 @@ def rated_answers(ft: Orchestrator, source: str | None, by: Rubric) -> list[Rate
 
 
 def held_against(
-    ft: Orchestrator, source: str | None, by: Rubric
+    ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
     """For judges of an evaluation: measures those of the kind that was rated, and knows the others from
     before. Raises `DataError`, `UsageError` for rated answers that are none."""
@@ -197,14 +197,14 @@ def held_against(
     return held
 
 
-def measured(ft: Orchestrator, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
+def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
     """Asks the judge about what people rated, and keeps how far they agree."""
     found = calibration.calibrate(judge, answers)
     ft.store.reviews.calibrate(found.judge, found)
     return found
 
 
-def known(ft: Orchestrator, judge: Judge, kind: Kind) -> Calibration | None:
+def known(ft: Workspace, judge: Judge, kind: Kind) -> Calibration | None:
     """What is known of the very same judge: model, place, prompt and rubric."""
     kept = ft.store.reviews.calibration(judge.digest(kind))
     return None if kept is None else Calibration.from_dict(kept)

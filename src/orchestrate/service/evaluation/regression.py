@@ -20,6 +20,7 @@ from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
 from orchestrate.evaluation.regression.regress import Regression as Regression
 from orchestrate.evaluation.regression.regress import asked, compared, probed, regression
 from orchestrate.handles.deployment import used
+from orchestrate.handles.tracked import TrackedRun, tracked
 from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import Purse
 from orchestrate.service.evaluation import judging
@@ -28,8 +29,7 @@ from orchestrate.text import count, meant
 from orchestrate.types import Sampling, decoding
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 KIND = "regression"
 
@@ -66,12 +66,12 @@ class PreparedRegression:
     """As `PreparedEvaluation`: nothing was sent yet."""
 
     def __init__(
-        self, ft: Orchestrator, run: RunHandle | str, order: RegressionOrder, *, purse: Purse | None = None
+        self, ft: Workspace, run: TrackedRun | str, order: RegressionOrder, *, purse: Purse | None = None
     ) -> None:
         """`run`: a run, or RUN@CHECKPOINT; `purse`: of more than this, in the place of the order's limit.
         Raises `UsageError` and `DataError` for what cannot be probed."""
         name, _, checkpoint = run.partition("@") if isinstance(run, str) else (run, "", "")
-        self._handle = ft.run(name) if isinstance(name, str) else name
+        self._handle = tracked(ft, name) if isinstance(name, str) else name
         self._ft, self._order, self.notes = ft, order, list[str]()
         sampling = Sampling(max_tokens=order.max_tokens)
         same = replace(order, max_cost_usd=None, skip_failed=False)
@@ -190,7 +190,7 @@ def _built_in(order: RegressionOrder) -> list[Probe]:
     ]
 
 
-def regressions(ft: Orchestrator, *run_ids: str) -> list[Regression]:
+def regressions(ft: Workspace, *run_ids: str) -> list[Regression]:
     """Those in the store, oldest first."""
     return [
         decoding.convert(record.data, Regression, strict=False)

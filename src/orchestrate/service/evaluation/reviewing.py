@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from starlette.routing import Route
 
     from orchestrate.evaluation.review.server import Page
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,14 @@ class Exported(Record, frozen=True, kw_only=True):
     rows: int
 
 
-def opened(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
+def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
     """The review of an id, or of runs: the newest one of the same kind, contenders and rubric, else a new
     one. Raises `UsageError` where there is nothing to rate, `DataError` when what it shows is gone."""
     order = order or ReviewOrder()
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
 
 
-def existing(ft: Orchestrator, names: Sequence[str], order: ReviewOrder | None = None) -> Desk | None:
+def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk | None:
     """As `opened`, without making one."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
@@ -93,16 +93,16 @@ def _shows(desk: Desk, order: ReviewOrder, source: Source) -> bool:
 
 
 def _wanted(
-    ft: Orchestrator, names: Sequence[str], order: ReviewOrder
+    ft: Workspace, names: Sequence[str], order: ReviewOrder
 ) -> tuple[Source, list[str], Rubric, Literal["pairs", "single"]]:
-    run_ids = list(dict.fromkeys(ft.run(name).id for name in names))
+    run_ids = list(dict.fromkeys(ft.record(name).id for name in names))
     there = {e.id: e for run_id in run_ids for e in ft.store.history.evaluations(run_id)}
     source = source_of(sorted(there.values(), key=lambda e: e.created_at), run_ids, order.evaluation)
     kind = "single" if order.single else "pairs"
     return source, _contenders(source, order), rubric.read(order.rubric), kind
 
 
-def _made(ft: Orchestrator, names: Sequence[str], order: ReviewOrder) -> Desk:
+def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
     source, contenders, asked_by, kind = _wanted(ft, names, order)
     review_id = ft.store.reviews.new_id()
     made = tasks.tasks_of(
@@ -151,7 +151,7 @@ def serving(
     return server.serving(desk, raters=raters, host=host or LOOPBACK, port=port, names=names)
 
 
-def said(ft: Orchestrator, desk: Desk) -> list[str]:
+def said(ft: Workspace, desk: Desk) -> list[str]:
     """What people said, a sentence for each two contenders."""
     return results.told(result(ft, desk))
 
@@ -165,7 +165,7 @@ def review_routes(
     return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
 
 
-def of_run(ft: Orchestrator, run_id: str) -> list[Desk]:
+def of_run(ft: Workspace, run_id: str) -> list[Desk]:
     """The reviews of a run's answers, newest first; without those whose answers were cleared away."""
     found: list[Desk] = []
     for review in ft.store.reviews.matching(run_ids=[run_id]):
@@ -174,11 +174,11 @@ def of_run(ft: Orchestrator, run_id: str) -> list[Desk]:
     return found
 
 
-def result(ft: Orchestrator, desk: Desk) -> ReviewResult:
+def result(ft: Workspace, desk: Desk) -> ReviewResult:
     return results.result(desk.review, desk.tasks, ft.store.reviews.ratings(desk.review.id))
 
 
-def record(ft: Orchestrator, desk: Desk, ratings: Sequence[Rating]) -> int:
+def record(ft: Workspace, desk: Desk, ratings: Sequence[Rating]) -> int:
     """Adds what was said elsewhere, all of it or nothing: how many. `left` and `right` are the contenders as
     they were shown. Raises `UsageError` for a rating that is none of this review's."""
     known = {task.id: task for task in desk.tasks}
@@ -211,7 +211,7 @@ def planned(preference: float, likeness: float | None = None) -> tuple[Planned, 
     return planning.planned(preference, likeness=planning.LIKENESS if likeness is None else likeness)
 
 
-def export(ft: Orchestrator, desk: Desk, output: Path, rater: str | None) -> Exported:
+def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Exported:
     """A sheet for a rater elsewhere (`.csv`), or what was rated, for a judge to be held against
     (`.jsonl`)."""
     require_writable(output)
@@ -226,7 +226,7 @@ def export(ft: Orchestrator, desk: Desk, output: Path, rater: str | None) -> Exp
     return Exported(review=desk.review.id, output=str(output), rows=count)
 
 
-def rated_answers(ft: Orchestrator, name: str) -> list[rated.RatedAnswer]:
+def rated_answers(ft: Workspace, name: str) -> list[rated.RatedAnswer]:
     """What a review's raters said. Raises `UsageError` while they said nothing."""
     desk = opened(ft, [name])
     held = standing(ft.store.reviews.ratings(desk.review.id))
@@ -235,7 +235,7 @@ def rated_answers(ft: Orchestrator, name: str) -> list[rated.RatedAnswer]:
     return rated.of_review(desk.review, desk.tasks, held)
 
 
-def take(ft: Orchestrator, desk: Desk, sheet: Path, rater: str | None) -> Imported:
+def take(ft: Workspace, desk: Desk, sheet: Path, rater: str | None) -> Imported:
     """The ratings of a sheet, all or none. Raises `DataError` with the row that is wrong."""
     if rater is None:
         raise UsageError("whose ratings are these?", fix="--rater NAME")
@@ -243,7 +243,7 @@ def take(ft: Orchestrator, desk: Desk, sheet: Path, rater: str | None) -> Import
 
 
 def from_review(
-    ft: Orchestrator, name: str, output: Path, *, format: Literal["dpo", "kto"], agreement: float
+    ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto"], agreement: float
 ) -> FromReview:
     """The ratings of a review as training rows."""
     require_writable(output)
@@ -252,7 +252,7 @@ def from_review(
     return rows.from_review(desk.review, desk.tasks, ratings, output, format=format, agreement=agreement)
 
 
-def _desk(ft: Orchestrator, review: Review) -> Desk:
+def _desk(ft: Workspace, review: Review) -> Desk:
     return Desk(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)
 
 

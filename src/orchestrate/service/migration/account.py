@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import OrchestrateError, OverBudget, SpecError, UsageError
+from orchestrate.handles.tracked import TrackedRun, tracked
 from orchestrate.migration import plan as plans
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.plan import PlannedMove as PlannedMove
@@ -21,10 +22,9 @@ from orchestrate.text import joined
 from orchestrate.types import JobStatus, Record, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
     from orchestrate.migration.proposals import Migration
     from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 Tell = Callable[[str], object]
 MOVED = "plan-moved"
@@ -46,7 +46,7 @@ class Carried(Record, frozen=True, kw_only=True):
 
 
 def proposed(
-    ft: Orchestrator, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
+    ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
     """For every run that succeeded and whose model falls silent on an announced day, the soonest first; of
     runs that were trained with the very same settings on the same data, the newest. `priced` gets what each
@@ -78,7 +78,7 @@ def _settings(run: Run) -> str:
 
 
 def _planned(
-    ft: Orchestrator, run: Run, order: MigrationOrder, told: str, priced: Callable[[Prepared], object]
+    ft: Workspace, run: Run, order: MigrationOrder, told: str, priced: Callable[[Prepared], object]
 ) -> PlannedMove:
     """One without held-out rows can be moved, and not be compared."""
     try:
@@ -93,7 +93,7 @@ def _planned(
     return PlannedMove(run_id=run.id, told=told, proposal=prepared.proposal)
 
 
-def _leaving(ft: Orchestrator) -> list[Run]:
+def _leaving(ft: Workspace) -> list[Run]:
     ended = ft.store.runs.matching(status=JobStatus.SUCCEEDED)
     days = {run.id: shutdown(run.model, ft.provider(run.provider).profile) for run in ended}
     runs = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
@@ -104,14 +104,14 @@ def _leaving(ft: Orchestrator) -> list[Run]:
 class _Step:
     entry: plans.Entry
     migration: PreparedMigration
-    known: RunHandle | None
+    known: TrackedRun | None
     """The new run, where it was made before."""
 
 
 class PreparedPlan:
     """A plan of which nothing more was sent yet."""
 
-    def __init__(self, ft: Orchestrator, path: Path, order: MigrationOrder, *, again: bool = False) -> None:
+    def __init__(self, ft: Workspace, path: Path, order: MigrationOrder, *, again: bool = False) -> None:
         """`order`: how parity is judged; the plan says where to. Raises `UsageError` for what is no plan, and
         for an entry that cannot be carried out."""
         self._ft, self._path, self._again = ft, path, again
@@ -143,7 +143,8 @@ class PreparedPlan:
             [target] = migration.proposal.targets
             if target.refused is not None:
                 raise UsageError(f"{entry.to} would refuse it: {target.refused}")
-            return _Step(entry, migration, migration.earlier(entry.to, again=self._again).known)
+            known = migration.earlier(entry.to, again=self._again).known
+            return _Step(entry, migration, known and tracked(self._ft, known))
         except OrchestrateError as error:
             raise UsageError(
                 f"{self._path}: {entry.run} to {entry.to}: {error.message}",
@@ -188,7 +189,7 @@ class PreparedPlan:
         self.require_budget()
         self._note_moved()
         here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]
-        made: dict[str, RunHandle] = {}
+        made: dict[str, TrackedRun] = {}
         problems: dict[str, str] = {}
         for step in [*(s for s in self.steps if s not in here), *here]:
             try:
@@ -202,9 +203,9 @@ class PreparedPlan:
         return [self._carried(step, made.get(step.entry.run), problems, folder, tell) for step in self.steps]
 
     def _moved(self) -> list[Run]:
-        left = [self._ft.run(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
+        left = [self._ft.record(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
         left += [str(r.data["run"]) for r in self._ft.store.history.records(MOVED, [self._mark])]
-        rehearsed = {id: self._ft.run(id).record.sandbox for id in left if self._ft.store.runs.exists(id)}
+        rehearsed = {id: self._ft.record(id).sandbox for id in left if self._ft.store.runs.exists(id)}
         moved = [run for run in self._ft.store.runs.matching() if run.tags.get(TAG) in rehearsed]
         return [run for run in moved if run.sandbox == rehearsed[run.tags[TAG]]]
 
@@ -220,13 +221,13 @@ class PreparedPlan:
             if step.migration.old.id not in noted:
                 history.add_record(self._mark, MOVED, {"run": step.migration.old.id})
 
-    def _submit(self, step: _Step) -> RunHandle:
+    def _submit(self, step: _Step) -> TrackedRun:
         [target] = step.migration.proposal.targets
         limit = target.quote.high_usd if target.quote is not None else None
         return step.migration.submit(step.entry.to, max_cost_usd=limit, again=self._again)
 
     def _carried(
-        self, step: _Step, handle: RunHandle | None, problems: dict[str, str], folder: Path, tell: Tell
+        self, step: _Step, handle: TrackedRun | None, problems: dict[str, str], folder: Path, tell: Tell
     ) -> Carried:
         found = Carried(run_id=step.migration.old.id, provider=step.entry.to)
         if handle is None:
@@ -249,12 +250,12 @@ class PreparedPlan:
             problem=moved.problem if step.migration.order.proof else None,
         )
 
-    def _proved(self, step: _Step, handle: RunHandle) -> Migration:
+    def _proved(self, step: _Step, handle: TrackedRun) -> Migration:
         with parity.PreparedProof(self._ft, step.migration, [(step.entry.to, handle)]) as proof:
             return proof.run()
 
 
-def _known(ft: Orchestrator, step: _Step, handle: RunHandle) -> Migration | None:
+def _known(ft: Workspace, step: _Step, handle: TrackedRun) -> Migration | None:
     """The proof of an earlier try."""
     proved = [m for m in parity.results(ft, step.migration.old.id) if m.evaluation is not None]
     fit = [m for m in proved if any(one.run_id == handle.id for one in m.moved)]
@@ -268,9 +269,9 @@ def _high_usd(step: _Step) -> Decimal:
     return target.quote.high_usd if target.quote is not None else Decimal(0)
 
 
-def _moved_usd(ft: Orchestrator, planned: Sequence[PlannedMove]) -> Decimal:
+def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
     """What moving these runs has cost before there was a plan, which the plan's budget counts too."""
-    old = {one.run_id: ft.run(one.run_id).record.sandbox for one in planned if one.skipped is None}
+    old = {one.run_id: ft.record(one.run_id).sandbox for one in planned if one.skipped is None}
     moved = [run for run in ft.store.runs.matching() if run.tags.get(TAG) in old]
     return sum((cost_usd(run) for run in moved if run.sandbox == old[run.tags[TAG]]), Decimal(0))
 
@@ -290,7 +291,7 @@ def _with(found: Carried, **more: object) -> Carried:
     return with_(found, **more)  # pyright: ignore[reportArgumentType]
 
 
-def write_plan(ft: Orchestrator, path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
+def write_plan(ft: Workspace, path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
     """See `orchestrate.migration.plan.write`."""
     plans.write(path, planned, margin, _moved_usd(ft, planned))
 

@@ -13,7 +13,7 @@ from orchestrate.migration.inventory import Inventory, inventory
 from orchestrate.types import Record, Run
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 
 class Taken(Record, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ class Taken(Record, frozen=True, kw_only=True):
 
 
 def take(
-    ft: Orchestrator,
+    ft: Workspace,
     name: str,
     *,
     since: datetime | None = None,
@@ -63,7 +63,7 @@ def take(
     )
 
 
-def _used(ft: Orchestrator, runs: list[Run]) -> dict[str, datetime]:
+def _used(ft: Workspace, runs: list[Run]) -> dict[str, datetime]:
     """Run id -> when its deployment was last asked from this store."""
     found: dict[str, datetime] = {}
     for deployment in ft.store.deployments.matching():

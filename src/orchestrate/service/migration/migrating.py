@@ -17,13 +17,16 @@ from msgspec.structs import replace
 from orchestrate import days
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.evaluation.metrics import registry
+from orchestrate.handles.tracked import TrackedRun
 from orchestrate.migration import changes, recordings
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.moved import KEY
 from orchestrate.migration.moved import TAG as TAG
 from orchestrate.migration.proposals import HeldOutRows, Old, Priced, Proposal, Target
 from orchestrate.migration.targets import MOST, Needs, Suited, base_of, suited
-from orchestrate.preparing import quoting
+from orchestrate.preparing import earlier, quoting
+from orchestrate.preparing.prepared import plan, prepare, training_data
+from orchestrate.preparing.submission import submit
 from orchestrate.reports import facts
 from orchestrate.service.evaluation.comparison import sent
 from orchestrate.settings.keys import is_masked
@@ -32,12 +35,11 @@ from orchestrate.types import JobStatus, Quote, Run, Sampling
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
-    from orchestrate.handles.run import RunHandle
     from orchestrate.preparing.earlier import Earlier
     from orchestrate.preparing.prepared import Offer, Prepared
     from orchestrate.preparing.quoting import Ownership, Use
     from orchestrate.providers.base import Progress
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 MARGIN = 0.05
 REQUESTS = 1000
@@ -78,7 +80,7 @@ class PreparedMigration:
     """A migration of which nothing was sent yet."""
 
     def __init__(
-        self, ft: Orchestrator, run: RunHandle | str, order: MigrationOrder, today: date | None = None
+        self, ft: Workspace, run: TrackedRun | str, order: MigrationOrder, today: date | None = None
     ) -> None:
         """`today`: the day by which hosts have closed and models are silent. Raises `UsageError`
         for a run that cannot be moved, or whose parity could not be shown, and `DataError` where
@@ -86,12 +88,12 @@ class PreparedMigration:
         if not 0 < order.margin < math.inf:
             raise UsageError(f"--margin is how much worse is still as good, above 0; got {order.margin:g}")
         registry.check(order.metrics)
-        handle = ft.run(run) if isinstance(run, str) else run
-        self._ft, self.order, self.old = ft, order, handle.record
+        self._ft, self.order = ft, order
+        self.old = ft.record(run) if isinstance(run, str) else run.record
         self.today = today or days.today()
         self._names = ft.backends(list(order.to))
         self._spec = _moved(self.old, self._names, order.train)
-        data = ft.data(self._spec)
+        data = training_data(ft, self._spec)
         self._needs, self._use = _needs(self._spec, data), order.use or _use(data)
         held = self._held_out() if order.proof else None
         self._choose()
@@ -113,7 +115,7 @@ class PreparedMigration:
         if chosen:
             models = {name: one.suited.model for name, one in chosen.items()}
             spec, self._refused = self._to(models)
-            self.prepared = self._ft.prepare(spec, list(models))
+            self.prepared = prepare(self._ft, spec, list(models))
 
     def _suited(self, name: str) -> list[Suited]:
         provider, profile = self._ft.provider(name), self._ft.provider(name).profile
@@ -128,7 +130,7 @@ class PreparedMigration:
         self, models: Mapping[str, str], suits: Mapping[str, Sequence[Suited]], place: int
     ) -> dict[str, Priced]:
         names, (spec, _) = list(models), self._to(models)
-        quotes = {q.provider: q for q in self._ft.prepare(spec, names, checked=False).quotes}
+        quotes = {q.provider: q for q in prepare(self._ft, spec, names, checked=False).quotes}
         found: dict[str, Priced] = {}
         for name in names:
             [total] = quoting.ownership(self._ft, spec.on(name), [quotes[name]], self._use)
@@ -139,7 +141,7 @@ class PreparedMigration:
         """The spec for these backends (name -> model), and what each of them has to go without: setting ->
         why."""
         spec = self._spec.model_copy(update={"model": dict(models)})
-        translations = self._ft.plan(spec, list(models))
+        translations = plan(self._ft, spec, list(models))
         without = {t.provider: t.overrides for t in translations if t.overrides}
         refused = {t.provider: {s.name: s.rule or "" for s in t.refused} for t in translations}
         values = spec.asked() | ({"overrides": without} if without else {})
@@ -189,7 +191,9 @@ class PreparedMigration:
 
     def _changes(self, name: str, offer: Offer, data: TrainingData) -> list[changes.Change]:
         host, there = self._ft.provider(self.old.provider), self._ft.provider(name)
-        before = sent(self._ft, self.old) or self._ft.plan(JobSpec.parse(self.old.spec), self.old.provider)[0]
+        before = (
+            sent(self._ft, self.old) or plan(self._ft, JobSpec.parse(self.old.spec), self.old.provider)[0]
+        )
         base = base_of(self.old.model, host.profile)
         new = base_of(offer.spec.model_for(name), there.profile)
         return [
@@ -257,7 +261,7 @@ class PreparedMigration:
         prepared = self._require()
         attempt = 0
         while True:
-            [found] = self._ft.earlier(prepared, [name], idempotency_key=self._key(name, attempt))
+            [found] = earlier.found(self._ft, prepared, [name], self._key(name, attempt))
             ended_badly = found.known is not None and found.known.status in _FAILED
             if not (again and ended_badly):
                 return found
@@ -271,10 +275,11 @@ class PreparedMigration:
         again: bool = False,
         progress: Progress | None = None,
         agree: Callable[[Quote], bool] | None = None,
-    ) -> RunHandle:
+    ) -> TrackedRun:
         """As `Orchestrator.submit`; the same migration is the same run, in every process of this store and
         after a kill at any moment."""
-        return self._ft.submit(
+        made = submit(
+            self._ft,
             self._require(),
             name,
             max_cost_usd=max_cost_usd,
@@ -282,6 +287,7 @@ class PreparedMigration:
             progress=progress,
             agree=agree,
         )
+        return TrackedRun(self._ft, made)
 
     def _require(self) -> Prepared:
         if self.prepared is None:

@@ -12,6 +12,7 @@ from orchestrate.data import Dataset
 from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.evaluation.evaluate import EvaluationPlan, read_items
 from orchestrate.evaluation.held_out import MOST_LABELS, held_out
+from orchestrate.handles.tracked import TrackedRun, tracked
 from orchestrate.migration import parity, recordings
 from orchestrate.migration.proposals import Migration as Migration
 from orchestrate.migration.proposals import Moved
@@ -25,9 +26,8 @@ from orchestrate.types import Evaluation, JobStatus, decoding
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.regression.regress import Regression
-    from orchestrate.handles.run import RunHandle
     from orchestrate.service.migration.migrating import PreparedMigration
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 KIND = "migration"
 """Of the store's records, beside the old run."""
@@ -38,7 +38,7 @@ class PreparedProof:
     """Old and new models of which nothing was asked yet. A context, as an evaluation is."""
 
     def __init__(
-        self, ft: Orchestrator, migration: PreparedMigration, runs: Sequence[tuple[str, RunHandle]]
+        self, ft: Workspace, migration: PreparedMigration, runs: Sequence[tuple[str, TrackedRun]]
     ) -> None:
         """`runs`: backend and run, as they ended."""
         self._ft, self._migration = ft, migration
@@ -68,7 +68,7 @@ class PreparedProof:
             max_cost_usd=order.max_cost_usd,
         )
         self._evaluation = PreparedEvaluation(
-            ft, [*good] if recorded else [ft.run(migration.old.id), *good], wanted, purse=self._purse
+            ft, [*good] if recorded else [tracked(ft, migration.old), *good], wanted, purse=self._purse
         )
 
     def __enter__(self) -> Self:
@@ -116,7 +116,7 @@ class PreparedProof:
                 notes.append(f"what the model on {name} forgot could not be measured: {error.message}")
         return found
 
-    def _moved(self, name: str, handle: RunHandle, evaluation: Evaluation | None) -> Moved:
+    def _moved(self, name: str, handle: TrackedRun, evaluation: Evaluation | None) -> Moved:
         run = handle.record
         moved = Moved(
             provider=name,
@@ -153,7 +153,7 @@ def _slices(path: str, limit: int | None) -> list[str]:
     return ["length", *(["label"] if few else [])]
 
 
-def results(ft: Orchestrator, run_id: str) -> list[Migration]:
+def results(ft: Workspace, run_id: str) -> list[Migration]:
     """What came of moving a run, oldest first."""
     found = ft.store.history.records(KIND, [run_id])
     return [decoding.convert(record.data, Migration, strict=False) for record in found]

@@ -18,6 +18,7 @@ from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation.evaluate import Asked, plan
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.prompts import prompts
+from orchestrate.handles.tracked import tracked
 from orchestrate.migration import recordings
 from orchestrate.migration.covering import covering
 from orchestrate.migration.inventory import shutdown
@@ -30,7 +31,7 @@ from orchestrate.tracking.ids import RUN_PREFIX
 from orchestrate.types import JobStatus, Record, Run, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 HELD_OUT = ("test", "validation")
 """Files of a spec whose prompts the model was not trained on."""
@@ -103,11 +104,11 @@ class FromRecord(Record, frozen=True, kw_only=True):
 class PreparedRecording:
     """A recording of which nothing was asked yet. A context: what it starts on this machine ends with it."""
 
-    def __init__(self, ft: Orchestrator, name: str, order: RecordOrder) -> None:
+    def __init__(self, ft: Workspace, name: str, order: RecordOrder) -> None:
         """`name`: a run, else a model as `eval --model` takes it. Raises `UsageError` and `DataError`."""
         self._ft, self._order = ft, order
         named = ft.store.runs.exists(name) or name.startswith(RUN_PREFIX)
-        run = ft.run(name).record if named else None
+        run = ft.record(name) if named else None
         path = str(order.prompts) if order.prompts is not None else _own_prompts(run, name)
         found = prompts(path)
         self._covering = covering(found.items, order.most)
@@ -122,7 +123,7 @@ class PreparedRecording:
         )
         try:
             if run is not None:
-                handle = ft.run(run.id)
+                handle = tracked(ft, run)
                 handle.check()
                 [self._candidate] = self._contenders.of_run(handle, None, base=False)
             else:
@@ -240,21 +241,21 @@ def _own_prompts(run: Run | None, name: str) -> str:
     )
 
 
-def _silent_on(ft: Orchestrator, run: Run | None) -> date | None:
+def _silent_on(ft: Workspace, run: Run | None) -> date | None:
     return shutdown(run.model, ft.provider(run.provider).profile) if run is not None else None
 
 
-def all_recordings(ft: Orchestrator) -> list[Recording]:
+def all_recordings(ft: Workspace) -> list[Recording]:
     """Oldest first."""
     return recordings.all_of(ft.store)
 
 
-def named(ft: Orchestrator, name: str) -> Recording:
+def named(ft: Workspace, name: str) -> Recording:
     """By its id or the beginning of it. Raises `UsageError`."""
     return recordings.find(ft.store, name)
 
 
-def calendar(ft: Orchestrator, today: date | None = None) -> list[Due]:
+def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
     """Every tuned model of the store that falls silent on an announced day, the soonest first."""
     now = today or days.today()
     found: list[Due] = []
@@ -285,7 +286,7 @@ def calendar(ft: Orchestrator, today: date | None = None) -> list[Due]:
     return sorted(found, key=lambda due: (due.silent_on, due.run_id))
 
 
-def terms(ft: Orchestrator, recording: Recording) -> tuple[str, ...]:
+def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
     """What those who made and host the model say of training on its answers, as far as it is known."""
     found: list[str] = []
     who = recording.contender
@@ -300,7 +301,7 @@ def terms(ft: Orchestrator, recording: Recording) -> tuple[str, ...]:
     return tuple(found)
 
 
-def from_record(ft: Orchestrator, name: str, output: Path) -> FromRecord:
+def from_record(ft: Workspace, name: str, output: Path) -> FromRecord:
     """The recorded answers as chat rows to train on. Answers that were cut at the most tokens, or are empty,
     are left out: a model would learn to stop there."""
     recording = recordings.find(ft.store, name)

@@ -20,6 +20,7 @@ from orchestrate.ab.sequential import users_for as users_for
 from orchestrate.ab.upstream import Upstream
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
 from orchestrate.handles.deployment import used
+from orchestrate.handles.tracked import TrackedRun, tracked
 from orchestrate.profile import this_machine
 from orchestrate.providers.base import Chats, Serves, capability
 from orchestrate.providers.chat.completions import at_chat
@@ -36,8 +37,7 @@ from orchestrate.web import server
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from orchestrate.handles.run import RunHandle
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 ARMS: tuple[Arm, Arm] = ("base", "tuned")
@@ -68,7 +68,7 @@ class ABUp:
 
 
 def begun(
-    ft: Orchestrator, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
+    ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
 ) -> Experiment:
     """The experiment of a plan's file, or one that was begun, by its name or id. `start` gets the plan of a
     new experiment first, and may raise to keep it from starting. Raises `UsageError`."""
@@ -81,7 +81,7 @@ def begun(
     return Experiment.begin(read, ft.store)
 
 
-def found(ft: Orchestrator, name: str | None) -> list[Experiment]:
+def found(ft: Workspace, name: str | None) -> list[Experiment]:
     """One by its name or id, or all of them, newest first."""
     if name is not None:
         return [Experiment.open(name, ft.store)]
@@ -100,7 +100,7 @@ def save(report: ExperimentReport, path: Path) -> Path:
 
 @contextmanager
 def serve(
-    ft: Orchestrator,
+    ft: Workspace,
     experiment: Experiment,
     terms: ABTerms,
     *,
@@ -166,7 +166,7 @@ def _deciding(
 
 
 def _arms(
-    ft: Orchestrator, plan: ExperimentPlan, ending: ExitStack, accept_licence: Sequence[str]
+    ft: Workspace, plan: ExperimentPlan, ending: ExitStack, accept_licence: Sequence[str]
 ) -> dict[Arm, Upstream]:
     """Where each arm is asked. What runs on this machine is served until the end."""
     written: dict[Arm, str] = {"base": plan.base, "tuned": plan.tuned}
@@ -183,16 +183,16 @@ def _arms(
     return {arm: places.get(arm) or _elsewhere(ft, plan, arm, written[arm]) for arm in ARMS}
 
 
-def _is_here(ft: Orchestrator, written: str) -> bool:
+def _is_here(ft: Workspace, written: str) -> bool:
     """A run of this machine, or a folder with weights."""
     if not written.startswith(RUN_PREFIX):
         return Path(written).expanduser().is_dir()
-    return ft.run(written).record.provider == this_machine().kind
+    return ft.record(written).provider == this_machine().kind
 
 
-def _elsewhere(ft: Orchestrator, plan: ExperimentPlan, arm: Arm, written: str) -> Upstream:
+def _elsewhere(ft: Workspace, plan: ExperimentPlan, arm: Arm, written: str) -> Upstream:
     if written.startswith(RUN_PREFIX):
-        return _on_host(ft, ft.run(written), arm)
+        return _on_host(ft, tracked(ft, written), arm)
     variable = plan.key_variables.get(arm)
     at = model_at(ft.settings, written, variable)
     keyless = variable is None and written.startswith(("http://", "https://"))
@@ -203,7 +203,7 @@ def _elsewhere(ft: Orchestrator, plan: ExperimentPlan, arm: Arm, written: str) -
     )
 
 
-def _keeping_up(ft: Orchestrator, host: str, model: str) -> Callable[[], None] | None:
+def _keeping_up(ft: Workspace, host: str, model: str) -> Callable[[], None] | None:
     """Says of a deployment of this store that it is used, where the model is asked by its name."""
     for one in ft.store.deployments.matching(provider=host, over=False):
         with suppress(ProviderError):
@@ -213,7 +213,7 @@ def _keeping_up(ft: Orchestrator, host: str, model: str) -> Callable[[], None] |
     return None
 
 
-def _on_host(ft: Orchestrator, handle: RunHandle, arm: Arm) -> Upstream:
+def _on_host(ft: Workspace, handle: TrackedRun, arm: Arm) -> Upstream:
     handle.check()
     chat = capability(handle.provider, Chats).chat(handle.record.handle, base=arm == "base", max_tokens=1)
     if chat is None:

@@ -18,11 +18,11 @@ from orchestrate.settings import config
 from orchestrate.types import AuditEntry, GatewayKey
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.tracking import Watcher
+    from orchestrate.workspace import Workspace
 
 
-def read(ft: Orchestrator, **more: Any) -> Terms:
+def read(ft: Workspace, **more: Any) -> Terms:
     """What the configuration says, and `more`, the fields of `Terms` that flags give. Raises
     `ConfigError`."""
     told = ft.settings
@@ -31,13 +31,13 @@ def read(ft: Orchestrator, **more: Any) -> Terms:
     return terms.read(told.gateway, told.home, where, webhook_secret=secret, **more)
 
 
-def serve(ft: Orchestrator, told: Terms, watcher: Watcher) -> AbstractContextManager[Up]:
+def serve(ft: Workspace, told: Terms, watcher: Watcher) -> AbstractContextManager[Up]:
     """As `orchestrate.gateway.running.serve`."""
     return running.serve(ft, told, watcher)
 
 
 def add_key(  # noqa: PLR0913  each is a limit of its own
-    ft: Orchestrator,
+    ft: Workspace,
     name: str,
     *,
     project: str = "default",
@@ -72,7 +72,7 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     return ft.store.gateway_keys.add(key, by=ft.settings.made_by), key
 
 
-def keys(ft: Orchestrator) -> list[tuple[GatewayKey, Decimal, int]]:
+def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
     """Each with what its jobs take in US dollars, and how many of them go on."""
     found: list[tuple[GatewayKey, Decimal, int]] = []
     for key in ft.store.gateway_keys.all():
@@ -81,12 +81,12 @@ def keys(ft: Orchestrator) -> list[tuple[GatewayKey, Decimal, int]]:
     return found
 
 
-def revoke_key(ft: Orchestrator, name: str) -> GatewayKey:
+def revoke_key(ft: Workspace, name: str) -> GatewayKey:
     """Its next request is refused. Raises `UsageError` for a name without a key."""
     return ft.store.gateway_keys.revoke(name, ft.store.clock.now(), by=ft.settings.made_by)
 
 
-def entries(ft: Orchestrator, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
+def entries(ft: Workspace, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
     """The last requests that changed something or were refused, and keys made and revoked, oldest first."""
     return ft.store.gateway_keys.entries(key=key, limit=limit)
 

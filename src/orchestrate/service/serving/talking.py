@@ -13,7 +13,7 @@ from orchestrate.providers.base import AnswersHere, Downloads, capability
 from orchestrate.types import Message, Reply
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
+    from orchestrate.handles.tracked import TrackedRun
     from orchestrate.local.answers.generation import Generator
 
 PLACES = ("auto", "host", "here")
@@ -25,7 +25,7 @@ class Talk:
     """Asks the model of one run. On this machine, where a run of its own and a downloaded adapter answer, the
     model is loaded once and its answers come as they are written. To be closed."""
 
-    def __init__(self, handle: RunHandle, on: str = "auto", at: str | None = None) -> None:
+    def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
         """`on`: `host` asks the run's host, `here` downloads the adapter and answers on this machine; `auto`
         is where the run was trained. Raises `UsageError`, and what `check` and `download` do."""
         if on not in PLACES:
@@ -74,7 +74,7 @@ class Talk:
         return self._own
 
 
-def system_message(handle: RunHandle) -> str | None:
+def system_message(handle: TrackedRun) -> str | None:
     """That with which the run's training data begin, where nearly all of the first rows have the same one;
     `None` too where the data are not here any more."""
     from orchestrate.data import Dataset

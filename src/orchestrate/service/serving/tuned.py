@@ -14,6 +14,7 @@ from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageErro
 from orchestrate.files import locked, private_folder
 from orchestrate.handles import privacy
 from orchestrate.handles import tuned as models
+from orchestrate.handles.tracked import TrackedRun, tracked
 from orchestrate.handles.tuned import Asking as Asking
 from orchestrate.handles.tuned import export as export
 from orchestrate.handles.tuned import merge as merge
@@ -31,22 +32,21 @@ from orchestrate.web.server import free_port
 
 if TYPE_CHECKING:
     from orchestrate.handles.deployment import DeploymentHandle
-    from orchestrate.handles.run import RunHandle
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _LONGEST_NAME = 200
 ENGINES = ("auto", "transformers", "llama.cpp", "vllm")
 
 
-def subject(ft: Orchestrator, name: str) -> RunHandle | Path:
+def subject(ft: Workspace, name: str) -> TrackedRun | Path:
     """A run by its id, or a folder with weights. Raises `UsageError`."""
     folder = Path(name).expanduser()
     if folder.is_dir() and list(folder.glob("*.safetensors")):
         return folder.resolve()
-    return ft.run(name)
+    return tracked(ft, name)
 
 
-def asked(ft: Orchestrator, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
+def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
     """Licences of the bases that ask for something that nobody has agreed to yet."""
     found: dict[str, Licence] = {}
     for name in names:
@@ -59,7 +59,7 @@ def asked(ft: Orchestrator, names: Iterable[str], accepted: Sequence[str]) -> li
     return list(found.values())
 
 
-def require_upload(ft: Orchestrator, what: RunHandle | Path) -> None:
+def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
     """Raises `UsageError` where a private run's weights would go to a hub that is not known to be its
     owner's."""
     if isinstance(what, Path) or not privacy.is_private(what.record):
@@ -126,7 +126,7 @@ class Choice:
 
 @contextmanager
 def serve(
-    ft: Orchestrator,
+    ft: Workspace,
     names: Sequence[str],
     terms: Terms,
     choice: Choice | None = None,
@@ -174,7 +174,7 @@ def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
     return named
 
 
-def _vllm(ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
+def _vllm(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
     if len(tuned) > 1 and not all(t.adapter for t in tuned):
         raise UsageError("a whole tuned model is served alone")
     folders = {t.name: _exported(ft, t, "vllm", Options()) for t in tuned if t.adapter}
@@ -184,7 +184,7 @@ def _vllm(ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, choice: Choice
     ).with_more(choice.more)
 
 
-def _llama_cpp(ft: Orchestrator, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
+def _llama_cpp(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
     if len(tuned) > 1:
         raise UsageError(
             "llama.cpp's server has one model by name: serve one run with it",
@@ -207,7 +207,7 @@ def _port(terms: Terms) -> int:
     return terms.port or free_port(terms.host)
 
 
-def _exported(ft: Orchestrator, tuned: Tuned, form: str, options: Options) -> Path:
+def _exported(ft: Workspace, tuned: Tuned, form: str, options: Options) -> Path:
     """An export for an engine, made once for the weights."""
     weights = (forms.weights_hash(tuned.folder) or "none")[:16]
     kind = f"-{options.quantise}" if form == "gguf" else ""
@@ -219,14 +219,14 @@ def _exported(ft: Orchestrator, tuned: Tuned, form: str, options: Options) -> Pa
     return folder
 
 
-def prove(ft: Orchestrator, up: Up, names: Sequence[str]) -> list[Proof]:
+def prove(ft: Workspace, up: Up, names: Sequence[str]) -> list[Proof]:
     """That each of the models answers to its own name as it was trained."""
     pairs = zip(names, up.tuned, strict=True)
     return [verify(ft, subject(ft, name), up.url, Asking(model=one.name, key=up.key)) for name, one in pairs]
 
 
 def prove_deployed(
-    ft: Orchestrator, run: RunHandle, deployment: DeploymentHandle, patience_s: float
+    ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
 ) -> tuple[Proof | None, str | None]:
     """Proves what was deployed, once it answers; else why it was not. The prompts of the proof are billed
     as all others are. Nothing large is brought here for it: without the base on this machine the prompts by
@@ -244,7 +244,7 @@ def prove_deployed(
 
 
 def add(
-    ft: Orchestrator,
+    ft: Workspace,
     names: Sequence[str],
     url: str,
     accept_licence: Sequence[str],
@@ -265,10 +265,10 @@ def add(
     return found
 
 
-def new_key(ft: Orchestrator, name: str) -> str:
+def new_key(ft: Workspace, name: str) -> str:
     """It is shown once. Servers that run already do not know it."""
     return keys.make(ft.settings.make_home(), name)
 
 
-def revoke_key(ft: Orchestrator, name: str) -> None:
+def revoke_key(ft: Workspace, name: str) -> None:
     keys.revoke(ft.settings.home, name)

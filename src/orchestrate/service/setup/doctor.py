@@ -24,11 +24,12 @@ from orchestrate.service.setup import backends
 from orchestrate.text import count, size
 from orchestrate.types import Record
 from orchestrate.underway import work
+from orchestrate.workspace import scope_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _EXTRAS: dict[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "bitsandbytes"),
@@ -81,7 +82,7 @@ def machine() -> Iterator[Check]:
         )
 
 
-def settings(ft: Orchestrator, *, online: bool = False) -> Iterator[Check]:
+def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
     """Keys, broken backends, home folder, disk, store, deployments. `online` asks each host that there is a
     key for whether it takes it, by the first page of its jobs. Raises `StoreError` when the store cannot be
     used."""
@@ -103,9 +104,9 @@ def settings(ft: Orchestrator, *, online: bool = False) -> Iterator[Check]:
             yield Check(check=f"backend {plugin.kind}", ok=True, detail=told)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
-    runs = count(len(ft.runs(limit=1000)), "run")
+    runs = count(len(ft.store.runs.matching(limit=1000, sandbox=scope_of(ft.settings))), "run")
     yield Check(check="store", ok=True, detail=f"{ft.store.place}, {runs}")
-    if deployed := ft.deployments():
+    if deployed := ft.store.deployments.matching(over=False):
         unproven = [one for one in deployed if one.state.unproven]
         doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
         yield Check(
@@ -116,7 +117,7 @@ def settings(ft: Orchestrator, *, online: bool = False) -> Iterator[Check]:
         )
 
 
-def _asked(ft: Orchestrator, name: str) -> Check:
+def _asked(ft: Workspace, name: str) -> Check:
     """Whether the host takes the key: a read, which changes and bills nothing."""
     try:
         with work(f"asking {name}"):

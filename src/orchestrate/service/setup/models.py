@@ -16,7 +16,7 @@ from orchestrate.providers.base import ListsModels, capability
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Backends, Orchestrator
+    from orchestrate.workspace import Backends, Workspace
 
 
 class ModelChanges(Record, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class ModelChanges(Record, frozen=True, kw_only=True):
     """Backend -> why it could not be asked."""
 
 
-def changes(ft: Orchestrator, provider: Backends = "all") -> ModelChanges:
+def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
     """Asks the hosts which models they tune; those of which the catalog knows nothing are not asked."""
     found: list[Change] = []
     skipped: dict[str, str] = {}

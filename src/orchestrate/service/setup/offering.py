@@ -3,13 +3,11 @@ folder yet there are no runs."""
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from orchestrate import catalog
 from orchestrate.providers import registry
-from orchestrate.service.setup.opened import Opened
 from orchestrate.settings import config
 from orchestrate.types import Run
+from orchestrate.workspace import Workspace, scope_of
 
 
 def backends() -> list[str]:
@@ -32,5 +30,5 @@ def runs(most: int = 50) -> list[Run]:
     settings = config.load()
     if not settings.home.exists():
         return []
-    with closing(Opened(settings)) as opened:
-        return opened.store.runs.matching(limit=most, sandbox=opened.scope)
+    with Workspace(settings) as ws:
+        return ws.store.runs.matching(limit=most, sandbox=scope_of(settings))

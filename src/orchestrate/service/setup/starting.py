@@ -17,6 +17,7 @@ from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.files import write_whole
 from orchestrate.local import machine
 from orchestrate.local.plan.memory import Setup
+from orchestrate.preparing.prepared import prepare
 from orchestrate.profile import this_machine
 from orchestrate.service.setup.machine import memory_plan
 from orchestrate.spec import JobSpec, specfile
@@ -24,7 +25,7 @@ from orchestrate.text import count
 from orchestrate.types import Record, Severity
 
 if TYPE_CHECKING:
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _SHARES = (0.8, 0.1, 0.1)
 _METHODS: dict[str, Any] = {
@@ -62,7 +63,7 @@ def holds_data(place: Path) -> bool:
 
 
 def start(
-    ft: Orchestrator,
+    ft: Workspace,
     place: Path,
     backends: str = "all",
     *,
@@ -141,7 +142,7 @@ def _splits(
 
 
 def _models(
-    ft: Orchestrator, folder: Path, spec: Mapping[str, Any], backends: list[str]
+    ft: Workspace, folder: Path, spec: Mapping[str, Any], backends: list[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The first starter with which a backend takes the files, and why there is none for the others."""
     models: dict[str, str] = {}
@@ -151,7 +152,7 @@ def _models(
         for model in _starters(ft.settings.host(name).kind):
             tried = JobSpec.parse({**placed, "model": {name: model}})
             try:
-                problems = ft.prepare(tried, name).problems
+                problems = prepare(ft, tried, name).problems
             except OrchestrateError as error:
                 left_out.setdefault(name, error.message)
                 continue

@@ -11,6 +11,7 @@ from orchestrate import catalog, days
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
 from orchestrate.preparing import quoting
+from orchestrate.preparing.prepared import prepare
 from orchestrate.reports import facts
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.reports.advice import Needs as Needs
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrate.preparing.quoting import Ownership, Use
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _EPOCHS = 3
 
 
-def advise(ft: Orchestrator, file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
+def advise(ft: Workspace, file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
     """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
     dataset = Dataset.open(file)
     found = weigh(facts.measure(dataset), needs, totals)
@@ -39,7 +40,7 @@ def advise(ft: Orchestrator, file: str | Path, needs: Needs, totals: Sequence[Ow
 
 
 def totals(
-    ft: Orchestrator, file: str | Path, model: str, use: Use, *, private: bool = False
+    ft: Workspace, file: str | Path, model: str, use: Use, *, private: bool = False
 ) -> list[Ownership]:
     """The whole cost of tuning an open model for three epochs, and, where a host does not have it, of the
     closed model there that is nearest to it. `private`: on this machine only. Offline."""
@@ -52,7 +53,7 @@ def totals(
         if entry.on(kind) is None and (closed := catalog.closest_closed(entry, kind)):
             chosen[name] = closed.name
     spec = JobSpec.parse({"model": chosen, "train": str(file), "epochs": _EPOCHS})
-    return quoting.ownership(ft, spec, ft.quote(spec), use, private=private)
+    return quoting.ownership(ft, spec, prepare(ft, spec, checked=False).quotes, use, private=private)
 
 
 def given_score(value: float) -> Score:
@@ -62,12 +63,12 @@ def given_score(value: float) -> Score:
     return Score(value=value, low=value, high=value, n=0)
 
 
-def base_score(ft: Orchestrator, run: str) -> Score:
+def base_score(ft: Workspace, run: str) -> Score:
     """The newest score of the model that a run was tuned from. Raises `UsageError` where there is none."""
-    record = ft.run(run).record
+    record = ft.record(run)
     scored = [
         (e.created_at, score)
-        for e in ft.evaluations(record.id)
+        for e in ft.store.history.evaluations(record.id)
         for c in e.contenders
         if c.kind == "base" and not c.shots and (score := e.score(c.name)) is not None
     ]

@@ -11,13 +11,13 @@ from orchestrate.exporters.records import Logged
 from orchestrate.handles import privacy
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.handles.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
 
 opened = exporters.opened
 
 
-def log(ft: Orchestrator, runs: Sequence[RunHandle], to: Exporter) -> list[Logged]:
+def log(ft: Workspace, runs: Sequence[TrackedRun], to: Exporter) -> list[Logged]:
     """As last seen. Raises `UsageError` where a private run would be told to a server of others."""
     for run in runs:
         if to.address is not None and privacy.is_private(run.record):
@@ -26,8 +26,8 @@ def log(ft: Orchestrator, runs: Sequence[RunHandle], to: Exporter) -> list[Logge
 
 
 def follow(
-    ft: Orchestrator,
-    runs: Sequence[RunHandle],
+    ft: Workspace,
+    runs: Sequence[TrackedRun],
     to: Exporter,
     *,
     tell: Callable[[Logged], object] = lambda _: None,

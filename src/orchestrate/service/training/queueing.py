@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from orchestrate.costing import UnknownPrice
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, StoreError, UsageError
-from orchestrate.service.training import submission
+from orchestrate.preparing import submission
+from orchestrate.preparing.prepared import prepare
 from orchestrate.settings.keys import is_masked, masked
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import count
@@ -24,7 +25,7 @@ from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhas
 
 if TYPE_CHECKING:
     from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _LEASE_S = 30.0
 _SOON_S = 60.0
@@ -34,7 +35,7 @@ _GOING = (QueueState.WAITING, QueueState.SUBMITTING)
 
 
 def add(
-    ft: Orchestrator,
+    ft: Workspace,
     prepared: Prepared,
     provider: str,
     *,
@@ -86,14 +87,14 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
             raise UsageError(f"{other.id} is the same and waits already", fix="--again  for a second one")
 
 
-def entries(ft: Orchestrator, *, ended: bool = False) -> list[QueueEntry]:
+def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
     """In the order in which they go; without `ended` those that still wait or are held. The note of one that
     cannot go from here says why."""
     found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
     return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
 
 
-def elsewhere(ft: Orchestrator, entry: QueueEntry) -> str | None:
+def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
     """Why an entry does not go from here, though it may from where its backend is."""
     try:
         here = ft.provider(entry.provider).host
@@ -104,7 +105,7 @@ def elsewhere(ft: Orchestrator, entry: QueueEntry) -> str | None:
     return f"it was added for {entry.provider} at {entry.host}; here {entry.provider} is at {here}"
 
 
-def remove(ft: Orchestrator, name: str) -> QueueEntry:
+def remove(ft: Workspace, name: str) -> QueueEntry:
     """Raises `UsageError` for one that has its run already."""
     entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
     run = ft.store.runs.of_key(_key(entry))
@@ -113,7 +114,7 @@ def remove(ft: Orchestrator, name: str) -> QueueEntry:
     return entry
 
 
-def withdraw(ft: Orchestrator, run: Run, why: str) -> None:
+def withdraw(ft: Workspace, run: Run, why: str) -> None:
     """Of what was not sent, or not taken. A job that its host made all the same is ended when it is found.
     The host is not asked: its key may be gone."""
     now = ft.store.clock.now()
@@ -122,11 +123,11 @@ def withdraw(ft: Orchestrator, run: Run, why: str) -> None:
         ft.store.runs.apply(run.id, lambda run: withdrawn(run, now), note=why)
 
 
-def hold(ft: Orchestrator, name: str, why: str = "paused") -> QueueEntry:
+def hold(ft: Workspace, name: str, why: str = "paused") -> QueueEntry:
     return _changed(ft, name, lambda entry: replace(entry, state=QueueState.HELD, note=why))
 
 
-def release(ft: Orchestrator, name: str) -> QueueEntry:
+def release(ft: Workspace, name: str) -> QueueEntry:
     """Lets one that is held wait again, for the account of the key at hand."""
 
     def freed(entry: QueueEntry) -> QueueEntry:
@@ -136,7 +137,7 @@ def release(ft: Orchestrator, name: str) -> QueueEntry:
     return _changed(ft, name, freed)
 
 
-def _changed(ft: Orchestrator, name: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
+def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
     def guarded(entry: QueueEntry) -> QueueEntry:
         if entry.state in _OPEN or (unmade and entry.state is QueueState.SUBMITTING):
             return change(entry)
@@ -156,14 +157,14 @@ def _changed(ft: Orchestrator, name: str, change: Callable[[QueueEntry], QueueEn
         return ft.store.queue.change(found.id, guarded)
 
 
-def _named(ft: Orchestrator, name: str) -> str:
+def _named(ft: Workspace, name: str) -> str:
     """The id of an entry or a run that another one comes after. Raises `UsageError`."""
     if name.startswith(PREFIX):
         entry = ft.store.queue.get(name)
         if entry.state is QueueState.REMOVED:
             raise UsageError(f"{entry.id} was removed from the queue: what comes after it would never go")
         return entry.id
-    run = ft.run(name).record
+    run = ft.record(name)
     if run.status.terminal and run.status is not JobStatus.SUCCEEDED:
         raise UsageError(f"{run.id} has {run.status.value}: what comes after it would never go")
     return run.id
@@ -183,7 +184,7 @@ class QueueServer:
     `only` limits it to some backends.
     """
 
-    ft: Orchestrator
+    ft: Workspace
     only: Sequence[str] | None = None
     problems: list[str] = field(default_factory=list[str])
     """What went wrong in the last turn, one line each; it is tried again."""
@@ -265,7 +266,7 @@ class QueueServer:
         return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
 
     def _submit(self, entry: QueueEntry) -> Run:
-        prepared = self.ft.prepare(JobSpec.parse(entry.spec), entry.provider)
+        prepared = prepare(self.ft, JobSpec.parse(entry.spec), entry.provider)
         if prepared.data.digest != entry.digest:
             raise DataError("the training data are not those whose price was agreed to")
         quote = prepared.offer(entry.provider).quote
@@ -277,7 +278,7 @@ class QueueServer:
             raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
         key, limit_usd = _key(entry), entry.max_cost_usd
         asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
-        return submission.send(self.ft, prepared, entry.provider, asked).record
+        return submission.send(self.ft, prepared, entry.provider, asked)
 
     def _may_go(self, entry: QueueEntry) -> bool:
         """Raises `UsageError` when what it comes after did not succeed."""
@@ -315,13 +316,13 @@ class QueueServer:
         return Moved(self.ft.store.queue.change(entry.id, change), told)
 
 
-def _at_work(ft: Orchestrator, provider: str, host: str) -> list[Run]:
+def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
     """The runs that take a place of a backend: a paused one uses nothing."""
     active = ft.store.runs.matching(provider=provider, host=host, active=True)
     return [run for run in active if not (at_rest(run) or (run.phase in UNSENT and _queued(run)))]
 
 
-def crowded(ft: Orchestrator, run: Run) -> str | None:
+def crowded(ft: Workspace, run: Run) -> str | None:
     """What a run that was gone on with does to those that wait for its backend, where it takes a place more
     than the queue has."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
@@ -335,7 +336,7 @@ def crowded(ft: Orchestrator, run: Run) -> str | None:
     )
 
 
-def slots(ft: Orchestrator, provider: str) -> int:
+def slots(ft: Workspace, provider: str) -> int:
     """How many runs may be open on a backend for the queue to add one: `[queue]` of `orchestrate.toml`,
     else one."""
     return ft.settings.queue.get(provider, 1)
@@ -345,7 +346,7 @@ def _queued(run: Run) -> bool:
     return (run.idempotency_key or "").startswith(_KEY)
 
 
-def _sent(ft: Orchestrator, entry: QueueEntry) -> Run | None:
+def _sent(ft: Workspace, entry: QueueEntry) -> Run | None:
     """Its run, unless that was not sent or its host refused it."""
     run = ft.store.runs.of_key(_key(entry))
     return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import DataError
+from orchestrate.preparing.prepared import prepare
+from orchestrate.preparing.submission import submit
 
 if TYPE_CHECKING:
-    from orchestrate.handles.run import RunHandle
     from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.spec import JobSpec
     from orchestrate.types import Run
+    from orchestrate.workspace import Workspace
 
 
 def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
@@ -41,27 +42,19 @@ def changed_data(run: Run, prepared: Prepared) -> str | None:
     return f"the data are not those of run {run.id}: their digest is {now}, and was {then}"
 
 
-class Rerunning:
-    """A part of `Orchestrator`, which alone inherits it."""
-
-    def rerun(
-        self,
-        run: RunHandle | str,
-        provider: str | None = None,
-        *,
-        settings: Mapping[str, Any] | None = None,
-        other_data: bool = False,
-        **terms: Any,
-    ) -> RunHandle:
-        """A run that has ended once more, from its kept spec: on its backend or another one, with `settings`
-        by dotted name in place of its own. One of a sandbox stays in it. Data that are not proven by their
-        digest to be those of the run are refused with `DataError`, unless `other_data`. `terms`, and what is
-        raised, are those of `submit`."""
-        ft = cast("Orchestrator", self)
-        record = (ft.run(run) if isinstance(run, str) else run).record
-        home, name = ft.home_of(record), provider or record.provider
-        prepared = home.prepare(spec_of(record, [name], settings), name)
-        if not other_data and (told := changed_data(record, prepared)):
-            raise DataError(f"{told}; nothing was sent", fix="other_data=True, to train on them")
-        given: dict[str, Any] = {"again": record.status.terminal, **terms}
-        return home.submit(prepared, name, **given)
+def rerun(
+    ws: Workspace,
+    run: Run,
+    provider: str | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    other_data: bool = False,
+    **terms: Any,
+) -> Run:
+    """As `Orchestrator.rerun`."""
+    home, name = ws.home_of(run), provider or run.provider
+    prepared = prepare(home, spec_of(run, [name], settings), name)
+    if not other_data and (told := changed_data(run, prepared)):
+        raise DataError(f"{told}; nothing was sent", fix="other_data=True, to train on them")
+    given: dict[str, Any] = {"again": run.status.terminal, **terms}
+    return submit(home, prepared, name, **given)

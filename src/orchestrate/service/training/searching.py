@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.metrics import registry
+from orchestrate.preparing.prepared import prepare, training_data
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
 from orchestrate.settings.keys import is_masked, masked
@@ -28,7 +29,7 @@ from orchestrate.types import Feature, Search
 
 if TYPE_CHECKING:
     from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 LOSS = "validation_loss"
 EVAL = "eval:"
@@ -66,7 +67,7 @@ class Price(NamedTuple):
     """Combinations without a price, and why."""
 
 
-def begin(ft: Orchestrator, spec: JobSpec, providers: Sequence[str], order: Order) -> Search:
+def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: Order) -> Search:
     """Writes a search down, or finds the one that is the same. Nothing is sent. Raises `UsageError`."""
     _require(order)
     values = specfile.anchored(spec).asked()
@@ -89,7 +90,7 @@ def begin(ft: Orchestrator, spec: JobSpec, providers: Sequence[str], order: Orde
         seed=order.seed,
         target=order.target,
         test=order.test,
-        digest=ft.data(first).digest,
+        digest=training_data(ft, first).digest,
         share=order.share,
         survivors=survivors,
         prune=order.prune,
@@ -133,7 +134,7 @@ def _require(order: Order) -> None:
         raise UsageError(f"--target is {LOSS} or eval:METRIC; got {order.target!r}")
 
 
-def _require_target(ft: Orchestrator, spec: JobSpec, name: str, search: Search) -> None:
+def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> None:
     """What a target needs. Raises `UsageError`."""
     if search.target == LOSS and spec.validation is None:
         raise UsageError(f"the target {LOSS} needs validation data: --validation FILE")
@@ -144,7 +145,7 @@ def _require_target(ft: Orchestrator, spec: JobSpec, name: str, search: Search) 
         raise UsageError(f"{name} cannot end a run early, as --prune needs")
 
 
-def price(ft: Orchestrator, search: Search) -> Price:
+def price(ft: Workspace, search: Search) -> Price:
     """Before anything is sent. Without evaluations, whose answers cost as `eval` says. Offline."""
     searched = space.of(search)
     ends = {name: high for name, (_, high, _) in search.ranges.items()}
@@ -177,11 +178,11 @@ def _backends(search: Search, settings: dict[str, Any]) -> list[str]:
 
 
 def prepared_trial(
-    ft: Orchestrator, search: Search, settings: dict[str, Any], provider: str, share: float
+    ft: Workspace, search: Search, settings: dict[str, Any], provider: str, share: float
 ) -> Prepared:
     values = space.applied(search.spec, settings, share, search.seed)
     values["tags"] = {**(values.get("tags") or {}), "sweep": search.id or "new"}
-    return ft.prepare(JobSpec.parse(values), provider)
+    return prepare(ft, JobSpec.parse(values), provider)
 
 
 def _words(settings: dict[str, Any]) -> str:

@@ -13,9 +13,12 @@ from msgspec.structs import replace
 from orchestrate.costing import UnknownPrice, of_trial
 from orchestrate.errors import AuthenticationFailed, DataError, OrchestrateError, OverBudget, SetupError
 from orchestrate.evaluation.metrics import registry
+from orchestrate.handles.tracked import tracked
+from orchestrate.preparing import submission
+from orchestrate.preparing.prepared import training_data
 from orchestrate.search import sampling, space
 from orchestrate.search.space import PROVIDER, Space
-from orchestrate.service.training import submission
+from orchestrate.service.evaluation.held_out import EvaluationOrder, evaluate_runs
 from orchestrate.service.training.queueing import withdraw
 from orchestrate.service.training.searching import EVAL, LOSS, prepared_trial
 from orchestrate.spec import JobSpec, specfile
@@ -24,7 +27,7 @@ from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, Submit
 
 if TYPE_CHECKING:
     from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service.orchestrator import Orchestrator
+    from orchestrate.workspace import Workspace
 
 _LEASE_S = 30.0
 _SOON_S = 15.0
@@ -35,7 +38,7 @@ _SIXTH = Decimal("0.000001")
 class Searching:
     """A search as it is carried out. Turns are short: runs train elsewhere."""
 
-    ft: Orchestrator
+    ft: Workspace
     search: Search
     stopped: str | None = None
     """Why no further trial is made, where that is not because all were."""
@@ -149,7 +152,7 @@ class Searching:
             self.ft.store.searches.propose(self.search.id, trial)
             key = self._key(trial)
             asked = submission.of(self.ft, prepared, name, key=key, limit_usd=cap, patient=True)
-            run = submission.send(self.ft, prepared, name, asked).record
+            run = submission.send(self.ft, prepared, name, asked)
         except OverBudget as error:
             self.stopped = error.message
             return False
@@ -191,7 +194,7 @@ class Searching:
 
     def _changed(self, trial: Trial, prepared: Prepared) -> bool:
         """A share is of the same rows too."""
-        whole = prepared.data if trial.share == 1 else self.ft.data(JobSpec.parse(self.search.spec))
+        whole = prepared.data if trial.share == 1 else training_data(self.ft, JobSpec.parse(self.search.spec))
         if whole.digest == self.search.digest:
             return False
         self.stopped = "the training data have changed since the search began"
@@ -276,7 +279,8 @@ class Searching:
             return
         metric = self.search.target.removeprefix(EVAL)
         try:
-            evaluation = self.ft.evaluate([run.id], self.search.test, metrics=[metric], base=False)
+            order = EvaluationOrder(test=self.search.test, metrics=[metric], base=False)
+            evaluation = evaluate_runs(self.ft, [run.id], order)
         except OrchestrateError as error:
             if not error.retryable:
                 self._set(trial, state=TrialState.FAILED, note=f"not evaluated: {error.message}")
@@ -313,7 +317,7 @@ class Searching:
 
     def _give_up(self, trial: Trial) -> None:
         try:
-            run = self.ft.run(trial.run_id or "").cancel()
+            run = tracked(self.ft, trial.run_id or "").cancel()
         except OrchestrateError as error:
             self._set(trial, note=f"not ended early: {error.message}")
             return

@@ -20,6 +20,7 @@ from tests.scripted_host import ScriptedHost, scripted_host
 from tests.sending import create, upload
 
 from orchestrate import catalog, description
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
@@ -36,7 +37,6 @@ from orchestrate.providers.base import Provider
 from orchestrate.providers.compatible import checking
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.orchestrator import Orchestrator
 from orchestrate.settings import config
 from orchestrate.settings.config import Settings
 from orchestrate.spec import JobSpec, LoRA, WandB

@@ -9,112 +9,45 @@ Errors are those of `orchestrate.errors`. Nothing here prints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Self
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING, Any
 
 from orchestrate.amounts import amount
-from orchestrate.errors import DataError
+from orchestrate.api.run import RunHandle
 from orchestrate.handles.deployment import DeploymentHandle
-from orchestrate.handles.run import RunHandle
-from orchestrate.preparing.prepared import Prepared, Terms, prepare, tokenizers_of, training_data, translated
-from orchestrate.providers.base import PlansTraining, capability
-from orchestrate.service.measuring import Measuring
-from orchestrate.service.setup.opened import Opened
-from orchestrate.service.training.rerun import Rerunning
-from orchestrate.types import Bill, Feature, Job, JobStatus, Listing, Problem, Quote, Run, Translation
+from orchestrate.types import JobStatus, Listing, Problem, Quote, Run, Translation
 from orchestrate.underway import work
+from orchestrate.workspace import Backends as Backends
+from orchestrate.workspace import Workspace, scope_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrate.catalog import Model
-    from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
+    from orchestrate.evaluation.judges.calibration import Calibration
+    from orchestrate.evaluation.judges.rows import JudgeReport
+    from orchestrate.evaluation.regression.regress import Regression
+    from orchestrate.evaluation.review.desk import Desk
+    from orchestrate.evaluation.review.results import ReviewResult
     from orchestrate.preparing.earlier import Earlier
+    from orchestrate.preparing.prepared import Prepared
     from orchestrate.preparing.quoting import Ownership
-    from orchestrate.providers.base import Progress, Provider
+    from orchestrate.providers.base import Progress
+    from orchestrate.reports import Comparison
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.service.setup.models import ModelChanges
-    from orchestrate.settings.config import Settings
     from orchestrate.spec import JobSpec
     from orchestrate.spending.accounts import SpendingReport
     from orchestrate.spending.orphans import Orphan, OrphanReport
-    from orchestrate.tracking import Store, SyncReport
-
-Backends = str | Sequence[str]
-"""`"all"`, one name, names joined by commas, or a sequence of names."""
+    from orchestrate.tracking import SyncReport
+    from orchestrate.types import Evaluation, Rating
 
 
-class Orchestrator(Measuring, Rerunning):
+class Orchestrator(Workspace):
     """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
     until it is needed; use as a context manager."""
-
-    def __init__(self, settings: Settings | Opened | None = None) -> None:
-        """`settings` default to `orchestrate.settings.config.load()`. Raises `ConfigError`."""
-        if settings is None:
-            from orchestrate.settings import config
-
-            settings = config.load()
-        self._opened = settings if isinstance(settings, Opened) else Opened(settings)
-        self._inside: dict[str, Orchestrator] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of connections and the store. Runs go on: they do not live in this process."""
-        while self._inside:
-            self._inside.popitem()[1].close()
-        self._opened.close()
-
-    @property
-    def settings(self) -> Settings:
-        return self._opened.settings
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self._opened.settings = settings
-
-    @property
-    def store(self) -> Store:
-        """Raises `StoreError` when the store cannot be used as it is."""
-        return self._opened.store
-
-    @cached_property
-    def rates(self) -> RateBook:
-        """The prices that quotes and bills take: built in, under the `rates.yaml` of the home folder and of
-        the project. Assign to lay others over them. Raises `ConfigError`."""
-        from orchestrate.costing import user_book
-
-        project = [self.settings.config_file.parent] if self.settings.config_file else []
-        return user_book([self.settings.home, *project])
-
-    # -- backends -------------------------------------------------------------------------------------------
-
-    def backends(self, wanted: Backends = "all") -> list[str]:
-        """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
-        from orchestrate.providers import registry
-
-        return registry.chosen(self.settings, wanted)
-
-    def provider(self, name: str) -> Provider:
-        """The backend, ready to use; nothing is sent yet."""
-        return self._opened.provider(name)
-
-    def ready(self, name: str) -> Provider:
-        """The backend, when the key that it needs is there. Raises `MissingKey`."""
-        backend = self.provider(name)
-        if not backend.profile.keyless:
-            backend.config.require_key()
-        return backend
 
     # -- choosing -------------------------------------------------------------------------------------------
 
@@ -149,9 +82,9 @@ class Orchestrator(Measuring, Rerunning):
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
         """The spec's training and validation file, each read once, and counted in the same pass for these
         backends. Raises `DataError` for what cannot be read."""
-        names = self.backends(provider) if provider else []
-        tokenizers = tokenizers_of(self.settings, {name: spec.on(name) for name in names})
-        return training_data(spec, tokenizers, self.settings)
+        from orchestrate.preparing import prepared
+
+        return prepared.training_data(self, spec, provider)
 
     def prepare(
         self,
@@ -170,9 +103,9 @@ class Orchestrator(Measuring, Rerunning):
         the low and the high price, by which limits are checked) or `none`: no price. Raises `DataError` for a
         file that cannot be read.
         """
-        self._known(spec)
-        backends = [self.provider(name) for name in self.backends(provider)]
-        return prepare(spec, backends, self._terms(gpu_hours, checked, tokens))
+        from orchestrate.preparing import prepared
+
+        return prepared.prepare(self, spec, provider, gpu_hours=gpu_hours, checked=checked, tokens=tokens)
 
     def plan(
         self, spec: JobSpec, provider: Backends = "all", *, measured: bool = False
@@ -182,18 +115,9 @@ class Orchestrator(Measuring, Rerunning):
         No file is read, unless `measured`: then the memory that training takes is that of the longest row of
         data that can be read, where there is such a plan.
         """
-        self._known(spec)
-        terms, found = self._terms(), Listing[Translation]()
-        for name in self.backends(provider):
-            own, translation = translated(self.provider(name), spec, terms)
-            if measured and translation.memory is not None:
-                with suppress(DataError):
-                    plan = capability(self.provider(name), PlansTraining).memory(
-                        own, self.data(spec, name), translation
-                    )
-                    translation = replace(translation, memory=plan)
-            found.append(translation)
-        return found
+        from orchestrate.preparing import prepared
+
+        return prepared.plan(self, spec, provider, measured=measured)
 
     def check(self, spec: JobSpec, provider: Backends = "all") -> Listing[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
@@ -242,16 +166,42 @@ class Orchestrator(Measuring, Rerunning):
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate.service.training import submission
+        from orchestrate.preparing import submission
 
-        [name] = self.backends(provider)
-        if not isinstance(spec, Prepared):
-            self.require(spec, name)  # before the data are read
-        prepared = spec if isinstance(spec, Prepared) else self.prepare(spec, name)
-        limit = amount(max_cost_usd, "max_cost_usd")
-        key = idempotency_key
-        asked = submission.of(self, prepared, name, key=key, limit_usd=limit, again=again, patient=patient)
-        return submission.send(self, prepared, name, asked, strict=strict, agree=agree, progress=progress)
+        record = submission.submit(
+            self,
+            spec,
+            provider,
+            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
+            strict=strict,
+            idempotency_key=idempotency_key,
+            again=again,
+            patient=patient,
+            agree=agree,
+            progress=progress,
+        )
+        return RunHandle(self, record)
+
+    def rerun(
+        self,
+        run: RunHandle | str,
+        provider: str | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        other_data: bool = False,
+        **terms: Any,
+    ) -> RunHandle:
+        """A run that has ended once more, from its kept spec: on its backend or another one, with `settings`
+        by dotted name in place of its own. One of a sandbox stays in it. Data that are not proven by their
+        digest to be those of the run are refused with `DataError`, unless `other_data`. `terms`, and what is
+        raised, are those of `submit`."""
+        from orchestrate.service.training import rerun
+
+        record = self.record(run) if isinstance(run, str) else run.record
+        if "max_cost_usd" in terms:
+            terms["max_cost_usd"] = amount(terms["max_cost_usd"], "max_cost_usd")
+        made = rerun.rerun(self, record, provider, settings=settings, other_data=other_data, **terms)
+        return RunHandle(self.home_of(record), made)
 
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
@@ -259,17 +209,14 @@ class Orchestrator(Measuring, Rerunning):
         """What a submit to each of these backends would find in the store. Raises `KeyTaken`."""
         from orchestrate.preparing import earlier
 
-        return earlier.found(self, prepared, self.backends(provider), idempotency_key)
+        return earlier.found(self, prepared, provider, idempotency_key)
 
     def require(self, spec: JobSpec, provider: Backends) -> None:
         """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
         not offer, and `MissingKey`."""
-        from orchestrate.spec import method_word
+        from orchestrate.preparing import prepared
 
-        self._known(spec)
-        for name in self.backends(provider):
-            self.provider(name).require(Feature(method_word(spec.on(name).method)))
-            self.ready(name)
+        prepared.require(self, spec, provider)
 
     def preflight(
         self,
@@ -283,18 +230,22 @@ class Orchestrator(Measuring, Rerunning):
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate.service.training.submission import limits
+        from orchestrate.preparing import submission
 
-        names = self.backends(provider)
-        return limits(
-            self, prepared, names, strict=strict, max_cost_usd=max_cost_usd, each_usd=max_cost_each_usd
+        return submission.preflight(
+            self,
+            prepared,
+            provider,
+            strict=strict,
+            max_cost_usd=max_cost_usd,
+            max_cost_each_usd=max_cost_each_usd,
         )
 
     # -- runs -----------------------------------------------------------------------------------------------
 
     def run(self, run_id: str) -> RunHandle:
         """A run by its id, the beginning of one, or `last`. Raises `UsageError` when none or several fit."""
-        return self._handle(self.store.runs.get(run_id, sandboxes=self.settings.hosts.sandboxed))
+        return self._handle(self.record(run_id))
 
     def runs(
         self,
@@ -307,23 +258,15 @@ class Orchestrator(Measuring, Rerunning):
         """Newest first. `sandbox` asks for the runs of sandboxes, or for the others; by default there are
         none of a sandbox, unless the keys at hand are one's."""
         wanted = [status] if status else None
-        scope = self._opened.scope if sandbox is None else sandbox
+        scope = scope_of(self.settings) if sandbox is None else sandbox
         found = self.store.runs.matching(provider=provider, status=wanted, limit=limit, sandbox=scope)
         return Listing(self._handle(record) for record in found)
 
     def active_runs(self) -> Listing[RunHandle]:
         """Those that have not ended, newest first; of a sandbox as with `runs`."""
-        return Listing(map(self._handle, self.store.runs.matching(active=True, sandbox=self._opened.scope)))
-
-    def home_of(self, record: Run) -> Orchestrator:
-        """Where the run's backends are: here, or in its sandbox."""
-        if not record.sandbox:
-            return self
-        from orchestrate.service.setup.sandbox import Inside
-
-        if record.host not in self._inside:
-            self._inside[record.host] = Orchestrator(Inside(self._opened, record.host))
-        return self._inside[record.host]
+        return Listing(
+            map(self._handle, self.store.runs.matching(active=True, sandbox=scope_of(self.settings)))
+        )
 
     def _handle(self, record: Run) -> RunHandle:
         return RunHandle(self.home_of(record), record)
@@ -380,25 +323,88 @@ class Orchestrator(Measuring, Rerunning):
         with work("asking the hosts about the runs"):
             return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
 
-    def bill(self, run: Run, job: Job) -> Bill | None:
-        """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
-        from orchestrate.costing import bill_run
+    # -- what it is worth -----------------------------------------------------------------------------------
 
-        backend, now = self.provider(run.provider), self.store.clock.now()
-        return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
+    def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
+        """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
+        json."""
+        from orchestrate.service.evaluation.comparison import compare
 
-    # -- inside ---------------------------------------------------------------------------------------------
+        return compare(self, [run if isinstance(run, Run | str) else run.record for run in runs])
 
-    def _terms(self, hours: Decimal | None = None, checked: bool = True, count: str = "exact") -> Terms:
-        from orchestrate.preparing.prepared import counted_from
-        from orchestrate.service.training.continuation import continued
+    def evaluate(
+        self,
+        runs: Sequence[RunHandle | str],
+        test: str | Path | None = None,
+        *,
+        metrics: Sequence[str] = ("auto",),
+        **order: Any,
+    ) -> Evaluation:
+        """Runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, scored and compared
+        with one another, and kept with the runs. `order`: the further fields of
+        `orchestrate.service.evaluation.held_out.EvaluationOrder`."""
+        from orchestrate.service.evaluation.held_out import EvaluationOrder, evaluate_runs
 
-        known, counted = partial(continued, self), counted_from(count)
-        return Terms(self.settings, lambda: self.rates, known, hours, checked, counted)
+        return evaluate_runs(self, runs, EvaluationOrder(test=test, metrics=metrics, **order))
 
-    def _known(self, spec: JobSpec) -> None:
-        """Raises `SpecError` when a part of the spec is for an unknown backend."""
-        from orchestrate.providers import registry
-        from orchestrate.spec import specfile
+    def evaluations(self, run_id: str) -> Listing[Evaluation]:
+        """Those of one run, oldest first."""
+        return Listing(self.store.history.evaluations(run_id))
 
-        specfile.require_backends(spec, registry.known(self.settings))
+    def regress(self, run: RunHandle | str, **order: Any) -> Regression:
+        """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields
+        of `orchestrate.service.evaluation.regression.RegressionOrder`."""
+        from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
+
+        with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
+            return prepared.run()
+
+    def judge(
+        self,
+        file: str | Path,
+        model: str,
+        output: str | Path | None = None,
+        *,
+        keep: float = 0.8,
+        **terms: Any,
+    ) -> JudgeReport:
+        """Training rows rated by a model, and parted by it: those with a score of at least `keep`, 0 to 1, in
+        `output`, the others beside it. `terms`: the further fields of
+        `orchestrate.service.evaluation.judging.JudgeTerms`, as `rubric`. Raises `UsageError` for a
+        judge that was never held against people, `DataError` for one that agrees too little, `OverBudget`."""
+        from orchestrate.service.data import files as data
+        from orchestrate.service.evaluation import judging
+
+        target = data.beside(str(file), "judged.jsonl") if output is None else Path(output)
+        asked = judging.JudgeTerms(model=model, **terms)
+        with judging.prepared(self, str(file), target, asked, keep=keep) as prepared:
+            return prepared.run()
+
+    def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
+        """Holds a judge against what people said, in a file or in a review by its id, and remembers how far
+        they agree: `unfit` says why it may not decide. `terms`: as for `judge`."""
+        from orchestrate.service.evaluation import judging
+
+        return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
+
+    def review(self, runs: Sequence[RunHandle | str] | str, **order: Any) -> Desk:
+        """What people are to rate: answers of runs, or a review by its id; made where there is none such yet.
+        `orchestrate.service.evaluation.reviewing.serving` puts it on a page. `order`: the fields of
+        `orchestrate.service.evaluation.reviewing.ReviewOrder`."""
+        from orchestrate.service.evaluation import reviewing
+
+        names = [runs] if isinstance(runs, str) else [r if isinstance(r, str) else r.id for r in runs]
+        return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
+
+    def rate(self, review: str, ratings: Sequence[Rating]) -> int:
+        """Adds what people said of a review's tasks elsewhere, all of it or nothing, and gives how many that
+        were. Raises `UsageError`."""
+        from orchestrate.service.evaluation import reviewing
+
+        return reviewing.record(self, reviewing.opened(self, [review]), ratings)
+
+    def rated(self, review: str) -> ReviewResult:
+        """What was said in a review so far: preferences with intervals, agreement, notes."""
+        from orchestrate.service.evaluation import reviewing
+
+        return reviewing.result(self, reviewing.opened(self, [review]))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
-from orchestrate.handles.run import RunHandle
 from orchestrate.preparing import earlier
-from orchestrate.preparing.prepared import UNCOUNTED
+from orchestrate.preparing.prepared import UNCOUNTED, Prepared, prepare, require
 from orchestrate.providers.base import Limited
 from orchestrate.settings import trust
 from orchestrate.spec import specfile
@@ -20,24 +19,25 @@ from orchestrate.tracking.submitting.repeats import already
 from orchestrate.tracking.submitting.submission import Submission
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.prepared import Offer, Prepared
+    from orchestrate.preparing.prepared import Offer
     from orchestrate.providers.base import Progress
-    from orchestrate.service.orchestrator import Orchestrator
     from orchestrate.spec import JobSpec
-    from orchestrate.types import Quote
+    from orchestrate.types import Quote, Run
+    from orchestrate.workspace import Backends, Workspace
 
 
-def limits(
-    ft: Orchestrator,
+def preflight(
+    ws: Workspace,
     prepared: Prepared,
-    names: Sequence[str],
+    provider: Backends,
     *,
-    strict: bool,
-    max_cost_usd: Decimal | None,
-    each_usd: Decimal | None,
+    strict: bool = False,
+    max_cost_usd: Decimal | None = None,
+    max_cost_each_usd: Decimal | None = None,
 ) -> dict[str, Decimal | None]:
     """As `Orchestrator.preflight`."""
-    trust.require_to_spend(ft.settings, *(ft.provider(name) for name in names))
+    names = ws.backends(provider)
+    trust.require_to_spend(ws.settings, *(ws.provider(name) for name in names))
     if not prepared.checked:
         raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
     committed_usd = Decimal(0)
@@ -48,29 +48,29 @@ def limits(
                 f"{name}: the price of this is not known, as its tokens were not counted",
                 fix="prepare it with tokens counted (exact or sampled)",
             )
-        ft.require(offer.spec, name)
+        require(ws, offer.spec, name)
         offer.require_fit(strict=strict)
-        sandbox = ft.provider(name).sandbox
-        budget_usd = None if sandbox else ft.settings.budget_usd
-        used_usd = Decimal(0) if budget_usd is None else ft.store.runs.spending().total_usd + committed_usd
+        sandbox = ws.provider(name).sandbox
+        budget_usd = None if sandbox else ws.settings.budget_usd
+        used_usd = Decimal(0) if budget_usd is None else ws.store.runs.spending().total_usd + committed_usd
         check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
         if not sandbox:
             committed_usd += offer.quote.high_usd
     offers = [prepared.offer(name) for name in names]
     own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
     limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
-    shares = caps([offer.quote for offer in offers], max_cost_usd=limit_usd, each_usd=each_usd)
+    shares = caps([offer.quote for offer in offers], max_cost_usd=limit_usd, each_usd=max_cost_each_usd)
     return dict(zip(names, shares, strict=True))
 
 
-def submitter(ft: Orchestrator, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
+def submitter(ws: Workspace, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
     """To one backend; `agree` is asked when the host's own estimate is above the quote's high end."""
-    made = Submitter(ft.store, ft.provider(name), budget_usd=ft.settings.budget_usd)
+    made = Submitter(ws.store, ws.provider(name), budget_usd=ws.settings.budget_usd)
     return made if agree is None else replace(made, agree=agree)
 
 
 def of(
-    ft: Orchestrator,
+    ws: Workspace,
     prepared: Prepared,
     name: str,
     *,
@@ -84,7 +84,7 @@ def of(
     spec = specfile.anchored(offer.spec)
     if limit_usd is not None:
         spec = spec.model_copy(update={"max_cost_usd": limit_usd})
-    allowed_usd = ends_usd(ft, offer, spec)
+    allowed_usd = ends_usd(ws, offer, spec)
     return Submission(
         spec=spec,
         translation=offer.translation,
@@ -95,23 +95,45 @@ def of(
         idempotency_key=key,
         again=again,
         patient=patient,
-        made_by=ft.settings.made_by,
+        made_by=ws.settings.made_by,
     )
 
 
-def ends_usd(ft: Orchestrator, offer: Offer, spec: JobSpec) -> Decimal | None:
+def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
     """At what the bill of a rented machine ends: where the run's limits say, else at the high end of its
     quote, and never above what is left of the budget."""
-    backend = ft.provider(offer.provider)
+    backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
-    if found is None or backend.sandbox or ft.settings.budget_usd is None:
+    if found is None or backend.sandbox or ws.settings.budget_usd is None:
         return found
-    left = ft.settings.budget_usd - ft.store.runs.spending().total_usd
+    left = ws.settings.budget_usd - ws.store.runs.spending().total_usd
     return min(found, max(left, offer.quote.high_usd))
 
 
+def submit(  # noqa: PLR0913  as the public one
+    ws: Workspace,
+    spec: JobSpec | Prepared,
+    provider: str,
+    *,
+    max_cost_usd: Decimal | None = None,
+    strict: bool = False,
+    idempotency_key: str | None = None,
+    again: bool = False,
+    patient: bool = False,
+    agree: Callable[[Quote], bool] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """As `Orchestrator.submit`; gives what is stored of the run."""
+    [name] = ws.backends(provider)
+    if not isinstance(spec, Prepared):
+        require(ws, spec, name)  # before the data are read
+    prepared = spec if isinstance(spec, Prepared) else prepare(ws, spec, name)
+    asked = of(ws, prepared, name, key=idempotency_key, limit_usd=max_cost_usd, again=again, patient=patient)
+    return send(ws, prepared, name, asked, strict=strict, agree=agree, progress=progress)
+
+
 def send(
-    ft: Orchestrator,
+    ws: Workspace,
     prepared: Prepared,
     name: str,
     asked: Submission,
@@ -119,14 +141,14 @@ def send(
     strict: bool = False,
     agree: Callable[[Quote], bool] | None = None,
     progress: Progress | None = None,
-) -> RunHandle:
-    """As `Orchestrator.submit`."""
-    wish, to = earlier.wish(ft, prepared, name, asked.idempotency_key), submitter(ft, name, agree)
-    if known := wish.known(ft.store):
-        trust.require_to_spend(ft.settings, ft.provider(name))
-        return RunHandle(ft, to.take_up(known, asked, progress=progress))
-    if not asked.again and (same := wish.same(ft.store)):
+) -> Run:
+    """Sends it, or goes on with the run of its key."""
+    wish, to = earlier.wish(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
+    if known := wish.known(ws.store):
+        trust.require_to_spend(ws.settings, ws.provider(name))
+        return to.take_up(known, asked, progress=progress)
+    if not asked.again and (same := wish.same(ws.store)):
         raise already(same)
-    ft.preflight(prepared, name, strict=strict, max_cost_usd=asked.max_cost_usd)
+    preflight(ws, prepared, name, strict=strict, max_cost_usd=asked.max_cost_usd)
     prepared.require_unchanged()
-    return RunHandle(ft, to.submit(asked, progress=progress))
+    return to.submit(asked, progress=progress)

@@ -1,17 +1,16 @@
-"""RunHandle: a run and what can be done with it, through its backend and the store."""
+"""TrackedRun: a run and what can be done with it through its backend and the store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 from orchestrate.amounts import amount
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.files import private_folder
-from orchestrate.handles.deployment import DeploymentHandle as DeploymentHandle
-from orchestrate.handles.deployment import deployer_of, deployer_to, require_open, used
+from orchestrate.handles.deployment import DeploymentHandle, deployer_of, require_open, used
 from orchestrate.providers.base import (
     Chats,
     Deploys,
@@ -19,19 +18,13 @@ from orchestrate.providers.base import (
     P,
     Pauses,
     ShowsRows,
-    TakesAdapters,
     capability,
 )
 from orchestrate.types import (
     Artifact,
-    Bill,
     Checkpoint,
-    DeploymentOffer,
-    Evaluation,
     Event,
-    Export,
     Feature,
-    Job,
     JobStatus,
     Listing,
     Message,
@@ -43,46 +36,25 @@ from orchestrate.types import (
 from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
-    from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
     from orchestrate.exporters.records import Logged
     from orchestrate.providers.base import Progress, Provider
-    from orchestrate.settings.config import Settings
-    from orchestrate.spec import JobSpec
-    from orchestrate.tracking import Store
-    from orchestrate.tracking.hosting.deployer import Deployer
+    from orchestrate.workspace import Workspace
 
 
-class Home(Protocol):
-    """What a run's handle needs of the `Orchestrator` that gave it."""
-
-    @property
-    def settings(self) -> Settings: ...
-    @property
-    def store(self) -> Store: ...
-    def provider(self, name: str) -> Provider: ...
-    def data(self, spec: JobSpec) -> TrainingData: ...
-    def bill(self, run: Run, job: Job) -> Bill | None: ...
-    def evaluate(
-        self,
-        runs: Sequence[RunHandle | str],
-        test: str | Path | None = None,
-        *,
-        metrics: Sequence[str] = ("auto",),
-        **order: Any,
-    ) -> Evaluation: ...
-
-
-class RunHandle:
+class TrackedRun:
     """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
 
-    def __init__(self, home: Home, record: Run) -> None:
-        self._ft = home
+    def __init__(self, ws: Workspace, record: Run) -> None:
+        """`ws`: where the backends of the run are, `Workspace.home_of`."""
+        self._ws = ws
         self.record = record
 
     def __repr__(self) -> str:
         r = self.record
-        return f"<RunHandle {r.id} {r.provider} {r.status.value}{' SANDBOX' if r.sandbox else ''}>"
+        return (
+            f"<{type(self).__name__} {r.id} {r.provider} {r.status.value}{' SANDBOX' if r.sandbox else ''}>"
+        )
 
     def _repr_html_(self) -> str:
         from orchestrate.notebook import drawing
@@ -99,20 +71,20 @@ class RunHandle:
 
     @property
     def provider(self) -> Provider:
-        return self._ft.provider(self.record.provider)
+        return self._ws.provider(self.record.provider)
 
     def refresh(self) -> Run:
         """Status, new events, metrics and checkpoints from the backend into the store; the newest record."""
         from orchestrate.tracking import refresh
 
-        self.record = refresh(self._ft.store, self.provider, self.record, bill=self._ft.bill)
+        self.record = refresh(self._ws.store, self.provider, self.record, bill=self._ws.bill)
         return self.record
 
     def wait(
         self,
         *,
         on_event: Callable[[Event], object] | None = None,
-        on_change: Callable[[RunHandle], object] | None = None,
+        on_change: Callable[[Self], object] | None = None,
         poll_s: float | None = None,
         timeout_s: float | None = None,
         live: bool = True,
@@ -128,7 +100,7 @@ class RunHandle:
         from orchestrate.handles.waiting import Told, wait
 
         told = Told(on_event=on_event, on_change=on_change, live=live)
-        return wait(self._ft, self, told, poll_s=poll_s, timeout_s=timeout_s)
+        return wait(self._ws, self, told, poll_s=poll_s, timeout_s=timeout_s)
 
     def check(self) -> Run:
         """The record of a run that succeeded; one that was last seen on its way is asked about. Raises
@@ -145,15 +117,15 @@ class RunHandle:
 
     def events(self) -> Listing[Event]:
         """Those in the store, oldest first."""
-        return Listing(self._ft.store.history.events(self.id))
+        return Listing(self._ws.store.history.events(self.id))
 
     def metrics(self) -> Listing[MetricPoint]:
         """Those in the store, by step."""
-        return Listing(self._ft.store.history.metrics(self.id))
+        return Listing(self._ws.store.history.metrics(self.id))
 
     def checkpoints(self) -> Listing[Checkpoint]:
         """Those in the store."""
-        return Listing(self._ft.store.history.checkpoints(self.id))
+        return Listing(self._ws.store.history.checkpoints(self.id))
 
     def rendered(self) -> list[RowTokens]:
         """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
@@ -164,7 +136,7 @@ class RunHandle:
         from orchestrate.tracking import cancel
 
         self.provider.require(Feature.CANCEL)
-        self.record = cancel(self._ft.store, self.provider, self.record)
+        self.record = cancel(self._ws.store, self.provider, self.record)
         return self.refresh()
 
     def pause(self) -> Run:
@@ -191,7 +163,7 @@ class RunHandle:
         from orchestrate.handles import resuming
 
         more = resuming.Limits(amount(max_cost_usd, "max_cost_usd"), amount(max_hours, "max_hours", "hours"))
-        self.record = resuming.resume(self._ft, self, more)
+        self.record = resuming.resume(self._ws, self, more)
         return self.record
 
     def abandon(self, reason: str) -> Run:
@@ -206,7 +178,7 @@ class RunHandle:
             raise UsageError(
                 "say why the run is given up", fix=f"orchestrate abandon {self.id} --reason TEXT"
             )
-        at, runs = self._ft.store.clock.now(), self._ft.store.runs
+        at, runs = self._ws.store.clock.now(), self._ws.store.runs
         deployed = self.deployments(over=False)
         for one in deployed:
             one.abandon(reason.strip())
@@ -224,7 +196,7 @@ class RunHandle:
         from orchestrate.tracking.submitting import accounts
 
         found = capability(self.provider, able)
-        accounts.require(self._ft.store, self.provider, self.record)
+        accounts.require(self._ws.store, self.provider, self.record)
         return found
 
     def download(
@@ -245,7 +217,7 @@ class RunHandle:
         from orchestrate.providers.files import downloads
 
         name = self.id if checkpoint is None else f"{self.id}-{checkpoint}"
-        folder = Path(dest) if dest else private_folder(self._ft.settings.home / "models") / name
+        folder = Path(dest) if dest else private_folder(self._ws.settings.home / "models") / name
         described = dest is None and checkpoint is None
         if described and (before := downloads.read(folder)) is not None:
             return before
@@ -261,97 +233,17 @@ class RunHandle:
         """What `download` has put into the home folder, by what it wrote down."""
         from orchestrate.providers.files import downloads
 
-        return downloads.described(self._ft.settings.home / "models" / self.id)
-
-    def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
-        """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
-        from orchestrate.tracking.hosting.deployer import Terms
-
-        terms = Terms(options=options, accept_unknown_price=True)
-        return self._deployer(to).offer(self.record, terms).usd_per_hour
-
-    def deployment_offer(
-        self,
-        to: str | None = None,
-        *,
-        max_cost_usd: Decimal | float | str | None = None,
-        max_hours: Decimal | float | str | None = None,
-        **options: Any,
-    ) -> DeploymentOffer:
-        """What `deploy` with the same arguments would agree to: the price, and the limits that will hold,
-        those of an earlier call included. Nothing is sent. Raises what `deploy` does."""
-        from orchestrate.tracking.hosting.deployer import Terms
-
-        terms = Terms(
-            options=options,
-            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
-            max_hours=amount(max_hours, "max_hours", "hours"),
-            accept_unknown_price=True,
-        )
-        return self._deployer(to).offer(self.record, terms)
-
-    def deploy(
-        self,
-        to: str | None = None,
-        *,
-        max_usd_per_hour: Decimal | float | str | None = None,
-        max_cost_usd: Decimal | float | str | None = None,
-        max_hours: Decimal | float | str | None = None,
-        accept_unknown_price: bool = False,
-        made_by: str | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> DeploymentHandle:
-        """Puts the tuned model on GPUs of its host, or its adapter, which is uploaded, `to` another one;
-        bills by the hour until `undeploy`. A second call completes what an earlier one began.
-
-        `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
-        `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
-        on. A limit or an option that a second call does not name stays as it was. Limits count from when it
-        was made, and other options than those of what is up are refused.
-
-        Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
-        anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
-        what came of it.
-        """
-        from orchestrate.handles import privacy
-        from orchestrate.settings import trust
-        from orchestrate.tracking.hosting.deployer import Terms
-
-        deployer = self._deployer(to, progress)
-        privacy.require_own(self.record, deployer.provider)
-        trust.require_to_spend(self._ft.settings, deployer.provider)
-        terms = Terms(
-            options=options,
-            max_usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
-            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
-            max_hours=amount(max_hours, "max_hours", "hours"),
-            accept_unknown_price=accept_unknown_price,
-            made_by=made_by or self._ft.settings.made_by or None,
-        )
-        record = deployer.deploy(self.record, terms, budget_usd=self._ft.settings.budget_usd)
-        return DeploymentHandle(self._ft, record)
-
-    def _deployer(self, to: str | None, progress: Progress | None = None) -> Deployer:
-        """What puts the tuned model up at its own host, or its adapter at another. Raises `UsageError` for
-        what is no adapter, `Unsupported` for a host that takes none."""
-        if to is None or to == self.record.provider:
-            capability(self.provider, Deploys)
-            return deployer_of(self._ft, self.record.provider)
-        from orchestrate.handles import tuned
-
-        capability(self._ft.provider(to), TakesAdapters)
-        return deployer_to(self._ft, to, tuned.adapter_of(self._ft, self), progress)
+        return downloads.described(self._ws.settings.home / "models" / self.id)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
         """The newest one, as last seen: `at` one backend, or anywhere."""
-        record = self._ft.store.deployments.of_run(self.id, at)
-        return None if record is None else DeploymentHandle(self._ft, record)
+        record = self._ws.store.deployments.of_run(self.id, at)
+        return None if record is None else DeploymentHandle(self._ws, record)
 
     def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
         """All of this run, newest first, as last seen; by `over` those that are over, or are not."""
-        found = self._ft.store.deployments.matching(over=over)
-        return [DeploymentHandle(self._ft, one) for one in found if one.run_id == self.id]
+        found = self._ws.store.deployments.matching(over=over)
+        return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
         """Ends what `deploy` started (`at` one backend, or wherever it is up), and asks the host until it
@@ -366,7 +258,7 @@ class RunHandle:
             if not items:
                 return known
             known = DeploymentHandle(
-                self._ft, deployer_of(self._ft, self.record.provider).adopt(self.record, items)
+                self._ws, deployer_of(self._ws, self.record.provider).adopt(self.record, items)
             )
         known.undeploy(patience_s=patience_s)
         return known
@@ -392,8 +284,8 @@ class RunHandle:
             provider, job = self._here(Chats), self.record.handle
         else:
             provider, job = (
-                capability(self._ft.provider(at), Chats),
-                require_open(self._ft, self.id, at).handle,
+                capability(self._ws.provider(at), Chats),
+                require_open(self._ws, self.id, at).handle,
             )
         how: dict[str, Any] = {"base": base, "max_tokens": max_tokens, "temperature": temperature}
         chat = None if tell is None or tools else provider.chat(job, **how)
@@ -402,15 +294,8 @@ class RunHandle:
         else:
             how |= {"tools": tools} if tools else {}
             [reply] = provider.generate(job, [messages], **how)
-        used(self._ft, self.id, at)
+        used(self._ws, self.id, at)
         return reply
-
-    def evaluate(
-        self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
-    ) -> Evaluation:
-        """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
-        the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
-        return self._ft.evaluate([self], test, metrics=metrics, **order)
 
     def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
         """Puts settings, metrics, outcome and cost, as last seen, into mlflow, wandb or tensorboard, `at` a
@@ -418,20 +303,14 @@ class RunHandle:
         from orchestrate import exporters
 
         with exporters.opened(tracker, at, project) as opened:
-            return opened.write(exporters.story(self._ft.store, self.record))
-
-    def export(self, form: str, folder: str | Path, **options: Any) -> Export:
-        """See `orchestrate.handles.tuned.export`."""
-        from orchestrate.handles import tuned
-
-        return tuned.export(self._ft, self, form, Path(folder), **options)
-
-    def verify(self, at: str | None = None, **asking: Any) -> Proof:
-        """See `orchestrate.handles.tuned.verify`; `asking`: fields of `orchestrate.handles.tuned.Asking`."""
-        from orchestrate.handles import tuned
-
-        return tuned.verify(self._ft, self, at, tuned.Asking(**asking))
+            return opened.write(exporters.story(self._ws.store, self.record))
 
     def proofs(self) -> list[Proof]:
         """Whether what answered somewhere was what was trained, oldest first."""
-        return self._ft.store.history.proofs(self.id)
+        return self._ws.store.history.proofs(self.id)
+
+
+def tracked(ws: Workspace, run: str | Run) -> TrackedRun:
+    """A run by its record, or by a name as `Workspace.record` takes it."""
+    record = ws.record(run) if isinstance(run, str) else run
+    return TrackedRun(ws.home_of(record), record)

@@ -1,0 +1,1 @@
+"""The public Python API: one facade, which holds no logic."""

@@ -1,0 +1,97 @@
+"""RunHandle: one run, with all that can be done with it and with its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.amounts import amount
+from orchestrate.handles.deployment import DeploymentHandle
+from orchestrate.handles.tracked import TrackedRun
+from orchestrate.types import DeploymentOffer, Evaluation, Export, Proof
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Progress
+
+
+class RunHandle(TrackedRun):
+    """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
+
+    def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
+        """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
+        return self.deployment_offer(to, **options).usd_per_hour
+
+    def deployment_offer(
+        self,
+        to: str | None = None,
+        *,
+        max_cost_usd: Decimal | float | str | None = None,
+        max_hours: Decimal | float | str | None = None,
+        **options: Any,
+    ) -> DeploymentOffer:
+        """What `deploy` with the same arguments would agree to: the price, and the limits that will hold,
+        those of an earlier call included. Nothing is sent. Raises what `deploy` does."""
+        from orchestrate.handles import deploying
+
+        limits = deploying.Limits(
+            cost_usd=amount(max_cost_usd, "max_cost_usd"), hours=amount(max_hours, "max_hours", "hours")
+        )
+        return deploying.offer(self._ws, self, to, limits, options)
+
+    def deploy(
+        self,
+        to: str | None = None,
+        *,
+        max_usd_per_hour: Decimal | float | str | None = None,
+        max_cost_usd: Decimal | float | str | None = None,
+        max_hours: Decimal | float | str | None = None,
+        accept_unknown_price: bool = False,
+        made_by: str | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> DeploymentHandle:
+        """Puts the tuned model on GPUs of its host, or its adapter, which is uploaded, `to` another one;
+        bills by the hour until `undeploy`. A second call completes what an earlier one began.
+
+        `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
+        `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
+        on. A limit or an option that a second call does not name stays as it was. Limits count from when it
+        was made, and other options than those of what is up are refused.
+
+        Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
+        anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
+        what came of it.
+        """
+        from orchestrate.handles import deploying
+
+        limits = deploying.Limits(
+            usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
+            cost_usd=amount(max_cost_usd, "max_cost_usd"),
+            hours=amount(max_hours, "max_hours", "hours"),
+            accept_unknown_price=accept_unknown_price,
+        )
+        record = deploying.deploy(self._ws, self, to, limits, options, made_by=made_by, progress=progress)
+        return DeploymentHandle(self._ws, record)
+
+    def evaluate(
+        self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
+    ) -> Evaluation:
+        """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
+        the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
+        from orchestrate.service.evaluation.held_out import EvaluationOrder, evaluate_runs
+
+        return evaluate_runs(self._ws, [self], EvaluationOrder(test=test, metrics=metrics, **order))
+
+    def export(self, form: str, folder: str | Path, **options: Any) -> Export:
+        """See `orchestrate.handles.tuned.export`."""
+        from orchestrate.handles import tuned
+
+        return tuned.export(self._ws, self, form, Path(folder), **options)
+
+    def verify(self, at: str | None = None, **asking: Any) -> Proof:
+        """See `orchestrate.handles.tuned.verify`; `asking`: fields of `orchestrate.handles.tuned.Asking`."""
+        from orchestrate.handles import tuned
+
+        return tuned.verify(self._ws, self, at, tuned.Asking(**asking))

@@ -1,0 +1,39 @@
+"""The sandbox of a home: joined where it runs, and started where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate import sandbox
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.server import Sandbox
+    from orchestrate.settings.config import Settings
+
+
+def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:
+    """As `orchestrate.sandbox.running`, on `first_port` and those after it, or on any free ones with 0."""
+    ports = (first_port, first_port + 1, first_port + 2) if first_port else (0, 0, 0)
+    return sandbox.running(ports=ports, **options)
+
+
+def home_of(settings: Settings) -> Path:
+    """Where the jobs of this home's sandbox are kept."""
+    return settings.make_home() / "sandbox"
+
+
+@contextmanager
+def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping[str, str]]:
+    """The environment for clients of the sandbox of a home: of the one that runs, whoever started it, or of
+    one that runs as long as the block does."""
+    from orchestrate.sandbox.starts import AlreadyUp
+
+    with ExitStack() as stack:
+        try:
+            env = stack.enter_context(running(first_port, home=home, **options)).env
+        except AlreadyUp as other:
+            env = other.env
+        yield env

@@ -1,0 +1,199 @@
+"""Workspace: what every feature works with: settings, store, rates and backends, opened when first needed.
+
+It knows no feature. `Orchestrator` is a workspace with the features as its methods.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from orchestrate.errors import SetupError
+
+if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
+    from orchestrate.providers.base import Provider
+    from orchestrate.settings.config import Settings
+    from orchestrate.tracking import Store
+    from orchestrate.types import Bill, Job, Run
+
+Backends = str | Sequence[str]
+"""`"all"`, one name, names joined by commas, or a sequence of names."""
+
+
+def scope_of(settings: Settings) -> bool | None:
+    """Which runs are meant: those of no sandbox, unless the keys at hand are one's; then all."""
+    return None if settings.hosts.sandboxed else False
+
+
+class Opened:
+    """The store and the backends that a workspace has opened; nothing until it is asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.settings.make_home()
+        self._lock = threading.RLock()
+        self._providers: dict[str, Provider] = {}
+        self._store: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """Raises `StoreError` when the store cannot be used as it is."""
+        with self._lock:
+            if self._store is None:
+                from orchestrate.tracking import Store
+
+                self._store = Store.open(self.settings.store_url)
+            return self._store
+
+    def provider(self, name: str) -> Provider:
+        """The backend, ready to use; nothing is sent yet."""
+        with self._lock:
+            if name not in self._providers:
+                from orchestrate.providers import registry
+
+                self._providers[name] = registry.make(name, self.settings)
+            return self._providers[name]
+
+    def close(self) -> None:
+        for provider in self._providers.values():
+            provider.close()
+        self._providers.clear()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+
+class Inside(Opened):
+    """The backends as the runs at one host of a sandbox see them, over the store of another: that one's,
+    where its keys are the sandbox's; else those of this home's sandbox, which is started for as long as this
+    is open, as it was the last time, unless it runs."""
+
+    def __init__(self, outside: Opened, host: str) -> None:
+        super().__init__(outside.settings)
+        self._outside, self._host, self._up = outside, host, ExitStack()
+        self._entered = False
+
+    @property
+    def store(self) -> Store:
+        return self._outside.store
+
+    def provider(self, name: str) -> Provider:
+        """Raises `SetupError` when the runs are of another sandbox than this home's."""
+        with self._lock:
+            if not self._entered and (backend := self._outside.provider(name)).sandbox:
+                return backend
+            if not self._entered:
+                self._enter()
+            return super().provider(name)
+
+    def _enter(self) -> None:
+        from orchestrate.sandbox.joining import home_of, joined
+        from orchestrate.sandbox.starts import last_start
+
+        home = home_of(self.settings)
+        start = last_start(home)
+        if not any(f"{self._host}/".startswith(f"{url}/") for url in start.urls):
+            raise SetupError(
+                f"the run is of a sandbox at {self._host}, not of this home's ({home})",
+                fix="start that one again, and export what it prints",
+            )
+        env = self._up.enter_context(joined(home, **msgspec.structs.asdict(start.ways)))
+        self.settings = replace(self.settings, hosts=self.settings.hosts.under(env))
+        self._entered = True
+
+    def close(self) -> None:
+        """Leaves the store open: it is another's."""
+        super().close()
+        self._up.close()
+
+
+class Workspace:
+    """Opens nothing until it is asked for. Makes the home folder when there is none; use as a context
+    manager."""
+
+    def __init__(self, settings: Settings | Opened | None = None) -> None:
+        """`settings` default to `orchestrate.settings.config.load()`. Raises `ConfigError`."""
+        if settings is None:
+            from orchestrate.settings import config
+
+            settings = config.load()
+        self._opened = settings if isinstance(settings, Opened) else Opened(settings)
+        self._inside: dict[str, Self] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of connections and the store. Runs go on: they do not live in this process."""
+        while self._inside:
+            self._inside.popitem()[1].close()
+        self._opened.close()
+
+    @property
+    def settings(self) -> Settings:
+        return self._opened.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._opened.settings = settings
+
+    @property
+    def store(self) -> Store:
+        """Raises `StoreError` when the store cannot be used as it is."""
+        return self._opened.store
+
+    @cached_property
+    def rates(self) -> RateBook:
+        """The prices that quotes and bills take: built in, under the `rates.yaml` of the home folder and of
+        the project. Assign to lay others over them. Raises `ConfigError`."""
+        from orchestrate.costing import user_book
+
+        project = [self.settings.config_file.parent] if self.settings.config_file else []
+        return user_book([self.settings.home, *project])
+
+    def backends(self, wanted: Backends = "all") -> list[str]:
+        """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
+        from orchestrate.providers import registry
+
+        return registry.chosen(self.settings, wanted)
+
+    def provider(self, name: str) -> Provider:
+        """The backend, ready to use; nothing is sent yet."""
+        return self._opened.provider(name)
+
+    def ready(self, name: str) -> Provider:
+        """The backend, when the key that it needs is there. Raises `MissingKey`."""
+        backend = self.provider(name)
+        if not backend.profile.keyless:
+            backend.config.require_key()
+        return backend
+
+    def record(self, run_id: str) -> Run:
+        """What is stored of a run, by its id, the beginning of one, or `last`. Raises `UsageError` when none
+        or several fit."""
+        return self.store.runs.get(run_id, sandboxes=self.settings.hosts.sandboxed)
+
+    def bill(self, run: Run, job: Job) -> Bill | None:
+        """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
+        from orchestrate.costing import bill_run
+
+        backend, now = self.provider(run.provider), self.store.clock.now()
+        return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
+
+    def home_of(self, record: Run) -> Self:
+        """Where the run's backends are: here, or in its sandbox."""
+        if not record.sandbox:
+            return self
+        if record.host not in self._inside:
+            self._inside[record.host] = type(self)(Inside(self._opened, record.host))
+        return self._inside[record.host]
