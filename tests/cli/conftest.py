@@ -1,5 +1,5 @@
 """The command with an environment of its own (`tests/command.py`): in this process, or, in tests that are
-marked with `process`, in one of its own as well."""
+marked with `process` or `slow`, in one of its own as well."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def cli_env(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def cli(tmp_path: Path, cli_env: dict[str, str], request: pytest.FixtureRequest) -> Cli:
-    way = command.run if request.node.get_closest_marker("process") else command.here
+    own = any(request.node.get_closest_marker(name) for name in ("process", "slow"))
+    way = command.run if own else command.here
 
     def run(*arguments: str, cwd: Path | None = None, stdin: str | None = None, **env: str) -> Result:
         done = way([*arguments], cwd=cwd or tmp_path, env=cli_env | env, stdin=(stdin or "").encode())
