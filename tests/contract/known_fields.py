@@ -30,9 +30,9 @@ FIREWORKS = {
 
 def tables(host: str, method: str) -> Fields:
     """Orchestrate's own table."""
-    from orchestrate.providers.fireworks.fields import FIELDS as FIREWORKS_FIELDS
-    from orchestrate.providers.openai.fields import FIELDS as OPENAI_FIELDS
-    from orchestrate.providers.together.fields import FIELDS as TOGETHER_FIELDS
+    from orchestrate.providers.fireworks.translation import FIELDS as FIREWORKS_FIELDS
+    from orchestrate.providers.openai.translation import FIELDS as OPENAI_FIELDS
+    from orchestrate.providers.together.translation import FIELDS as TOGETHER_FIELDS
 
     return {"openai": OPENAI_FIELDS, "together": TOGETHER_FIELDS, "fireworks": FIREWORKS_FIELDS[method]}[host]
 

@@ -7,8 +7,10 @@ that the list does not show.
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,6 +19,7 @@ from msgspec import structs
 
 from orchestrate.description import Deployment, Described, Request
 from orchestrate.errors import MissingKey, NotFound, ProviderError, UnexpectedAnswer, UsageError
+from orchestrate.providers import adapters
 from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import payload
@@ -27,8 +30,10 @@ from orchestrate.types import Endpoint, Job, JobStatus, Standing
 if TYPE_CHECKING:
     import httpx
 
+    from orchestrate.description import AdapterUpload
+    from orchestrate.profile import Profile
     from orchestrate.settings.config import HostConfig
-
+    from orchestrate.types import Adapter
 
 _BROUGHT = re.compile(r"orc-[0-9a-f]{24}")
 """The id of an adapter, made from its weights."""
@@ -294,3 +299,45 @@ def _at(raw: Mapping[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = table(value).get(key)
     return value
+
+
+# -- adapters of elsewhere ---------------------------------------------------------------------------------
+# Adapters of elsewhere at a described host: an archive, and the request that names it.
+
+
+class DescribedAdapters(adapters.Adapters):
+    def __init__(
+        self, profile: Profile, how: AdapterUpload, deploying: Deploying, bases: Collection[str]
+    ) -> None:
+        """`bases`: the host's names of those on which it serves adapters."""
+        self._profile, self._how, self._deploying, self._bases = profile, how, deploying, bases
+
+    def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
+        self._base(adapter)
+        most = self._how.max_rank
+        if most is not None and adapter.rank > most:
+            raise UsageError(f"{self._profile.title} takes adapters up to rank {most}, not {adapter.rank}")
+        return self._deploying.price(options)
+
+    def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
+        """It answers by the token from then on: there is no other step."""
+        if self._deploying.find(adapter.id) is not None:
+            return
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for file in adapters.files(adapter):
+                archive.write(file, file.name)
+        size = packed.tell()
+        self._deploying.bring(adapter.id, self._base(adapter), packed.getvalue())
+        if progress is not None:
+            progress(size, size)
+
+    def _base(self, adapter: Adapter) -> str:
+        """A host that takes any name of the hub for training serves adapters on its own models only."""
+        base = adapters.base_at(self._profile, adapter)
+        if base not in self._bases:
+            raise UsageError(
+                f"{self._profile.title} does not serve {adapter.base}, on which this was trained; it serves "
+                f"adapters on {', '.join(sorted(self._bases))}"
+            )
+        return base

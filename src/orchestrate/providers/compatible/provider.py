@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from decimal import Decimal
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
+from orchestrate.files import own_folder
 from orchestrate.providers import offline, standing
 from orchestrate.providers.base import (
     FEATURES,
@@ -25,10 +28,9 @@ from orchestrate.providers.base import (
 )
 from orchestrate.providers.calls.clients import connect
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.values import plain, rows, suffix_tag, table, whole
+from orchestrate.providers.calls.values import plain, rows, suffix_tag, table, text, whole
 from orchestrate.providers.compatible import checking, reading
-from orchestrate.providers.compatible.adapters import DescribedAdapters
-from orchestrate.providers.compatible.deploying import Deploying
+from orchestrate.providers.compatible.deploying import Deploying, DescribedAdapters
 from orchestrate.providers.compatible.sdk import (
     SdkChats,
     SdkCheckpoints,
@@ -39,8 +41,8 @@ from orchestrate.providers.compatible.sdk import (
     SdkResumes,
 )
 from orchestrate.providers.compatible.translation import translate
-from orchestrate.providers.compatible.weights import fetch
-from orchestrate.providers.files import archives
+from orchestrate.providers.files import archives, transfer
+from orchestrate.providers.files.transfer import Stream
 from orchestrate.providers.registry import no_address
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
@@ -218,7 +220,7 @@ class DescribedDownloads(CompatibleProvider, Downloads):
         name, ids = self._weights_of(job, checkpoint)
 
         def bring(folder: Path, most: int) -> None:
-            fetch(self.client, self._wire, ids, folder, most, progress)
+            _fetch(self.client, self._wire, ids, folder, most, progress)
 
         return self._downloaded(job, dest, name, base, bring)
 
@@ -329,3 +331,29 @@ def statuses_of(told: Described, name: str) -> dict[str, JobStatus]:
         allowed = ", ".join(status.value for status in JobStatus)
         raise ConfigError(f"{name}: statuses: {error}; allowed: {allowed}") from error
     return {**reading.STATUS_MAP, **own}
+
+
+# -- files -------------------------------------------------------------------------------------------------
+# The files of a tuned model, where a checkpoint lists them.
+
+
+def _fetch(
+    client: OpenAI, wire: Wire, ids: Sequence[str], folder: Path, most: int, progress: Progress | None
+) -> None:
+    """The wanted ones of these files into `folder`, at most `most` bytes in all; those that came whole are
+    not fetched again."""
+    own_folder(folder)
+    for id in ids:
+        found = plain(wire.read(partial(client.files.retrieve, id)))
+        name = PurePosixPath(text(found.get("filename")) or id).name
+        if not archives.wanted(name):
+            continue
+        file = folder / name
+        if not file.exists():
+            transfer.fetch(wire, partial(_opened, client, id), file, limit_bytes=most, progress=progress)
+        most -= file.stat().st_size
+
+
+def _opened(client: OpenAI, id: str, headers: dict[str, str]) -> AbstractContextManager[Stream]:
+    content: Any = client.files.with_streaming_response.content(id, extra_headers=headers)
+    return cast("AbstractContextManager[Stream]", content)

@@ -6,34 +6,24 @@ tuned model is asked. Each says so in its subclass; the SDK is imported with the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from orchestrate.errors import (
-    NotFound,
-    UnexpectedAnswer,
-    UsageError,
-)
+from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.providers import settings
-from orchestrate.providers.base import (
-    Deletes,
-    KeepsCheckpoints,
-    Measures,
-    Pauses,
-    Progress,
-    Resumes,
-)
+from orchestrate.providers.base import Deletes, KeepsCheckpoints, Measures, Pauses, Progress, Resumes
 from orchestrate.providers.calls.clients import Kept, completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
+from orchestrate.providers.calls.payloads import Unreadable, redact_text
 from orchestrate.providers.calls.values import plain
-from orchestrate.providers.compatible import reading, recalled
+from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
-from orchestrate.providers.compatible.listing import Listed
 from orchestrate.providers.files.transfer import MOST_FILE_BYTES, fetch_by_id
 from orchestrate.providers.hosted import HostedChats, HostedProvider
 from orchestrate.types import (
@@ -101,13 +91,13 @@ class SdkProvider(HostedProvider):
         return plain(self._wire.read(lambda: self.client.files.retrieve(id)))
 
     def asked_for(self, job: Job) -> Told:
-        return recalled.told(job)
+        return reading.asked_for(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         fetch_by_id(self._wire, self.client.files, id, file, MOST_FILE_BYTES)
 
     def recall(self, job: Job) -> Recalled:
-        return recalled.of(job, self._file)
+        return reading.recalled(job, self._file)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -291,3 +281,37 @@ def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _second(at: datetime) -> datetime:
     """The host's times are whole seconds, so that `since` must be one too."""
     return at.astimezone(UTC).replace(microsecond=0)
+
+
+# -- lists -------------------------------------------------------------------------------------------------
+# A list of the API, page by page and as it came. The SDK's own pages make an object of each field of each
+# entry: two fifths of the time that a look at ten thousand jobs takes.
+
+
+class Listed:
+    """A page; `data` has its entries."""
+
+    def __init__(self, ask: Callable[..., Any], after: str | None = None) -> None:
+        """`ask`: a list of `with_raw_response`, which takes `after`. Raises what the SDK does, and
+        `Unreadable`."""
+        self._ask = ask
+        text: str = (ask() if after is None else ask(after=after)).text
+        try:
+            body: Any = json.loads(text)
+        except ValueError:
+            raise Unreadable(f"it is {redact_text(text)[:120]!r} instead of a page of a list") from None
+        found = plain(body).get("data")
+        if not isinstance(found, list):
+            raise Unreadable(f"it holds no list, but {redact_text(str(body))[:120]}")
+        self.data = cast("list[object]", found)
+        self._more = body.get("has_more") is not False
+
+    def has_next_page(self) -> bool:
+        return self._more and self.next_page_info() is not None
+
+    def next_page_info(self) -> str | None:
+        found = plain(self.data[-1]).get("id") if self.data else None
+        return found if isinstance(found, str) else None
+
+    def get_next_page(self) -> Listed:
+        return Listed(self._ask, self.next_page_info())

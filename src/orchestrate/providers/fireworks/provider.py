@@ -34,13 +34,12 @@ from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.calls.values import items, table, text
 from orchestrate.providers.files import archives
-from orchestrate.providers.fireworks import pricing, reading, recalled
-from orchestrate.providers.fireworks.adapters import FireworksAdapters
+from orchestrate.providers.fireworks import reading
 from orchestrate.providers.fireworks.connection import PAGE, Connection
-from orchestrate.providers.fireworks.datasets import Datasets
+from orchestrate.providers.fireworks.datasets import Datasets, Weights
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
-from orchestrate.providers.fireworks.serving import Serving, Tuned
+from orchestrate.providers.fireworks.serving import FireworksAdapters, Serving, Tuned
 from orchestrate.providers.fireworks.translation import (
     fill_steps,
     job_id_of,
@@ -48,7 +47,6 @@ from orchestrate.providers.fireworks.translation import (
     output_model,
     translate,
 )
-from orchestrate.providers.fireworks.weights import Weights
 from orchestrate.providers.hosted import DedicatedProvider, later
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.settings.config import HostConfig
@@ -142,12 +140,12 @@ class FireworksProvider(
         return (self._datasets.get(dataset_id) if mine else None) or {}
 
     def recall(self, job: Job) -> Recalled:
-        return recalled.of(job, self._datasets.get)
+        return reading.recalled(job, self._datasets.get)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
     def asked_for(self, job: Job) -> Told:
-        return recalled.told(job)
+        return reading.asked_for(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         self._datasets.fetch(id, file)
@@ -173,7 +171,7 @@ class FireworksProvider(
         path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
         client = self._at.client()
         answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
-        return pricing.quote(self.name, model, answer, spec)
+        return reading.estimate(self.name, model, answer, spec)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         kind = _KIND_OF[spec.method.type]

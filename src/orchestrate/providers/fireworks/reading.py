@@ -8,16 +8,30 @@ file are `{step, timestamp, data: {"train/loss": ...}}`, or the same without `da
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.catalog import HostModel
+from orchestrate.errors import OverBudget
 from orchestrate.providers.calls.payloads import payload
-from orchestrate.providers.calls.values import NANO, money, number, ref_in, table, text, when, whole
-from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint
+from orchestrate.providers.calls.values import (
+    NANO,
+    estimate_quote,
+    money,
+    number,
+    ref_in,
+    table,
+    text,
+    when,
+    whole,
+)
+from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, Recalled, Told
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
 
 KINDS: Mapping[str, str] = {
     "supervised": "supervisedFineTuningJobs",
@@ -274,3 +288,54 @@ def _day(value: Any) -> date | None:
             return date(int(day["year"]), int(day["month"]), int(day["day"]))
         return date.fromisoformat(str(value)[:10]) if value else None
     return None
+
+
+# -- what a job was asked for ------------------------------------------------------------------------------
+# What Fireworks tells of a job by which it can be priced: its epochs, and the tokens of its dataset.
+
+
+METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
+
+
+def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Recalled:
+    """`dataset` gives the record of a dataset by its id; the one for evaluation is not billed."""
+    name = text(job.payload.get("dataset"))
+    told = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
+    return Recalled(
+        method=METHODS.get(job.handle.kind, "sft"),
+        epochs=whole(settings_of(job.payload).get("epochs")),
+        rows=whole(told.get("exampleCount")),
+        train_tokens=whole(told.get("estimatedTokenCount")) or None,
+        average_turns=number(told.get("averageTurnCount")) or 1.0,
+    )
+
+
+def asked_for(job: Job) -> Told:
+    """Settings and datasets of a job."""
+    own = settings_of(job.payload)
+    spec: dict[str, Any] = {}
+    if epochs := whole(own.get("epochs")):
+        spec["epochs"] = epochs
+    if (rate := number(own.get("learningRate"))) is not None:
+        spec["learning_rate"] = rate
+    if rank := whole(own.get("loraRank")):
+        spec["adapter"] = {"type": "lora", "r": rank}
+    if METHODS.get(job.handle.kind) == "dpo":
+        spec["method"] = {"type": "dpo"}
+    named = {"train": "dataset", "validation": "evaluationDataset"}
+    files = {split: id_of(id) for split, field in named.items() if (id := text(job.payload.get(field)))}
+    return Told(spec=spec, files=files)
+
+
+# -- the host's estimate of a price ------------------------------------------------------------------------
+# Fireworks' own estimate of a job's price (`:estimateCost`).
+
+
+def estimate(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec) -> Quote:
+    """Raises `OverBudget` above the spec's limit."""
+    total = usd_of(answer.get("estimatedCost"))
+    if total is None:
+        return Quote(provider=provider, model=model, unavailable="Fireworks gave no price")
+    if spec.max_cost_usd is not None and total > spec.max_cost_usd:
+        raise OverBudget(provider, total, spec.max_cost_usd, figure="the host's estimate")
+    return estimate_quote(provider, model, total, "Fireworks' own estimate (estimateCost)")

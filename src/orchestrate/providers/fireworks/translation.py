@@ -15,7 +15,7 @@ from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
 from orchestrate.providers.calls.values import table, text
-from orchestrate.providers.fireworks.fields import FIELDS
+from orchestrate.providers.fields import Fields
 from orchestrate.providers.fireworks.profile import PROFILE
 from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Rows
 from orchestrate.spec import JobSpec, LoRA
@@ -322,3 +322,62 @@ def _names(rows: Rows, inside: str) -> None:
         rule = "Fireworks takes a run id in place of a run's name"
         rows.map("wandb.name", "wandbConfig.runId", rows.given("wandb.name"), rule, exact=False)
     rows.refuse_if_asked({"wandb.tags": "Fireworks passes no tags on to W&B"})
+
+
+# -- the fields of the create request ----------------------------------------------------------------------
+# Fields of the create requests of the three kinds of job.
+#
+# The SDK is `fireworks-ai` 1.2.30, the descriptions are the gateway's: 4.259.0 and, of supervised jobs,
+# 5.10.0. The schedule of the other two kinds is in the models that are generated from 5.10.0, of which the
+# description itself is not at hand.
+
+
+_SHARED = """
+    dataset displayName reservationTarget awsS3Config.credentialsSecret
+    awsS3Config.iamRoleArn azureBlobStorageConfig.credentialsSecret
+    azureBlobStorageConfig.managedIdentityClientId azureBlobStorageConfig.tenantId wandbConfig.apiKey
+    wandbConfig.enabled wandbConfig.entity wandbConfig.project wandbConfig.runId
+"""
+_TRAINING = """
+    baseModel batchSize batchSizeSamples samplerCheckpointSaveIntervalSteps epochs gradientAccumulationSteps
+    jinjaTemplate learningRate learningRateWarmupSteps loraRank maxContextLength optimizerWeightDecay
+    outputModel region warmStartFrom
+"""
+_LOSS = """
+    lossConfig.dpo.beta lossConfig.dpo.refCacheConcurrency lossConfig.dpo.refCacheBatchSize
+    lossConfig.klBeta lossConfig.method
+"""
+_ADAPTER = """
+    trainingConfig.loraAlpha trainingConfig.loraDropout trainingConfig.loraTargetModules
+"""
+
+
+def _inside(names: str) -> str:
+    return " ".join(f"trainingConfig.{name}" for name in names.split())
+
+
+FIELDS = {
+    "sft": Fields(
+        sdk=f"""{_SHARED} {_TRAINING} earlyStop evalAutoCarveout evaluationDataset isTurbo mtpEnabled
+            rendererHuggingFaceRepoId mtpFreezeBaseModel mtpNumDraftTokens nodes
+            usePurpose useReservation metricsFileSignedUrl""",
+        specification="""lrScheduler.constant lrScheduler.cosine.decayRatio
+            lrScheduler.cosine.minLrRatio lrScheduler.linear.decayRatio lrScheduler.linear.minLrRatio
+            purpose""",
+    ),
+    "dpo": Fields(
+        sdk=f"{_SHARED} {_inside(_TRAINING)} {_LOSS} rendererHuggingFaceRepoId useReservation",
+        specification=f"{_ADAPTER} lossConfig.orpo.lambda purpose",
+        documentation="trainingConfig.lrScheduler",
+    ),
+    "rft": Fields(
+        sdk=f"""{_SHARED} {_inside(_TRAINING)} {_LOSS} evaluator chunkSize evalAutoCarveout evaluationDataset
+            inferenceParameters.extraBody inferenceParameters.maxOutputTokens
+            inferenceParameters.responseCandidatesCount inferenceParameters.temperature
+            inferenceParameters.topK inferenceParameters.topP maxConcurrentEvaluations maxConcurrentRollouts
+            maxInferenceReplicaCount mcpServer nodeCount""",
+        specification=f"{_ADAPTER} lossConfig.orpo.lambda purpose",
+        documentation="trainingConfig.lrScheduler useReservation",
+    ),
+}
+"""By the method of the spec."""

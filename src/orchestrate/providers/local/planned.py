@@ -16,7 +16,7 @@ from orchestrate.local.plan import fitting, throughput
 from orchestrate.local.plan.paces import Kind
 from orchestrate.providers import offline
 from orchestrate.providers.base import PlansTraining
-from orchestrate.providers.local import checking, reinforcement, weights
+from orchestrate.providers.local import checking, weights
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import MemoryPlan, Problem, Quote, Translation, decoding
 
@@ -65,7 +65,7 @@ class PlannedProvider(PlansTraining):
         found = offline.problems(self, spec, data, translation)
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
-            found += reinforcement.problems(self.name, spec, data)
+            found += checking.reinforcement_problems(self.name, spec, data)
         return checking.joined(
             found, checking.problems(self.name, spec, data, translation, self._plan_options(translation))
         )
@@ -102,7 +102,7 @@ class PlannedProvider(PlansTraining):
             ),
             hourly=hourly,
             startup_seconds=(speed.besides.low, speed.besides.value, speed.besides.high),
-            answers=reinforcement.answers(spec),
+            answers=checking.answers(spec),
         )
 
     def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:

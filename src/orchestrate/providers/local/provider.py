@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from orchestrate.errors import Conflict, NotFound, ProviderError
-from orchestrate.files import private_folder
+from orchestrate.files import private_folder, write_whole
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.plan import paces
-from orchestrate.local.run import launching
+from orchestrate.local.run import checkpoints, launching
 from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
 from orchestrate.places.base import Place, Resources
 from orchestrate.places.process import ProcessPlace
@@ -37,7 +37,7 @@ from orchestrate.providers.base import (
     Restarts,
     Resumes,
 )
-from orchestrate.providers.local import reading, restarts, weights
+from orchestrate.providers.local import reading, weights
 from orchestrate.providers.local.planned import PlannedProvider
 from orchestrate.providers.local.profile import PROFILE
 from orchestrate.settings.keys import masked
@@ -55,6 +55,7 @@ from orchestrate.types import (
     JobStatus,
     Message,
     MetricPoint,
+    Record,
     RemoteDataset,
     Reply,
     Sheet,
@@ -252,9 +253,9 @@ class LocalProvider(
         state = run.state()
         if state.status != "interrupted" or not self.place.lost(run):
             return False
-        died = restarts.died(run, max(state.attempt, self.place.starts(run)))
+        died = deaths(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
-            last = restarts.last_words(run)
+            last = last_words(run)
             told = f"the worker died {count(died, 'time')} without a newer checkpoint{last}; see {run.log}"
             self._settle(run, "failed", error=JobError(code="worker_died", message=told))
             return False
@@ -402,3 +403,38 @@ def _within(resources: Resources, spec: JobSpec) -> Resources:
     """What the run may cost is known for certain only now: it may be a share of what was planned with."""
     limits = msgspec.structs.replace(resources.limits, max_usd=spec.max_cost_usd)
     return msgspec.structs.replace(resources, limits=limits)
+
+
+# -- restarts ----------------------------------------------------------------------------------------------
+# How often a run's worker has died where it is. A run of days may lose many machines: only deaths between
+# two checkpoints say that the next worker would die too.
+
+
+class Seen(Record, frozen=True, kw_only=True):
+    """`.restarts.json` of a run directory."""
+
+    checkpoint: str = ""
+    """The newest one at the last death."""
+    before: int = 0
+    """Attempts that the run had had when it was first seen there."""
+
+
+def deaths(run: RunDir, attempts: int) -> int:
+    """Workers that have died since the newest checkpoint, the latest among them. `attempts`: all that the run
+    has had."""
+    path = run.path / ".restarts.json"
+    try:
+        seen = Seen.from_json(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        seen = Seen()
+    newest = checkpoints.newest(run.checkpoints)
+    if newest > seen.checkpoint:
+        seen = Seen(checkpoint=newest, before=max(0, attempts - 1))
+        write_whole(path, seen.to_json())
+    return attempts - seen.before
+
+
+def last_words(run: RunDir) -> str:
+    """Of whoever saw the worker die; nothing where nobody did."""
+    said = [event.message for event in run.events() if (event.type, event.level) == ("interrupted", "error")]
+    return f": {said[-1]}" if said else ""

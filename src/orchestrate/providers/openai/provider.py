@@ -27,8 +27,8 @@ from orchestrate.providers.compatible.sdk import (
     SdkResumes,
 )
 from orchestrate.providers.openai import checking
+from orchestrate.providers.openai.checking import training_closed
 from orchestrate.providers.openai.profile import PROFILE
-from orchestrate.providers.openai.sunset import closed
 from orchestrate.providers.openai.translation import translate
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.types import (
@@ -138,7 +138,7 @@ class OpenAIProvider(
         try:
             return super().create(spec, remote, translation, ref)
         except TrainingClosed as error:
-            raise closed(error, self.resolve(spec)) from error
+            raise training_closed(error, self.resolve(spec)) from error
 
     def billing(self) -> Billing:
         """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.providers.openai.fields import FIELDS
+from orchestrate.providers.fields import Fields
 from orchestrate.providers.settings import UNPAIRED, Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation
@@ -182,3 +182,27 @@ def _wandb(rows: Rows, spec: JobSpec) -> None:
     settings = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     value = [{"type": "wandb", "wandb": settings}]
     rows.keep("wandb", "integrations", value, rule="the W&B key is stored at OpenAI")
+
+
+# -- the fields of the create request ----------------------------------------------------------------------
+# Fields of the create request: those of the SDK's `JobCreateParams` (openai 3.57.0). The guide to
+# reinforcement fine-tuning names `response_format`, which neither the SDK nor the description has.
+
+
+FIELDS = Fields(
+    sdk="""
+        model training_file hyperparameters.batch_size hyperparameters.learning_rate_multiplier
+        hyperparameters.n_epochs integrations metadata method.type method.dpo.hyperparameters.batch_size
+        method.dpo.hyperparameters.beta method.dpo.hyperparameters.learning_rate_multiplier
+        method.dpo.hyperparameters.n_epochs method.reinforcement.grader
+        method.reinforcement.hyperparameters.batch_size
+        method.reinforcement.hyperparameters.compute_multiplier
+        method.reinforcement.hyperparameters.eval_interval method.reinforcement.hyperparameters.eval_samples
+        method.reinforcement.hyperparameters.learning_rate_multiplier
+        method.reinforcement.hyperparameters.n_epochs method.reinforcement.hyperparameters.reasoning_effort
+        method.supervised.hyperparameters.batch_size
+        method.supervised.hyperparameters.learning_rate_multiplier
+        method.supervised.hyperparameters.n_epochs seed suffix validation_file
+    """,
+    documentation="method.reinforcement.response_format",
+)

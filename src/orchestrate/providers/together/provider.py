@@ -45,13 +45,11 @@ from orchestrate.providers.calls.values import (
 from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.hosted import DedicatedProvider, later
 from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.together import limits as model_limits
-from orchestrate.providers.together import pricing, reading, recalled, weights
-from orchestrate.providers.together.adapters import TogetherAdapters
-from orchestrate.providers.together.files import Files
+from orchestrate.providers.together import reading
+from orchestrate.providers.together.files import Files, fetch_weights
 from orchestrate.providers.together.profile import PROFILE
-from orchestrate.providers.together.serving import Serving
-from orchestrate.providers.together.translation import NO_RFT, tag, translate
+from orchestrate.providers.together.serving import Serving, TogetherAdapters
+from orchestrate.providers.together.translation import NO_RFT, default_rank, require_limits, tag, translate
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
     ADAPTER_JOB,
@@ -129,10 +127,10 @@ class TogetherProvider(
         return self._files.get(id)
 
     def recall(self, job: Job) -> Recalled:
-        return recalled.of(job, self._file)
+        return reading.recalled(job, self._file)
 
     def asked_for(self, job: Job) -> Told:
-        return recalled.told(job)
+        return reading.asked_for(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         transfer.fetch_by_id(self._wire, self._client().files, id, file, transfer.MOST_FILE_BYTES)
@@ -144,7 +142,7 @@ class TogetherProvider(
     ) -> RemoteDataset:
         """Asks for the model's limits first, so that nothing is sent for a job that would be refused."""
         body = settings.body(translation)
-        model_limits.require(body, self._model_limits(body), data)
+        require_limits(body, self._model_limits(body), data)
 
         def details(train: dict[str, Any], validation: dict[str, Any] | None) -> dict[str, Any]:
             kept = {"train": train, "validation": validation or {}}
@@ -155,9 +153,10 @@ class TogetherProvider(
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
         body = self._filled(translation, remote)
-        asked = pricing.asked(body)
+        asked = reading.estimated(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
-        return pricing.quote(self.name, str(asked.get("model") or asked.get("from_checkpoint")), answer, spec)
+        model = str(asked.get("model") or asked.get("from_checkpoint"))
+        return reading.estimate(self.name, model, answer, spec)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         from together.types import FinetuneResponse
@@ -276,7 +275,7 @@ class TogetherProvider(
         query = reading.selection(checkpoint, full)
         content = self._client().fine_tuning.with_streaming_response.content
         base = text(raw.get("model"))
-        files = weights.fetch(
+        files = fetch_weights(
             self._wire,
             content,
             job.job_id,
@@ -336,7 +335,7 @@ class TogetherProvider(
             body["validation_file"] = remote.validation_id
         lora = table(body.get("training_type"))
         if lora.get("type") == "Lora" and not {"lora_r", "lora_alpha"} <= lora.keys():
-            rank = lora.setdefault("lora_r", model_limits.default_rank(self._model_limits(body)))
+            rank = lora.setdefault("lora_r", default_rank(self._model_limits(body)))
             lora.setdefault("lora_alpha", 2 * rank)
         return body
 

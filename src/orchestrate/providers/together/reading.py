@@ -8,16 +8,42 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from orchestrate import text as say
 from orchestrate.catalog import HostModel, search
-from orchestrate.errors import UsageError
+from orchestrate.errors import OverBudget, QuotaExceeded, UsageError
 from orchestrate.providers.calls.payloads import payload
-from orchestrate.providers.calls.values import nanos, number, rows, table, text, when, whole
+from orchestrate.providers.calls.values import (
+    estimate_quote,
+    money,
+    nanos,
+    number,
+    rows,
+    table,
+    text,
+    when,
+    whole,
+)
 from orchestrate.providers.together.profile import PROFILE
-from orchestrate.types import Checkpoint, Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Record
+from orchestrate.types import (
+    Checkpoint,
+    Event,
+    Job,
+    JobError,
+    JobHandle,
+    JobStatus,
+    MetricPoint,
+    Quote,
+    Recalled,
+    Record,
+    Told,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
 
 STATUS_MAP: Mapping[str, JobStatus] = {
     "pending": JobStatus.QUEUED,
@@ -230,3 +256,110 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
             gone = row.get("status") == "SUPPORTED_MODEL_STATUS_HIDDEN"
             found.append(HostModel(id=id, tunable="no" if gone else "yes"))
     return found
+
+
+# -- what a job was asked for ------------------------------------------------------------------------------
+# What Together tells of a job by which it can be priced: its settings, the bytes and rows of its files.
+
+
+def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
+    """`file` gives the record of a file by its id."""
+    told = job.payload
+    full = text(table(told.get("training_type")).get("type")) == "Full"
+    method = text(table(told.get("training_method")).get("method"))
+    asked = job.cost_usd is None
+    train = _file_of(told.get("training_file"), file, asked)
+    evals = whole(told.get("n_evals")) or 0
+    validation = _file_of(told.get("validation_file"), file, asked and evals > 0)
+    return Recalled(
+        method="dpo" if method == "dpo" else "sft",
+        adapter="full" if full else "lora",
+        epochs=whole(told.get("n_epochs")),
+        evals=evals if validation else 0,
+        packing=told.get("packing") is not False,
+        max_length=whole(told.get("max_seq_length")),
+        rows=whole(table(train.get("validation_report")).get("nlines")),
+        train_bytes=whole(train.get("bytes")),
+        validation_bytes=whole(validation.get("bytes")),
+    )
+
+
+def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], asked: bool) -> Mapping[str, Any]:
+    return file(name) if asked and isinstance(name, str) and name else {}
+
+
+def asked_for(job: Job) -> Told:
+    """Settings and files of a job."""
+    raw = job.payload
+    kind, method = table(raw.get("training_type")), table(raw.get("training_method"))
+    spec: dict[str, Any] = {}
+    for name, ours in (("n_epochs", "epochs"), ("batch_size", "batch_size"), ("n_evals", "evals")):
+        if value := whole(raw.get(name)):
+            spec[ours] = value
+    if (rate := number(raw.get("learning_rate"))) is not None:
+        spec["learning_rate"] = rate
+    if text(method.get("method")) == "dpo":
+        beta = number(method.get("dpo_beta"))
+        spec["method"] = {"type": "dpo"} | ({"beta": beta} if beta is not None else {})
+    if text(kind.get("type")) == "Full":
+        spec["adapter"] = {"type": "full"}
+    elif rank := whole(kind.get("lora_r")):
+        alpha = number(kind.get("lora_alpha"))
+        spec["adapter"] = {"type": "lora", "r": rank} | ({"alpha": alpha} if alpha else {})
+    named = {"train": "training_file", "validation": "validation_file"}
+    files = {split: id for split, field in named.items() if (id := text(raw.get(field)))}
+    if "validation" not in files:
+        spec.pop("evals", None)
+    return Told(spec=spec, files=files)
+
+
+# -- the host's estimate of a price ------------------------------------------------------------------------
+# Together's own estimate of a job's price (`/v1/fine-tunes/estimate-price`).
+
+
+_FIELDS = (
+    "training_file",
+    "validation_file",
+    "model",
+    "from_checkpoint",
+    "n_epochs",
+    "n_evals",
+    "training_type",
+    "training_method",
+)
+_NO_ESTIMATE = {
+    "multimodal_dataset": "Together estimates no price for data with images",
+    "train_file_not_validated": "the training file is still being validated",
+    "eval_file_not_validated": "the validation file is still being validated",
+    "train_file_invalid": "the training file is not valid",
+    "eval_file_invalid": "the validation file is not valid",
+}
+
+
+def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a create request that the estimate takes. It knows of no packing and no longest row."""
+    return {key: body[key] for key in _FIELDS if key in body}
+
+
+def estimate(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec) -> Quote:
+    """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
+    total = money(answer.get("estimated_total_price"))
+    if answer.get("estimation_available") is False or total is None:
+        reason = text(answer.get("unavailable_reason")) or "Together gave no price"
+        return Quote(provider=provider, model=model, unavailable=_NO_ESTIMATE.get(reason, reason))
+    if answer.get("allowed_to_proceed") is False:
+        limit = money(answer.get("user_limit"))
+        allowed = "an amount that it does not name" if limit is None else say.limit(limit)
+        raise QuotaExceeded(
+            provider,
+            f"the job is estimated at {say.money(total)}, above what the account may spend ({allowed}); "
+            "nothing was sent",
+            fix="add credit at Together, or train fewer tokens",
+        )
+    if spec.max_cost_usd is not None and total > spec.max_cost_usd:
+        raise OverBudget(provider, total, spec.max_cost_usd, figure="the host's estimate")
+    train = number(answer.get("estimated_train_token_count")) or 0
+    evaluated = number(answer.get("estimated_eval_token_count")) or 0
+    note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not part of it"
+    source = "Together's own estimate (estimate-price)"
+    return estimate_quote(provider, model, total, source, note=note, tokens=int(train + evaluated) or None)

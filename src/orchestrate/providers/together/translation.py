@@ -7,17 +7,21 @@ left out, so that the host's default applies.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from orchestrate import catalog, text
 from orchestrate.catalog import ModelOnHost
-from orchestrate.errors import UsageError
-from orchestrate.providers.calls.values import suffix_room, suffix_tag
+from orchestrate.errors import TranslationRefused, UsageError
+from orchestrate.providers.calls.values import number, suffix_room, suffix_tag, table, whole
+from orchestrate.providers.fields import Fields
 from orchestrate.providers.settings import UNPAIRED, Rows
-from orchestrate.providers.together.fields import FIELDS
 from orchestrate.providers.together.profile import PROFILE
 from orchestrate.spec import DPO, JobSpec
-from orchestrate.types import Translation
+from orchestrate.types import Outcome, Setting, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
 
 SUFFIX_LIMIT = 40
 """Of the tags that Orchestrate makes. A user's suffix stands before it and is cut where it does not fit."""
@@ -277,3 +281,102 @@ def _names(rows: Rows) -> None:
             wire = "wandb_project_name" if name == "project" else f"wandb_{name}"
             rows.keep(f"wandb.{name}", wire)
     rows.refuse_if_asked({"wandb.tags": "Together passes no tags on to W&B"})
+
+
+# -- the fields of the create request ----------------------------------------------------------------------
+# Fields of the create request: those of the SDK's `FinetuneRequest` (together 3.1.1), and of the published
+# description (2026-04-28) where it has others.
+
+
+FIELDS = Fields(
+    sdk="""
+        training_file validation_file packing model n_epochs learning_rate lr_scheduler.lr_scheduler_type
+        lr_scheduler.lr_scheduler_args.min_lr_ratio lr_scheduler.lr_scheduler_args.num_cycles warmup_ratio
+        max_grad_norm weight_decay n_checkpoints n_evals max_seq_length batch_size
+        gradient_accumulation_steps suffix wandb_key wandb_base_url wandb_project_name wandb_name
+        wandb_entity random_seed early_stopping_enabled early_stopping_patience early_stopping_min_delta
+        early_stopping_warmup_evals training_type.type training_type.lora_r training_type.lora_alpha
+        training_type.lora_dropout training_type.lora_trainable_modules training_method.method
+        training_method.train_on_inputs training_method.dpo_beta
+        training_method.dpo_normalize_logratios_by_length training_method.dpo_reference_free
+        training_method.rpo_alpha training_method.simpo_gamma from_checkpoint multimodal_params.train_vision
+        from_hf_model hf_model_revision hf_api_token hf_output_repo_name
+    """,
+    specification="train_on_inputs wandb_api_key",
+)
+
+
+# -- a model's limits, as the host tells them --------------------------------------------------------------
+# A model's limits as Together tells them (`/v1/fine-tunes/models/limits`), held against a request's body.
+
+
+FALLBACK_RANK = 8
+"""Where the host tells no default rank; the smallest in common use."""
+
+
+def default_rank(limits: Mapping[str, Any]) -> int:
+    return whole(table(limits.get("lora_training")).get("default_rank")) or FALLBACK_RANK
+
+
+def require_limits(body: Mapping[str, Any], limits: Mapping[str, Any], data: TrainingData) -> None:
+    """Raises `TranslationRefused` with every setting that is outside the model's limits."""
+    broken = [*_numbers(body, limits), *_adapter_limits(body, limits), *_content(limits, data)]
+    if broken:
+        raise TranslationRefused("together", broken)
+
+
+def _numbers(body: Mapping[str, Any], limits: Mapping[str, Any]) -> list[Setting]:
+    method = str(table(body.get("training_method")).get("method"))
+    bounds = [
+        ("epochs", "n_epochs", None, "max_num_epochs"),
+        ("evals", "n_evals", None, "max_num_evals"),
+        ("checkpoints", "n_checkpoints", None, "max_num_checkpoints"),
+        ("learning_rate", "learning_rate", "min_learning_rate", "max_learning_rate"),
+        ("max_seq_length", "max_seq_length", "min_max_seq_length", f"max_seq_length_{method}"),
+    ]
+    found: list[Setting] = []
+    for name, wire, low, high in bounds:
+        found += _outside(name, body.get(wire), limits.get(low) if low else None, limits.get(high))
+    return found
+
+
+def _adapter_limits(body: Mapping[str, Any], limits: Mapping[str, Any]) -> list[Setting]:
+    chosen = table(body.get("training_type"))
+    full = chosen.get("type") == "Full"
+    if full and limits.get("supports_full_training") is False:
+        return [_beyond("adapter.type", "full", "this model is trained with LoRA only")]
+    bounds = table(limits.get("full_training" if full else "lora_training"))
+    dpo = table(body.get("training_method")).get("method") == "dpo"
+    most = bounds.get("max_batch_size_dpo" if dpo else "max_batch_size")
+    batch = body.get("batch_size")
+    found = [] if batch == "max" else _outside("batch_size", batch, bounds.get("min_batch_size"), most)
+    return found + _outside("adapter.r", chosen.get("lora_r"), None, bounds.get("max_rank"))
+
+
+def _content(limits: Mapping[str, Any], data: TrainingData) -> list[Setting]:
+    content = data.train.content
+    needs = [
+        ("images", content.images, "supports_vision"),
+        ("tools", content.tools, "supports_tools"),
+        ("reasoning", content.reasoning, "supports_reasoning"),
+    ]
+    return [
+        _beyond("train", data.train.path, f"the data has {what}, which this model does not take")
+        for what, present, field in needs
+        if present and limits.get(field) is False
+    ]
+
+
+def _outside(name: str, asked: Any, low: Any, high: Any) -> list[Setting]:
+    value, least, most = number(asked), number(low), number(high)
+    if value is None:
+        return []
+    if least is not None and value < least:
+        return [_beyond(name, asked, f"at least {least:g} for this model")]
+    if most is not None and value > most:
+        return [_beyond(name, asked, f"at most {most:g} for this model")]
+    return []
+
+
+def _beyond(name: str, asked: Any, rule: str) -> Setting:
+    return Setting(name=name, asked=asked, outcome=Outcome.REFUSED, rule=f"Together: {rule}")
