@@ -39,8 +39,7 @@ WARM = {"commands": "tests.warm", "engines": "tests.warm_engines", "engines agai
 another kind, as in an interpreter of their own."""
 FORKED = {
     "orchestrate.cli": "commands",
-    "orchestrate.local.answers.answering": "engines",
-    "orchestrate.local.answers.engine": "engines",
+    "orchestrate.local.answers.process": "engines",
     "orchestrate.local.run.helper": "engines",
     "orchestrate.local.run.worker": "engines",
     "orchestrate.local.weights.conversion": "engines",

@@ -262,9 +262,10 @@ def questions() -> Iterator[dict[str, Any]]:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """The answer that tells of an error, whose traceback goes to standard error."""
-    with suppress(OSError):  # no room for it
-        traceback.print_exception(error)
+    """The answer that tells of an error. The traceback of one that is not ours goes to standard error."""
+    if not isinstance(error, OrchestrateError):
+        with suppress(OSError):  # no room for it
+            traceback.print_exception(error)
     fix = error.fix if isinstance(error, OrchestrateError) else None
     return {"error": f"{error}" or type(error).__name__, "kind": type(error).__name__, "fix": fix}
 

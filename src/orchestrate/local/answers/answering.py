@@ -1,24 +1,23 @@
-"""The process behind `Generator`: JSON lines on stdin and stdout. The first one says what to load; a later
-one may name another model."""
+"""The model of chats and evaluations: a base and at most one adapter, asked many questions at once."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate import child
 from orchestrate.errors import DataError
 from orchestrate.local.answers.passports import read_passport, table_in, trained_in_four_bit
-from orchestrate.local.run.process import importing, leave
 from orchestrate.types import decoding
+
+if TYPE_CHECKING:
+    from orchestrate.local.model.sampling.batching import Row
 
 MOST_ROWS = 64
 LARGE_MODEL_BYTES = 8 << 30
@@ -160,7 +159,7 @@ class Answerer:
         model, adapter = self.model(request["base"])
         rounding = request.get("rounding", "left")
         looks = rounding != "left" and rounds(model, self.device)
-        watch = self._watch(fitting[0], tools, send) if request["stream"] and fitting else None
+        watch = self._watch(tools, send) if request["stream"] and fitting else None
 
         def draw(rows: int, prompts: list[list[int]] = fitting) -> list[list[int]]:
             self.torch.manual_seed(request["seed"])
@@ -250,54 +249,17 @@ class Answerer:
             "notes": notes,
         }
 
-    def _watch(self, prompt: list[int], tools: Any, send: Send) -> Callable[[list[list[int]]], None]:
+    def _watch(self, tools: Any, send: Send) -> Callable[[Sequence[Row]], None]:
         """Sends what is certain to be the answer, as it is written."""
-        sent = ""
+        from orchestrate.local.answers.speech import Model, Speech
 
-        def watch(drawn: list[list[int]]) -> None:
-            nonlocal sent
-            ids, stopped = self.sampler.said(drawn[0])
-            text = self.template.said(ids, prompt, tools=tools, growing=not stopped).content
-            if text.startswith(sent) and not text.endswith("\ufffd") and text != sent:
-                send({"piece": text[len(sent) :]})
-                sent = text
+        model = Model("", "", self.template, self.sampler)
+        speeches: list[Speech] = []
+
+        def watch(rows: Sequence[Row]) -> None:
+            if not speeches:
+                speeches.append(Speech(rows[0], model, 0, chat=True, stream=True, tools=tools, calls=True))
+            if not rows[0].ended and (piece := speeches[0].take()) and piece["content"]:
+                send({"piece": piece["content"]})
 
         return watch
-
-
-def loaded(held: list[Answerer], load: dict[str, Any]) -> None:
-    """What is asked for is in `held`, which is empty where it cannot be had."""
-    before = held.copy()
-    held.clear()
-    with importing():
-        if before and before[0].turn(load):
-            held.extend(before)
-            return
-        before.clear()
-        gc.collect()  # memory does for one base, perhaps not for two
-        held.append(Answerer(load))
-
-
-def main() -> int:
-    send = child.answering()
-    held: list[Answerer] = []
-    for request in child.questions():
-        try:
-            if "load" in request:
-                loaded(held, request["load"])
-                send({"ready": True})
-                continue
-            [answerer] = held
-            if "likelihoods" in request:
-                answerer.likelihoods(request, send)
-            else:
-                answerer.answer(request, send)
-        except BrokenPipeError:
-            return 0
-        except Exception as error:  # noqa: BLE001  the asking process gets it
-            send(child.failure(error))
-    return 0
-
-
-if __name__ == "__main__":
-    leave(main())

@@ -1,38 +1,20 @@
-"""The process behind `orchestrate serve`: one base, its adapters, and the rows of all requests in one batch.
-
-JSON lines on standard input ask, JSON lines on standard output answer; each has the `id` of what was asked.
-
-    {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    a request, see `Wish`
-    {"op": "cancel", "id"}
-    {"op": "tokenize", "id", "model", "messages" | "text", "tools"}
-    {"op": "load", "id", "name", "folder"}, {"op": "unload", "id", "name"}
-
-The first line says what to load. Prompts are turned into tokens while rows are being answered, by the thread
-that reads. Imports torch.
-"""
+"""The model of a server: one base, its adapters, and the rows of all requests in one batch. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-import queue
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
-from orchestrate import child
 from orchestrate.data.rows.examples import ChatMessage
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
 from orchestrate.local.answers.speech import Model, Speech
 from orchestrate.local.model import threads
@@ -42,8 +24,6 @@ from orchestrate.local.model.files import models
 from orchestrate.local.model.loading import add_adapter, load_adapter, pick_device
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
 from orchestrate.local.model.sampling.drawing import NO_MEMORY, NO_NUMBERS, Luck
-from orchestrate.local.run.process import leave
-from orchestrate.types import decoding
 
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
@@ -52,12 +32,8 @@ _WORDS = {
 }
 
 
-LONG_BYTES = 64 << 10
-"""Of a request, above which it is tokenized beside the others."""
-
-
 class Loading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the first line says."""
+    """What is served."""
 
     base: str
     base_name: str
@@ -286,116 +262,3 @@ class Engine:
         for number, speech in list(self._speeches.items()):
             if speech.row.key == key:
                 del self._speeches[number]
-
-
-# -- the process -------------------------------------------------------------------------------------------
-
-
-class Desk:
-    """Takes lines in one thread, and does the model's work in the other."""
-
-    def __init__(self, engine: Engine, send: Send) -> None:
-        self.engine, self._send = engine, send
-        self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._tokenizing = set[str]()
-        """Requests in the lane of long ones; who leaves meanwhile is taken out."""
-
-    def read(self, lines: Any) -> None:
-        """Turns each line into a piece of work; at the end of the lines what is under way still ends. Long
-        lines have a lane of their own: tokenizing one takes seconds, which others need not wait."""
-        with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
-            for line in lines:
-                asked = msgspec.json.decode(line, type=dict[str, Any])
-                take = partial(self._guarded, asked, partial(self._take, asked))
-                if len(line) > LONG_BYTES:
-                    self._tokenizing.add(asked["id"])
-                    lane.submit(take)
-                else:
-                    take()
-        self._asked.put(None)
-
-    def _take(self, asked: dict[str, Any]) -> None:
-        engine, op = self.engine, asked.pop("op")
-        if op == "add":
-            wish = decoding.convert(asked, Wish)
-            long = wish.id in self._tokenizing
-            prompt = engine.prompt(wish)
-            if long and wish.id not in self._tokenizing:
-                return  # whoever asked has left
-            self._tokenizing.discard(wish.id)
-            self._put(asked, lambda: engine.add(wish, prompt, self._send))
-        elif op == "tokenize":
-            self._send({"id": asked["id"], "ids": engine.prompt(decoding.convert(asked, Wish))})
-        elif op == "cancel":
-            self._tokenizing.discard(asked["id"])
-            self._put(asked, lambda: engine.cancel(asked["id"]))
-        elif op == "load":
-            self._put(asked, lambda: self._loaded(asked))
-        elif op == "unload":
-            self._put(asked, lambda: self._unloaded(asked))
-
-    def _loaded(self, asked: dict[str, Any]) -> None:
-        self._send({"id": asked["id"], "seconds": self.engine.load(asked["name"], asked["folder"])})
-
-    def _unloaded(self, asked: dict[str, Any]) -> None:
-        self.engine.unload(asked["name"])
-        self._send({"id": asked["id"], "done": True})
-
-    def _put(self, asked: dict[str, Any], work: Callable[[], None]) -> None:
-        self._asked.put(lambda: self._guarded(asked, work))
-
-    def _guarded(self, asked: dict[str, Any], work: Callable[[], None]) -> None:
-        """What goes wrong with one request is told to the one who asked."""
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001
-            self._tokenizing.discard(str(asked.get("id")))
-            if not isinstance(error, OrchestrateError):
-                traceback.print_exc()
-            code = getattr(error, "code", type(error).__name__)
-            self._send({"id": asked.get("id"), "error": str(error), "code": code})
-
-    def work(self) -> None:
-        """Until the lines have ended and all is answered. A step that fails ends the process: its rows are
-        lost, and whoever started it starts another."""
-        open_ = True
-        while open_ or not self.engine.batching.idle:
-            while open_ and (self.engine.batching.idle or not self._asked.empty()):
-                work = self._asked.get()
-                open_ = work is not None
-                if work is not None:
-                    work()
-            if not self.engine.batching.idle:
-                self.engine.step(self._send)
-
-
-def main(arguments: Sequence[str] = ()) -> int:
-    del arguments
-    send = child.answering()
-    try:
-        loading = decoding.decode(sys.stdin.buffer.readline(), type=Loading)
-        begun = time.perf_counter()
-        engine = Engine(loading)
-        context = engine.folder.context
-        send(
-            {
-                "ready": True,
-                "models": list(engine.models),
-                "context": context,
-                "folder": str(engine.folder.path),
-                "seconds": time.perf_counter() - begun,
-            }
-        )
-        desk = Desk(engine, send)
-        threading.Thread(target=desk.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
-        desk.work()
-    except BrokenPipeError:
-        return 0
-    except Exception as error:  # noqa: BLE001  the asking process gets it
-        send(child.failure(error))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    leave(main(sys.argv[1:]))

@@ -150,7 +150,7 @@ class Generator:
             return []
         question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
         with self._worker.holding(self._load) as worker:
-            worker.send({**question, "batch": batch, "rounding": rounding})
+            worker.send("prompts", {**question, "batch": batch, "rounding": rounding})
             return [_reply(told) for told in worker.receive()["replies"]]
 
     def stream(
@@ -167,7 +167,9 @@ class Generator:
         the whole of it is returned."""
         sent = ""
         with self._worker.holding(self._load) as worker:
-            worker.send(_question([prompt], base, max_tokens, temperature, seed, tools, stream=True))
+            worker.send(
+                "prompts", _question([prompt], base, max_tokens, temperature, seed, tools, stream=True)
+            )
             while "piece" in (answer := worker.receive()):
                 sent += answer["piece"]
                 yield answer["piece"]
@@ -187,7 +189,7 @@ class Generator:
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:
-            worker.send({"likelihoods": [dict(row) for row in rows], "base": base})
+            worker.send("likelihoods", {"likelihoods": [dict(row) for row in rows], "base": base})
             return decoding.convert(worker.receive()["likelihoods"], list[tuple[float, int, bool]])
 
     def close(self) -> None:

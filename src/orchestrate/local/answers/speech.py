@@ -47,14 +47,16 @@ class Speech:
     stream: bool
     stop: tuple[str, ...] = ()
     tools: Sequence[dict[str, Any]] | None = None
+    calls: bool | None = None
+    """Whether calls of tools are read; `None`: where tools were offered."""
     tells_tokens: bool = False
     _tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _told: tuple[str, str] = ("", "")
     """Content and thinking that were told."""
 
-    def take(self, drawn: Drawn) -> dict[str, Any] | None:
+    def take(self, drawn: Drawn | None = None) -> dict[str, Any] | None:
         """What there is to tell after a token. Ends the row where a stop word ends it."""
-        if self.tells_tokens:
+        if self.tells_tokens and drawn is not None:
             self._tokens.append(token_of(self.model.template.tokenizer, drawn))
         ids, stopped = self.model.sampler.said(self.row.ids)
         if not self.row.ended and not self._looks(len(self.row.ids)):
@@ -82,7 +84,7 @@ class Speech:
             self.row.prompt,
             tools=self.tools or None,
             cut=cut and not growing,
-            calls=bool(self.tools),
+            calls=bool(self.tools) if self.calls is None else self.calls,
             growing=growing,
         )
 

@@ -49,7 +49,7 @@ class Worker:
                 if self._held != load or self._running is None:
                     self._start(load)
                     self._held = None
-                    self.send({"load": load})
+                    self.send("hold", load)
                     with work("loading the model"):
                         self.receive()
                     self._held = load
@@ -59,9 +59,9 @@ class Worker:
                 if self._owes:
                     self.close()
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, op: str, asked: Mapping[str, Any]) -> None:
         self._owes = True
-        self._here().send(message)
+        self._here().send({"op": op, "id": "", **asked})
 
     def receive(self) -> dict[str, Any]:
         """What comes next of the answer. Raises what went wrong in the process, or `RunFailed`."""
@@ -90,7 +90,7 @@ class Worker:
             return
         self.close()
         require_packages("answering on this machine")
-        child = Child(python("orchestrate.local.answers.answering"), env=env, name=NAME)
+        child = Child(python("orchestrate.local.answers.process"), env=env, name=NAME)
         self._running = _Running(child, threads)
 
     def _here(self) -> Child:

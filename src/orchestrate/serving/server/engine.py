@@ -89,10 +89,10 @@ class Engine:
         begun = time.monotonic()
         threads = self._loading.get("threads")
         env = {**worker_environment(threads if isinstance(threads, int) else None), NO_COMPILER: "1"}
-        worker = Child(python("orchestrate.local.answers.engine"), env=env, name="the process that answers")
+        worker = Child(python("orchestrate.local.answers.process"), env=env, name="the process that answers")
         self._worker = worker
         try:
-            told = worker.ask({**self._loading, "models": self.models})
+            told = worker.ask({"op": "serve", "id": "", **self._loading, "models": self.models})
             self._require_same(told["folder"])
         except OrchestrateError:
             worker.close(0)

@@ -61,12 +61,12 @@ class Sampler:
         temperature: float,
         most_rows: int,
         look_up: Callable[[], None] = lambda: None,
-        watch: Callable[[list[list[int]]], None] | None = None,
+        watch: Callable[[Sequence[Row]], None] | None = None,
         close: set[int] | None = None,
     ) -> list[list[int]]:
         """Token ids of one answer to each prompt, in order, the token that ended it included where there was
         one. Prompts of like length are read together, as far as that changes no answer. `look_up` runs
-        before each token and may raise; `watch` gets what has been drawn so far of each row; `close` gets the
+        before each token and may raise; `watch` gets the rows after it; `close` gets the
         places of prompts that were answered beside others and whose answer rounding may have turned (see
         `rounding`). Raises `RunFailed` where the model gives no finite numbers."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
@@ -93,7 +93,7 @@ class Sampler:
                 for _, drawn in batching.step():
                     _require_token(drawn)
                 if watch is not None:
-                    watch([row.ids for row in rows])
+                    watch(rows)
         finally:
             self._beginning = None
         if batching.most_rows < most:

@@ -1,0 +1,191 @@
+"""The process that holds a model, the same for all who ask: JSON lines on standard input ask, JSON lines on
+standard output answer, each with the `id` of what was asked.
+
+    {"op": "hold", "id", "model", "adapter", ...}    a base with one adapter at most: chats and evaluations
+    {"op": "prompts", "id", "prompts", ...}          all of them together, one answer when all are there
+    {"op": "likelihoods", "id", "likelihoods", "base"}
+
+    {"op": "serve", "id", "base", "models", ...}     a base with all its adapters, see `Loading`
+    {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    a request, see `Wish`
+    {"op": "cancel", "id"}
+    {"op": "tokenize", "id", "model", "messages" | "text", "tools"}
+    {"op": "load", "id", "name", "folder"}, {"op": "unload", "id", "name"}
+
+Prompts of a server are turned into tokens while rows are being answered, by the thread that reads. Torch is
+imported with the first model.
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate import child
+from orchestrate.local.run.process import importing, leave
+from orchestrate.types import decoding
+
+if TYPE_CHECKING:
+    from orchestrate.local.answers.answering import Answerer
+    from orchestrate.local.answers.engine import Engine
+
+Asked = dict[str, Any]
+LONG_BYTES = 64 << 10
+"""Of a request, above which it is tokenized beside the others."""
+
+
+class Desk:
+    """Takes lines in one thread, and does the model's work in the other."""
+
+    def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
+        self._send = send
+        self._engine: Engine | None = None
+        self._held: list[Answerer] = []
+        """At most one; none where what was asked for cannot be had."""
+        self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._tokenizing = set[str]()
+        """Requests in the lane of long ones; who leaves meanwhile is taken out."""
+
+    def read(self, lines: Any) -> None:
+        """Turns each line into a piece of work; at the end of the lines what is under way still ends. Long
+        requests have a lane of their own: tokenizing one takes seconds, which others need not wait."""
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
+            for line in lines:
+                asked = msgspec.json.decode(line, type=Asked)
+                take = partial(self._guarded, asked, partial(self._take, asked))
+                if len(line) > LONG_BYTES and asked["op"] in ("add", "tokenize"):
+                    self._tokenizing.add(asked["id"])
+                    lane.submit(take)
+                else:
+                    take()
+        self._asked.put(None)
+
+    def _take(self, asked: Asked) -> None:
+        op = asked.pop("op")
+        if op == "add":
+            self._add(asked)
+        elif op == "tokenize":
+            from orchestrate.local.answers.engine import Wish
+
+            self._answer(asked, ids=self.engine.prompt(decoding.convert(asked, Wish)))
+        else:
+            self._tokenizing.discard(asked["id"])
+            self._put(asked, partial(getattr(self, f"_{op}"), asked))
+
+    def _put(self, asked: Asked, work: Callable[[], None]) -> None:
+        self._asked.put(lambda: self._guarded(asked, work))
+
+    def _guarded(self, asked: Asked, work: Callable[[], None]) -> None:
+        """What goes wrong with one request is told to the one who asked."""
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._tokenizing.discard(str(asked.get("id")))
+            code = getattr(error, "code", type(error).__name__)
+            self._answer(asked, **child.failure(error), code=code)
+
+    def _answer(self, asked: Asked, **answer: Any) -> None:
+        self._send({"id": asked.get("id"), **answer})
+
+    # -- one after the other -------------------------------------------------------------------------------
+
+    def _hold(self, load: Asked) -> None:
+        with importing():
+            from orchestrate.local.answers.answering import Answerer
+
+            before, self._held = self._held, []
+            if before and before[0].turn(load):
+                self._held = before
+            else:
+                before.clear()
+                gc.collect()  # memory does for one base, perhaps not for two
+                self._held = [Answerer(load)]
+        self._answer(load, ready=True)
+
+    def _prompts(self, asked: Asked) -> None:
+        [answerer] = self._held
+        answerer.answer(asked, lambda answer: self._answer(asked, **answer))
+
+    def _likelihoods(self, asked: Asked) -> None:
+        [answerer] = self._held
+        answerer.likelihoods(asked, lambda answer: self._answer(asked, **answer))
+
+    # -- many at once --------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None  # noqa: S101  a server asks for it first
+        return self._engine
+
+    def _serve(self, asked: Asked) -> None:
+        with importing():
+            from orchestrate.local.answers.engine import Engine, Loading
+
+            self._engine = Engine(decoding.convert(asked, Loading))
+        folder = self._engine.folder
+        self._answer(asked, ready=True, context=folder.context, folder=str(folder.path))
+
+    def _add(self, asked: Asked) -> None:
+        from orchestrate.local.answers.engine import Wish
+
+        wish = decoding.convert(asked, Wish)
+        long = wish.id in self._tokenizing
+        prompt = self.engine.prompt(wish)
+        if long and wish.id not in self._tokenizing:
+            return  # whoever asked has left
+        self._tokenizing.discard(wish.id)
+        self._put(asked, lambda: self.engine.add(wish, prompt, self._send))
+
+    def _cancel(self, asked: Asked) -> None:
+        self.engine.cancel(asked["id"])
+
+    def _load(self, asked: Asked) -> None:
+        self._answer(asked, seconds=self.engine.load(asked["name"], asked["folder"]))
+
+    def _unload(self, asked: Asked) -> None:
+        self.engine.unload(asked["name"])
+        self._answer(asked, done=True)
+
+    def work(self) -> None:
+        """Until the lines have ended and all is answered. A step that fails ends the process: its rows are
+        lost, and whoever started it starts another."""
+        open_ = True
+        while open_ or not self._idle:
+            while open_ and (self._idle or not self._asked.empty()):
+                work = self._asked.get()
+                open_ = work is not None
+                if work is not None:
+                    work()
+            if not self._idle:
+                self.engine.step(self._send)
+
+    @property
+    def _idle(self) -> bool:
+        return self._engine is None or self._engine.batching.idle
+
+
+def main() -> int:
+    send = child.answering()
+    try:
+        desk = Desk(send)
+        threading.Thread(target=desk.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
+        desk.work()
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001  the asking process gets it
+        send(child.failure(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())
