@@ -34,7 +34,7 @@ OWN = {
     "orchestrate.evaluation.metrics.text": "the pattern of a `regex:` metric, which the user gives",
     "orchestrate.evaluation.regression.probes": "a probe's own pattern",
     "orchestrate.local.model.adapters.names": "target modules that the user names",
-    "orchestrate.local.plan.adapters": "target modules that the user names",
+    "orchestrate.local.plan.memory": "target modules that the user names",
     "orchestrate.local.plan.sizes": "target modules that the user names",
     "orchestrate.packages": "a field's name",
     "orchestrate.places.kinds._skypilot.asking": "names of variables, of a file of its own",

@@ -14,8 +14,7 @@ from tests.unit.serving.test_ollama import rendered_by_go
 
 from orchestrate.errors import UsageError
 from orchestrate.local.weights.asking import ask_all
-from orchestrate.serving.export.forms import export
-from orchestrate.serving.export.llama_cpp import quantise, scripts
+from orchestrate.serving.export.forms import export, quantise, scripts_in
 from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.tuned import Tuned
@@ -72,7 +71,7 @@ def test_both_forms_are_proved(made: Made) -> None:
 
 
 def test_a_quantised_file_is_judged_by_agreement_with_an_interval(made: Made, tmp_path: Path) -> None:
-    quantise(Path(file_of(made.whole)), tmp_path / "q.gguf", "Q8_0", scripts(None))
+    quantise(Path(file_of(made.whole)), tmp_path / "q.gguf", "Q8_0", scripts_in(None))
     assert (tmp_path / "q.gguf").stat().st_size < Path(file_of(made.whole)).stat().st_size / 2
     place = FolderPlace(tmp_path / "q.gguf", made.sheet, str(made.base), model="tuned")
     stages = {s.name: s for s in verify(made.sheet, place, run_id="r").stages}
@@ -91,4 +90,4 @@ def test_a_vocabulary_that_llama_cpp_cuts_otherwise_is_refused(tmp_path: Path) -
 
 def test_an_unknown_quantisation_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="known: Q4_0"):
-        quantise(Path(file_of(made.whole)), tmp_path / "q.gguf", "Q9", scripts(None))
+        quantise(Path(file_of(made.whole)), tmp_path / "q.gguf", "Q9", scripts_in(None))

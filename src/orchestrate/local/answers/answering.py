@@ -8,16 +8,91 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import torch
 
+from orchestrate.data.rows.examples import ChatMessage, UnpairedExample
+from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 from orchestrate.errors import DataError
+from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
 from orchestrate.local.answers.passports import read_passport, table_in, trained_in_four_bit
+from orchestrate.local.answers.speech import Model, Speech
+from orchestrate.local.encoding.encoding import Template, encode_answer
+from orchestrate.local.model import threads
+from orchestrate.local.model.adapters.apart import changes_base, lies_apart
+from orchestrate.local.model.files import models
+from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.files.quantised import weights_in
+from orchestrate.local.model.loading import load_adapter, pick_device
+from orchestrate.local.model.oom import halving
+from orchestrate.local.model.sampling.batching import Row
+from orchestrate.local.model.sampling.rounding import rounds
+from orchestrate.local.model.weights import experts
 from orchestrate.types import decoding
 
-if TYPE_CHECKING:
-    from orchestrate.local.model.sampling.batching import Row
+ROWS = 8
+"""Answered together; logits of a whole row are large."""
+
+
+def likelihoods(
+    model: Any, template: Template, device: torch.device, rows: Sequence[dict[str, Any]]
+) -> list[tuple[float, int, bool]]:
+    """Nats and tokens of each row, and whether each token was the likeliest: of a `text`, after a `context`
+    where there is one, or of an `answer` to `messages`."""
+    encoded = [_encoded(template, row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
+
+    def compute(most: int) -> dict[int, tuple[float, int, bool]]:
+        parts = (order[start : start + most] for start in range(0, len(order), most))
+        return {
+            i: one
+            for part in parts
+            for i, one in zip(part, _of_part(model, device, [encoded[i] for i in part]), strict=True)
+        }
+
+    found, _ = halving(ROWS, device, compute)
+    return [found[i] for i in range(len(rows))]
+
+
+def _of_part(
+    model: Any, device: torch.device, part: Sequence[tuple[list[int], list[bool]]]
+) -> list[tuple[float, int, bool]]:
+    """Of rows in one pass, the longest of which is the last."""
+    longest = len(part[-1][0])
+    ids = torch.zeros((len(part), longest), dtype=torch.long)
+    told = torch.zeros((len(part), longest), dtype=torch.bool)
+    there = torch.zeros((len(part), longest), dtype=torch.long)
+    for row, (tokens, scored) in enumerate(part):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        told[row, : len(tokens)] = torch.tensor(scored)
+        there[row, : len(tokens)] = 1
+    ids, told = ids.to(device), told.to(device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=there.to(device)).logits[:, :-1].float()
+    nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    nats = nats * told[:, 1:]
+    likeliest = (logits.argmax(dim=-1) == ids[:, 1:]) | ~told[:, 1:]
+    return [
+        (float(nats[row].sum()), int(told[row, 1:].sum()), bool(likeliest[row].all()))
+        for row in range(len(part))
+    ]
+
+
+def _encoded(template: Template, row: dict[str, Any]) -> tuple[list[int], list[bool]]:
+    """Ids, and which of them count."""
+    if "text" in row:
+        context = str(row.get("context", ""))
+        ids: list[int] = template.tokenizer(context + row["text"])["input_ids"]
+        before = len(template.tokenizer(context)["input_ids"]) if context else 0
+        return ids, [i >= before for i in range(len(ids))]
+    prompt = [decoding.convert(m, ChatMessage) for m in row["messages"]]
+    answer = ChatMessage(role="assistant", content=row["answer"])
+    example = UnpairedExample(prompt=prompt, completion=[answer], label=True, tools=row.get("tools") or None)
+    encoded = encode_answer(example, template)
+    return encoded.ids, [w > 0 for w in encoded.weights]
+
 
 MOST_ROWS = 64
 LARGE_MODEL_BYTES = 8 << 30
@@ -42,13 +117,6 @@ class Answerer:
     """Holds the model; `answer` takes one request."""
 
     def __init__(self, load: dict[str, Any]) -> None:
-        import torch
-
-        from orchestrate.local.model import threads
-        from orchestrate.local.model.files import models
-        from orchestrate.local.model.loading import pick_device
-
-        self.torch = torch
         self.device = pick_device(load.get("device"))
         torch.set_num_threads(threads.chosen(load.get("threads"), self.device))
         self.folder = models.fetch(load["model"])
@@ -64,9 +132,6 @@ class Answerer:
     def turn(self, load: dict[str, Any]) -> bool:
         """Puts another adapter on the base in place of the one that it has; False where the model is to be
         loaded anew: it is another one, or what lies on the base changes more than an adapter's own layers."""
-        from orchestrate.local.model.files import models
-        from orchestrate.local.model.loading import load_adapter, pick_device
-
         base = (models.fetch(load["model"]).path, pick_device(load.get("device")))
         if base != (self.folder.path, self.device) or not self._apart:
             return False
@@ -82,9 +147,6 @@ class Answerer:
 
     def _take(self, load: dict[str, Any]) -> None:
         """What belongs to the adapter: its tokenizer, and how it was trained."""
-        from orchestrate.local.answers.loading import is_adapter, talk
-        from orchestrate.local.model.adapters.apart import changes_base
-
         self.adapter = Path(load["adapter"]) if load.get("adapter") else None
         self.whole = self.adapter is not None and not is_adapter(self.adapter)
         self._apart = self._lies_apart()
@@ -101,13 +163,9 @@ class Answerer:
         self.sampler.shares = True
 
     def _lies_apart(self) -> bool:
-        from orchestrate.local.model.adapters.apart import lies_apart
-
         return self.adapter is None or (not self.whole and lies_apart(self.adapter))
 
     def _has_packed_experts(self) -> bool:
-        from orchestrate.local.model.weights import experts
-
         return any(experts.held_of(self._base))
 
     def _too_large(self) -> bool:
@@ -115,28 +173,20 @@ class Answerer:
 
     def precision(self, *, base: bool) -> str:
         """Name the precision in which the base or the tuned model answers."""
-        from orchestrate.local.model.files.models import ModelFolder
-        from orchestrate.local.model.files.quantised import weights_in
-
         own = self.whole and not base
         model, _ = self.model(base)
         folder = ModelFolder(self.adapter) if own and self.adapter is not None else self.folder
         return weights_in(folder.config, four_bit=self.four_bit and not own, dtype=_short(model.dtype))
 
     def _load(self) -> None:
-        from orchestrate.local.answers import loading
-        from orchestrate.local.model.loading import load_adapter
-
         if not self.whole:
             self._base = self._loaded_base()
         if self.whole and self.adapter is not None:
-            self._tuned = loading.whole(self.adapter, self.device)
+            self._tuned = whole(self.adapter, self.device)
         elif self.adapter is not None:
             self._tuned = load_adapter(self._base, self.adapter).eval()
 
     def _loaded_base(self) -> Any:
-        from orchestrate.local.answers.loading import base_of
-
         return base_of(self.folder, four_bit=self.four_bit, device=self.device)
 
     def model(self, base: bool) -> tuple[Any, AbstractContextManager[Any]]:
@@ -150,8 +200,6 @@ class Answerer:
         return self._tuned, self._tuned.disable_adapter() if without else nullcontext()
 
     def answer(self, request: dict[str, Any], send: Send) -> None:
-        from orchestrate.local.model.sampling.rounding import rounds
-
         tools, most = request.get("tools"), request["max_tokens"]
         close: set[int] = set()
         asked = [self._asked(p, tools) for p in request["prompts"]]
@@ -162,7 +210,7 @@ class Answerer:
         watch = self._watch(tools, send) if request["stream"] and fitting else None
 
         def draw(rows: int, prompts: list[list[int]] = fitting) -> list[list[int]]:
-            self.torch.manual_seed(request["seed"])
+            torch.manual_seed(request["seed"])
             close.clear()
             return self.sampler.draw(
                 model,
@@ -175,7 +223,7 @@ class Answerer:
             )
 
         self.sampler.fitting_rows = self.fitting_rows
-        with adapter, self.torch.inference_mode():
+        with adapter, torch.inference_mode():
             answers = draw(request.get("batch") or MOST_ROWS)
             self.fitting_rows = self.sampler.fitting_rows
             turned = set[int]()
@@ -197,15 +245,11 @@ class Answerer:
         send({"replies": replies})
 
     def likelihoods(self, request: dict[str, Any], send: Send) -> None:
-        from orchestrate.local.answers.likelihood import likelihoods
-
         model, adapter = self.model(request["base"])
         with adapter:
             send({"likelihoods": likelihoods(model, self.template, self.device, request["likelihoods"])})
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
-        from orchestrate.data.rows.examples import ChatMessage
-
         return self.template.asked([decoding.convert(m, ChatMessage) for m in messages], tools)
 
     def _asked(
@@ -223,8 +267,6 @@ class Answerer:
         return {"refused": told, "fix": "shorten it, or leave the row out"}
 
     def _reply(self, prompt: list[int], ids: list[int], tools: Any, most: int) -> dict[str, Any]:
-        from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
-
         own, stopped = self.sampler.said(ids)
         said = self.template.said(own, prompt, tools=tools, cut=not stopped)
         notes = list(said.notes)
@@ -251,8 +293,6 @@ class Answerer:
 
     def _watch(self, tools: Any, send: Send) -> Callable[[Sequence[Row]], None]:
         """Sends what is certain to be the answer, as it is written."""
-        from orchestrate.local.answers.speech import Model, Speech
-
         model = Model("", "", self.template, self.sampler)
         speeches: list[Speech] = []
 

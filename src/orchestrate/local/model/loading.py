@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local.job import LocalJob
+from orchestrate.local.job import Adapter, LocalJob
 from orchestrate.local.model.adapters.added_tokens import make_room, rows_of, spare, trained_rows
 from orchestrate.local.model.adapters.names import fitting_keys
-from orchestrate.local.model.adapters.saved_modules import in_32_bits, saves_tied
 from orchestrate.local.model.adapters.starts import Beginning, begun
 from orchestrate.local.model.adapters.targets import expert_parameters, targets_of
 from orchestrate.local.model.engines import Choice, choose, precision
@@ -32,7 +32,131 @@ from orchestrate.local.model.shortcuts.accelerating import Unfit, load_unsloth, 
 from orchestrate.local.model.shortcuts.choosing import turn_on
 from orchestrate.local.model.weights import experts, packed
 from orchestrate.local.model.weights.architectures import auto_class
-from orchestrate.local.model.weights.quantising import nf4
+
+METHOD = "orchestrate_nf4"
+"""Name of the method in transformers' registry."""
+
+
+NARROW = 16
+"""Linear layers of fewer inputs or outputs stay as they are: they are small, weigh or choose between a few
+things, and some models read their weights themselves."""
+
+
+def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
+    """NF4 with double quantisation, of linear layers, and of experts where transformers has them in one
+    tensor and lets us compute them. `spread`: stored as numbers of `dtype`, as the other weights are, as they
+    go from process to process."""
+    return (_registered() or BitsAndBytesConfig)(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if spread else torch.uint8,
+    )
+
+
+def _registered() -> type[BitsAndBytesConfig] | None:
+    """The configuration by which transformers finds our quantiser; `None` where it knows no such experts."""
+    try:
+        from transformers.integrations import moe
+        from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+        from transformers.quantizers import auto
+        from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+        from transformers.quantizers.quantizers_utils import get_module_from_name
+    except ImportError:
+        return None
+    from orchestrate.local.model.weights import experts
+
+    del moe
+    if METHOD in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
+        known: Any = auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD]
+        return known
+
+    def of_experts(model: Any, name: str) -> Any:
+        module, leaf = get_module_from_name(model, name)
+        mine = hasattr(module, "_apply_gate") and hasattr(module, "has_gate")
+        return module if mine and getattr(module, leaf).ndim == 3 else None
+
+    class Quantise(Bnb4bitQuantize):
+        def convert(self, input_dict: Any, *args: Any, model: Any = None, **kwargs: Any) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for name, value in input_dict.items():
+                if (module := of_experts(model, name)) is None:
+                    found |= super().convert({name: value}, *args, model=model, **kwargs)
+                    continue
+                weight = value[0] if isinstance(value, list) else value
+                found[name] = experts.hold(module, name.rpartition(".")[2], weight)
+            return found
+
+    @auto.register_quantizer(METHOD)
+    class Quantizer(Bnb4BitHfQuantizer):
+        def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+            needs = super().param_needs_quantization(model, param_name, **kwargs)
+            return needs or of_experts(model, param_name) is not None
+
+        def get_modules_to_not_convert(self, model: Any, *args: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]
+            kept = super().get_modules_to_not_convert(model, *args, **kwargs)
+            linear = ((n, m) for n, m in model.named_modules() if type(m) is torch.nn.Linear)
+            return [*kept, *(n for n, m in linear if min(m.in_features, m.out_features) < NARROW)]
+
+        def get_quantize_ops(self) -> Any:
+            return Quantise(self)
+
+        def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+            experts.use(model)
+            return super()._process_model_after_weight_loading(model, **kwargs)  # pyright: ignore[reportPrivateUsage]
+
+    @auto.register_quantization_config(METHOD)
+    class Config(BitsAndBytesConfig):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.quant_method: Any = METHOD
+
+    del Quantizer
+    made: Any = Config
+    return made
+
+
+def saves_tied(inner: Any, adapter: Adapter) -> bool:
+    """Whether a table of tied embeddings is trained whole: then both stay one."""
+    config = inner.config.get_text_config()
+    if not adapter.modules_to_save or not getattr(config, "tie_word_embeddings", False):
+        return False
+    tables = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    named = [name for name, module in inner.named_modules() if any(module is table for table in tables)]
+    return any(name.endswith(tuple(adapter.modules_to_save)) for name in named)
+
+
+def in_32_bits(model: Any) -> None:
+    """All that is trained: 16 bits would lose most updates. Modules that are trained whole compute in 32 bits
+    too, and give their results in the model's own precision; the output layer's logits stay as they are."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    dtype = model.get_base_model().dtype
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    if dtype == torch.float32:
+        return
+    head = model.get_base_model().get_output_embeddings()
+    for wrapper in list(model.modules()):
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            for module in wrapper.modules_to_save.values():
+                module.register_forward_pre_hook(_widened)
+                if wrapper is not head:
+                    module.register_forward_hook(_narrowed(dtype))
+
+
+def _widened(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _narrowed(dtype: torch.dtype) -> Any:
+    def hook(_: torch.nn.Module, __: Any, out: Any) -> Any:
+        return out.to(dtype) if isinstance(out, Tensor) else out
+
+    return hook
+
 
 _ALONE = Choice("plain", "the weights are spread over several processes")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

