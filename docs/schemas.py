@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrate.catalog import HostModel, Model
-from orchestrate.catalog.licences import Licence
+from orchestrate.catalog.models import Licence
 from orchestrate.costing import Rate
 
 SRC = Path(__file__).resolve().parent.parent / "src" / "orchestrate"

@@ -20,7 +20,7 @@ from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing
 from orchestrate.tracking.records.runs import Intent
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.repeats import Submission
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, pass_by
 from orchestrate.types import Quote, Run
 

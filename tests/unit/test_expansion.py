@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrate.costing.rates import book
+from orchestrate.costing import rates
 from orchestrate.errors import ConfigError, OrchestrateError
 from orchestrate.expansion import Expands, require_bounded
 from orchestrate.spec import specfile
@@ -29,9 +29,9 @@ def test_a_spec_that_expands_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_rates_that_expand_are_refused() -> None:
     with pytest.raises(ConfigError, match="aliases expand"):
-        book.parse(LAUGHS, "rates.yaml")
+        rates.parse(LAUGHS, "rates.yaml")
     with pytest.raises(ConfigError):
-        book.parse("a: &a [*a]", "rates.yaml")
+        rates.parse("a: &a [*a]", "rates.yaml")
 
 
 def test_ordinary_aliases_stay() -> None:

@@ -13,10 +13,10 @@ import pytest
 from tests.paths import ROOT
 
 from orchestrate.data.rows import content, mojibake
-from orchestrate.data.tokens import notations
+from orchestrate.data.tokens import calls as notations
 from orchestrate.evaluation.metrics import structured
 from orchestrate.local.objectives import grading
-from orchestrate.settings import redaction
+from orchestrate.settings import keys
 
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
@@ -30,7 +30,7 @@ OWN = {
     "orchestrate.data.rows.content": "its table of patterns, which is scanned beside",
     "orchestrate.data.rows.mojibake": "its patterns, which are scanned beside",
     "orchestrate.data.tokens.chat_templates": "one escaped word",
-    "orchestrate.data.tokens.repeated": "escaped words",
+    "orchestrate.data.tokens.lengths": "escaped words",
     "orchestrate.evaluation.metrics.text": "the pattern of a `regex:` metric, which the user gives",
     "orchestrate.evaluation.regression.probes": "a probe's own pattern",
     "orchestrate.local.model.adapters.names": "target modules that the user names",
@@ -113,7 +113,7 @@ def graded(text: str) -> None:
         (graded, "{{ item.a }"),
         (notations.of_json, "```json "),
         (structured.unfenced, "```\n \n "),
-        (redaction.redact_text, "sk-"),
+        (keys.redact_text, "sk-"),
     ],
 )
 def test_a_text_of_twice_the_length_takes_about_twice_as_long(

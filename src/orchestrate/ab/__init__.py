@@ -20,22 +20,22 @@ from orchestrate.types import ExperimentReport as ExperimentReport
 from orchestrate.types import PlannedMetric as PlannedMetric
 
 if TYPE_CHECKING:
+    from orchestrate.ab.evidence import users_for as users_for
     from orchestrate.ab.experiment import Assignment as Assignment
     from orchestrate.ab.experiment import Experiment as Experiment
+    from orchestrate.ab.experiment import OutcomesTaken as OutcomesTaken
     from orchestrate.ab.middleware import ABMiddleware as ABMiddleware
     from orchestrate.ab.middleware import ask as ask
-    from orchestrate.ab.outcomes import OutcomesTaken as OutcomesTaken
     from orchestrate.ab.plan import read_plan as read_plan
-    from orchestrate.ab.sequential import users_for as users_for
 
 _PUBLIC = {
     "ABMiddleware": "middleware",
     "ask": "middleware",
     "Assignment": "experiment",
     "Experiment": "experiment",
-    "OutcomesTaken": "outcomes",
+    "OutcomesTaken": "experiment",
     "read_plan": "plan",
-    "users_for": "sequential",
+    "users_for": "evidence",
 }
 
 __getattr__ = late(__name__, _PUBLIC)

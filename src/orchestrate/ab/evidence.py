@@ -10,13 +10,179 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from orchestrate.ab.sequential import Labels, Means, gate_of_mean, gate_of_share
 from orchestrate.tracking.records.experiments import Recorded
 from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
+
+# Evidence that may be looked at as often as one likes.
+#
+# `Labels` is exact: whether the arms' labels say anything about right and wrong, by betting on each user's
+# arm after Turner, Ly and Grünwald (arXiv 2106.02693) where the share is known; its evidence exceeds 1 /
+# alpha ever with a chance of at most alpha, however rare an outcome is. `Means` is the normal mixture for
+# means (Robbins 1970; Waudby-Smith et al., arXiv 2103.06476), which is right for many users only: it has a
+# gate.
+#
+# Both are stratified: users are compared with those alone who had the same chance at the same time.
+
+PRIOR = 60.0
+"""As so many users know beforehand that nothing differs; it makes evidence grow fastest at some 500 users in
+the smaller arm, and is valid at any number."""
+LEAST_OF_EACH = 10
+"""Users of each outcome in each arm before an interval of a share is believed."""
+LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
+"""Users in each arm before an interval of a mean is believed: 50, and 28 + 25 skewness^2 (Sugden, Smith and
+Jones 2000)."""
+POWER_80 = 0.8416
+
+
+class Labels:
+    """An e-process of no difference, user by user."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, tuple[int, int]] = {}
+        self.log_e = 0.0
+        self.highest = 0.0
+        """Over all looks that there could have been."""
+
+    def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
+        """A user who had this chance to be in the tuned arm."""
+        of_tuned, users = self._seen.get((stratum, outcome), (0, 0))
+        bet = (PRIOR * chance + of_tuned) / (PRIOR + users)
+        self.log_e += math.log(bet / chance) if tuned else math.log((1 - bet) / (1 - chance))
+        self.highest = max(self.highest, self.log_e)
+        self._seen[stratum, outcome] = (of_tuned + tuned, users + 1)
+
+
+@dataclass
+class _Cell:
+    """Values of one arm in one stratum: their mean and sums of powers of deviations."""
+
+    n: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    cubes: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.n += 1
+        gap = value - self.mean
+        step = gap / self.n
+        term = gap * step * (self.n - 1)
+        self.cubes += term * step * (self.n - 2) - 3 * step * self.squares
+        self.squares += term
+        self.mean += step
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The difference of two means at one time. `information` is the users' number as it counts for a
+    difference (n1 n0 / (n1 + n0), over the strata), `deviation` that of one unit of it."""
+
+    difference: float
+    information: float
+    deviation: float
+
+    @property
+    def log_e(self) -> float:
+        """Evidence against no difference."""
+        known, prior = self.information, PRIOR
+        signal = (self.difference * known / self.deviation) ** 2
+        return signal / (2 * (known + prior)) - 0.5 * math.log1p(known / prior)
+
+    def half_width(self, alpha: float) -> float:
+        return self.deviation * _bound(self.information, alpha) / self.information
+
+    def detectable(self, alpha: float) -> float:
+        """The difference that is shown at this look with a chance of 80%."""
+        return detectable(self.information, self.deviation, alpha)
+
+
+def detectable(information: float, deviation: float, alpha: float) -> float:
+    return deviation * (_bound(information, alpha) + POWER_80 * math.sqrt(information)) / information
+
+
+def users_for(difference: float, deviation: float, share: float, alpha: float) -> int:
+    """Users in both arms until a difference is shown in four of five experiments of a constant share."""
+    low, high = 1.0, 1e15
+    while high / low > 1 + 1e-9:
+        middle = math.sqrt(low * high)
+        seen = detectable(middle * share * (1 - share), deviation, alpha) <= abs(difference)
+        low, high = (low, middle) if seen else (middle, high)
+    return math.ceil(high)
+
+
+def _bound(information: float, alpha: float) -> float:
+    """Of |difference| x information / deviation, with a chance of 1 - alpha at all times at once."""
+    return math.sqrt((information + PRIOR) * (math.log1p(information / PRIOR) - 2 * math.log(alpha)))
+
+
+@dataclass
+class Means:
+    """Values of both arms, by stratum."""
+
+    cells: dict[tuple[Hashable, bool], _Cell] = field(default_factory=dict[tuple[Hashable, bool], _Cell])
+
+    def add(self, stratum: Hashable, tuned: bool, value: float) -> None:
+        self.cells.setdefault((stratum, tuned), _Cell()).add(value)
+
+    def users(self, tuned: bool) -> int:
+        return sum(cell.n for (_, arm), cell in self.cells.items() if arm == tuned)
+
+    def total(self, tuned: bool) -> float:
+        return sum(cell.n * cell.mean for (_, arm), cell in self.cells.items() if arm == tuned)
+
+    @property
+    def skewness(self) -> float:
+        """Of the deviations within arms and strata."""
+        users = self.users(True) + self.users(False)
+        squares = sum(cell.squares for cell in self.cells.values()) / users
+        cubes = sum(cell.cubes for cell in self.cells.values()) / users
+        return cubes / squares**1.5 if squares > 0 else 0.0
+
+    def mixture(self) -> Mixture | None:
+        """`None` where nothing can be compared yet, or where nothing varies."""
+        spread = {arm: self._variance(arm) for arm in (True, False)}
+        score = information = variance = 0.0
+        for (stratum, arm), tuned in self.cells.items():
+            base = self.cells.get((stratum, False))
+            if not arm or base is None:
+                continue
+            known = tuned.n * base.n / (tuned.n + base.n)
+            score += known * (tuned.mean - base.mean)
+            information += known
+            variance += known**2 * (spread[True] / tuned.n + spread[False] / base.n)
+        if information == 0 or variance <= 0:
+            return None
+        return Mixture(score / information, information, math.sqrt(variance / information))
+
+    def _variance(self, arm: bool) -> float:
+        cells = [cell for (_, tuned), cell in self.cells.items() if tuned == arm]
+        freedom = sum(cell.n - 1 for cell in cells)
+        return sum(cell.squares for cell in cells) / freedom if freedom > 0 else 0.0
+
+
+def gate_of_share(means: Means) -> str | None:
+    """Why an interval of a right-or-wrong metric is not believed yet."""
+    least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
+    if least >= LEAST_OF_EACH - 1e-6:
+        return None
+    return f"{round(least)} of the {LEAST_OF_EACH} users that are needed of each outcome in each arm"
+
+
+def gate_of_mean(means: Means) -> str | None:
+    """The same of a number."""
+    fewest = min(means.users(True), means.users(False))
+    if fewest < 2:
+        return "fewer than 2 users in an arm"
+    needed = max(LEAST_USERS, math.ceil(28 + LEAST_BY_SKEW * means.skewness**2))
+    if fewest >= needed:
+        return None
+    why = "" if needed == LEAST_USERS else f", as the values are skewed ({means.skewness:+.1f})"
+    return f"{fewest:,} of the {needed:,} users that are needed in each arm{why}"
+
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200

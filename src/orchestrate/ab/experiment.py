@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
+import msgspec
 from msgspec.structs import replace
 
 from orchestrate.ab.evidence import evidence, ratio_p, units
-from orchestrate.ab.outcomes import Given, OutcomesTaken, checked, key_of, of_user, read
-from orchestrate.ab.people import Person, arm_at, exposed, new_salt, person
-from orchestrate.ab.plan import required
-from orchestrate.ab.rule import alphas, decide
-from orchestrate.errors import UsageError
+from orchestrate.ab.plan import alphas, decide, required, wrong_value
+from orchestrate.errors import DataError, UsageError
 from orchestrate.tracking import Store
 from orchestrate.tracking.records.experiments import NewOutcome
 from orchestrate.types import (
@@ -26,7 +27,145 @@ from orchestrate.types import (
     ExperimentRecord,
     ExperimentReport,
     Exposure,
+    Record,
+    decoding,
 )
+
+# Users as an experiment knows them: a hash, and a place between 0 and 1 that says which model they get.
+#
+# A user whose place is below the share gets the tuned model, so that who has it keeps it while the share
+# grows. The salt is the experiment's own: places in two experiments have nothing to do with each other, and
+# nobody who reads the store can tell who a user is.
+
+
+class Person(NamedTuple):
+    key: str
+    """By which the store knows the user."""
+    place: float
+    """At least 0, below 1."""
+
+
+def new_salt() -> str:
+    return secrets.token_hex(16)
+
+
+def person(salt: str, user: str) -> Person:
+    """Any text is a user, byte for byte: nothing is trimmed, folded or normalised."""
+    digest = hashlib.sha256(f"{salt}\0".encode() + user.encode("utf-8", "surrogatepass")).digest()
+    return Person(digest[8:24].hex(), (int.from_bytes(digest[:8], "big") >> 11) / 2**53)
+
+
+def arm_at(place: float, share: float) -> Arm:
+    return "tuned" if place < share else "base"
+
+
+def exposed(
+    who: Person,
+    phase: ExperimentPhase,
+    at: datetime,
+    last: Exposure | None = None,
+    last_share: float | None = None,
+) -> Exposure:
+    """What a user is given in a phase that is new to them. `last`: what they had before, in a phase with the
+    share `last_share`."""
+    chance = phase.share
+    if last is not None and last_share is not None:
+        # Of those who had the base, the larger share takes some; who had the tuned model keeps it.
+        rest = (phase.share - last_share) / (1 - last_share) if last_share < 1 else 0.0
+        chance = 1.0 if last.arm == "tuned" else rest
+    arm = arm_at(who.place, phase.share)
+    return Exposure(user=who.key, phase=phase.number, arm=arm, chance=chance, at=at)
+
+
+_SHOWN = 5
+
+
+class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. What has an id counts once,
+    however often it is sent. `at` makes lines of files differ; an outcome counts when it is recorded."""
+
+    user: Annotated[str, msgspec.Meta(min_length=1)] | int
+    metric: str
+    value: bool | int | float
+    id: str | int | None = None
+    at: str | float | None = None
+
+
+class OutcomesTaken(Record, frozen=True, kw_only=True):
+    """What became of outcomes that were handed in."""
+
+    recorded: int = 0
+    repeated: int = 0
+    """Known already, by their ids."""
+    unknown_users: int = 0
+    """Of users who were never given a model."""
+    after_end: int = 0
+    """Recorded after the experiment had ended: not counted."""
+
+
+def of_user(user: str | int) -> str:
+    """As text, and as it is. Raises `UsageError` for an empty one."""
+    text = str(user)
+    if not text:
+        raise UsageError("an outcome needs a user")
+    return text
+
+
+def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
+    """Raises `UsageError` for a metric that is not in the plan, and for a value that it cannot have."""
+    planned = plan.metric(metric)
+    if planned is None:
+        names = ", ".join(one.name for one in plan.metrics)
+        raise UsageError(f"{metric!r} is no metric of {plan.name}, which was planned with: {names}")
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise UsageError(f"{metric}: a number of this size cannot be averaged") from error
+    if wrong := wrong_value(planned, number):
+        raise UsageError(wrong)
+    return number
+
+
+def key_of(metric: str, id: str | int) -> str:
+    """By which what is sent twice is known. An id may be shared by outcomes of several metrics."""
+    return hashlib.sha256(f"{metric}\0{id}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
+    """The outcomes in a file of JSON lines, all of which are read before the first is given. A line without
+    an id has one by its text and by how often that came before it, so that a file can be taken again, and
+    when it has grown. Raises `DataError` with the lines that are wrong."""
+    found: list[Given] = []
+    wrong: list[str] = []
+    seen: Counter[bytes] = Counter()
+    decoder = decoding.decoder(Given)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            given = decoder.decode(line)
+            checked(plan, given.metric, given.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, UsageError) as error:
+            wrong.append(f"line {number}: {error}")
+            continue
+        seen[line] += 1
+        if given.id is None:
+            text = hashlib.sha256(line).hexdigest()
+            given = msgspec.structs.replace(given, id=f"line {text} {seen[line]}")
+        found.append(given)
+    if wrong:
+        more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
+        told = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
+        raise DataError(
+            f"{len(wrong):,} lines of {path} are no outcomes; none was recorded\n{told}{more}",
+            fix='{"user": "u1", "metric": "resolved", "value": true}  a line',
+        )
+    return iter(found)
+
 
 _FRESH_S = 1.0
 """So long a new phase of another process may be unknown here."""

@@ -1,6 +1,5 @@
 """Canonical model names and what they are on each backend, from `models.yaml`."""
 
-from orchestrate.catalog.differences import Change, differences
 from orchestrate.catalog.models import (
     HostModel,
     Model,
@@ -17,7 +16,7 @@ from orchestrate.catalog.models import (
     shutdown_warning,
     starters,
 )
-from orchestrate.catalog.resolve import ModelOnHost, resolve
+from orchestrate.catalog.resolve import Change, ModelOnHost, differences, resolve
 
 __all__ = [
     "Change",

@@ -9,18 +9,27 @@ under which name, in which book and for which day a rate is looked up. A quote w
 from orchestrate.costing.hardware import gpu_memory_gb
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.rate import Lookup, Rate, require_used
-from orchestrate.costing.rates.book import (
+from orchestrate.costing.rates import (
+    Prices,
     RateBook,
     built_in,
     load,
     parse_flag,
     user_book,
 )
-from orchestrate.costing.rates.prices import Prices
-from orchestrate.costing.serving.baseline import BasePrice, base_price, default_base
-from orchestrate.costing.serving.elsewhere import rents
-from orchestrate.costing.serving.ownership import Ownership, Served, Use, cheapest, own, serving_terms
-from orchestrate.costing.serving.traffic import Traffic
+from orchestrate.costing.serving.ownership import (
+    BasePrice,
+    Ownership,
+    Served,
+    Use,
+    base_price,
+    cheapest,
+    default_base,
+    own,
+    rents,
+    serving_terms,
+)
+from orchestrate.costing.serving.ways import Traffic
 from orchestrate.costing.size import Work, tokenizer_for
 from orchestrate.costing.spent.bills import (
     Accuracy,
@@ -50,8 +59,15 @@ from orchestrate.costing.training.hours import (
     rental_rate,
     watts,
 )
-from orchestrate.costing.training.jobs import Priced, lookup, quote_tokens_job, training_rate
-from orchestrate.costing.training.recalled import quote_assumed, quote_recalled, spec_of
+from orchestrate.costing.training.jobs import (
+    Priced,
+    lookup,
+    quote_assumed,
+    quote_recalled,
+    quote_tokens_job,
+    spec_of,
+    training_rate,
+)
 
 __all__ = [
     "Accuracy",

@@ -9,6 +9,19 @@ from decimal import Decimal
 from orchestrate.costing.rate import Rate
 from orchestrate.types import Confidence, Quote, QuoteLine
 
+
+def minimum_top_up(usd: Decimal, minimum: Decimal) -> Decimal:
+    """What is added so that a job costs its minimum: `max(0, minimum - usd)`.
+
+    together.ai/pricing, 2026-10-07: the larger of the total and the model's minimum.
+    """
+    return max(Decimal(0), minimum - usd)
+
+
+def electricity_kwh(seconds: float | Decimal, watts: int) -> Decimal:
+    return Decimal(str(seconds)) * watts / 3_600_000
+
+
 _SIXTH = Decimal("0.000001")
 MTOK = Decimal(1_000_000)
 _WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}

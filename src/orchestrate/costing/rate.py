@@ -13,7 +13,7 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Confidence, Record
 
 if TYPE_CHECKING:
-    from orchestrate.costing.rates.book import RateBook
+    from orchestrate.costing.rates import RateBook
 
 FLAG = "--rate"
 """By which a price is given for one command."""

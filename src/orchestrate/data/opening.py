@@ -13,15 +13,24 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.data.facts import Content, Facts, TokenCount, changed, require_same
+from orchestrate.data.files.records import PYTHON_CELLS
 from orchestrate.data.files.sources import Source, name_of, source
-from orchestrate.data.files.tables import PYTHON_CELLS
 from orchestrate.data.passes.pool import ordered
-from orchestrate.data.passes.sampled import LEAST_BYTES, sampled_once
-from orchestrate.data.passes.scan import Part, Task, Total, ranges, ready, rows_file, scan
+from orchestrate.data.passes.scan import (
+    LEAST_BYTES,
+    Part,
+    Task,
+    Total,
+    ranges,
+    ready,
+    rows_file,
+    sampled_once,
+    scan,
+)
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes import known, unread
-from orchestrate.data.shapes.hints import advice, guessed
+from orchestrate.data.shapes.known import advice, guessed
 from orchestrate.data.shapes.reading import parse, renamed
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.data.tokens import cache, counting

@@ -19,7 +19,7 @@ from orchestrate.evaluation import scoring, statistics
 from orchestrate.evaluation.contenders import Candidate, expected_likelihoods, in_precision
 from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
 from orchestrate.evaluation.metrics import Metric, PairMetric
-from orchestrate.evaluation.metrics.registry import NEEDS
+from orchestrate.evaluation.metrics.registry import needs
 from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, points, require_decidable, verdicts
 from orchestrate.files import whole
@@ -149,13 +149,13 @@ def evaluate(
     """Asks every contender, scores, compares, judges, and writes each answer to `items_file`. Raises what
     `Asking.ask` and the metrics raise; all answers that came are kept."""
     items, samples = subject.items, terms.sampling.samples
-    needed = {NEEDS.get(metric.used.name) for metric in terms.metrics}
+    likelihood = needs([metric.used.name for metric in terms.metrics], "likelihood")
     sides: list[Side] = []
     contenders: list[Contender] = []
     asked = [(one.respondent, one.questions(items, samples)) for one in candidates]
     for candidate, flat in zip(candidates, asking.ask_each(asked), strict=True):
         answers = [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)]
-        if candidate.likelihood is not None and "likelihood" in needed:
+        if candidate.likelihood is not None and likelihood:
             answers = with_likelihood(items, answers, candidate)
         sides.append(Side(candidate.contender.name, answers))
         questions = candidate.questions(items, samples)

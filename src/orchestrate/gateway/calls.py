@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+import math
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -14,10 +16,132 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orchestrate.tracking.gateway.objects import NoSuchPlace
-from orchestrate.types import GatewayKey
+from orchestrate.errors import (
+    DataError,
+    NotFound,
+    OrchestrateError,
+    OtherAccount,
+    OutcomeUnknown,
+    OverBudget,
+    PermissionRefused,
+    RateLimited,
+    SetupError,
+    StoreError,
+    TrainingClosed,
+    Unsupported,
+)
+from orchestrate.tracking.gateway import NoSuchPlace
+from orchestrate.types import GatewayJob, GatewayKey, Problem, Severity
 from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai.pages import no_place
+from orchestrate.wire.openai.objects import error_body, no_place
+
+# Refusals, so that a client's next step is the right one.
+#
+# The official clients send a request again after 408, 409, 429 and 5xx, and one that many use sends it
+# again for ever after a 400. So what will not pass by itself is 403, 404 or 422, and says so in a header.
+
+_BEFORE_PATHS = frozenset(" \t\n'\"`(")
+_SHOWN = 10
+"""Of the rows that are wrong."""
+
+
+def answer(error: HostError) -> JSONResponse:
+    passes = error.status in (408, 429) or error.status >= 500
+    status = 422 if error.status in (400, 409) else error.status
+    headers = {"x-should-retry": "true" if passes else "false", **error.headers}
+    return JSONResponse(error_body(error), status, headers=headers)
+
+
+def refusal_of(error: OrchestrateError) -> HostError:
+    """In the API's form, with what to do."""
+    told = sentence(error)
+    status, code = _kind(error)
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    wait = getattr(error, "retry_after_s", None)
+    headers = {"retry-after": str(max(1, math.ceil(wait)))} if isinstance(wait, int | float) else {}
+    return HostError(status, told, code=code, type=kind, headers=headers)
+
+
+def sentence(error: OrchestrateError) -> str:
+    """What is wrong, where, and what to do."""
+    if not isinstance(error, DataError):
+        return error.message if error.fix is None else f"{error.message}\n{error.fix}"
+    wrong = [problem for problem in error.problems if problem.severity is Severity.ERROR]
+    return "\n".join([error.message, *map(_problem, wrong[:_SHOWN])])
+
+
+def with_file_names(message: str, names: Mapping[str, str]) -> str:
+    """A message in which each content (its sha256) goes by the name that its client gave the file: where it
+    lies on this machine is nobody else's business."""
+    for sha256, name in names.items():
+        stored, at = f"{sha256}.jsonl", 0
+        while (found := message.find(stored, at)) >= 0:
+            start = found
+            while start > at and message[start - 1] not in _BEFORE_PATHS:
+                start -= 1
+            message = message[:start] + name + message[found + len(stored) :]
+            at = start + len(name)
+    return message
+
+
+def _problem(problem: Problem) -> str:
+    file = Path(problem.source).name if problem.source else ""
+    row = "" if problem.row is None else f"row {problem.row}"
+    place = ", ".join(part for part in (file, row) if part)
+    field = f"{problem.field}: " if problem.field else ""
+    fix = f" ({problem.fix})" if problem.fix else ""
+    return f"  {place}{': ' if place else ''}{field}{problem.message}{fix}"
+
+
+def _kind(error: OrchestrateError) -> tuple[int, str]:
+    if isinstance(error, RateLimited):
+        return 429, "rate_limit_exceeded"
+    if error.retryable or (isinstance(error, StoreError)):
+        return 503, "unavailable"
+    match error:
+        case OverBudget():
+            return 403, "over_budget"
+        case TrainingClosed():
+            return 403, "training_closed"
+        case PermissionRefused() | OtherAccount() | SetupError():
+            return 403, "backend_refused"
+        case NotFound():
+            return 404, "not_found"
+        case OutcomeUnknown():
+            return 503, "outcome_unknown"
+        case Unsupported():
+            return 422, "unsupported"
+        case _:
+            return 422, "invalid_request"
+
+
+def no_file(id: str, param: str = "id") -> HostError:
+    return HostError(404, f"No such File object: {id}", param=param, code="file_not_found")
+
+
+def no_job(id: str) -> HostError:
+    told = f"Could not find fine tune: {id}"
+    return HostError(404, told, code="fine_tune_not_found", param="fine_tuning_job_id")
+
+
+def no_model(name: str, known: list[str]) -> HostError:
+    told = f"The model `{name}` does not exist here or you do not have access to it; {_some(known)}"
+    return HostError(404, told, code="model_not_found", param="model")
+
+
+def not_tuned(name: str, known: list[str]) -> HostError:
+    told = f"The model `{name}` can be fine-tuned here, but only tuned models answer; {_some(known)}"
+    return HostError(422, told, code="model_not_tuned", param="model")
+
+
+def _some(names: list[str]) -> str:
+    return f"there are: {', '.join(names[:20]) or 'none'}"
+
+
+def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:
+    told = f"Job {job.id} has status {status} and cannot be {verb}"
+    return HostError(422, told, code="invalid_job_status")
+
 
 MAX_JSON = 8 << 20
 """Bytes of a body that is no file."""

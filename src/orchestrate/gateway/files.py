@@ -2,29 +2,150 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
+from orchestrate.files import opener, private_folder, sync
 from orchestrate.gateway import showing
-from orchestrate.gateway.calls import Call, endpoint, placed, streamed
-from orchestrate.gateway.contents import Contents, Draft
-from orchestrate.gateway.forms import Form, known_only
-from orchestrate.gateway.refusals import no_file
+from orchestrate.gateway.calls import Call, endpoint, no_file, placed, retries, streamed
 from orchestrate.tracking import Store
-from orchestrate.tracking.gateway.objects import FILE, Addition
+from orchestrate.tracking.gateway import FILE, PART, UPLOAD, Addition
 from orchestrate.types import GatewayJob, JobStatus
 from orchestrate.wire.bodies import HostError, parse
 from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import MAX_FILE, PURPOSES
-from orchestrate.wire.openai.pages import number, page_with_ends
-from orchestrate.wire.openai.tuning import ExpiresAfter
+from orchestrate.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, number, page_with_ends
+from orchestrate.wire.openai.tuning import CompleteUpload, CreateUpload, ExpiresAfter
+
+_DRAFT_LIFE_S = 86_400
+"""A kill leaves what was coming in."""
+_UNKNOWN_LIFE_S = 7 * 86_400
+"""A content that the store knows nothing of may be of one that was restored from an older backup."""
+_ENDING = ".jsonl"
+
+
+class Draft:
+    """A content that has come in, and is kept with its record only."""
+
+    def __init__(self, path: Path, target: Path, sha256: str, bytes: int) -> None:
+        self._path, self._target = path, target
+        self.sha256, self.bytes = sha256, bytes
+
+    def keep(self) -> None:
+        with room():
+            self._path.replace(self._target)
+            sync(self._target.parent)
+
+
+class Contents:
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.folder, self._objects = folder, store.gateway_objects
+
+    def path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}{_ENDING}"
+
+    @contextmanager
+    def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[Draft]:
+        """One after the other; what is not kept by the end of the block is gone. Raises `HostError` 413,
+        503."""
+        path = private_folder(self.folder) / f".{secrets.token_hex(8)}"
+        digest, size = hashlib.sha256(), 0
+        try:
+            with room():
+                with open(path, "xb", opener=opener) as out:
+                    for source in sources:
+                        while block := source.read(1 << 20):
+                            size += len(block)
+                            if size > most:
+                                raise HostError(413, f"at most {most:,} bytes are taken", param="file")
+                            digest.update(block)
+                            out.write(block)
+                sync(path)
+            sha256 = digest.hexdigest()
+            yield Draft(path, self.path(sha256), sha256, size)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def release(self, sha256: str) -> None:
+        """Gone unless something needs it."""
+        path = self.path(sha256)
+        self._objects.unless_needed(sha256, lambda: path.unlink(missing_ok=True))
+
+    def sweep(self) -> None:
+        """What a kill left, and what nothing has needed for long."""
+        now = time.time()
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another gateway sweeps too
+                age = now - path.stat().st_mtime
+                if path.suffix == _ENDING and age > _UNKNOWN_LIFE_S:
+                    self.release(path.stem)
+                elif path.name.startswith(".") and age > _DRAFT_LIFE_S:
+                    path.unlink()
+
+
+@contextmanager
+def room() -> Generator[None]:
+    """Raises `HostError` 503 for a disk that takes nothing more."""
+    try:
+        yield
+    except OSError as error:
+        told = f"the file cannot be kept here now: {error.strerror or error}"
+        headers = {"retry-after": "60"}
+        raise HostError(503, told, code="no_room", type="server_error", headers=headers) from error
+
+
+class Form:
+    """The form of a request, for the length of an `async with` block. Raises `HostError` 422 for what is
+    none, 503 where there is no room for it."""
+
+    def __init__(self, request: Request, most_text: int) -> None:
+        """`most_text`: bytes of a field that is no file, and is held in memory."""
+        self._opening = request.form(max_files=1, max_part_size=most_text)
+
+    async def __aenter__(self) -> Any:
+        try:
+            with room():
+                return await self._opening.__aenter__()
+        except (MultiPartException, AssertionError, KeyError, UnicodeDecodeError) as error:
+            raise HostError(422, f"the body is no form with a file: {error}", param="file") from error
+        except Exception as error:
+            if getattr(error, "status_code", None) == 400:  # Starlette's own, of a form that is broken
+                told = f"the body is no form with a file: {getattr(error, 'detail', error)}"
+                raise HostError(422, told, param="file") from error
+            raise
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._opening.__aexit__(*error)
+
+
+def bytes_of(value: Any, param: str) -> IO[bytes]:
+    """Of a file, or of a text, which is as good. Raises `HostError` 422."""
+    if isinstance(value, UploadFile):
+        return value.file
+    if isinstance(value, str):
+        return io.BytesIO(value.encode())
+    raise HostError(422, f"'{param}' is a required property", param=param)
+
+
+def known_only(form: Any, names: tuple[str, ...]) -> None:
+    """Raises `HostError` 422: nothing that was asked for is left out without a word."""
+    for name in form:
+        if name not in names:
+            raise HostError(422, f"Unrecognized request argument supplied: {name}", param=name)
+
 
 TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
 """The published description has no file with that one."""
@@ -179,3 +300,153 @@ def _blocks(content: IO[bytes]) -> Iterator[bytes]:
 
 def _shown(file: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in file.items() if name != "sha256"}
+
+
+MAX_UPLOAD = 8 << 30
+
+
+class Uploads:
+    def __init__(self, store: Store, files: Files) -> None:
+        self._files, self._contents = files, files.contents
+        self._objects = store.gateway_objects
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            endpoint("/v1/uploads", "POST", self.begin),
+            streamed("/v1/uploads/{id}/parts", "POST", self.add_part),
+            endpoint("/v1/uploads/{id}/complete", "POST", self.complete),
+            endpoint("/v1/uploads/{id}/cancel", "POST", self.cancel),
+        ]
+
+    def begin(self, call: Call) -> Any:
+        asked = parse(CreateUpload, call.body)
+        if asked.purpose not in TAKEN:
+            raise HostError(422, f"'{asked.purpose}' is not one of {list(TAKEN)}", param="purpose")
+        require_file(asked.filename, asked.purpose, None)
+        id = f"upload_{secrets.token_hex(12)}"
+        made = objects.upload(id, asked.filename, asked.purpose, asked.bytes, self._files.now())
+        expires = {"expires_after": asked.expires_after.model_dump()} if asked.expires_after else {}
+        self._objects.add(UPLOAD, call.project, [{**made, **expires}])
+        call.about(id)
+        return made
+
+    def _pending(self, upload: dict[str, Any]) -> dict[str, Any]:
+        """Raises `HostError` 422 for one that takes nothing more."""
+        if upload["status"] == "pending" and self._files.now() > upload["expires_at"]:
+            upload = {**upload, "status": "expired"}
+        if upload["status"] != "pending":
+            told = f"Upload {upload['id']} has status {upload['status']!r}, not 'pending'"
+            raise HostError(422, told, code="invalid_upload_status")
+        return upload
+
+    def _upload(self, call: Call) -> dict[str, Any]:
+        id = call.path("id")
+        upload = self._objects.get(UPLOAD, call.project, id)
+        if upload is None:
+            raise HostError(404, f"No such Upload object: {id}", param="upload_id")
+        return self._pending(upload)
+
+    def _repeated(self, call: Call, status: str) -> dict[str, Any] | None:
+        """The upload as it is already, when a client whose answer did not come asks again."""
+        upload = self._objects.get(UPLOAD, call.project, call.path("id"))
+        again = retries(call.request) > 0
+        return _upload_shown(upload) if again and upload is not None and upload["status"] == status else None
+
+    async def add_part(self, call: Call) -> Response:
+        upload = await run_in_threadpool(self._upload, call)
+        part = objects.part(f"part_{secrets.token_hex(12)}", upload["id"], self._files.now())
+        async with Form(call.request, MAX_PART) as form:
+            data = bytes_of(form.get("data"), "data")
+            known_only(form, ("data",))
+
+            def keep() -> None:
+                with self._contents.draft([data], MAX_PART) as draft:
+                    entry = {**part, "sha256": draft.sha256}
+                    added = Addition(PART, entry, draft.keep, parent=upload["id"])
+                    self._objects.change(UPLOAD, call.project, upload["id"], self._pending, added)
+
+            await run_in_threadpool(keep)
+        call.about(part["id"])
+        return JSONResponse(part)
+
+    def complete(self, call: Call) -> Any:
+        asked = parse(CompleteUpload, call.body)
+        if done := self._repeated(call, "completed"):
+            return done
+        upload = self._upload(call)
+        parts = {p["id"]: p for p in self._objects.listed(PART, call.project, parent=upload["id"])}
+        if unknown := [id for id in asked.part_ids if id not in parts]:
+            raise HostError(422, f"No such part of this upload: {unknown[0]}", param="part_ids")
+        expires = ExpiresAfter(**told) if (told := upload.get("expires_after")) else None
+        with ExitStack() as stack:
+            try:
+                sources = [
+                    stack.enter_context(self._contents.path(parts[id]["sha256"]).open("rb"))
+                    for id in asked.part_ids
+                ]
+            except FileNotFoundError:
+                self._upload(call)  # it was completed or cancelled meanwhile
+                raise
+            _require_md5(sources, asked.md5)
+            draft = stack.enter_context(self._contents.draft(sources, MAX_UPLOAD))
+            if draft.bytes != upload["bytes"]:
+                told = f"The parts have {draft.bytes} bytes, the upload was made for {upload['bytes']}"
+                raise HostError(422, told, param="part_ids")
+            file, added = self._files.new(upload["filename"], upload["purpose"], draft, expires)
+            done = self._objects.change(
+                UPLOAD,
+                call.project,
+                upload["id"],
+                lambda upload: {**self._pending(upload), "status": "completed", "file": file},
+                added,
+            )
+        call.about(file["id"])
+        self._forget(call.project, upload["id"])
+        return _upload_shown(done or {})
+
+    def _forget(self, project: str, upload: str) -> None:
+        for part in self._objects.listed(PART, project, parent=upload):
+            self._objects.remove(PART, project, part["id"])
+            self._contents.release(part["sha256"])
+
+    def cancel(self, call: Call) -> Any:
+        if done := self._repeated(call, "cancelled"):
+            return done
+        upload = self._upload(call)
+        done = self._objects.change(
+            UPLOAD, call.project, upload["id"], lambda u: {**self._pending(u), "status": "cancelled"}
+        )
+        self._forget(call.project, upload["id"])
+        call.about(upload["id"])
+        return _upload_shown(done or {})
+
+    def sweep(self) -> None:
+        """Parts that come to nothing: of uploads whose time is over, or that a kill left when they ended."""
+        over = {
+            upload["id"]
+            for _, upload in self._objects.every(UPLOAD)
+            if upload["status"] != "pending" or self._files.now() > upload["expires_at"]
+        }
+        for project, upload in {(p, part["upload_id"]) for p, part in self._objects.every(PART)}:
+            if upload in over:
+                self._forget(project, upload)
+
+
+def _require_md5(sources: Sequence[Any], md5: str | None) -> None:
+    if md5 is None:
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    for source in sources:
+        for block in _read_blocks(source):
+            digest.update(block)
+        source.seek(0)
+    if digest.hexdigest() != md5.lower():
+        raise HostError(422, "The md5 of the parts is another one", param="md5")
+
+
+def _read_blocks(source: Any) -> Iterable[bytes]:
+    return iter(lambda: source.read(1 << 20), b"")
+
+
+def _upload_shown(upload: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in upload.items() if name != "expires_after"}

@@ -15,23 +15,22 @@ from starlette.routing import BaseRoute
 from orchestrate import catalog
 from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import showing, terms
-from orchestrate.gateway.calls import Call, endpoint
+from orchestrate.gateway.calls import Call, endpoint, no_model, not_tuned
 from orchestrate.gateway.grader_trials import SECONDS, tried
-from orchestrate.gateway.outside import PROJECT, Outside
-from orchestrate.gateway.refusals import no_model, not_tuned
+from orchestrate.gateway.jobs import PROJECT, Outside
 from orchestrate.local.objectives.grading import ELSEWHERE, refusal, runs_code
-from orchestrate.tracking.gateway.objects import PERMISSION
+from orchestrate.tracking.gateway import PERMISSION
 from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
 from orchestrate.wire.bodies import HostError, parse
 from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.graders import graded
-from orchestrate.wire.openai.pages import page_of, page_with_ends
+from orchestrate.wire.openai.objects import page_of, page_with_ends
 from orchestrate.wire.openai.tuning import (
     LabelModelGrader,
     Permit,
     RunGrader,
     ScoreModelGrader,
     ValidateGrader,
+    graded,
 )
 
 if TYPE_CHECKING:

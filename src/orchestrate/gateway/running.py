@@ -2,31 +2,239 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+import math
+import threading
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from orchestrate.errors import MissingExtra, UsageError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
 from orchestrate.files import private_folder
-from orchestrate.gateway.answers import Answers
-from orchestrate.gateway.app import app
-from orchestrate.gateway.contents import Contents
-from orchestrate.gateway.engines import Engines
-from orchestrate.gateway.files import Files
-from orchestrate.gateway.jobs import Jobs
+from orchestrate.gateway import calls
+from orchestrate.gateway.answers import Answers, Engines
+from orchestrate.gateway.calls import anonymous
+from orchestrate.gateway.files import Contents, Files, Uploads
+from orchestrate.gateway.jobs import Jobs, Outside
 from orchestrate.gateway.models import Models
-from orchestrate.gateway.outside import Outside
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Terms
-from orchestrate.gateway.uploads import Uploads
+from orchestrate.serving.server.front import bearer
+from orchestrate.serving.server.load import Full, Load
+from orchestrate.serving.server.refusals import full
 from orchestrate.settings.hosts import is_loopback
+from orchestrate.tracking import Store
+from orchestrate.types import AuditEntry, GatewayKey
+from orchestrate.web.guard import Guard
 from orchestrate.web.server import serving
+from orchestrate.wire.bodies import HostError
+from orchestrate.wire.openai.objects import MAX_FILE
 
 if TYPE_CHECKING:
     from orchestrate.tracking import Watcher
     from orchestrate.workspace import Workspace
+
+
+_log = logging.getLogger(__name__)
+_READS = ("GET", "HEAD")
+_ALIKE_S = 60.0
+_MOST = 1000
+"""Kinds of refusals that are told apart in that time."""
+
+
+@dataclass
+class _Alike:
+    since: float
+    unwritten: int = 0
+
+
+class Audit:
+    """Safe to use from several threads. Refusals that are alike are written down once a minute: the next one
+    says how many there were."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._refusals: dict[tuple[str, ...], _Alike] = {}
+        self._lock = threading.Lock()
+
+    def write(self, scope: Scope, key: GatewayKey | None, status: int, code: str | None) -> None:
+        if scope["method"] in _READS and status < 400:
+            return
+        address = scope["client"][0] if scope.get("client") else None
+        times = 1
+        if status >= 400:
+            # Whoever has no key may ask for anything: then it is who asks that counts.
+            what = (key.name, scope["method"], scope["path"]) if key else ("", str(address))
+            times = self._times((*what, str(status)))
+        if not times:
+            return
+        entry = AuditEntry(
+            at=self._store.clock.now(),
+            key=key.name if key else "",
+            method=scope["method"][:20],
+            path=str(scope["path"])[:500],
+            status=status,
+            subject=scope.get("state", {}).get("subject"),
+            code=code,
+            address=address,
+            times=times,
+        )
+        try:
+            self._store.gateway_keys.log(entry)
+        except OrchestrateError as error:
+            _log.warning("the log of the gateway cannot be written: %s", error.message)
+
+    def _times(self, alike: tuple[str, ...]) -> int:
+        """How many refusals the entry is to stand for; 0: none is to be written."""
+        now = self._store.clock.uptime().seconds
+        with self._lock:
+            known = self._refusals.get(alike)
+            if known is not None and now - known.since < _ALIKE_S:
+                known.unwritten += 1
+                return 0
+            if known is None and len(self._refusals) >= _MOST:
+                self._forget(now)
+                if len(self._refusals) >= _MOST:
+                    return 0
+            self._refusals[alike] = _Alike(now)
+            return 1 + (known.unwritten if known else 0)
+
+    def _forget(self, now: float) -> None:
+        old = [alike for alike, known in self._refusals.items() if now - known.since >= _ALIKE_S]
+        for alike in old:
+            del self._refusals[alike]
+
+
+_HEALTH = "/health"
+
+
+def app(
+    ft: Workspace, routes: Sequence[BaseRoute], names: Sequence[str], most_requests: int = 512
+) -> ASGIApp:
+    """`names`: host names by which it may be asked besides this machine's addresses. Beyond `most_requests`
+    at once further ones are told to come later."""
+    handlers: dict[Any, Any] = {
+        HostError: _told,
+        OrchestrateError: _told,
+        HTTPException: _missing,
+        Exception: _broken,
+    }
+    inner = Starlette(routes=list(routes), exception_handlers=handlers)
+    return Guard(
+        _Door(ft, inner, Load(most_requests, 0)), names=names, max_body=MAX_FILE + (1 << 20), refuse=_guarded
+    )
+
+
+class _Door:
+    """Finds out whose key a request brings, counts it, and writes down what was changed or refused."""
+
+    def __init__(self, ft: Workspace, inner: ASGIApp, load: Load) -> None:
+        self._ft, self._inner, self._load = ft, inner, load
+        self._keys, self._audit = ft.store.gateway_keys, Audit(ft.store)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == _HEALTH:
+            await Response('{"status":"ok"}', media_type="application/json")(scope, receive, send)
+            return
+        try:
+            with self._load.taking():
+                await self._take(scope, receive, send)
+        except Full as error:
+            await calls.answer(full(error))(scope, receive, send)
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key, code, noted = None, None, False
+
+        async def note(status: int) -> None:
+            nonlocal noted
+            if not noted:
+                noted = True
+                await run_in_threadpool(self._audit.write, scope, key, status, code)
+
+        async def noting(message: Message) -> None:
+            """Before a client knows of what it did, it is in the log, whatever is killed then."""
+            if message["type"] == "http.response.start":
+                await note(message["status"])
+            await send(message)
+
+        try:
+            key = await run_in_threadpool(self._admitted, scope)
+            scope["gateway_key"], scope["state"] = key, {}
+            await self._inner(scope, receive, noting)
+        except HostError as error:
+            code = error.code
+            await calls.answer(error)(scope, receive, noting)
+        except OrchestrateError as error:
+            await calls.answer(calls.refusal_of(error))(scope, receive, noting)
+        finally:
+            await note(500)
+
+    def _admitted(self, scope: Scope) -> GatewayKey:
+        """Raises `HostError` 401, 429."""
+        given = bearer(scope)
+        key = self._keys.of(given) if given else None
+        now = self._ft.store.clock.now()
+        if key is None:
+            if self._keys.all():
+                told = "the key is not known here" if given else "a key is needed: Authorization: Bearer KEY"
+                raise _no_key(told)
+            return anonymous(now)
+        if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+            over = "was revoked" if key.revoked_at else f"is not taken since {key.expires_at:%Y-%m-%d}"
+            raise _no_key(f"the key {key.name} {over}")
+        if key.per_minute is not None:
+            wait = self._ft.store.watching.take_tokens(
+                f"gateway:{key.name}", 1, per_minute=key.per_minute, burst=float(key.per_minute)
+            )
+            if wait:
+                told = f"the key {key.name} may send {key.per_minute} requests a minute"
+                headers = {"retry-after": str(max(1, math.ceil(wait)))}
+                raise HostError(
+                    429, told, code="rate_limit_exceeded", type="rate_limit_error", headers=headers
+                )
+        return key
+
+
+def _no_key(told: str) -> HostError:
+    headers = {"www-authenticate": "Bearer"}
+    return HostError(401, told, code="invalid_api_key", type="authentication_error", headers=headers)
+
+
+def _guarded(status: int, text: str) -> Response:
+    return calls.answer(HostError(status, text))
+
+
+def _told(request: Request, error: Exception) -> Response:
+    del request
+    if isinstance(error, HostError):
+        return calls.answer(error)
+    assert isinstance(error, OrchestrateError)  # noqa: S101  registered for these two only
+    return calls.answer(calls.refusal_of(error))
+
+
+def _missing(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    told = f"{request.method} {request.url.path} is not served here"
+    if status not in (404, 405):
+        told = str(getattr(error, "detail", error))
+    headers: dict[str, str] = getattr(error, "headers", None) or {}
+    return calls.answer(HostError(status, told, code="not_found", headers=headers))
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    _log.error("%s %s", request.method, request.url.path, exc_info=error)
+    told = f"the gateway failed: {type(error).__name__}; its log says more"
+    return calls.answer(HostError(500, told, type="server_error"))
 
 
 @dataclass(frozen=True)

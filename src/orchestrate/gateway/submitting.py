@@ -15,15 +15,15 @@ from msgspec.structs import replace
 
 from orchestrate.errors import DataError, OrchestrateError, OutcomeUnknown, ProviderError, StoreError
 from orchestrate.gateway import showing
-from orchestrate.gateway.contents import Contents
-from orchestrate.gateway.refusals import sentence
+from orchestrate.gateway.calls import sentence
+from orchestrate.gateway.files import Contents
 from orchestrate.gateway.terms import Terms
 from orchestrate.handles.tracked import TrackedRun
 from orchestrate.preparing.prepared import prepare
 from orchestrate.preparing.submission import submit
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
-from orchestrate.tracking.records.cancelled_keys import KeyCancelled
+from orchestrate.tracking.gateway import KeyCancelled
 from orchestrate.tracking.submitting.settling import lease_name
 from orchestrate.tracking.syncing.sweep import fetch_details
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED

@@ -59,7 +59,7 @@ class DeploymentHandle:
     @property
     def spent_usd(self) -> Decimal | None:
         """Hours up x price so far: an estimate, `None` when the price is not known."""
-        from orchestrate.costing.spent.deployments import spent_usd
+        from orchestrate.costing.spent.budget import spent_usd
 
         return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
 
@@ -98,7 +98,7 @@ class DeploymentHandle:
         """Gives it up: its host is not asked about it any more, and what it has cost so far is all that it
         takes of a budget. Nothing is ended on the host, where it may go on billing. Raises `UsageError` while
         its account can be asked: `undeploy` ends it there."""
-        from orchestrate.tracking.hosting import states
+        from orchestrate.tracking.hosting import deployments
 
         try:
             deployer_of(self._ws, self.record.provider).require_account(self.record)
@@ -111,7 +111,7 @@ class DeploymentHandle:
                 fix=f"orchestrate undeploy {self.record.run_id}   ends it there",
             )
         self.record = self._ws.store.deployments.apply(
-            self.id, lambda d, at: states.abandoned(d, reason, at), note=f"abandoned: {reason}"
+            self.id, lambda d, at: deployments.abandoned(d, reason, at), note=f"abandoned: {reason}"
         )
         return self.record
 
@@ -179,8 +179,8 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
     """Says that a run's deployment was asked, `at` a host other than its own: it is not idle."""
-    from orchestrate.tracking.hosting import states
+    from orchestrate.tracking.hosting import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)
     if known is not None and not known.state.over:
-        ws.store.deployments.apply(known.id, states.used)
+        ws.store.deployments.apply(known.id, deployments.used)

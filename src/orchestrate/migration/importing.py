@@ -32,9 +32,8 @@ from orchestrate.providers.base import HandsOutFiles, Recalls, capability
 from orchestrate.spec import JobSpec
 from orchestrate.tracking.ids import REF_PATTERN, new_id, run_id_of
 from orchestrate.tracking.submitting import accounts
-from orchestrate.tracking.syncing.recovery import run_of
+from orchestrate.tracking.syncing.recovery import run_of, told_by_host, valued
 from orchestrate.tracking.syncing.sweep import conclude, fetch_details
-from orchestrate.tracking.syncing.worth import asked_for, valued
 from orchestrate.types import Job, JobStatus, Run, Told, decoding
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ class Importer:
             id=run_id,
             ref=ref,
             how="imported",
-            spec=_spec(job, asked_for(self._provider, job), worth.spec),
+            spec=_spec(job, told_by_host(self._provider, job), worth.spec),
             quote=worth.quote,
             bill=worth.bill,
             imported=True,
@@ -192,7 +191,7 @@ class Importer:
                     zip(open_runs, pool.map(self._answer, open_runs), strict=True), 1
                 ):
                     self._tell("jobs asked for", number, len(open_runs))
-                    told[run.id] = (job, asked_for(self._provider, job) if job is not None else Told())
+                    told[run.id] = (job, told_by_host(self._provider, job) if job is not None else Told())
                     if problem is not None:
                         report.problems[run.id] = problem
             self._fetch(sorted({id for _, one in told.values() for id in one.files.values()}), report)

@@ -2,14 +2,302 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from orchestrate import catalog
 from orchestrate.evaluation.regression.regress import Regression
-from orchestrate.migration.changes import Change
-from orchestrate.migration.targets import Needs, Suited
-from orchestrate.types import Evaluation, JobStatus, Quote, Record, Score
+from orchestrate.text import count
+from orchestrate.types import (
+    Evaluation,
+    Feature,
+    JobStatus,
+    Outcome,
+    Problem,
+    Quote,
+    Record,
+    Score,
+    Setting,
+    Severity,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.catalog import Model
+    from orchestrate.data.facts import Content
+    from orchestrate.profile import Profile
+
+
+_QUIET = ("model", "train", "validation", "test", "tags", "max_cost_usd")
+"""Said elsewhere, or ours."""
+Becomes = Literal["kept", "changed", "left out", "new"]
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """One setting, or one property of the rows. `was` and `now` are in words, with the host's own field."""
+
+    what: str
+    was: str
+    now: str
+    becomes: Becomes
+    why: str = ""
+
+
+def of_settings(
+    before: Translation, after: Translation, refused: Mapping[str, str] | None = None
+) -> list[Change]:
+    """From the translation to the old backend to that to the new one. `refused`: settings that
+    the new backend does not get, and why."""
+    old, new = ({s.name: s for s in t.settings} for t in (before, after))
+    found: list[Change] = []
+    for name in [*old, *(name for name in new if name not in old)]:
+        if name.split(".")[0] in _QUIET:
+            continue
+        was, now = old.get(name), new.get(name)
+        if now is None or now.outcome is Outcome.REFUSED:
+            if was is not None and was.asked is not None:
+                why = (refused or {}).get(name) or (now.rule if now is not None else None)
+                why = why or "no such setting there"
+                found.append(Change(what=name, was=_value(was), now="-", becomes="left out", why=why))
+        elif now.asked is None and (was is None or was.asked is None):
+            if was is None or _value(was) != _value(now):
+                said = _value(was) if was is not None else "-"
+                found.append(
+                    Change(what=name, was=said, now=_value(now), becomes="new", why=now.rule or "not asked")
+                )
+        else:
+            same = was is not None and _sent(was) == _sent(now) and now.exact
+            found.append(
+                Change(
+                    what=name,
+                    was=_value(was) if was is not None else "-",
+                    now=_value(now),
+                    becomes="kept" if same else "changed",
+                    why=now.rule or "",
+                )
+            )
+    order: Sequence[Becomes] = ("left out", "changed", "kept", "new")
+    return sorted(found, key=lambda change: order.index(change.becomes))
+
+
+def of_rows(
+    content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
+) -> list[Change]:
+    """Template, tokens and roles: what the same rows are to the new model."""
+    (host, base), (there, model) = old, new
+    found = [
+        _changed(
+            "chat template",
+            _template(base),
+            _template(model),
+            "rows are written for the new model by its own template",
+        )
+    ]
+    was, now = ((m.tokenizer if m is not None else None) or "not known" for m in (base, model))
+    found.append(_changed("tokenizer", was, now, "lengths and prices are counted anew"))
+    if {"system", "developer"} & set(content.roles):
+        spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
+        was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
+        found.append(
+            _changed("system prompts", was, now, "kept in the rows; ask the new model with the same")
+        )
+    if content.tools:
+        shape = "as the chat completions API has them"
+        rule = "the new model writes calls by its own template; the host reads them back"
+        found.append(Change(what="tools", was=shape, now=shape, becomes="kept", why=rule))
+    return found
+
+
+def of_problems(problems: Iterable[Problem], provider: str) -> list[Change]:
+    """What of the rows the new backend would refuse, leave out or train otherwise, each sort once."""
+    sorts: dict[str, list[Problem]] = {}
+    for one in problems:
+        if one.severity is not Severity.INFO and (not one.providers or provider in one.providers):
+            sorts.setdefault(one.code, []).append(one)
+    return [
+        Change(
+            what=f"rows: {code}",
+            was=f"row {first.row}" if first.row else "the file",
+            now="refused" if first.severity is Severity.ERROR else "as told",
+            becomes="left out" if first.severity is Severity.ERROR else "changed",
+            why=first.message + (f", and {len(more):,} more such" if more else ""),
+        )
+        for code, (first, *more) in sorts.items()
+    ]
+
+
+def _value(setting: Setting) -> str:
+    """`1.8 as learning_rate_multiplier`: what is sent, else what the host takes."""
+    if setting.outcome is Outcome.REFUSED:
+        return str(setting.asked)
+    value = _sent(setting)
+    said = f"{value:g}" if isinstance(value, float) else "the host's own" if value is None else str(value)
+    field = setting.wire.rsplit(".", 1)[-1] if setting.wire else ""
+    return f"{said} as {field}" if field and field != setting.name.rsplit(".", 1)[-1] else said
+
+
+def _sent(setting: Setting) -> object:
+    """Under whatever name the host has for it."""
+    return setting.sent if setting.sent is not None else setting.asked
+
+
+def _changed(what: str, was: str, now: str, why: str) -> Change:
+    same = was == now
+    return Change(what=what, was=was, now=now, becomes="kept" if same else "changed", why="" if same else why)
+
+
+def _template(model: Model | None) -> str:
+    if model is not None and model.template:
+        return model.template
+    if model is not None and not model.open:
+        return f"that of {model.name}, not published"
+    return "the model's own"
+
+
+# Where a tuned model can go: the models that one backend would tune in its place, nearest first, with what
+# speaks for and against each.
+
+MOST = 3
+"""Models that are proposed on a backend."""
+
+
+class Needs(Record, frozen=True, kw_only=True):
+    """What the data of the old model asks of a new one."""
+
+    method: str
+    rows: int
+    longest: int
+    """Tokens of the longest row; of another tokenizer a little more or less."""
+    tools: bool = False
+    images: bool = False
+
+
+class Suited(Record, frozen=True, kw_only=True):
+    """A base model on one backend."""
+
+    model: str
+    """As a spec names it."""
+    params_b: float | None = None
+    active_params_b: float | None = None
+    context: int | None = None
+    """Most tokens of a training row there; `None` where it is not known."""
+    licence: str | None = None
+    vision: bool = False
+    reasoning: bool = False
+    reasons: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    """Why it would not do; none where nothing speaks against it."""
+
+
+def base_of(model: str, profile: Profile) -> catalog.Model | None:
+    """The catalog's entry of the base that a run trained, be it named by a tuned model of it."""
+    base = profile.tuned_base(model) if profile.tuned_base else None
+    return catalog.lookup(base or model)
+
+
+def suited(
+    source: catalog.Model | None,
+    profile: Profile,
+    features: Iterable[Feature],
+    needs: Needs,
+    today: date,
+    asked: str | None = None,
+) -> list[Suited]:
+    """At most `MOST` models, those against which nothing speaks first; only the one that was `asked` for,
+    where one was. None where nothing is known to be near."""
+    if asked is not None:
+        found = [(asked, "you named it")]
+    else:
+        found = [(model.name, why) for model, why in _near(source, profile, today)]
+    judged = [_judged(name, why, profile, set(features), needs, today) for name, why in found]
+    return sorted(judged, key=lambda one: bool(one.against))[:MOST]
+
+
+def _near(source: catalog.Model | None, profile: Profile, today: date) -> Sequence[tuple[catalog.Model, str]]:
+    """The same base, then what the catalog names as nearest, then those of like size."""
+    if source is None:
+        return []
+    kind = profile.kind
+    found: dict[str, tuple[catalog.Model, str]] = {}
+    if source.on(kind) is not None:
+        found[source.name] = (source, "the same base model")
+    for place, other in enumerate(catalog.alternatives(source, kind), 1):
+        found.setdefault(other.name, (other, f"number {place} of the open models nearest to {source.name}"))
+    if (closed := catalog.closest_closed(source, kind)) is not None:
+        found.setdefault(closed.name, (closed, f"{source.name} is the open model nearest to it"))
+    if not found and (size := source.params_b) is not None:
+        sized = [m for m in catalog.search(provider=kind) if m.params_b and _open_to_jobs(m, profile, today)]
+        sized.sort(key=lambda m: abs(math.log((m.params_b or 1) / size)))
+        found = {m.name: (m, f"nearest in size to {source.name}") for m in sized[:MOST]}
+    return list(found.values())
+
+
+def _open_to_jobs(model: catalog.Model, profile: Profile, today: date) -> bool:
+    host = model.on(profile.kind)
+    return host is not None and host.tunable == "yes" and not _ended(host, today)
+
+
+def _ended(host: catalog.HostModel, today: date) -> bool:
+    closed = host.no_new_jobs_after is not None and host.no_new_jobs_after <= today
+    return closed or (host.shutdown is not None and host.shutdown < today)
+
+
+def _judged(
+    name: str, why: str, profile: Profile, features: set[Feature], needs: Needs, today: date
+) -> Suited:
+    model = catalog.lookup(name)
+    host = model.on(profile.kind) if model is not None else None
+    reasons, against = [why], list[str]()
+    if closed := profile.closed(today):
+        against.append(closed)
+    if needs.tools and Feature.TOOLS not in features:
+        against.append(f"{profile.title} does not train calls of tools, which the rows hold")
+    if model is None or host is None:
+        if model is not None:
+            against.append(f"{profile.title} does not tune it")
+        return Suited(model=name, reasons=tuple(reasons), against=tuple(against))
+    context = catalog.ModelOnHost(provider=profile.kind, id=host.id, model=model, host=host).context(
+        needs.method
+    )
+    if model.params_b is not None:
+        active = f", {model.active_params_b:g} active" if model.active_params_b else ""
+        reasons.append(f"{model.params_b:g} billion parameters{active}")
+    if context is not None and context < needs.longest:
+        cut = f"rows of up to {needs.longest:,} tokens would be cut at {context:,}"
+        against.append(cut)
+    elif context is not None:
+        reasons.append(f"the longest row, {needs.longest:,} tokens, fits in {context:,}")
+    if needs.images and not model.vision:
+        against.append("it reads no images, which the rows hold")
+    if needs.method not in host.methods:
+        against.append(f"{profile.title} tunes it by {', '.join(host.methods) or 'no method'}")
+    if _ended(host, today) or host.tunable != "yes":
+        against.append(f"{profile.title} does not tune it today")
+    elif host.shutdown is not None:
+        reasons.append(f"{profile.title} shuts it down after {host.shutdown}")
+    reasons.append(f"licence {model.licence}" if model.licence else "its licence is not in the catalog")
+    return Suited(
+        model=model.name,
+        params_b=model.params_b,
+        active_params_b=model.active_params_b,
+        context=context,
+        licence=model.licence,
+        vision=model.vision,
+        reasoning=model.reasoning,
+        reasons=tuple(reasons),
+        against=tuple(against),
+    )
+
+
+def told(needs: Needs) -> str:
+    """`1,000 rows, the longest of 812 tokens, with tools`."""
+    extra = [word for word, there in (("tools", needs.tools), ("images", needs.images)) if there]
+    with_ = f", with {' and '.join(extra)}" if extra else ""
+    return f"{count(needs.rows, 'row')}, the longest of {needs.longest:,} tokens{with_}"
+
 
 Old = Literal["live", "recorded"]
 

@@ -6,21 +6,67 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrate import text
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.flips import Flips
+from orchestrate.evaluation.items import Answered
+from orchestrate.evaluation.pairing import Flips
 from orchestrate.migration.proposals import Migration, Moved, Part, Priced, Proposal, Target
-from orchestrate.reports import html, sections
+from orchestrate.reports import html
+from orchestrate.reports.documents import save
 from orchestrate.reports.quotes import markdown_table, markdown_text
-from orchestrate.reports.saving import save
-from orchestrate.reports.scores import CONTENDER_HEAD, contender_rows, interval
+from orchestrate.reports.rows import CONTENDER_HEAD, contender_rows, interval
 from orchestrate.text import inert, inert_json
-from orchestrate.types import MetricUsed, Record
+from orchestrate.types import Evaluation, MetricUsed, Record, Score
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[Part]:
+    """On all rows, then on each slice, by the first metric. `margin` is how much worse is still parity."""
+    metric = evaluation.metrics[0]
+    found: list[Part] = []
+    for difference in evaluation.differences:
+        if (difference.contender, difference.against, difference.metric) != (new, old, metric.name):
+            continue
+        mine, theirs = (evaluation.score(name, metric.name, difference.slice) for name in (new, old))
+        if mine is not None and theirs is not None:
+            found.append(
+                Part(
+                    slice=difference.slice,
+                    old=theirs,
+                    new=mine,
+                    difference=difference.score,
+                    parity=parity(metric, difference.score, margin),
+                )
+            )
+    return sorted(found, key=lambda part: part.slice)
+
+
+def parity(
+    metric: MetricUsed, difference: Score, margin: float
+) -> Literal["holds", "does not hold", "not shown"]:
+    """By the interval: it lies above the margin, below it, or across."""
+    low, high = difference.low, difference.high
+    if metric.better == "lower":
+        low, high = -high, -low
+    if difference.n == 0:
+        return "not shown"
+    if low > -margin:
+        return "holds"
+    return "does not hold" if high < -margin else "not shown"
+
+
+def same_answers(answered: Sequence[Answered], old: str, new: str) -> int:
+    """Items to which both gave the very same texts and calls."""
+    return sum(_said(one, old) == _said(one, new) for one in answered)
+
+
+def _said(one: Answered, name: str) -> list[tuple[str, str]]:
+    return [(a.text.strip(), str(a.tool_calls)) for a in one.answers.get(name, ())]
+
 
 _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table"}
 CANDIDATE_HEAD = ("backend", "model", "train", "a month", "served", "why")
@@ -47,7 +93,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
         if format == "md":
             return inert(markdown(self.migration))
         if format == "table":
-            from orchestrate.reports.terminal import plain_text
+            from orchestrate.reports.documents import plain_text
 
             return inert(plain_text(self.table()))
         raise UsageError(f"a migration is written as table, md, html, json; got {format!r}")
@@ -159,7 +205,7 @@ def proposal_table(proposal: Proposal) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from orchestrate.reports.terminal import listed
+    from orchestrate.reports.documents import listed
 
     parts: list[RenderableType] = [
         Text(headline(proposal), style="bold"),
@@ -181,7 +227,7 @@ def terminal(migration: Migration) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from orchestrate.reports.terminal import listed
+    from orchestrate.reports.documents import listed
 
     parts: list[RenderableType] = [Text(headline(migration.proposal), style="bold")]
     if migration.evaluation is not None:
@@ -228,21 +274,21 @@ def page(migration: Migration, flips: Sequence[Flips]) -> str:
     if migration.evaluation is not None:
         body += [
             "<h2>Where parity holds</h2>",
-            sections.table(PARITY_HEAD, parity_rows(migration)),
+            html.table(PARITY_HEAD, parity_rows(migration)),
             "<h2>Answers side by side</h2>",
-            sections.evaluation(migration.evaluation, flips),
+            html.evaluation(migration.evaluation, flips),
         ]
     if migration.forgotten:
         body.append("<h2>What the new models forgot</h2>")
-        body += [f"<h3>{escape(one.run_id)}</h3>{sections.regression(one)}" for one in migration.forgotten]
+        body += [f"<h3>{escape(one.run_id)}</h3>{html.regression(one)}" for one in migration.forgotten]
     body.append("<h2>What changes</h2>")
     for target in proposal.targets:
         body.append(f"<h3>{escape(target.provider)}: {escape(target.model or 'nowhere')}</h3>")
-        body.append(sections.table(CHANGE_HEAD, change_rows(target)))
+        body.append(html.table(CHANGE_HEAD, change_rows(target)))
         if target.refused:
             body.append(f"<p>Refused: {escape(target.refused)}</p>")
     body.append("<h2>What was to choose from</h2>")
-    body.append(sections.table(CANDIDATE_HEAD, candidate_rows(proposal)))
+    body.append(html.table(CANDIDATE_HEAD, candidate_rows(proposal)))
     body.append(f"<p>Served at {escape(proposal.traffic)}.</p>")
     body.append("<ul>" + "".join(f"<li>{escape(n)}</li>" for n in migration.notes) + "</ul>")
     return html.document(f"Migration of {proposal.run_id}", "\n".join(part for part in body if part))

@@ -7,11 +7,14 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
+from orchestrate import costing
 from orchestrate.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -29,14 +32,57 @@ from orchestrate.errors import (
 from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
-from orchestrate.places import claim, mirror
-from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Limits, Place, Placed, Resources, Usage
+from orchestrate.places import claim, depot
+from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Limits, Machine, Place, Placed, Resources, Usage
 from orchestrate.places.depot import Depot
-from orchestrate.places.order import Order, allowed, environment, place_order, read_order
-from orchestrate.settings.keys import Secret
-from orchestrate.settings.redaction import redact_text
+from orchestrate.places.order import Order, allowed, environment, gpu_asked, place_order, read_order
+from orchestrate.settings.keys import Secret, redact_text
 from orchestrate.text import duration
 from orchestrate.types import Allowance, JobError, Record, decoding
+
+NAME = "a worker"
+MACHINE_OPTIONS = ("gpu", "gpu_memory_gib", "usd_per_hour")
+
+
+def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
+    """By `MACHINE_OPTIONS` of the options of the backend `name`; without a `gpu` a
+    worker gets a CPU."""
+    gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
+    return Machine(
+        name=NAME,
+        gpu=gpu,
+        count=count,
+        memory_bytes=_memory(gpu, name, options) if gpu else None,
+        hourly=configured_price(name, options),
+    )
+
+
+def configured_price(name: str, options: Mapping[str, Any]) -> Hourly | None:
+    """`None` where nothing is said. Raises `ConfigError`."""
+    if options.get("usd_per_hour") is None:
+        return None
+    price = _number(name, options, "usd_per_hour")
+    source = f"hosts.{name}.options.usd_per_hour"
+    return Hourly(usd_per_hour=price, machine=NAME, source=source, as_of=datetime.now(UTC))
+
+
+def _memory(gpu: str, name: str, options: Mapping[str, Any]) -> int | None:
+    """As it is given, or as the maker's data sheet has it."""
+    if options.get("gpu_memory_gib") is not None:
+        return int(_number(name, options, "gpu_memory_gib") * 2**30)
+    known = costing.gpu_memory_gb(gpu)
+    return None if known is None else int(known * 1e9)
+
+
+def _number(name: str, options: Mapping[str, Any], field: str) -> Decimal:
+    try:
+        found = Decimal(str(options[field]))
+    except InvalidOperation:
+        found = Decimal("NaN")
+    if isinstance(options[field], bool) or not found.is_finite() or found < 0:
+        raise ConfigError(f"hosts.{name}.options.{field} must be a number, got {options[field]!r}")
+    return found
+
 
 MARGIN_S = 60.0
 """Beside the silence after which a worker ends itself: for its looking and ours."""
@@ -299,7 +345,7 @@ class AwayPlace(Place):
     # -- the run directory -----------------------------------------------------------------------------------
 
     def look(self, run: RunDir) -> None:
-        reported = mirror.look(run, self.depot.run(run.ref), _starts(run).attempts)
+        reported = depot.look(run, self.depot.run(run.ref), _starts(run).attempts)
         state = run.written_state()
         fresh = reported and (run.heartbeat_age() or 0.0) < FRESH_S
         if fresh and state.status == "running":
@@ -388,7 +434,7 @@ class AwayPlace(Place):
     def _heeds(self, run: RunDir) -> bool:
         """Whether the worker of the last start was heard of lately, by its own reports alone, and was not
         asked long ago."""
-        silent_s = mirror.silent_s(run, _starts(run).attempts)
+        silent_s = depot.silent_s(run, _starts(run).attempts)
         return silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.asked_s() < HEED_S
 
     def settle(self, run: RunDir) -> None:
@@ -396,7 +442,7 @@ class AwayPlace(Place):
         self.depot.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:
-        mirror.bring(run, self.depot.run(run.ref), folder)
+        depot.bring(run, self.depot.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
         """A worker of which its place knows nothing may still be at work. It ends itself when it cannot

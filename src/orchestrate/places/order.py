@@ -12,6 +12,7 @@ from decimal import Decimal
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from packaging.requirements import Requirement
@@ -19,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 import orchestrate
 from orchestrate.errors import HostUnavailable, MissingExtra, RunFailed, UsageError
+from orchestrate.files import scratch_folder
 from orchestrate.local.job import LocalJob
 from orchestrate.places.base import Limits, Resources
 from orchestrate.places.depot import Depot, StoredRun, safe
@@ -237,3 +239,12 @@ def gpu_asked(text: str) -> tuple[str, int]:
             f"{text!r} names no GPU", fix="a type, or a type and how many, as in H100:2; or auto"
         )
     return (found["left"] or found["gpu"]).strip(), count
+
+
+# Folders of workers on machines that outlive them. What a killed one left there, a model and checkpoints,
+# goes when the next comes.
+
+
+def room() -> TemporaryDirectory[str]:
+    """Make one of this process."""
+    return scratch_folder(ROOM)

@@ -29,12 +29,9 @@ from orchestrate.local.plan import paces
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places.base import PRICE, Hourly
-from orchestrate.places.claim import Claim
-from orchestrate.places.depot import Depot
-from orchestrate.places.mirror import Pulse, Reporter, restore
-from orchestrate.places.order import Order, read_order, unpack
-from orchestrate.places.room import room
-from orchestrate.places.switch import Switch, boot_time
+from orchestrate.places.claim import Claim, Switch, boot_time
+from orchestrate.places.depot import Depot, Pulse, Reporter, restore
+from orchestrate.places.order import Order, read_order, room, unpack
 from orchestrate.types import JobError
 
 REPORT_S = 10.0

@@ -22,14 +22,14 @@ from orchestrate.costing import built_in as built_in
 from orchestrate.costing import load as load
 from orchestrate.costing import parse_flag as parse_flag
 from orchestrate.costing import spending as spending
-from orchestrate.costing.completions import completion_price as completion_price
-from orchestrate.costing.rates.listing import clashes as clashes
-from orchestrate.costing.rates.listing import current as current
-from orchestrate.costing.rates.listing import prices_of as prices_of
-from orchestrate.costing.serving.capacity import UTILISATION
+from orchestrate.costing.rates import clashes as clashes
+from orchestrate.costing.rates import completion_price as completion_price
+from orchestrate.costing.rates import current as current
+from orchestrate.costing.rates import prices_of as prices_of
+from orchestrate.costing.serving.ways import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.providers.base import Downloads, EstimatesPrice, lookup
-from orchestrate.tracking.submitting import uploads
+from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.submitting.accounts import account_of
 from orchestrate.types import Feature, Quote, Recalled, Record
 
@@ -72,7 +72,7 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
     try:
-        with uploads.alone(ft.store, provider, account_of(ft.store, provider), data):
+        with accounts.alone(ft.store, provider, account_of(ft.store, provider), data):
             remote = provider.upload(offer.spec, data, offer.translation)
         live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:

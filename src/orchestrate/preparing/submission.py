@@ -15,8 +15,7 @@ from orchestrate.providers.base import Limited
 from orchestrate.settings import trust
 from orchestrate.spec import specfile
 from orchestrate.tracking import Submitter
-from orchestrate.tracking.submitting.repeats import already
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.repeats import Submission, already
 
 if TYPE_CHECKING:
     from orchestrate.preparing.prepared import Offer

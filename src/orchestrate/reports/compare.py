@@ -12,13 +12,11 @@ from msgspec.structs import replace
 from orchestrate import costing
 from orchestrate.costing.lines import MTOK
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.flips import Flips
-from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.pairing import Flips, Pairing
 from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.notebook.frames import frame
-from orchestrate.reports import documents, html, saving, terminal
-from orchestrate.reports.answer import answer
-from orchestrate.reports.judgement import findings, notes, reasons
+from orchestrate.reports import documents, html
+from orchestrate.reports.judgement import answer, findings, notes, reasons
 from orchestrate.reports.records import MARK, Compared, ComparedRuns, Point, RunDifference, RunScore, ended
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Setting, Translation
@@ -43,7 +41,7 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
 
     def table(self, *, whole: bool = False) -> RenderableType:
         """For a terminal: what a choice goes by, or the whole."""
-        return terminal.comparison_table(self, whole=whole)
+        return documents.comparison_table(self, whole=whole)
 
     def render(self, format: str) -> str:
         """As text in which nothing acts on a terminal. Raises `UsageError` for a format that is not one of
@@ -60,11 +58,11 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         if format == "csv":
             return documents.csv_text(self)
         if format == "table":
-            return terminal.plain_text(self.table(whole=True))
+            return documents.plain_text(self.table(whole=True))
         raise UsageError(f"reports are written as {', '.join(FORMATS)}; got {format!r}")
 
     def _repr_html_(self) -> str:
-        return saving.framed(self.render("html"))
+        return documents.framed(self.render("html"))
 
     def to_pandas(self) -> pandas.DataFrame:
         """A row for each run: what is known of it, its settings and its newest scores. Raises
@@ -74,7 +72,7 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
     def save(self, path: str | Path) -> Path:
         """Writes the report; the file's ending decides: .html, .md, .csv, .json, .txt. Raises
         `UsageError`."""
-        return saving.save(path, _ENDINGS, self.render)
+        return documents.save(path, _ENDINGS, self.render)
 
 
 def _cells(one: Compared) -> dict[str, Any]:

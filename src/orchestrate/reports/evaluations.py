@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as xml
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.flips import Flips
-from orchestrate.reports import html, saving, scores, sections, terminal
+from orchestrate.evaluation.pairing import Flips
+from orchestrate.reports import documents, html, rows
 from orchestrate.reports.quotes import markdown_table, markdown_text
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Evaluation, Record
@@ -32,7 +32,7 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
 
     def table(self, shown: int = 3) -> RenderableType:
         """For a terminal, with so many broken and fixed items."""
-        return terminal.evaluation_table(self.evaluation, self.flips, shown)
+        return documents.evaluation_table(self.evaluation, self.flips, shown)
 
     def render(self, format: str) -> str:
         """As text in which nothing acts on a terminal: table, md, html, junit or json. Raises
@@ -43,35 +43,35 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
             return inert(markdown(self.evaluation, self.flips))
         if format == "html":
             title = f"Evaluation {self.evaluation.id}"
-            body = f"<h1>{escape(title)}</h1>" + sections.evaluation(self.evaluation, self.flips)
+            body = f"<h1>{escape(title)}</h1>" + html.evaluation(self.evaluation, self.flips)
             return inert(html.document(title, body))
         if format == "junit":
             return inert(junit(self.evaluation))
         if format == "table":
-            return inert(terminal.plain_text(self.table()))
+            return inert(documents.plain_text(self.table()))
         raise UsageError(f"an evaluation is written as table, md, html, junit, json; got {format!r}")
 
     def _repr_html_(self) -> str:
-        return saving.framed(self.render("html"))
+        return documents.framed(self.render("html"))
 
     def save(self, path: str | Path) -> Path:
         """Writes it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises
         `UsageError`."""
-        return saving.save(path, _ENDINGS, self.render)
+        return documents.save(path, _ENDINGS, self.render)
 
 
 def format_of(path: Path) -> str:
     """By the file's ending. Raises `UsageError`."""
-    return saving.format_of(path, _ENDINGS)
+    return documents.format_of(path, _ENDINGS)
 
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
     """Verdict first, then scores, broken items, who answered."""
-    parts = [f"# Evaluation {one.id}", markdown_text(scores.what_was_asked(one))]
+    parts = [f"# Evaluation {one.id}", markdown_text(rows.what_was_asked(one))]
     for v in one.verdicts:
         reasons = "\n".join(f"- {markdown_text(reason)}" for reason in v.reasons)
         parts.append(f"**{markdown_text(v.contender)}: {v.decision}**\n\n{reasons}")
-    parts.append(markdown_table(list(scores.SCORE_HEAD), [list(row) for row in scores.score_rows(one)]))
+    parts.append(markdown_table(list(rows.SCORE_HEAD), [list(row) for row in rows.score_rows(one)]))
     for found in flips:
         for kind, items, total in (
             ("Broken", found.broken, found.broken_count),
@@ -86,10 +86,10 @@ def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
                 parts.append(f"## {kind} by {markdown_text(found.contender)}: {total:,}")
                 parts.append(markdown_table(head, cells))
     parts.append("## Who answered")
-    parts.append(markdown_table(list(scores.CONTENDER_HEAD), [list(r) for r in scores.contender_rows(one)]))
-    if sliced := scores.score_rows(one, sliced=True):
+    parts.append(markdown_table(list(rows.CONTENDER_HEAD), [list(r) for r in rows.contender_rows(one)]))
+    if sliced := rows.score_rows(one, sliced=True):
         parts.append("## Slices")
-        parts.append(markdown_table(list(scores.SCORE_HEAD), [list(row) for row in sliced]))
+        parts.append(markdown_table(list(rows.SCORE_HEAD), [list(row) for row in sliced]))
     if one.notes:
         parts.append("\n".join(f"- {markdown_text(note)}" for note in one.notes))
     return "\n\n".join(parts) + "\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import UsageError
-from orchestrate.reports import charts, html, saving, sections, terminal
+from orchestrate.reports import charts, documents, html
 from orchestrate.text import NOTHING, inert, inert_json
 from orchestrate.types import Evidence, ExperimentReport
 
@@ -102,9 +102,9 @@ def table(report: ExperimentReport) -> RenderableType:
 
     parts: list[RenderableType] = [
         Text(standing(report), style="bold"),
-        terminal.listed(HEAD, rows(report)),
+        documents.listed(HEAD, rows(report)),
         Text(),
-        terminal.listed(PHASE_HEAD, phase_rows(report)),
+        documents.listed(PHASE_HEAD, phase_rows(report)),
         *(Text(inert(note), style="dim") for note in notes(report)),
         Text.assemble("\n", (inert(verdict(report)), "bold")),
     ]
@@ -118,13 +118,13 @@ def render(report: ExperimentReport, format: str) -> str:
     if format == "html":
         return inert(html.document(title(report), _body(report)))
     if format == "table":
-        return inert(terminal.plain_text(table(report)))
+        return inert(documents.plain_text(table(report)))
     raise UsageError(f"an experiment is written as table, html or json; got {format!r}")
 
 
 def save(report: ExperimentReport, path: str | Path) -> Path:
     """Writes it; the file's ending decides: .html, .json, .txt. Raises `UsageError`."""
-    return saving.save(path, _ENDINGS, partial(render, report))
+    return documents.save(path, _ENDINGS, partial(render, report))
 
 
 def _body(report: ExperimentReport) -> str:
@@ -141,11 +141,11 @@ def _body(report: ExperimentReport) -> str:
         f'<p class="when">{report.at:%Y-%m-%d %H:%M} UTC, {escape(standing(report))}</p>',
         f'<div class="verdict {kind}" role="note"><strong>{escape(report.decision.verb)}</strong> '
         f"<ul><li>{escape(report.decision.why)}</li></ul></div>",
-        sections.table(HEAD, rows(report)),
+        html.table(HEAD, rows(report)),
         _curves(report),
         "<h2>Phases</h2>",
         f"<p>{escape(planned)}</p>",
-        sections.table(PHASE_HEAD, phase_rows(report)),
+        html.table(PHASE_HEAD, phase_rows(report)),
         f"<h2>Notes</h2><ul>{listed}</ul>",
     ]
     return "\n".join(part for part in parts if part)
@@ -168,4 +168,4 @@ def _curves(report: ExperimentReport) -> str:
         "Evidence against no difference, in either direction. A line that has crossed its bound once has "
         "shown a difference, however often it was looked at."
     )
-    return sections.figure("The curve of evidence", chart, caption)
+    return html.figure("The curve of evidence", chart, caption)

@@ -3,6 +3,8 @@ phone; readable without colour."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -11,10 +13,322 @@ from importlib.resources import files
 from msgspec.structs import replace
 
 from orchestrate import text
-from orchestrate.evaluation.flips import Flips
-from orchestrate.reports import cards, charts, rows, sections
-from orchestrate.reports.records import Compared, ComparedRuns, Point, bill_word, billed, quoted
-from orchestrate.types import Evaluation
+from orchestrate.evaluation.pairing import Flip, Flips, Pairing
+from orchestrate.evaluation.regression.regress import Regression
+from orchestrate.reports import charts, rows
+from orchestrate.reports.records import (
+    Compared,
+    ComparedRuns,
+    Point,
+    RunScore,
+    bill_word,
+    billed,
+    price,
+    quoted,
+)
+from orchestrate.reports.rows import (
+    CONTENDER_HEAD,
+    SCORE_HEAD,
+    contender_rows,
+    interval,
+    probability,
+    score_rows,
+    value,
+    what_was_asked,
+)
+from orchestrate.types import Evaluation, MetricUsed, Verdict
+
+_SHOWN = 12
+"""Broken and fixed items on a page, of each."""
+_EMPTY = "<em>(empty)</em>"
+MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
+
+
+def figure(heading: str, chart: str, caption: str, level: int = 2) -> str:
+    return (
+        f"<h{level}>{escape(heading)}</h{level}><figure>{chart}"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    whole = f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{whole}</div>'
+
+
+def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
+    """All of one evaluation: verdicts, scores, broken items, plots, slices, confusions."""
+    drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
+    parts = [
+        f'<p class="when">{escape(what_was_asked(one))}</p>',
+        verdicts(one),
+        table(SCORE_HEAD, score_rows(one)),
+        *drawn,
+        quality([one]) if charted else "",
+        "".join(flipped(f) for f in flips),
+        "<h3>Who answered</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
+    ]
+    if sliced := score_rows(one, sliced=True):
+        told = "Corrected for their number (Holm): a slice that stands out by chance is not marked."
+        parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
+    parts += [_confusion(one, i) for i in range(len(one.confusions))]
+    if one.notes:
+        parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in one.notes) + "</ul>")
+    return "\n".join(part for part in parts if part)
+
+
+def verdicts(one: Evaluation) -> str:
+    return "".join(_boxed_verdict(v) for v in one.verdicts)
+
+
+def _boxed_verdict(v: Verdict) -> str:
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in v.reasons)
+    kind = v.decision.replace(" ", "-")
+    return (
+        f'<div class="verdict {kind}" role="note"><strong>{MARKS[v.decision]} {escape(v.decision)}</strong> '
+        f"{escape(v.contender)}<ul>{reasons}</ul></div>"
+    )
+
+
+def _intervals(one: Evaluation, metric: MetricUsed) -> str:
+    if metric.kind == "amount":
+        return ""
+    items = [
+        charts.Interval(
+            m.contender,
+            m.score.value,
+            m.score.low,
+            m.score.high,
+            interval(metric, m.score),
+            i,
+            one.contender(m.contender).kind != "tuned",
+        )
+        for i, m in enumerate(m for m in one.measures if m.metric == metric.name and not m.slice)
+    ]
+    chart = charts.intervals(items, title=f"{metric.name} of each contender", x_name=metric.name)
+    return figure(metric.name, chart, "Filled: tuned models; hollow: others; lines: 95% intervals.", 3)
+
+
+def quality(evaluations: Sequence[Evaluation]) -> str:
+    """Two plots of the contenders of evaluations that share their first metric and their items: the score
+    against the cost of an answer, and against the time it takes."""
+    first = evaluations[0]
+    metric = first.metrics[0]
+    alike = [
+        e for e in evaluations if e.metrics[0].name == metric.name and e.items_digest == first.items_digest
+    ]
+    asked = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
+    found: list[str] = []
+    for what, unit in (("cost", "US dollars an answer"), ("latency", "seconds an answer, median")):
+        items: list[charts.Place] = []
+        for i, (name, (c, s)) in enumerate(asked.items()):
+            x = c.seconds if what == "latency" else c.usd_per_answer
+            if x is not None:
+                items.append(charts.Place(name, float(x), s.value, s.low, s.high, i, c.kind != "tuned"))
+        if len(items) > 1 and any(item.x for item in items):
+            title = f"{metric.name} against {what}"
+            chart = charts.places(items, title=title, x_name=unit, y_name=metric.name)
+            rows = f"{first.items:,} items ({(first.items_digest or first.dataset_digest)[:12]})"
+            caption = (
+                f"Up and to the left is better; lines: 95% intervals, over {rows}. Hollow: no tuned model."
+            )
+            found.append(figure(title, chart, caption, 3))
+    return "".join(found)
+
+
+def flipped(found: Flips) -> str:
+    """Broken items, then fixed ones folded away: what was asked and expected, and both answers side by side
+    with what differs marked."""
+    who, against = escape(found.contender), escape(found.against)
+    if not found.broken and not found.fixed:
+        return f"<p>No row changed between {against} and {who}.</p>"
+    rows = text.count(found.broken_count, "row")
+    first = f", the worst {_SHOWN}" if found.broken_count > _SHOWN else ""
+    heading = f"<h3>{who} broke {rows} that {against} has right{first}</h3>"
+    if not found.broken:
+        heading = f"<h3>{who} broke no row that {against} has right</h3>"
+    broken = "".join(_flip(found, item) for item in found.broken[:_SHOWN])
+    if not found.fixed:
+        return heading + broken
+    first = f", the first {_SHOWN}" if found.fixed_count > _SHOWN else ""
+    fixed = "".join(_flip(found, item) for item in found.fixed[:_SHOWN])
+    told = f"{text.count(found.fixed_count, 'row')} fixed by {who}{first}"
+    return f"{heading}{broken}<details><summary>{told}</summary>{fixed}</details>"
+
+
+def _flip(found: Flips, item: Flip) -> str:
+    before, after = marked(item.before, item.after)
+    sides = (
+        ("prompt", escape(item.question)),
+        ("expected", escape(item.expected)),
+        (escape(found.against), before),
+        (escape(found.contender), after),
+    )
+    cells = "".join(f"<div><b>{name}</b><p>{said or _EMPTY}</p></div>" for name, said in sides)
+    note = f'<p class="when">{escape(item.note)}</p>' if item.note else ""
+    return f'<div class="flip">{cells}{note}</div>'
+
+
+def marked(before: str, after: str) -> tuple[str, str]:
+    """Both as HTML, with the words marked that only one of them has."""
+    old, new = (re.findall(r"\s+|\w+|[^\w\s]", text)[:800] for text in (before, after))
+    left: list[str] = []
+    right: list[str] = []
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        was, now = escape("".join(old[a:b])), escape("".join(new[c:d]))
+        if tag == "equal":
+            left.append(was)
+            right.append(now)
+        else:
+            left += [f"<del>{was}</del>"] if was.strip() else [was]
+            right += [f"<ins>{now}</ins>"] if now.strip() else [now]
+    return "".join(left), "".join(right)
+
+
+def _confusion(one: Evaluation, number: int) -> str:
+    found = one.confusions[number]
+    rows = [
+        [label, *(str(n) for n in counts)] for label, counts in zip(found.labels, found.counts, strict=False)
+    ]
+    return (
+        f"<h3>Confusion of {escape(found.contender)}</h3><p>Rows: expected; columns: answered.</p>"
+        + table(["", *found.labels], rows)
+    )
+
+
+def regression(found: Regression) -> str:
+    """What was kept and what was forgotten."""
+    rows: list[list[str]] = []
+    for r in found.results:
+        base, tuned = (value(r.metric, s.value) for s in (r.base, r.tuned))
+        rows.append([r.probe, r.title, base, tuned, r.decision, r.reason, f"{r.difference.score.n:,}"])
+    head = ("ability", "measured on", "base", "tuned", "", "why", "n")
+    told = "".join(f"<li>{escape(line)}</li>" for line in (*found.advice, *found.notes))
+    answered = (
+        f"Answered by {found.tuned.answered_by}, and {found.base.answered_by}; {found.created_at:%Y-%m-%d}."
+    )
+    return (
+        table(head, rows) + f'<p class="when">{escape(answered)}</p>' + (f"<ul>{told}</ul>" if told else "")
+    )
+
+
+def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
+    """The same model asked twice: whether its answers and scores moved."""
+    rows: list[list[str]] = []
+    for label, pairing in pairs:
+        share = f"{pairing.same_answers:,} of {pairing.items:,} answers are the same"
+        for d in pairing.differences:
+            gap = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
+            rows.append([label, pairing.first, pairing.second, share, d.metric, gap, probability(d)])
+    head = ("run", "first", "again", "answers", "metric", "difference (95%)", "p")
+    return "<h2>Asked again</h2>" + table(head, rows) if rows else ""
+
+
+# The head of a comparison's page: the answer, a card for each run, and quality against cost. Everything that
+# came from outside is escaped.
+
+CHIP = '<span class="chip">SANDBOX</span>'
+
+
+def header(comparison: ComparedRuns, title: str, now: datetime) -> str:
+    when = f'<p class="when">{escape(title)}, {now:%Y-%m-%d %H:%M} UTC</p>'
+    return f"<header>{_sandbox(comparison)}{when}<h1>{escape(comparison.answer.sentence)}</h1></header>"
+
+
+def _sandbox(comparison: ComparedRuns) -> str:
+    labels = [c.name for c in comparison.runs if c.run.sandbox]
+    if not labels:
+        return ""
+    who = "all runs were" if len(labels) == len(comparison.runs) else f"{text.joined(labels)}:"
+    told = f"{who} trained by a local stand-in on a tiny model, not by the host named. Nothing was billed."
+    return f'<p class="sandbox" role="note"><strong>SANDBOX</strong> {escape(told)}</p>'
+
+
+def cards(comparison: ComparedRuns) -> str:
+    return f'<div class="cards">{"".join(_card(comparison, c) for c in comparison.runs)}</div>'
+
+
+def _card(comparison: ComparedRuns, c: Compared) -> str:
+    taken = comparison.answer.run == c.run.id
+    facts = [*_score(c), *_cost(c), ("time", text.duration(c.seconds), "created to finished")]
+    shown = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b> <span>{escape(more)}</span></dd></div>"
+        for name, value, more in facts
+    )
+    kind = " taken" if taken else ""
+    mark = '<span class="pick">✓ take this one</span>' if taken else ""
+    chip = CHIP if c.run.sandbox else ""
+    told = f"{c.run.model}, {rows.status(c)}"
+    return (
+        f'<section class="card{kind}"><h2>{escape(c.name)} {chip}</h2>{mark}'
+        f'<p class="when">{escape(told)}</p>'
+        f"<dl>{shown}</dl>{_verdict(c)}"
+        f'<p class="id">{escape(c.run.id)}</p></section>'
+    )
+
+
+def _score(c: Compared) -> list[tuple[str, str, str]]:
+    found = rows.newest_score(c)
+    if found is None:
+        return [("score", text.NOTHING, "not evaluated")]
+    score, metric = found.score, found.metric
+    value = rows.value(metric, score.value)
+    within = f"{rows.value(metric, score.low)} to {rows.value(metric, score.high)}, n = {score.n:,}"
+    told = [(metric.name, value, within)]
+    if found.difference is not None:
+        gap = rows.interval(metric, found.difference.score, signed=True)
+        first, _, rest = gap.partition(" ")
+        told.append((f"against {found.difference.against}", first, rest.strip("()")))
+    return told
+
+
+def _cost(c: Compared) -> list[tuple[str, str, str]]:
+    cost = price(c)
+    if cost is None:
+        return [("cost", text.NOTHING, "no price is known")]
+    word = bill_word(c)
+    asked = f", {text.money(quoted(c))} quoted" if word != "quoted" and quoted(c) is not None else ""
+    return [("cost of training", text.money(cost), f"{word}{asked}")]
+
+
+def _verdict(c: Compared) -> str:
+    found: RunScore | None = rows.newest_score(c)
+    said = rows.verdict(found)
+    if said == text.NOTHING:
+        return ""
+    return f'<p class="verdict {said.replace(" ", "-")}"><strong>{MARKS[said]} {said}</strong></p>'
+
+
+def quality_and_cost(comparison: ComparedRuns) -> str:
+    """The scores of the metric that decides against what training cost, where there are two of one kind."""
+    found = [
+        (i, c, s, p)
+        for i, c in enumerate(comparison.runs)
+        if (s := rows.newest_score(c)) and (p := price(c)) is not None
+    ]
+    if not found:
+        return ""
+    metric = found[0][2].metric.name
+    alike = [(i, c, s, p) for i, c, s, p in found if s.metric.name == metric and s.rows == found[0][2].rows]
+    if len(alike) < 2:
+        return ""
+    items = [
+        charts.Place(c.label, float(p), s.score.value, s.score.low, s.score.high, i) for i, c, s, p in alike
+    ]
+    title = f"{metric} against cost of training"
+    chart = charts.places(items, title=title, x_name="US dollars to train", y_name=metric)
+    told = (
+        f"Up and to the left is better; lines: 95% intervals, over {text.count(alike[0][2].score.n, 'row')}."
+    )
+    return figure("Quality against cost", chart, told)
+
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _SHORT = 34
@@ -26,10 +340,10 @@ def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
     title = "Comparison of " + text.joined([c.label for c in comparison.runs])
     mark = "SANDBOX: " if comparison.sandbox else ""
     body = [
-        cards.header(comparison, title, now or datetime.now(UTC)),
+        header(comparison, title, now or datetime.now(UTC)),
         _reasons(comparison),
-        cards.cards(comparison),
-        cards.quality_and_cost(comparison),
+        cards(comparison),
+        quality_and_cost(comparison),
         _headed("What the numbers say", _list(comparison.findings)),
         _broken(comparison),
         _headed("Money", _money(comparison)),
@@ -124,7 +438,7 @@ def _curves(comparison: ComparedRuns) -> str:
         chart = charts.lines(series, title=title, x_name=axis, y_name=unit, log=not rewarded)
         without = [c.label for c in comparison.runs if not curve(c)]
         missing = [f"{text.joined(without)}: none was told."] if without else []
-        found.append(sections.figure(f"{kind} {what}", chart, " ".join([*missing, *warned]), 3))
+        found.append(figure(f"{kind} {what}", chart, " ".join([*missing, *warned]), 3))
     return _headed("Curves", "".join(found))
 
 
@@ -155,13 +469,13 @@ def _scores(comparison: ComparedRuns) -> str:
             caption = (
                 f"Hollow: the base model; filled: the tuned one; lines: 95% intervals. {'; '.join(told)}."
             )
-            parts.append(sections.figure(f"Held-out {metric}", chart, caption, 3))
+            parts.append(figure(f"Held-out {metric}", chart, caption, 3))
     return "".join(parts)
 
 
 def _broken(comparison: ComparedRuns) -> str:
     """What each run broke and fixed, the rows with their answers side by side."""
-    told = [sections.flipped(_of(c, found)) for c in comparison.runs for found in c.flips]
+    told = [flipped(_of(c, found)) for c in comparison.runs for found in c.flips]
     return _headed("Broken rows", "".join(told))
 
 
@@ -176,16 +490,16 @@ def _evaluations(comparison: ComparedRuns) -> str:
     unique = list({one.id: one for one in newest}.values())
     again = [(c.label, pairing) for c in comparison.runs for pairing in c.asked_again]
     kept = "".join(
-        f"<h3>Did {escape(c.label)} forget anything</h3>{sections.regression(c.regression)}"
+        f"<h3>Did {escape(c.label)} forget anything</h3>{regression(c.regression)}"
         for c in comparison.runs
         if c.regression is not None
     )
-    plots = sections.quality(unique) if unique else ""
-    return plots + "".join(_in_full(one) for one in unique) + kept + sections.changed(again)
+    plots = quality(unique) if unique else ""
+    return plots + "".join(_in_full(one) for one in unique) + kept + changed(again)
 
 
 def _in_full(one: Evaluation) -> str:
-    whole = sections.evaluation(one, (), charted=False)
+    whole = evaluation(one, (), charted=False)
     return f"<details><summary>{escape(one.id)} in full</summary>{whole}</details>"
 
 
@@ -203,7 +517,7 @@ def _money(comparison: ComparedRuns) -> str:
     if items:
         drawn = charts.bars(items, title="Cost of training", x_name="US dollars")
         told = "Dashed: quoted, with its low and high end; filled: what came of it."
-        chart = sections.figure("Cost of training", drawn, told, 3)
+        chart = figure("Cost of training", drawn, told, 3)
     facts = rows.money(comparison)
     return chart + (_facts(comparison, facts) if facts else "")
 

@@ -21,7 +21,7 @@ from orchestrate.wire.bodies import Body as Body
 from orchestrate.wire.bodies import HostError as HostError
 from orchestrate.wire.bodies import json_body as json_body
 from orchestrate.wire.bodies import parse as parse
-from orchestrate.wire.openai.pages import number as number
+from orchestrate.wire.openai.objects import number as number
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.training.trainer import Trainer

@@ -1,6 +1,6 @@
 """The records of other rooms that answers to commands consist of; `commands.setup.schema` describes them."""
 
-from orchestrate.ab.outcomes import OutcomesTaken as OutcomesTaken
+from orchestrate.ab.experiment import OutcomesTaken as OutcomesTaken
 from orchestrate.catalog import Model as Model
 from orchestrate.data.operations.check import CheckReport as CheckReport
 from orchestrate.data.operations.convert import ConvertReport as ConvertReport

@@ -2,8 +2,8 @@
 
 from orchestrate.reports import Comparison as Comparison
 from orchestrate.reports import EvaluationReport as EvaluationReport
-from orchestrate.reports.sections import evaluation as evaluation_html
-from orchestrate.reports.sections import flipped as flipped_html
-from orchestrate.reports.sections import verdicts as verdicts_html
+from orchestrate.reports.html import evaluation as evaluation_html
+from orchestrate.reports.html import flipped as flipped_html
+from orchestrate.reports.html import verdicts as verdicts_html
 
 __all__ = ["evaluation_html", "flipped_html", "verdicts_html"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.catalog.licences import Licence
+from orchestrate.catalog.models import Licence
 from orchestrate.errors import UsageError
 from orchestrate.files import write_whole
 

@@ -24,7 +24,7 @@ from orchestrate.local.machine import gpus
 from orchestrate.local.run.launching import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import Tuned
-from orchestrate.wire.openai.servers import VLLM
+from orchestrate.wire.openai.objects import VLLM
 
 SCRIPT = Path(__file__).with_name("llama_server.py")
 """Run by a python that has one of llama.cpp's packages."""

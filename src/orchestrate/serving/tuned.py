@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.catalog.licences import Licence, licence_of
-from orchestrate.catalog.models import lookup
+from orchestrate.catalog.models import Licence, licence_of, lookup
 from orchestrate.errors import UsageError
 from orchestrate.local.answers.passports import trained_in_four_bit
 from orchestrate.tensors import tensors

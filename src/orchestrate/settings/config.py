@@ -21,7 +21,7 @@ from orchestrate.amounts import amount
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.files import is_private, private_folder
 from orchestrate.profile import built_in, places, this_machine
-from orchestrate.settings.downloads import download_limit
+from orchestrate.settings.environment import download_limit
 from orchestrate.settings.hosts import HostConfig as HostConfig
 from orchestrate.settings.hosts import Hosts, options, reject_unknown, table
 from orchestrate.settings.hosts import is_loopback as is_loopback

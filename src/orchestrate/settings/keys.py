@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
 from orchestrate.files import write_whole
@@ -234,3 +234,29 @@ def user_and_machine() -> str:
     except (OSError, KeyError):  # a container's user without a name
         user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
     return f"{user}@{socket.gethostname()}"
+
+
+_SECRET_TEXT = re.compile(
+    r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
+    r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
+)
+"""What is none is taken as well, as far as a key would go: looked at once, not from each `sk-` in it."""
+_SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
+_URL = re.compile(r"https?://[^\s\"'<>]+")
+
+
+def redact_text(text: str) -> str:
+    """A text, as of an error or a log, without known secrets, key-like words and signed URLs' queries."""
+    return _SECRET_TEXT.sub(
+        lambda found: MASK if found["secret"] else found.group(), _URL.sub(_unsigned, hide(text))
+    )
+
+
+def _unsigned(match: re.Match[str]) -> str:
+    try:
+        parts = urlsplit(match.group())
+    except ValueError:  # brackets that hold no address
+        return MASK
+    if not _SIGNED.search("?" + parts.query):
+        return match.group()
+    return urlunsplit(parts._replace(query=MASK))

@@ -12,7 +12,7 @@ from orchestrate.attributes import late
 
 if TYPE_CHECKING:
     from orchestrate.tracking.store import Store as Store
-    from orchestrate.tracking.submitting.submission import stored_spec as stored_spec
+    from orchestrate.tracking.submitting.repeats import stored_spec as stored_spec
     from orchestrate.tracking.submitting.submit import Submitter as Submitter
     from orchestrate.tracking.submitting.submit import cancel as cancel
     from orchestrate.tracking.submitting.submit import settle as settle
@@ -36,7 +36,7 @@ _PUBLIC = {
     "recover": "syncing.recovery",
     "refresh": "syncing.sweep",
     "settle": "submitting.submit",
-    "stored_spec": "submitting.submission",
+    "stored_spec": "submitting.repeats",
     "settle_left_s": "timing",
     "sync": "syncing.sweep",
 }

@@ -8,16 +8,13 @@ from sqlalchemy import Engine
 
 from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import engines
+from orchestrate.tracking.database.engines import Database
 from orchestrate.tracking.database.leases import Leases
-from orchestrate.tracking.database.opened import Database
-from orchestrate.tracking.gateway.jobs import GatewayJobs
-from orchestrate.tracking.gateway.keys import GatewayKeys
-from orchestrate.tracking.gateway.objects import GatewayObjects
+from orchestrate.tracking.gateway import GatewayJobs, GatewayKeys, GatewayObjects
 from orchestrate.tracking.hosting.deployments import Deployments
-from orchestrate.tracking.records.agenda import Agenda
+from orchestrate.tracking.records.agenda import Agenda, Notifications
 from orchestrate.tracking.records.experiments import Experiments
 from orchestrate.tracking.records.history import History
-from orchestrate.tracking.records.notifications import Notifications
 from orchestrate.tracking.records.queue import Queue
 from orchestrate.tracking.records.reviews import Reviews
 from orchestrate.tracking.records.runs import Runs

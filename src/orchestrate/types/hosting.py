@@ -69,7 +69,7 @@ class Adapter(Record, frozen=True, kw_only=True):
 
 
 class DeploymentState(StrEnum):
-    """See `orchestrate.tracking.hosting.states` for the ways between them."""
+    """See `orchestrate.tracking.hosting.deployments` for the ways between them."""
 
     INTENT = "intent"
     CREATING = "creating"

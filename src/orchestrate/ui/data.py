@@ -3,23 +3,166 @@ nearly the same. It reads what its user may read, so pages for reading only have
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, OrchestrateError, Unsupported, UsageError
+from orchestrate.service.data import files
+from orchestrate.service.evaluation import reviewing
 from orchestrate.types import Problem, Severity
-from orchestrate.ui.site import Copy, Site
+from orchestrate.ui.site import Copy, Form, Site, first
 
 if TYPE_CHECKING:
+    from orchestrate import RunHandle
+    from orchestrate.service.data.files import PreviewReport, Review
     from orchestrate.service.records import InspectReport
+
+
+_AT_ONCE = 3
+"""Rows on a page."""
+
+
+def token_routes(site: Site) -> list[Route]:
+    """None in pages for reading only: they read no file and ask no host."""
+
+    def shown(
+        request: Request, read: Callable[[int], PreviewReport] | None, copy: Copy, **more: Any
+    ) -> Response:
+        row, report, error = _row(request), None, None
+        try:
+            report = read(row) if read else None
+        except OrchestrateError as found:
+            error = found
+        told: dict[str, Any] = {"row": row, "report": report, "error": error, "at_once": _AT_ONCE, **more}
+        return site.page(request, "tokens.html", copy=copy, **told)
+
+    def of_file(request: Request) -> Response:
+        path, model = (request.query_params.get(name, "").strip() for name in ("path", "model"))
+        asked = f"{path or 'FILE'!r}, {model or 'MODEL'!r}, {_row(request)}, {_AT_ONCE}"
+        copy = Copy(
+            command=f"orchestrate data preview {path or 'FILE'} --model {model or 'MODEL'}"
+            f" --row {_row(request)} --rows {_AT_ONCE}",
+            python="from orchestrate.service.data.files import read_preview\n\n"
+            f"for row in read_preview({asked}, None, False, {{}}).rows:\n    print(row.row, row.trained)",
+        )
+        read = partial(_of_file, path, model) if path and model else None
+        models = [one.name for one in site.ft.models()]
+        return shown(request, read, copy, here="data", run=None, path=path, model=model, models=models)
+
+    def of_run(request: Request) -> Response:
+        handle = site.ft.run(request.path_params["run"])
+        copy = Copy(
+            command=f"orchestrate data preview {handle.id} --row {_row(request)} --rows {_AT_ONCE}",
+            python="from orchestrate import Orchestrator\n\nwith Orchestrator() as ft:\n"
+            f"    for row in ft.run({handle.id!r}).rendered():\n        print(row.row, row.trained)",
+        )
+        return shown(request, partial(_of_run, site, handle), copy, here="runs", run=handle.record)
+
+    pages = {"/data/tokens": of_file, "/runs/{run}/tokens": of_run}
+    return [] if site.read_only else [Route(path, page, methods=["GET"]) for path, page in pages.items()]
+
+
+def _row(request: Request) -> int:
+    """Raises `UsageError`."""
+    written = request.query_params.get("row") or "1"
+    if not (written.isascii() and written.isdecimal()) or len(written) > 9 or int(written) < 1:
+        raise UsageError(f"rows are counted from 1; got {written!r}")
+    return int(written)
+
+
+def _of_file(path: str, model: str, row: int) -> PreviewReport:
+    return files.read_preview(path, model, row, _AT_ONCE, None, False, {})
+
+
+def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
+    """As its host's trainer saw them; where the host shows none, as this machine would encode them."""
+    try:
+        return files.rows_of_run(site.ft, handle.id, row, _AT_ONCE)
+    except Unsupported:
+        spec = handle.record.spec
+        train, method = spec.get("train"), dict[str, Any](spec.get("method") or {})
+        if not isinstance(train, str):
+            raise
+        chat = {name: spec.get(name) for name in ("chat_template", "chat_template_kwargs")}
+        inputs, longest = bool(method.get("train_on_inputs")), spec.get("max_seq_length")
+        return files.read_preview(train, handle.record.model, row, _AT_ONCE, longest, inputs, {}, chat)
+
+
+# Rows and answers judged by people: the pages of `orchestrate data review` and `orchestrate review`, within
+# these.
+
+
+def review_routes(site: Site) -> list[Route]:
+    """None in pages for reading only: each of these writes down what is said."""
+    return [] if site.read_only else [*_of_rows(site), *_of_answers(site)]
+
+
+def _of_rows(site: Site) -> list[Route]:
+    """A review is begun by a form, as it reads a file, and goes on where any earlier one was left."""
+    opened: dict[str, Review] = {}
+    lock = threading.Lock()
+
+    def begin(_: Request, form: Form) -> str:
+        path = first(form, "path").strip()
+        if not path:
+            raise UsageError("name the file that is to be reviewed")
+        key = hashlib.sha256(path.encode()).hexdigest()[:16]
+        with lock:
+            opened[key] = files.Review(path)
+        return f"/data/review/{key}/"
+
+    def review_of(request: Request) -> Review:
+        found = opened.get(request.path_params["key"])
+        if found is None:
+            raise UsageError(
+                "this review is not open any more", fix="open it from the page of its file again"
+            )
+        return found
+
+    def back(request: Request) -> str:
+        base = request.scope.get("root_path", "")
+        return f"{base}/data?{urlencode({'path': str(review_of(request).path)})}"
+
+    pages = files.review_routes("/data/review/{key}/", review_of, back)
+    return [site.action("/data/review", begin), *pages]
+
+
+def _of_answers(site: Site) -> list[Route]:
+    desks: dict[str, reviewing.Desk] = {}
+
+    def begin(request: Request, _: Form) -> str:
+        desk = reviewing.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
+        return f"/reviews/{desk.review.id}/"
+
+    def desk_of(request: Request) -> reviewing.Desk:
+        name = request.path_params["review"]
+        if name not in desks:
+            if not name.startswith("rev-"):
+                raise HTTPException(404, f"there is no review {name}")
+            desks[name] = reviewing.opened(site.ft, [name])
+        return desks[name]
+
+    def back(request: Request) -> str:
+        runs = desk_of(request).review.run_ids
+        return f"{request.scope.get('root_path', '')}/" + (f"runs/{runs[0]}" if runs else "")
+
+    pages = reviewing.review_routes("/reviews/{review}/", desk_of, back)
+    return [site.action("/runs/{run}/review", begin), *pages]
+
 
 _SHOWN = 60
 _NEAR = ("near-duplicate", "duplicate")

@@ -5,13 +5,110 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Self
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrate.errors import UsageError
+from orchestrate.preparing import quoting
+from orchestrate.spec import JobSpec
 from orchestrate.spending.accounts import Found, SpendingReport
 from orchestrate.ui.site import Copy, Site
+
+
+@dataclass(frozen=True)
+class Slider:
+    name: str
+    label: str
+    low: int
+    high: int
+    step: int
+    value: int
+
+
+SLIDERS = (
+    Slider("rows", "Rows", 100, 20_000, 100, 1_000),
+    Slider("row_tokens", "Tokens of a row", 50, 4_000, 50, 400),
+    Slider("epochs", "Epochs", 1, 10, 1, 3),
+    Slider("requests", "Requests a day", 0, 100_000, 500, 5_000),
+    Slider("asked", "Tokens of a request", 50, 8_000, 50, 900),
+    Slider("answered", "Tokens of its answer", 10, 2_000, 10, 150),
+    Slider("months", "Months of serving", 1, 24, 1, 6),
+)
+_MODEL = "qwen3-8b"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    model: str
+    numbers: dict[str, int]
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        """Raises `UsageError` for what is no whole number, or less than nothing."""
+        given, numbers = request.query_params, dict[str, int]()
+        for slider in SLIDERS:
+            written = given.get(slider.name) or str(slider.value)
+            if not written.isdecimal() or len(written) > 9:
+                raise UsageError(f"{slider.label.lower()} is a whole number; got {written!r}")
+            numbers[slider.name] = max(int(written), 0 if slider.low == 0 else 1)
+        return cls(given.get("model", "").strip() or _MODEL, numbers)
+
+    @property
+    def traffic(self) -> str:
+        n = self.numbers
+        return f"{n['requests']} req/day, {n['asked']} in, {n['answered']} out"
+
+    @property
+    def spec(self) -> JobSpec:
+        return JobSpec.parse({"model": self.model, "train": "unknown", "epochs": self.numbers["epochs"]})
+
+
+def quote_routes(site: Site) -> list[Route]:
+    def page(request: Request) -> Response:
+        wanted = Wanted.of(request)
+        n = wanted.numbers
+        quotes = quoting.assumed(site.ft, wanted.spec, n["rows"], n["row_tokens"])
+        totals: list[quoting.Ownership] = []
+        if n["requests"]:
+            use = quoting.use(wanted.traffic, months=n["months"])
+            priced = [quote for quote in quotes if not quote.unavailable]
+            totals = quoting.ownership(site.ft, wanted.spec, priced, use)
+        from orchestrate.service.training import quotes as shown
+
+        return site.page(
+            request,
+            "quote.html",
+            here="quote",
+            copy=_copy(wanted),
+            wanted=wanted,
+            sliders=SLIDERS,
+            models=[model.name for model in site.ft.models()],
+            quotes=quotes,
+            totals=sorted(
+                (way for total in totals for way in total.options),
+                key=lambda total: (bool(total.unavailable), total.counted_usd),
+            ),
+            verdict=shown.ownership_verdict(totals) if totals else "",
+        )
+
+    return [Route("/quote", page, methods=["GET"])]
+
+
+def _copy(wanted: Wanted) -> Copy:
+    n = wanted.numbers
+    serving = f' --traffic "{wanted.traffic}" --months {n["months"]}' if n["requests"] else ""
+    return Copy(
+        command=f"orchestrate quote --model {wanted.model} --train FILE --epochs {n['epochs']}{serving}",
+        python="from orchestrate import JobSpec, Orchestrator, quoting\n\n"
+        f"spec = JobSpec(model={wanted.model!r}, train='unknown', epochs={n['epochs']})\n"
+        "with Orchestrator() as ft:\n"
+        f"    for quote in quoting.assumed(ft, spec, {n['rows']}, {n['row_tokens']}):\n"
+        "        print(quote.provider, quote.expected_usd, quote.unavailable)",
+    )
+
 
 _BY = ("month", "backend", "tag")
 

@@ -25,8 +25,7 @@ from orchestrate.types.serving import Merged
 from orchestrate.ui import actions, new
 from orchestrate.ui.curves import AXES, charts
 from orchestrate.ui.runs import repeated, told
-from orchestrate.ui.site import Copy, Site
-from orchestrate.ui.work import Note
+from orchestrate.ui.site import Copy, Note, Site
 from orchestrate.web import pages
 
 _EVENTS = 300

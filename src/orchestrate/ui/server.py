@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.settings.hosts import is_loopback
-from orchestrate.ui import actions, compare, data, evaluate, money, new, quote, review, run, runs, tokens
+from orchestrate.ui import actions, compare, data, money, new, run, runs
 from orchestrate.ui.site import Site, static
 from orchestrate.web import server
 from orchestrate.web.guard import Guard
@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from orchestrate.tracking import Watcher
 
 
-_PAGES = (runs, run, actions, evaluate, tokens, review, compare, money, quote, data, new)
+_ROUTES = (
+    *(
+        runs.routes,
+        run.routes,
+        actions.routes,
+        actions.evaluate_routes,
+        data.token_routes,
+        data.review_routes,
+    ),
+    *(compare.routes, money.routes, money.quote_routes, data.routes, new.routes),
+)
 _LONGEST_BODY = 16 << 20
 """Of a row that was edited."""
 
@@ -34,7 +44,7 @@ _LONGEST_BODY = 16 << 20
 def app(site: Site) -> Starlette:
     """All pages, without the guard before them."""
     return Starlette(
-        routes=[static(), *(route for page in _PAGES for route in page.routes(site))],
+        routes=[static(), *(route for routes in _ROUTES for route in routes(site))],
         exception_handlers={OrchestrateError: site.error, HTTPException: site.error, Exception: site.error},
     )
 

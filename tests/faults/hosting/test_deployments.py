@@ -233,7 +233,7 @@ def test_a_limit_that_has_come_ends_it_and_is_retried(
 
 
 def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
-    from orchestrate.costing.spent.deployments import spending
+    from orchestrate.costing.spent.budget import deployment_spending
     from orchestrate.tracking.records.budget import require_budget
 
     up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))
@@ -242,13 +242,13 @@ def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
     deployed.store.deployments.add(real)
     assert real.usd_per_hour is not None
     now = deployed.clock.now()
-    first = spending(real, now)
+    first = deployment_spending(real, now)
     assert round(first.committed_usd, 1) == 3 * real.usd_per_hour
-    later = spending(real, now + timedelta(hours=2))
+    later = deployment_spending(real, now + timedelta(hours=2))
     assert round(later.spent_usd, 1) == 2 * real.usd_per_hour and round(later.total_usd, 1) == round(
         first.total_usd, 1
     )
-    endless = spending(_without_limits(real), now)
+    endless = deployment_spending(_without_limits(real), now)
     assert round(endless.committed_usd) == 24 * real.usd_per_hour
     with deployed.store.database.writing() as connection, pytest.raises(OverBudget):
         require_budget(connection, deployed.clock, "together", Decimal(5), first.total_usd + 4)

@@ -22,7 +22,7 @@ from tests import command
 from tests.chat_host import ChatHost, Lost, chat_host, order_row
 from tests.paths import BUNDLED
 
-from orchestrate.costing.completions import completion_price
+from orchestrate.costing.rates import completion_price
 from orchestrate.data.operations.generate import Entry
 from orchestrate.paid.journal import AnswerLog, Renewed, Sent
 

@@ -12,7 +12,7 @@ import pytest
 from tests import command
 
 from orchestrate.ab import Experiment
-from orchestrate.ab.outcomes import Given
+from orchestrate.ab.experiment import Given
 from orchestrate.tracking import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, ExperimentReport, PlannedMetric
 

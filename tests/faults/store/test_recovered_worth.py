@@ -20,8 +20,7 @@ from orchestrate.costing import accuracy, bill_run
 from orchestrate.providers import registry
 from orchestrate.settings import config
 from orchestrate.tracking import Store, recover
-from orchestrate.tracking.syncing.recovery import Recovery
-from orchestrate.tracking.syncing.worth import valued
+from orchestrate.tracking.syncing.recovery import Recovery, valued
 from orchestrate.types import Run
 
 MINI = "gpt-4.1-mini-2025-04-14"  # $5 per million training tokens, shared/facts/prices.json

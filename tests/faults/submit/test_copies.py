@@ -20,8 +20,7 @@ from tests.faults.submitting import submit
 from orchestrate.errors import InvalidRequest, OrchestrateError, OutcomeUnknown, RateLimited
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, sync
-from orchestrate.tracking.submitting.repeats import Wish
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.repeats import Submission, Wish
 from orchestrate.tracking.timing import POINTS
 from orchestrate.tracking.transitions import UNSETTLED
 from orchestrate.types import Run

@@ -19,8 +19,7 @@ from orchestrate import Orchestrator
 from orchestrate.errors import AlreadySubmitted, HostUnavailable, KeyTaken, OutcomeUnknown
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter
-from orchestrate.tracking.submitting.repeats import Wish
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.repeats import Submission, Wish
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

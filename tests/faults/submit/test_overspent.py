@@ -26,8 +26,8 @@ from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync
 from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.submitting.submission import Submission
-from orchestrate.tracking.syncing import unfinished
+from orchestrate.tracking.submitting.repeats import Submission
+from orchestrate.tracking.syncing import sweep
 from orchestrate.types import Bill, Feature, Job, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
@@ -174,7 +174,7 @@ def test_a_cancel_that_was_answered_and_not_done_is_said_once_and_asked_again(
     host.set(str(run.job_id), state="running")
     cancel(store, host, run)
     assert sync(store, lambda _: host).uncancelled == [], "a host may take a moment"
-    clock.ahead = unfinished.GRACE + timedelta(seconds=1)
+    clock.ahead = sweep.GRACE + timedelta(seconds=1)
     for asked in (2, 3):
         assert sync(store, lambda _: host).uncancelled == [run.id]
         assert host.requests.count("cancel") == asked

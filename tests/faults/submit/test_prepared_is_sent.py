@@ -19,7 +19,7 @@ from orchestrate.errors import DataError
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
 from orchestrate.tracking import Submitter
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.repeats import Submission
 from orchestrate.types import JobStatus, SubmitPhase
 
 OPENED_TO_PREPARE = 3

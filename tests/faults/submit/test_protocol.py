@@ -31,12 +31,11 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, refresh, settle, sync
+from orchestrate.tracking import Store, Submitter, Timing, cancel, gateway, recover, refresh, settle, sync
 from orchestrate.tracking.clock import Clock, Uptime
 from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
-from orchestrate.tracking.records import cancelled_keys
-from orchestrate.tracking.submitting import uploads
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting import accounts
+from orchestrate.tracking.submitting.repeats import Submission
 from orchestrate.tracking.transitions import ImpossibleTransition, Withdrawn
 from orchestrate.types import (
     Bill,
@@ -148,7 +147,7 @@ def test_a_file_that_the_key_may_not_use_is_brought_again(
         submit(store, host, SPEC, DATA)
     host.faults.clear()
     submit(store, host, SPEC, DATA)
-    assert host.requests.count("upload") == uploads
+    assert host.requests.count("upload") == accounts
 
 
 def test_a_busy_host_is_waited_for_as_long_as_it_asks(store: Store, host: PaperHost) -> None:
@@ -370,7 +369,7 @@ def test_many_submits_of_new_data_at_once_upload_it_once(store: Store, tmp_path:
 
 
 def test_a_run_that_waits_for_an_upload_of_another_can_be_cancelled(store: Store, host: PaperHost) -> None:
-    with ThreadPoolExecutor(1) as pool, uploads.alone(store, host, host.account().id, DATA):
+    with ThreadPoolExecutor(1) as pool, accounts.alone(store, host, host.account().id, DATA):
         sent = pool.submit(submit, store, host, SPEC, DATA)
         while not (runs := store.runs.matching()):
             time.sleep(0.01)
@@ -404,10 +403,10 @@ def test_a_key_that_was_cancelled_before_its_run_was_made_sends_nothing(
     store: Store, host: PaperHost
 ) -> None:
     with store.database.writing() as connection:
-        cancelled_keys.request_cancel(store.database, connection, "k")
+        gateway.request_cancel(store.database, connection, "k")
     for key, jobs in (("k", 0), ("other", 1)):
         asked = Submission(spec=SPEC, translation=host.translate(SPEC), data=DATA, idempotency_key=key)
-        with contextlib.suppress(cancelled_keys.KeyCancelled):
+        with contextlib.suppress(gateway.KeyCancelled):
             Submitter(store, host, SENDING).submit(asked)
         assert (len(host.jobs()), len(store.runs.matching())) == (jobs, jobs)
 

@@ -20,7 +20,7 @@ from tests.faults.world import CREATE, HOSTED, UNHURRIED, World
 from orchestrate.errors import InvalidRequest, OutcomeUnknown, RateLimited, UnexpectedAnswer
 from orchestrate.spec import JobSpec
 from orchestrate.tracking import Store, Submitter, Timing, recover, sync
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.repeats import Submission
 from orchestrate.types import Bill, Job, JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

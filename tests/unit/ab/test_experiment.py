@@ -20,8 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from orchestrate.ab import ABMiddleware, Experiment, ask, read_plan
-from orchestrate.ab.outcomes import Given
-from orchestrate.ab.people import arm_at, exposed, person
+from orchestrate.ab.experiment import Given, arm_at, exposed, person
 from orchestrate.ab.plan import recorded_sometimes, required
 from orchestrate.errors import DataError, UsageError
 from orchestrate.reports import experiments as pages

@@ -22,8 +22,7 @@ from tests import loopback
 from tests.unit.ab.models import Model, model, words
 
 from orchestrate.ab import Experiment
-from orchestrate.ab.proxy import BROKEN, NOBODY, Proxy
-from orchestrate.ab.upstream import Upstream, tokens
+from orchestrate.ab.proxy import BROKEN, NOBODY, Proxy, Upstream, tokens
 from orchestrate.serving.server.keys import hashed
 from orchestrate.settings.keys import Secret
 from orchestrate.tracking import Store

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from scipy.special import betaln
 from scipy.stats import binom
 
-from orchestrate.ab.evidence import Unit, evidence, ratio_p, units
-from orchestrate.ab.people import Person, exposed
-from orchestrate.ab.sequential import PRIOR, Labels, Means, users_for
+from orchestrate.ab.evidence import PRIOR, Labels, Means, Unit, evidence, ratio_p, units, users_for
+from orchestrate.ab.experiment import Person, exposed
 from orchestrate.tracking.records.experiments import Recorded
 from orchestrate.types import ExperimentPhase, Exposure, PlannedMetric
 

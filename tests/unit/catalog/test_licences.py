@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrate.catalog import all_models
-from orchestrate.catalog.licences import licence, licence_of
+from orchestrate.catalog.models import licence, licence_of
 from orchestrate.serving.agreements import LicenceAsks, agreed, require
 
 FREE = {"apache-2.0", "mit"}

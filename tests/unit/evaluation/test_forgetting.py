@@ -8,8 +8,7 @@ import pytest
 
 from orchestrate.evaluation.items import Answer
 from orchestrate.evaluation.regression import probes
-from orchestrate.evaluation.regression.judging import Decision, judged
-from orchestrate.evaluation.regression.regress import Regression, compared
+from orchestrate.evaluation.regression.regress import Decision, Regression, compared, judged
 from orchestrate.types import Contender, Difference, MetricUsed, Score
 
 SAME = Score(value=0.9, low=0.85, high=0.95, n=200)

@@ -12,10 +12,9 @@ from tests.unit.evaluation.conftest import answering, make_items
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
-from orchestrate.evaluation.flips import flips
 from orchestrate.evaluation.items import Item
 from orchestrate.evaluation.metrics import Context, registry
-from orchestrate.evaluation.pairing import between
+from orchestrate.evaluation.pairing import between, flips
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.paid.asking import Asking
 from orchestrate.reports import EvaluationReport

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from orchestrate.evaluation import statistics
-from orchestrate.evaluation.statistics import means
 
 # -- against others ----------------------------------------------------------------------------------------
 
@@ -51,8 +50,10 @@ def test_mcnemar_by_hand() -> None:
 
 @given(st.floats(-30, 30), st.integers(1, 400))
 def test_students_tails_are_those_of_scipy(t: float, degrees: int) -> None:
-    assert means.student_p(t, degrees) == pytest.approx(2 * stats.t.sf(abs(t), degrees), rel=1e-6, abs=1e-12)
-    assert means.student_quantile(degrees) == pytest.approx(stats.t.isf(0.025, degrees), rel=1e-6)
+    assert statistics.student_p(t, degrees) == pytest.approx(
+        2 * stats.t.sf(abs(t), degrees), rel=1e-6, abs=1e-12
+    )
+    assert statistics.student_quantile(degrees) == pytest.approx(stats.t.isf(0.025, degrees), rel=1e-6)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30))

@@ -17,7 +17,7 @@ from tests.unit.serving.conftest import random_adapter
 from orchestrate.providers.files import downloads
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Artifact, GatewayJob
-from orchestrate.wire.openai.requests import ChatRequest
+from orchestrate.wire.openai.chat import ChatRequest
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -91,7 +91,7 @@ def tuned_here(gateway: Gateway, folder: Path) -> str:
         ended_at=run.created_at,
         told=True,
     )
-    from orchestrate.tracking.gateway.jobs import Request
+    from orchestrate.tracking.gateway import Request
 
     ft.store.gateway_jobs.take(job, Request("local", id), lambda use: None)
     return name

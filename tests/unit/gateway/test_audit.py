@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.gateway.conftest import gateway_of
 
-from orchestrate.gateway.audit import Audit
+from orchestrate.gateway.running import Audit
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.serving import gateway as service
 from orchestrate.tracking import Store

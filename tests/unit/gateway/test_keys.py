@@ -17,7 +17,7 @@ from orchestrate.gateway import running, terms
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.service.serving import gateway as service
 from orchestrate.tracking import Watcher
-from orchestrate.tracking.gateway.jobs import Request
+from orchestrate.tracking.gateway import Request
 from orchestrate.tracking.ids import new_run_id, ref_of
 from orchestrate.types import JobStatus, SubmitPhase
 

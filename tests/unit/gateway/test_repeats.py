@@ -10,7 +10,7 @@ import pytest
 
 from orchestrate.tracking import Store
 from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.gateway.jobs import Request
+from orchestrate.tracking.gateway import Request
 from orchestrate.types import GatewayJob
 
 

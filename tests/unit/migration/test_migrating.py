@@ -23,9 +23,9 @@ from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
 from orchestrate.costing import parse_flag
 from orchestrate.errors import ConfigError, OverBudget, UsageError
 from orchestrate.migration import plan as plans
-from orchestrate.migration import targets
-from orchestrate.migration.parity import parity
-from orchestrate.migration.targets import Needs
+from orchestrate.migration import proposals
+from orchestrate.migration.proposals import Needs
+from orchestrate.migration.report import parity
 from orchestrate.preparing import quoting
 from orchestrate.profile import profile
 from orchestrate.sandbox.server import Sandbox
@@ -42,15 +42,15 @@ PLAIN = Needs(method="sft", rows=1000, longest=800)
 ALL = frozenset(Feature)
 
 
-def suited(source: str, kind: str, needs: Needs = PLAIN, today: date = AUTUMN) -> list[targets.Suited]:
-    return targets.suited(catalog.find(source), profile(kind), ALL, needs, today)
+def suited(source: str, kind: str, needs: Needs = PLAIN, today: date = AUTUMN) -> list[proposals.Suited]:
+    return proposals.suited(catalog.find(source), profile(kind), ALL, needs, today)
 
 
 def test_the_open_models_nearest_to_a_closed_one_are_proposed_in_their_order() -> None:
     found = suited("gpt-4o-mini", "together")
     assert [one.model for one in found] == [
         m.name for m in catalog.alternatives(catalog.find("gpt-4o-mini"), "together")
-    ][: targets.MOST]
+    ][: proposals.MOST]
     first = found[0]
     host = catalog.find(first.model).on("together")
     assert host is not None and host.context is not None and first.context == host.context[0]
@@ -105,7 +105,7 @@ def test_what_speaks_against_a_model_is_said(needs: Needs, word: str) -> None:
 
 def test_a_host_without_tools_is_not_taken_for_rows_with_them() -> None:
     needs = msgspec.structs.replace(PLAIN, tools=True)
-    [first, *_] = targets.suited(
+    [first, *_] = proposals.suited(
         catalog.find("gpt-4o-mini"), profile("together"), ALL - {Feature.TOOLS}, needs, AUTUMN
     )
     assert "calls of tools" in first.against[0]

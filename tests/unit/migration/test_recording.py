@@ -24,10 +24,9 @@ from tests.unit.migration.conftest import chat_rows
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OverBudget, UsageError
-from orchestrate.evaluation.held_out import held_out
+from orchestrate.evaluation.held_out import held_out, prompts
 from orchestrate.evaluation.items import Item, item_id
-from orchestrate.evaluation.prompts import prompts
-from orchestrate.migration.covering import covering
+from orchestrate.migration.recordings import covering
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.chat.completions import Chat
 from orchestrate.sandbox.server import Sandbox

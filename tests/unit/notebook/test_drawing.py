@@ -15,7 +15,7 @@ from tests.unit.ui.page import Parsed
 
 import orchestrate
 from orchestrate import JobSpec, LoRA, errors
-from orchestrate.notebook import drawing, markup
+from orchestrate.notebook import drawing
 from orchestrate.reports.compare import compare
 from orchestrate.types import (
     Event,
@@ -130,7 +130,7 @@ def test_a_run_on_its_way() -> None:
 
 
 def test_long_tables_and_texts_say_that_there_is_more() -> None:
-    rows = [PROBLEM] * (markup.MOST_ROWS + 5)
+    rows = [PROBLEM] * (drawing.MOST_ROWS + 5)
     assert "and 5 more" in html(Listing(rows))
     assert "…" in html(Listing([Problem(code="c", message="x" * 1000, severity=Severity.INFO)]))
 

@@ -42,7 +42,7 @@ from orchestrate.spec import Full, JobSpec
 from orchestrate.spending.accounts import Spender
 from orchestrate.spending.orphans import OrphanReport, Orphans
 from orchestrate.tracking import Store, Submitter
-from orchestrate.tracking.submitting.submission import Submission
+from orchestrate.tracking.submitting.repeats import Submission
 from orchestrate.types import JobHandle, JobStatus, Run, Standing, SubmitPhase, TokensFrom
 
 REF = "orc-0123456789ab"

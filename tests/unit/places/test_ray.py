@@ -20,8 +20,8 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places.claim import Claim
+from orchestrate.places.depot import Pulse
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
-from orchestrate.places.mirror import Pulse
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.settings import config

@@ -29,11 +29,9 @@ from orchestrate.local.run.rundir import State, now
 from orchestrate.places import claim
 from orchestrate.places.base import Limits
 from orchestrate.places.claim import Claim, Signs, Superseded
-from orchestrate.places.depot import Depot, StoredRun
-from orchestrate.places.mirror import Pulse
-from orchestrate.places.order import ROOM, environment, place_order, read_order, unexpanded
+from orchestrate.places.depot import Depot, Pulse, StoredRun
+from orchestrate.places.order import ROOM, environment, place_order, read_order, room, unexpanded
 from orchestrate.places.remote import SILENT
-from orchestrate.places.room import room
 from orchestrate.spec import JobSpec
 from orchestrate.types import Event
 

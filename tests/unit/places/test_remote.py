@@ -25,12 +25,13 @@ from orchestrate.local.job import Adapter, Supervised
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.rundir import now
-from orchestrate.places import claim, mirror
+from orchestrate.places import claim
+from orchestrate.places import depot as mirror
 from orchestrate.places.base import Limits
+from orchestrate.places.claim import Switch
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import environment, place_order
 from orchestrate.places.remote import SILENT, Errand
-from orchestrate.places.switch import Switch
 from orchestrate.types import ArtifactFile
 
 ENGINE = str(Path(__file__).parent / "engine.py")

@@ -13,8 +13,7 @@ import pytest
 
 from orchestrate.costing import BasePrice, Ownership, Served
 from orchestrate.data import Dataset
-from orchestrate.reports.advice import Advice, Needs, Way, advise
-from orchestrate.reports.facts import Facts, measure
+from orchestrate.reports.advice import Advice, Facts, Needs, Way, advise, measure
 from orchestrate.types import Quote, QuoteLine, Score
 
 

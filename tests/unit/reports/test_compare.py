@@ -421,7 +421,7 @@ def test_trained_and_billed_tokens_are_two(run: Make) -> None:
 
 
 def test_a_comparison_of_four_fits_on_a_screen(run: Make, result: Result) -> None:
-    from orchestrate.reports.terminal import plain_text
+    from orchestrate.reports.documents import plain_text
 
     runs = [run(name) for name in ("together", "fireworks", "local", "openai")]
     scores = {r.id: [result(r, 0.9 + i / 100)] for i, r in enumerate(runs)}

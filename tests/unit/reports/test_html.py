@@ -14,8 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 from tests.browsers import chromium, new_page
 
-from orchestrate.reports.charts import ticks
-from orchestrate.reports.charts.drawing import log_ticks
+from orchestrate.reports.charts import log_ticks, ticks
 from orchestrate.reports.compare import Comparison, compare
 from orchestrate.types import Evaluation, JobStatus, MetricPoint, Run
 

@@ -12,8 +12,8 @@ from orchestrate import catalog
 from orchestrate.costing import BasePrice, Ownership, Prices, Traffic, Use, own
 from orchestrate.profile import profile
 from orchestrate.reports import ownership_markdown, quote_markdown, quote_table, verdict
+from orchestrate.reports.documents import plain_text
 from orchestrate.reports.quotes import ownership_table, ownership_verdict
-from orchestrate.reports.terminal import plain_text
 from orchestrate.types import Confidence, Quote, QuoteLine
 
 TODAY = date(2026, 11, 25)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
 from orchestrate.data.opening import open_dataset
-from orchestrate.data.passes.sampled import LEAST_BYTES
+from orchestrate.data.passes.scan import LEAST_BYTES
 from orchestrate.errors import DataError, MissingKey, OverBudget, UsageError
 from orchestrate.settings import config
 from orchestrate.types import Severity, TokensFrom

@@ -333,7 +333,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
     import traceback
 
-    from orchestrate.settings.redaction import redact_text
+    from orchestrate.settings.keys import redact_text
 
     trace = inert(redact_text("".join(traceback.format_exception(error))))
     message = redact_text(f"{type(error).__name__}: {error}")

@@ -1,1 +1,322 @@
-"""Rates as data, and how one is looked up."""
+"""Rates as data: one YAML file for each provider, read once, laid over by the user's own.
+
+A file has `provider`, `sources` (key -> text) and `rates`. A rate has its unit in its key, the method, what
+it is for (a model, a size band, a GPU, or everything), the day it began, the day it was checked, and how well
+it is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate import days, description
+from orchestrate.catalog import Model, ModelOnHost, find
+from orchestrate.costing.rate import FLAG, MOST_USD, Rate
+from orchestrate.errors import ConfigError, UsageError
+from orchestrate.text import rate as price
+from orchestrate.types import decoding
+
+
+def completion_price(model: str, base_url: str | None = None) -> Callable[[int, int], Decimal] | None:
+    """US dollars for (prompt tokens, completion tokens) of a model as its host names it; `None` when the
+    price is not known. `base_url` tells the host where several offer the model."""
+    from genai_prices import Usage, calc_price
+
+    def price(prompt: int, completion: int, *, url: str | None) -> Decimal:
+        usage = Usage(input_tokens=prompt, output_tokens=completion)
+        return calc_price(usage, model_ref=model, provider_api_url=url).total_price
+
+    for url in dict.fromkeys((base_url, None)):
+        try:
+            price(1, 1, url=url)
+        except LookupError:
+            continue
+        return lambda prompt, completion, url=url: price(prompt, completion, url=url)
+    return None
+
+
+class RateBook(msgspec.Struct, frozen=True):
+    """Rates in layers; a rate of a later layer is taken before any of an earlier one."""
+
+    layers: tuple[tuple[Rate, ...], ...]
+
+    def __iter__(self) -> Iterator[Rate]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for layer in self.layers:
+            yield from layer
+
+    def over(self, rates: Iterable[Rate]) -> RateBook:
+        """This book with `rates` laid over it."""
+        extra = tuple(rates)
+        return RateBook((*self.layers, extra)) if extra else self
+
+    def find(
+        self,
+        provider: str,
+        method: str | tuple[str, ...],
+        *,
+        ids: Iterable[str] = (),
+        params_b: float | None = None,
+        gpu: str | None = None,
+        tier: str | None = None,
+        on: date,
+    ) -> Rate | None:
+        """Return the rate in force on a day: the closest fit first, then the one that began last.
+
+        `method` may be several names of one thing, the most specific first: `("sft_lora", "sft")`. All of
+        them are tried in a layer before the layer below, so that a general price of the user beats a
+        specific built-in one. A rate's `start` is the first day it is *known* to hold, so where
+        none has begun the earliest is taken.
+        """
+        names = frozenset(name.lower() for name in ids)
+        size = None if params_b is None else Decimal(str(params_b))
+        methods = (method,) if isinstance(method, str) else method
+        for layer, each in product(reversed(self.layers), methods):
+            found = [
+                (fit, rate)
+                for rate in layer
+                if rate.provider == provider
+                and each in rate.methods
+                and rate.offered(on)
+                and (fit := rate.fit(names, size, gpu, tier))
+            ]
+            if found:
+                best = max(fit for fit, _ in found)
+                return _in_force([rate for fit, rate in found if fit == best], on)
+        return None
+
+
+def _in_force(rates: list[Rate], on: date) -> Rate:
+    begun = [rate for rate in rates if rate.start <= on]
+    return max(begun, key=lambda r: r.start) if begun else min(rates, key=lambda r: r.start)
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def built_in() -> RateBook:
+    """The rates that come with the package, and those of hosts that a file describes."""
+    return _built_in(description.entries())
+
+
+@cache
+def _built_in(entries: tuple[description.Entry, ...]) -> RateBook:
+    folder = files("orchestrate.costing").joinpath("rates")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    rates = [
+        rate for name in names for rate in parse(folder.joinpath(name).read_text(encoding="utf-8"), name)
+    ]
+    for kind, told in description.readable(entries).items():
+        document = {
+            "provider": kind,
+            "sources": told.sources,
+            "undated": told.undated,
+            "rates": [*told.rates],
+        }
+        rates += _rates(document, f"{kind}.yaml")
+    return RateBook((tuple(rates),))
+
+
+def load(path: Path) -> list[Rate]:
+    """Rates of a user's file, in the form of the built-in ones; several providers as several YAML documents.
+
+    Raises `ConfigError` that names the file, the rate and what is wrong with it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> list[Rate]:
+    """As `load`, from the file's text."""
+    import yaml
+
+    from orchestrate.expansion import documents
+
+    try:
+        found = documents(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is not YAML: {error}") from error
+    return [rate for document in found if document for rate in _rates(document, name)]
+
+
+def _rates(document: Any, name: str) -> list[Rate]:
+    if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
+        raise ConfigError(
+            f"{name}: a rate file needs the fields provider and rates, and may have sources, and as undated "
+            "the keys of those without a date"
+        )
+    values = cast("dict[str, Any]", document)
+    listed: Any = values["rates"]
+    sources: Any = values.get("sources") or {}
+    if not isinstance(listed, list) or not isinstance(sources, dict):
+        raise ConfigError(f"{name}: rates is a list, and sources are names with what they stand for")
+    entries, names = cast("list[Any]", listed), cast("dict[str, Any]", sources)
+    undated_ones = cast("list[Any]", list(values.get("undated") or ()))
+    rates: list[Rate] = []
+    for number, item in enumerate(entries, 1):
+        if not isinstance(item, dict):
+            raise ConfigError(f"{name}: rate {number} is not a mapping")
+        entry = cast("dict[str, Any]", item)
+        source = str(entry.get("source") or "")
+        undated = source in undated_ones
+        fields: dict[str, Any] = {"provider": values["provider"], "undated": undated, **entry}
+        fields["source"] = names.get(source, source)
+        if not fields["source"]:
+            raise ConfigError(f"{name}: rate {number} has no source; every price says where it was read")
+        if unknown := sorted(set(map(str, fields)) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
+            raise ConfigError(f"{name}: rate {number} has an unknown field {unknown[0]}")
+        try:
+            rates.append(decoding.convert(fields, Rate))
+        except (msgspec.ValidationError, ValueError) as error:
+            raise ConfigError(f"{name}: rate {number} ({entry.get('method')}): {error}") from error
+    return rates
+
+
+_FLAG = re.compile(r"^(?P<provider>[\w.-]+):(?P<method>[\w]+)(?:@(?P<what>[^=]+))?=(?P<usd>[^=]+)$")
+_UNIT_OF = {
+    "deployment": "usd_per_gpu_hour",
+    "gpu_rental": "usd_per_gpu_hour",
+    "rft": "usd_per_gpu_hour",
+    "minimum": "usd_per_job",
+    "electricity": "usd_per_kwh",
+    "owned": "usd_per_hour",
+    "hosting": "usd_per_hour",
+    "storage": "usd_per_gb_month",
+}
+
+
+def parse_flag(text: str, today: date) -> Rate:
+    """`--rate PROVIDER:METHOD[@MODEL-OR-GPU]=USD`, for example `together:sft_lora@qwen3.5-9b=0.30` or
+    `local:owned@A100=0.45`.
+
+    The unit is the method's usual one: US dollars per million tokens for training and inference, per GPU-hour
+    for deployment, gpu_rental and rft, per hour for owned and hosting, per kWh for electricity, per job for
+    minimum. Raises `UsageError`.
+    """
+    found = _FLAG.match(text.strip())
+    try:
+        usd = Decimal(found["usd"].strip()) if found else None
+    except InvalidOperation:
+        usd = None
+    if found is None or usd is None or not usd.is_finite() or not 0 <= usd < MOST_USD:
+        raise UsageError(
+            f"--rate {text!r} is not understood",
+            fix="write PROVIDER:METHOD[@MODEL]=USD, for example mycloud:sft_lora@qwen3.5-9b=0.30",
+        )
+    unit = _UNIT_OF.get(found["method"], "usd_per_mtok")
+    target = "gpu" if unit == "usd_per_gpu_hour" or found["method"] == "owned" else "model"
+    return decoding.convert(
+        {
+            "provider": found["provider"],
+            "method": found["method"],
+            target: found["what"],
+            unit: usd,
+            "start": today,
+            "confidence": "quoted",
+            "source": FLAG,
+            "own": f"{FLAG} {text.strip()}",
+        },
+        Rate,
+    )
+
+
+USER_FILE = "rates.yaml"
+"""Of the user: in the home folder of the configuration, or beside `orchestrate.toml` for a whole project."""
+
+
+def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date | None = None) -> RateBook:
+    """The built-in rates under the `rates.yaml` of each folder that has one, under `--rate` flags; later
+    wins.
+
+    Raises `ConfigError` for a bad file and `UsageError` for a bad flag.
+    """
+    book = built_in()
+    for folder in dict.fromkeys(folders):
+        if (path := folder / USER_FILE).is_file():
+            book = book.over(msgspec.structs.replace(rate, own=str(path)) for rate in load(path))
+    return book.over(parse_flag(flag, today or days.today()) for flag in flags)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Where a price is looked up. `name` is a host's kind, or a second host's own name."""
+
+    name: str
+    book: RateBook = field(default_factory=built_in)
+    on: date = field(default_factory=days.today)
+
+    def of(
+        self, method: str | tuple[str, ...], model: ModelOnHost | None = None, *, gpu: str | None = None
+    ) -> Rate | None:
+        """Return today's rate; `method` as in `RateBook.find`."""
+        ids, params_b = (names(model), model.params_b) if model else ((), None)
+        return self.book.find(self.name, method, ids=ids, params_b=params_b, gpu=gpu, on=self.on)
+
+
+def names(resolved: ModelOnHost) -> frozenset[str]:
+    """All names under which a rate file may list the model."""
+    known = {resolved.id, resolved.name}
+    if resolved.host is not None:
+        known.add(resolved.host.id)
+    if resolved.model is not None:
+        known |= {resolved.model.name, *resolved.model.aliases}
+        known |= {resolved.model.hub} if resolved.model.hub else set()
+    return frozenset(known)
+
+
+def current(book: RateBook, on: date) -> list[Rate]:
+    """The rates that `RateBook.find` can return on a day: begun, not ended, not superseded; overrides
+    first."""
+    chosen: dict[tuple[Any, ...], Rate] = {}
+    for r in book:  # later layers come later and replace
+        if not r.offered(on) or r.start > on:
+            continue
+        for method in r.methods:
+            key = (r.provider, method, r.models, r.over_b, r.upto_b, r.gpu, r.tier)
+            other = chosen.get(key)
+            if other is None or r.source == FLAG or r.start >= other.start:
+                chosen[key] = r
+    return list(dict.fromkeys(chosen.values()))
+
+
+def clashes(rates: Iterable[Rate]) -> list[str]:
+    """Two prices of one thing that begin on one day: an edit where an addition was due, or a copy."""
+    seen: dict[tuple[Any, ...], Rate] = {}
+    found: list[str] = []
+    for r in rates:
+        for method in r.methods:
+            key = (r.provider, method, r.models, r.over_b, r.upto_b, r.gpu, r.tier, r.start)
+            other = seen.setdefault(key, r)
+            if other is not r:
+                found.append(
+                    f"{r.provider} {method} {r.applies_to}: two prices begin on {r.start}, "
+                    f"{price(other.usd)} and {price(r.usd)}"
+                )
+    return found
+
+
+def prices_of(book: RateBook, model: str, on: date) -> tuple[Model, list[Rate]]:
+    """The model, and every rate of a day that concerns it on a backend that tunes it. Raises `UsageError` for
+    an unknown model."""
+    entry, found = find(model), list[Rate]()
+    for r in current(book, on):
+        host = entry.on(r.provider)
+        if host is None or r.provider not in entry.hosts:
+            continue
+        resolved = ModelOnHost(provider=r.provider, id=host.id, model=entry, host=host)
+        if r.gpu is not None or r.concerns(names(resolved), entry.params_b):
+            found.append(r)
+    return entry, found

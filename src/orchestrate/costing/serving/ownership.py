@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import date
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date, timedelta
+from decimal import ROUND_CEILING, Decimal
+from functools import cache
+from importlib.resources import files
 
 import msgspec
+from msgspec.structs import replace
 
-from orchestrate import catalog, days, text
-from orchestrate.catalog import ModelOnHost
+from orchestrate import catalog, days, profile, text
+from orchestrate.catalog import HostModel, Model, ModelOnHost
+from orchestrate.catalog.models import lookup
 from orchestrate.costing.lines import rounded
-from orchestrate.costing.rates.book import RateBook, built_in
-from orchestrate.costing.rates.prices import Prices
-from orchestrate.costing.serving import capacity
-from orchestrate.costing.serving.baseline import BasePrice
-from orchestrate.costing.serving.breakeven import break_even
-from orchestrate.costing.serving.elsewhere import adapters, rented
-from orchestrate.costing.serving.traffic import DAYS_PER_MONTH, Traffic
+from orchestrate.costing.rate import Rate
+from orchestrate.costing.rates import Prices, RateBook, built_in
+from orchestrate.costing.serving import ways
 from orchestrate.costing.serving.ways import (
+    DAYS_PER_MONTH,
     UNLIMITED,
     Serving,
+    Traffic,
+    Unit,
     base_monthly,
     by_tokens,
     dearer_by_token,
@@ -33,7 +36,216 @@ from orchestrate.costing.training.hours import HourlyRate
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.profile import Profile
 from orchestrate.profile import profile as profile_of
-from orchestrate.types import Quote, QuoteLine, Record
+from orchestrate.text import rate
+from orchestrate.types import Quote, QuoteLine, Record, decoding
+
+
+def break_even(
+    training: Decimal, saved: Decimal, units: Sequence[Unit] = (), *, single: bool = False
+) -> int | None:
+    """The least number of requests a day from which on, at every higher traffic too, the tuned model is not
+    dearer; `None` when there is none.
+
+    `training`: by month. `saved`: in a month, for one request a day. Each traffic has as many units as it
+    needs, of the kind that is cheapest for it; with `single` there is one.
+    """
+    if saved <= 0:
+        return None
+    if not units:
+        return _ceiling(training / saved)
+    if single:
+        least = _ceiling((training + units[0].usd) / saved)
+        return least if least <= units[0].carried else None
+    alone = [least for unit in units if (least := _alone(training, saved, unit)) is not None]
+    if not alone:  # a full unit of any kind costs more than it saves, so that no number of them pays
+        return None
+    at = min(alone) - 1  # below it two kinds may pay between them: down to the first traffic that does not
+    while at > 0:
+        cost = training + min(unit.usd * -(-at // unit.carried) for unit in units)
+        least = _ceiling(cost / saved)
+        start = max((at - 1) // unit.carried * unit.carried + 1 for unit in units)
+        if least > start:  # the cost is the same from there to `at`
+            return min(least, at + 1)
+        at = start - 1
+    return 1
+
+
+def _alone(training: Decimal, saved: Decimal, unit: Unit) -> int | None:
+    """With one kind of unit. The worst traffic is where one has just been added: n full ones and a request
+    more must pay for n + 1 of them; with the least such n they do at every traffic above."""
+    gain = saved * unit.carried - unit.usd
+    if gain <= 0:
+        return None
+    full = max(1, _ceiling((training + unit.usd - saved) / gain))
+    return _ceiling((training + full * unit.usd) / saved)
+
+
+def _ceiling(value: Decimal) -> int:
+    return int(value.to_integral_value(ROUND_CEILING))
+
+
+class BasePrice(Record, frozen=True, kw_only=True):
+    """Prompting a base model at a provider's public price, per request of the traffic it was asked for."""
+
+    model: str
+    provider: str
+    usd_per_request: Decimal
+    input_tokens: int
+    """Of the prompt, with what the tuned model would not need."""
+    source: str
+    until: date | None = None
+    """Its last day, where its host has announced one."""
+    successor: BasePrice | None = None
+    """What its host names as the replacement."""
+    note: str = ""
+
+    def ends(self, on: date, days: int) -> bool:
+        """Whether it ends before so many days have passed."""
+        return self.until is not None and (self.until - on).days < days
+
+    def mean_usd(self, on: date, days: int) -> Decimal:
+        """Of a request over so many days: the successor's price counts from the end on."""
+        if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
+            return self.usd_per_request
+        alive = max((self.until - on).days, 0)
+        after = self.successor.mean_usd(on + timedelta(alive), days - alive)
+        return (self.usd_per_request * alive + after * (days - alive)) / days
+
+    def words(self, on: date, days: int) -> str:
+        """What is prompted over so many days."""
+        if not self.ends(on, days):
+            return self.model
+        if self.successor is None:
+            return f"{self.model}, which ends on {self.until} and has no named successor"
+        return f"{self.model} until its end on {self.until}, then {self.successor.model}"
+
+    def terms(self) -> str:
+        more = f"; {self.note}" if self.note else ""
+        return (
+            f"prompting {self.model} ({self.provider}) with {self.input_tokens} input tokens costs "
+            f"{rate(self.usd_per_request)} per request ({self.source}){more}"
+        )
+
+
+def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
+    """The price of one request from the package `genai-prices`; `saved_tokens` are the examples and
+    instructions that only the base model needs in its prompt. Its end and successor are the catalog's. Raises
+    `UsageError` for a model that it does not know."""
+    from importlib.metadata import version
+
+    from genai_prices import Usage, calc_price
+
+    known = lookup(model)
+    wanted = (known and (known.hub or next((host.id for host in known.hosts.values()), None))) or model
+    tokens = traffic.input_tokens + saved_tokens
+    usage = Usage(input_tokens=tokens, output_tokens=traffic.output_tokens)
+    for name in dict.fromkeys((model, wanted)):
+        try:
+            found = calc_price(usage, model_ref=name)
+        except LookupError:
+            continue
+        host = _ending(known)
+        return BasePrice(
+            model=found.model.name or model,
+            provider=found.provider.id,
+            usd_per_request=found.total_price,
+            input_tokens=tokens,
+            source=f"genai-prices {version('genai-prices')}",
+            until=host.shutdown if host else None,
+            successor=_named(host, traffic, saved_tokens) if host else None,
+        )
+    raise UsageError(
+        f"genai-prices has no price of {model!r}",
+        fix="name a model as its provider does, for example gpt-4.1",
+    )
+
+
+def _ending(model: Model | None) -> HostModel | None:
+    """Where its maker's own host ends it. Open weights go on elsewhere."""
+    if model is None or model.open:
+        return None
+    hosts = [host for host in model.hosts.values() if host.shutdown]
+    return max(hosts, key=lambda host: host.shutdown or date.min, default=None)
+
+
+def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | None:
+    if host.successor is None:
+        return None
+    found = base_price(host.successor, traffic, saved_tokens=saved_tokens)
+    return replace(found, note=host.successor_note or "")
+
+
+def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:
+    """The catalog's model for comparison, or the successor that its host names once it ends within the
+    period."""
+    base = base_price(catalog.comparison().name, traffic, saved_tokens=saved_tokens)
+    days = int(DAYS_PER_MONTH * months)
+    while base.ends(on, days) and base.successor is not None:
+        base = base.successor
+    return base
+
+
+RENTAL = "gpu_rental"
+_ENGINE = "vLLM on rented GPUs, run by you: the work and the storage are not counted, nor the time to start"
+
+
+class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that serves a user's adapters by the token."""
+
+    provider: str
+    """As in the rates, whose methods are inference_adapter_input and _output."""
+    title: str
+    models: tuple[str, ...]
+    """The bases whose adapters it takes, by the catalog's names."""
+    source: str
+    note: str = ""
+    closed: str = ""
+    """Why an adapter from elsewhere cannot go there."""
+
+
+@cache
+def adapter_hosts() -> tuple[AdapterHost, ...]:
+    import yaml
+
+    text = files("orchestrate.costing").joinpath("adapters.yaml").read_text(encoding="utf-8")
+    return decoding.convert(yaml.safe_load(text)["hosts"], tuple[AdapterHost, ...])
+
+
+def rented(resolved: ModelOnHost, use: Use, prices: Prices) -> Iterator[tuple[str, Serving]]:
+    """Each name that rents GPUs and does not train, with its cheapest kind for the load. `prices` gives book
+    and day."""
+    names = {rate.provider for rate in prices.book if rents(rate)}
+    for name in sorted(names):
+        rates = gpu_rates(Prices(name, prices.book, prices.on), RENTAL)
+        if found := on_gpus(resolved, use, rates, what="rented", note=_ENGINE):
+            yield name, found
+
+
+def adapters(
+    resolved: ModelOnHost, trainer: str, use: Use, prices: Prices
+) -> Iterator[tuple[str, Serving | str]]:
+    """Each host that serves adapters of this base by the token; a text says why there is no price of it."""
+    for host in adapter_hosts():
+        if resolved.model is None or resolved.model.name not in host.models:
+            continue
+        theirs = Prices(host.provider, prices.book, prices.on)
+        # A host of ours has the price of its tuned models among its rates, wherever they were trained.
+        rates = token_rates(theirs, resolved, "inference_adapter") or token_rates(theirs, resolved)
+        if host.closed and host.provider != trainer:
+            yield host.title, host.closed
+        elif rates is None:
+            reason = f"serves adapters of {resolved.name} by the token, at a price that was not found"
+            yield host.title, f"{reason} ({host.source})"
+        else:
+            found = by_tokens(use.traffic, *rates)
+            told = (*found.assumptions, *([host.note] if host.note else []))
+            yield host.title, msgspec.structs.replace(found, assumptions=told)
+
+
+def rents(rate: Rate) -> bool:
+    """Whether a rate is the price of a GPU that is rented to serve on: not of one that trains here or at a
+    host."""
+    return RENTAL in rate.methods and rate.provider not in profile.built_in()
 
 
 class Served(Record, frozen=True, kw_only=True):
@@ -123,7 +335,7 @@ class Use(Record, frozen=True, kw_only=True):
     months: int = 6
     hours_per_day: float = 24.0
     """How long a dedicated deployment is up (scale-to-zero, or taken down at night)."""
-    utilisation: Decimal = capacity.UTILISATION
+    utilisation: Decimal = ways.UTILISATION
     """Most that the mean load may take of what a replica can do, so that its busiest hour fits."""
     base: BasePrice | None = None
     """What it is compared with."""
@@ -293,7 +505,7 @@ def serving_terms(
     if resolved.params_b is None:
         least = min(rates, key=lambda rate: rate.usd)
         return f"{text.rate(least.usd)} per {least.applies_to}-hour, dedicated"
-    sized = [(rate, one) for rate in rates if (one := capacity.replica(resolved, rate.gpu or ""))]
+    sized = [(rate, one) for rate in rates if (one := ways.replica(resolved, rate.gpu or ""))]
     if not sized:
         return None
     rate, one = min(sized, key=lambda pair: pair[0].usd * pair[1].gpus)

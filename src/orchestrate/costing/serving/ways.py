@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -10,17 +12,146 @@ from msgspec.structs import replace
 
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
+from orchestrate.costing import hardware
 from orchestrate.costing.lines import MTOK, line, rounded
 from orchestrate.costing.rate import Rate
-from orchestrate.costing.rates.listing import current
-from orchestrate.costing.rates.prices import Prices
-from orchestrate.costing.serving import capacity
-from orchestrate.costing.serving.traffic import DAYS_PER_MONTH, Traffic
+from orchestrate.costing.rates import Prices, current
 from orchestrate.costing.training.hours import HourlyRate
+from orchestrate.errors import UsageError
 from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
 if TYPE_CHECKING:
     from orchestrate.costing.serving.ownership import Use
+
+
+DAYS_PER_MONTH = Decimal(365) / 12
+
+
+class Traffic(Record, frozen=True, kw_only=True):
+    """Requests to the tuned model, and the tokens of one."""
+
+    requests_per_day: Decimal
+    input_tokens: int
+    output_tokens: int
+
+    @classmethod
+    def parse(cls, words: str) -> Traffic:
+        """`20k req/day, 900 in, 150 out`. Raises `UsageError`."""
+        asked = " ".join(words.lower().replace("_", "").split())
+        found = _TRAFFIC.match(asked) if len(asked) <= _LONGEST else None
+        if found is None:
+            raise UsageError(
+                f"--traffic {words!r} is not understood", fix='write it as "20k req/day, 900 in, 150 out"'
+            )
+        per_day = {"second": 86_400, "minute": 1440, "hour": 24, "day": 1, "month": 1 / DAYS_PER_MONTH}
+        unit = next(value for name, value in per_day.items() if name.startswith(found["per"]))
+        return cls(
+            requests_per_day=_number(found["requests"]) * unit,
+            input_tokens=int(_number(found["input"])),
+            output_tokens=int(_number(found["output"])),
+        )
+
+    @property
+    def requests_per_month(self) -> Decimal:
+        return self.requests_per_day * DAYS_PER_MONTH
+
+
+_LONGEST = 200
+_N = r"[\d.,]*\d ?[km]?"
+_TRAFFIC = re.compile(
+    rf"^(?P<requests>{_N}) ?(?:req\w*|calls?)? ?(?:/|per|a) ?"
+    r"(?P<per>s|sec|second|min|minute|h|hour|d|day|month)\b"
+    rf"[ ,;]+(?P<input>{_N}) ?(?:tok\w* ?)?in\w*[ ,;]+(?P<output>{_N}) ?(?:tok\w* ?)?out\w*$"
+)
+
+
+def _number(text: str) -> Decimal:
+    text = text.replace(",", "").replace(" ", "")
+    factor = {"k": 1000, "m": 1_000_000}.get(text[-1:], 1)
+    return Decimal(text.rstrip("km")) * factor
+
+
+# How many GPUs serve a model, and how many requests a replica of it carries: a model for sizing, with the
+# measurements that it was fitted to. It knows nothing of latency limits, long contexts and cached prompts.
+
+BYTES_PER_PARAM = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
+"""Of the weights as they are published. MXFP4: gpt-oss-120b's checkpoint of 65 GB over its 116.8 billion
+parameters; not all of its tensors have four bits."""
+HEADROOM = 1.2
+"""Of the weights, for cache and activations."""
+REFERENCE_TB_S = 3.35
+"""Memory bandwidth of the H100 SXM, by which the speed of other GPUs is scaled: measured, an H200 with 1.43
+times that bandwidth is 1.2 to 1.4 times as fast."""
+SPEED = (25_000.0, 50_000.0, 160_000.0)
+"""Output tokens per second of one H100, times billions of parameters (of a mixture of experts the geometric
+mean of all and of the active ones). High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the
+highest load without a latency limit; six models between 8B and 405B, dense ones and mixtures, give 133,000 to
+212,000. Expected: GPUStack's performance lab, Qwen3-32B with vLLM as it comes, 16-bit weights, one H100,
+ShareGPT: 2,353 tokens a second in and out. Low: half of that, for adapters and answers that may not wait; a
+judgement."""
+SPEED_SOURCE = "vLLM measured by GPUStack, at most TensorRT-LLM measured by NVIDIA"
+PREFILL_SPEEDUP = 3
+"""An input token takes a third of the time of an output token: 3.4 and 2.3 in NVIDIA's figures of Llama 3.1
+8B and 3.3 70B, from 1,000 in and out against 2,048 in and 128 out."""
+UTILISATION = Decimal(1) / 3
+"""Mean load over what a replica can do: the busiest hour has three times the mean."""
+
+
+class Replica(Record, frozen=True, kw_only=True):
+    """A copy of a model on as many GPUs of a kind as its weights need."""
+
+    gpu: str
+    gpus: int
+    bytes_per_param: float
+    tokens_per_second: tuple[float, float, float]
+    """Output tokens, low, expected and high; no input beside them."""
+
+
+def effective_b(params_b: float, active_b: float | None) -> float:
+    """The size that decides about speed, in billions of parameters; at least 1."""
+    return max(math.sqrt(params_b * (active_b or params_b)), 1.0)
+
+
+def replica(resolved: ModelOnHost, gpu: str) -> Replica | None:
+    """`None` where the size of the model or the memory of the GPU is not known. GPUs come in powers of two,
+    as tensor parallelism wants them."""
+    name = hardware.closest(gpu, hardware.table().gpus)
+    params_b = resolved.params_b
+    if name is None or params_b is None:
+        return None
+    memory_gb, tb_s = hardware.table().gpus[name]
+    model = resolved.model
+    width = BYTES_PER_PARAM[model.precision if model else "bf16"]
+    share = params_b * width * HEADROOM / memory_gb
+    gpus = 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
+    factor = gpus * tb_s / REFERENCE_TB_S / effective_b(params_b, model.active_params_b if model else None)
+    low, expected, high = (speed * factor for speed in SPEED)
+    return Replica(gpu=name, gpus=gpus, bytes_per_param=width, tokens_per_second=(low, expected, high))
+
+
+def seconds_per_request(traffic: Traffic, tokens_per_second: float) -> float:
+    tokens = traffic.output_tokens + traffic.input_tokens / PREFILL_SPEEDUP
+    return tokens / tokens_per_second
+
+
+def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> float:
+    """Share of a day's requests that come in its busiest hour, while the model is up so long: an eighth, as
+    long as the day has eight hours."""
+    return max(1 / (24 * float(utilisation)), 1 / hours_per_day)
+
+
+def requests_per_day(
+    traffic: Traffic, tokens_per_second: float, hours_per_day: float, utilisation: Decimal = UTILISATION
+) -> int:
+    """What one replica carries, its busiest hour included."""
+    seconds = seconds_per_request(traffic, tokens_per_second)
+    return math.floor(3600 / (seconds * busiest_share(hours_per_day, utilisation))) if seconds else 2**53
+
+
+def replicas(traffic: Traffic, carried: int) -> int:
+    """That carry the traffic when each carries so many requests a day."""
+    return max(1, math.ceil(traffic.requests_per_day / max(carried, 1)))
+
 
 UNLIMITED = 2**53
 """Requests a day of what has no known limit."""
@@ -106,7 +237,7 @@ def on_gpus(
 
 
 def _on_gpu(resolved: ModelOnHost, use: Use, rate: Rate, what: str, note: str) -> Serving | None:
-    one = capacity.replica(resolved, rate.gpu or "")
+    one = replica(resolved, rate.gpu or "")
     if one is None:
         return None
     sold = _machine(rate)
@@ -116,23 +247,21 @@ def _on_gpu(resolved: ModelOnHost, use: Use, rate: Rate, what: str, note: str) -
     unit_gpus = -(-one.gpus // sold) * sold
     in_unit = unit_gpus // one.gpus
     slow, likely, fast = (
-        in_unit * capacity.requests_per_day(use.traffic, speed, use.hours_per_day, use.utilisation)
+        in_unit * requests_per_day(use.traffic, speed, use.hours_per_day, use.utilisation)
         for speed in one.tokens_per_second
     )
-    units = capacity.replicas(use.traffic, likely)
+    units = replicas(use.traffic, likely)
     hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH * unit_gpus
     gpus, per_day = units * unit_gpus, f"{use.hours_per_day:g} h a day"
     entry = line(
         "hosting",
         hours * units,
         rate,
-        low=hours * capacity.replicas(use.traffic, fast),
-        high=hours * capacity.replicas(use.traffic, slow),
+        low=hours * replicas(use.traffic, fast),
+        high=hours * replicas(use.traffic, slow),
         note=f"{gpus} x {_kind(rate)}, {per_day}, idle included",
     )
-    mean = float(use.traffic.requests_per_day) * capacity.seconds_per_request(
-        use.traffic, one.tokens_per_second[1]
-    )
+    mean = float(use.traffic.requests_per_day) * seconds_per_request(use.traffic, one.tokens_per_second[1])
     utilisation = mean / (units * in_unit * use.hours_per_day * 3600)
     return Serving(
         lines=(entry,),
@@ -158,19 +287,17 @@ def _kind(rate: Rate) -> str:
     return rate.applies_to if _machine(rate) is None else str(rate.gpu)
 
 
-def _sized(
-    resolved: ModelOnHost, use: Use, one: capacity.Replica, carried: tuple[int, int, int]
-) -> Iterable[str]:
+def _sized(resolved: ModelOnHost, use: Use, one: Replica, carried: tuple[int, int, int]) -> Iterable[str]:
     slow, likely, fast = (f"{speed:,.0f}" for speed in one.tokens_per_second)
     bits = f"{one.bytes_per_param * 8:g} bits"
-    busiest = capacity.busiest_share(use.hours_per_day, use.utilisation)
+    busiest = busiest_share(use.hours_per_day, use.utilisation)
     yield (
         f"one replica needs {one.gpus} {one.gpu}: {resolved.params_b:g}B parameters in {bits}, "
-        f"x {capacity.HEADROOM:g} for the cache"
+        f"x {HEADROOM:g} for the cache"
     )
     yield (
-        f"a replica writes {likely} tokens a second, {slow} to {fast} (modelled; {capacity.SPEED_SOURCE}), "
-        f"and reads {capacity.PREFILL_SPEEDUP} times as fast: up to {carried[1]:,} of these requests a day, "
+        f"a replica writes {likely} tokens a second, {slow} to {fast} (modelled; {SPEED_SOURCE}), "
+        f"and reads {PREFILL_SPEEDUP} times as fast: up to {carried[1]:,} of these requests a day, "
         f"{carried[0]:,} to {carried[2]:,}"
     )
     share = f"{busiest * 100:.3g}% of a day's requests come in its busiest hour"
@@ -206,9 +333,9 @@ def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
     sized = "the speed of this machine is not known; measure it before relying on that"
     if training.billed_tokens and training.train_seconds:
         traffic, speed = use.traffic, FORWARD_SPEEDUP * training.billed_tokens / training.train_seconds
-        carried = capacity.requests_per_day(traffic, speed, use.hours_per_day, use.utilisation)
-        seconds = capacity.seconds_per_request(traffic, 1.0)
-        share = capacity.busiest_share(use.hours_per_day, use.utilisation)
+        carried = requests_per_day(traffic, speed, use.hours_per_day, use.utilisation)
+        seconds = seconds_per_request(traffic, 1.0)
+        share = busiest_share(use.hours_per_day, use.utilisation)
         needed = float(traffic.requests_per_day) * share / 3600 * seconds
         if traffic.requests_per_day > carried:
             return (

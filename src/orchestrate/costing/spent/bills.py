@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.costing.lines import MTOK, line, minimum_top_up, rounded
 from orchestrate.costing.rate import FLAG, Rate
-from orchestrate.costing.rates.book import RateBook, built_in
-from orchestrate.costing.rates.prices import Prices
+from orchestrate.costing.rates import Prices, RateBook, built_in
 from orchestrate.costing.training.hours import HourlyRate
 from orchestrate.costing.training.jobs import training_methods, training_rate
-from orchestrate.costing.training.rules import minimum_top_up
 from orchestrate.errors import SpecError
 from orchestrate.types import Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
 

@@ -11,8 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from orchestrate.costing.spent import deployments
-from orchestrate.costing.spent.budget import spending
+from orchestrate.costing.spent.budget import billed_by_month, deployment_spending, spending
 from orchestrate.errors import UsageError
 from orchestrate.text import meant
 from orchestrate.types import Deployment, DeploymentState, Record, Run, SubmitPhase
@@ -56,7 +55,7 @@ class Sum(Record, frozen=True, kw_only=True):
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
     runs: int = 0
-    deployments: int = 0
+    budget: int = 0
     unknown: tuple[str, ...] = ()
     """Ids of those whose cost is not known and in neither sum."""
     abandoned: tuple[str, ...] = ()
@@ -85,10 +84,10 @@ def of_run(run: Run, now: datetime) -> Expense:
 def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
     """One for each month in which it was up, this month with what is still committed. Tags and project are
     those of its run."""
-    money = deployments.spending(msgspec.structs.replace(deployment, sandbox=False), now)
+    money = deployment_spending(msgspec.structs.replace(deployment, sandbox=False), now)
     at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
     last = f"{at:%Y-%m}"
-    seconds = deployments.billed_by_month(deployment, deployment.billing_since or now, now)
+    seconds = billed_by_month(deployment, deployment.billing_since or now, now)
     earlier = deployment.billed_s - sum(deployment.billed_by_month.values())  # of no month that is known
     seconds[last] = seconds.get(last, 0.0) + max(earlier, 0.0)
     whole = sum(seconds.values())

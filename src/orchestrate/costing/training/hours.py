@@ -7,12 +7,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate import days, text
-from orchestrate.costing import hardware
+from orchestrate.costing import hardware, lines
 from orchestrate.costing.lines import rounded, summed
 from orchestrate.costing.rate import Rate
-from orchestrate.costing.rates.book import RateBook, built_in
+from orchestrate.costing.rates import RateBook, built_in
 from orchestrate.costing.size import JobSize, Work, measure
-from orchestrate.costing.training import rules
 from orchestrate.errors import UsageError
 from orchestrate.spec import DPO, method_word
 from orchestrate.types import Confidence, Quote, QuoteLine, Record
@@ -111,7 +110,7 @@ def local_rate(
     if electricity is None:
         raise UsageError("there is no price of electricity", fix=f"set one: --rate {prices}:electricity=0.30")
     label = f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware counts as paid for"
-    return _hourly("electricity", electricity, rules.electricity_kwh(3600, power), label)
+    return _hourly("electricity", electricity, lines.electricity_kwh(3600, power), label)
 
 
 def rental_rate(

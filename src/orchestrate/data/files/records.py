@@ -2,24 +2,198 @@
 
 from __future__ import annotations
 
+import ast
+import csv
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any, cast
 
 import msgspec
 
-from orchestrate.data.files.tables import LONGEST_RECORD as LONGEST_RECORD
-from orchestrate.data.files.tables import cell
 from orchestrate.data.shapes.known import SHAPES
 from orchestrate.errors import DataError
 from orchestrate.packages import needed
 
-BLOCK = 1 << 20
+LONGEST_RECORD = 512 << 20
+"""Characters of one element of a JSON array or of one cell, bytes of one line."""
+PYTHON_CELLS = "python-cells"
+"""The code of cells that were read as Python's literals."""
 
 _encode = msgspec.json.Encoder().encode
+_STRUCTURED = frozenset(
+    {
+        "messages",
+        "conversations",
+        "tools",
+        "functions",
+        "prompt",
+        "completion",
+        "chosen",
+        "rejected",
+        "history",
+        "input",
+        "preferred_output",
+        "non_preferred_output",
+    }
+)
+"""Columns whose cells may hold JSON."""
+_NAMES = frozenset(
+    {
+        "answer", "assistant", "content", "context", "conversation", "instruction", "label", "output",
+        "problem", "question", "query", "reference", "response", "solution", "source", "system", "target",
+        "text", "user",
+    }
+)  # fmt: skip
+"""Further columns of tables for training."""
+_LABELS = {"true": True, "false": False}
+"""Of unpaired preferences; a cell is text."""
+_LONGEST_NAME = 64
+"""Characters of a column's name."""
+_LONGEST_LITERAL = 4 << 20
+"""Python's parser takes many times the memory of its text."""
+
+
+def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
+    """Records under a header. Cells of columns that hold lists may be JSON, or Python's literals, which are
+    counted in `told`."""
+    csv.field_size_limit(LONGEST_RECORD)
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        sample = opened.read(64 << 10)
+        opened.seek(0)
+        reader = csv.DictReader(
+            _lines(opened, file), delimiter=_delimiter(file, sample), restkey="(more cells)", strict=True
+        )
+        try:
+            columns = reader.fieldnames or ()
+            labelled = {"prompt", "completion", "label"} <= set(columns)
+            if twice := [name for name, times in Counter(columns).items() if name and times > 1]:
+                raise DataError(
+                    f"{file.name}: the header names the column {twice[0]} twice", fix="rename one of them"
+                )
+            for record in reader:
+                row = {key: cell(key, value, told) for key, value in record.items() if value is not None}
+                if labelled and (label := _LABELS.get(str(row.get("label")).lower())) is not None:
+                    row["label"] = label
+                yield _encode(row)
+        except csv.Error as error:
+            raise DataError(
+                f"{file.name}: line {reader.reader.line_num}: {error}",
+                fix="close each quote, and double those inside a cell",
+            ) from error
+
+
+def is_table(head: bytes) -> bool:
+    """Whether the first bytes of a file, whose name does not tell, are those of a table: a header of names
+    of which at least one is known, over a record of as many cells."""
+    try:
+        text = head.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text = head[: error.start].decode("utf-8-sig")  # it may be cut inside a character
+    first, _, rest = text.partition("\n")
+    if not rest:
+        return False
+    reader = csv.reader([first + "\n", *rest.splitlines(keepends=True)], delimiter=_separator(first))
+    try:
+        header, record = next(reader), next(reader)
+    except (csv.Error, StopIteration):
+        return False
+    names = {name.strip().lower() for name in header}
+    return (
+        len(header) == len(names) == len(record) >= 2
+        and all(0 < len(name) <= _LONGEST_NAME for name in names)
+        and bool(names & (_STRUCTURED | _NAMES))
+    )
+
+
+def _lines(opened: IO[str], file: Path) -> Iterator[str]:
+    while line := opened.readline(LONGEST_RECORD):
+        if len(line) == LONGEST_RECORD and not line.endswith("\n"):
+            raise DataError(
+                f"{file.name}: a line has over {LONGEST_RECORD >> 20} MiB",
+                fix="it is not a table, or a quote is not closed",
+            )
+        yield line
+
+
+def _delimiter(file: Path, sample: str) -> str:
+    return "\t" if file.suffix.lower() in (".tsv", ".tab") else _separator(sample.split("\n", 1)[0])
+
+
+def _separator(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
+def cell(column: str, value: Any, told: Counter[str] | None = None) -> Any:
+    """What a cell holds: of a column of lists the list that is written in it, as JSON or as Python writes
+    it; else the cell as it is."""
+    if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        held = msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        held, code = _literal(value), PYTHON_CELLS
+    else:
+        code = None
+    if held is None or not _is_meant(column, held):
+        return value
+    if code is not None and told is not None:
+        told[code] += 1
+    return held
+
+
+def _literal(text: str) -> Any:
+    """The lists and objects that Python's `repr` made a text of, as pandas' `to_csv` does, when JSON can hold
+    them; else `None`: what is not exactly such a text stays a text."""
+    if len(text) > _LONGEST_LITERAL:
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            held = ast.literal_eval(text)
+        if not _is_json(held):
+            return None
+        _encode(held)  # half a surrogate pair cannot be written
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return held
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return all(isinstance(key, str) and _is_json(item) for key, item in items)
+    if isinstance(value, list):
+        return all(map(_is_json, cast("list[Any]", value)))
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return value is None or isinstance(value, str)
+
+
+def _is_meant(column: str, held: Any) -> bool:
+    """A prompt, an answer, or Alpaca's `input`, may be JSON and is a text all the same."""
+    if column == "input":
+        return isinstance(held, dict) and "messages" in held
+    if column in ("prompt", "completion"):
+        items = cast("list[Any]", held) if isinstance(held, list) else []
+        return bool(items) and all(map(_is_message, items))
+    if column in ("chosen", "rejected"):
+        items = cast("list[Any]", held if isinstance(held, list) else [held])
+        return bool(items) and all(isinstance(i, dict) and {"role", "from"} & i.keys() for i in items)
+    return True
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and "role" in item and ("content" in item or "tool_calls" in item)
+
+
+BLOCK = 1 << 20
+
 _USED = frozenset[str]().union(*(shape.fields for shape in SHAPES))
 _BETWEEN = re.compile(r"[\s,]*")
 _SPACE = re.compile(r"[\s\ufeff]*")

@@ -17,16 +17,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, cast
 
-from orchestrate.data.files.fetching import fetch
-from orchestrate.data.files.folders import DATA_SUFFIXES, data_files
+from orchestrate.data.files.fetching import fetch, spooled
+from orchestrate.data.files.outputs import DATA_SUFFIXES, data_files
 from orchestrate.data.files.records import (
+    LONGEST_RECORD,
+    PYTHON_CELLS,
     arrow_lines,
+    csv_lines,
+    is_table,
     json_lines,
     parquet_lines,
     text_lines,
 )
-from orchestrate.data.files.spooling import spooled
-from orchestrate.data.files.tables import LONGEST_RECORD, PYTHON_CELLS, csv_lines, is_table
 from orchestrate.errors import DataError
 from orchestrate.files import scratch_folder
 from orchestrate.settings.keys import remember

@@ -12,7 +12,7 @@ from orchestrate.data import rules
 from orchestrate.data.facts import TokenCount
 from orchestrate.data.opening import Opened, count_tokens, open_counted
 from orchestrate.data.operations import review
-from orchestrate.data.passes import compare, near
+from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import Kind
 from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
@@ -274,20 +274,20 @@ def _between(opened: Mapping[str, Opened]) -> list[Problem]:
 
 def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
     """All files are clustered together; a row that meets a row of an earlier file leaks."""
-    signed = near.Signatures()
+    signed = compare.Signatures()
     owners: list[tuple[str, int]] = []
     tasks = {
         split: Task(one.source.lines, 0, 0, one.facts.format, one.facts.columns)
         for split, one in opened.items()
     }
-    form = near.shared_form([(task, opened[split].source.line_bytes) for split, task in tasks.items()])
+    form = compare.shared_form([(task, opened[split].source.line_bytes) for split, task in tasks.items()])
     for split, one in opened.items():
-        mine = near.signatures(tasks[split], one.source.line_bytes, options.workers, form)
+        mine = compare.signatures(tasks[split], one.source.line_bytes, options.workers, form)
         owners += [(split, number) for number in mine.numbers]
         signed.add(mine)
     hashes = [h for one in opened.values() for h in one.total.hashes]
     rows: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for i, leader in enumerate(near.clusters(signed)):
+    for i, leader in enumerate(compare.clusters(signed)):
         if leader == i or hashes[leader] == hashes[i]:
             continue
         (split, number), (other, first) = owners[i], owners[leader]

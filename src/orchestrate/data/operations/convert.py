@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from orchestrate.data import rules
 from orchestrate.data.facts import Facts
-from orchestrate.data.files.folders import PACKED_SUFFIXES
-from orchestrate.data.files.outputs import require_writable
+from orchestrate.data.files.outputs import PACKED_SUFFIXES, require_writable
 from orchestrate.data.opening import Opened, open_dataset
 from orchestrate.data.rows.problems import CODES
 from orchestrate.data.rules import Target

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrate.data.files.outputs import log_beside, require_writable, writing
 from orchestrate.data.opening import open_dataset, require_rows
-from orchestrate.data.passes import compare, near
+from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import Task
 from orchestrate.data.shapes.known import WRITTEN
 from orchestrate.data.targets.dialects import canonical_line
@@ -68,10 +68,10 @@ def dedupe(
     exact = {i for i, leader in enumerate(leaders) if leader != i}
     if near_duplicates:
         task = Task(opened.source.lines, 0, 0, data.format, data.columns)
-        groups = near.clusters(near.signatures(task, opened.source.line_bytes, workers), threshold)
+        groups = compare.clusters(compare.signatures(task, opened.source.line_bytes, workers), threshold)
         for i, leader in enumerate(groups):
-            near.join(leaders, i, leader)
-        leaders = [near.root(leaders, i) for i in range(len(leaders))]
+            compare.join(leaders, i, leader)
+        leaders = [compare.root(leaders, i) for i in range(len(leaders))]
     removed = [
         Removed(row=total.numbers[i], because_of=total.numbers[leader], near=i not in exact)
         for i, leader in enumerate(leaders)

@@ -28,8 +28,8 @@ from orchestrate.data.rows.traits import Trait, examine
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known as shapes
 from orchestrate.data.shapes.chat import alias
+from orchestrate.data.shapes.preferences import TAGS
 from orchestrate.data.shapes.reading import Row, canonical, parse, renamed, repeated_keys, row_of
-from orchestrate.data.shapes.unpaired import TAGS
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.types import Record, Severity
 

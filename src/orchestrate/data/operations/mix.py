@@ -20,8 +20,8 @@ from typing import IO
 
 import msgspec
 
+from orchestrate.data.files.fetching import spooled
 from orchestrate.data.files.outputs import writing
-from orchestrate.data.files.spooling import spooled
 from orchestrate.data.opening import Joined, Opened, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError

@@ -22,7 +22,7 @@ import msgspec
 
 from orchestrate.data.files.outputs import is_stream, require_writable, writing
 from orchestrate.data.opening import open_dataset, require_rows
-from orchestrate.data.passes import near
+from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import (
     ChatMessage,
@@ -178,10 +178,10 @@ def split(
     groups = _conversations(rows)
     if division.near_duplicates:
         task = Task(opened.source.lines, 0, 0, data.format, data.columns)
-        leaders = near.clusters(near.signatures(task, opened.source.line_bytes, workers))
+        leaders = compare.clusters(compare.signatures(task, opened.source.line_bytes, workers))
         for i, leader in enumerate(leaders):
-            near.join(groups, i, leader)
-        groups = [near.root(groups, i) for i in range(len(groups))]
+            compare.join(groups, i, leader)
+        groups = [compare.root(groups, i) for i in range(len(groups))]
     if len(set(groups)) < len(division.shares):
         raise _too_few(path, groups, division.near_duplicates)
     seed, placed = _shared_out(groups, _least(rows, groups), division)

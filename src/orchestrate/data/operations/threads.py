@@ -2,27 +2,174 @@
 
 from __future__ import annotations
 
+import mailbox
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from email.header import decode_header, make_header
+from email.message import Message
+from email.utils import parseaddr, parsedate_to_datetime
 from fnmatch import fnmatch
+from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from orchestrate.data.files.mbox import is_mbox, mbox_rows
 from orchestrate.data.files.outputs import writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines
-from orchestrate.data.operations.internal_notes import InternalNotes
 from orchestrate.data.shapes.reading import parse
+from orchestrate.data.shapes.shape import named
 from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record
+
+
+def is_mbox(path: str) -> bool:
+    """By the first line, which each message of such a file begins with. A file that cannot be read is none:
+    whoever reads it will say why."""
+    file = Path(path)
+    try:
+        if not file.is_file():
+            return False
+        with file.open("rb") as opened:
+            return opened.read(5) == b"From "
+    except (OSError, ValueError):
+        return False
+
+
+def mbox_rows(path: str) -> Iterator[dict[str, Any]]:
+    """In the order of the file. Messages belong to the thread of the first that they refer to."""
+    box = mailbox.mbox(path, create=False)
+    try:
+        parents = {_id(m.get("Message-ID")): _parent(m) for m in box}
+        for m in box:
+            yield {
+                "thread": _root(_id(m.get("Message-ID")), parents),
+                "sender": parseaddr(_text(m.get("From")))[1].lower(),
+                "time": _text(m.get("Date")),
+                "subject": _text(m.get("Subject")),
+                "text": _body(m),
+            }
+    finally:
+        box.close()
+
+
+def _text(header: Any) -> str:
+    try:
+        return str(make_header(decode_header(str(header or ""))))
+    except (LookupError, UnicodeError, ValueError):
+        return str(header or "")
+
+
+def _id(header: Any) -> str:
+    return str(header or "").strip()
+
+
+def _parent(m: Message) -> str | None:
+    before = f"{m.get('References') or ''} {m.get('In-Reply-To') or ''}".split()
+    return before[0] if before else None
+
+
+def _root(message: str, parents: dict[str, str | None]) -> str:
+    seen: set[str] = set()
+    while (parent := parents.get(message)) and message not in seen:
+        seen.add(message)
+        message = parent
+    return message
+
+
+def _body(m: Message) -> str:
+    """The plain text, else that of the HTML."""
+    found: dict[str, str] = {}
+    for part in m.walk():
+        kind = part.get_content_type()
+        if kind in ("text/plain", "text/html") and kind not in found and not part.get_filename():
+            raw: Any = part.get_payload(decode=True)
+            try:
+                found[kind] = raw.decode(part.get_content_charset() or "utf-8", "replace")
+            except LookupError:
+                found[kind] = raw.decode("utf-8", "replace")
+    if "text/plain" in found:
+        return found["text/plain"].replace("\r\n", "\n")
+    reader = _Words()
+    reader.feed(found.get("text/html", ""))
+    return "".join(reader.words).strip()
+
+
+class _Words(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hidden += tag in ("style", "script", "blockquote")
+        if tag in ("br", "p", "div", "tr", "li"):
+            self.words.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("style", "script", "blockquote") and self._hidden > 0
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.words.append(data)
+
+
+# Which messages of a ticket only colleagues saw, by the columns with which help desks say so.
+#
+# Zendesk's and Jira's `public` and `jsdPublic`, Freshdesk's `private`, Help Scout's and Intercom's `type`
+# and `part_type` (note), and what exports of others call them.
+
+_PRIVATE = named("private isprivate internal isinternal internalnote isinternalnote isnote staffonly")
+_PUBLIC = named("public ispublic jsdpublic customervisible visibletocustomer")
+_KINDS = named("type kind messagetype commenttype parttype notetype eventtype visibility")
+_NOTES = named("note internal private internalnote privatenote internalcomment privatecomment staff")
+"""Values of those kinds."""
+_WORDS = {"true": True, "yes": True, "y": True, "t": True, "1": True, "1.0": True} | {
+    "false": False, "no": False, "n": False, "f": False, "0": False, "0.0": False,
+}  # fmt: skip
+
+
+def _plain(name: Any) -> str:
+    return "".join(c for c in str(name).lower() if c.isalnum())
+
+
+class InternalNotes:
+    """Asked row by row; `columns` are those that were understood, of which nothing else is to be told."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._names: dict[str, str] = {}
+        self.columns: set[str] = set()
+
+    def is_one(self, row: Mapping[str, Any], n: int) -> bool:
+        """Raises `DataError` for row `n` when its column says neither yes nor no."""
+        return any([self._says_so(name, value, n) for name, value in row.items()])
+
+    def _says_so(self, column: str, value: Any, n: int) -> bool:
+        if value in (None, ""):
+            return False
+        name = self._names.setdefault(column, _plain(column))
+        if name in _KINDS:
+            is_note = _plain(value) in _NOTES
+            self.columns |= {column} if is_note else set()
+            return is_note
+        if name not in _PRIVATE | _PUBLIC:
+            return False
+        said = _WORDS.get(str(value).strip().lower())
+        if said is None:
+            raise DataError(
+                f"{self._path}: row {n}: {str(value)[:40]!r} in {column} does not say whether customers saw "
+                "the message",
+                fix=f"write true or false, or teach all messages: --ignore {column}",
+            )
+        self.columns.add(column)
+        return said is (name in _PRIVATE)
+
 
 _TEXTS = ("text", "body", "message", "content", "comment", "description", "plain_body")
 _TIMES = ("time", "date", "created_at", "created", "timestamp", "sent_at", "created_date", "datetime")

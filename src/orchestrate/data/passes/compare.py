@@ -1,13 +1,36 @@
-"""Rows against rows: duplicates, contradictions, and rows that two splits share. Works on hashes only."""
+"""Rows against rows: duplicates, contradictions, rows that two splits share, and near duplicates.
+
+Near duplicates by MinHash over shingles of five words, banded so that candidates meet by sorting.
+
+rensa makes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row; candidates
+are rows with an equal band, confirmed by their sketches. At a similarity of 0.8 a pair is found with
+probability 0.95, at 0.9 with 0.9999.
+
+What makes rows of one task look alike makes no copies of them: phrases that many rows hold (an instruction, a
+template) are the file's form and left out, and a system text counts for a fifth of its row at the most.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from orchestrate.data.passes.scan import Total
-from orchestrate.data.rows.examples import Kind
+from xxhash import xxh3_64_intdigest
+
+from orchestrate.data.passes.pool import ordered
+from orchestrate.data.passes.scan import Task, Total, pieces, ranges, read_rows
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    Example,
+    Kind,
+    UnpairedExample,
+    messages_of,
+)
+from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
 from orchestrate.packages import needed
 
@@ -96,3 +119,220 @@ def _first_of(wanted: Sequence[int], values: Sequence[int]) -> dict[int, int]:
 
 def _matches(rows: Total, of: Total, pairs: Sequence[tuple[int, int]], most: int) -> Matches:
     return Matches(tuple((rows.numbers[i], of.numbers[j]) for i, j in pairs[:most]), len(pairs))
+
+
+PERMUTATIONS = 128
+BANDS = 16
+WORDS = 5
+SEED = 42
+AVOIDED = 0x5851F42D4C957F2D
+"""Changes the keys of answers that are to be avoided."""
+SAMPLED = 512
+"""Rows by which the file's form is told: those with the least hashes, whatever their order."""
+FORM_SHARE, FORM_ROWS = 0.1, 20
+"""Rows of the sample that hold a phrase of the file's form: this share of them, and this many."""
+SYSTEM_SHARE = 4
+"""Phrases of a row's own to one of its system text."""
+
+
+@dataclass
+class Signatures:
+    """`bands` holds 16 64-bit keys a row, `sketches` 128 bytes a row."""
+
+    numbers: array[int] = field(default_factory=lambda: array("I"))
+    bands: bytearray = field(default_factory=bytearray)
+    sketches: bytearray = field(default_factory=bytearray)
+    lines: int = 0
+
+    def add(self, other: Signatures) -> None:
+        self.numbers.extend(number + self.lines for number in other.numbers)
+        self.bands += other.bands
+        self.sketches += other.sketches
+        self.lines += other.lines
+
+
+def signatures(task: Task, size: int, workers: int | None = None, form: Any = None) -> Signatures:
+    """Of all good rows of a file; without `form`, the file's own is taken. Raises `MissingExtra` without
+    rensa."""
+    _rensa()
+    form = shared_form([(task, size)]) if form is None else form
+    tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
+    whole = Signatures()
+    for part in ordered(partial(sign, form=form), tasks, workers):
+        whole.add(part)
+    return whole
+
+
+def sign(task: Task, form: Any) -> Signatures:
+    """Signatures of one range; pure."""
+    part = Signatures()
+    hashes: list[Any] = []
+    avoided: list[bool] = []
+    for number, row in read_rows(task):
+        part.lines = number
+        if row.example is not None:
+            hashes.append(_own_shingles(row.example, form))
+            avoided.append(isinstance(row.example, UnpairedExample) and not row.example.label)
+            part.numbers.append(number)
+    if hashes:
+        keys, sketches = _sketched(hashes)
+        # Answers that are judged differently are no copies: they never meet in a band.
+        keys[numpy().array(avoided)] ^= numpy().uint64(AVOIDED)
+        part.bands += keys.tobytes()
+        part.sketches += sketches.tobytes()
+    return part
+
+
+def shared_form(files: Sequence[tuple[Task, int]]) -> Any:
+    """Hashes (uint64, sorted) of the phrases that many rows of files (task, bytes) hold, told by a sample."""
+    np = numpy()
+    sample: dict[int, tuple[Task, bytes]] = {}
+    for task, size in files:
+        for start, end in ranges(task.path, size):
+            for lines in pieces(task.path, start, end):
+                sample.update({xxh3_64_intdigest(line): (task, line) for line in lines if line.strip()})
+                if len(sample) > 2 * SAMPLED:
+                    sample = {key: sample[key] for key in sorted(sample)[:SAMPLED]}
+    examples: list[Example] = []
+    for key in sorted(sample)[:SAMPLED]:
+        task, line = sample[key]
+        if (example := reading(task.format, task.columns).read(line).example) is not None:
+            examples.append(example)
+    if len(examples) < FORM_ROWS:
+        return np.empty(0, dtype=np.uint64)
+    held = np.concatenate([np.unique(_shingles(visible(example))) for example in examples])
+    phrases, times = np.unique(held, return_counts=True)
+    return phrases[times >= max(FORM_ROWS, FORM_SHARE * len(examples))]
+
+
+def _own_shingles(example: Example, form: Any) -> Any:
+    """What tells the row from others of its file. Of the system text as many shingles as keep it from making
+    rows alike, or unlike, by itself: those with the least hashes, which are the same in each copy of it."""
+    np = numpy()
+    texts: tuple[list[ChatMessage], list[ChatMessage]] = ([], [])
+    for m in messages_of(example):
+        texts[m.role in ("system", "developer")].append(m)
+    if not all(texts):
+        whole = _shingles(visible(example))
+        own = _without(form, whole)
+        return own if len(own) else whole
+    own, of_system = (_without(form, _shingles(visible(ChatExample(messages=part)))) for part in texts)
+    if not len(own):
+        return of_system if len(of_system) else _shingles(visible(example))
+    return np.concatenate((own, np.unique(of_system)[: -(-len(own) // SYSTEM_SHARE)]))
+
+
+def _without(form: Any, hashes: Any) -> Any:
+    """The shingles that are not of the file's form."""
+    np = numpy()
+    if not len(form):
+        return hashes
+    at = np.minimum(np.searchsorted(form, hashes), len(form) - 1)
+    return hashes[form[at] != hashes]
+
+
+def digests(texts: Sequence[str]) -> tuple[Any, Any]:
+    """Band keys (uint64, texts x 16) and sketches (uint8, texts x 128) of at least one text. Raises
+    `MissingExtra` without numpy or rensa."""
+    return _sketched([_shingles(text) for text in texts])
+
+
+def _sketched(hashes: Sequence[Any]) -> tuple[Any, Any]:
+    np = numpy()
+    offsets = np.cumsum([0, *map(len, hashes)], dtype=np.uint64)
+    matrix = _rensa().RMinHash.digest_matrix_from_flat_token_hashes(
+        np.concatenate(hashes), offsets, PERMUTATIONS, SEED
+    )
+    values = np.array(matrix.to_rows(), dtype=np.uint64)
+    bands = values.reshape(len(hashes) * BANDS, PERMUTATIONS // BANDS)
+    factors = np.array(
+        [pow(0x9E3779B97F4A7C15, i + 1, 1 << 64) for i in range(bands.shape[1])], dtype=np.uint64
+    )
+    keys = (bands * factors).sum(axis=1, dtype=np.uint64).reshape(len(hashes), BANDS)
+    return keys, (values & np.uint64(0xFF)).astype(np.uint8)
+
+
+class Seen:
+    """Texts that came before, for telling one by one whether a text is nearly equal to any of them."""
+
+    def __init__(self, threshold: float = 0.8) -> None:
+        self._threshold = threshold
+        self._sketches: list[Any] = []
+        self._by_band: dict[tuple[int, int], list[int]] = {}
+
+    def add(self, texts: Sequence[str]) -> list[bool]:
+        """For each text whether a text before it, of this call or an earlier one, is nearly equal; those
+        that are not are remembered."""
+        if not texts:
+            return []
+        found: list[bool] = []
+        keys, sketches = digests(texts)
+        for i in range(len(texts)):
+            sketch = sketches[i]
+            own: list[int] = keys[i].tolist()
+            bands = list(enumerate(own))
+            candidates = {other for band in bands for other in self._by_band.get(band, ())}
+            near = any((self._sketches[o] == sketch).mean() >= self._threshold for o in candidates)
+            found.append(near)
+            if not near:
+                for band in bands:
+                    self._by_band.setdefault(band, []).append(len(self._sketches))
+                self._sketches.append(sketch)
+        return found
+
+
+def _shingles(text: str) -> Any:
+    """Hashes of every five words in a row; of characters where a script has no spaces between words."""
+    np = numpy()
+    words: list[str] = text.casefold().split()
+    if len(words) * 20 < len(text):
+        words = [c for c in text.casefold() if not c.isspace()]
+    hashes = np.array([xxh3_64_intdigest(word.encode()) for word in words] or [0], dtype=np.uint64)
+    if len(hashes) < WORDS:
+        return hashes.sum(keepdims=True, dtype=np.uint64)
+    shingles = np.zeros(len(hashes) - WORDS + 1, dtype=np.uint64)
+    for i in range(WORDS):
+        shingles = shingles * np.uint64(0x100000001B3) + hashes[i : i + len(shingles)]
+    return shingles
+
+
+def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
+    """For each signed row the smallest index of a row in its cluster (its own when it is alone)."""
+    np = numpy()
+    rows = len(signed.numbers)
+    leader = list(range(rows))
+    bands = np.frombuffer(bytes(signed.bands), dtype=np.uint64).reshape(rows, BANDS)
+    sketches = np.frombuffer(bytes(signed.sketches), dtype=np.uint8).reshape(rows, PERMUTATIONS)
+    # Neighbours are compared: which those are must not depend on the order of the rows.
+    content = (bands * np.arange(1, 2 * BANDS, 2, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+    for band in range(BANDS):
+        keys = bands[:, band]
+        order = np.lexsort((content, keys))
+        same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+        for start in range(0, len(same), 1 << 16):
+            block = same[start : start + (1 << 16)]
+            a, b = order[block], order[block + 1]
+            alike = (sketches[a] == sketches[b]).mean(axis=1) >= threshold
+            for x, y in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
+                join(leader, x, y)
+    return [root(leader, i) for i in range(rows)]
+
+
+def root(leader: list[int], i: int) -> int:
+    """The smallest member of i's set; shortens the way there."""
+    while leader[i] != i:
+        leader[i] = leader[leader[i]]
+        i = leader[i]
+    return i
+
+
+def join(leader: list[int], x: int, y: int) -> None:
+    """Makes one set of the sets of x and y."""
+    a, b = root(leader, x), root(leader, y)
+    leader[max(a, b)] = min(a, b)
+
+
+def _rensa() -> Any:
+    with needed("data", "finding near duplicates", "rensa"):
+        import rensa  # pyright: ignore[reportMissingTypeStubs]
+    return rensa

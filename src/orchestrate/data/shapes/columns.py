@@ -9,8 +9,7 @@ from orchestrate.data.rows.examples import ChatExample, PreferenceExample, TextE
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes import preferences
 from orchestrate.data.shapes.chat import message, unread
-from orchestrate.data.shapes.loss import spans_of
-from orchestrate.data.shapes.parts import strays
+from orchestrate.data.shapes.parts import spans_of, strays
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import with_system
 from orchestrate.types import Problem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +20,7 @@ from orchestrate.data.rows.examples import (
     messages_of,
 )
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes import clouds, columns, exports, images, preferences, recorders, unpaired
+from orchestrate.data.shapes import clouds, columns, exports, parts, preferences
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
@@ -132,7 +132,7 @@ def _dialogue(row: Row, turns: list[tuple[str, str]]) -> Read:
 
 def _unpaired(read: Callable[[Row], Read]) -> Callable[[Row], Read]:
     """A conversation with a label: its end, the assistant's, is what the label judges."""
-    return lambda row: unpaired.judged(row, *read(row))
+    return lambda row: preferences.judged(row, *read(row))
 
 
 def _is_preference(row: Row) -> bool:
@@ -196,7 +196,7 @@ def _has_system(row: Row) -> bool:
 SHAPES: tuple[Shape, ...] = (
     *clouds.SHAPES,
     *exports.SHAPES,
-    *recorders.SHAPES,
+    *exports.RECORDERS,
     *columns.SHAPES,
     Shape(
         "openai-preference",
@@ -241,24 +241,28 @@ SHAPES: tuple[Shape, ...] = (
         "trl-unpaired",
         "unpaired",
         named("prompt completion label system tools parallel_tool_calls"),
-        unpaired.is_trl,
-        unpaired.trl,
+        preferences.is_trl,
+        preferences.trl,
     ),
     Shape(
-        "chat-unpaired", "unpaired", _CHAT_FIELDS | unpaired.TAGS, unpaired.is_chat, _unpaired(_openai_chat)
+        "chat-unpaired",
+        "unpaired",
+        _CHAT_FIELDS | preferences.TAGS,
+        preferences.is_chat,
+        _unpaired(_openai_chat),
     ),
     Shape(
         "sharegpt-unpaired",
         "unpaired",
-        named("conversations system tools") | unpaired.TAGS,
-        unpaired.is_sharegpt,
+        named("conversations system tools") | preferences.TAGS,
+        preferences.is_sharegpt,
         _unpaired(sharegpt),
     ),
     Shape(
         "alpaca-unpaired",
         "unpaired",
-        named("instruction input output system history") | unpaired.TAGS,
-        unpaired.is_alpaca,
+        named("instruction input output system history") | preferences.TAGS,
+        preferences.is_alpaca,
         _unpaired(_alpaca),
     ),
     Shape("rft", "rl", frozenset(), _is_rl, _rl),
@@ -338,7 +342,7 @@ class Known(NamedTuple):
 def _is_meant(row: Row, shape: Shape) -> bool:
     """A row of the file's own shape all the same: what is wrong with it is told by reading it."""
     if shape.kind == "unpaired":
-        return unpaired.has_fields(row, shape.fields)
+        return preferences.has_fields(row, shape.fields)
     if shape.name == "prompt-completion-system":
         return are_text("prompt", "completion")(row)
     return shape.kind == "rl" and "messages" in row
@@ -364,11 +368,72 @@ def read(row: Row, shape: Shape) -> Known:
         return Known(None, found, other=other.name)
     example, found = shape.read(row)
     unread = _unread(row, shape)
-    pictured = unread.keys() & set(images.COLUMNS)
+    pictured = unread.keys() & set(parts.COLUMNS)
     if pictured and example is not None and (messages := messages_of(example)):
-        if held := images.images_of(row):
-            found = [*found, *images.place(messages, held)]
-        unread = {name: value for name, value in unread.items() if name not in images.COLUMNS}
+        if held := parts.images_of(row):
+            found = [*found, *parts.place(messages, held)]
+        unread = {name: value for name, value in unread.items() if name not in parts.COLUMNS}
     if unread:
         found = [*found, *problems_of(row, unread, shape.fields)]
     return Known(example, found, unread)
+
+
+# What to do about a file whose rows have the fields of no known format.
+#
+# Nothing is done by itself: a column that only looks like a prompt may be something else.
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "prompt": (
+        "prompt", "instruction", "question", "query", "input", "user", "human", "source", "problem",
+        "request", "message", "body", "text", "content", "description", "review", "email", "comment",
+        "sentence", "utterance", "document", "article",
+    ),
+    "completion": (
+        "completion", "response", "output", "answer", "assistant", "target", "reply", "solution",
+        "resolution", "summary", "translation", "label", "category", "intent", "sentiment", "class", "topic",
+        "priority",
+    ),
+    "chosen": ("chosen", "preferred", "accepted", "winner"),
+    "rejected": ("rejected", "dispreferred", "loser"),
+    "text": ("text", "content", "document", "body"),
+}  # fmt: skip
+"""Columns that people name so, the likeliest first."""
+_LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+
+
+def advice(path: str, row: Mapping[str, Any]) -> str:
+    """For the user, given one row of the file."""
+    for name, value in row.items():
+        rows = cast("list[Any]", value) if isinstance(value, list) else []
+        if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
+            return f"the rows lie in the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
+    mapped = guessed(row) or {"prompt": "COLUMN", "completion": "COLUMN"}
+    return f"name the columns: --map {','.join(f'{name}={column}' for name, column in mapped.items())}"
+
+
+def guessed(row: Mapping[str, Any]) -> dict[str, str] | None:
+    """Field -> column, by how people name them; `None` where no column has such a name."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    lists = {name: cast("list[Any]", value) for name, value in row.items() if isinstance(value, list)}
+    if (talk := _named(_LISTS, lists)) is not None:
+        first = lists[talk][:1]
+        turns = bool(first) and isinstance(first[0], dict) and "from" in first[0]
+        return {"conversations" if turns else "messages": talk}
+    found = {wanted: _named(names, texts) for wanted, names in _NAMES.items()}
+    if {"instruction", "context"} <= texts.keys() and found["completion"]:
+        return {"input": "context", "output": found["completion"]}
+    for wanted in (("prompt", "chosen", "rejected"), ("prompt", "completion"), ("text",)):
+        columns = [found[name] for name in wanted]
+        if all(columns) and len(set(columns)) == len(columns):
+            # Questions and answers become conversations, which every backend takes.
+            chat = wanted[-1] == "completion" and not {"prompt", "completion"} & set(columns)
+            names = ("question", "answer") if chat else wanted
+            pairs = zip(names, columns, strict=True)
+            return {name: column for name, column in pairs if column is not None and name != column}
+    return None
+
+
+def _named(names: Collection[str], columns: Collection[str]) -> str | None:
+    """The column with the first of the names, whatever its case."""
+    plain = {column.strip().lower(): column for column in columns}
+    return next((plain[name] for name in names if name in plain), None)

@@ -6,13 +6,205 @@ Anthropic's blocks, LLaMA-Factory's `{type, value}`, the parts of OpenAI's Respo
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.shapes.loss import FLAGS, spans_of
+from orchestrate.data.rows.examples import ChatMessage, ImageUrl, Part
+from orchestrate.data.rows.problems import problem
+from orchestrate.types import Problem
+
+# Which part of a message carries loss, as other trainers write it: swift's `loss`, Axolotl's `train` and
+# `train_detail`, LLaMA-Factory's `loss_weight`, Axolotl's segments.
+
+FLAGS = ("loss", "train")
+"""True or false for a whole message."""
+
+Spans = list[tuple[int, int]]
+"""Characters from the first up to the second number of each pair carry loss."""
+
+
+@dataclass
+class Loss:
+    """What a message says of its loss; `used` are the names of the fields that were read."""
+
+    weight: int | float | None = None
+    spans: Spans | None = None
+    used: set[str] = field(default_factory=set[str])
+    strays: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What else was said there, which is not read."""
+    found: list[Problem] = field(default_factory=list[Problem])
+
+
+def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
+    """`text` is the message's own. Only answers are trained: a field that wants another message trained is an
+    error, and one that takes it out says what holds anyway."""
+    read = Loss()
+    flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
+    weight: Any = item.get("loss_weight")
+    if weight is not None:
+        read.used.add("loss_weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            read.found.append(
+                problem("bad-weight", "loss_weight is not a number", field=f"{place}.loss_weight")
+            )
+            weight = None
+    read.used |= flags.keys()
+    spans = _detailed(item, text, place, read)
+    if role != "assistant":
+        wanted = [name for name, value in flags.items() if value] + ["loss_weight"] * bool(weight)
+        wanted += ["train_detail"] * bool(spans)
+        if wanted:
+            said = f"{wanted[0]} asks to train a message of {str(role)[:20]}; only answers are trained"
+            read.found.append(problem("lost-meaning", said, field=f"{place}.{wanted[0]}"))
+        return read
+    read.weight = 0 if False in flags.values() else weight
+    if spans is not None and read.weight != 0:
+        read.weight, read.spans = (0, None) if not spans else (read.weight, spans)
+    if read.spans == [(0, len(text))]:
+        read.spans = None
+    return read
+
+
+_DETAIL = frozenset({"begin_offset", "end_offset", "train"})
+
+
+def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans | None:
+    """Axolotl's offsets, of which the last character belongs to the span."""
+    details: Any = item.get("train_detail")
+    if details is None:
+        return None
+    read.used.add("train_detail")
+    spans: Spans = []
+    for detail in cast("list[Any]", details) if isinstance(details, list) else [None]:
+        part = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
+        read.strays |= {f"train_detail.{name}": part[name] for name in part.keys() - _DETAIL}
+        begin, end, trained = (part.get(name) for name in ("begin_offset", "end_offset", "train"))
+        if not (isinstance(begin, int) and isinstance(end, int) and isinstance(trained, bool)):
+            message = "train_detail holds {begin_offset, end_offset, train}"
+            read.found.append(problem("bad-weight", message, field=f"{place}.train_detail"))
+            return None
+        if not 0 <= begin <= end < max(1, len(text)):
+            message = f"train_detail goes from {begin} to {end}, the text has {len(text)} characters"
+            read.found.append(problem("bad-weight", message, field=f"{place}.train_detail"))
+            return None
+        if trained:
+            spans.append((begin, end + 1))
+    return joined(spans)
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> Spans:
+    """In order, those that touch made one."""
+    made: Spans = []
+    for begin, end in sorted(spans):
+        if begin >= end:
+            continue
+        if made and begin <= made[-1][1]:
+            made[-1] = (made[-1][0], max(end, made[-1][1]))
+        else:
+            made.append((begin, end))
+    return made
+
+
+def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
+    """The text that pieces make, and where those lie in it that are trained."""
+    text, spans = "", Spans()
+    for piece, trained in pieces:
+        if trained:
+            spans.append((len(text), len(text) + len(piece)))
+        text += piece
+    return text, joined(spans)
+
+
+# Images in a column of the row -> the places that its messages have for them.
+#
+# LLaMA-Factory marks a place with `<image>` in the text, Transformers and TRL with a part `{type: image}`;
+# where a row marks none, TRL puts its images before the first question.
+
+COLUMNS = ("images", "image")
+MARK = "<image>"
+_HEADS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+
+
+def images_of(row: dict[str, Any]) -> list[Any]:
+    """What the row's columns for images hold."""
+    held: list[Any] = []
+    for name in COLUMNS:
+        value: Any = row.get(name)
+        held += cast("list[Any]", value) if isinstance(value, list) else [] if value is None else [value]
+    return held
+
+
+def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]:
+    """Fills the places of `messages` with the images, in order. Another number of places than images is an
+    error: which belongs where is not known then."""
+    urls = [_url(item) for item in held]
+    if None in urls:
+        return [
+            problem(
+                "bad-image", f"image {urls.index(None) + 1} is not a path, a URL or bytes", field="images"
+            )
+        ]
+    marked = [m for m in messages if MARK in m.text or _places(m)]
+    if not marked and (first := next((m for m in messages if m.role == "user"), None)) is not None:
+        first.content = [*(Part(type="image_url") for _ in urls), *_parts(first)]
+    elif (count := sum(m.text.count(MARK) + _places(m) for m in marked)) != len(urls):
+        return [problem("bad-image", f"{len(urls)} images for {count} places in the text", field="images")]
+    waiting = iter(cast("list[str]", urls))
+    for m in messages:
+        if MARK in m.text:
+            m.content = [piece for part in _parts(m) for piece in _split(part)]
+        for part in m.content if isinstance(m.content, list) else ():
+            if part.type == "image_url" and part.image_url is None:
+                part.image_url = ImageUrl(url=next(waiting))
+    return []
+
+
+def _places(m: ChatMessage) -> int:
+    parts = m.content if isinstance(m.content, list) else ()
+    return sum(part.type == "image_url" and part.image_url is None for part in parts)
+
+
+def _parts(m: ChatMessage) -> list[Part]:
+    if isinstance(m.content, list):
+        return m.content
+    return [Part(type="text", text=m.content)] if m.content else []
+
+
+def _split(part: Part) -> list[Part]:
+    if part.text is None or MARK not in part.text:
+        return [part]
+    pieces: list[Part] = []
+    for i, text in enumerate(part.text.split(MARK)):
+        pieces += [Part(type="image_url")] if i else []
+        pieces += [Part(type="text", text=text)] if text else []
+    return pieces
+
+
+def _url(item: Any) -> str | None:
+    """A path or an address as it is, bytes as a data URL; `datasets` holds images as `{bytes, path}`."""
+    if isinstance(item, str):
+        return item or None
+    if not isinstance(item, dict):
+        return None
+    named = cast("dict[str, Any]", item)
+    data: Any = named.get("bytes") or named.get("base64")
+    if isinstance(data, dict):  # bytes of a column, as tables are read
+        data = cast("dict[str, Any]", data).get("base64")
+    if isinstance(data, str):
+        try:
+            head = base64.b64decode(data[:16])
+        except ValueError:
+            return None
+        kind = next((kind for start, kind in _HEADS.items() if head.startswith(start)), "png")
+        return f"data:image/{kind};base64,{data}"
+    url: Any = named.get("url") or named.get("path")
+    return url if isinstance(url, str) else None
+
 
 Item = dict[str, Any]
 

@@ -10,9 +10,8 @@ from typing import Any, cast
 
 from orchestrate.data.rows.examples import RLExample
 from orchestrate.data.shapes.chat import messages_from, tools_from
-from orchestrate.data.shapes.exports import as_row, logged_request, parsed
+from orchestrate.data.shapes.exports import QUESTIONS, Recorded, as_row, logged_request, parsed
 from orchestrate.data.shapes.preferences import instructed, questioned
-from orchestrate.data.shapes.recorders import QUESTIONS, Recorded
 from orchestrate.data.shapes.shape import Row
 from orchestrate.data.shapes.sharegpt import with_system
 from orchestrate.data.shapes.unread import problems_of

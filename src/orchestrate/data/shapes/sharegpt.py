@@ -9,18 +9,19 @@ import msgspec
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, ToolCall
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes.calls import calls_in, tagged, written_calls
 from orchestrate.data.shapes.chat import (
     REASONING,
     alias,
+    calls_in,
     message,
     messages_from,
+    tagged,
     tools_from,
     unread,
     weight_from,
+    written_calls,
 )
-from orchestrate.data.shapes.loss import loss_of
-from orchestrate.data.shapes.parts import text_of
+from orchestrate.data.shapes.parts import loss_of, text_of
 from orchestrate.types import Problem
 
 SYSTEM = ("system", "system_prompt")

@@ -23,8 +23,8 @@ from orchestrate.data.rows.examples import ChatExample, CompletionExample, Examp
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes.known import message
+from orchestrate.data.shapes.preferences import of_pair
 from orchestrate.data.shapes.reading import canonical
-from orchestrate.data.shapes.unpaired import of_pair
 from orchestrate.data.targets.dialects import target as for_backend
 from orchestrate.data.targets.tools import (
     FORMATS,

@@ -40,8 +40,7 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.lengths import Counter, Lengths, has_tokenizer
-from orchestrate.data.tokens.repeated import Counts
+from orchestrate.data.tokens.lengths import Counter, Counts, Lengths, has_tokenizer
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
 

@@ -19,9 +19,8 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.tokens.chat_templates import carries, with_settings
 from orchestrate.data.tokens.lengths import Lengths, Remark, has_tokenizer
-from orchestrate.data.tokens.thinking import Earlier, rows_of
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
-from orchestrate.data.tokens.turns import Conversations, answered
+from orchestrate.data.tokens.turns import Conversations, Earlier, answered, rows_of
 from orchestrate.errors import DataError, SetupError
 from orchestrate.packages import needed
 

@@ -17,30 +17,28 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrate.data.rows.examples import ChatMessage
-from orchestrate.data.tokens.chat_templates import (
-    CHATML,
-    Spans,
-    carries,
-    chosen,
-    is_marked,
-    render,
-)
-from orchestrate.data.tokens.forms import Form, as_form, forms_for, signature
+from orchestrate.data.tokens.chat_templates import CHATML, Spans, carries, chosen, is_marked, render
 from orchestrate.data.tokens.words import (
     Cut,
+    Form,
     Messages,
     Tools,
     aligned,
+    as_form,
     cut_by_values,
     cut_by_words,
+    forms_for,
     hidden,
+    inline_thought,
     left_out,
     other_words,
+    signature,
 )
 from orchestrate.errors import DataError
 
@@ -452,3 +450,55 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
     """A conversation of which only `answer` carries loss, as in a preference pair."""
     silent = [msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in prompt]
     return [*silent, *answer]
+
+
+# Thinking that a chat template drops from an answer once another turn follows.
+#
+# Templates of reasoning models show the thinking of the last answer only. Trained as one row, the earlier
+# answers would teach the model to answer without it.
+
+Earlier = Literal["train", "split", "untrained"]
+"""Answers without the thinking that they have in the row: trained all the same, made the last of a row of
+their own, or left as context."""
+
+
+def rows_of(
+    chats: Conversations, messages: Sequence[ChatMessage], tools: Tools, earlier: Earlier
+) -> list[Sequence[ChatMessage]]:
+    """The conversations that are trained for one row, in its order. Raises `DataError` when the template
+    refuses it."""
+    if earlier == "train" or not any(_thought(m) for m in messages):
+        return [messages]
+    lost = _lost(chats.rendered(messages, tools))
+    if not lost:
+        return [messages]
+    rows: list[Sequence[ChatMessage]] = []
+    rest = list(messages)
+    for place in lost:
+        begun = [*map(_untrained, messages[:place]), messages[place]]
+        if earlier == "split":
+            if place in _lost(chats.rendered(begun, tools)):
+                continue  # the template shows no thinking at all: nothing is gained by a row of its own
+            rows.append(begun)
+        rest[place] = _untrained(messages[place])
+    return [*rows, rest]
+
+
+def _lost(shown: Rendered) -> list[int]:
+    """Places of trained answers whose thinking is not in what the model learns to say."""
+    answers = [place for place, m in enumerate(shown.messages) if m.role == "assistant"]
+    return [
+        place
+        for place, turn in zip(answers, shown.turns, strict=True)
+        if (thought := _thought(shown.messages[place]))
+        and shown.messages[place].weight != 0
+        and not any(thought in shown.text[start:end] for start, end in turn.spans)
+    ]
+
+
+def _thought(message: ChatMessage) -> str:
+    return (message.reasoning or "").strip() or inline_thought(message.text)
+
+
+def _untrained(message: ChatMessage) -> ChatMessage:
+    return replace(message, weight=0.0) if message.role == "assistant" else message

@@ -11,19 +11,79 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from orchestrate.evaluation.items import Answer, Item, Mark
-from orchestrate.evaluation.judges import prompts
+from orchestrate.evaluation.items import NO_ANSWER, Answer, Item, Mark, in_words
 from orchestrate.evaluation.metrics.base import MeanOfMarks
 from orchestrate.paid.asking import Asking, Price, Question, Respondent
 from orchestrate.settings.keys import masked_url
-from orchestrate.types import Message, MetricUsed, Rubric
+from orchestrate.types import Criterion, Message, MetricUsed, Rubric
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.judges.calibration import Calibration
+
+
+# What a judge is asked, by `NAME.txt` here. A prompt that changes gets a new name: what was measured with
+# the old one is not what the new one would say.
+
+SCORE, PAIR = "score-1", "pair-1"
+
+
+def text(name: str) -> str:
+    """The words of a prompt, which are kept with what was measured by it."""
+    return files("orchestrate.evaluation.judges").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: Answer) -> tuple[Message, ...]:
+    """The question about one answer."""
+    scores = ", ".join(f'"{c.name}": 1 to {c.points}' for c in rubric.criteria)
+    body = [rubric.guide.strip(), *map(_criterion, rubric.criteria)]
+    shown = [("conversation", _conversation(prompt)), ("answer to rate", said(answer))]
+    return _question(SCORE, body, shown, expected, scores=scores)
+
+
+def to_compare(
+    rubric: Rubric, prompt: Sequence[Message], expected: str, first: Answer, second: Answer
+) -> tuple[Message, ...]:
+    """The question about two answers, `first` as A."""
+    shown = [("conversation", _conversation(prompt)), ("answer A", said(first)), ("answer B", said(second))]
+    return _question(PAIR, [rubric.question, rubric.guide.strip()], shown, expected)
+
+
+def said(answer: Answer) -> str:
+    """An answer as text, its calls of tools too."""
+    return in_words(answer.text, answer.tool_calls) or NO_ANSWER
+
+
+def _question(
+    name: str, body: Sequence[str], shown: Sequence[tuple[str, str]], expected: str, **fields: str
+) -> tuple[Message, ...]:
+    if expected:
+        shown = [shown[0], ("answer that is known to be good", expected), *shown[1:]]
+    # The author of an answer cannot know the mark, as it depends on all of the text.
+    mark = "=" * 5 + hashlib.sha256(msgspec.json.encode([*body, *shown])).hexdigest()[:12]
+    parts = [f"{mark} {title}\n{shown_text}" for title, shown_text in shown]
+    content = "\n\n".join([*filter(None, body), *parts, mark])
+    return (
+        Message(role="system", content=text(name).format(mark=mark, **fields)),
+        Message(role="user", content=content),
+    )
+
+
+def _criterion(criterion: Criterion) -> str:
+    points = ", ".join(f"{n} {label}" for n, label in enumerate(criterion.labels, 1))
+    if isinstance(criterion.scale, int):
+        points = f"1 (worst) to {criterion.points} (best)"
+    return f"{criterion.name}: {criterion.question} {points}".replace(":  ", ": ")
+
+
+def _conversation(prompt: Sequence[Message]) -> str:
+    turns = [f"[{message.role}]\n{in_words(message.content, message.tool_calls)}" for message in prompt]
+    return "\n\n".join(turns) or "(none)"
+
 
 Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
 """Conversations in, one answer each out, in order; an `error` where the host refuses one."""
@@ -66,12 +126,12 @@ class Judge:
 
     def detail(self, kind: Kind) -> dict[str, Any]:
         """What is kept with each of its marks."""
-        prompt = prompts.SCORE if kind == "score" else prompts.PAIR
+        prompt = SCORE if kind == "score" else PAIR
         return {
             "model": self.model,
             "place": self.place,
             "prompt": prompt,
-            "prompt_text": prompts.text(prompt),
+            "prompt_text": text(prompt),
             "rubric": self.rubric.to_dict(),
         }
 
@@ -106,7 +166,7 @@ class _Held:
         total = Decimal(0)
         for item in items:
             answer = Answer(text=item.expected) if item.expected and not most else mostly
-            shown = prompts.to_score(rubric, item.prompt, item.expected, answer)
+            shown = to_score(rubric, item.prompt, item.expected, answer)
             prompt = sum(len(m.content) for m in shown) + (answers - 1) * len(answer.text)
             total += self.judge.price(prompt // 4 + 8, LONGEST_ANSWER if most else USUAL_ANSWER)
         return total
@@ -138,7 +198,7 @@ class ScoreJudge(_Held, MeanOfMarks):
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
         """What the judge is asked, one question for each pair."""
         rubric = self.judge.rubric
-        return [prompts.to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
+        return [to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
 
 
 @dataclass
@@ -150,15 +210,15 @@ class PairJudge(_Held):
 
     def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
         self._hold()
-        different = [pair for pair in pairs if prompts.said(pair[1]) != prompts.said(pair[2])]
+        different = [pair for pair in pairs if said(pair[1]) != said(pair[2])]
         asked: list[Sequence[Message]] = []
         for item, first, second in different:
             for sides in ((first, second), (second, first)):
-                asked.append(prompts.to_compare(self.judge.rubric, item.prompt, item.expected, *sides))
+                asked.append(to_compare(self.judge.rubric, item.prompt, item.expected, *sides))
         told = iter(self._asked(asked))
         marks: list[Mark] = []
         for pair in pairs:
-            if prompts.said(pair[1]) == prompts.said(pair[2]):
+            if said(pair[1]) == said(pair[2]):
                 marks.append(Mark(0.5, "the same answer"))
             else:
                 marks.append(self._of_both(_compared(next(told)), _compared(next(told))))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from orchestrate.evaluation.items import Answer, Item, Mark
-from orchestrate.evaluation.metrics.base import PerAnswer, Totals
+from orchestrate.evaluation.metrics.base import Totals
 from orchestrate.types import MetricUsed
 
 _REFUSAL = re.compile(
@@ -42,36 +41,6 @@ def refuses(text: str) -> bool:
 def length_ratio(item: Item, answer: Answer) -> float | None:
     """Characters of the answer over those of the expected one."""
     return len(answer.text) / len(item.expected) if item.expected else None
-
-
-Kind = Literal["right-or-wrong", "graded", "amount"]
-Better = Literal["higher", "lower", "neither"]
-_AMOUNTS: dict[str, tuple[Callable[[Item, Answer], float | None], Better, str]] = {
-    "length": (lambda _, a: float(len(a.text)), "neither", "characters"),
-    "length_ratio": (length_ratio, "neither", ""),
-    "latency": (lambda _, a: a.seconds, "lower", "s"),
-    "first_token": (lambda _, a: a.first_token_seconds, "lower", "s"),
-    "answer_tokens": (lambda _, a: a.completion_tokens, "neither", "tokens"),
-    "prompt_tokens": (lambda _, a: a.prompt_tokens, "neither", "tokens"),
-    "usd": (lambda _, a: None if a.usd is None else float(a.usd), "lower", "US dollars"),
-}
-
-
-def amount(name: str) -> PerAnswer:
-    score, better, unit = _AMOUNTS[name]
-    return PerAnswer(MetricUsed(name=name, kind="amount", better=better, unit=unit), score)
-
-
-AMOUNTS = tuple(_AMOUNTS)
-
-
-def perplexity() -> Perplexity:
-    return Perplexity(MetricUsed(name="perplexity", kind="amount", better="lower"))
-
-
-def refusal_rate() -> PerAnswer:
-    used = MetricUsed(name="refusal", kind="right-or-wrong", better="neither")
-    return PerAnswer(used, lambda _, answer: float(refuses(answer.text)))
 
 
 @dataclass(frozen=True)

@@ -2,49 +2,189 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answer, Item
-from orchestrate.evaluation.metrics import calls, conduct, graders, own, structured, text
-from orchestrate.evaluation.metrics.base import Metric, PairMetric, PerAnswer
-from orchestrate.evaluation.metrics.context import Context
-from orchestrate.evaluation.metrics.embeddings import Similarity
+from orchestrate.evaluation.metrics import conduct, graders, structured, text
+from orchestrate.evaluation.metrics.base import Context, Metric, PairMetric, PerAnswer
+from orchestrate.evaluation.metrics.graders import Similarity
 from orchestrate.evaluation.metrics.labels import F1, Average, Labels, accuracy
-from orchestrate.evaluation.metrics.overlap import overlap
-from orchestrate.evaluation.metrics.words import word_count
+from orchestrate.evaluation.metrics.text import word_count
 from orchestrate.text import meant
 from orchestrate.types import MetricUsed
 
-Kind = Literal["right-or-wrong", "graded", "amount"]
+# Metrics of the user: a function in a Python file, or what another package offers by an entry point.
+#
+#     # checks.py                                     orchestrate eval RUN --metrics checks.py:cites
+#     def cites(expected: str, answer: str) -> bool:
+#         return "[1]" in answer
+#
+# A function that says `-> bool` is right or wrong, any other gives a number from 0 to 1. One whose first
+# parameter is called `item` gets the `Item` and the `Answer`. An object with `used` and `marks` is a `Metric`
+# itself. Packages offer either under the entry point group `orchestrate.metrics`.
 
-COMPARISONS: dict[str, tuple[Kind, text.Compare]] = {
-    "exact_match": ("right-or-wrong", text.exact_match),
-    "normalized_match": ("right-or-wrong", text.normalized_match),
-    "contains": ("right-or-wrong", text.contains),
-    "json_match": ("right-or-wrong", structured.json_match),
-    "json_fields": ("graded", structured.json_fields),
-    "token_f1": ("graded", text.token_f1),
-    "rouge_1": ("graded", text.rouge(1)),
-    "rouge_2": ("graded", text.rouge(2)),
-    "rouge_l": ("graded", text.rouge_l),
-}
-"""Metrics of (expected, answer)."""
-_CALLS: dict[str, tuple[Kind, Callable[[Item, Answer], float]]] = {
-    "tool_calls": ("right-or-wrong", calls.tool_calls),
-    "tool_names": ("right-or-wrong", calls.tool_names),
-    "tool_arguments": ("graded", calls.tool_arguments),
-}
-_F1: dict[str, Average] = {"f1_macro": "macro", "f1_micro": "micro", "f1_weighted": "weighted"}
+GROUP = "orchestrate.metrics"
+
+
+def from_file(path: str, name: str) -> Metric:
+    """Runs the file, which the user named. Raises `UsageError`."""
+    spec = importlib.util.spec_from_file_location(f"orchestrate_metric_{Path(path).stem}", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UsageError(f"there is no Python file {path}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise UsageError(f"{path} has no {name}", fix=f"--metrics {path}:FUNCTION")
+    return of(f"{Path(path).name}:{name}", found)
+
+
+def installed() -> dict[str, Any]:
+    """The entry points of other packages, by their names; nothing is loaded."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def from_package(name: str) -> Metric:
+    """Raises `UsageError` when it cannot be loaded."""
+    try:
+        found = installed()[name].load()
+    except Exception as error:
+        raise UsageError(f"the metric {name} cannot be loaded: {type(error).__name__}: {error}") from error
+    return of(name, found)
+
+
+def of(name: str, found: Any) -> Metric:
+    if hasattr(found, "used") and hasattr(found, "marks"):
+        return cast("Metric", found)
+    if not callable(found):
+        raise UsageError(f"{name} is neither a function nor a metric")
+    function = cast("Callable[..., Any]", found)
+    signature = inspect.signature(function)
+    whole = next(iter(signature.parameters), "") == "item"
+    boolean = signature.return_annotation in (bool, "bool")
+    used = MetricUsed(name=name, kind="right-or-wrong" if boolean else "graded")
+
+    def score(item: Item, answer: Answer) -> float | None:
+        try:
+            given = function(item, answer) if whole else function(item.expected, answer.text)
+            value = None if given is None else float(given)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UsageError(f"the metric {name} failed on item {item.id}: {what}") from error
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"the metric {name} gave {value:g} on item {item.id}; a score is from 0 to 1")
+        return value
+
+    return PerAnswer(used, score)
+
 
 Maker = Callable[[str, Context], Metric | PairMetric]
 """Of (what stands after the colon, context)."""
 
-NEEDS: Mapping[str, str] = {"first_token": "stream", "perplexity": "likelihood"}
-"""What an answer must bring for a metric, beyond its text."""
+
+@dataclass(frozen=True)
+class Known:
+    """A built-in metric without an argument: a row of `METRICS` is all that a new one takes."""
+
+    kind: Literal["right-or-wrong", "graded", "amount"]
+    make: Callable[[MetricUsed, Context], Metric]
+    better: Literal["higher", "lower", "neither"] = "higher"
+    unit: str = ""
+    needs: Literal["", "stream", "likelihood"] = ""
+    """What an answer must bring, beyond its text."""
+    expects: bool = True
+    """Whether it compares with an expected answer."""
+
+    def used(self, name: str) -> MetricUsed:
+        return MetricUsed(name=name, kind=self.kind, better=self.better, unit=self.unit)
+
+
+def _scores(score: Callable[[Item, Answer], float | None]) -> Callable[[MetricUsed, Context], Metric]:
+    return lambda used, _: PerAnswer(used, score)
+
+
+def _compares(compare: text.Compare) -> Callable[[MetricUsed, Context], Metric]:
+    return _scores(lambda item, answer: compare(item.expected, answer.text))
+
+
+def _f1(average: Average) -> Callable[[MetricUsed, Context], Metric]:
+    return lambda used, context: F1(used, Labels.of(context.items), average)
+
+
+METRICS: dict[str, Known] = {
+    "exact_match": Known("right-or-wrong", _compares(text.exact_match)),
+    "normalized_match": Known("right-or-wrong", _compares(text.normalized_match)),
+    "contains": Known("right-or-wrong", _compares(text.contains)),
+    "json_match": Known("right-or-wrong", _compares(structured.json_match)),
+    "json_fields": Known("graded", _compares(structured.json_fields)),
+    "token_f1": Known("graded", _compares(text.token_f1)),
+    "rouge_1": Known("graded", _compares(text.rouge(1))),
+    "rouge_2": Known("graded", _compares(text.rouge(2))),
+    "rouge_l": Known("graded", _compares(text.rouge_l)),
+    "json_valid": Known("right-or-wrong", _compares(structured.json_valid), expects=False),
+    "accuracy": Known(
+        "right-or-wrong", lambda used, context: PerAnswer(used, accuracy(Labels.of(context.items)))
+    ),
+    "f1_macro": Known("graded", _f1("macro")),
+    "f1_micro": Known("graded", _f1("micro")),
+    "f1_weighted": Known("graded", _f1("weighted")),
+    "tool_calls": Known("right-or-wrong", _scores(structured.tool_calls)),
+    "tool_names": Known("right-or-wrong", _scores(structured.tool_names)),
+    "tool_arguments": Known("graded", _scores(structured.tool_arguments)),
+    "bleu": Known("graded", lambda used, _: text.overlap(used)),
+    "chrf": Known("graded", lambda used, _: text.overlap(used)),
+    "refusal": Known(
+        "right-or-wrong",
+        _scores(lambda _, a: float(conduct.refuses(a.text))),
+        better="neither",
+        expects=False,
+    ),
+    "length": Known(
+        "amount",
+        _scores(lambda _, a: float(len(a.text))),
+        better="neither",
+        unit="characters",
+        expects=False,
+    ),
+    "length_ratio": Known("amount", _scores(conduct.length_ratio), better="neither", expects=False),
+    "latency": Known("amount", _scores(lambda _, a: a.seconds), better="lower", unit="s", expects=False),
+    "first_token": Known(
+        "amount",
+        _scores(lambda _, a: a.first_token_seconds),
+        better="lower",
+        unit="s",
+        needs="stream",
+        expects=False,
+    ),
+    "answer_tokens": Known(
+        "amount", _scores(lambda _, a: a.completion_tokens), better="neither", unit="tokens", expects=False
+    ),
+    "prompt_tokens": Known(
+        "amount", _scores(lambda _, a: a.prompt_tokens), better="neither", unit="tokens", expects=False
+    ),
+    "usd": Known(
+        "amount",
+        _scores(lambda _, a: None if a.usd is None else float(a.usd)),
+        better="lower",
+        unit="US dollars",
+        expects=False,
+    ),
+    "perplexity": Known(
+        "amount", lambda used, _: conduct.Perplexity(used), better="lower", needs="likelihood"
+    ),
+}
+"""Metrics without an argument, in the order in which they are listed."""
 
 
 def _judge(kind: Literal["score", "pair"], written: str, context: Context) -> Metric | PairMetric:
@@ -55,20 +195,16 @@ def _judge(kind: Literal["score", "pair"], written: str, context: Context) -> Me
     return (ScoreJudge if kind == "score" else PairJudge)(judge, held=context.held)
 
 
-def _compared(name: str, compare: text.Compare, kind: Kind) -> PerAnswer:
-    used = MetricUsed(name=name, kind=kind)
-    return PerAnswer(used, lambda item, answer: compare(item.expected, answer.text))
+def _checked(name: str, compare: text.Compare, context: Context) -> Metric:
+    return _compares(compare)(MetricUsed(name=name, kind="right-or-wrong"), context)
 
 
 ARGUMENTS: dict[str, tuple[str, Maker]] = {
-    "regex": (
-        "PATTERN",
-        lambda given, _: _compared(f"regex:{given}", text.matcher(given), "right-or-wrong"),
-    ),
+    "regex": ("PATTERN", lambda given, context: _checked(f"regex:{given}", text.matcher(given), context)),
     "json_schema": (
         "FILE.json",
-        lambda given, _: _compared(
-            f"json_schema:{Path(given).name}", structured.schema_match(given), "right-or-wrong"
+        lambda given, context: _checked(
+            f"json_schema:{Path(given).name}", structured.schema_match(given), context
         ),
     ),
     "grader": ("FILE", graders.from_file),
@@ -86,8 +222,7 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
 
 def names() -> list[str]:
     """All that can be written, for help and errors."""
-    plain = [*COMPARISONS, "json_valid", "accuracy", *_F1, *_CALLS, "bleu", "chrf", "refusal"]
-    plain += [*conduct.AMOUNTS, "perplexity", *own.installed()]
+    plain = [*METRICS, *installed()]
     return [*plain, *(f"{name}:{word}" for name, (word, _) in ARGUMENTS.items()), "FILE.py:FUNCTION"]
 
 
@@ -102,8 +237,8 @@ def split(written: Sequence[str]) -> list[str]:
 
 
 def needs(written: Sequence[str], what: str) -> bool:
-    """Whether a metric needs something of the answers: see `NEEDS`."""
-    return any(NEEDS.get(name) == what for name in split(written))
+    """Whether a metric needs something of the answers: `Known.needs`."""
+    return any(METRICS[name].needs == what for name in split(written) if name in METRICS)
 
 
 def check(written: Sequence[str]) -> None:
@@ -120,8 +255,7 @@ def check(written: Sequence[str]) -> None:
 
 def better(written: str) -> Literal["higher", "lower", "neither"]:
     """Which end of a metric is the good one."""
-    own_end = written in ("perplexity", "refusal", *conduct.AMOUNTS)
-    return _without_expected(written).used.better if own_end else "higher"
+    return METRICS[written].better if written in METRICS else "higher"
 
 
 def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
@@ -139,42 +273,17 @@ def _make(written: str, context: Context) -> Metric | PairMetric:
     name, colon, argument = written.partition(":")
     if colon:
         if name.endswith(".py"):
-            return own.from_file(name, argument)
+            return from_file(name, argument)
         return ARGUMENTS[name][1](argument, context)
-    if not context.expects and name not in _UNASKED:
+    known = METRICS.get(name)
+    if known is None:
+        return from_package(name)
+    if known.expects and not context.expects:
         raise UsageError(
             f"{name} compares with an expected answer, which these rows do not have",
             fix="--metrics grader:FILE",
         )
-    if name in COMPARISONS:
-        kind, compare = COMPARISONS[name]
-        return _compared(name, compare, kind)
-    if name in _CALLS:
-        kind, score = _CALLS[name]
-        return PerAnswer(MetricUsed(name=name, kind=kind), score)
-    if name == "accuracy" or name in _F1:
-        labels = Labels.of(context.items)
-        if name == "accuracy":
-            return PerAnswer(MetricUsed(name=name, kind="right-or-wrong"), accuracy(labels))
-        return F1(MetricUsed(name=name, kind="graded"), labels, _F1[name])
-    if name in ("bleu", "chrf"):
-        return overlap(name)
-    return _without_expected(name)
-
-
-_UNASKED = {"json_valid", "refusal", *conduct.AMOUNTS, *own.installed()}
-
-
-def _without_expected(name: str) -> Metric:
-    if name == "json_valid":
-        return _compared(name, structured.json_valid, "right-or-wrong")
-    if name == "refusal":
-        return conduct.refusal_rate()
-    if name == "perplexity":
-        return conduct.perplexity()
-    if name in conduct.AMOUNTS:
-        return conduct.amount(name)
-    return own.from_package(name)
+    return known.make(known.used(name), context)
 
 
 def auto(context: Context) -> str:

@@ -21,7 +21,7 @@ from orchestrate.evaluation.items import Answer, Item, item_id
 from orchestrate.evaluation.metrics import Metric
 from orchestrate.evaluation.metrics.base import PerAnswer
 from orchestrate.evaluation.metrics.conduct import refuses
-from orchestrate.evaluation.metrics.words import numbers
+from orchestrate.evaluation.metrics.text import numbers
 from orchestrate.types import Message, MetricUsed
 
 NATS_MARGIN = 0.05

@@ -2,21 +2,170 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from orchestrate import text
 from orchestrate.evaluation import agreement, statistics
-from orchestrate.evaluation.review import preference
 from orchestrate.evaluation.review.desk import standing
-from orchestrate.evaluation.review.preference import Vote
 from orchestrate.evaluation.review.tasks import Task
 from orchestrate.types import Rating, Record, Review, Score
+
+_RESAMPLES = 200
+
+
+class Vote(NamedTuple):
+    """On one item: 1 where the answer of `first` is better, 0 where that of `second` is, 0.5 for a tie."""
+
+    item: str
+    first: str
+    second: str
+    points: float
+
+
+def outcomes(votes: Iterable[Vote]) -> list[Vote]:
+    """One for each item and two models, the mean of its raters: three raters who agree on an item say of
+    other items hardly more than one does."""
+    points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for vote in votes:
+        points[vote.item, vote.first, vote.second].append(vote.points)
+    return [Vote(*key, fmean(values)) for key, values in points.items()]
+
+
+def rate(votes: Iterable[Vote]) -> Score:
+    """How often the first of two models is preferred, a tie counting half; `n` counts items."""
+    found = outcomes(votes)
+    return statistics.mean([o.points for o in found], [o.item for o in found], within=(0.0, 1.0))
+
+
+def likeness(votes: Sequence[Vote]) -> float | None:
+    """How far two raters of one item vote alike, beyond what chance gives: the correlation within items, 0
+    to 1. `None` until items have several votes. (One-way analysis of variance, Shrout and Fleiss 1979.)"""
+    items: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for vote in votes:
+        items[vote.item, vote.first, vote.second].append(vote.points)
+    rated = [points for points in items.values() if len(points) > 1]
+    n = sum(len(points) for points in rated)
+    if len(rated) < 2:
+        return None
+    whole = fmean(point for points in rated for point in points)
+    between = sum(len(points) * (fmean(points) - whole) ** 2 for points in rated) / (len(rated) - 1)
+    within = sum((point - fmean(points)) ** 2 for points in rated for point in points) / (n - len(rated))
+    size = (n - sum(len(points) ** 2 for points in rated) / n) / (len(rated) - 1)
+    spread = between + (size - 1) * within
+    return None if spread <= 0 else max(0.0, (between - within) / spread)
+
+
+def strengths(votes: Iterable[Vote]) -> dict[str, Score]:
+    """Bradley and Terry's model: for each model how often it would be preferred to another one of them, met
+    at random. Strongest first; the intervals by drawing items. One draw for each two, met or not, is added,
+    without which a model that never lost would be infinitely strong."""
+    votes = outcomes(votes)
+    by_item: defaultdict[str, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        by_item[vote.item].append(vote)
+    names = sorted({name for vote in votes for name in (vote.first, vote.second)})
+    items = list(by_item.values())
+    value = _bradley_terry(_wins(votes), names)
+    draw = random.Random(0)  # noqa: S311  resampling, not cryptography
+    drawn: list[Mapping[str, float]] = []
+    for _ in range(_RESAMPLES):
+        chosen = [vote for item in draw.choices(items, k=len(items)) for vote in item]
+        drawn.append(_bradley_terry(_wins(chosen), names))
+    found: dict[str, Score] = {}
+    for name in sorted(names, key=lambda name: -value[name]):
+        spread = sorted(one[name] for one in drawn)
+        low, high = spread[int(0.025 * _RESAMPLES)], spread[int(0.975 * _RESAMPLES) - 1]
+        met = sum(name in (vote.first, vote.second) for vote in votes)
+        found[name] = Score(value=value[name], low=min(low, value[name]), high=max(high, value[name]), n=met)
+    return found
+
+
+def _wins(votes: Iterable[Vote]) -> dict[tuple[str, str], float]:
+    """(winner, loser) -> how often, a tie half to each."""
+    wins: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for vote in votes:
+        wins[vote.first, vote.second] += vote.points
+        wins[vote.second, vote.first] += 1 - vote.points
+    return wins
+
+
+def _bradley_terry(wins: Mapping[tuple[str, str], float], names: Sequence[str]) -> dict[str, float]:
+    power = fitted(wins, names)
+    others = len(names) - 1
+    return {
+        a: sum(power[a] / (power[a] + power[b]) for b in names if b != a) / others if others else 0.5
+        for a in names
+    }
+
+
+def fitted(
+    wins: Mapping[tuple[str, str], float], names: Sequence[str], *, draws: float = 1.0
+) -> dict[str, float]:
+    """Strengths of which a's share in a + b is the chance that a is preferred to b; their sum is 1. `draws`
+    are added for each two. By Hunter's iteration (2004), to eight digits."""
+    half = draws / 2
+    won = {a: sum(wins.get((a, b), 0.0) + half for b in names if b != a) for a in names}
+    met = {
+        (a, b): wins.get((a, b), 0.0) + wins.get((b, a), 0.0) + draws for a in names for b in names if a != b
+    }
+    power = dict.fromkeys(names, 1 / len(names))
+    for _ in range(10_000):
+        new = {a: won[a] / sum(met[a, b] / (power[a] + power[b]) for b in names if b != a) for a in names}
+        total = sum(new.values())
+        new = {a: value / total for a, value in new.items()}
+        change = max(abs(new[a] - power[a]) for a in names)
+        power = new
+        if change < 1e-9:
+            break
+    return power
+
+
+LIKENESS = 0.4
+"""How far raters of one item vote alike, until it is measured: what people usually reach on open answers."""
+_LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
+
+
+class Planned(Record, frozen=True, kw_only=True):
+    """With so many raters of each item, so many items show the preference in four of five tries."""
+
+    raters: int
+    items: int
+
+    @property
+    def votes(self) -> int:
+        return self.raters * self.items
+
+
+def planned(
+    preference: float, *, likeness: float = LIKENESS, raters: tuple[int, ...] = (1, 2, 3, 4, 5)
+) -> tuple[Planned, ...]:
+    """What shows that one model is preferred in this share of cases (0.6, say) and not in half of them.
+
+    More raters of an item make its outcome surer, more items what is said of all: m votes on an item tell as
+    much as m / (1 + (m - 1) * likeness) items with one vote. Ties make the need smaller, never larger.
+    """
+    away = abs(preference - 0.5)
+    votes = ((_LEVEL * 0.5 + _POWER * math.sqrt(preference * (1 - preference))) / away) ** 2
+    return tuple(Planned(raters=m, items=math.ceil(votes * (1 + (m - 1) * likeness) / m)) for m in raters)
+
+
+def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
+    """The smallest preference above a half that so many items and raters show in four of five tries."""
+    low, high = 0.5, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        [need] = planned(middle, likeness=likeness, raters=(raters,))
+        low, high = (middle, high) if need.items > items else (low, middle)
+    return high
 
 
 class Preferred(Record, frozen=True, kw_only=True):
@@ -141,9 +290,9 @@ def _of_pairs(found: ReviewResult, tasks: Mapping[str, Task], held: Sequence[Rat
     return replace(
         found,
         pairs=tuple(_pair(names, votes, same, held, tasks) for names in together),
-        strengths=preference.strengths([*votes, *same]) if several else {},
+        strengths=strengths([*votes, *same]) if several else {},
         agreement={"choice": agreement.alpha(_units(held, _preferred))},
-        likeness=preference.likeness(votes),
+        likeness=likeness(votes),
         left=statistics.wilson(sum(r.choice == "left" for r in sided), len(sided)) if sided else None,
     )
 
@@ -162,7 +311,7 @@ def _pair(
     return Preferred(
         first=first,
         second=second,
-        preference=preference.rate([*mine, *alike]),
+        preference=rate([*mine, *alike]),
         first_better=sum(vote.points == 1 for vote in mine),
         second_better=sum(vote.points == 0 for vote in mine),
         ties=sum(vote.points == 0.5 for vote in mine) - bad,

@@ -13,8 +13,7 @@ from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.review.desk import standing
-from orchestrate.evaluation.review.preference import outcomes
-from orchestrate.evaluation.review.results import overall, votes_of
+from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.evaluation.review.tasks import Task
 from orchestrate.files import whole
 from orchestrate.types import Message, Rating, Record, Review, decoding

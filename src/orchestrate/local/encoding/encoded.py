@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrate.data.rows.examples import RLExample
-from orchestrate.data.tokens.thinking import Earlier
+from orchestrate.data.tokens.turns import Earlier
 from orchestrate.errors import DataError
 from orchestrate.files import whole_folder
 from orchestrate.local.encoding.encoding import (

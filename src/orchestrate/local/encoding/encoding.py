@@ -27,9 +27,8 @@ from orchestrate.data.rows.examples import (
 from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
 from orchestrate.data.tokens.chat_templates import carries
 from orchestrate.data.tokens.hub_tokens import of_transformers
-from orchestrate.data.tokens.thinking import Earlier, rows_of
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer
-from orchestrate.data.tokens.turns import Conversations, answered
+from orchestrate.data.tokens.turns import Conversations, Earlier, answered, rows_of
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import decoding
 

@@ -39,14 +39,20 @@ from orchestrate.errors import (
 from orchestrate.files import write_whole
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.packages import require_recent
-from orchestrate.places import owned
-from orchestrate.places.away import REFUSALS, AwayPlace
+from orchestrate.places.away import (
+    MACHINE_OPTIONS,
+    NAME,
+    REFUSALS,
+    AwayPlace,
+    configured_machine,
+    configured_price,
+)
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
 from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
 from orchestrate.settings.hosts import HostConfig
-from orchestrate.settings.redaction import redact_text
+from orchestrate.settings.keys import redact_text
 
 ADDRESS = "https://console.anyscale.com"
 TOKEN = "ANYSCALE_CLI_TOKEN"  # noqa: S105  a variable's name
@@ -54,7 +60,7 @@ PROFILE = away(
     "anyscale",
     "Anyscale",
     f"{__name__}:AnyscaleJobs",
-    {*owned.OPTIONS, "cloud", "image", "instance", "project"},
+    {*MACHINE_OPTIONS, "cloud", "image", "instance", "project"},
     url=ADDRESS,
     key_variable=TOKEN,
 )
@@ -132,19 +138,19 @@ class AnyscaleJobs(AwayPlace):
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        found = owned.machine(self.name, self.options)
+        found = configured_machine(self.name, self.options)
         return (msgspec.structs.replace(found, name=self._instance, hourly=self._hourly()),)
 
     def price(self, resources: Resources) -> Hourly | None:
         return self._hourly()
 
     def _hourly(self) -> Hourly | None:
-        found = owned.hourly(self.name, self.options)
+        found = configured_price(self.name, self.options)
         return None if found is None else msgspec.structs.replace(found, machine=self._instance)
 
     @property
     def _instance(self) -> str:
-        return str(self.options.get("instance") or owned.NAME)
+        return str(self.options.get("instance") or NAME)
 
     # -- jobs ----------------------------------------------------------------------------------------------
 

@@ -28,8 +28,7 @@ from orchestrate.errors import (
     PermissionRefused,
     ProviderError,
 )
-from orchestrate.places import owned
-from orchestrate.places.away import AwayPlace
+from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Limits, Machine, Placed, Resources, Usage, newest_first, ran_s
 from orchestrate.places.order import RUN_BOOT, Order, pins, unexpanded
 from orchestrate.profile import away
@@ -45,7 +44,7 @@ OWN = {
     "ray_version",
     "secret",
 }
-PROFILE = away("kuberay", "KubeRay", f"{__name__}:KubeRay", {*owned.OPTIONS, *OWN})
+PROFILE = away("kuberay", "KubeRay", f"{__name__}:KubeRay", {*MACHINE_OPTIONS, *OWN})
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 OURS, LABEL = "orchestrate=run", "orchestrate-ref"
 STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
@@ -95,10 +94,10 @@ class KubeRay(AwayPlace):
         super().require()
 
     def machines(self) -> tuple[Machine, ...]:
-        return (owned.machine(self.name, self.options),)
+        return (configured_machine(self.name, self.options),)
 
     def price(self, resources: Resources) -> Hourly | None:
-        return owned.hourly(self.name, self.options)
+        return configured_price(self.name, self.options)
 
     def hard_end_s(self, limits: Limits) -> float | None:
         return None if limits.seconds is None else limits.seconds + LATER_S
@@ -188,7 +187,7 @@ class KubeRay(AwayPlace):
     def usage(self, ref: str) -> Usage | None:
         if not (found := self.find(ref)):
             return super().usage(ref)
-        hourly = owned.hourly(self.name, self.options)
+        hourly = configured_price(self.name, self.options)
         return Usage.at(hourly, ran_s(found), "the operator's clock, at the price of the configuration")
 
     @property

@@ -34,14 +34,14 @@ from orchestrate.errors import (
     ProviderError,
 )
 from orchestrate.packages import require_recent
-from orchestrate.places import claim, owned
-from orchestrate.places.away import AwayPlace
+from orchestrate.places import claim
+from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins, unexpanded
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
 
-PROFILE = away("ray", "Ray", f"{__name__}:RayJobs", {*owned.OPTIONS, "address", "packages"})
+PROFILE = away("ray", "Ray", f"{__name__}:RayJobs", {*MACHINE_OPTIONS, "address", "packages"})
 ADDRESS = "http://127.0.0.1:8265"
 OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 STATUSES: Mapping[str, Literal["waiting", "running", "ended"]] = {
@@ -118,10 +118,10 @@ class RayJobs(AwayPlace):
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        return (owned.machine(self.name, self.options),)
+        return (configured_machine(self.name, self.options),)
 
     def price(self, resources: Resources) -> Hourly | None:
-        return owned.hourly(self.name, self.options)
+        return configured_price(self.name, self.options)
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class RayJobs(AwayPlace):
             if one.started_at is not None and one.finished_at is not None
         )
         seconds = max(seen, claim.used_s(self.depot.run(ref)))
-        hourly = owned.hourly(self.name, self.options)
+        hourly = configured_price(self.name, self.options)
         return Usage.at(hourly, seconds, "the clocks there, at the price of the configuration")
 
     def output(self, ref: str) -> str:

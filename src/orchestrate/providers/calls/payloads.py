@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from orchestrate.settings.keys import MASK as MASK
-from orchestrate.settings.redaction import redact_text as redact_text
+from orchestrate.settings.keys import redact_text as redact_text
 
 _SECRET_NAME = re.compile(
     r"(api|access|auth|secret|private|encryption|signing)_?(key|token)|password|passwd|credential|authorization"

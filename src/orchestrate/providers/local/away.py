@@ -28,13 +28,13 @@ from orchestrate.local.machine import cores
 from orchestrate.local.plan import paces, throughput
 from orchestrate.local.plan.paces import Kind, Point
 from orchestrate.local.run.rundir import STATUSES, RunDir, runs
-from orchestrate.places import mirror, order
+from orchestrate.places import depot, order
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources
 from orchestrate.providers.base import Limited, Recalls
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
-from orchestrate.settings.redaction import redact_text
+from orchestrate.settings.keys import redact_text
 from orchestrate.text import duration
 from orchestrate.types import (
     Account,
@@ -453,7 +453,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         state, error = None, None
         try:
             made = order.read_order(self.place.depot.run(ref)).job
-            state = mirror.state_of(self.place.depot.run(ref))
+            state = depot.state_of(self.place.depot.run(ref))
         except OrchestrateError as problem:
             told = f"{problem.message}; it can be cancelled, but neither followed nor downloaded"
             error = JobError(code="not_stored", message=told)

@@ -17,8 +17,7 @@ from orchestrate.sandbox.host import HostError, json_answer, json_body, number, 
 from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.state import token
 from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES
-from orchestrate.wire.openai.pages import page_with_ends
+from orchestrate.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, page_with_ends
 from orchestrate.wire.openai.tuning import CompleteUpload, CreateUpload
 
 

@@ -16,8 +16,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
-from orchestrate.wire.openai.graders import graded
-from orchestrate.wire.openai.tuning import RunGrader, ValidateGrader
+from orchestrate.wire.openai.tuning import RunGrader, ValidateGrader, graded
 
 
 def routes() -> list[BaseRoute]:

@@ -26,9 +26,8 @@ from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.uploads import Taken
 from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.errors import error_body
-from orchestrate.wire.openai.pages import metadata_filter, page
-from orchestrate.wire.openai.pages import page_of as asked_page
+from orchestrate.wire.openai.objects import error_body, metadata_filter, page
+from orchestrate.wire.openai.objects import page_of as asked_page
 from orchestrate.wire.openai.tuning import CreateJob, Dpo, Reinforcement
 
 MIN_EXAMPLES = 10

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, parse, route
 from orchestrate.sandbox.state import token
 from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.pages import page_with_ends
+from orchestrate.wire.openai.objects import page_with_ends
 from orchestrate.wire.openai.tuning import Permit
 
 _KIND = "permission"

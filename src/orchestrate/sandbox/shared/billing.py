@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from orchestrate import costing
 from orchestrate.catalog import HostModel, lookup, resolve
-from orchestrate.costing.training import rules
+from orchestrate.costing import lines
 from orchestrate.errors import OrchestrateError
 from orchestrate.profile import profile
 from orchestrate.sandbox.jobs import Job
@@ -53,7 +53,7 @@ def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None 
     usd = rate.usd_per_mtok * (job.tokens * job.epochs if tokens is None else tokens) / MTOK
     minimum = prices.of("minimum", resolved)
     if minimum is not None:
-        usd += rules.minimum_top_up(usd, minimum.usd)
+        usd += lines.minimum_top_up(usd, minimum.usd)
     return usd
 
 

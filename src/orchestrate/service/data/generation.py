@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrate.costing.completions import completion_price
+from orchestrate.costing.rates import completion_price
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.data.operations import generate as generating
 from orchestrate.data.operations.generate import GenerateReport as GenerateReport

@@ -7,8 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import DataError, OrchestrateError
-from orchestrate.evaluation.flips import Flips, flips
-from orchestrate.evaluation.pairing import Pairing, between
+from orchestrate.evaluation.pairing import Flips, Pairing, between, flips
 from orchestrate.evaluation.review.results import told
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side

@@ -14,8 +14,8 @@ import msgspec
 
 from orchestrate import days
 from orchestrate.costing import Prices
-from orchestrate.costing.completions import completion_price
 from orchestrate.costing.lines import MTOK
+from orchestrate.costing.rates import completion_price
 from orchestrate.costing.serving.ways import token_rates
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint

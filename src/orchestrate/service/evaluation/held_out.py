@@ -29,10 +29,10 @@ from orchestrate.evaluation.evaluate import (
     plan,
     require_terms,
 )
-from orchestrate.evaluation.flips import flips
 from orchestrate.evaluation.held_out import HeldOut, held_out
 from orchestrate.evaluation.judges.judge import PairJudge, ScoreJudge
 from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.pairing import flips
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.files import private_folder
 from orchestrate.handles.deployment import used

@@ -13,12 +13,12 @@ import msgspec
 
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import rated, rubric
+from orchestrate.evaluation import rubric
 from orchestrate.evaluation.judges import calibration, rows
 from orchestrate.evaluation.judges.calibration import Calibration as Calibration
+from orchestrate.evaluation.judges.calibration import RatedAnswer
 from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge
 from orchestrate.evaluation.judges.rows import JudgeReport as JudgeReport
-from orchestrate.evaluation.rated import RatedAnswer
 from orchestrate.paid.asking import Asking, Progress, Question
 from orchestrate.paid.journal import Purse
 from orchestrate.service.evaluation.contenders import Contenders
@@ -38,7 +38,7 @@ class JudgeTerms:
     model: str
     rubric: Path | None = None
     key_variable: str | None = None
-    rated: str | None = None
+    calibration: str | None = None
     uncalibrated: bool = False
     """Go by it without."""
     max_cost_usd: Decimal | None = None
@@ -50,7 +50,7 @@ class JudgePlan(Record, frozen=True, kw_only=True):
     """What it would cost; nothing was sent yet."""
 
     rows: int
-    rated: int
+    calibration: int
     """Rated answers that the judge is held against first."""
     questions: int
     """That are not answered yet."""
@@ -180,7 +180,7 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
         from orchestrate.service.evaluation import reviewing
 
         return reviewing.rated_answers(ft, source)
-    return rated.read(Path(source), by)
+    return calibration.read(Path(source), by)
 
 
 def held_against(

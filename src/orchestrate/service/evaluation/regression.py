@@ -15,10 +15,9 @@ from orchestrate.evaluation.evaluate import EvaluationPlan, plan
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, Metric, registry
 from orchestrate.evaluation.regression import harness, probes
-from orchestrate.evaluation.regression.judging import ProbeResult
 from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
+from orchestrate.evaluation.regression.regress import ProbeResult, asked, compared, probed, regression
 from orchestrate.evaluation.regression.regress import Regression as Regression
-from orchestrate.evaluation.regression.regress import asked, compared, probed, regression
 from orchestrate.handles.deployment import used
 from orchestrate.handles.tracked import TrackedRun, tracked
 from orchestrate.paid.asking import Asking, Progress

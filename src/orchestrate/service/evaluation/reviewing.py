@@ -12,16 +12,17 @@ from msgspec.structs import replace
 
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.evaluation import rated, rubric
-from orchestrate.evaluation.review import planning, results, rows, sheets, tasks
+from orchestrate.evaluation import rubric
+from orchestrate.evaluation.judges import calibration
+from orchestrate.evaluation.review import results, rows, sheets, tasks
 from orchestrate.evaluation.review.desk import Asked, rater_named, standing
 from orchestrate.evaluation.review.desk import Desk as Desk
-from orchestrate.evaluation.review.planning import LIKENESS as LIKENESS
-from orchestrate.evaluation.review.planning import Planned as Planned
+from orchestrate.evaluation.review.results import LIKENESS as LIKENESS
+from orchestrate.evaluation.review.results import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
 from orchestrate.evaluation.review.rows import FromReview as FromReview
 from orchestrate.evaluation.review.sheets import Imported as Imported
-from orchestrate.evaluation.review.sources import Source, source_of
+from orchestrate.evaluation.review.tasks import Source, source_of
 from orchestrate.files import private_folder
 from orchestrate.tracking.records.reviews import PREFIX
 from orchestrate.types import Rating, Record, Review, Rubric
@@ -208,7 +209,7 @@ def planned(preference: float, likeness: float | None = None) -> tuple[Planned, 
     """How many people and items show this preference; `likeness` of earlier raters, or the usual one."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
         raise UsageError("a preference lies between 0 and 1 and is not a half", fix="--detect 0.6")
-    return planning.planned(preference, likeness=planning.LIKENESS if likeness is None else likeness)
+    return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
 def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Exported:
@@ -220,19 +221,19 @@ def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Export
             raise UsageError("a sheet is one rater's, who has an order of their own", fix="--rater NAME")
         count = sheets.export(desk, rater, output)
     elif output.suffix.lower() == ".jsonl":
-        count = rated.write(rated_answers(ft, desk.review.id), output)
+        count = calibration.write(rated_answers(ft, desk.review.id), output)
     else:
         raise UsageError(f"{output}: .csv is a sheet to fill in, .jsonl what was rated")
     return Exported(review=desk.review.id, output=str(output), rows=count)
 
 
-def rated_answers(ft: Workspace, name: str) -> list[rated.RatedAnswer]:
+def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
     """What a review's raters said. Raises `UsageError` while they said nothing."""
     desk = opened(ft, [name])
     held = standing(ft.store.reviews.ratings(desk.review.id))
     if not held:
         raise UsageError(f"nothing of {desk.review.id} is rated yet")
-    return rated.of_review(desk.review, desk.tasks, held)
+    return calibration.of_review(desk.review, desk.tasks, held)
 
 
 def take(ft: Workspace, desk: Desk, sheet: Path, rater: str | None) -> Imported:

@@ -18,16 +18,25 @@ from orchestrate import days
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.handles.tracked import TrackedRun
-from orchestrate.migration import changes, recordings
-from orchestrate.migration.inventory import shutdown
-from orchestrate.migration.moved import KEY
-from orchestrate.migration.moved import TAG as TAG
-from orchestrate.migration.proposals import HeldOutRows, Old, Priced, Proposal, Target
-from orchestrate.migration.targets import MOST, Needs, Suited, base_of, suited
+from orchestrate.migration import proposals, recordings
+from orchestrate.migration.inventory import KEY, shutdown
+from orchestrate.migration.inventory import TAG as TAG
+from orchestrate.migration.proposals import (
+    MOST,
+    HeldOutRows,
+    Needs,
+    Old,
+    Priced,
+    Proposal,
+    Suited,
+    Target,
+    base_of,
+    suited,
+)
 from orchestrate.preparing import earlier, quoting
 from orchestrate.preparing.prepared import plan, prepare, training_data
 from orchestrate.preparing.submission import submit
-from orchestrate.reports import facts
+from orchestrate.reports import advice
 from orchestrate.service.evaluation.comparison import sent
 from orchestrate.settings.keys import is_masked
 from orchestrate.spec import JobSpec
@@ -189,7 +198,7 @@ class PreparedMigration:
             refused=offer.quote.refused or ("; ".join(refused) or None),
         )
 
-    def _changes(self, name: str, offer: Offer, data: TrainingData) -> list[changes.Change]:
+    def _changes(self, name: str, offer: Offer, data: TrainingData) -> list[proposals.Change]:
         host, there = self._ft.provider(self.old.provider), self._ft.provider(name)
         before = (
             sent(self._ft, self.old) or plan(self._ft, JobSpec.parse(self.old.spec), self.old.provider)[0]
@@ -197,9 +206,9 @@ class PreparedMigration:
         base = base_of(self.old.model, host.profile)
         new = base_of(offer.spec.model_for(name), there.profile)
         return [
-            *changes.of_settings(before, offer.translation, self._refused[name]),
-            *changes.of_rows(data.train.content, (host.profile, base), (there.profile, new)),
-            *changes.of_problems(offer.problems, name),
+            *proposals.of_settings(before, offer.translation, self._refused[name]),
+            *proposals.of_rows(data.train.content, (host.profile, base), (there.profile, new)),
+            *proposals.of_problems(offer.problems, name),
         ]
 
     def _offer(self, name: str) -> Offer | None:
@@ -341,7 +350,7 @@ def _needs(spec: JobSpec, data: TrainingData) -> Needs:
 
 
 def _use(data: TrainingData) -> Use:
-    measured = facts.measure(data.train)
+    measured = advice.measure(data.train)
     into, out = max(1, round(measured.prompt_tokens)), max(1, round(measured.answer_tokens))
     return quoting.use(f"{REQUESTS} req/day, {into} in, {out} out")
 

@@ -13,10 +13,11 @@ from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.evaluation.evaluate import EvaluationPlan, read_items
 from orchestrate.evaluation.held_out import MOST_LABELS, held_out
 from orchestrate.handles.tracked import TrackedRun, tracked
-from orchestrate.migration import parity, recordings
+from orchestrate.migration import recordings
 from orchestrate.migration.proposals import Migration as Migration
 from orchestrate.migration.proposals import Moved
 from orchestrate.migration.report import MigrationReport as MigrationReport
+from orchestrate.migration.report import parts, same_answers
 from orchestrate.migration.report import proposal_table as proposal_table
 from orchestrate.paid.asking import Progress
 from orchestrate.paid.journal import Purse
@@ -137,10 +138,10 @@ class PreparedProof:
         return msgspec.structs.replace(
             moved,
             metric=evaluation.metrics[0].name,
-            parts=tuple(parity.parts(evaluation, self.old, run.id, self._migration.order.margin)),
+            parts=tuple(parts(evaluation, self.old, run.id, self._migration.order.margin)),
             decision=verdict.decision if verdict is not None else "",
             reasons=verdict.reasons if verdict is not None else (),
-            same_answers=parity.same_answers(answered, self.old, run.id),
+            same_answers=same_answers(answered, self.old, run.id),
             prompts=len(answered),
         )
 
@@ -161,7 +162,7 @@ def results(ft: Workspace, run_id: str) -> list[Migration]:
 
 def report(migration: Migration) -> MigrationReport:
     """To be shown or saved, with the items that changed."""
-    from orchestrate.evaluation.flips import flips
+    from orchestrate.evaluation.pairing import flips
 
     changed = flips(migration.evaluation) if migration.evaluation is not None else []
     return MigrationReport(migration=migration, flips=tuple(changed))

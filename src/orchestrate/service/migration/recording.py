@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from orchestrate import days, files
-from orchestrate.catalog.licences import licence_of
+from orchestrate.catalog.models import licence_of
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation.evaluate import Asked, plan
+from orchestrate.evaluation.held_out import prompts
 from orchestrate.evaluation.items import Answer, Item
-from orchestrate.evaluation.prompts import prompts
 from orchestrate.handles.tracked import tracked
 from orchestrate.migration import recordings
-from orchestrate.migration.covering import covering
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.recordings import Recording as Recording
+from orchestrate.migration.recordings import covering
 from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import Purse
 from orchestrate.service.evaluation.contenders import Contenders

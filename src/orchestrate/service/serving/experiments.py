@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from orchestrate.ab.evidence import users_for as users_for
 from orchestrate.ab.experiment import Experiment
-from orchestrate.ab.outcomes import OutcomesTaken as OutcomesTaken
+from orchestrate.ab.experiment import OutcomesTaken as OutcomesTaken
 from orchestrate.ab.plan import read_plan
 from orchestrate.ab.plan import recorded_sometimes as recorded_sometimes
-from orchestrate.ab.proxy import USER_HEADER, Proxy
-from orchestrate.ab.sequential import users_for as users_for
-from orchestrate.ab.upstream import Upstream
+from orchestrate.ab.proxy import USER_HEADER, Proxy, Upstream
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
 from orchestrate.handles.deployment import used
 from orchestrate.handles.tracked import TrackedRun, tracked

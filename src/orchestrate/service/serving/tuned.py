@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.catalog.licences import Licence, licence_of
+from orchestrate.catalog.models import Licence, licence_of
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
 from orchestrate.files import locked, private_folder
 from orchestrate.handles import privacy

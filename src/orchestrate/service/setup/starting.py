@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate import catalog
-from orchestrate.data.files.folders import splits_of
+from orchestrate.data.files.outputs import splits_of
 from orchestrate.data.opening import columns_of, open_dataset
 from orchestrate.data.operations.split import NAMES, Division, TooFew, split
 from orchestrate.errors import DataError, OrchestrateError

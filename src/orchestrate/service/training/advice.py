@@ -12,7 +12,7 @@ from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
 from orchestrate.preparing import quoting
 from orchestrate.preparing.prepared import prepare
-from orchestrate.reports import facts
+from orchestrate.reports import advice
 from orchestrate.reports.advice import Advice as Advice
 from orchestrate.reports.advice import Needs as Needs
 from orchestrate.reports.advice import advise as weigh
@@ -30,7 +30,7 @@ _EPOCHS = 3
 def advise(ft: Workspace, file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
     """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
     dataset = Dataset.open(file)
-    found = weigh(facts.measure(dataset), needs, totals)
+    found = weigh(advice.measure(dataset), needs, totals)
     if dataset.kind != "rl":
         return found
     backends = [ft.provider(name) for name in ft.backends()]

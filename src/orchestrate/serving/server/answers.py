@@ -17,8 +17,8 @@ from orchestrate.serving.server.engine import Engine, EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
 from orchestrate.wire.openai import chat
-from orchestrate.wire.openai.errors import error_body
-from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest
+from orchestrate.wire.openai.chat import ChatRequest, CompletionRequest
+from orchestrate.wire.openai.objects import error_body
 
 GONE = 499
 """What others write down for a client that did not wait."""

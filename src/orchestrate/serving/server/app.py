@@ -21,8 +21,8 @@ from orchestrate.serving.server.load import Load
 from orchestrate.serving.server.refusals import asking
 from orchestrate.web.guard import Guard
 from orchestrate.wire.bodies import Body, HostError, json_body, parse
-from orchestrate.wire.openai.pages import page
-from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from orchestrate.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
+from orchestrate.wire.openai.objects import page
 
 OPEN = ("/health", "/ping")
 """Paths that need no key."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai.requests import ChatRequest, CompletionRequest, Message, Sampling
+from orchestrate.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
 
 REFUSED = {
     "response_format": "answers are not held to a format here; ask for it in the prompt and check what comes",

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrate.serving.server import keys as client_keys
 from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai.errors import error_body
+from orchestrate.wire.openai.objects import error_body
 
 
 class Keyed:

@@ -7,6 +7,7 @@ the way out: the runs in it cost money, and a fresh store beside them would not 
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import shutil
 import sqlite3
@@ -21,6 +22,7 @@ from sqlalchemy import (
     ClauseElement,
     Connection,
     Engine,
+    Table,
     create_engine,
     create_mock_engine,
     event,
@@ -35,6 +37,7 @@ from orchestrate.errors import StoreError
 from orchestrate.files import sync, whole
 from orchestrate.packages import needed
 from orchestrate.settings.config import sqlite_path
+from orchestrate.tracking.clock import Clock
 from orchestrate.tracking.database import schema
 
 _HEADER = b"SQLite format 3\x00"
@@ -397,3 +400,44 @@ def verify(engine: Engine) -> list[str]:
     with engine.connect() as connection:
         rows = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
     return [] if rows == ["ok"] else rows
+
+
+class Database:
+    """Safe to use from several threads."""
+
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+        self.engine = engine
+        self.clock = clock or Clock()
+        self.place = place_of(engine)
+        self.file = identity(self.place) if engine.dialect.name == "sqlite" else None
+        self.actor = f"{platform.node() or 'host'}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._writer = engine.execution_options(writes=True)
+
+    @contextmanager
+    def reading(self) -> Generator[Connection]:
+        with translated(self.place), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Generator[Connection]:
+        """Commits at the end of the block, or leaves everything as it was."""
+        with translated(self.place), self._writer.begin() as connection:
+            yield connection
+
+    def insert(self, table: Table) -> Any:
+        """An insert that understands `on_conflict_do_nothing` and `on_conflict_do_update`."""
+        if self.engine.dialect.name == "postgresql":
+            from sqlalchemy.dialects import (
+                postgresql as dialect,
+            )  # a tenth of the start-up time; rarely needed
+        else:
+            from sqlalchemy.dialects import sqlite as dialect
+        return dialect.insert(table)
+
+    def verify(self) -> list[str]:
+        """What is wrong with the stored pages; empty when nothing is."""
+        with translated(self.place):
+            return verify(self.engine)
+
+    def close(self) -> None:
+        self.engine.dispose()

@@ -16,7 +16,7 @@ from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.text import duration
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import engines, schema
-from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.database.engines import Database
 
 
 class LeaseLost(OrchestrateError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate.costing.spent.deployments import limit_reached, spending, spent_usd
+from orchestrate.costing.spent.budget import deployment_spending, limit_reached, spent_usd
 from orchestrate.errors import (
     NotFound,
     OrchestrateError,
@@ -30,7 +30,7 @@ from orchestrate.errors import (
 )
 from orchestrate.providers.base import Deploys, TakesAdapters, capability
 from orchestrate.text import duration, money
-from orchestrate.tracking.hosting import states
+from orchestrate.tracking.hosting import deployments
 from orchestrate.tracking.hosting.deployments import Change
 from orchestrate.tracking.submitting import accounts
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
@@ -102,7 +102,7 @@ class Deployer:
         asked = self._intent(run) if before is None else before
         at = self.store.deployments.time_of(asked)
         agreed = _agreed(asked, terms, price, at)
-        most = spending(msgspec.structs.replace(agreed, sandbox=False), at).committed_usd
+        most = deployment_spending(msgspec.structs.replace(agreed, sandbox=False), at).committed_usd
         hours = agreed.max_hours
         return DeploymentOffer(
             run_id=run.id,
@@ -172,11 +172,11 @@ class Deployer:
         if deployment is None or deployment.state.over:
             return None
         if deployment.state is DeploymentState.INTENT:  # nobody is at it: we have the lease
-            self._apply(deployment, lambda d, at: states.never_made(d, "begun, and never sent", at))
+            self._apply(deployment, lambda d, at: deployments.never_made(d, "begun, and never sent", at))
             return None
-        if deployment.state in states.UNSETTLED:
+        if deployment.state in deployments.UNSETTLED:
             deployment = self.look(deployment)
-            if deployment.state in states.UNSETTLED:
+            if deployment.state in deployments.UNSETTLED:
                 left = duration(math.ceil(self.settles_in(deployment)))
                 raise OutcomeUnknown(
                     self.provider.name,
@@ -203,7 +203,7 @@ class Deployer:
         )
 
     def _make(self, deployment: Deployment, options: dict[str, Any]) -> Deployment:
-        deployment = self._apply(deployment, states.creating, new_attempt=True)
+        deployment = self._apply(deployment, deployments.creating, new_attempt=True)
         self.reached("after-creating")
         try:
             endpoint = self._deploys.deploy(deployment.handle, options=options)
@@ -213,20 +213,20 @@ class Deployer:
             raise self._failed(deployment, error) from error
         self.reached("after-request")
         done = endpoint
-        deployment = self._apply(deployment, lambda d, at: states.completed(d, done, at))
+        deployment = self._apply(deployment, lambda d, at: deployments.completed(d, done, at))
         self.reached("after-up")
         return deployment
 
     def _found(self, deployment: Deployment, options: dict[str, Any], lost: OutcomeUnknown) -> Endpoint:
         """After a lost answer: what was made is there, and only its other steps are left."""
-        self._apply(deployment, lambda d, at: states.outcome_unknown(d, lost.message, at))
+        self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, lost.message, at))
         try:
             there = self.look(deployment)
-            if there.state not in states.UNSETTLED and not there.state.over:
+            if there.state not in deployments.UNSETTLED and not there.state.over:
                 return self._deploys.deploy(deployment.handle, options=options)
         except OrchestrateError as error:
             problem = error.message
-            self._apply(deployment, lambda d, at: states.failed(d, problem, at))
+            self._apply(deployment, lambda d, at: deployments.failed(d, problem, at))
         raise lost
 
     def _failed(self, deployment: Deployment, error: OrchestrateError) -> OrchestrateError:
@@ -234,7 +234,7 @@ class Deployer:
         try:
             items = self._deploys.deployed(deployment.handle)
         except OrchestrateError:
-            self._apply(deployment, lambda d, at: states.outcome_unknown(d, error.message, at))
+            self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, error.message, at))
             error.fix = "orchestrate sync   (it may be up and bill; the host could not be asked)"
             return error
         if not any(item.kind == "deployment" for item in items):
@@ -243,7 +243,9 @@ class Deployer:
             return error
         self._apply(
             deployment,
-            lambda d, at: states.failed(states.observed(d, items, at, settled=True), error.message, at),
+            lambda d, at: deployments.failed(
+                deployments.observed(d, items, at, settled=True), error.message, at
+            ),
         )
         run = deployment.run_id
         error.fix = (
@@ -261,8 +263,8 @@ class Deployer:
         """
         self.require_account(deployment)
         if deployment.state is DeploymentState.INTENT:
-            return self._apply(deployment, lambda d, at: states.never_made(d, cause, at))
-        deployment = self._apply(deployment, lambda d, at: states.ending(d, cause, at))
+            return self._apply(deployment, lambda d, at: deployments.never_made(d, cause, at))
+        deployment = self._apply(deployment, lambda d, at: deployments.ending(d, cause, at))
         self.reached("after-ending")
         clock = self.store.clock
         until = clock.uptime().seconds + patience_s
@@ -284,7 +286,7 @@ class Deployer:
             deployment = self.look(deployment)
         except ProviderError as error:
             problem = error.message
-            self._apply(deployment, lambda d, at: states.failed(d, problem, at))
+            self._apply(deployment, lambda d, at: deployments.failed(d, problem, at))
             raise
         if deployment.state.over:
             self.reached("after-ended")
@@ -302,7 +304,7 @@ class Deployer:
         patience = timedelta(seconds=self.timing.margin_s)
         return self.store.deployments.apply(
             deployment.id,
-            lambda d, at: states.observed(d, there, at, settled=settled, patience=patience),
+            lambda d, at: deployments.observed(d, there, at, settled=settled, patience=patience),
             made_at=min((item.created_at for item in there if item.created_at), default=None),
         )
 
@@ -457,6 +459,6 @@ def _with_limit(deployment: Deployment, price: Decimal | None) -> dict[str, Any]
 
 
 def _not_made(deployment: Deployment, problem: str, at: datetime) -> Deployment:
-    if deployment.state in states.UNSETTLED:
-        return states.never_made(deployment, problem, at)
-    return states.failed(deployment, problem, at)
+    if deployment.state in deployments.UNSETTLED:
+        return deployments.never_made(deployment, problem, at)
+    return deployments.failed(deployment, problem, at)

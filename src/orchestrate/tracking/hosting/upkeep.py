@@ -7,7 +7,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate.costing.spent.deployments import hours_billed, limit_reached, spent_usd
+from orchestrate.costing.spent.budget import hours_billed, limit_reached, spent_usd
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.providers.base import Deploys
 from orchestrate.text import duration, money, rate

@@ -45,12 +45,12 @@ def total_spending(connection: Connection, clock: Clock) -> Spending:
 
 def _deployed(connection: Connection, clock: Clock) -> Spending:
     from orchestrate.costing import Spending
-    from orchestrate.costing.spent.deployments import spending
+    from orchestrate.costing.spent.budget import deployment_spending
 
     table = schema.deployments
     records = connection.execute(select(table.c.record).where(~table.c.sandbox)).scalars()
     found = [Deployment.from_json(record) for record in records]
-    each = [spending(one, time_of(one, clock)) for one in found]
+    each = [deployment_spending(one, time_of(one, clock)) for one in found]
     return Spending(
         spent_usd=sum((one.spent_usd for one in each), Decimal(0)),
         committed_usd=sum((one.committed_usd for one in each), Decimal(0)),

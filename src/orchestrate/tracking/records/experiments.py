@@ -11,7 +11,7 @@ from sqlalchemy import Row, select, update
 from orchestrate.errors import UsageError
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema as tables
-from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.database.engines import Database
 from orchestrate.tracking.ids import new_id
 from orchestrate.types import ExperimentPhase, ExperimentRecord, Exposure
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, case, cast, func, literal, select
 
-from orchestrate.tracking.clock import stamp
+from orchestrate.tracking.clock import Clock, stamp
 from orchestrate.tracking.database import schema
-from orchestrate.tracking.database.opened import Database
-from orchestrate.tracking.records.row import TRANSLATION, beside
+from orchestrate.tracking.database.engines import Database
 from orchestrate.types import (
     Checkpoint,
     Evaluation,
@@ -22,6 +21,7 @@ from orchestrate.types import (
     MetricPoint,
     Proof,
     RemoteDataset,
+    Run,
     SubmitPhase,
     Translation,
     decoding,
@@ -29,6 +29,55 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.costing import Reconciliation
+
+
+TRANSLATION = "translation"
+"""The kind of record that says what the settings of a run became on its backend."""
+
+
+def columns(run: Run, clock: Clock) -> dict[str, Any]:
+    """The row of a run, but for its id and what is no part of the record."""
+    from orchestrate.costing import spending
+
+    money = spending(run)
+    return {
+        "ref": run.ref,
+        "name": run.spec.get("suffix"),
+        "provider": run.provider,
+        "host": run.host,
+        "account": run.account,
+        "sandbox": run.sandbox,
+        "phase": run.phase.value,
+        "status": run.status.value,
+        "job_id": run.job_id,
+        "spec_hash": run.spec_hash,
+        "dataset_digest": run.dataset_digest,
+        "created_at": stamp(run.created_at),
+        "updated_at": stamp(run.updated_at),
+        "due_at": stamp(clock.now()),
+        "bill_usd": str(money.spent_usd) if money.spent_usd else None,
+        "committed_usd": str(money.committed_usd) if money.committed_usd else None,
+        "idempotency_key": run.idempotency_key,
+        "made_by": run.made_by,
+        "record": run.to_json().decode(),
+    }
+
+
+def beside(
+    clock: Clock, run_id: str, kind: str, record: msgspec.Struct | Mapping[str, Any]
+) -> dict[str, Any]:
+    """The row of a JSON record that is kept beside a run."""
+    text = msgspec.json.encode(record).decode()
+    return {"run_id": run_id, "kind": kind, "at": stamp(clock.now()), "record": text}
+
+
+def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
+    """Where it stands; a step is written down when that changes."""
+    return run.phase, run.status, run.raw_status
+
+
+def reopened(before: Run, after: Run) -> bool:
+    return before.status.terminal and not after.status.terminal
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select, text
 
 from orchestrate.errors import UsageError
 from orchestrate.tracking.database import schema
-from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.database.engines import Database
 from orchestrate.tracking.ids import new_id
 from orchestrate.types import QueueEntry, QueueState
 

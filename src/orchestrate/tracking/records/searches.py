@@ -10,7 +10,7 @@ from sqlalchemy import select
 from orchestrate.errors import UsageError
 from orchestrate.tracking.clock import stamp
 from orchestrate.tracking.database import schema as tables
-from orchestrate.tracking.database.opened import Database
+from orchestrate.tracking.database.engines import Database
 from orchestrate.types import Run, Search, Trial
 
 

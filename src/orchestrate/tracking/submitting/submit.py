@@ -41,10 +41,9 @@ from orchestrate.text import duration, money
 from orchestrate.tracking import transitions
 from orchestrate.tracking.database.leases import Lease, LeaseHeld
 from orchestrate.tracking.records.runs import Intent
-from orchestrate.tracking.submitting import accounts, lost, uploads
-from orchestrate.tracking.submitting.repeats import Known, Wish
+from orchestrate.tracking.submitting import accounts, repeats
+from orchestrate.tracking.submitting.repeats import Known, Submission, Wish, stored_spec
 from orchestrate.tracking.submitting.settling import Settler, lease_name
-from orchestrate.tracking.submitting.submission import Submission, stored_spec
 from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED, Withdrawn
 from orchestrate.types import (
@@ -96,7 +95,7 @@ class Submitter(Settler):
             if quote.high_usd > limit_usd:
                 raise OverBudget(name, quote.high_usd, limit_usd)
         wish = Wish(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
-        there = None if wish.known(self.store) else lost.look(self.provider, wish, asked.translation)
+        there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
         intent = Intent(
             spec=asked.spec,
             provider=name,
@@ -129,9 +128,9 @@ class Submitter(Settler):
         except LeaseHeld:  # by another process that was asked with the same key
             return self.store.runs.get(run.id)
 
-    def _take_over(self, run: Run, there: lost.Lost) -> Run:
+    def _take_over(self, run: Run, there: repeats.Lost) -> Run:
         run = self.adopt(run, there.handles)
-        told = lost.event_of(run, self.provider, self.store.clock.now())
+        told = repeats.event_of(run, self.provider, self.store.clock.now())
         self.store.history.add_events(run.id, [told], from_host=False)
         return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
 
@@ -139,7 +138,7 @@ class Submitter(Settler):
         """A run of an earlier call, as far as it can be brought now: it may be under way, or have ended.
         Raises as `submit`."""
         if run.idempotency_key is None:
-            run = self.store.runs.apply(run.id, lambda run: lost.claimed(run, asked))
+            run = self.store.runs.apply(run.id, lambda run: repeats.claimed(run, asked))
         if self.store.leases.held(lease_name(run)):
             return run
         if run.phase in UNSETTLED:
@@ -216,7 +215,7 @@ class Submitter(Settler):
                     f"run {run.id} has not uploaded its data yet, and they are not at hand or have changed",
                     fix=f"orchestrate cancel {run.id}, then submit again",
                 )
-            with uploads.alone(
+            with accounts.alone(
                 self.store,
                 self.provider,
                 run.account or "",

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from orchestrate import costing
+from orchestrate.costing import cap_of
 from orchestrate.errors import (
     NotFound,
     OrchestrateError,
@@ -25,23 +28,235 @@ from orchestrate.errors import (
     StoreError,
     UnexpectedAnswer,
 )
-from orchestrate.providers.base import KeepsCheckpoints, Measures
+from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, Pauses, capability
+from orchestrate.text import count, limit, money
 from orchestrate.tracking import transitions
 from orchestrate.tracking.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.tracking.submitting.accounts import account_of, is_here, placed, prove, require
 from orchestrate.tracking.submitting.settling import lease_name
 from orchestrate.tracking.submitting.submit import Submitter
-from orchestrate.tracking.syncing import cost_cap, unfinished
-from orchestrate.tracking.syncing.cost_cap import BillHook
-from orchestrate.tracking.syncing.report import Failure as Failure
-from orchestrate.tracking.syncing.report import SyncReport as SyncReport
 from orchestrate.tracking.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.tracking.transitions import UNSENT, UNSETTLED
-from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Run, SubmitPhase
+from orchestrate.types import Bill, Event, Feature, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.tracking.store import Store
+
+
+_NAMED = (
+    "adopted",
+    "not_made",
+    "unsettled",
+    "unsent",
+    "elsewhere",
+    "gone",
+    "uncancelled",
+    "paused",
+    "changed",
+    "ended",
+    "capped",
+)
+
+_WORDS = {"elsewhere": "in another account, or this key has no right to see them"}
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that could not be asked; its runs stay as they are."""
+
+    provider: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+
+
+class SyncReport(msgspec.Struct, kw_only=True):
+    """What a sync found. Runs are named by id."""
+
+    checked: int = 0
+    adopted: list[str] = []
+    """Runs whose job was found by its ref."""
+    not_made: list[str] = []
+    """Runs that were settled: the host has no job of theirs. They can be sent again."""
+    unsettled: list[str] = []
+    """Runs of which it is too early to tell."""
+    unsent: list[str] = []
+    """Runs whose submit was interrupted before anything was sent. They can be sent again."""
+    elsewhere: list[str] = []
+    """Runs of another account than that of the key, or that the key has no right to see: nothing was
+    concluded about them."""
+    gone: list[str] = []
+    """Runs whose job their host no longer has."""
+    uncancelled: list[str] = []
+    """Runs whose job goes on though their host was asked to end it; it was asked again."""
+    paused: list[str] = []
+    changed: list[str] = []
+    ended: list[str] = []
+    capped: list[str] = []
+    """Runs that passed their cap and were told to end."""
+    alarms: list[Event] = []
+    hosting: list[str] = []
+    """What is to be told of deployments, a sentence each."""
+    ending: list[str] = []
+    """Runs whose deployment is to end, and that the host still has."""
+    failures: list[Failure] = []
+    asked: int = 0
+    """Requests to hosts, about: the pages of their lists and what was asked one by one."""
+
+    def failed(self, provider: str, error: OrchestrateError) -> None:
+        failure = Failure(
+            provider=provider,
+            message=error.message,
+            retryable=error.retryable,
+            retry_after_s=getattr(error, "retry_after_s", None),
+        )
+        if failure not in self.failures:
+            self.failures.append(failure)
+
+    def __str__(self) -> str:
+        parts = [f"{count(self.checked, 'open run')} checked"]
+        for name in _NAMED:
+            if runs := getattr(self, name):
+                what = _WORDS.get(name, name.replace("_", " "))
+                parts.append(f"{what}: {', '.join(runs)}")
+        parts += self.hosting
+        if self.ending:
+            parts.append(f"asked to end, and still up: {', '.join(self.ending)}")
+        parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
+        parts += [f"{failure.provider} could not be asked: {failure.message}" for failure in self.failures]
+        return "\n".join(parts)
+
+
+# What a host leaves undone: a cancel that it answered, a job that it no longer has, one that stays paused.
+#
+# Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
+
+GRACE = timedelta(minutes=2)
+"""So long a host may take to end a job that it was asked to end."""
+_ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
+
+
+def gone(store: Store, provider: Provider, run: Run) -> None:
+    """Its host says that it has no such job, which ends nothing by itself."""
+    told = (
+        f"{provider.title} no longer has job {run.job_id}; it may have been deleted there, and what it "
+        f"cost is not known; if so:  orchestrate abandon {run.id} --reason TEXT"
+    )
+    _say(store, run, "gone", told)
+
+
+def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
+    """Whether a job goes on long after its cancel was answered; its end is then asked for again. Raises
+    `ProviderError`."""
+    asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
+    if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
+        return False
+    told = (
+        f"{provider.title} was asked to cancel job {run.job_id}, and it is still {job.raw_status} and "
+        f"billed; asked again at every sync. Look there, or  orchestrate abandon {run.id} --reason TEXT"
+    )
+    _say(store, run, "uncancelled", told)
+    provider.cancel(run.handle)
+    return True
+
+
+def paused(store: Store, provider: Provider, run: Run) -> None:
+    """The host holds its job."""
+    told = (
+        f"{provider.title} holds job {run.job_id}; it keeps its share of the budget until it ends: "
+        f"orchestrate resume {run.id}, cancel or abandon"
+    )
+    _say(store, run, "paused", told)
+
+
+def _say(store: Store, run: Run, what: str, told: str) -> None:
+    event = Event(id=f"orchestrate-{what}", at=store.clock.now(), level="warning", type=what, message=told)
+    store.history.add_events(run.id, [event], from_host=False)
+
+
+# Ending runs that have become more expensive than their own cap: once each, and said so. A run on a rented
+# machine is paused: its checkpoints are kept, and `resume` may give it more.
+
+BillHook = Callable[[Run, Job], Bill | None]
+"""What a run cost, or has cost so far, or `None` while that is not known."""
+
+OVER_CAP = "over_cap"
+"""The type of the event that tells of it, and the code of the ended run's error."""
+
+_EVENT = "orchestrate-over-cap"
+_LEFT_ALONE = frozenset({JobStatus.SUBMITTING, JobStatus.PAUSED, JobStatus.CANCELLING})
+
+
+def enforce(
+    store: Store,
+    provider: Provider,
+    run: Run,
+    job: Job,
+    bill: BillHook | None,
+    timing: Timing = DEFAULT_TIMING,
+) -> Event | None:
+    """Cancels a job whose bill so far is above the run's cap, or pauses it. Returns the event that says so
+    when it is new.
+
+    Where the backend cannot cancel, the event asks the user to. Raises `ProviderError` when the host cannot
+    be asked; the next call tries again.
+    """
+    cap = cap_of(run)
+    if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
+        return None
+    so_far = bill(run, job)
+    if so_far is None or so_far.usd <= cap:
+        return None
+    rented, able = isinstance(provider, Limited), Feature.CANCEL in provider.features
+    done = "it is being cancelled" if able else f"{provider.title} cannot cancel it, so end it there"
+    event = Event(
+        # A paused run may be given more, and come to that.
+        id=f"{_EVENT}-{cap}" if rented else _EVENT,
+        at=store.clock.now(),
+        level="warning",
+        type=OVER_CAP,
+        message=f"over its cap of {limit(cap)}: an estimated {money(so_far.usd)} so far "
+        f"({so_far.origin}); {'it is being paused' if rented else done}",
+        data={"usd": str(so_far.usd), "max_cost_usd": str(cap)},
+    )
+    # The event first: should this process end in between, the next look finds the job running and goes on.
+    added = store.history.add_events(run.id, [event], from_host=False)
+    if rented:
+        capability(provider, Pauses).pause(run.handle)
+    elif able:
+        Submitter(store, provider, timing).cancel(run)
+    return next(iter(added), None)
+
+
+def told_at_end(store: Store, run: Run) -> None:
+    """Says that an ended run cost more than its cap allowed."""
+    cap, bill = run.max_cost_usd, run.bill
+    if cap is None or bill is None or bill.usd <= cap:
+        return
+    usd = money(bill.usd) if bill.final else f"an estimated {money(bill.usd)}"
+    event = Event(
+        id="orchestrate-ended-over-cap",
+        at=store.clock.now(),
+        level="warning",
+        type="ended_over_cap",
+        message=f"it ended above its cap of {limit(cap)}: {usd} ({bill.origin})",
+        data={"usd": str(bill.usd), "max_cost_usd": str(cap)},
+    )
+    store.history.add_events(run.id, [event], from_host=False)
+
+
+def explained(store: Store, run: Run) -> Run:
+    """A cancelled run with the cap as its reason, when it was that."""
+    if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
+        return run
+    said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
+    if said is None:
+        return run
+    error = JobError(message=said.message, code=OVER_CAP)
+    return store.runs.apply(
+        run.id, lambda now: msgspec.structs.replace(now, error=error), note="over its cap"
+    )
+
 
 T = TypeVar("T")
 
@@ -132,7 +347,7 @@ def refresh(
     try:
         job = provider.get(run.handle)
     except NotFound as error:
-        unfinished.gone(store, provider, run)
+        gone(store, provider, run)
         error.fix = f"if it was deleted there: orchestrate abandon {run.id} --reason TEXT"
         raise
     run = store.runs.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
@@ -141,8 +356,8 @@ def refresh(
         return conclude(store, provider, run, job, bill)
     if Feature.CANCEL in provider.features and run.id in store.watching.uncancelled(run.provider, run.host):
         run = Submitter(store, provider, timing).cancel(run)
-    unfinished.uncancelled(store, provider, run, job)
-    capped = cost_cap.enforce(store, provider, run, job, bill, timing)
+    uncancelled(store, provider, run, job)
+    capped = enforce(store, provider, run, job, bill, timing)
     if capped is not None and on_event is not None:
         on_event(capped)
     return store.runs.get(run.id)
@@ -182,13 +397,13 @@ def _bill(store: Store, ended: Iterable[tuple[Run, Job]], bill: BillHook | None)
     """Writes what is new of their bills, all at once. Returns the runs as they are then, by id."""
     runs, new = dict[str, Run](), dict[str, Bill]()
     for run, job in ended:
-        runs[run.id] = run = cost_cap.explained(store, run)
+        runs[run.id] = run = explained(store, run)
         made = bill(run, job) if bill else None
         if made is not None and made != run.bill:
             new[run.id] = made
     changed = store.runs.set_bills(new) if new else []
     for run in changed:
-        cost_cap.told_at_end(store, run)
+        told_at_end(store, run)
     store.history.add_reconciliations(filter(None, map(costing.reconcile, changed)))
     return runs | {run.id: run for run in changed}
 
@@ -299,9 +514,9 @@ class _Sweep:
     def _left_undone(self, run: Run, job: Job) -> None:
         try:
             if job.status is JobStatus.PAUSED:
-                unfinished.paused(self.store, self.provider, run)
+                paused(self.store, self.provider, run)
                 self.report.paused.append(run.id)
-            if unfinished.uncancelled(self.store, self.provider, run, job):
+            if uncancelled(self.store, self.provider, run, job):
                 self.report.uncancelled.append(run.id)
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)
@@ -335,7 +550,7 @@ class _Sweep:
             except (NotFound, PermissionRefused) as error:  # an answer's absence never ends a run
                 mine = is_here(self.store, self.provider, run.account) or run.account is None
                 if mine and isinstance(error, NotFound):
-                    unfinished.gone(self.store, self.provider, run)
+                    gone(self.store, self.provider, run)
                     self.report.gone.append(run.id)
                 else:
                     self.report.elsewhere.append(run.id)
@@ -363,7 +578,7 @@ class _Sweep:
     def _cap(self, run_id: str, job: Job) -> None:
         run = self.store.runs.get(run_id)
         try:
-            if cost_cap.enforce(self.store, self.provider, run, job, self.bill, self.timing) is not None:
+            if enforce(self.store, self.provider, run, job, self.bill, self.timing) is not None:
                 self.report.capped.append(run_id)
         except ProviderError as error:
             self.report.failed(self.provider.config.name, error)

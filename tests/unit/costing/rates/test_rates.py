@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrate.costing import Rate, built_in, load, parse_flag, user_book
-from orchestrate.costing.rates.book import parse
+from orchestrate.costing.rates import parse
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.types import Confidence
 

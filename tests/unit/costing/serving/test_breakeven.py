@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from orchestrate.costing.serving.breakeven import break_even
+from orchestrate.costing.serving.ownership import break_even
 from orchestrate.costing.serving.ways import Unit
 
 MOST = 10**7

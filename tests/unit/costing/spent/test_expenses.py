@@ -27,7 +27,7 @@ from orchestrate.costing.spent.expenses import (
     total,
 )
 from orchestrate.errors import UsageError
-from orchestrate.tracking.hosting import states
+from orchestrate.tracking.hosting import deployments
 from orchestrate.types import (
     Bill,
     Deployment,
@@ -160,10 +160,10 @@ def deployed(*moments: tuple[datetime, bool | None]) -> Deployment:
         id="dep-1", run_id="run-1", provider="together", host="h", account="a", job_id="j",
         state=DeploymentState.INTENT, created_at=made, updated_at=made, usd_per_hour=Decimal(8),
     )  # fmt: skip
-    found = states.creating(found, made)
+    found = deployments.creating(found, made)
     for at, bills in moments[1:]:
         there = [] if bills is None else standing(bills)
-        found = states.observed(found, there, at, settled=True)
+        found = deployments.observed(found, there, at, settled=True)
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrate.costing.training import rules
+from orchestrate.costing import lines
 from orchestrate.profile import profile
 from orchestrate.providers.fireworks import profile as fireworks
 from orchestrate.providers.openai import profile as openai
@@ -68,9 +68,9 @@ def test_together_without_packing_pads_every_row() -> None:
 
 def test_together_minimum() -> None:
     # 1.6M tokens at $0.34 are $0.544; the minimum of $4 adds $3.456.
-    assert rules.minimum_top_up(Decimal("0.544"), Decimal(4)) == Decimal("3.456")
-    assert rules.minimum_top_up(Decimal(4), Decimal(4)) == 0
-    assert rules.minimum_top_up(Decimal("4.01"), Decimal(4)) == 0
+    assert lines.minimum_top_up(Decimal("0.544"), Decimal(4)) == Decimal("3.456")
+    assert lines.minimum_top_up(Decimal(4), Decimal(4)) == 0
+    assert lines.minimum_top_up(Decimal("4.01"), Decimal(4)) == 0
 
 
 def test_together_dpo_is_two_and_a_half_times_sft() -> None:
@@ -107,7 +107,7 @@ def test_fireworks_dpo_is_twice_sft() -> None:
 
 
 def test_hours() -> None:
-    assert rules.electricity_kwh(7200, 600) == Decimal("1.2")
+    assert lines.electricity_kwh(7200, 600) == Decimal("1.2")
 
 
 @given(tokens=counts, more=counts, n=epochs, extra=st.integers(0, 10))
@@ -130,7 +130,7 @@ def test_additive_in_tokens(a: int, b: int, n: int) -> None:
 
 @given(usd=st.decimals("0", "1000", places=4), minimum=st.decimals("0", "100", places=2))
 def test_never_below_the_minimum(usd: Decimal, minimum: Decimal) -> None:
-    total = usd + rules.minimum_top_up(usd, minimum)
+    total = usd + lines.minimum_top_up(usd, minimum)
     assert total == max(usd, minimum)
 
 

@@ -17,9 +17,8 @@ from tests.targets import hosts
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import check
-from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, generate
+from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, Screening, generate, objects
 from orchestrate.data.operations.review import Entry, Review
-from orchestrate.data.operations.screening import Screening, objects
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
 from orchestrate.files import Journal
 from orchestrate.providers.chat.completions import chat_with

@@ -12,8 +12,7 @@ from statistics import fmean
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.passes.sampled import LEAST_BYTES, sampled
-from orchestrate.data.passes.scan import Task
+from orchestrate.data.passes.scan import LEAST_BYTES, Task, sampled
 from orchestrate.data.tokens.lengths import COVERAGE
 from orchestrate.errors import DataError
 from orchestrate.types import TokensFrom

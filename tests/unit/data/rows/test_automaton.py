@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrate.data.rows.automaton import automaton, place
+from orchestrate.data.rows.content import automaton, place
 
 hyperscan: Any = pytest.importorskip("hyperscan")
 

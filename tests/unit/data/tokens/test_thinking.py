@@ -8,8 +8,7 @@ import pytest
 from tests.unit.data.tokens.test_turns import KINDS, TEMPLATES, conversations
 
 from orchestrate.data.rows.examples import ChatMessage
-from orchestrate.data.tokens.thinking import Earlier, rows_of
-from orchestrate.data.tokens.turns import Conversations
+from orchestrate.data.tokens.turns import Conversations, Earlier, rows_of
 
 ROWS = ("thinking", "thinking in the text")
 WORDS = {"a1": "r1why", "a3": "r3hmm"}

@@ -13,10 +13,9 @@ from msgspec import structs
 
 from orchestrate.errors import DataError
 from orchestrate.evaluation.items import Answer, Item
-from orchestrate.evaluation.judges import prompts
-from orchestrate.evaluation.judges.calibration import FEWEST, calibrate
+from orchestrate.evaluation.judges import judge as prompts
+from orchestrate.evaluation.judges.calibration import FEWEST, RatedAnswer, calibrate
 from orchestrate.evaluation.judges.judge import Judge, PairJudge, ScoreJudge
-from orchestrate.evaluation.rated import RatedAnswer
 from orchestrate.types import Criterion, Message, Rubric
 
 RUBRIC = Rubric(

@@ -11,9 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrate.evaluation.items import Answer, Item
-from orchestrate.evaluation.review import planning, preference
-from orchestrate.evaluation.review.preference import Vote
-from orchestrate.evaluation.review.results import result
+from orchestrate.evaluation.review import results
+from orchestrate.evaluation.review.results import Vote, result
 from orchestrate.evaluation.review.tasks import Task
 from orchestrate.types import Criterion, Rating, Review, Rubric
 
@@ -104,18 +103,18 @@ def test_strengths_solve_their_equations() -> None:
     names = ["a", "b", "c", "d"]
     draw = random.Random(1)
     wins = {(x, y): float(draw.randint(1, 20)) for x in names for y in names if x != y}
-    power = preference.fitted(wins, names, draws=0)
+    power = results.fitted(wins, names, draws=0)
     for x in names:
         expected = sum((wins[x, y] + wins[y, x]) * power[x] / (power[x] + power[y]) for y in names if y != x)
         assert expected == pytest.approx(sum(wins[x, y] for y in names if y != x), rel=1e-5)
-    two = preference.fitted({("a", "b"): 30.0, ("b", "a"): 10.0}, ["a", "b"], draws=0)
+    two = results.fitted({("a", "b"): 30.0, ("b", "a"): 10.0}, ["a", "b"], draws=0)
     assert two["a"] == pytest.approx(0.75)
 
 
 def test_one_that_never_loses_has_a_finite_strength() -> None:
     votes = [Vote(f"i{n}", "best", "other", 1.0) for n in range(20)]
     votes += [Vote(f"i{n}", "other", "worst", 1.0) for n in range(20)]
-    found = preference.strengths(votes)
+    found = results.strengths(votes)
     assert list(found) == ["best", "other", "worst"] and 0.9 < found["best"].value < 1
     assert all(score.low <= score.value <= score.high for score in found.values())
 
@@ -136,7 +135,7 @@ def test_raters_of_one_item_do_not_make_it_surer_than_it_is() -> None:
     for _ in range(400):
         points = simulated(rng, 60, 4, 0.6, 0.5)
         votes = [Vote(str(i), "a", "b", p) for i, row in enumerate(points) for p in row]
-        score = preference.rate(votes)
+        score = results.rate(votes)
         held += score.low <= 0.6 <= score.high
         half = 1.96 * float(points.std(ddof=1)) / points.size**0.5
         naive += abs(float(points.mean()) - 0.6) <= half
@@ -145,19 +144,19 @@ def test_raters_of_one_item_do_not_make_it_surer_than_it_is() -> None:
 
 @pytest.mark.parametrize("raters", [1, 3, 5])
 def test_so_many_items_and_raters_show_a_preference_in_four_of_five_tries(raters: int) -> None:
-    [plan] = planning.planned(0.65, likeness=0.4, raters=(raters,))
+    [plan] = results.planned(0.65, likeness=0.4, raters=(raters,))
     rng = np.random.default_rng(raters)
     shown = 0
     for _ in range(300):
         means = simulated(rng, plan.items, raters, 0.65, 0.4).mean(axis=1)
-        score = preference.rate([Vote(str(i), "a", "b", float(p)) for i, p in enumerate(means)])
+        score = results.rate([Vote(str(i), "a", "b", float(p)) for i, p in enumerate(means)])
         shown += score.low > 0.5
     assert 0.72 <= shown / 300 <= 0.88
-    assert planning.detectable(plan.items, raters, 0.4) == pytest.approx(0.65, abs=0.003)
+    assert results.detectable(plan.items, raters, 0.4) == pytest.approx(0.65, abs=0.003)
 
 
 def test_more_raters_need_fewer_items_and_more_votes() -> None:
-    plans = planning.planned(0.6)
+    plans = results.planned(0.6)
     assert plans[0].items == 194  # Fleiss, one sample, 5% two-sided, 80%
     assert [p.items for p in plans] == sorted((p.items for p in plans), reverse=True)
     assert [p.votes for p in plans] == sorted(p.votes for p in plans)
@@ -167,8 +166,8 @@ def test_likeness_is_found_again() -> None:
     rng = np.random.default_rng(2)
     points = simulated(rng, 3000, 3, 0.6, 0.4)
     votes = [Vote(str(i), "a", "b", p) for i, row in enumerate(points) for p in row]
-    assert preference.likeness(votes) == pytest.approx(0.4, abs=0.05)
-    assert preference.likeness(votes[::3]) is None
+    assert results.likeness(votes) == pytest.approx(0.4, abs=0.05)
+    assert results.likeness(votes[::3]) is None
 
 
 def test_later_ratings_stand_whatever_their_clock() -> None:

@@ -13,8 +13,9 @@ from tests.reviewing import ESCAPES, HUGE, MARKUP, answered, desk_of
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import rated, rubric
+from orchestrate.evaluation import rubric
 from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.review import rows, sheets, tasks
 from orchestrate.evaluation.review.desk import Asked, Desk, standing
 from orchestrate.tracking import Store
@@ -199,9 +200,9 @@ def test_rated_answers_are_written_and_read(desk: Desk, store: Store, tmp_path: 
     _rated(desk)
     held = standing(store.reviews.ratings(desk.review.id))
     file = tmp_path / "rated.jsonl"
-    made = rated.of_review(desk.review, desk.tasks, held)
-    assert rated.write(made, file) == 5
-    back = rated.read(file, desk.review.rubric)
+    made = calibration.of_review(desk.review, desk.tasks, held)
+    assert calibration.write(made, file) == 5
+    back = calibration.read(file, desk.review.rubric)
     assert back == made
     said = {one.answers[0][:12]: (one.preferred, one.raters) for one in back}
     assert said["tuned 1"] == ("first", 3) and said["=HYPERLINK(1)"[:12]] == ("both bad", 3)
@@ -215,9 +216,9 @@ def test_rated_single_answers_are_read_as_they_were_written(store: Store, tmp_pa
         points = 5 if shown["answers"][0]["text"] == "good" else 2
         desk.act(Asked(action="rate", rater="ann", task=shown["task"], scores={"quality": points}))
     file = tmp_path / "rated.jsonl"
-    made = rated.of_review(desk.review, desk.tasks, store.reviews.ratings(desk.review.id))
-    assert rated.write(made, file) == 2
-    back = rated.read(file, desk.review.rubric)
+    made = calibration.of_review(desk.review, desk.tasks, store.reviews.ratings(desk.review.id))
+    assert calibration.write(made, file) == 2
+    back = calibration.read(file, desk.review.rubric)
     assert back == made
     assert {one.answers[0]: one.scores["quality"] for one in back} == {"good": 5, "bad": 2}
 
@@ -239,7 +240,7 @@ def test_rated_single_answers_are_read_as_they_were_written(store: Store, tmp_pa
 def test_what_is_no_rated_answer_is_told(tmp_path: Path, line: str, words: str) -> None:
     (tmp_path / "r.jsonl").write_text(line)
     with pytest.raises(DataError, match=words):
-        rated.read(tmp_path / "r.jsonl", rubric.DEFAULT)
+        calibration.read(tmp_path / "r.jsonl", rubric.DEFAULT)
 
 
 def test_people_may_write_rated_answers_by_hand(tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def test_people_may_write_rated_answers_by_hand(tmp_path: Path) -> None:
     file.write_text(
         json.dumps(chat) + '\n\n{"prompt": "q", "answer": "b", "scores": {"quality": 2}, "why": 1}\n'
     )
-    first, second = rated.read(file, rubric.DEFAULT)
+    first, second = calibration.read(file, rubric.DEFAULT)
     assert (first.answers, first.scores) == (("a",), {"quality": 4}) and second.answers == ("b",)
     assert first.prompt == second.prompt and first.item == second.item
 

@@ -14,7 +14,7 @@ from tests.unit.local.thinkers import make_family
 from orchestrate.costing import Work
 from orchestrate.costing.size import measure
 from orchestrate.data import TrainingData
-from orchestrate.data.tokens.thinking import Earlier
+from orchestrate.data.tokens.turns import Earlier
 from orchestrate.local.encoding.encoded import encode_file
 from orchestrate.local.encoding.encoding import Template
 from orchestrate.local.model.adapters.added_tokens import add_tokens

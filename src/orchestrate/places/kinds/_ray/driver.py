@@ -20,15 +20,12 @@ from packaging.version import Version
 from orchestrate.errors import HostUnavailable
 from orchestrate.local.run import launching
 from orchestrate.local.run.rundir import State
-from orchestrate.places import claim, mirror
+from orchestrate.places import claim, depot
 from orchestrate.places.base import PRICE, Hourly, Resources
-from orchestrate.places.claim import Claim
-from orchestrate.places.depot import Depot, StoredRun
-from orchestrate.places.mirror import Pulse
-from orchestrate.places.order import FETCH, read_order
+from orchestrate.places.claim import Claim, Switch
+from orchestrate.places.depot import Depot, Pulse, StoredRun
+from orchestrate.places.order import FETCH, read_order, room
 from orchestrate.places.remote import GRACE_S, LOOK_S, REPORT_S, SILENT
-from orchestrate.places.room import room
-from orchestrate.places.switch import Switch
 from orchestrate.text import count, duration
 from orchestrate.types import JobError, decoding
 
@@ -110,7 +107,7 @@ class Driver:
             return
         starts = claim.attempts(self.stored) - self.claim.number
         told = f"its workers were started {count(starts, 'time')} in this job; at last {self.fault}"
-        mirror.add_event(self.stored, told, level="error", type="interrupted")
+        depot.add_event(self.stored, told, level="error", type="interrupted")
 
     def _watch(self) -> int:
         """Talks to nobody, so that nothing that hangs keeps it from its end."""
@@ -151,12 +148,12 @@ class Driver:
     def _write_status(self, status: str, error: JobError | None) -> None:
         """What has trained and has lost its place is paused: it goes on from its checkpoint when there is
         room again, and one that has failed could not."""
-        state = mirror.state_of(self.stored)
+        state = depot.state_of(self.stored)
         if state.terminal:
             return
-        if status == "failed" and mirror.newest_step(self.stored):
+        if status == "failed" and depot.newest_step(self.stored):
             status = "paused"
-        mirror.say(self.stored, state, status, error)
+        depot.say(self.stored, state, status, error)
 
     # -- the depot -------------------------------------------------------------------------------------------
 
@@ -222,7 +219,7 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
     def fit(claim: Claim) -> object:
         ray.init(log_to_driver=True)
         if told := lacking(each, least or processes, ray.cluster_resources()):
-            mirror.add_event(stored, told, level="warning", type="waiting")
+            depot.add_event(stored, told, level="warning", type="waiting")
         given = {"fetch": FETCH, "under": claim.token}
         return TorchTrainer(
             work,

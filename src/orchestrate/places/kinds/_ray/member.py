@@ -31,14 +31,11 @@ from orchestrate.local.run import helper, worker
 from orchestrate.local.run.parallel import LESS, Met
 from orchestrate.local.run.rundir import RunDir, State
 from orchestrate.local.space import disk_is_full
-from orchestrate.places import mirror
-from orchestrate.places.claim import Claim, Signs, Superseded
-from orchestrate.places.depot import Depot, StoredRun
-from orchestrate.places.mirror import Pulse, restore
-from orchestrate.places.order import read_order, unpack
+from orchestrate.places import depot
+from orchestrate.places.claim import Claim, Signs, Superseded, boot_time
+from orchestrate.places.depot import Depot, Pulse, StoredRun, restore
+from orchestrate.places.order import read_order, room, unpack
 from orchestrate.places.remote import REPORT_S, SILENT, Engine, Errand
-from orchestrate.places.room import room
-from orchestrate.places.switch import boot_time
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
@@ -176,7 +173,7 @@ def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
     elif not isinstance(error, OrchestrateError) or error.retryable:
         return
     message = f"worker {met.rank + 1} of {met.processes}: {error}" + (f" ({fix})" if fix else "")
-    mirror.say(stored, mirror.state_of(stored), status, JobError(code=code, message=message))
+    depot.say(stored, depot.state_of(stored), status, JobError(code=code, message=message))
 
 
 def _assist(stored: StoredRun, folder: Path, met: Met) -> None:

@@ -1,0 +1,325 @@
+"""Intervals, tests and power; 95% throughout, and the same input gives the same numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from statistics import NormalDist, fmean
+from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
+
+from orchestrate.packages import needed
+from orchestrate.types import Difference, Score
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+
+Range = tuple[float, float]
+"""The least and the greatest value that there can be."""
+UNKNOWN = 1e9
+"""How far off a value may be of which nothing is known."""
+
+
+def mean(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
+) -> Score:
+    """The mean with Student's interval, by as many degrees of freedom as there are clusters but one.
+
+    Values of one cluster may hang together in any way: their deviations are added before they are squared
+    (Liang and Zeger 1986). `within` is where values can lie at all.
+    """
+    return mean_test(values, clusters, within)[0]
+
+
+def mean_test(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
+) -> tuple[Score, float]:
+    """As `mean`, with the two-sided p-value that the true mean is 0."""
+    n = len(values)
+    low, high = within or (-math.inf, math.inf)
+    if n == 0:
+        return Score(value=0.0, low=max(low, -UNKNOWN), high=min(high, UNKNOWN), n=0), 1.0
+    value = fmean(values)
+    groups = _deviations(values, clusters, value)
+    count = len(groups)
+    if count < 2:
+        return Score(value=value, low=max(low, -UNKNOWN), high=min(high, UNKNOWN), n=n), 1.0
+    variance = count / (count - 1) * sum(d * d for d in groups) / n**2
+    if variance <= 1e-24:
+        half = unseen(value, count, within)
+        # Without ends to the values: as seldom as so many with one sign are by chance.
+        p = 1.0 if value == 0 or half >= abs(value) else 0.0 if within else 0.5 ** (count - 1)
+    else:
+        half = student_quantile(count - 1) * math.sqrt(variance)
+        p = student_p(value / math.sqrt(variance), count - 1)
+    return Score(value=value, low=max(low, value - half), high=min(high, value + half), n=n), p
+
+
+def unseen(value: float, count: int, within: Range | None) -> float:
+    """How far the mean may lie from `count` values that are all alike: what never happened in so many tries
+    can still have a chance, at most this one. Without ends, 0 where 5% can be shown by so many."""
+    if count < 2:
+        return UNKNOWN
+    if within is None:
+        return 0.0 if 0.5 ** (count - 1) <= 0.05 else abs(value)
+    return (1 - 0.025 ** (1 / count)) * max(within[1] - value, value - within[0])
+
+
+def _deviations(values: Sequence[float], clusters: Sequence[Hashable] | None, value: float) -> list[float]:
+    """The sum of the deviations in each cluster."""
+    if clusters is None:
+        return [v - value for v in values]
+    found: dict[Hashable, float] = {}
+    for v, cluster in zip(values, clusters, strict=True):
+        found[cluster] = found.get(cluster, 0.0) + v - value
+    return list(found.values())
+
+
+def student_p(t: float, degrees: int) -> float:
+    """Two-sided tail of Student's distribution."""
+    return _beta(degrees / (degrees + t * t), degrees / 2, 0.5)
+
+
+def student_quantile(degrees: int) -> float:
+    """What Student's t is beyond with a chance of 5%, on both sides together."""
+    low, high = 1.9, 13.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_p(middle, degrees) > 0.05 else (low, middle)
+    return low
+
+
+def _beta(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function, by its continued fraction (Lentz's way)."""
+    if x >= 1:
+        return 1.0
+    if x <= 0:
+        return 0.0
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    if x > (a + 1) / (a + b + 2):
+        return 1 - front * _fraction(1 - x, b, a) / b
+    return front * _fraction(x, a, b) / a
+
+
+def _fraction(x: float, a: float, b: float) -> float:
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 300):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for step in (even, odd):
+            d = 1 / (1 + step * d)
+            c = 1 + step / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-14:
+            break
+    return value
+
+
+Z = 1.959963984540054
+
+
+def wilson(right: int, n: int, z: float = Z) -> Score:
+    """Wilson's interval of a proportion; keeps inside 0..1 and has a width even at 0 of n and n of n."""
+    if n == 0:
+        return Score(value=0.0, low=0.0, high=1.0, n=0)
+    p = right / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return Score(value=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)), n=n)
+
+
+def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
+    """Of the difference of two shares over the same `n` items: Tango's score interval (1998). It keeps its
+    level where a model only loses items, where Wald's, with or without added items, is too short."""
+    if n == 0:
+        return Score(value=0.0, low=-1.0, high=1.0, n=0)
+    value = (gained - lost) / n
+
+    def end(least: float, most: float, at: float) -> float:
+        """Where the statistic, which falls from `least` to `most`, is `at`."""
+        for _ in range(_HALVINGS):
+            middle = (least + most) / 2
+            least, most = (middle, most) if _tango(middle, gained, lost, n) > at else (least, middle)
+        return (least + most) / 2
+
+    return Score(value=value, low=end(-1.0, value, z), high=end(value, 1.0, -z), n=n)
+
+
+_HALVINGS = 50
+
+
+def _tango(difference: float, gained: int, lost: int, n: int) -> float:
+    """How many standard errors the seen difference lies above a supposed one, which constrains the errors."""
+    b = -gained - lost + (2 * n - gained + lost) * difference
+    c = -lost * difference * (1 - difference)
+    share = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+    above = gained - lost - n * difference
+    variance = n * (2 * share + difference * (1 - difference))
+    return above / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, above)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided mid-p value that gains and losses are equally likely.
+
+    The exact test counts the whole of what was seen among what is as rare, the mid-p test half of it: its
+    level comes near 5% where the exact one's stays far below (Fagerland, Lydersen and Laake 2013).
+    """
+    flips = gained + lost
+    if flips == 0:
+        return 1.0
+    tail = sum(math.comb(flips, k) for k in range(min(gained, lost) + 1)) / 2**flips
+    seen = math.comb(flips, gained) / 2**flips
+    return min(1.0, 2 * tail - seen)
+
+
+REACH = 2.8
+"""Standard errors that a difference must be to be seen at 5% in four of five tries: 1.96 + 0.84."""
+DISCORDANT = 0.16
+"""The share of items that two models answer differently in right and wrong, until it is measured: what a
+tuned model and its base were found to have (facts of the project, simulated with 16%)."""
+
+
+def detectable(n: int, discordant: float = DISCORDANT) -> float:
+    """The smallest difference that `n` items show in four of five tries; for marks between 0 and 1
+    `discordant` is the mean squared difference of an item."""
+    return min(1.0, REACH * math.sqrt(discordant / n)) if n else 1.0
+
+
+def rows_for(difference: float, discordant: float = DISCORDANT) -> int:
+    """The items that show this difference in four of five tries."""
+    return math.ceil(REACH**2 * discordant / difference**2)
+
+
+def standard_error(score: Score) -> float:
+    """By the width of its interval."""
+    return (score.high - score.low) / (2 * Z)
+
+
+Parts = Sequence[Sequence[float]]
+"""For each item what adds up."""
+Total = Callable[[Sequence[float]], float]
+"""The number that added parts make."""
+RESAMPLES = 1000
+_ALIKE = 1e-12
+
+
+def ratio(
+    parts: Parts, total: Total, clusters: Sequence[Hashable] | None = None, within: Range | None = None
+) -> Score:
+    """The number with its percentile interval, whole clusters drawn. `within` is where it can lie at all.
+    Raises `MissingExtra` without numpy."""
+    sums, drawn = _resampled([parts], clusters)
+    value = total(sums[0].sum(axis=0).tolist())
+    low, high = _interval(value, sorted(total(row) for row in drawn[0]), len(sums[0]), within)
+    return Score(value=value, low=low, high=high, n=len(parts))
+
+
+def ratio_difference(
+    parts: Parts,
+    against: Parts,
+    total: Total,
+    clusters: Sequence[Hashable] | None = None,
+    within: Range | None = None,
+) -> tuple[Score, float]:
+    """First minus second, the same items drawn for both, with the two-sided p-value that it is 0. `within`
+    is where the difference can lie at all."""
+    sums, drawn = _resampled([parts, against], clusters)
+    values = sorted(total(a) - total(b) for a, b in zip(*drawn, strict=True))
+    value = total(sums[0].sum(axis=0).tolist()) - total(sums[1].sum(axis=0).tolist())
+    low, high = _interval(value, values, len(sums[0]), within)
+    beyond = min(sum(v <= 0 for v in values), sum(v >= 0 for v in values))
+    p = min(1.0, 2 * (beyond + 1) / (len(values) + 1))
+    if low <= 0 <= high:
+        p = max(p, 0.05 + 1e-9)  # the interval is a little wider than the percentiles: both say the same
+    return Score(value=value, low=low, high=high, n=len(parts)), p
+
+
+def _interval(
+    value: float, values: Sequence[float], clusters: int, within: Range | None
+) -> tuple[float, float]:
+    """Of sorted draws; where they are all alike, as of one cluster or where all is right, they tell nothing
+    of what was not seen, and the interval is as wide as that of a mean of values alike."""
+    if clusters < 2 or values[-1] - values[0] <= _ALIKE:
+        half = unseen(value, clusters, within)
+        low, high = value - half, value + half
+    else:
+        low, high = _ends(values, clusters)
+    least, most = within or (-math.inf, math.inf)
+    return max(least, min(value, low)), min(most, max(value, high))
+
+
+def _resampled(
+    sides: Sequence[Parts], clusters: Sequence[Hashable] | None
+) -> tuple[list[Matrix], list[list[list[float]]]]:
+    """For each side its parts added up by cluster, and the sums over the clusters of each draw."""
+    with needed("eval", "a score with a bootstrap interval", "numpy"):
+        import numpy
+    names = list(clusters) if clusters is not None else list(range(len(sides[0])))
+    places = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    index = [places[name] for name in names]
+    generator = numpy.random.default_rng(0)
+    count = len(places)
+    weights = generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(float)
+    sums: list[Matrix] = []
+    for side in sides:
+        added = numpy.zeros((count, len(side[0])))
+        numpy.add.at(added, index, numpy.array(side, dtype=float))
+        sums.append(added)
+    return sums, [(weights @ added).tolist() for added in sums]
+
+
+def _ends(values: Sequence[float], clusters: int) -> tuple[float, float]:
+    """Percentiles a little further out than 2.5 and 97.5, by as much as Student's interval of so many is
+    wider than the normal one: the plain ones are too narrow for few (Hesterberg 2015)."""
+    reach = math.sqrt(clusters / (clusters - 1)) * student_quantile(clusters - 1)
+    tail = NormalDist().cdf(-reach)
+    last = len(values) - 1
+    return values[math.floor(tail * last)], values[math.ceil((1 - tail) * last)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Corrected so that the chance of any false one among them stays at the level (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, worst = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = worst
+    return corrected
+
+
+def wider(score: Score, intervals: int) -> Score:
+    """A 95% interval widened so that all of so many hold together with 95% (Bonferroni)."""
+    if intervals <= 1:
+        return score
+    z = _z(intervals)
+    right = round(score.value * score.n)
+    if wilson(right, score.n) == score:
+        return wilson(right, score.n, z)
+    return _scaled(score, z / Z)
+
+
+def wider_difference(difference: Difference, intervals: int) -> Score:
+    """As `wider`, for a difference of two contenders."""
+    score = difference.score
+    if intervals <= 1:
+        return score
+    z = _z(intervals)
+    counts = difference.gained, difference.lost, score.n
+    return paired_interval(*counts, z) if paired_interval(*counts) == score else _scaled(score, z / Z)
+
+
+def _z(intervals: int) -> float:
+    return NormalDist().inv_cdf(1 - 0.025 / intervals)
+
+
+def _scaled(score: Score, by: float) -> Score:
+    """For intervals of means and of resampling, whose ends lie a number of standard errors away."""
+    low, high = (score.value + by * (end - score.value) for end in (score.low, score.high))
+    return structs.replace(score, low=low, high=high)
