@@ -55,7 +55,7 @@ class Sum(Record, frozen=True, kw_only=True):
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
     runs: int = 0
-    budget: int = 0
+    deployments: int = 0
     unknown: tuple[str, ...] = ()
     """Ids of those whose cost is not known and in neither sum."""
     abandoned: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ class JudgeTerms:
     model: str
     rubric: Path | None = None
     key_variable: str | None = None
-    calibration: str | None = None
+    rated: str | None = None
     uncalibrated: bool = False
     """Go by it without."""
     max_cost_usd: Decimal | None = None
@@ -50,7 +50,7 @@ class JudgePlan(Record, frozen=True, kw_only=True):
     """What it would cost; nothing was sent yet."""
 
     rows: int
-    calibration: int
+    rated: int
     """Rated answers that the judge is held against first."""
     questions: int
     """That are not answered yet."""
