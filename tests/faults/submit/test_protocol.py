@@ -147,7 +147,7 @@ def test_a_file_that_the_key_may_not_use_is_brought_again(
         submit(store, host, SPEC, DATA)
     host.faults.clear()
     submit(store, host, SPEC, DATA)
-    assert host.requests.count("upload") == accounts
+    assert host.requests.count("upload") == uploads
 
 
 def test_a_busy_host_is_waited_for_as_long_as_it_asks(store: Store, host: PaperHost) -> None:

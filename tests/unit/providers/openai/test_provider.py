@@ -677,7 +677,7 @@ def test_download_gives_its_reason(provider: OpenAIProvider) -> None:
 
 
 def test_models_of_the_host(host: ScriptedHost, provider: OpenAIProvider) -> None:
-    from orchestrate.catalog import resolve
+    from orchestrate.catalog import differences
 
     def model(id: str, ends: str | None) -> dict[str, Any]:
         return {"id": id, "object": "model", "created": 1, "owned_by": "openai", "shutdown_date": ends}
@@ -690,6 +690,6 @@ def test_models_of_the_host(host: ScriptedHost, provider: OpenAIProvider) -> Non
     host.on("GET", "/v1/models", {"object": "list", "data": seen})
     told = provider.base_models()
     assert [m.id for m in told] == ["gpt-4o-mini-2024-07-18", "gpt-9"]
-    changed = {(c.model, c.field, c.theirs) for c in resolve("openai", told)}
+    changed = {(c.model, c.field, c.theirs) for c in differences("openai", told)}
     assert ("gpt-4o-mini-2024-07-18", "shutdown", "2027-03-01") in changed
     assert not [c for c in changed if c[0] == "gpt-9"]
