@@ -37,11 +37,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from orchestrate.http.web.server import free_port
 from orchestrate.serving import engines
 from orchestrate.serving.export.forms import Options, export
 from orchestrate.serving.server.running import Terms, serve
 from orchestrate.serving.tuned import Tuned
-from orchestrate.web.server import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "orchestrate" / "bundled"

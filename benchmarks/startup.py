@@ -64,8 +64,8 @@ def filled(store_file: Path) -> str:
     from msgspec.structs import replace
 
     from orchestrate.spec import JobSpec
-    from orchestrate.tracking import Store
-    from orchestrate.tracking.records.runs import Intent
+    from orchestrate.store.records.runs import Intent
+    from orchestrate.store.store import Store
     from orchestrate.types import Bill, JobStatus, SubmitPhase
 
     store_file.parent.mkdir(parents=True, exist_ok=True)

@@ -26,11 +26,14 @@ from measured_on import Meter, about, write
 
 from orchestrate import sandbox
 from orchestrate.providers import registry
+from orchestrate.runs.syncing.sweep import sync
+from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Watcher, sync, transitions
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store import transitions
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
 from orchestrate.types import Event, Job, JobHandle, JobStatus, MetricPoint
 
 SPEC = JobSpec(model="gpt-4.1-mini-2025-04-14", train="rows.jsonl")

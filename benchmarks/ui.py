@@ -28,9 +28,9 @@ from playwright.sync_api import Page, sync_playwright
 from orchestrate import Orchestrator
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
-from orchestrate.tracking import Store
-from orchestrate.tracking.database import schema
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store.database import schema
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, SubmitPhase
 from orchestrate.ui.server import serving
 

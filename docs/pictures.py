@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 
 from orchestrate import JobSpec
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.commands.runs import spending as view
 from orchestrate.sandbox import running
-from orchestrate.service import Orchestrator
 from orchestrate.settings import config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -45,7 +45,7 @@ FORKED = {
     "orchestrate.local.weights.conversion": "engines",
     "orchestrate.local.weights.naming": "engines",
     "orchestrate.local.weights.worker": "engines",
-    "orchestrate.watching": "commands",
+    "orchestrate.runs.watch": "commands",
     "tests.command": "commands",
     "tests.mortal": "engines",
 }

@@ -135,7 +135,7 @@ def _unpacked(content: mmap.mmap) -> bytes:
             with gzip.GzipFile(fileobj=content) as file:
                 return file.read(_INSIDE)
         if head == b"\x28\xb5\x2f\xfd":
-            from orchestrate.zstd import zstd
+            from orchestrate.core.zstd import zstd
 
             return zstd.ZstdDecompressor().decompress(content[:], _INSIDE)
     except Exception:

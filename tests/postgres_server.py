@@ -79,7 +79,7 @@ class Postgres:
 
     @cached_property
     def _made_store(self) -> str:
-        from orchestrate.tracking import Store
+        from orchestrate.store.store import Store
 
         url = self.database()
         Store.open(url).close()

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from orchestrate.core.files import private_folder
 from orchestrate.evaluation.items import Answer, Answered, Item, item_id
 from orchestrate.evaluation.review import tasks
 from orchestrate.evaluation.review.desk import Desk
-from orchestrate.files import private_folder
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import Message, Review, Rubric
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script><b>bold</b>"

@@ -15,7 +15,7 @@ from langdetect.detector_factory import init_factory  # noqa: E402
 from orchestrate.costing import built_in  # noqa: E402
 from orchestrate.data.rows.content import candidates  # noqa: E402
 from orchestrate.data.tokens.counting import batch_counter  # noqa: E402
-from orchestrate.tracking.database.engines import sqlite_tables  # noqa: E402
+from orchestrate.store.database.engines import sqlite_tables  # noqa: E402
 
 for _name in (
     "anyio.streams.tls",
@@ -43,22 +43,22 @@ for _name in (
     "orchestrate.data.operations.check",
     "orchestrate.data.operations.inspect",
     "orchestrate.data.passes.compare",
-    "orchestrate.preparing.earlier",
-    "orchestrate.expansion",
-    "orchestrate.preparing.prepared",
+    "orchestrate.runs.preparing.earlier",
+    "orchestrate.core.expansion",
+    "orchestrate.runs.preparing.prepared",
     "orchestrate.providers.fireworks.provider",
     "orchestrate.providers.local.provider",
     "orchestrate.providers.openai.provider",
     "orchestrate.providers.together.provider",
-    "orchestrate.preparing.quoting",
+    "orchestrate.runs.preparing.quoting",
     "orchestrate.reports",
-    "orchestrate.service",
+    "orchestrate.api.orchestrator",
     "orchestrate.spec.specfile",
-    "orchestrate.tracking.syncing.recovery",
-    "orchestrate.tracking.store",
-    "orchestrate.tracking.submitting.submit",
-    "orchestrate.tracking.watching.watcher",
-    "orchestrate.watching",
+    "orchestrate.runs.syncing.recovery",
+    "orchestrate.store.store",
+    "orchestrate.runs.submitting.submit",
+    "orchestrate.runs.watching.watcher",
+    "orchestrate.runs.watch",
     "orchestrate.settings.trust",
     "packaging.requirements",
     "platformdirs.unix",

@@ -14,7 +14,7 @@ from functools import partial
 
 from tests import forking
 
-from orchestrate.files import PRIVATE_UMASK
+from orchestrate.core.files import PRIVATE_UMASK
 from orchestrate.local import RunDir
 from orchestrate.local.run.launching import start_worker, worker_environment
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.attributes import late
+from orchestrate.core.attributes import late
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from orchestrate.aio import AsyncOrchestrator as AsyncOrchestrator
+    from orchestrate.api.aio import AsyncOrchestrator as AsyncOrchestrator
+    from orchestrate.api.orchestrator import Orchestrator as Orchestrator
     from orchestrate.api.run import RunHandle as RunHandle
     from orchestrate.errors import AlreadySubmitted as AlreadySubmitted
     from orchestrate.errors import ArtifactRefused as ArtifactRefused
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
     from orchestrate.errors import UnexpectedAnswer as UnexpectedAnswer
     from orchestrate.errors import Unsupported as Unsupported
     from orchestrate.errors import UsageError as UsageError
-    from orchestrate.handles.deployment import DeploymentHandle as DeploymentHandle
-    from orchestrate.service import Orchestrator as Orchestrator
+    from orchestrate.runs.hosting.deployment import DeploymentHandle as DeploymentHandle
     from orchestrate.spec import DPO as DPO
     from orchestrate.spec import RFT as RFT
     from orchestrate.spec import SFT as SFT
@@ -56,10 +56,10 @@ if TYPE_CHECKING:
     from orchestrate.types import JobStatus as JobStatus
 
 _PUBLIC = {
-    "DeploymentHandle": "handles.deployment",
+    "DeploymentHandle": "runs.hosting.deployment",
     "RunHandle": "api.run",
-    "Orchestrator": "service",
-    "AsyncOrchestrator": "aio",
+    "Orchestrator": "api.orchestrator",
+    "AsyncOrchestrator": "api.aio",
     "JobSpec": "spec",
     "SFT": "spec",
     "DPO": "spec",

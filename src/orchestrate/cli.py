@@ -22,8 +22,8 @@ from typer.main import get_command, get_group
 
 from orchestrate.commands import COMMANDS, load
 from orchestrate.commands.terminal.pages import reworded, reworded_one, worded
+from orchestrate.core.underway import Told, heard_by
 from orchestrate.text import escaped, inert, lookalike
-from orchestrate.underway import Told, heard_by
 
 _WRITABLE = "orchestrate"
 """The name of our handler of characters that an encoding has not."""

@@ -250,7 +250,7 @@ def read(file: Readable, name: str) -> Described:
     """The description in a file; `name` is how people know that file. Raises `ConfigError`."""
     import yaml
 
-    from orchestrate.expansion import document
+    from orchestrate.core.expansion import document
 
     try:
         values = document(file.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.costing import RateBook
     from orchestrate.providers.base import Provider
     from orchestrate.settings.config import Settings
-    from orchestrate.tracking import Store
+    from orchestrate.store.store import Store
     from orchestrate.types import Bill, Job, Run
 
 Backends = str | Sequence[str]
@@ -47,7 +47,7 @@ class Opened:
         """Raises `StoreError` when the store cannot be used as it is."""
         with self._lock:
             if self._store is None:
-                from orchestrate.tracking import Store
+                from orchestrate.store.store import Store
 
                 self._store = Store.open(self.settings.store_url)
             return self._store

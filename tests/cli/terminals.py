@@ -92,7 +92,7 @@ def started(folder: Path) -> list[int]:
     found: list[int] = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if b"orchestrate.watching" in (entry / "cmdline").read_bytes().split(b"\0"):
+            if b"orchestrate.runs.watch" in (entry / "cmdline").read_bytes().split(b"\0"):
                 home = f"ORCHESTRATE_HOME={folder / 'home'}".encode()
                 if home in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))

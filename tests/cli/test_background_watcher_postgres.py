@@ -17,7 +17,7 @@ from tests.postgres_server import Postgres
 
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 
 HOMES = ("one", "two")
 RUNS = 3

@@ -19,9 +19,9 @@ EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
 BARE = f"""
 import json, os, sys
 sys.modules.update(dict.fromkeys({EXTRAS}))
-import orchestrate.data.operations.check, orchestrate.preparing.quoting, orchestrate.service
+import orchestrate.data.operations.check, orchestrate.runs.preparing.quoting, orchestrate.api.orchestrator
 import orchestrate.spec.specfile
-import orchestrate.tracking.store
+import orchestrate.store.store
 from orchestrate.costing import built_in
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.cli import main

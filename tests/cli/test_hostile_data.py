@@ -12,7 +12,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate import cli
-from orchestrate.zstd import zstd
+from orchestrate.core.zstd import zstd
 
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 DEEP = b"[" * 200_000 + b"]" * 200_000

@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from orchestrate.commands.terminal import live
-from orchestrate.progress import cost_so_far, seconds_taken, share_done
-from orchestrate.tracking import transitions
+from orchestrate.core.progress import cost_so_far, seconds_taken, share_done
+from orchestrate.store import transitions
 from orchestrate.types import Job, JobHandle, JobStatus, MetricPoint, Quote, Run, SubmitPhase
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)

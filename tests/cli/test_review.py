@@ -24,9 +24,9 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview
 from orchestrate.evaluation.review.sheets import Imported
-from orchestrate.service.evaluation import reviewing
+from orchestrate.runs.evaluation import reviewing
 from orchestrate.settings import config
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store.records.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
 
 ROWS = answered(

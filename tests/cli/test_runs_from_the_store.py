@@ -16,7 +16,7 @@ from tests.cli.conftest import Cli
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings import config
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import Proof, ProofStage
 
 
@@ -130,7 +130,7 @@ def test_a_beginning_that_fits_one_run_is_enough(cli: Cli, project: None, hosts:
 
 def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any, tmp_path: Path) -> None:
     from orchestrate import JobSpec
-    from orchestrate.tracking.records.runs import Intent
+    from orchestrate.store.records.runs import Intent
 
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Store.open(settings.store_url) as store:
@@ -153,7 +153,7 @@ def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any,
 
 def test_a_report_is_opened_in_the_browser(cli: Cli, project: None, tmp_path: Path) -> None:
     from orchestrate import JobSpec
-    from orchestrate.tracking.records.runs import Intent
+    from orchestrate.store.records.runs import Intent
 
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Store.open(settings.store_url) as store:
@@ -173,7 +173,7 @@ HEAVY = (
     "orchestrate.costing",
     "orchestrate.data",
     "orchestrate.spec",
-    "orchestrate.handles.tuned",
+    "orchestrate.runs.serving.tuned",
     "httpx",
     "keyring",
 )
@@ -181,7 +181,7 @@ HEAVY = (
 
 def test_reading_the_store_loads_nothing_of_what_runs_are_made_with() -> None:
     program = (
-        "import sys, orchestrate.api.run, orchestrate.api.orchestrator, orchestrate.tracking.store; "
+        "import sys, orchestrate.api.run, orchestrate.api.orchestrator, orchestrate.store.store; "
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -86,8 +86,9 @@ def test_a_run_that_was_interrupted_before_its_send_says_what_is_missing(
     (tmp_path / "die.py").write_text(
         "import os, sys\n"
         "from orchestrate import JobSpec, Orchestrator\n"
-        "from orchestrate.tracking import Submitter, Timing\n"
-        "from orchestrate.tracking.submitting.repeats import Submission\n"
+        "from orchestrate.runs.submitting.submit import Submitter\n"
+        "from orchestrate.store.timing import Timing\n"
+        "from orchestrate.runs.submitting.repeats import Submission\n"
         "with Orchestrator() as ft:\n"
         "    spec, host = JobSpec(model='gpt-4.1-mini', train=sys.argv[1]), ft.provider('openai')\n"
         "    die = lambda point: os.kill(os.getpid(), 9) if point == 'after-uploaded' else None\n"

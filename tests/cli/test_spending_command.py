@@ -20,12 +20,12 @@ from tests.scripted_host import scripted_host
 
 from orchestrate.commands.runs.spending import headline
 from orchestrate.commands.setup.schema import of
+from orchestrate.runs.spending.accounts import Asked, Found, SpendingReport, Sum
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
-from orchestrate.spending.accounts import Asked, Found, SpendingReport, Sum
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import Bill, JobStatus, Run, Standing, SubmitPhase
 
 BILLS = {"together": ["1.004", "2.004"], "openai": ["0.004"]}

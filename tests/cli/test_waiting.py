@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrate.commands.terminal.waiting import EVERY_S, SHOWN_AFTER_S, Bars
-from orchestrate.underway import BYTES, heard_by, work
+from orchestrate.core.underway import BYTES, heard_by, work
 
 
 @pytest.fixture

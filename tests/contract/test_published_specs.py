@@ -22,12 +22,12 @@ from tests.contract.known_fields import (
 from tests.contract.sent import bodies
 from tests.contract.test_sent_bodies import without
 
+from orchestrate.http.wire.openai.tuning import CreateJob as OpenAIJob
 from orchestrate.providers.base import Provider
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.sandbox.together.bodies import CreateJob as TogetherJob
 from orchestrate.types import Feature
-from orchestrate.wire.openai.tuning import CreateJob as OpenAIJob
 
 
 def validator(host: str, method: str) -> Draft202012Validator:

@@ -12,9 +12,9 @@ from tests.paths import BUNDLED
 from tests.workers import Nursery
 
 from orchestrate import costing
-from orchestrate.preparing import quoting
+from orchestrate.api.orchestrator import Orchestrator
+from orchestrate.runs.preparing import quoting
 from orchestrate.sandbox import running
-from orchestrate.service import Orchestrator
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 

@@ -18,7 +18,7 @@ from orchestrate.evaluation.regression import probes
 from orchestrate.local import Generator
 from orchestrate.local.model.loading import DTYPES
 from orchestrate.reports.rows import contender_rows
-from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
+from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 from orchestrate.settings.config import load
 from orchestrate.types import Evaluation, Message, Sampling
 

@@ -19,8 +19,9 @@ from orchestrate.providers import registry
 from orchestrate.sandbox import running
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, transitions
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store import transitions
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
 from orchestrate.types import JobHandle, JobStatus
 
 pytestmark = pytest.mark.slow

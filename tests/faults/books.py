@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.local.run.rundir import STATUSES, runs
-from orchestrate.tracking.ids import REF_PATTERN
+from orchestrate.store.ids import REF_PATTERN
 
 
 @dataclass(frozen=True)

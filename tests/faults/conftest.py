@@ -14,7 +14,7 @@ from tests.faults.world import Counted, World
 
 from orchestrate import sandbox
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 
 AT_ONCE = Durations(file=0.0)
 """An upload can be used: a client looks again after half a second only."""

@@ -35,9 +35,11 @@ from tests.paths import ROOT
 from orchestrate.data import TrainingData
 from orchestrate.errors import OrchestrateError
 from orchestrate.providers.base import Provider
+from orchestrate.runs.submitting.submit import Submitter, cancel
+from orchestrate.runs.syncing.sweep import sync
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.tracking import Store, Submitter, cancel, sync
-from orchestrate.tracking.timing import POINTS
+from orchestrate.store.store import Store
+from orchestrate.store.timing import POINTS
 from orchestrate.types import Run, SubmitPhase
 
 WORKER = "tests.faults.soak_worker"

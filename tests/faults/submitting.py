@@ -16,12 +16,13 @@ from tests import command
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
+from orchestrate.runs.submitting.repeats import Submission
+from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing
-from orchestrate.tracking.records.runs import Intent
-from orchestrate.tracking.submitting.repeats import Submission
-from orchestrate.tracking.timing import DEFAULT_TIMING, CrashPoint, pass_by
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
+from orchestrate.store.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.types import Quote, Run
 
 BACKENDS = ("openai", "together", "fireworks", "local")

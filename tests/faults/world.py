@@ -20,9 +20,11 @@ from tests.paths import ROOT
 from orchestrate.data import TrainingData
 from orchestrate.local.run import rundir
 from orchestrate.providers.base import Provider
-from orchestrate.tracking import Store, Submitter, Timing, sync
-from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.timing import CrashPoint, pass_by
+from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.runs.syncing.sweep import sync
+from orchestrate.store.clock import Clock
+from orchestrate.store.store import Store
+from orchestrate.store.timing import CrashPoint, Timing, pass_by
 from orchestrate.types import Run, SubmitPhase
 
 HOSTED = [name for name in BACKENDS if name != "local"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrate.amounts import MOST, amount
+from orchestrate.core.amounts import MOST, amount
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.spec import JobSpec
 from orchestrate.text import limit, money

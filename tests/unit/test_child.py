@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from orchestrate import child
-from orchestrate.child import Child, Ended, TooLate
+from orchestrate.core import child
+from orchestrate.core.child import Child, Ended, TooLate
 from orchestrate.errors import DataError, RunFailed
 from orchestrate.local.run.process import started
 
@@ -129,7 +129,7 @@ def test_an_orphan_ends(tmp_path: Path) -> None:
         f"open({str(file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     )
     parent = (
-        "import os, sys, time\nfrom orchestrate.child import Child\n"
+        "import os, sys, time\nfrom orchestrate.core.child import Child\n"
         f"Child([sys.executable, '-c', {script!r}], env=dict(os.environ), name='it'); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", parent]) as process:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import orchestrate
-from orchestrate import catalog, days
+from orchestrate import catalog
+from orchestrate.core import days
 from orchestrate.costing import Prices
 from orchestrate.errors import ConfigError
 from orchestrate.profile import profile

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrate.core.expansion import Expands, require_bounded
 from orchestrate.costing import rates
 from orchestrate.errors import ConfigError, OrchestrateError
-from orchestrate.expansion import Expands, require_bounded
 from orchestrate.spec import specfile
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.files import locked, sha256, whole, whole_folder, write_whole
+from orchestrate.core.files import locked, sha256, whole, whole_folder, write_whole
 
 
 def test_a_file_is_replaced_in_one_step_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_one_holds_the_lock_and_the_lock_ends_with_a_killed_process(tmp_path: Pa
             sys.executable,
             "-c",
             "import sys, pathlib\n"
-            "from orchestrate.files import locked\n"
+            "from orchestrate.core.files import locked\n"
             "with locked(pathlib.Path(sys.argv[1])) as held:\n"
             "    print(held, flush=True)\n"
             "    sys.stdin.read()\n",

@@ -14,7 +14,7 @@ from tests import key_scan
 from tests.key_scan import SHORTEST, Scan, keys_in_source, session_scan
 from tests.paths import ROOT
 
-from orchestrate.zstd import zstd
+from orchestrate.core.zstd import zstd
 
 TESTS = ROOT / "tests"
 MADE = "sandbox-" + "0123456789abcdef01234567"

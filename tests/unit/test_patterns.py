@@ -36,7 +36,7 @@ OWN = {
     "orchestrate.local.model.adapters.names": "target modules that the user names",
     "orchestrate.local.plan.memory": "target modules that the user names",
     "orchestrate.local.plan.sizes": "target modules that the user names",
-    "orchestrate.packages": "a field's name",
+    "orchestrate.core.packages": "a field's name",
     "orchestrate.places.kinds._skypilot.asking": "names of variables, of a file of its own",
     "orchestrate.providers.calls.values": "an escaped ref",
     "orchestrate.providers.compatible.described": "a pattern of the user's description of a host",

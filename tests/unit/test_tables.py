@@ -8,7 +8,7 @@ import random
 import pytest
 from rich.console import Console
 
-from orchestrate.tables import Listing
+from orchestrate.core.tables import Listing
 
 WORDS = [
     "$1,752.01",

@@ -26,8 +26,8 @@ from typing import Any, cast
 import msgspec
 import yaml
 
+from orchestrate.core.expansion import require_bounded
 from orchestrate.errors import UsageError
-from orchestrate.expansion import require_bounded
 from orchestrate.types import (
     DecisionRule,
     Evidence,

@@ -29,13 +29,13 @@ from starlette.routing import Route
 from orchestrate.ab.experiment import Assignment, Experiment, Given
 from orchestrate.ab.plan import COST, FAILED, FAILOVERS, LATENCY
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.http.web.guard import Guard
+from orchestrate.http.wire.bodies import HostError, json_body
+from orchestrate.http.wire.openai.chat import event
+from orchestrate.http.wire.openai.objects import error_body, page
 from orchestrate.serving.server.front import HANDLERS, Keyed, no_model, refused
 from orchestrate.settings.keys import Secret
 from orchestrate.types import Arm, decoding
-from orchestrate.web.guard import Guard
-from orchestrate.wire.bodies import HostError, json_body
-from orchestrate.wire.openai.chat import event
-from orchestrate.wire.openai.objects import error_body, page
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
 """Statuses below 500 that are not for what was asked: it is not there, not allowed, or has too much to do."""

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.amounts import amount
 from orchestrate.api.run import RunHandle
-from orchestrate.handles.deployment import DeploymentHandle
+from orchestrate.core.amounts import amount
+from orchestrate.core.underway import work
+from orchestrate.runs.hosting.deployment import DeploymentHandle
 from orchestrate.types import JobStatus, Listing, Problem, Quote, Run, Translation
-from orchestrate.underway import work
 from orchestrate.workspace import Backends as Backends
 from orchestrate.workspace import Workspace, scope_of
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrate.catalog import Model
+    from orchestrate.costing import Ownership
     from orchestrate.data import TrainingData
     from orchestrate.evaluation.judges.calibration import Calibration
     from orchestrate.evaluation.judges.rows import JudgeReport
     from orchestrate.evaluation.regression.regress import Regression
     from orchestrate.evaluation.review.desk import Desk
     from orchestrate.evaluation.review.results import ReviewResult
-    from orchestrate.preparing.earlier import Earlier
-    from orchestrate.preparing.prepared import Prepared
-    from orchestrate.preparing.quoting import Ownership
     from orchestrate.providers.base import Progress
     from orchestrate.reports import Comparison
     from orchestrate.reports.advice import Advice, Needs
-    from orchestrate.service.setup.models import ModelChanges
+    from orchestrate.runs.preparing.earlier import Earlier
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.runs.spending.accounts import SpendingReport
+    from orchestrate.runs.spending.orphans import Orphan, OrphanReport
+    from orchestrate.runs.syncing.sweep import SyncReport
+    from orchestrate.setup.models import ModelChanges
     from orchestrate.spec import JobSpec
-    from orchestrate.spending.accounts import SpendingReport
-    from orchestrate.spending.orphans import Orphan, OrphanReport
-    from orchestrate.tracking import SyncReport
     from orchestrate.types import Evaluation, Rating
 
 
@@ -63,7 +63,7 @@ class Orchestrator(Workspace):
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
         """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
         the catalog."""
-        from orchestrate.service.setup import models
+        from orchestrate.setup import models
 
         return models.changes(self, provider)
 
@@ -71,9 +71,9 @@ class Orchestrator(Workspace):
         self, file: str | Path, needs: Needs | None = None, totals: Sequence[Ownership] = ()
     ) -> Advice:
         """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
-        (`orchestrate.service.training.advice.Needs`), with reasons. `totals`, of `quoting.ownership`,
+        (`orchestrate.runs.preparing.advice.Needs`), with reasons. `totals`, of `quoting.ownership`,
         add the money. Offline. Raises `DataError` for a file that cannot be read."""
-        from orchestrate.service.training import advice
+        from orchestrate.runs.preparing import advice
 
         return advice.advise(self, file, needs or advice.Needs(), totals)
 
@@ -82,7 +82,7 @@ class Orchestrator(Workspace):
     def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
         """The spec's training and validation file, each read once, and counted in the same pass for these
         backends. Raises `DataError` for what cannot be read."""
-        from orchestrate.preparing import prepared
+        from orchestrate.runs.preparing import prepared
 
         return prepared.training_data(self, spec, provider)
 
@@ -103,7 +103,7 @@ class Orchestrator(Workspace):
         the low and the high price, by which limits are checked) or `none`: no price. Raises `DataError` for a
         file that cannot be read.
         """
-        from orchestrate.preparing import prepared
+        from orchestrate.runs.preparing import prepared
 
         return prepared.prepare(self, spec, provider, gpu_hours=gpu_hours, checked=checked, tokens=tokens)
 
@@ -115,7 +115,7 @@ class Orchestrator(Workspace):
         No file is read, unless `measured`: then the memory that training takes is that of the longest row of
         data that can be read, where there is such a plan.
         """
-        from orchestrate.preparing import prepared
+        from orchestrate.runs.preparing import prepared
 
         return prepared.plan(self, spec, provider, measured=measured)
 
@@ -166,7 +166,7 @@ class Orchestrator(Workspace):
         `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` when the host refused.
         """
-        from orchestrate.preparing import submission
+        from orchestrate.runs import submit as submission
 
         record = submission.submit(
             self,
@@ -195,7 +195,7 @@ class Orchestrator(Workspace):
         by dotted name in place of its own. One of a sandbox stays in it. Data that are not proven by their
         digest to be those of the run are refused with `DataError`, unless `other_data`. `terms`, and what is
         raised, are those of `submit`."""
-        from orchestrate.service.training import rerun
+        from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record
         if "max_cost_usd" in terms:
@@ -207,14 +207,14 @@ class Orchestrator(Workspace):
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
         """What a submit to each of these backends would find in the store. Raises `KeyTaken`."""
-        from orchestrate.preparing import earlier
+        from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)
 
     def require(self, spec: JobSpec, provider: Backends) -> None:
         """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
         not offer, and `MissingKey`."""
-        from orchestrate.preparing import prepared
+        from orchestrate.runs.preparing import prepared
 
         prepared.require(self, spec, provider)
 
@@ -230,7 +230,7 @@ class Orchestrator(Workspace):
         """All that `submit` checks before it sends anything, for backends to which the spec is about to be
         submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
         of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
-        from orchestrate.preparing import submission
+        from orchestrate.runs import submit as submission
 
         return submission.preflight(
             self,
@@ -282,12 +282,12 @@ class Orchestrator(Workspace):
     ) -> SpendingReport:
         """What was spent, what is committed, what is left of the budget, and by asking every configured
         account what bills or could, made from here or not. `by`: one or more of
-        `orchestrate.spending.accounts.BY`, or `tag:NAME`; `month` as `2026-11`. `sandbox` reports the
+        `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`; `month` as `2026-11`. `sandbox` reports the
         sandboxes' play money instead. `offline` asks no host. `ignore` has the ids (or their last parts) or
         names of deployments that are meant to stand and are not idle. What could not be asked is told in
         the report; raises `UsageError` for an unknown month or grouping."""
         from orchestrate.providers import registry
-        from orchestrate.spending.accounts import Spender
+        from orchestrate.runs.spending.accounts import Spender
 
         names = registry.names(self.settings)  # the report says of a broken one that it was not asked
         spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
@@ -297,7 +297,7 @@ class Orchestrator(Workspace):
     def orphans(self, *, sandbox: bool = False) -> OrphanReport:
         """What bills under our mark and no run and no deployment of this store accounts for. It may be
         another store's with the same accounts."""
-        from orchestrate.spending.orphans import Orphans
+        from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.provider).among(self.spending(sandbox=sandbox))
 
@@ -305,7 +305,7 @@ class Orchestrator(Workspace):
         self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None
     ) -> OrphanReport:
         """Ends what `orphans` listed; `tell` is called for each."""
-        from orchestrate.spending.orphans import Orphans
+        from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.ready).end(report, tell)
 
@@ -318,7 +318,7 @@ class Orchestrator(Workspace):
 
     def sync(self) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
-        from orchestrate.tracking import sync
+        from orchestrate.runs.syncing.sweep import sync
 
         with work("asking the hosts about the runs"):
             return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
@@ -328,7 +328,7 @@ class Orchestrator(Workspace):
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
         json."""
-        from orchestrate.service.evaluation.comparison import compare
+        from orchestrate.runs.evaluation.comparison import compare
 
         return compare(self, [run if isinstance(run, Run | str) else run.record for run in runs])
 
@@ -342,8 +342,8 @@ class Orchestrator(Workspace):
     ) -> Evaluation:
         """Runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, scored and compared
         with one another, and kept with the runs. `order`: the further fields of
-        `orchestrate.service.evaluation.held_out.EvaluationOrder`."""
-        from orchestrate.service.evaluation.held_out import EvaluationOrder, evaluate_runs
+        `orchestrate.runs.evaluation.held_out.EvaluationOrder`."""
+        from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
         return evaluate_runs(self, runs, EvaluationOrder(test=test, metrics=metrics, **order))
 
@@ -353,8 +353,8 @@ class Orchestrator(Workspace):
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
         """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields
-        of `orchestrate.service.evaluation.regression.RegressionOrder`."""
-        from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder
+        of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
+        from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 
         with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
             return prepared.run()
@@ -370,10 +370,10 @@ class Orchestrator(Workspace):
     ) -> JudgeReport:
         """Training rows rated by a model, and parted by it: those with a score of at least `keep`, 0 to 1, in
         `output`, the others beside it. `terms`: the further fields of
-        `orchestrate.service.evaluation.judging.JudgeTerms`, as `rubric`. Raises `UsageError` for a
+        `orchestrate.runs.evaluation.judging.JudgeTerms`, as `rubric`. Raises `UsageError` for a
         judge that was never held against people, `DataError` for one that agrees too little, `OverBudget`."""
-        from orchestrate.service.data import files as data
-        from orchestrate.service.evaluation import judging
+        from orchestrate.runs.data import files as data
+        from orchestrate.runs.evaluation import judging
 
         target = data.beside(str(file), "judged.jsonl") if output is None else Path(output)
         asked = judging.JudgeTerms(model=model, **terms)
@@ -383,15 +383,15 @@ class Orchestrator(Workspace):
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
         """Holds a judge against what people said, in a file or in a review by its id, and remembers how far
         they agree: `unfit` says why it may not decide. `terms`: as for `judge`."""
-        from orchestrate.service.evaluation import judging
+        from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str, **order: Any) -> Desk:
         """What people are to rate: answers of runs, or a review by its id; made where there is none such yet.
-        `orchestrate.service.evaluation.reviewing.serving` puts it on a page. `order`: the fields of
-        `orchestrate.service.evaluation.reviewing.ReviewOrder`."""
-        from orchestrate.service.evaluation import reviewing
+        `orchestrate.runs.evaluation.reviewing.serving` puts it on a page. `order`: the fields of
+        `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
+        from orchestrate.runs.evaluation import reviewing
 
         names = [runs] if isinstance(runs, str) else [r if isinstance(r, str) else r.id for r in runs]
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
@@ -399,12 +399,12 @@ class Orchestrator(Workspace):
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
         """Adds what people said of a review's tasks elsewhere, all of it or nothing, and gives how many that
         were. Raises `UsageError`."""
-        from orchestrate.service.evaluation import reviewing
+        from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)
 
     def rated(self, review: str) -> ReviewResult:
         """What was said in a review so far: preferences with intervals, agreement, notes."""
-        from orchestrate.service.evaluation import reviewing
+        from orchestrate.runs.evaluation import reviewing
 
         return reviewing.result(self, reviewing.opened(self, [review]))

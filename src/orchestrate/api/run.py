@@ -7,9 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.amounts import amount
-from orchestrate.handles.deployment import DeploymentHandle
-from orchestrate.handles.tracked import TrackedRun
+from orchestrate.core.amounts import amount
+from orchestrate.runs.hosting.deployment import DeploymentHandle
+from orchestrate.runs.tracked import TrackedRun
 from orchestrate.types import DeploymentOffer, Evaluation, Export, Proof
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RunHandle(TrackedRun):
     ) -> DeploymentOffer:
         """What `deploy` with the same arguments would agree to: the price, and the limits that will hold,
         those of an earlier call included. Nothing is sent. Raises what `deploy` does."""
-        from orchestrate.handles import deploying
+        from orchestrate.runs.hosting import deploying
 
         limits = deploying.Limits(
             cost_usd=amount(max_cost_usd, "max_cost_usd"), hours=amount(max_hours, "max_hours", "hours")
@@ -64,7 +64,7 @@ class RunHandle(TrackedRun):
         anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
         what came of it.
         """
-        from orchestrate.handles import deploying
+        from orchestrate.runs.hosting import deploying
 
         limits = deploying.Limits(
             usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
@@ -79,19 +79,19 @@ class RunHandle(TrackedRun):
         self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
     ) -> Evaluation:
         """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
-        the fields of `orchestrate.service.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
-        from orchestrate.service.evaluation.held_out import EvaluationOrder, evaluate_runs
+        the fields of `orchestrate.runs.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
+        from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
         return evaluate_runs(self._ws, [self], EvaluationOrder(test=test, metrics=metrics, **order))
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:
-        """See `orchestrate.handles.tuned.export`."""
-        from orchestrate.handles import tuned
+        """See `orchestrate.runs.serving.tuned.export`."""
+        from orchestrate.runs.serving import tuned
 
         return tuned.export(self._ws, self, form, Path(folder), **options)
 
     def verify(self, at: str | None = None, **asking: Any) -> Proof:
-        """See `orchestrate.handles.tuned.verify`; `asking`: fields of `orchestrate.handles.tuned.Asking`."""
-        from orchestrate.handles import tuned
+        """See `orchestrate.runs.serving.tuned.verify`; `asking`: the fields of its `Asking`."""
+        from orchestrate.runs.serving import tuned
 
         return tuned.verify(self._ws, self, at, tuned.Asking(**asking))

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
-from orchestrate import days
 from orchestrate.catalog.models import (
     HostModel,
     Model,
@@ -18,6 +17,7 @@ from orchestrate.catalog.models import (
     lookup,
     shutdown_warning,
 )
+from orchestrate.core import days
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.profile import HUB_ID, Profile, profile
 from orchestrate.types import Record

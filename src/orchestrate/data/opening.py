@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.core.underway import BYTES, work
 from orchestrate.data.facts import Content, Facts, TokenCount, changed, require_same
 from orchestrate.data.files.records import PYTHON_CELLS
 from orchestrate.data.files.sources import Source, name_of, source
@@ -38,7 +39,6 @@ from orchestrate.data.tokens.counting import counter
 from orchestrate.data.tokens.lengths import Lengths
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
-from orchestrate.underway import BYTES, work
 
 PARALLEL_BYTES = 24 << 20
 """Smaller files are read by this process: starting workers would take longer."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate.core.retries import Retry
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.paid.asking import Price, Question, Respondent, answer_of, one_at_a_time
-from orchestrate.retries import Retry
 from orchestrate.types import Contender, Message, Reply, Sampling
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from statistics import median
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate.core.files import whole
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.evaluation import scoring, statistics
 from orchestrate.evaluation.contenders import Candidate, expected_likelihoods, in_precision
@@ -22,7 +23,6 @@ from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import needs
 from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, points, require_decidable, verdicts
-from orchestrate.files import whole
 from orchestrate.paid.asking import Asking
 from orchestrate.paid.journal import Unaccounted
 from orchestrate.text import money

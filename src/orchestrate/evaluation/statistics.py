@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from orchestrate.packages import needed
+from orchestrate.core.packages import needed
 from orchestrate.types import Difference, Score
 
 if TYPE_CHECKING:

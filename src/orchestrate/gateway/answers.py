@@ -19,12 +19,16 @@ from starlette.routing import BaseRoute
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.gateway.calls import Call, parsed, read, refusal_of, streamed
 from orchestrate.gateway.models import Models
-from orchestrate.handles import tuned as models
-from orchestrate.handles.deployment import used
-from orchestrate.handles.tracked import TrackedRun
+from orchestrate.http.wire.bodies import HostError, parse
+from orchestrate.http.wire.openai import chat, responses
+from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
+from orchestrate.http.wire.openai.objects import error_body
 from orchestrate.providers.base import Chats, capability
 from orchestrate.providers.calls.payloads import CutShort
 from orchestrate.providers.calls.values import plain
+from orchestrate.runs.hosting.deployment import used
+from orchestrate.runs.serving import tuned as models
+from orchestrate.runs.tracked import TrackedRun
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes
 from orchestrate.serving.server.engine import Engine
@@ -33,10 +37,6 @@ from orchestrate.serving.server.refusals import asking
 from orchestrate.serving.server.running import Terms, loading_of
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Run
-from orchestrate.wire.bodies import HostError, parse
-from orchestrate.wire.openai import chat, responses
-from orchestrate.wire.openai.chat import ChatRequest, CompletionRequest
-from orchestrate.wire.openai.objects import error_body
 
 if TYPE_CHECKING:
     from orchestrate.providers.chat.completions import Chat

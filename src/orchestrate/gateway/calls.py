@@ -30,10 +30,10 @@ from orchestrate.errors import (
     TrainingClosed,
     Unsupported,
 )
-from orchestrate.tracking.gateway import NoSuchPlace
+from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire.openai.objects import error_body, no_place
+from orchestrate.store.gateway import NoSuchPlace
 from orchestrate.types import GatewayJob, GatewayKey, Problem, Severity
-from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai.objects import error_body, no_place
 
 # Refusals, so that a client's next step is the right one.
 #

@@ -19,16 +19,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
-from orchestrate.files import opener, private_folder, sync
+from orchestrate.core.files import opener, private_folder, sync
 from orchestrate.gateway import showing
 from orchestrate.gateway.calls import Call, endpoint, no_file, placed, retries, streamed
-from orchestrate.tracking import Store
-from orchestrate.tracking.gateway import FILE, PART, UPLOAD, Addition
+from orchestrate.http.wire.bodies import HostError, parse
+from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, number, page_with_ends
+from orchestrate.http.wire.openai.tuning import CompleteUpload, CreateUpload, ExpiresAfter
+from orchestrate.store.gateway import FILE, PART, UPLOAD, Addition
+from orchestrate.store.store import Store
 from orchestrate.types import GatewayJob, JobStatus
-from orchestrate.wire.bodies import HostError, parse
-from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, number, page_with_ends
-from orchestrate.wire.openai.tuning import CompleteUpload, CreateUpload, ExpiresAfter
 
 _DRAFT_LIFE_S = 86_400
 """A kill leaves what was coming in."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate import child
+from orchestrate.core import child
 from orchestrate.errors import RunFailed
 from orchestrate.local.objectives.grading import Grade, Grader
 from orchestrate.local.run.launching import worker_environment

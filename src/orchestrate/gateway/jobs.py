@@ -33,20 +33,20 @@ from orchestrate.gateway.calls import (
 from orchestrate.gateway.files import Files
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Target
-from orchestrate.handles.tracked import TrackedRun
+from orchestrate.http.wire.bodies import HostError, parse
+from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire.openai.objects import metadata_filter, no_place, number, page, page_of
+from orchestrate.http.wire.openai.tuning import CreateJob
 from orchestrate.migration import importing, inventory
-from orchestrate.preparing.prepared import prepare, require
-from orchestrate.preparing.submission import preflight
+from orchestrate.runs.preparing.prepared import prepare, require
+from orchestrate.runs.submit import preflight
+from orchestrate.runs.tracked import TrackedRun
+from orchestrate.store.gateway import Request, Use
 from orchestrate.text import count, money
-from orchestrate.tracking.gateway import Request, Use
 from orchestrate.types import Feature, GatewayJob, GatewayKey, JobStatus, Run
-from orchestrate.wire.bodies import HostError, parse
-from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import metadata_filter, no_place, number, page, page_of
-from orchestrate.wire.openai.tuning import CreateJob
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.prepared import Prepared
+    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.workspace import Workspace
 
 

@@ -18,13 +18,10 @@ from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint, no_model, not_tuned
 from orchestrate.gateway.grader_trials import SECONDS, tried
 from orchestrate.gateway.jobs import PROJECT, Outside
-from orchestrate.local.objectives.grading import ELSEWHERE, refusal, runs_code
-from orchestrate.tracking.gateway import PERMISSION
-from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
-from orchestrate.wire.bodies import HostError, parse
-from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import page_of, page_with_ends
-from orchestrate.wire.openai.tuning import (
+from orchestrate.http.wire.bodies import HostError, parse
+from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire.openai.objects import page_of, page_with_ends
+from orchestrate.http.wire.openai.tuning import (
     LabelModelGrader,
     Permit,
     RunGrader,
@@ -32,6 +29,9 @@ from orchestrate.wire.openai.tuning import (
     ValidateGrader,
     graded,
 )
+from orchestrate.local.objectives.grading import ELSEWHERE, refusal, runs_code
+from orchestrate.store.gateway import PERMISSION
+from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace

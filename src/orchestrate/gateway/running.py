@@ -19,8 +19,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrate.core.files import private_folder
 from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
-from orchestrate.files import private_folder
 from orchestrate.gateway import calls
 from orchestrate.gateway.answers import Answers, Engines
 from orchestrate.gateway.calls import anonymous
@@ -29,19 +29,19 @@ from orchestrate.gateway.jobs import Jobs, Outside
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Terms
+from orchestrate.http.web.guard import Guard
+from orchestrate.http.web.server import serving
+from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire.openai.objects import MAX_FILE
 from orchestrate.serving.server.front import bearer
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import full
 from orchestrate.settings.hosts import is_loopback
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import AuditEntry, GatewayKey
-from orchestrate.web.guard import Guard
-from orchestrate.web.server import serving
-from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai.objects import MAX_FILE
 
 if TYPE_CHECKING:
-    from orchestrate.tracking import Watcher
+    from orchestrate.runs.watching.watcher import Watcher
     from orchestrate.workspace import Workspace
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from orchestrate.errors import SpecError
 from orchestrate.gateway.calls import with_file_names
 from orchestrate.gateway.terms import Target
+from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire.openai.tuning import CreateJob, Dpo, Reinforcement, Supervised
 from orchestrate.spec import JobSpec
 from orchestrate.types import Checkpoint, Event, GatewayJob, JobStatus, MetricPoint, Run, SubmitPhase
-from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.tuning import CreateJob, Dpo, Reinforcement, Supervised
 
 _METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 _LONGEST_SUFFIX = 40

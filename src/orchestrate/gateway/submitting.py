@@ -18,21 +18,21 @@ from orchestrate.gateway import showing
 from orchestrate.gateway.calls import sentence
 from orchestrate.gateway.files import Contents
 from orchestrate.gateway.terms import Terms
-from orchestrate.handles.tracked import TrackedRun
-from orchestrate.preparing.prepared import prepare
-from orchestrate.preparing.submission import submit
+from orchestrate.runs.preparing.prepared import prepare
+from orchestrate.runs.submit import submit
+from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.runs.syncing.sweep import fetch_details
+from orchestrate.runs.tracked import TrackedRun
+from orchestrate.runs.watching.channels import NotDelivered, Webhook
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.database.leases import Lease, LeaseHeld, LeaseLost
-from orchestrate.tracking.gateway import KeyCancelled
-from orchestrate.tracking.submitting.settling import lease_name
-from orchestrate.tracking.syncing.sweep import fetch_details
-from orchestrate.tracking.transitions import UNSENT, UNSETTLED
-from orchestrate.tracking.watching.channels import NotDelivered, Webhook
+from orchestrate.store.database.leases import Lease, LeaseHeld, LeaseLost
+from orchestrate.store.gateway import KeyCancelled
+from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.prepared import Prepared
-    from orchestrate.tracking import Watcher
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.runs.watching.watcher import Watcher
     from orchestrate.workspace import Workspace
 
 _log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrate.errors import ConfigError
+from orchestrate.http.web.server import LOOPBACK
 from orchestrate.settings.keys import Secret
 from orchestrate.types import GatewayKey
-from orchestrate.web.server import LOOPBACK
 
 DEFAULT = "default"
 """Stands for every name that is not in the map."""

@@ -26,14 +26,14 @@ Answers take another road, the same for chat, eval, serve and the sandbox. `answ
 or `serving/server/engine.py` (a server) starts `answers/process.py`. It loads a model (`answers/loading.py`),
 generates (`model/sampling/batching.py`, the only loop, which GRPO uses within its worker) and reads what was
 said (`answers/speech.py`, `data/tokens/answers.py`). `weights/asking.py` asks for work with weights: merge,
-convert, prove. All children talk as `orchestrate.child` says.
+convert, prove. All children talk as `orchestrate.core.child` says.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.attributes import late
+from orchestrate.core.attributes import late
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from orchestrate.files import opener, private_folder
+from orchestrate.core.files import opener, private_folder
 from orchestrate.settings import environment
 from orchestrate.types import Record
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrate.core.files import FULL as FULL
 from orchestrate.errors import RunFailed
-from orchestrate.files import FULL as FULL
 from orchestrate.text import count, size
 
 _SPARE = 16 << 20

@@ -10,9 +10,9 @@ from typing import Any, cast
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrate.api.orchestrator import Orchestrator
+from orchestrate.core.progress import cost_so_far
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.progress import cost_so_far
-from orchestrate.service import Orchestrator
 from orchestrate.settings.keys import hide
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import inert

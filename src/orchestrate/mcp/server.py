@@ -9,9 +9,9 @@ from mcp.server import MCPServer
 from mcp.types import ToolAnnotations
 
 from orchestrate import __version__
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.mcp import spending
 from orchestrate.mcp.reading import Reading, told
-from orchestrate.service import Orchestrator
 
 _ASKED = (
     "Fine-tuning on several backends. Check and quote before anything is submitted. Whatever spends money, "

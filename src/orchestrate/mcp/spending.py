@@ -11,11 +11,11 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.resolve import Elicit, Resolve
 from pydantic import BaseModel, Field
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import OverBudget, UsageError
-from orchestrate.handles.deployment import question
 from orchestrate.mcp.reading import SpecGiven, run_line, told
-from orchestrate.service import Orchestrator
-from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
+from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
+from orchestrate.runs.hosting.deployment import question
 from orchestrate.text import count, inert, money, quoted
 from orchestrate.types import DeploymentOffer
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import structs
 
+from orchestrate.core.files import locked, private_folder
 from orchestrate.errors import (
     DataError,
     InvalidRequest,
@@ -27,19 +28,18 @@ from orchestrate.errors import (
     Unsupported,
     UsageError,
 )
-from orchestrate.files import locked, private_folder
 from orchestrate.providers.base import HandsOutFiles, Recalls, capability
+from orchestrate.runs.submitting import accounts
+from orchestrate.runs.syncing.recovery import run_of, told_by_host, valued
+from orchestrate.runs.syncing.sweep import conclude, fetch_details
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.ids import REF_PATTERN, new_id, run_id_of
-from orchestrate.tracking.submitting import accounts
-from orchestrate.tracking.syncing.recovery import run_of, told_by_host, valued
-from orchestrate.tracking.syncing.sweep import conclude, fetch_details
+from orchestrate.store.ids import REF_PATTERN, new_id, run_id_of
 from orchestrate.types import Job, JobStatus, Run, Told, decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
     from orchestrate.providers.base import Provider
-    from orchestrate.tracking.store import Store
+    from orchestrate.store.store import Store
 
 FILES = "host-file"
 DETAILS = "import"

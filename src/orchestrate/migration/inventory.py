@@ -15,7 +15,7 @@ from orchestrate.types import JobStatus, Record, Run
 
 if TYPE_CHECKING:
     from orchestrate.profile import Profile
-    from orchestrate.tracking import Store
+    from orchestrate.store.store import Store
 
 
 TAG = "migrated_from"

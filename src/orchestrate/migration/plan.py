@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from orchestrate import text
+from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
-from orchestrate.files import write_whole
 from orchestrate.migration.proposals import Proposal
 from orchestrate.spec.specfile import parse, yaml_text
 from orchestrate.types import Record, decoding

@@ -10,7 +10,7 @@ from enum import Enum
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.progress import cost_so_far, seconds_left, seconds_taken, share_done, stage, step_of
+from orchestrate.core.progress import cost_so_far, seconds_left, seconds_taken, share_done, stage, step_of
 from orchestrate.text import duration, inert, money, quoted
 from orchestrate.types.listing import cells
 from orchestrate.types.record import flat

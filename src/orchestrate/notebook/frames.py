@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.packages import needed
+from orchestrate.core.packages import needed
 
 if TYPE_CHECKING:
     import pandas

@@ -22,6 +22,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate.core.files import Journal, locked, private_folder
+from orchestrate.core.retries import ONCE, Retry
 from orchestrate.errors import (
     InvalidRequest,
     OrchestrateError,
@@ -30,7 +32,6 @@ from orchestrate.errors import (
     SetupError,
     UsageError,
 )
-from orchestrate.files import Journal, locked, private_folder
 from orchestrate.paid.journal import (
     Answer,
     AnswerLog,
@@ -44,7 +45,6 @@ from orchestrate.paid.journal import (
     Unaccounted,
     Unanswered,
 )
-from orchestrate.retries import ONCE, Retry
 from orchestrate.types import Message, Record, Reply
 
 Price = Callable[[int, int], Decimal]

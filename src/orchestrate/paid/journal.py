@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.core.files import Journal
 from orchestrate.errors import OrchestrateError, OverBudget
-from orchestrate.files import Journal
 from orchestrate.text import count, money
 from orchestrate.types import Record
 

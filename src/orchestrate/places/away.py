@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from orchestrate import costing
+from orchestrate.core.files import opener, write_whole
 from orchestrate.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -29,7 +30,6 @@ from orchestrate.errors import (
     QuotaExceeded,
     RateLimited,
 )
-from orchestrate.files import opener, write_whole
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.places import claim, depot

@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from orchestrate.core.files import locked, new_folder, opener, sha256, whole, write_whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable, MissingExtra, OrchestrateError
-from orchestrate.files import locked, new_folder, opener, sha256, whole, write_whole
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.rundir import RunDir, State, now
 from orchestrate.types import ArtifactFile, Event, JobError, Record, decoding

@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import orchestrate
+from orchestrate.core.files import scratch_folder
 from orchestrate.errors import HostUnavailable, MissingExtra, RunFailed, UsageError
-from orchestrate.files import scratch_folder
 from orchestrate.local.job import LocalJob
 from orchestrate.places.base import Limits, Resources
 from orchestrate.places.depot import Depot, StoredRun, safe

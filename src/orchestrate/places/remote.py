@@ -22,8 +22,8 @@ from typing import Protocol
 
 import msgspec
 
+from orchestrate.core.files import PRIVATE_UMASK, write_whole
 from orchestrate.errors import HostUnavailable, OrchestrateError
-from orchestrate.files import PRIVATE_UMASK, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.plan import paces
 from orchestrate.local.run import launching, process

@@ -1,7 +1,7 @@
 """Whose account a backend's key works for: what the host tells of it, else a fingerprint of the key.
 
 A fingerprint is an HMAC under the key itself, which cannot be turned back. The same account seen through
-another key has another fingerprint; `orchestrate.tracking.submitting.accounts` joins the two once a known job
+another key has another fingerprint; `orchestrate.runs.submitting.accounts` joins the two once a known job
 or file proves that they are one.
 """
 

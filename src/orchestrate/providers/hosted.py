@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from orchestrate import catalog
+from orchestrate.core.files import new_folder
 from orchestrate.errors import (
     Conflict,
     DataError,
@@ -24,7 +25,6 @@ from orchestrate.errors import (
     PermissionRefused,
     SpecError,
 )
-from orchestrate.files import new_folder
 from orchestrate.providers import accounts
 from orchestrate.providers.base import Chats, Deploys, HandsOutFiles, HoldsFiles, Progress, Recalls
 from orchestrate.providers.calls.clients import completions

@@ -5,7 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import catalog, costing, days
+from orchestrate import catalog, costing
+from orchestrate.core import days
 from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.settings.config import HostConfig, Secret

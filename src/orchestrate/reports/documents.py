@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate import text
+from orchestrate.core.tables import Listing
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.pairing import Flip, Flips
 from orchestrate.reports import rows
 from orchestrate.reports.quotes import markdown_table, markdown_text
 from orchestrate.reports.records import Compared, ComparedRuns, billed, quoted
 from orchestrate.reports.rows import CONTENDER_HEAD, SCORE_HEAD, contender_rows, score_rows, what_was_asked
-from orchestrate.tables import Listing
 from orchestrate.text import inert
 from orchestrate.types import Evaluation
 

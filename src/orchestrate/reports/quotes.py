@@ -8,9 +8,10 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import days, text
+from orchestrate import text
+from orchestrate.core import days
+from orchestrate.core.tables import Listing
 from orchestrate.costing import Ownership, age_days, cheapest, worst_confidence
-from orchestrate.tables import Listing
 from orchestrate.types import Confidence, Quote
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrate.core.packages import require_recent
 from orchestrate.errors import MissingExtra
-from orchestrate.packages import require_recent
 
 if TYPE_CHECKING:
     from orchestrate.local import RunDir

@@ -13,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from orchestrate.http.wire.bodies import Body as Body
+from orchestrate.http.wire.bodies import HostError as HostError
+from orchestrate.http.wire.bodies import json_body as json_body
+from orchestrate.http.wire.bodies import parse as parse
+from orchestrate.http.wire.openai.objects import number as number
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.jobs import Job, Phase, Settings, Trouble
 from orchestrate.sandbox.state import Clock, State, token
 from orchestrate.sandbox.uploads import Taken
-from orchestrate.wire.bodies import Body as Body
-from orchestrate.wire.bodies import HostError as HostError
-from orchestrate.wire.bodies import json_body as json_body
-from orchestrate.wire.bodies import parse as parse
-from orchestrate.wire.openai.objects import number as number
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.training.trainer import Trainer

@@ -18,8 +18,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orchestrate.core.files import locked, private_folder
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.files import locked, private_folder
+from orchestrate.http.web.server import Patient, listen, running
 from orchestrate.sandbox import SLOTS
 from orchestrate.sandbox.front.control import control_app
 from orchestrate.sandbox.front.faults import Fault
@@ -31,7 +32,6 @@ from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
-from orchestrate.web.server import Patient, listen, running
 
 if TYPE_CHECKING:
     from orchestrate.local import RunDir

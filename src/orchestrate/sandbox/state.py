@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrate.files import private_folder, whole
+from orchestrate.core.files import private_folder, whole
 from orchestrate.sandbox.accounts import HERE, here
 
 _SCHEMA = """

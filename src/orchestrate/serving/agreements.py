@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.catalog.models import Licence
+from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
-from orchestrate.files import write_whole
 
 
 class LicenceAsks(UsageError):

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
-from orchestrate.files import write_whole
 from orchestrate.local.weights.asking import ask_all
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at

@@ -20,11 +20,11 @@ from typing import IO
 import httpx
 
 from orchestrate.errors import HostUnavailable, RunFailed, SetupError
+from orchestrate.http.wire.openai.objects import VLLM
 from orchestrate.local.machine import gpus
 from orchestrate.local.run.launching import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import Tuned
-from orchestrate.wire.openai.objects import VLLM
 
 SCRIPT = Path(__file__).with_name("llama_server.py")
 """Run by a python that has one of llama.cpp's packages."""

@@ -11,9 +11,9 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.catalog.models import Licence, licence_of, lookup
+from orchestrate.core.tensors import tensors
 from orchestrate.errors import UsageError
 from orchestrate.local.answers.passports import trained_in_four_bit
-from orchestrate.tensors import tensors
 from orchestrate.types import Artifact, Evaluation, Run
 
 _MOST_RANK = 65_536

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from orchestrate.amounts import amount
+from orchestrate.core.amounts import amount
+from orchestrate.core.files import is_private, private_folder
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.files import is_private, private_folder
 from orchestrate.profile import built_in, places, this_machine
 from orchestrate.settings.environment import download_limit
 from orchestrate.settings.hosts import HostConfig as HostConfig

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
+from orchestrate.core.files import write_whole
+from orchestrate.core.packages import require_recent
 from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
-from orchestrate.files import write_whole
-from orchestrate.packages import require_recent
 
 SANDBOX_KEY_PREFIX = "sandbox-"
 """Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be

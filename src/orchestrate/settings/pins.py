@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from orchestrate.core.files import locked, write_whole
 from orchestrate.errors import ConfigError, KeyElsewhere
-from orchestrate.files import locked, write_whole
 from orchestrate.types import decoding
 
 

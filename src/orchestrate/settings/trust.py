@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from orchestrate.core.files import locked, write_whole
 from orchestrate.errors import ConfigError, ProjectNotTrusted
-from orchestrate.files import locked, write_whole
 from orchestrate.profile import built_in_folders
 from orchestrate.settings.keys import pin_file, read_toml
 from orchestrate.types import decoding

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrate.amounts import MOST
+from orchestrate.core.amounts import MOST
 
 
 class Part(BaseModel):

@@ -12,8 +12,8 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
+from orchestrate.core.expansion import require_bounded
 from orchestrate.errors import SpecError, UsageError
-from orchestrate.expansion import require_bounded
 from orchestrate.spec import JobSpec, TrainFile
 from orchestrate.spec.methods import OPTIMIZERS
 from orchestrate.spec.mistakes import spec_errors

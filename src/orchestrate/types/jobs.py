@@ -34,7 +34,7 @@ class JobStatus(StrEnum):
 
 
 class SubmitPhase(StrEnum):
-    """How far the submit protocol got; see `orchestrate.tracking.submitting.submit`."""
+    """How far the submit protocol got; see `orchestrate.runs.submitting.submit`."""
 
     INTENT = "intent"
     UPLOADED = "uploaded"

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrate.amounts import amount
+from orchestrate.core.amounts import amount
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.handles.deployment import question
-from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.runs.hosting.deployment import question
 from orchestrate.text import count, money, rate
 from orchestrate.types import Feature, JobStatus, Run, SubmitPhase
 from orchestrate.ui.site import Copy, Form, Site, first

@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from orchestrate.progress import cost_so_far
+from orchestrate.core.progress import cost_so_far
+from orchestrate.http.web import pages
 from orchestrate.text import money
 from orchestrate.types import Evaluation, MetricPoint, Run
 from orchestrate.ui.curves import AXES, charts
 from orchestrate.ui.site import Copy, Site, compact, name_of
-from orchestrate.web import pages
 
 FEW = 12
 """So many are compared in every respect; each two of them are."""

@@ -21,15 +21,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import DataError, OrchestrateError, Unsupported, UsageError
-from orchestrate.service.data import files
-from orchestrate.service.evaluation import reviewing
+from orchestrate.runs.data import files
+from orchestrate.runs.evaluation import reviewing
 from orchestrate.types import Problem, Severity
 from orchestrate.ui.site import Copy, Form, Site, first
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.service.data.files import PreviewReport, Review
-    from orchestrate.service.records import InspectReport
+    from orchestrate.data.operations.inspect import InspectReport
+    from orchestrate.runs.data.files import PreviewReport, Review
 
 
 _AT_ONCE = 3
@@ -56,7 +56,7 @@ def token_routes(site: Site) -> list[Route]:
         copy = Copy(
             command=f"orchestrate data preview {path or 'FILE'} --model {model or 'MODEL'}"
             f" --row {_row(request)} --rows {_AT_ONCE}",
-            python="from orchestrate.service.data.files import read_preview\n\n"
+            python="from orchestrate.runs.data.files import read_preview\n\n"
             f"for row in read_preview({asked}, None, False, {{}}).rows:\n    print(row.row, row.trained)",
         )
         read = partial(_of_file, path, model) if path and model else None
@@ -198,7 +198,7 @@ def routes(site: Site) -> list[Route]:
                 told["error"] = error
         copy = Copy(
             command=f"orchestrate data check {path or 'FILE'}",
-            python="from orchestrate.service.data.files import check\n\n"
+            python="from orchestrate.runs.data.files import check\n\n"
             f"for problem in check({{'train': {path or 'FILE'!r}}}).problems:\n    print(problem)",
         )
         return site.page(request, "data.html", here="data", copy=copy, path=path, **told)
@@ -208,7 +208,7 @@ def routes(site: Site) -> list[Route]:
 
 def _look(site: Site, path: str) -> Looked:
     """Raises `DataError` for what cannot be read."""
-    from orchestrate.service.data import files
+    from orchestrate.runs.data import files
 
     facts = files.inspect(path)
     near = all(find_spec(package) for package in ("numpy", "rensa"))
@@ -233,7 +233,7 @@ def _look(site: Site, path: str) -> Looked:
 
 def _changes(path: str) -> list[dict[str, Any]]:
     """What `data check --fix` would do; its copy is thrown away."""
-    from orchestrate.service.data import files
+    from orchestrate.runs.data import files
 
     with tempfile.TemporaryDirectory() as folder:
         report = files.fix(path, Path(folder, "fixed.jsonl"))

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import UsageError
-from orchestrate.preparing import quoting
+from orchestrate.runs.preparing import quoting
+from orchestrate.runs.spending.accounts import Found, SpendingReport
 from orchestrate.spec import JobSpec
-from orchestrate.spending.accounts import Found, SpendingReport
 from orchestrate.ui.site import Copy, Site
 
 
@@ -76,7 +76,7 @@ def quote_routes(site: Site) -> list[Route]:
             use = quoting.use(wanted.traffic, months=n["months"])
             priced = [quote for quote in quotes if not quote.unavailable]
             totals = quoting.ownership(site.ft, wanted.spec, priced, use)
-        from orchestrate.service.training import quotes as shown
+        from orchestrate.reports import quotes as shown
 
         return site.page(
             request,
@@ -161,7 +161,7 @@ class _Budget:
 
 def _budgets(site: Site, report: SpendingReport) -> list[_Budget]:
     """That of the store, those of keys of the gateway, and those of what is deployed."""
-    from orchestrate.service.serving import gateway
+    from orchestrate.gateway import launch as gateway
 
     found: list[_Budget] = []
     if report.budget_usd is not None and report.left_usd is not None:

@@ -22,7 +22,7 @@ from orchestrate.ui import actions
 from orchestrate.ui.site import Copy, Form, Site, compact, first
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.prepared import Offer
+    from orchestrate.runs.preparing.prepared import Offer
 
 _FIRST = (
     "model",

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from orchestrate import DeploymentHandle, RunHandle
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.handles.deployment import NOT_DEPLOYED, uses_of_checkpoint
+from orchestrate.http.web import pages
+from orchestrate.runs.hosting.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.settings.keys import masked
 from orchestrate.types import Checkpoint, Event, Feature, JobStatus, Outcome, Run, Setting
 from orchestrate.types.proof import newest
@@ -26,7 +27,6 @@ from orchestrate.ui import actions, new
 from orchestrate.ui.curves import AXES, charts
 from orchestrate.ui.runs import repeated, told
 from orchestrate.ui.site import Copy, Note, Site
-from orchestrate.web import pages
 
 _EVENTS = 300
 """The last ones are shown."""
@@ -132,8 +132,8 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
     found = site.ft.evaluations(handle.id)
     if not found:
         return None
-    from orchestrate.service import reports
-    from orchestrate.service.evaluation.comparison import flips_of
+    from orchestrate.reports import sections
+    from orchestrate.runs.evaluation.comparison import flips_of
 
     try:
         flips = flips_of(found[-1], handle.id)
@@ -141,16 +141,16 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
         flips = []
     return _Worth(
         found[-1].id,
-        Markup(reports.verdicts_html(found[-1])),  # noqa: S704  reports escape what came from outside
+        Markup(sections.verdicts(found[-1])),  # noqa: S704  reports escape what came from outside
         sum(one.broken_count for one in flips),
-        Markup("".join(map(reports.flipped_html, flips))),  # noqa: S704
-        Markup(reports.evaluation_html(found[-1], (), charted=False)),  # noqa: S704
+        Markup("".join(map(sections.flipped, flips))),  # noqa: S704
+        Markup(sections.evaluation(found[-1], (), charted=False)),  # noqa: S704
     )
 
 
 def _settings(site: Site, run: Run) -> tuple[list[Setting], list[Setting]]:
     """What was asked for, and what the backend took by itself."""
-    from orchestrate.service.evaluation.comparison import sent
+    from orchestrate.runs.evaluation.comparison import sent
 
     found = sent(site.ft, run)
     rows: Sequence[Setting] = () if found is None else found.settings
@@ -206,7 +206,7 @@ def _uses(handle: RunHandle) -> tuple[list[tuple[str, str]], str]:
 
 def _reviews(site: Site, run: Run) -> list[tuple[str, list[str]]]:
     """The id of each review of its answers, and what people said in it."""
-    from orchestrate.service.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviewing
 
     return [(desk.review.id, reviewing.said(site.ft, desk)) for desk in reviewing.of_run(site.ft, run.id)]
 
@@ -223,7 +223,7 @@ class _Lineage:
 
 
 def _lineage(site: Site, run: Run) -> _Lineage:
-    from orchestrate.service.serving import tuned
+    from orchestrate.runs.serving import subjects as tuned
 
     parent = run.spec.get("continue_from")
     others = [one.record for one in site.ft.runs(limit=1000, sandbox=run.sandbox) if one.id != run.id]

@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import UsageError
+from orchestrate.http.web import pages
 from orchestrate.types import JobStatus, MetricPoint, Run
 from orchestrate.ui.site import Copy, Site
-from orchestrate.web import pages
 
 MOST = 1000
 """Runs on the page, unless more are asked for."""

@@ -15,15 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.http.web import server
+from orchestrate.http.web.guard import Guard
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.ui import actions, compare, data, money, new, run, runs
 from orchestrate.ui.site import Site, static
-from orchestrate.web import server
-from orchestrate.web.guard import Guard
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
-    from orchestrate.tracking import Watcher
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.watching.watcher import Watcher
 
 
 _ROUTES = (

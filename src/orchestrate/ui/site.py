@@ -29,13 +29,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from orchestrate import progress, text
+from orchestrate import text
+from orchestrate.core import progress
 from orchestrate.errors import OrchestrateError, ProviderError, SpecError, UsageError
 from orchestrate.settings.keys import hide
 from orchestrate.types import Run
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
+    from orchestrate.api.orchestrator import Orchestrator
 
 
 _PATIENCE_S = 3.0

@@ -19,11 +19,12 @@ from tests.faults.hosting.test_deployment_machine import TIMING, Books, HourlyHo
 from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending
 from orchestrate.errors import OrchestrateError, OtherAccount, OverBudget, UsageError
+from orchestrate.runs.hosting.deployer import Deployer, Terms
+from orchestrate.runs.hosting.upkeep import adopt
+from orchestrate.runs.syncing.sweep import sync
 from orchestrate.settings import config
-from orchestrate.tracking import Store, sync
-from orchestrate.tracking.clock import Uptime
-from orchestrate.tracking.hosting.deployer import Deployer, Terms
-from orchestrate.tracking.hosting.upkeep import adopt
+from orchestrate.store.clock import Uptime
+from orchestrate.store.store import Store
 from orchestrate.types import (
     Bill,
     Deployment,

@@ -19,9 +19,9 @@ from tests.faults.shop import Shop
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import OrchestrateError, OtherAccount, Unsupported, UsageError
-from orchestrate.handles.tuned import adapter_of
+from orchestrate.runs.hosting.deployer import Deployer, Terms
+from orchestrate.runs.serving.tuned import adapter_of
 from orchestrate.settings import config
-from orchestrate.tracking.hosting.deployer import Deployer, Terms
 from orchestrate.types import ADAPTER_JOB, Deployment, DeploymentState
 
 OTHER = {"together": "fireworks", "fireworks": "together"}

@@ -18,8 +18,9 @@ from tests.faults.submitting import backend
 from tests.faults.world import World
 from tests.paths import ROOT
 
-from orchestrate.tracking import Store, Timing
-from orchestrate.tracking.hosting.deployer import Deployer
+from orchestrate.runs.hosting.deployer import Deployer
+from orchestrate.store.store import Store
+from orchestrate.store.timing import Timing
 from orchestrate.types import DeploymentState
 
 LEASE_S = 0.3

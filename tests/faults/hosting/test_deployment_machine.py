@@ -31,9 +31,12 @@ from orchestrate.errors import (
     RateLimited,
 )
 from orchestrate.providers.base import Deploys
-from orchestrate.tracking import Store, Timing, recover, sync
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.hosting.deployer import DEPLOY_POINTS, END_POINTS, Deployer, Terms
+from orchestrate.runs.hosting.deployer import DEPLOY_POINTS, END_POINTS, Deployer, Terms
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.runs.syncing.sweep import sync
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.store import Store
+from orchestrate.store.timing import Timing
 from orchestrate.types import (
     DeploymentState,
     Endpoint,

@@ -17,7 +17,7 @@ from tests.faults.hosting.deployed import CREATE, HOURLY, TERMS, Deployed, Kille
 from tests.faults.world import SETTLED, World
 
 from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError
-from orchestrate.tracking.hosting.deployer import DEPLOY_POINTS, END_POINTS, Terms
+from orchestrate.runs.hosting.deployer import DEPLOY_POINTS, END_POINTS, Terms
 from orchestrate.types import Deployment, DeploymentState
 
 
@@ -194,7 +194,7 @@ def test_one_that_somebody_else_ended_is_lost_and_costs_no_more(deployed: Deploy
 
 
 def test_one_that_the_store_does_not_know_is_taken_up_and_ended(deployed: Deployed) -> None:
-    from orchestrate.tracking import recover
+    from orchestrate.runs.syncing.recovery import recover
 
     for name in HOURLY:
         run = deployed.runs[name]
@@ -234,7 +234,7 @@ def test_a_limit_that_has_come_ends_it_and_is_retried(
 
 def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
     from orchestrate.costing.spent.budget import deployment_spending
-    from orchestrate.tracking.records.budget import require_budget
+    from orchestrate.store.records.budget import require_budget
 
     up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))
     own = {"sandbox": False, "id": "dep-1", "job_id": "another", "host": "https://host"}

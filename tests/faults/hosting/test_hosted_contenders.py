@@ -10,8 +10,8 @@ from tests.faults.shop import Shop
 
 from orchestrate import JobSpec
 from orchestrate.ab import Experiment
+from orchestrate.ab import launch as experiments
 from orchestrate.errors import UsageError
-from orchestrate.service.serving import experiments
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 
 HOSTED = ("openai", "together", "fireworks")

@@ -13,13 +13,15 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 from tests.paths import BUNDLED
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.costing import bill_run
 from orchestrate.errors import HostUnavailable
 from orchestrate.profile import profile
-from orchestrate.service import Orchestrator
+from orchestrate.runs.syncing.sweep import refresh, sync
+from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Watcher, refresh, sync
+from orchestrate.store.store import Store
 from orchestrate.types import Bill, Event, Feature, Job, JobHandle, JobStatus, Quote, QuoteLine, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

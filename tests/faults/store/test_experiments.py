@@ -13,7 +13,7 @@ from tests import command
 
 from orchestrate.ab import Experiment
 from orchestrate.ab.experiment import Given
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, ExperimentReport, PlannedMetric
 
 PLAN = ExperimentPlan(

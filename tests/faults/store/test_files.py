@@ -18,9 +18,10 @@ from tests.faults.submitting import leave, make_at_once
 from orchestrate.errors import OrchestrateError, SetupError, StoreError
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, transitions
-from orchestrate.tracking.database import schema
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store import transitions
+from orchestrate.store.database import schema
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
 from orchestrate.types import Event
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

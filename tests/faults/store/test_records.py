@@ -16,11 +16,12 @@ from sqlalchemy import event, select
 from orchestrate.costing import Spending
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, transitions
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.database import schema
-from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store import transitions
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.database import schema
+from orchestrate.store.database.leases import LeaseHeld, LeaseLost
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
 from orchestrate.types import (
     Bill,
     Checkpoint,

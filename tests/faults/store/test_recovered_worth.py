@@ -18,9 +18,9 @@ from tests.scripted_host import Answer, ScriptedHost, scripted_host
 
 from orchestrate.costing import accuracy, bill_run
 from orchestrate.providers import registry
+from orchestrate.runs.syncing.recovery import Recovery, recover, valued
 from orchestrate.settings import config
-from orchestrate.tracking import Store, recover
-from orchestrate.tracking.syncing.recovery import Recovery, valued
+from orchestrate.store.store import Store
 from orchestrate.types import Run
 
 MINI = "gpt-4.1-mini-2025-04-14"  # $5 per million training tokens, shared/facts/prices.json

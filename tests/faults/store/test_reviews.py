@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import Rating, Review, Rubric
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -24,11 +24,8 @@ from tests.faults.submitting import submit
 from orchestrate.errors import ConfigError, RateLimited, UsageError
 from orchestrate.local.run.process import started
 from orchestrate.providers.calls.hosted import retry_after
-from orchestrate.settings.config import Notify, Secret
-from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Timing, Watcher, recover, settle_left_s
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.watching.channels import (
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.runs.watching.channels import (
     Command,
     Desktop,
     NotDelivered,
@@ -37,6 +34,12 @@ from orchestrate.tracking.watching.channels import (
     channels,
     tell,
 )
+from orchestrate.runs.watching.watcher import Watcher
+from orchestrate.settings.config import Notify, Secret
+from orchestrate.spec import JobSpec
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.store import Store
+from orchestrate.store.timing import Timing, settle_left_s
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -19,10 +19,10 @@ from tests.faults.submitting import leave, make_at_once, make_runs
 
 from orchestrate.errors import StoreError
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store
-from orchestrate.tracking.database import schema
-from orchestrate.tracking.database.engines import sqlite_tables
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store.database import schema
+from orchestrate.store.database.engines import sqlite_tables
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
 
 NOW, NEXT = schema.VERSION, schema.VERSION + 1
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -24,12 +24,13 @@ from tests.faults.submitting import submit
 
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.profile import profile
+from orchestrate.runs.watching.channels import Command, NotDelivered, Webhook, tell
+from orchestrate.runs.watching.watcher import Watcher
+from orchestrate.runs.watching.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.settings.config import Secret
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Watcher
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.watching.channels import Command, NotDelivered, Webhook, tell
-from orchestrate.tracking.watching.webhooks import Sender, Untrusted, listening, take_hint
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.store import Store
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

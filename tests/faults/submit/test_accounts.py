@@ -13,15 +13,18 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import spec_for, submit
 from tests.faults.world import CREATE, HOSTED, SETTLED, UNHURRIED, World
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import NotFound, OtherAccount, OutcomeUnknown
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
-from orchestrate.service import Orchestrator
+from orchestrate.runs.submitting import accounts
+from orchestrate.runs.submitting.submit import Submitter, cancel, settle
+from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, cancel, refresh, settle, sync
-from orchestrate.tracking.submitting import accounts
+from orchestrate.store.store import Store
+from orchestrate.store.timing import Timing
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -18,11 +18,14 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
 from orchestrate.errors import InvalidRequest, OrchestrateError, OutcomeUnknown, RateLimited
+from orchestrate.runs.submitting.repeats import Submission, Wish
+from orchestrate.runs.submitting.submit import Submitter, cancel
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.runs.syncing.sweep import sync
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, cancel, recover, sync
-from orchestrate.tracking.submitting.repeats import Submission, Wish
-from orchestrate.tracking.timing import POINTS
-from orchestrate.tracking.transitions import UNSETTLED
+from orchestrate.store.store import Store
+from orchestrate.store.timing import POINTS, Timing
+from orchestrate.store.transitions import UNSETTLED
 from orchestrate.types import Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -14,8 +14,9 @@ from tests import command
 from tests.faults.submitting import BACKENDS
 from tests.faults.world import CREATE, HOSTED, Counted, World
 
-from orchestrate.tracking import Store, recover
-from orchestrate.tracking.timing import POINTS
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.store.store import Store
+from orchestrate.store.timing import POINTS
 from orchestrate.types import SubmitPhase
 
 

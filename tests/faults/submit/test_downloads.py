@@ -16,7 +16,8 @@ from tests.paths import ROOT
 
 from orchestrate import sandbox
 from orchestrate.data import TrainingData
-from orchestrate.tracking import Store, refresh
+from orchestrate.runs.syncing.sweep import refresh
+from orchestrate.store.store import Store
 from orchestrate.types import JobStatus, Run
 
 

@@ -14,7 +14,7 @@ from tests.faults.submitting import submit
 from orchestrate.errors import HostUnavailable, OrchestrateError, OverBudget, QuotaExceeded
 from orchestrate.providers.base import EstimatesPrice
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import Event, Feature, JobStatus, Quote, RemoteDataset, SubmitPhase, Translation
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -17,9 +17,10 @@ from tests.faults.world import HOSTED
 
 from orchestrate import Orchestrator
 from orchestrate.errors import AlreadySubmitted, HostUnavailable, KeyTaken, OutcomeUnknown
+from orchestrate.runs.submitting.repeats import Submission, Wish
+from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter
-from orchestrate.tracking.submitting.repeats import Submission, Wish
+from orchestrate.store.store import Store
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -16,8 +16,8 @@ from tests.faults.submitting import BACKENDS
 from tests.faults.world import CREATE, HOSTED, LATE, UNHURRIED, Counted, World
 
 from orchestrate.errors import OutcomeUnknown, StoreError
-from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.timing import POINTS
+from orchestrate.store.clock import Clock
+from orchestrate.store.timing import POINTS
 from orchestrate.types import SubmitPhase
 
 

@@ -19,9 +19,9 @@ from tests.faults.submitting import MODELS
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.mcp.server import server, skill
 from orchestrate.mcp.spending import put
+from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.settings import config
 from orchestrate.text import money
 from orchestrate.types import Event, JobStatus

@@ -19,9 +19,10 @@ from tests.ports import own_port
 from orchestrate import sandbox
 from orchestrate.data import TrainingData
 from orchestrate.errors import OutcomeUnknown, ProviderError, RateLimited
-from orchestrate.tracking import cancel, refresh
-from orchestrate.tracking.timing import POINTS
-from orchestrate.tracking.transitions import ImpossibleTransition
+from orchestrate.runs.submitting.submit import cancel
+from orchestrate.runs.syncing.sweep import refresh
+from orchestrate.store.timing import POINTS
+from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import JobStatus, SubmitPhase
 
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {

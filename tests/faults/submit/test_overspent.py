@@ -22,12 +22,15 @@ from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending, caps
 from orchestrate.errors import NotFound, OverBudget, UsageError
 from orchestrate.providers.base import Resumes
+from orchestrate.runs.submitting.repeats import Submission
+from orchestrate.runs.submitting.submit import Submitter, cancel
+from orchestrate.runs.syncing import sweep
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, cancel, recover, refresh, sync
-from orchestrate.tracking.clock import Clock
-from orchestrate.tracking.submitting.repeats import Submission
-from orchestrate.tracking.syncing import sweep
+from orchestrate.store.clock import Clock
+from orchestrate.store.store import Store
 from orchestrate.types import Bill, Feature, Job, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

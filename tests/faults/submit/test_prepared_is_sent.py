@@ -18,8 +18,8 @@ from tests.faults.submitting import BACKENDS
 from orchestrate.errors import DataError
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
-from orchestrate.tracking import Submitter
-from orchestrate.tracking.submitting.repeats import Submission
+from orchestrate.runs.submitting.repeats import Submission
+from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.types import JobStatus, SubmitPhase
 
 OPENED_TO_PREPARE = 3

@@ -30,13 +30,18 @@ from orchestrate.errors import (
     StoreError,
     UsageError,
 )
+from orchestrate.runs.submitting import accounts
+from orchestrate.runs.submitting.repeats import Submission
+from orchestrate.runs.submitting.submit import Submitter, cancel, settle
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, cancel, gateway, recover, refresh, settle, sync
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.database.leases import LeaseHeld, LeaseLost
-from orchestrate.tracking.submitting import accounts
-from orchestrate.tracking.submitting.repeats import Submission
-from orchestrate.tracking.transitions import ImpossibleTransition, Withdrawn
+from orchestrate.store import gateway
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.database.leases import LeaseHeld, LeaseLost
+from orchestrate.store.store import Store
+from orchestrate.store.timing import Timing
+from orchestrate.store.transitions import ImpossibleTransition, Withdrawn
 from orchestrate.types import (
     Bill,
     JobHandle,

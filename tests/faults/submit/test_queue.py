@@ -19,14 +19,16 @@ from tests.faults.submit.test_lost_keys import backed_up
 from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE, HOSTED, SETTLED
 
-from orchestrate import Orchestrator, watching
+from orchestrate import Orchestrator
 from orchestrate.costing import RateBook
 from orchestrate.errors import ConfigError, StoreError, UsageError
-from orchestrate.service.training import queueing
-from orchestrate.service.training.queueing import QueueServer
+from orchestrate.runs import queue as queueing
+from orchestrate.runs import watch as watching
+from orchestrate.runs.queue import QueueServer
+from orchestrate.runs.syncing.sweep import sync
 from orchestrate.settings import config
-from orchestrate.tracking import Store, sync
-from orchestrate.tracking.timing import settle_left_s
+from orchestrate.store.store import Store
+from orchestrate.store.timing import settle_left_s
 from orchestrate.types import JobError, JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 

@@ -18,9 +18,9 @@ from tests.faults.world import CREATE, HOSTED
 from orchestrate import Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
+from orchestrate.runs.submitting.repeats import RECENT
 from orchestrate.settings import config
-from orchestrate.tracking.records.runs import Intent
-from orchestrate.tracking.submitting.repeats import RECENT
+from orchestrate.store.records.runs import Intent
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 

@@ -18,9 +18,13 @@ from tests.faults.submitting import BACKENDS, submit
 from tests.faults.world import CREATE, HOSTED, UNHURRIED, World
 
 from orchestrate.errors import InvalidRequest, OutcomeUnknown, RateLimited, UnexpectedAnswer
+from orchestrate.runs.submitting.repeats import Submission
+from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.runs.syncing.sweep import sync
 from orchestrate.spec import JobSpec
-from orchestrate.tracking import Store, Submitter, Timing, recover, sync
-from orchestrate.tracking.submitting.repeats import Submission
+from orchestrate.store.store import Store
+from orchestrate.store.timing import Timing
 from orchestrate.types import Bill, Job, JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -15,11 +15,10 @@ from tests.faults.world import CREATE
 
 from orchestrate.costing import RateBook
 from orchestrate.errors import UsageError
-from orchestrate.search import space
-from orchestrate.service.training import searching
-from orchestrate.service.training.searching import Order
-from orchestrate.service.training.trials import Searching
-from orchestrate.tracking.database.leases import LeaseHeld
+from orchestrate.runs.sweep import searching, space
+from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.trials import Searching
+from orchestrate.store.database.leases import LeaseHeld
 from orchestrate.types import JobStatus, MetricPoint, Search, SubmitPhase, Trial, TrialState
 
 GRID = space.parse(["epochs=1,2,3"], [])

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from orchestrate.web.server import serving
-from orchestrate.wire.openai import chat
+from orchestrate.http.web.server import serving
+from orchestrate.http.wire.openai import chat
 
 HANGS_S = 8.0
 

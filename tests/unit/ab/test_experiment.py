@@ -20,13 +20,13 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from orchestrate.ab import ABMiddleware, Experiment, ask, read_plan
+from orchestrate.ab import launch as experiments
 from orchestrate.ab.experiment import Given, arm_at, exposed, person
 from orchestrate.ab.plan import recorded_sometimes, required
 from orchestrate.errors import DataError, UsageError
 from orchestrate.reports import experiments as pages
-from orchestrate.service.serving import experiments
-from orchestrate.tracking import Store
-from orchestrate.tracking.clock import Clock
+from orchestrate.store.clock import Clock
+from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, ExperimentReport, Exposure, PlannedMetric
 
 RESOLVED = PlannedMetric(name="resolved", role="primary")

@@ -23,11 +23,11 @@ from tests.unit.ab.models import Model, model, words
 
 from orchestrate.ab import Experiment
 from orchestrate.ab.proxy import BROKEN, NOBODY, Proxy, Upstream, tokens
+from orchestrate.http.web.server import serving
 from orchestrate.serving.server.keys import hashed
 from orchestrate.settings.keys import Secret
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
-from orchestrate.web.server import serving
 
 FAILOVERS = "the base answered in the tuned model's place"
 PLAN = ExperimentPlan(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrate import catalog, costing, days
+from orchestrate import catalog, costing
+from orchestrate.core import days
 from orchestrate.costing import built_in, parse_flag
 from orchestrate.data import TrainingData
 from orchestrate.data.rows.pictures import Picture

@@ -17,6 +17,7 @@ from tests import command
 from tests.chat_host import chat_host
 from tests.unit.evaluation.conftest import answering, cents
 
+from orchestrate.core.retries import Retry
 from orchestrate.errors import (
     HostUnavailable,
     InvalidRequest,
@@ -28,7 +29,6 @@ from orchestrate.errors import (
 from orchestrate.evaluation.items import Answer
 from orchestrate.paid.asking import AnswerLog, Asking, Question, Respondent, Sent
 from orchestrate.paid.journal import Purse
-from orchestrate.retries import Retry
 from orchestrate.types import Message
 
 

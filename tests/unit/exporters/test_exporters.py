@@ -13,9 +13,9 @@ import pytest
 from msgspec.structs import replace
 from tests.unit.reports.conftest import START, make_metrics, make_result, make_run
 
-from orchestrate import exporters
 from orchestrate.errors import HostUnavailable, UsageError
-from orchestrate.exporters.records import Story
+from orchestrate.runs import trackers as exporters
+from orchestrate.runs.trackers.records import Story
 from orchestrate.types import JobStatus, MetricPoint
 
 ODD = 'a|b/c:"<script>`\u202e'

@@ -17,7 +17,7 @@ import pytest
 from tests import outside
 from tests.unit.exporters.test_exporters import going, story, told
 
-from orchestrate import exporters
+from orchestrate.runs import trackers as exporters
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import pytest
 from openai import OpenAI
 from tests.paths import TINY
 
-from orchestrate import watching
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.gateway import running, terms
+from orchestrate.runs import watch as watching
 from orchestrate.sandbox import running as sandbox_running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox

@@ -14,10 +14,10 @@ from tests.paths import TINY
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows
 from tests.unit.serving.conftest import random_adapter
 
+from orchestrate.http.wire.openai.chat import ChatRequest
 from orchestrate.providers.files import downloads
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Artifact, GatewayJob
-from orchestrate.wire.openai.chat import ChatRequest
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -63,7 +63,7 @@ def tuned_here(gateway: Gateway, folder: Path) -> str:
     [source] = [run for run in ft.runs() if run.record.status.value == "succeeded"][:1]
     from msgspec.structs import replace
 
-    from orchestrate.tracking.ids import new_run_id, ref_of
+    from orchestrate.store.ids import new_run_id, ref_of
 
     id = new_run_id(ft.store.clock.now())
     own = {"provider": "local", "host": "local", "model": str(TINY), "job_id": f"job-{id}"}
@@ -91,7 +91,7 @@ def tuned_here(gateway: Gateway, folder: Path) -> str:
         ended_at=run.created_at,
         told=True,
     )
-    from orchestrate.tracking.gateway import Request
+    from orchestrate.store.gateway import Request
 
     ft.store.gateway_jobs.take(job, Request("local", id), lambda use: None)
     return name
@@ -208,8 +208,8 @@ def test_nothing_that_changes_an_answer_is_taken_and_ignored() -> None:
     """By the official client's own list of what a request may have."""
     from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-    from orchestrate.wire.bodies import HostError, parse
-    from orchestrate.wire.openai import responses
+    from orchestrate.http.wire.bodies import HostError, parse
+    from orchestrate.http.wire.openai import responses
 
     known = set(ResponseCreateParamsBase.__annotations__) | {"stream"}
     assert known == CHANGES.keys() | KEEPS
@@ -246,7 +246,7 @@ def test_tools_of_a_response_are_those_of_a_chat() -> None:
     from openai.types.responses import Response, ResponseStreamEvent
     from pydantic import TypeAdapter
 
-    from orchestrate.wire.openai import responses
+    from orchestrate.http.wire.openai import responses
 
     tool = {"type": "function", "name": "find", "parameters": {"type": "object"}, "strict": True}
     told = [

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tests.unit.gateway.conftest import gateway_of
 
+from orchestrate.gateway import launch as service
 from orchestrate.gateway.running import Audit
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.serving import gateway as service
-from orchestrate.tracking import Store
-from orchestrate.tracking.clock import Clock, Uptime
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.store import Store
 from orchestrate.types import AuditEntry, GatewayKey
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
 
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.tracking.gateway import FILE
+from orchestrate.store.gateway import FILE
 
 
 def upload(http: httpx.Client, content: bytes, **form: str) -> httpx.Response:

@@ -13,12 +13,12 @@ from msgspec.structs import replace
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
 
 from orchestrate.errors import UsageError
+from orchestrate.gateway import launch as service
 from orchestrate.gateway import running, terms
+from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.serving import gateway as service
-from orchestrate.tracking import Watcher
-from orchestrate.tracking.gateway import Request
-from orchestrate.tracking.ids import new_run_id, ref_of
+from orchestrate.store.gateway import Request
+from orchestrate.store.ids import new_run_id, ref_of
 from orchestrate.types import JobStatus, SubmitPhase
 
 OTHER = "gpt-4.1-mini-2025-04-14"

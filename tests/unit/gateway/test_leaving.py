@@ -15,9 +15,9 @@ from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_o
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import ConfigError
 from orchestrate.gateway import terms
+from orchestrate.migration.steps import importing
+from orchestrate.migration.steps.migrating import MigrationOrder, PreparedMigration
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.migration import importing
-from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration
 from orchestrate.types import JobStatus
 
 ASK: Any = [{"role": "user", "content": "q 1"}]
@@ -144,7 +144,7 @@ def test_the_configuration_names_runs_and_gives_a_model_several_names(
 def test_another_project_sees_what_is_mapped_for_all_and_nothing_imported(
     gateway: Gateway, sandbox: Sandbox, before: list[Any], tmp_path: Path
 ) -> None:
-    from orchestrate.service.serving import gateway as service
+    from orchestrate.gateway import launch as service
 
     run = next(run for run in gateway.ft.runs() if run.record.tuned_model == before[1].fine_tuned_model)
     table = {"models": {"support": {"run": run.id}}}

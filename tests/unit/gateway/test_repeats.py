@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.tracking import Store
-from orchestrate.tracking.clock import Clock, Uptime
-from orchestrate.tracking.gateway import Request
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.gateway import Request
+from orchestrate.store.store import Store
 from orchestrate.types import GatewayJob
 
 

@@ -12,8 +12,8 @@ import trustme
 from tests.unit.gateway.conftest import gateway_of
 
 from orchestrate.errors import SetupError
+from orchestrate.gateway import launch as service
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.serving import gateway as service
 
 
 def test_a_client_that_knows_the_authority_comes_in_and_no_other(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from tests.unit.gateway.conftest import MODELS
 
-from orchestrate import watching
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.gateway import running, terms
-from orchestrate.preparing import submission
+from orchestrate.runs import submit as submission
+from orchestrate.runs import watch as watching
 from orchestrate.settings import config
 
 BEFORE = ("before-taken", "after-taken")

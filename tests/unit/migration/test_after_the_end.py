@@ -10,10 +10,10 @@ from tests.unit.migration.test_migrating import order
 
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import UsageError
+from orchestrate.migration.steps import importing, recording
+from orchestrate.migration.steps.migrating import TAG, PreparedMigration
+from orchestrate.migration.steps.recording import PreparedRecording, RecordOrder
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.migration import importing, recording
-from orchestrate.service.migration.migrating import TAG, PreparedMigration
-from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.types import Sampling
 
 AFTER = date(2027, 2, 1)

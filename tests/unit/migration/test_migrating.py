@@ -26,14 +26,14 @@ from orchestrate.migration import plan as plans
 from orchestrate.migration import proposals
 from orchestrate.migration.proposals import Needs
 from orchestrate.migration.report import parity
-from orchestrate.preparing import quoting
+from orchestrate.migration.steps import account, importing
+from orchestrate.migration.steps.account import PreparedPlan
+from orchestrate.migration.steps.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.steps.parity import PreparedProof, report, results
+from orchestrate.migration.steps.recording import PreparedRecording, RecordOrder
 from orchestrate.profile import profile
+from orchestrate.runs.preparing import quoting
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.migration import account, importing
-from orchestrate.service.migration.account import PreparedPlan
-from orchestrate.service.migration.migrating import TAG, MigrationOrder, PreparedMigration
-from orchestrate.service.migration.parity import PreparedProof, report, results
-from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.settings import config
 from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
 

@@ -26,15 +26,15 @@ from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OverBudget, UsageError
 from orchestrate.evaluation.held_out import held_out, prompts
 from orchestrate.evaluation.items import Item, item_id
-from orchestrate.migration.recordings import covering
+from orchestrate.evaluation.recordings import covering
+from orchestrate.migration.steps import recording
+from orchestrate.migration.steps.recording import PreparedRecording, RecordOrder
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.chat.completions import Chat
+from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.sandbox.training.trainer import Trainer
 from orchestrate.sandbox.training.untrained import ANSWER
-from orchestrate.service.evaluation.contenders import Contenders
-from orchestrate.service.migration import recording
-from orchestrate.service.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.settings import config
 from orchestrate.types import Message, Reply, Sampling
 

@@ -48,13 +48,14 @@ from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
 from orchestrate.places.order import pins
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.runs.spending.accounts import Spender
+from orchestrate.runs.spending.orphans import Orphans
+from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings import config
 from orchestrate.settings.keys import Secret
 from orchestrate.spec import JobSpec
-from orchestrate.spending.accounts import Spender
-from orchestrate.spending.orphans import Orphans
-from orchestrate.tracking import Store, Submitter
-from orchestrate.tracking.watching.watcher import Watcher
+from orchestrate.store.store import Store
 from orchestrate.types import ArtifactFile, JobStatus, Run, SubmitPhase
 
 consoles = pytest.importorskip("tests.unit.places.console")

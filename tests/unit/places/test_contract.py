@@ -36,13 +36,14 @@ from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import read_order
 from orchestrate.places.remote import Errand
-from orchestrate.preparing.prepared import _kept_private
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.runs.preparing.prepared import _kept_private
+from orchestrate.runs.spending.accounts import Spender
+from orchestrate.runs.spending.orphans import OrphanReport, Orphans
+from orchestrate.runs.submitting.repeats import Submission
+from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.spec import Full, JobSpec
-from orchestrate.spending.accounts import Spender
-from orchestrate.spending.orphans import OrphanReport, Orphans
-from orchestrate.tracking import Store, Submitter
-from orchestrate.tracking.submitting.repeats import Submission
+from orchestrate.store.store import Store
 from orchestrate.types import JobHandle, JobStatus, Run, Standing, SubmitPhase, TokensFrom
 
 REF = "orc-0123456789ab"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrate.core.files import whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable
-from orchestrate.files import whole
 from orchestrate.places.claim import Claim, attempts, used_s
 from orchestrate.places.depot import Depot, safe
 from orchestrate.types import ArtifactFile

@@ -18,12 +18,12 @@ from orchestrate.api.run import RunHandle
 from orchestrate.errors import InvalidRequest, OverBudget, UsageError
 from orchestrate.places.claim import Claim
 from orchestrate.places.order import read_order
-from orchestrate.search import space
-from orchestrate.service.training import queueing, searching
-from orchestrate.service.training.searching import Order
-from orchestrate.service.training.trials import Searching
+from orchestrate.runs import queue as queueing
+from orchestrate.runs.sweep import searching, space
+from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.trials import Searching
+from orchestrate.runs.syncing.sweep import refresh
 from orchestrate.text import limit
-from orchestrate.tracking import refresh
 from orchestrate.types import Bill, JobStatus
 
 

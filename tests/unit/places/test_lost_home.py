@@ -23,12 +23,13 @@ from orchestrate.places.base import PRICE, Placed
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import read_order
 from orchestrate.providers.local.away import AwayProvider
+from orchestrate.runs.spending.accounts import Spender, SpendingReport
+from orchestrate.runs.submitting.repeats import Wish
+from orchestrate.runs.syncing.recovery import recover
+from orchestrate.runs.syncing.sweep import refresh
 from orchestrate.spec import JobSpec
-from orchestrate.spending.accounts import Spender, SpendingReport
-from orchestrate.tracking import Store, recover
-from orchestrate.tracking.ids import run_id_of
-from orchestrate.tracking.submitting.repeats import Wish
-from orchestrate.tracking.syncing.sweep import refresh
+from orchestrate.store.ids import run_id_of
+from orchestrate.store.store import Store
 from orchestrate.types import JobStatus
 
 # ruff: noqa: F811

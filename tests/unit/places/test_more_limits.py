@@ -36,10 +36,9 @@ from orchestrate.places.depot import StoredRun
 from orchestrate.places.order import read_order
 from orchestrate.places.remote import Errand
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.search import space
-from orchestrate.service.training import searching
-from orchestrate.service.training.searching import Order
-from orchestrate.service.training.trials import Searching
+from orchestrate.runs.sweep import searching, space
+from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
 from orchestrate.types import Allowance, JobError, JobStatus, TrialState
 

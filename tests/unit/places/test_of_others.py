@@ -44,7 +44,7 @@ from orchestrate import Orchestrator
 from orchestrate.settings import config
 from orchestrate.data import TrainingData
 from orchestrate.providers import registry
-from orchestrate.service.setup import backends, doctor
+from orchestrate.setup import backends, doctor
 from orchestrate.spec import JobSpec
 
 folder = Path(sys.argv[1])

@@ -19,7 +19,7 @@ import pytest
 from tests.paths import ROOT
 from tests.unit.places.depots import S3
 
-from orchestrate.files import write_whole
+from orchestrate.core.files import write_whole
 from orchestrate.local import Hyper, LocalJob, RunDir
 from orchestrate.local.job import Adapter, Supervised
 from orchestrate.local.run import checkpoints

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tests.contract.backends import BACKENDS, Backend
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import SpecError
-from orchestrate.preparing.prepared import Terms, translated
 from orchestrate.providers.base import Provider
-from orchestrate.service import Orchestrator
+from orchestrate.runs.preparing.prepared import Terms, translated
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Translation
 

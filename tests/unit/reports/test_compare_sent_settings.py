@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrate.service import Orchestrator
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store.records.runs import Intent
 
 
 def test_settings_as_sent(tmp_path: Path) -> None:

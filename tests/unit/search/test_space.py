@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrate.errors import UsageError
-from orchestrate.search import space
+from orchestrate.runs.sweep import space
 
 
 def test_values_are_read_as_numbers_words_and_lists() -> None:

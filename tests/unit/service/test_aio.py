@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from orchestrate import AsyncOrchestrator, Orchestrator
-from orchestrate.aio import AsyncDeploymentHandle, AsyncRunHandle
+from orchestrate.api.aio import AsyncDeploymentHandle, AsyncRunHandle
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import UsageError
-from orchestrate.handles.deployment import DeploymentHandle
+from orchestrate.runs.hosting.deployment import DeploymentHandle
 from orchestrate.settings import config
 
 ASYNC_ONLY = {"sync_api", "threads", "call"}

@@ -10,13 +10,14 @@ import pytest
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import SetupError, UsageError
+from orchestrate.reports.advice import Needs
+from orchestrate.runs.data import files as data
+from orchestrate.runs.data.generation import Writer
+from orchestrate.runs.preparing.advice import base_score
 from orchestrate.sandbox import running
 from orchestrate.sandbox.joining import running as running_at
-from orchestrate.service.data import files as data
-from orchestrate.service.data.generation import Writer
-from orchestrate.service.setup import machine
-from orchestrate.service.training.advice import Needs, base_score
 from orchestrate.settings import config
+from orchestrate.setup import machine
 
 
 @pytest.fixture

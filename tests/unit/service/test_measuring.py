@@ -17,7 +17,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Answered
 from orchestrate.evaluation.review.desk import Desk
 from orchestrate.settings import config
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store.records.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed, Rating
 
 QUESTIONS = ("one?", "two?", "three?", "four?")

@@ -15,11 +15,11 @@ from huggingface_hub import constants
 
 from orchestrate import Orchestrator
 from orchestrate.errors import ConfigError, OrchestrateError, SpecError, TranslationRefused, UsageError
-from orchestrate.handles.privacy import require_own
 from orchestrate.paid.asking import Asking
-from orchestrate.service.evaluation.contenders import Contenders
-from orchestrate.service.serving.tuned import require_upload
-from orchestrate.service.training.logging import log
+from orchestrate.runs.evaluation.contenders import Contenders
+from orchestrate.runs.privacy import require_own
+from orchestrate.runs.serving.subjects import require_upload
+from orchestrate.runs.trackers.logging import log
 from orchestrate.settings.config import load
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Run, Sampling, Severity, SubmitPhase

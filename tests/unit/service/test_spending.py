@@ -14,12 +14,12 @@ from tests.sending import upload
 
 from orchestrate import AsyncOrchestrator, Orchestrator
 from orchestrate.providers.base import Provider
+from orchestrate.runs.spending.accounts import Asked, SpendingReport
+from orchestrate.runs.spending.orphans import OrphanReport
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
-from orchestrate.spending.accounts import Asked, SpendingReport
-from orchestrate.spending.orphans import OrphanReport
 from orchestrate.workspace import Opened
 
 THEIRS = "sandbox-another-team"

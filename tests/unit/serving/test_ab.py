@@ -9,8 +9,8 @@ from openai import OpenAI
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known
 
-from orchestrate.service import Orchestrator
-from orchestrate.service.serving import experiments
+from orchestrate.ab import launch as experiments
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.settings import config
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 

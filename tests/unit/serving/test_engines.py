@@ -18,9 +18,9 @@ from tests.ports import own_port
 from tests.unit.serving.conftest import Known, in_32_bits, in_process, random_adapter
 from tests.unit.serving.gguf import QUESTION
 
+from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import RunFailed, SetupError
-from orchestrate.service import Orchestrator
-from orchestrate.service.serving import tuned as serving
+from orchestrate.runs.serving import subjects as serving
 from orchestrate.serving import engines
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tests.unit.serving.conftest import Known
 
-from orchestrate.files import sha256
+from orchestrate.core.files import sha256
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -26,7 +26,7 @@ pytestmark = [
 SCRIPT = """
 import sys
 from orchestrate.errors import OrchestrateError
-from orchestrate.service.serving.tuned import upload
+from orchestrate.runs.serving.subjects import upload
 from orchestrate.types import Export
 made = Export(form="hub", folder=sys.argv[1], files=(), base_model="b", commands=())
 try:

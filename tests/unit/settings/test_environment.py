@@ -12,12 +12,12 @@ from tests.paths import ROOT
 
 from orchestrate.errors import ProjectNotTrusted
 from orchestrate.places.kinds._skypilot.asking import credentials
+from orchestrate.runs.watching.channels import Command
 from orchestrate.settings.environment import MORE_NAMES, of_child
-from orchestrate.tracking.watching.channels import Command
 
 WHOLE = {
     "commands/servers/sandbox.py": "it goes before the user's own command, as `env` does",
-    "tracking/watching/background.py": "the watcher is Orchestrate itself, which asks the hosts",
+    "runs/watching/background.py": "the watcher is Orchestrate itself, which asks the hosts",
 }
 """Who gives the whole environment on, and why."""
 STARTS = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_call", "check_output")}

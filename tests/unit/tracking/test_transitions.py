@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orchestrate.tracking import transitions
-from orchestrate.tracking.transitions import UNSENT, UNSETTLED, ImpossibleTransition
+from orchestrate.store import transitions
+from orchestrate.store.transitions import UNSENT, UNSETTLED, ImpossibleTransition
 from orchestrate.types import Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
 
 T0 = datetime(2026, 11, 25, tzinfo=UTC)

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, JobStatus, Orchestrator
+from orchestrate.gateway import launch as gateway
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.serving import gateway
 from orchestrate.settings import config
 from orchestrate.text import money, rate
 from orchestrate.ui.server import app

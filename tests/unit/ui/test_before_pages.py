@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app as command
-from orchestrate.preparing import quoting
+from orchestrate.runs.preparing import quoting
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.ui.server import app, serving
 from orchestrate.ui.site import Site

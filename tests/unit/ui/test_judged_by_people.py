@@ -20,10 +20,10 @@ from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle
+from orchestrate.runs.data.files import Review
+from orchestrate.runs.evaluation import reviewing
+from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.service.data.files import Review
-from orchestrate.service.evaluation import reviewing
-from orchestrate.service.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.text import money
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site

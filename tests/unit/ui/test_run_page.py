@@ -14,9 +14,9 @@ from tests.unit.ui.conftest import BEGUN, ESCAPES, MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import Orchestrator
-from orchestrate.service.evaluation import comparison
+from orchestrate.runs.evaluation import comparison
 from orchestrate.spec import JobSpec
-from orchestrate.tracking.records.runs import Intent
+from orchestrate.store.records.runs import Intent
 from orchestrate.types import (
     Checkpoint,
     Event,

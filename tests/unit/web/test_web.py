@@ -24,8 +24,8 @@ from starlette.routing import Route
 from tests import loopback
 
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.web import pages, server
-from orchestrate.web.guard import Guard, holder
+from orchestrate.http.web import pages, server
+from orchestrate.http.web.guard import Guard, holder
 
 MOST = 1000
 

@@ -10,18 +10,18 @@ import typer
 from msgspec import structs
 from rich.text import Text
 
-from orchestrate import days
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, settings_of, table
 from orchestrate.commands.terminal.options import by_default
+from orchestrate.core import days
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
-from orchestrate.service.setup import backends, models
-from orchestrate.service.setup.models import HostModel, Model
+from orchestrate.setup import backends, models
+from orchestrate.setup.models import HostModel, Model
 
 if TYPE_CHECKING:
-    from orchestrate.service.records import ModelChanges
+    from orchestrate.setup.models import ModelChanges
 
 app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
 

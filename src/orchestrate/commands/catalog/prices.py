@@ -9,23 +9,14 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from orchestrate import days
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import SANDBOX, note, orchestrator, out, table
 from orchestrate.commands.terminal.options import RateOpt, by_default, with_flags
+from orchestrate.core import days
+from orchestrate.costing import Accuracy, Rate, RateBook, Reconciliation, built_in, load
+from orchestrate.costing.rates import clashes, current, prices_of
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.preparing.quoting import (
-    Accuracy,
-    Rate,
-    RateBook,
-    Reconciliation,
-    built_in,
-    clashes,
-    current,
-    load,
-    prices_of,
-)
 from orchestrate.text import count, money
 
 _NONE_YET = "no run has both a quote and a final bill yet"
@@ -147,7 +138,7 @@ def accuracy(
     ] = False,
 ) -> Output[list[Accuracy]] | Output[list[Reconciliation]]:
     """How far quotes were from bills, over all runs of this store that succeeded."""
-    from orchestrate.preparing.quoting import accuracy as measured
+    from orchestrate.costing import accuracy as measured
 
     with orchestrator(context) as ft:
         found = measured(ft.store.runs.matching())

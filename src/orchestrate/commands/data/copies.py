@@ -17,13 +17,15 @@ from orchestrate.commands.data.views import note_rewritten
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, out, prints_json, settings_of, table
+from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import MissingExtra, UsageError
 from orchestrate.text import count
 from orchestrate.types import Severity
-from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
-    from orchestrate.service.records import ConvertReport, DedupeReport, SplitReport
+    from orchestrate.data.operations.convert import ConvertReport
+    from orchestrate.data.operations.dedupe import DedupeReport
+    from orchestrate.data.operations.split import SplitReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def convert(
 ) -> Output[ConvertReport]:
     """Rows in another format: without loss, or not at all unless --allow-loss. Tickets and mails, with one
     message a row, become conversations: --thread, --role, --assistant."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     format = data.format_of(settings_of(context), to)
     ending = "parquet" if to == "parquet" else "jsonl"
@@ -133,7 +135,7 @@ def split(
 ) -> Output[SplitReport]:
     """By content: the same row falls on the same side, also after rows were added. Conversations stay
     whole."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     with (
         engine(reading.engine, reading.workers),
@@ -174,7 +176,7 @@ def dedupe(
     reading: Reading,
 ) -> Output[DedupeReport]:
     """Keep the first of each set of equal rows, and log the others."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     with engine(reading.engine, reading.workers), work("comparing", BYTES) as progress:
         report = data.dedupe(
@@ -202,7 +204,7 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
 @contextmanager
 def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Generator[str]:
     """The file, or the conversations that its messages make. Tells what is left out of them."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     columns = data.columns_of(
         file,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     ended_by_signal,
@@ -23,13 +22,14 @@ from orchestrate.commands.terminal.console import (
     warn_lost,
 )
 from orchestrate.commands.terminal.options import PayOpt
+from orchestrate.core.amounts import amount
+from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money
-from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.generate import GenerateReport
-    from orchestrate.service.records import ExportReport, ReviewCounts
+    from orchestrate.data.operations.review import ExportReport, ReviewCounts
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
 
@@ -87,8 +87,8 @@ def generate(
     The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
     model only repeats itself.
     """
-    from orchestrate.service.data import files as data
-    from orchestrate.service.data import generation
+    from orchestrate.runs.data import files as data
+    from orchestrate.runs.data import generation
 
     order = generation.Order(
         rows=rows,
@@ -132,7 +132,7 @@ def review(
 
     FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
     """
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     if export is not None:
         report = data.Review(file).export(export)

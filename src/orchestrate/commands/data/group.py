@@ -29,12 +29,15 @@ from orchestrate.commands.data.views import show_check, show_inspect, show_previ
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import note, orchestrator, settings_of
 from orchestrate.commands.terminal.options import TokensOpt
+from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom
-from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
-    from orchestrate.service.records import CheckReport, FixReport, InspectReport, PreviewReport
+    from orchestrate.data.operations.check import CheckReport
+    from orchestrate.data.operations.fix import FixReport
+    from orchestrate.data.operations.inspect import InspectReport
+    from orchestrate.data.operations.preview import PreviewReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
@@ -49,7 +52,7 @@ def inspect(
     reading: Reading,
 ) -> Output[InspectReport]:
     """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     name = tokenizer or data.counter(model)
     with engine(reading.engine, reading.workers), work("reading", BYTES) as progress:
@@ -110,7 +113,7 @@ def check(
     reading: Reading,
 ) -> Output[DataChecked]:
     """All problems in one pass, for every backend. Exit code 1 when there are errors."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     named = {"train": file, "validation": others.validation, "test": others.test}
     paths = {split: path for split, path in named.items() if path}
@@ -173,7 +176,7 @@ def preview(
 ) -> Output[PreviewReport]:
     """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
     run by its host's own account of them."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
     from orchestrate.spec.specfile import parse_settings
 
     if model is None and not Path(file).exists():

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.amounts import amount
 from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn, warn_lost
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 
 if TYPE_CHECKING:
-    from orchestrate.service.evaluation.judging import JudgePlan, JudgeReport
-    from orchestrate.service.records import FromReview
+    from orchestrate.runs.evaluation.judging import JudgePlan, JudgeReport
+    from orchestrate.runs.evaluation.reviewing import FromReview
 
 RubricOpt = Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")]
 KeyVariableOpt = Annotated[
@@ -71,8 +71,8 @@ def judge(
     The judge is first held against answers that people rated, and must agree with them. The price is told
     first. The same command goes on where it was interrupted, and pays nothing twice.
     """
-    from orchestrate.service.data import files as data
-    from orchestrate.service.evaluation import judging
+    from orchestrate.runs.data import files as data
+    from orchestrate.runs.evaluation import judging
 
     given: dict[str, Any] = {**vars(by), "max_cost_usd": amount(by.max_cost, "--max-cost")}
     del given["max_cost"]
@@ -130,7 +130,7 @@ def from_review(
     ] = 0.6,
 ) -> Output[FromReview]:
     """What people said of answers, as training rows for preference tuning. What makes no row is counted."""
-    from orchestrate.service.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviewing
 
     if format not in ("dpo", "kto"):
         raise UsageError(f"--as takes dpo or kto; got {format!r}")

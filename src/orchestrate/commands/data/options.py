@@ -65,7 +65,7 @@ def engine(name: str, workers: int | None) -> Generator[None]:
     if name == "local":
         yield
         return
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     with redirect_stdout(sys.stderr), data.on_ray(workers) as cpus:  # Ray prints what befalls its workers
         note(f"on Ray, {cpus} CPUs")

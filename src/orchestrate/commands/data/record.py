@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.amounts import amount
 from orchestrate.commands.data.options import OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.command import Output, command
@@ -26,13 +25,13 @@ from orchestrate.commands.terminal.console import (
     warn_lost,
 )
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.service.migration.recording import Due, Recording, RecordPlan
-    from orchestrate.service.records import FromRecord
+    from orchestrate.migration.steps.recording import Due, FromRecord, Recording, RecordPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ def record(
     The price is told first. The same command goes on where it was interrupted, and pays nothing twice. The
     recording can be asked like a model: eval --model record:ID.
     """
-    from orchestrate.service.migration import recording
+    from orchestrate.migration.steps import recording
 
     with orchestrator(context) as ft:
         if shown.calendar:
@@ -210,7 +209,7 @@ def from_record(
     ] = False,
 ) -> Output[FromRecord]:
     """A recording as rows to train on. The terms of the model's host are told, and have to be agreed to."""
-    from orchestrate.service.migration import recording
+    from orchestrate.migration.steps import recording
 
     with orchestrator(context) as ft:
         found = recording.terms(ft, recording.named(ft, name))

@@ -151,7 +151,7 @@ def _problems(report: CheckReport) -> None:
 
 def show_preview(report: PreviewReport) -> None:
     """Without colours the trained text stands between ⟦ and ⟧."""
-    from orchestrate.service.data import files as data
+    from orchestrate.runs.data import files as data
 
     coloured = out.is_terminal and not out.no_color
     for row in report.rows:

@@ -26,7 +26,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import count
 
 if TYPE_CHECKING:
-    from orchestrate.service.records import OutcomesTaken
+    from orchestrate.ab.experiment import OutcomesTaken
     from orchestrate.types import ExperimentPlan, ExperimentReport
 
 app = typer.Typer(
@@ -87,7 +87,7 @@ def serve(
 ) -> Iterator[Output[ABServing]]:
     """Begin an experiment or go on with it: a proxy before both models that speaks the chat completions API,
     until interrupted. The experiment goes on when it is started again."""
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     terms = experiments.ABTerms(
         host=where.host,
@@ -124,7 +124,7 @@ def serve(
 
 def _require_every_outcome(plan: ExperimentPlan) -> None:
     """Ask on a terminal, or note without one, what a missing outcome means. Raises `UsageError` for a no."""
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     for name in experiments.recorded_sometimes(plan):
         note(
@@ -152,7 +152,7 @@ def status(
     apply: Annotated[bool, typer.Option("--apply", help="Carry out what the rule says.")] = False,
 ) -> Output[ExperimentReport] | Output[list[ABListed]]:
     """What the evidence shows now, and what the rule says. It may be looked at as often as one likes."""
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
         found = experiments.found(ft, name)
@@ -177,7 +177,7 @@ def record(
 ) -> Output[OutcomesTaken]:
     """Record outcomes from files of JSON lines: {"user": "u1", "metric": "resolved", "value": true}. A file
     can be given again, also when it has grown: nothing counts twice."""
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
         [experiment] = experiments.found(ft, name)
@@ -204,7 +204,7 @@ def stop(
 ) -> Output[ExperimentReport]:
     """End an experiment, whatever it shows: everybody gets one model from then on. After the end it changes
     that model, as back to the base once the tuned one has shipped."""
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
         [experiment] = experiments.found(ft, name)
@@ -226,7 +226,7 @@ def size(
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5)] = 0.05,
 ) -> Output[Sized]:
     """How many users it takes to see a difference in four of five experiments. Offline."""
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):
         raise UsageError("give --rate of a right-or-wrong metric, or --deviation of a number")
@@ -247,13 +247,13 @@ def _show_size(size: Sized) -> None:
 
 
 def _show(report: ExperimentReport) -> None:
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     out.print(experiments.table(report))
 
 
 def _show_list(listed: Sequence[ExperimentReport]) -> None:
-    from orchestrate.service.serving import experiments
+    from orchestrate.ab import launch as experiments
 
     for one in listed:
         out.print(experiments.standing(one), soft_wrap=True)

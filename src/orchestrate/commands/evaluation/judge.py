@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, warn
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.core.amounts import amount
+from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
-from orchestrate.underway import work
 
 if TYPE_CHECKING:
-    from orchestrate.service.evaluation.held_out import EvaluationOrder, EvaluationPlan
-    from orchestrate.service.records import Comparison
+    from orchestrate.reports import Comparison
+    from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan
 
 FORMATS = ("table", "md", "html", "csv", "json")
 
@@ -157,7 +157,7 @@ def evaluate(
     The price and what so many rows can show are told first. Answers are kept: the same command goes on where
     it was interrupted, and asks nothing twice. Exit code 6 when --max-cost is reached.
     """
-    from orchestrate.service.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
+    from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
         yield Output(metric_names(), lambda names: print_text("\n".join(names)))
@@ -179,7 +179,7 @@ def evaluate(
 
 
 def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
-    from orchestrate.service.evaluation.held_out import EvaluationOrder
+    from orchestrate.runs.evaluation.held_out import EvaluationOrder
 
     return EvaluationOrder(
         test=rows.test,
@@ -231,7 +231,7 @@ def tell_plan(plan: EvaluationPlan) -> None:
 
 
 def _write(found: Evaluation, decision: Decision, page: Path | None) -> None:
-    from orchestrate.service.evaluation.held_out import report
+    from orchestrate.runs.evaluation.held_out import report
 
     whole = report(found)
     for path in filter(None, (page, decision.junit)):
@@ -245,7 +245,7 @@ def _write(found: Evaluation, decision: Decision, page: Path | None) -> None:
 
 
 def _show(found: Evaluation, rows: int) -> None:
-    from orchestrate.service.evaluation.held_out import report
+    from orchestrate.runs.evaluation.held_out import report
 
     out.print(report(found).table(rows))
     note(f"each answer is in {found.items_file}")
@@ -253,7 +253,7 @@ def _show(found: Evaluation, rows: int) -> None:
 
 def page_of(home: Path, name: str) -> Path:
     """Where a report is written that is to be shown, and was given no place."""
-    from orchestrate.files import private_folder
+    from orchestrate.core.files import private_folder
 
     return private_folder(home / "reports") / f"{name}.html"
 

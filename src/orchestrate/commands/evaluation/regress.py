@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, table
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
 
 if TYPE_CHECKING:
-    from orchestrate.service.evaluation.regression import Regression
+    from orchestrate.runs.evaluation.regression import Regression
 
 _STYLE = {"kept": "green", "forgot": "bold red", "inconclusive": "yellow", "not measurable": "dim"}
 
@@ -82,7 +82,7 @@ def regress(
     Each ability is kept, forgotten or inconclusive by an interval and a margin: too few rows are no proof
     that all is well.
     """
-    from orchestrate.service.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
+    from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
 
     if list_probes:
         return Output(probe_names(), lambda names: print_text("\n".join(names)))

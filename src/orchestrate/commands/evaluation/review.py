@@ -27,8 +27,7 @@ from orchestrate.text import count
 from orchestrate.types import Score
 
 if TYPE_CHECKING:
-    from orchestrate.service.evaluation.reviewing import Planned, ReviewOrder, ReviewResult
-    from orchestrate.service.records import Exported, Imported
+    from orchestrate.runs.evaluation.reviewing import Exported, Imported, Planned, ReviewOrder, ReviewResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
 """Krippendorff's own bounds of alpha."""
@@ -128,7 +127,7 @@ def review(
     The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones;
     each rater has an order of their own, and goes on where it was left. Serves until Ctrl-C.
     """
-    from orchestrate.service.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviewing
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
     if sum(chosen) > 1:
@@ -163,7 +162,7 @@ def review(
 
 
 def _order(what: What) -> ReviewOrder:
-    from orchestrate.service.evaluation.reviewing import ReviewOrder
+    from orchestrate.runs.evaluation.reviewing import ReviewOrder
 
     fields: dict[str, Any] = vars(what) | {"contenders": what.contenders or ()}
     return ReviewOrder(**fields)
@@ -183,7 +182,7 @@ def _show_import(taken: Imported) -> None:
 
 
 def _serve(desk: Any, place: Place) -> Iterator[Output[AnswersReviewing]]:
-    from orchestrate.service.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviewing
 
     review = desk.review
     served = reviewing.serving(
@@ -215,7 +214,7 @@ def _show_links(page: AnswersReviewing) -> None:
 
 
 def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None = None) -> None:
-    from orchestrate.service.evaluation.reviewing import LIKENESS
+    from orchestrate.runs.evaluation.reviewing import LIKENESS
 
     shown = table(
         "raters of each item",

@@ -11,10 +11,10 @@ import typer
 from orchestrate import text
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import goes_on, note, orchestrator, out, table, warn
-from orchestrate.underway import Told, work
+from orchestrate.core.underway import Told, work
 
 if TYPE_CHECKING:
-    from orchestrate.service.migration.importing import Held, Inventory, Taken
+    from orchestrate.migration.steps.importing import Held, Inventory, Taken
 
 SHOWN = 20
 
@@ -36,7 +36,7 @@ def take(
     content, metrics, events, checkpoints, the tuned model and what it cost. It can be repeated, and goes on
     where it was interrupted. Then what is at stake: which models fall silent when, and what can be made
     again."""
-    from orchestrate.service.migration import importing
+    from orchestrate.migration.steps import importing
 
     at = since.replace(tzinfo=UTC) if since else None
     kept = "what was imported is kept; the same command goes on with the rest"

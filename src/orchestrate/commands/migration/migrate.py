@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate import text
-from orchestrate.amounts import amount
 from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command, shown_already
@@ -27,16 +26,18 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.options import RateOpt, ServingOptions, models_given, require_used
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
+from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service import Orchestrator
-    from orchestrate.service.migration.migrating import MigrationOrder, PreparedMigration
-    from orchestrate.service.migration.parity import Migration
-    from orchestrate.service.records import Carried, PlannedMove, Proposal
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.migration.proposals import Proposal
+    from orchestrate.migration.steps.account import Carried, PlannedMove
+    from orchestrate.migration.steps.migrating import MigrationOrder, PreparedMigration
+    from orchestrate.migration.steps.parity import Migration
+    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.types import Run
 
 
@@ -137,8 +138,8 @@ def migrate(
     if run is None or not where.to:
         raise UsageError("name a run and where it is to go", fix="orchestrate migrate RUN --to BACKEND")
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
-        from orchestrate.service.migration.migrating import PreparedMigration
-        from orchestrate.service.migration.parity import report
+        from orchestrate.migration.steps.migrating import PreparedMigration
+        from orchestrate.migration.steps.parity import report
 
         prepared = PreparedMigration(ft, run, order)
         if prepared.prepared is not None:
@@ -179,7 +180,7 @@ def _account(
 
 
 def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrder:
-    from orchestrate.service.migration.migrating import MigrationOrder
+    from orchestrate.migration.steps.migrating import MigrationOrder
 
     if proof.old not in ("auto", "live", "recorded"):
         raise UsageError(f"--old takes auto, live, recorded; got {proof.old!r}")
@@ -203,7 +204,7 @@ def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrde
 
 
 def _propose(proposal: Proposal) -> None:
-    from orchestrate.service.migration.parity import proposal_table
+    from orchestrate.migration.steps.parity import proposal_table
 
     err.print(proposal_table(proposal))
 
@@ -235,7 +236,7 @@ def finish(
     ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]], *, yes: bool
 ) -> Migration:
     """Waits for the new models, tells what comparing costs, and compares."""
-    from orchestrate.service.migration.parity import PreparedProof
+    from orchestrate.migration.steps.parity import PreparedProof
 
     for name, handle in handles:
         if not handle.status.terminal:
@@ -258,7 +259,7 @@ def _write_plan(
     ft: Orchestrator, path: Path, order: MigrationOrder, *, rates: list[str] | None
 ) -> Output[list[PlannedMove]]:
     """The plan of all runs. Nothing is sent."""
-    from orchestrate.service.migration import account
+    from orchestrate.migration.steps import account
 
     if not order.to:
         raise UsageError("say where the runs may go", fix="orchestrate migrate --all --plan F --to BACKENDS")
@@ -289,8 +290,8 @@ def _carry_out_plan(
     dry: bool,
 ) -> Output[list[Carried]] | None:
     """What the plan says, within its budget; exit code 1 where an entry is not done."""
-    from orchestrate.service.migration.account import PreparedPlan, cost_usd
-    from orchestrate.service.migration.migrating import TAG
+    from orchestrate.migration.steps.account import PreparedPlan, cost_usd
+    from orchestrate.migration.steps.migrating import TAG
 
     plan = PreparedPlan(ft, path, order, again=spending.again)
     if prepared := [step.migration.prepared for step in plan.steps if step.migration.prepared]:

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 import typer
 from rich.text import Text
 
-from orchestrate import watching
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import err, note, orchestrator, out, stage_text, warn
 from orchestrate.commands.terminal.live import LiveView
 from orchestrate.commands.terminal.notify import NotifyOptions, telling
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
+from orchestrate.runs import watch as watching
+from orchestrate.store.transitions import UNSENT
 from orchestrate.text import count
 from orchestrate.types import JobStatus, Run
-from orchestrate.watching import UNSENT
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.service import Orchestrator
-    from orchestrate.service.records import SyncReport
-    from orchestrate.watching import Failure, Lease
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.syncing.sweep import Failure, SyncReport
+    from orchestrate.store.database.leases import Lease
 
 _TICK_S = 0.5
 _CHECK_S = 2.0

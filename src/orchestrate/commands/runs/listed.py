@@ -14,9 +14,9 @@ from rich.text import Text
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import SANDBOX, filled, note, orchestrator, out, stage_text
+from orchestrate.core.progress import cost_so_far, seconds_taken, stage
 from orchestrate.errors import UsageError
-from orchestrate.handles.deployment import DeploymentHandle, hourly
-from orchestrate.progress import cost_so_far, seconds_taken, stage
+from orchestrate.runs.hosting.deployment import DeploymentHandle, hourly
 from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run
 

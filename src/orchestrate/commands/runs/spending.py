@@ -12,7 +12,6 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from orchestrate import watching
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     SANDBOX,
@@ -27,14 +26,15 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
+from orchestrate.runs import watch as watching
+from orchestrate.runs.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.settings.keys import hide
-from orchestrate.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.text import NOTHING, count, joined, rate
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
-    from orchestrate.spending.orphans import Orphan, OrphanReport
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.spending.orphans import Orphan, OrphanReport
 
 _CENT = Decimal("0.01")
 

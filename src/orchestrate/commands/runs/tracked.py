@@ -10,7 +10,6 @@ import typer
 from msgspec import structs
 from rich.text import Text
 
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     RunArg,
@@ -23,8 +22,10 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.tuned.hosting import in_words
+from orchestrate.core.amounts import amount
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
-from orchestrate.handles.deployment import NOT_DEPLOYED, uses_of_checkpoint
+from orchestrate.runs.hosting.deployment import NOT_DEPLOYED, uses_of_checkpoint
+from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.text import limit, money, quoted, rate
 from orchestrate.types import (
     Checkpoint,
@@ -40,13 +41,12 @@ from orchestrate.types import (
     Run,
 )
 from orchestrate.types.proof import badge
-from orchestrate.watching import UNSENT, UNSETTLED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrate import RunHandle
-    from orchestrate.service import Orchestrator
+    from orchestrate.api.orchestrator import Orchestrator
 
 Refresh = Annotated[
     bool | None,
@@ -261,7 +261,7 @@ def resume(
     ] = None,
 ) -> Iterator[Output[Run]]:
     """Go on with a paused or interrupted run, within its limits or with others."""
-    from orchestrate.service.training.queueing import crowded
+    from orchestrate.runs.queue import crowded
 
     with orchestrator(context) as ft:
         after = ft.run(run).resume(max_cost_usd=amount(max_cost, "--max-cost"), max_hours=max_hours)
@@ -339,7 +339,7 @@ def _quote(run: Run) -> str | None:
 
 def _bill(run: Run) -> str | None:
     if run.bill is None:
-        from orchestrate.preparing.quoting import spending
+        from orchestrate.costing import spending
 
         held = spending(run).committed_usd
         told = f"bill not known; {money(held)} of the budget stays reserved" if held else "bill not known"

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrate import watching
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import confirm, note, orchestrator, out, warn
 from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, MissingKey
+from orchestrate.runs import watch as watching
 from orchestrate.text import count, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrate.service import Orchestrator
-    from orchestrate.service.records import Recovery, SyncReport
-    from orchestrate.watching import Choose, Failure, Lost
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.syncing.recovery import Choose, Lost, Recovery
+    from orchestrate.runs.syncing.sweep import Failure, SyncReport
 
 
 class Recovered(TypedDict):

@@ -13,7 +13,6 @@ import typer
 from msgspec import structs
 
 from orchestrate import text
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     ended_by_signal,
@@ -24,10 +23,11 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
+from orchestrate.core.amounts import amount
 from orchestrate.types import GatewayKey
 
 if TYPE_CHECKING:
-    from orchestrate.service.serving.gateway import Target
+    from orchestrate.gateway.terms import Target
     from orchestrate.types import AuditEntry
 
 app = typer.Typer(
@@ -83,8 +83,8 @@ def gateway(context: typer.Context, *, where: Where) -> Iterator[Output[GatewayS
     `gateway` of orchestrate.toml says which model on which backend stands behind a name."""
     if context.invoked_subcommand is not None:
         return
-    from orchestrate import watching
-    from orchestrate.service.serving import gateway as service
+    from orchestrate.gateway import launch as service
+    from orchestrate.runs import watch as watching
 
     with orchestrator(context) as ft, ended_by_signal() as ended:
         told = service.read(
@@ -151,7 +151,7 @@ def add(
 ) -> Output[KeyMade]:
     """Make a client's key and print it, once: it is kept as a hash. From the first one on, keys are asked
     for."""
-    from orchestrate.service.serving import gateway as service
+    from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
         made, key = service.add_key(
@@ -178,7 +178,7 @@ def _show_key(made: KeyMade) -> None:
 @command
 def ls(context: typer.Context) -> Output[list[KeyShown]]:
     """All keys, with what their jobs take and what they may."""
-    from orchestrate.service.serving import gateway as service
+    from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
         found = service.keys(ft)
@@ -203,7 +203,7 @@ def _show_keys(found: list[KeyShown]) -> None:
 @keys.command("revoke")
 def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Of the key.")]) -> None:
     """Take a key no more, from its next request on. Its jobs go on."""
-    from orchestrate.service.serving import gateway as service
+    from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
         service.revoke_key(ft, name)
@@ -218,7 +218,7 @@ def log(
     limit: Annotated[int, typer.Option(min=1, help="The last so many.")] = 50,
 ) -> Output[list[AuditEntry]]:
     """Who changed what, who made and revoked keys, and what was refused, oldest first."""
-    from orchestrate.service.serving import gateway as service
+    from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
         found = service.entries(ft, key=key, limit=limit)

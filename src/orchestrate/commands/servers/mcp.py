@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal.console import orchestrator, print_text
+from orchestrate.core.amounts import amount
 from orchestrate.errors import MissingExtra
 
 

@@ -16,8 +16,8 @@ from orchestrate.errors import UsageError
 from orchestrate.types import Proof
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.serving import subjects as serving
 
 
 class Serving(TypedDict):
@@ -128,7 +128,7 @@ def serve(
 ) -> Iterator[Output[Serving] | Output[list[Added]]]:
     """Serve tuned models and their base by name behind the chat completions API, until interrupted. Each is
     proved first: where the proof fails, nothing is served and the exit code is 1."""
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     names = run or []
     with orchestrator(context) as ft:
@@ -170,7 +170,7 @@ def serve(
 
 
 def _terms(where: Where, how: How) -> serving.Terms:
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     return serving.Terms(
         host=where.host,
@@ -187,7 +187,7 @@ def _terms(where: Where, how: How) -> serving.Terms:
 
 
 def _choice(how: How) -> serving.Choice:
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     return serving.Choice(
         engine=how.engine,
@@ -200,7 +200,7 @@ def _choice(how: How) -> serving.Choice:
 
 
 def _keys(ft: Orchestrator, new: str | None, revoked: str | None) -> None:
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     if revoked is not None:
         serving.revoke_key(ft, revoked)

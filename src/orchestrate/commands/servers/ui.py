@@ -36,7 +36,7 @@ def ui(
     The link is the right to see them, and without --read-only to spend. The hosts are asked for news while it
     runs; with --read-only nobody is asked, and `orchestrate worker` does that.
     """
-    from orchestrate import watching
+    from orchestrate.runs import watch as watching
     from orchestrate.ui.server import serving
 
     with orchestrator(context) as ft, ended_by_signal() as ended:

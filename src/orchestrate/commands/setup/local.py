@@ -16,7 +16,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import size
 
 if TYPE_CHECKING:
-    from orchestrate.service.records import Bench
+    from orchestrate.local.plan.throughput import Bench
     from orchestrate.types import MemoryPlan
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
@@ -37,7 +37,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=1, help="How long to train.")] = 20.0,
 ) -> Output[Bench]:
     """Measures this machine's training speed by training; quotes for `local` use it from then on."""
-    from orchestrate.service.setup import machine
+    from orchestrate.setup import machine
 
     with orchestrator(context) as ft:
         home = ft.settings.home / "local"
@@ -83,7 +83,7 @@ def memory(
     available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
 ) -> Output[MemoryPlan]:
     """The memory that training a model needs, by part, and whether it fits. Offline."""
-    from orchestrate.service.setup import machine
+    from orchestrate.setup import machine
 
     if how.adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter takes qlora, lora or full; got {how.adapter!r}")

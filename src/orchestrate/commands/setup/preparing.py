@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import typer
 from rich.text import Text
 
-from orchestrate import days
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, settings_of, table
 from orchestrate.commands.terminal.options import by_default
+from orchestrate.core import days
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
 from orchestrate.settings import config
 from orchestrate.settings.keys import (
@@ -35,7 +35,8 @@ from orchestrate.text import among, meant
 from orchestrate.types import Feature
 
 if TYPE_CHECKING:
-    from orchestrate.service.records import Check, Plugin
+    from orchestrate.setup.backends import Plugin
+    from orchestrate.setup.doctor import Check
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 """A server that generates data is named so in the key file."""
@@ -62,7 +63,7 @@ def keys_set(
 ) -> None:
     """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
     pipe. The environment takes precedence over both."""
-    from orchestrate.service.setup import backends
+    from orchestrate.setup import backends
 
     if value or value_option is not None:
         raise UsageError(
@@ -132,7 +133,7 @@ class Key(TypedDict):
 def keys_list(context: typer.Context) -> Output[list[Key]]:
     """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
     masked."""
-    from orchestrate.service.setup import backends
+    from orchestrate.setup import backends
 
     settings = settings_of(context)
     stored = read_keys(key_file())
@@ -254,7 +255,7 @@ def doctor(
     ] = False,
 ) -> Output[list[Check]]:
     """Check this machine, the keys and the store. Exit code 3 when something is wrong."""
-    from orchestrate.service.setup import doctor as surgery
+    from orchestrate.setup import doctor as surgery
 
     checks = list(surgery.machine())
     try:
@@ -296,7 +297,7 @@ def list_providers(
     ] = False,
 ) -> Output[list[Backend]] | None:
     """Backends, what each of them can do, and why something is missing."""
-    from orchestrate.service.setup import backends as known
+    from orchestrate.setup import backends as known
 
     if template:
         print_text(known.template().rstrip())
@@ -343,7 +344,7 @@ def _has(backend: Backend, feature: str) -> Text:
 @command
 def plugins() -> Output[list[Plugin]]:
     """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
-    from orchestrate.service.setup import backends
+    from orchestrate.setup import backends
 
     rows = backends.plugins()
     return Output(rows, _show_plugins, 3 if any(row.error for row in rows) else 0)

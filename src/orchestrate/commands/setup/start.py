@@ -12,12 +12,12 @@ import typer
 
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, print_text, warn
+from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import UsageError
 from orchestrate.settings import config
-from orchestrate.underway import BYTES, work
 
 if TYPE_CHECKING:
-    from orchestrate.service.setup.starting import Started
+    from orchestrate.setup.starting import Started
 
 
 @command
@@ -40,7 +40,7 @@ def init(
 
     Example: orchestrate init tickets.csv --for openai,local
     """
-    from orchestrate.service.setup import starting
+    from orchestrate.setup import starting
     from orchestrate.spec import specfile
 
     folder = place.parent if place.is_file() else place

@@ -13,7 +13,7 @@ def runs(incomplete: str) -> list[tuple[str, str]]:
     """The newest, each with what it is, and `last`."""
     found = [("last", "the newest")]
     with suppress(OrchestrateError, OSError):
-        from orchestrate.service.setup import offering
+        from orchestrate.setup import offering
 
         for run in offering.runs():
             found.append((run.id, f"{run.provider} {run.model} {run.status.value}"))
@@ -35,7 +35,7 @@ def backends(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """A model, or BACKEND=MODEL."""
-    from orchestrate.service.setup import offering
+    from orchestrate.setup import offering
 
     place, equals, name = incomplete.rpartition("=")
     return [f"{place}{equals}{model}" for model in _beginning(name, offering.models())]
@@ -44,7 +44,7 @@ def models(incomplete: str) -> list[str]:
 def formats(incomplete: str) -> list[str]:
     """Those that data are written in."""
     with suppress(OrchestrateError, OSError):
-        from orchestrate.service.setup import offering
+        from orchestrate.setup import offering
 
         return _beginning(incomplete, offering.formats())
     return []
@@ -52,7 +52,7 @@ def formats(incomplete: str) -> list[str]:
 
 def _backends() -> list[str]:
     with suppress(OrchestrateError, OSError):
-        from orchestrate.service.setup import offering
+        from orchestrate.setup import offering
 
         return offering.backends()
     return []

@@ -24,16 +24,16 @@ from rich.text import Text
 
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.waiting import Bars
+from orchestrate.core.files import FULL
+from orchestrate.core.progress import stage
+from orchestrate.core.tables import Listing
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
-from orchestrate.files import FULL
-from orchestrate.progress import stage
 from orchestrate.settings.keys import hide
-from orchestrate.tables import Listing
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Record, Run
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
+    from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.settings.config import Settings
 
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
@@ -107,8 +107,8 @@ def orchestrator(
     context: typer.Context, *, made_by: str | None = None, rates: list[str] | None = None
 ) -> Generator[Orchestrator]:
     """The Orchestrator of this command line, with the prices of its `--rate` flags, closed at the end."""
+    from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.commands.terminal.options import with_flags
-    from orchestrate.service import Orchestrator
 
     settings = settings_of(context, made_by=made_by)
     given: dict[str, Any] = context.find_root().obj or {}

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import SANDBOX, STATUS_STYLE, err, stage_text, table, warn
-from orchestrate.progress import cost_so_far, seconds_left, seconds_taken, share_done, step_of
-from orchestrate.tables import Listing
+from orchestrate.core.progress import cost_so_far, seconds_left, seconds_taken, share_done, step_of
+from orchestrate.core.tables import Listing
 from orchestrate.text import count, duration, inert, money
 from orchestrate.types import Event, MetricPoint, Run
 

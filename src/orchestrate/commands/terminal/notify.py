@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate import watching
 from orchestrate.commands.terminal.console import warn
+from orchestrate.runs import watch as watching
 from orchestrate.settings.config import Notify, Secret
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
+    from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.settings.config import Settings
 
 

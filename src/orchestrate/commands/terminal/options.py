@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrate import days
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.console import note
+from orchestrate.core import days
 from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.prepared import Prepared
-    from orchestrate.preparing.quoting import Rate, RateBook, Use
-    from orchestrate.service import Orchestrator
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.costing import Rate, RateBook, Use
+    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.spec import JobSpec
 
 ProviderOpt = Annotated[
@@ -206,7 +206,7 @@ class ServingOptions:
 
     def use(self) -> Use | None:
         """What the model is for; `None` without traffic. Raises `UsageError`."""
-        from orchestrate.preparing import quoting
+        from orchestrate.runs.preparing import quoting
 
         if not self.traffic:
             return None
@@ -230,7 +230,7 @@ RateOpt = Annotated[
 
 def of_flags(flags: list[str] | None) -> list[Rate]:
     """Raises `UsageError`."""
-    from orchestrate.preparing.quoting import parse_flag
+    from orchestrate.costing import parse_flag
 
     return [parse_flag(flag, days.today()) for flag in flags or ()]
 
@@ -239,7 +239,7 @@ def require_used(
     ft: Orchestrator, flags: list[str] | None, *prepared: Prepared, serving: bool = False
 ) -> None:
     """Raise `UsageError` for a flag that changes none of the prices; `serving` counts those too."""
-    from orchestrate.preparing import quoting
+    from orchestrate.runs.preparing import quoting
 
     quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
 

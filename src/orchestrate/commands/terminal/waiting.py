@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from orchestrate.core.underway import BYTES, Told
 from orchestrate.text import duration, size
-from orchestrate.underway import BYTES, Told
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

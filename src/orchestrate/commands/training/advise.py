@@ -53,7 +53,7 @@ def advise(
 ) -> Output[Advice]:
     """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
     Offline."""
-    from orchestrate.service.training import advice
+    from orchestrate.runs.preparing import advice
 
     if needed.evaluated and needed.base_score is not None:
         raise UsageError("give --base-score or --eval, not both")
@@ -78,7 +78,7 @@ def advise(
 
 
 def _show(found: Advice, name: str) -> None:
-    from orchestrate.service.training import quotes as shown
+    from orchestrate.reports import quotes as shown
 
     f = found.facts
     out.print(

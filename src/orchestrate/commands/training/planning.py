@@ -31,7 +31,8 @@ from orchestrate.text import count, money
 from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.quoting import LivePrice, Ownership
+    from orchestrate.costing import Ownership
+    from orchestrate.runs.preparing.quoting import LivePrice
 
 _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _SHOWN = 40
@@ -125,7 +126,7 @@ def _gib(given: str) -> float:
 
 def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
     """Whether something was written into the spec's file."""
-    from orchestrate.files import write_whole
+    from orchestrate.core.files import write_whole
     from orchestrate.spec import specfile
 
     path = asked.file
@@ -166,7 +167,7 @@ def quote(
 ) -> Output[list[Quote]] | Output[Quoted]:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.
     Offline, unless --live; exit code 1 when no backend has a price."""
-    from orchestrate.preparing import quoting
+    from orchestrate.runs.preparing import quoting
 
     if shown.format not in ("table", "md"):
         raise UsageError(f"--format takes table or md; got {shown.format!r}")
@@ -193,7 +194,7 @@ def _show_quotes(quotes: list[Quote], how: Shown) -> None:
 
 
 def _show_quoted(quoted: Quoted, how: Shown) -> None:
-    from orchestrate.service.training import quotes as shown
+    from orchestrate.reports import quotes as shown
 
     quotes, totals, live = quoted["quotes"], quoted["ownership"], quoted["live"]
     if how.format == "md":

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate import watching
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import ended_by_signal, filled, note, orchestrator, out, warn
 from orchestrate.commands.terminal.options import SpecOptions, by_default
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
 from orchestrate.errors import UsageError
-from orchestrate.service.training import queueing
+from orchestrate.runs import queue as queueing
+from orchestrate.runs import watch as watching
 from orchestrate.text import count, limit
 from orchestrate.types import QueueEntry, QueueState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrate.service import Orchestrator
-    from orchestrate.service.training.queueing import Moved
-    from orchestrate.watching import SyncReport
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.queue import Moved
+    from orchestrate.runs.syncing.sweep import SyncReport
 
 app = typer.Typer(
     cls=by_default("ls"),

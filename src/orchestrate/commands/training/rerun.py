@@ -13,7 +13,7 @@ from orchestrate.commands.terminal.console import RunArg, note, orchestrator, wa
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, carry_out
 
 if TYPE_CHECKING:
-    from orchestrate.preparing.prepared import Prepared
+    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.types import Run
 
 
@@ -43,7 +43,7 @@ def rerun(
     Says whether the data are still those of the run, by their digest, and then checks, quotes and asks as any
     submit does. A run of a sandbox is made again in the sandbox.
     """
-    from orchestrate.service.training.rerun import spec_of
+    from orchestrate.runs.rerun import spec_of
     from orchestrate.spec import specfile
 
     changes: dict[str, Any] = specfile.parse_settings(settings or [])
@@ -60,7 +60,7 @@ def rerun(
 
 
 def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
-    from orchestrate.service.training.rerun import changed_data
+    from orchestrate.runs.rerun import changed_data
 
     note(f"run {run.id} once more" + "".join(f", {name}={value}" for name, value in changes.items()))
     if told := changed_data(run, prepared):

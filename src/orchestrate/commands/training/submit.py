@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from orchestrate import days
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
@@ -30,15 +28,17 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.options import RateOpt, SpecOptions, require_used
 from orchestrate.commands.training.planning import show_problems
+from orchestrate.core import days
+from orchestrate.core.amounts import amount
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.text import count, limit, money, quoted
 from orchestrate.types import JobStatus, Problem, Quote, Severity
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.preparing.earlier import Earlier
-    from orchestrate.preparing.prepared import Prepared
-    from orchestrate.service import Orchestrator
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.preparing.earlier import Earlier
+    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.spec import JobSpec
     from orchestrate.types import Run
 
@@ -114,7 +114,7 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
     """From the spec to its runs, on each of the backends."""
     ft.require(spec, names)  # before any of the data is read, which can take a while
     if how.watch:
-        from orchestrate import watching
+        from orchestrate.runs import watch as watching
 
         watching.channels_of(ft.settings)
     prepared = ft.prepare(spec, names)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate import watching
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
@@ -26,14 +24,16 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import SpecOptions
+from orchestrate.core.amounts import amount
+from orchestrate.core.files import write_whole
 from orchestrate.errors import OverBudget, UsageError
-from orchestrate.files import write_whole
+from orchestrate.runs import watch as watching
 from orchestrate.text import count, money
 from orchestrate.types import Search, Trial, TrialState
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
-    from orchestrate.service.training.trials import Searching
+    from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.sweep.trials import Searching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def sweep(
         if seen.listed:
             yield Output(ft.store.searches.all(), _list)
             return
-        from orchestrate.service.training import searching, trials
+        from orchestrate.runs.sweep import searching, trials
 
         if seen.show is not None:
             yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
@@ -132,8 +132,7 @@ def sweep(
 def _begun(
     ft: Orchestrator, asked: SpecOptions, vary: SpaceOptions, aim: AimOptions, provider: str | None
 ) -> Search:
-    from orchestrate.search import space
-    from orchestrate.service.training import searching
+    from orchestrate.runs.sweep import searching, space
 
     varied = space.parse(vary.grid or (), vary.ranges or ())
     if (provider is None) == (space.PROVIDER not in varied.choices):

@@ -8,8 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import note, out, table
+from orchestrate.core.tables import Listing
 from orchestrate.settings.keys import hide
-from orchestrate.tables import Listing
 from orchestrate.text import count, joined, size
 from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translation
 

@@ -17,14 +17,14 @@ import typer
 
 from orchestrate.commands.terminal.command import Output, command, for_people, shown_already
 from orchestrate.commands.terminal.console import RunArg, note, orchestrator, out, print_text, warn
+from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.text import count, inert
 from orchestrate.types import Message, Reply, decoding
-from orchestrate.underway import work
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.service.serving.talking import Talk
+    from orchestrate.runs.serving.talking import Talk
     from orchestrate.types import Artifact
 
 
@@ -123,14 +123,14 @@ class _Tool(msgspec.Struct):
 
 
 def _talk(handle: RunHandle, asked: Asked) -> Talk:
-    from orchestrate.service.serving.talking import Talk
+    from orchestrate.runs.serving.talking import Talk
 
     return Talk(handle, asked.on, asked.at)
 
 
 def _opening(handle: RunHandle, asked: Asked) -> list[Message]:
     """The system message that was given, or the one that the model was trained with, which is said."""
-    from orchestrate.service.serving.talking import system_message
+    from orchestrate.runs.serving.talking import system_message
 
     text = asked.system if asked.system is not None else system_message(handle)
     if text and asked.system is None:

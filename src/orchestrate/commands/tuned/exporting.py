@@ -23,7 +23,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrate.service import Orchestrator
+    from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.types import Export, Merged, Proof
 
 ModelArg = Annotated[
@@ -71,7 +71,7 @@ def export(
 ) -> Output[Export]:
     """Write a tuned model out for another engine: weights, tokenizer, chat template, stop tokens, model card,
     passport, and the commands that run it there. Exit code 1 when the proof fails."""
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
         subject = serving.subject(ft, run)
@@ -151,7 +151,7 @@ def merge(
 ) -> Output[Merged]:
     """Make one adapter of several of one base. Tells how far it is from their exact sum, and proves what was
     written: exit code 1 when that fails. Evaluate the result and each of its parts."""
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
         accepted = agreed(ft, run, accept_licence)
@@ -203,7 +203,7 @@ class At:
 def verify(context: typer.Context, *, run: ModelArg, at: At) -> Output[Proof]:
     """Prove that what answers somewhere is what was trained: token ids, canaries, log-probabilities, stop.
     Exit code 1 when it is not. The result is kept with the run."""
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
         asking = {name: value for name, value in vars(at).items() if name != "at"}
@@ -231,7 +231,7 @@ def show_proof(proof: Proof) -> None:
 def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
     """The licences that are agreed to: those of the flag, and those that a person at a terminal says yes
     to."""
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     accepted = list(given or [])
     for licence in serving.asked(ft, names, accepted):

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 import typer
 from msgspec import structs
 
-from orchestrate.amounts import amount
 from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import RunArg, confirm, err, note, orchestrator, out, table, warn
 from orchestrate.commands.tuned.exporting import show_proof
+from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
-from orchestrate.handles.deployment import ending, price
-from orchestrate.handles.deployment import limits as ends_by
+from orchestrate.runs.hosting.deployment import ending, price
+from orchestrate.runs.hosting.deployment import limits as ends_by
 from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Proof
 
@@ -114,7 +114,7 @@ def deploy(
     """Put a tuned model on GPUs of its host, or its adapter on those of another. Bills by the hour until
     `orchestrate undeploy`; a second call completes what an earlier one began. It is then proved (exit code 1
     when the proof fails: it stays up)."""
-    from orchestrate.service.serving import tuned as serving
+    from orchestrate.runs.serving import subjects as serving
 
     options, limits = terms.options, terms.limits
     with orchestrator(context, made_by=terms.by) as ft:
@@ -262,7 +262,7 @@ def _minutes(text: str) -> int:
 
 def _watched(settings: Settings) -> None:
     """A limit acts only while somebody looks."""
-    from orchestrate import watching
+    from orchestrate.runs import watch as watching
 
     if sys.stderr.isatty() and sys.platform != "win32":
         watching.background(settings).ensure()

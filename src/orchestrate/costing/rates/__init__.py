@@ -20,8 +20,9 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate import days, description
+from orchestrate import description
 from orchestrate.catalog import Model, ModelOnHost, find
+from orchestrate.core import days
 from orchestrate.costing.rate import FLAG, MOST_USD, Rate
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.text import rate as price
@@ -143,7 +144,7 @@ def parse(text: str, name: str) -> list[Rate]:
     """As `load`, from the file's text."""
     import yaml
 
-    from orchestrate.expansion import documents
+    from orchestrate.core.expansion import documents
 
     try:
         found = documents(text)

@@ -11,9 +11,10 @@ from importlib.resources import files
 import msgspec
 from msgspec.structs import replace
 
-from orchestrate import catalog, days, profile, text
+from orchestrate import catalog, profile, text
 from orchestrate.catalog import HostModel, Model, ModelOnHost
 from orchestrate.catalog.models import lookup
+from orchestrate.core import days
 from orchestrate.costing.lines import rounded
 from orchestrate.costing.rate import Rate
 from orchestrate.costing.rates import Prices, RateBook, built_in

@@ -6,7 +6,8 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate import days, text
+from orchestrate import text
+from orchestrate.core import days
 from orchestrate.costing import hardware, lines
 from orchestrate.costing.lines import rounded, summed
 from orchestrate.costing.rate import Rate

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from orchestrate import days, text
+from orchestrate import text
 from orchestrate.catalog import ModelOnHost
+from orchestrate.core import days
 from orchestrate.costing.lines import MTOK, line, minimum_top_up, summed
 from orchestrate.costing.rate import Lookup, Rate
 from orchestrate.costing.rates import Prices, names

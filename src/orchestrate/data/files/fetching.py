@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
+from orchestrate.core.files import FULL
+from orchestrate.core.packages import needed
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
-from orchestrate.files import FULL
-from orchestrate.packages import needed
 from orchestrate.settings.environment import download_limit
 
 _LOOKED_AT_BYTES = 16 << 20

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import msgspec
 
-from orchestrate import files
+from orchestrate.core import files
 from orchestrate.errors import DataError, UsageError
 
 PACKED_SUFFIXES = (".gz", ".zst")
@@ -217,7 +217,7 @@ def _packing(file: IO[bytes], suffix: str) -> Any:
         # Without a time, so that equal rows make an equal file.
         return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)
     if suffix == ".zst":
-        from orchestrate.zstd import zstd
+        from orchestrate.core.zstd import zstd
 
         return zstd.ZstdFile(file, "wb")
     return nullcontext(file)

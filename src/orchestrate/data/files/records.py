@@ -15,9 +15,9 @@ from typing import IO, Any, cast
 
 import msgspec
 
+from orchestrate.core.packages import needed
 from orchestrate.data.shapes.known import SHAPES
 from orchestrate.errors import DataError
-from orchestrate.packages import needed
 
 LONGEST_RECORD = 512 << 20
 """Characters of one element of a JSON array or of one cell, bytes of one line."""

@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, cast
 
+from orchestrate.core.files import scratch_folder
+from orchestrate.core.underway import BYTES, work
 from orchestrate.data.files.fetching import fetch, spooled
 from orchestrate.data.files.outputs import DATA_SUFFIXES, data_files
 from orchestrate.data.files.records import (
@@ -30,9 +32,7 @@ from orchestrate.data.files.records import (
     text_lines,
 )
 from orchestrate.errors import DataError
-from orchestrate.files import scratch_folder
 from orchestrate.settings.keys import remember
-from orchestrate.underway import BYTES, work
 
 BLOCK = 1 << 20
 _HEAD = 4096
@@ -247,7 +247,7 @@ def _gzip(file: Path) -> IO[bytes]:
 
 
 def _zstd(file: Path) -> Any:
-    from orchestrate.zstd import zstd
+    from orchestrate.core.zstd import zstd
 
     class Checked:
         """Turns the package's own error into one that the caller knows."""

@@ -21,6 +21,7 @@ from typing import Any, cast
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from orchestrate.core.retries import Retry
 from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.files.outputs import PACKED_SUFFIXES, require_writable
@@ -61,7 +62,6 @@ from orchestrate.paid.asking import (
     tell_lost,
 )
 from orchestrate.paid.journal import Answer, AnswerLog, Got, Lost, NoMoreRequests, Purse, Sent, Unanswered
-from orchestrate.retries import Retry
 from orchestrate.types import Message, Record, Reply, Severity
 
 # Whether a generated row is worth keeping: rightly formed, free of what data must not hold, and new.

@@ -20,12 +20,12 @@ from typing import IO
 
 import msgspec
 
+from orchestrate.core.files import private_folder, write_whole
 from orchestrate.data.files.fetching import spooled
 from orchestrate.data.files.outputs import writing
 from orchestrate.data.opening import Joined, Opened, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError
-from orchestrate.files import private_folder, write_whole
 from orchestrate.spec.methods import TrainFile
 from orchestrate.types import Problem, Record, Severity
 

@@ -17,12 +17,12 @@ from typing import Literal
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
+from orchestrate.core.files import Journal
 from orchestrate.data.files.outputs import require_writable, writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.shapes.reading import reading
 from orchestrate.errors import DataError, UsageError
-from orchestrate.files import Journal
 from orchestrate.types import Problem, Record
 
 Word = Literal["accepted", "edited", "rejected"]

@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from orchestrate.data.operations.review import Review, Word
 from orchestrate.errors import UsageError
-from orchestrate.web import pages, server
-from orchestrate.web.guard import Guard
+from orchestrate.http.web import pages, server
+from orchestrate.http.web.guard import Guard
 
 LONGEST_BODY = 64 << 20
 

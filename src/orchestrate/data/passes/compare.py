@@ -20,6 +20,7 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
+from orchestrate.core.packages import needed
 from orchestrate.data.passes.pool import ordered
 from orchestrate.data.passes.scan import Task, Total, pieces, ranges, read_rows
 from orchestrate.data.rows.examples import (
@@ -32,7 +33,6 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
-from orchestrate.packages import needed
 
 FEW = 100_000
 """Rows that are compared in less time than importing numpy takes."""

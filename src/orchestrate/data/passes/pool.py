@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar, cast
 
-from orchestrate.child import end_group
+from orchestrate.core.child import end_group
 from orchestrate.errors import OrchestrateError
 from orchestrate.settings import environment
 

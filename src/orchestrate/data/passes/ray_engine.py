@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrate.core.packages import needed
 from orchestrate.data.passes import pool
 from orchestrate.errors import ConfigError
-from orchestrate.packages import needed
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrate.core.files import write_whole
 from orchestrate.data.rows import mojibake
 from orchestrate.data.rows.problems import problem
-from orchestrate.files import write_whole
 from orchestrate.types import Problem
 
 # Many patterns as one automaton of hyperscan, kept on disk: to compile them takes as long as to check a few

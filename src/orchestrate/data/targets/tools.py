@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.core.packages import needed
 from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
@@ -28,7 +29,6 @@ from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import EVERY_KIND, HostRules, Rule, Target
 from orchestrate.data.shapes.chat import calls_in
 from orchestrate.data.targets.dialects import CANONICAL, fields
-from orchestrate.packages import needed
 from orchestrate.types import Severity
 
 # Rows for clouds that no backend here drives: Gemini on Vertex AI and Bedrock's conversation schema.

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate.core.files import private_folder, sha256, write_whole
+from orchestrate.core.packages import installed
 from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.lengths import Lengths, Remark
-from orchestrate.files import private_folder, sha256, write_whole
-from orchestrate.packages import installed
 
 MOST_FILES = 500
 """Of those in a folder, the oldest above this number are removed."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrate.core.packages import needed
 from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
@@ -22,7 +23,6 @@ from orchestrate.data.tokens.lengths import Lengths, Remark, has_tokenizer
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.data.tokens.turns import Conversations, Earlier, answered, rows_of
 from orchestrate.errors import DataError, SetupError
-from orchestrate.packages import needed
 
 _SPACE = "\u2581"
 """With which SentencePiece's words begin."""

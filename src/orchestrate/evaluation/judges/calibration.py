@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from orchestrate import text
+from orchestrate.core.files import whole
 from orchestrate.errors import DataError
 from orchestrate.evaluation import agreement, statistics
 from orchestrate.evaluation.items import Answer, Item, Mark, item_id
 from orchestrate.evaluation.judges.judge import Judge, Kind, PairJudge, ScoreJudge
 from orchestrate.evaluation.review.results import votes_of
 from orchestrate.evaluation.review.tasks import Task
-from orchestrate.files import whole
 from orchestrate.types import Message, Rating, Record, Review, Rubric, Score, decoding
 
 # Answers that people have rated, in JSON lines: what a judge is held against.

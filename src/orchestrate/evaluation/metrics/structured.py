@@ -11,10 +11,10 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrate.core.packages import needed
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.metrics.text import Compare
-from orchestrate.packages import needed
 
 _NOT_JSON = (ValueError, RecursionError)
 """Not only `JSONDecodeError`: Python refuses to read a number of 5,000 digits."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.core.packages import needed
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Totals
-from orchestrate.packages import needed
 from orchestrate.types import MetricUsed
 
 # Split text into what metrics compare: words, numbers, and the characters of scripts without spaces.

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from orchestrate.core.files import whole
 from orchestrate.data.rows.examples import ChatMessage, PreferenceExample, ToolCall, UnpairedExample
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError
@@ -15,7 +16,6 @@ from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.review.desk import standing
 from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.evaluation.review.tasks import Task
-from orchestrate.files import whole
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25

@@ -19,10 +19,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
+from orchestrate.core.files import write_whole
 from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
-from orchestrate.files import write_whole
-from orchestrate.web import pages, server
-from orchestrate.web.guard import Guard, holder
+from orchestrate.http.web import pages, server
+from orchestrate.http.web.guard import Guard, holder
 
 ANYONE = ""
 """Of the link of those who give their name on the page."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from orchestrate.core.files import whole
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import NO_ANSWER, Answer, in_words
 from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
 from orchestrate.evaluation.review.tasks import Task
-from orchestrate.files import whole
 from orchestrate.types import Message, Rating, Record
 
 _WORDS = {

@@ -14,9 +14,9 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate.core.files import whole
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
-from orchestrate.files import whole
 from orchestrate.types import Evaluation, Record, decoding
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate import child
+from orchestrate.core import child
 from orchestrate.local.run.process import importing, leave
 from orchestrate.types import decoding
 

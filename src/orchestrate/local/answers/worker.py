@@ -7,10 +7,10 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
-from orchestrate.child import PATIENCE_S, Child, decoded, python
+from orchestrate.core.child import PATIENCE_S, Child, decoded, python
+from orchestrate.core.underway import work
 from orchestrate.errors import OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run.launching import require_packages, worker_environment
-from orchestrate.underway import work
 
 NAME = "the process that answers"
 

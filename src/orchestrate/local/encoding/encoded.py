@@ -18,10 +18,10 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from orchestrate.core.files import whole_folder
 from orchestrate.data.rows.examples import RLExample
 from orchestrate.data.tokens.turns import Earlier
 from orchestrate.errors import DataError
-from orchestrate.files import whole_folder
 from orchestrate.local.encoding.encoding import (
     Encoded,
     Template,

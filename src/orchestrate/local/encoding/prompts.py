@@ -12,9 +12,9 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from orchestrate.core.files import whole_folder
 from orchestrate.data.rows.examples import RLExample
 from orchestrate.errors import DataError
-from orchestrate.files import whole_folder
 from orchestrate.local.encoding.encoded import Rows, Written
 from orchestrate.local.encoding.encoding import Encoded, Template, decode_prompt
 from orchestrate.local.job import option

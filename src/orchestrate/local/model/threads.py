@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrate.files import write_whole
+from orchestrate.core.files import write_whole
 
 _FILE = "threads"
 """Of a run's folder: one that is gone on with takes as many as before, as sums depend on how many add."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate.child import Child, Ended, TooLate
+from orchestrate.core.child import Child, Ended, TooLate
 from orchestrate.errors import RunFailed
 from orchestrate.local.objectives import isolation as isolating
 from orchestrate.local.objectives.isolation import Isolation

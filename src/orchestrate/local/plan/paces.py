@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.files import opener
+from orchestrate.core.files import opener
 from orchestrate.types import Record
 
 READ_SHARE = 1 / 3

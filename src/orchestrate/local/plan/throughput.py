@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate import text
-from orchestrate.files import private_folder, write_whole
+from orchestrate.core.files import private_folder, write_whole
 from orchestrate.local import machine
 from orchestrate.local.plan import paces
 from orchestrate.local.plan.paces import Kind, Pace, Point

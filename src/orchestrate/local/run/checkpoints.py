@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.files import sha256, whole_folder, write_whole
+from orchestrate.core.files import sha256, whole_folder, write_whole
 from orchestrate.types import ArtifactFile, Record, decoding
 
 

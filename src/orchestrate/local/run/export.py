@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.files import whole_folder, write_whole
+from orchestrate.core.files import whole_folder, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model.adapters.starts import as_plain_lora
 from orchestrate.local.model.files.models import ModelFolder

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate.core.files import PRIVATE_UMASK, opener, write_whole
+from orchestrate.core.packages import require_recent
 from orchestrate.errors import MissingExtra, RunFailed
-from orchestrate.files import PRIVATE_UMASK, opener, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, now
-from orchestrate.packages import require_recent
 from orchestrate.settings import environment
 from orchestrate.text import duration
 

@@ -28,8 +28,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from orchestrate.core.files import locked, opener, private_folder, whole_folder, write_whole
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.files import locked, opener, private_folder, whole_folder, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import process
 from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.files import write_whole
 from orchestrate.local import space
 from orchestrate.local.encoding.encoded import Rows, encode_file
 from orchestrate.local.encoding.encoding import Template

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate.core.files import write_whole
 from orchestrate.errors import OrchestrateError
-from orchestrate.files import write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.plan import paces
 from orchestrate.local.run import process

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orchestrate import child
+from orchestrate.core import child
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.local.run.process import NO_COMPILER
 

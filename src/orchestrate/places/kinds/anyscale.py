@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from orchestrate.core.files import write_whole
+from orchestrate.core.packages import require_recent
 from orchestrate.errors import (
     ConfigError,
     HostUnavailable,
@@ -36,9 +38,7 @@ from orchestrate.errors import (
     SetupError,
     UnexpectedAnswer,
 )
-from orchestrate.files import write_whole
 from orchestrate.local.run.rundir import RunDir
-from orchestrate.packages import require_recent
 from orchestrate.places.away import (
     MACHINE_OPTIONS,
     NAME,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from orchestrate import costing
+from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import (
     HostUnavailable,
     InvalidRequest,
@@ -30,7 +31,6 @@ from orchestrate.errors import (
     UnexpectedAnswer,
     UsageError,
 )
-from orchestrate.files import private_folder, write_whole
 from orchestrate.places.away import REFUSALS, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.order import RUN_BOOT, Order, pins

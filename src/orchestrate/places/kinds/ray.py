@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
+from orchestrate.core.packages import require_recent
 from orchestrate.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -33,7 +34,6 @@ from orchestrate.errors import (
     OutcomeUnknown,
     ProviderError,
 )
-from orchestrate.packages import require_recent
 from orchestrate.places import claim
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first

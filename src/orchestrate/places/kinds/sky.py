@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrate import costing
+from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import (
     AuthenticationFailed,
     HostUnavailable,
@@ -34,7 +35,6 @@ from orchestrate.errors import (
     SetupError,
     UsageError,
 )
-from orchestrate.files import private_folder, write_whole
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, Refused, python_of

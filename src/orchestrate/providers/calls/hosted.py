@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
+from orchestrate.core.retries import Retry as Retry
 from orchestrate.errors import (
     AuthenticationFailed,
     Conflict,
@@ -42,7 +43,6 @@ from orchestrate.providers.calls import logs
 from orchestrate.providers.calls.pages import MOST_PAGES, P, entries_of, pages_of
 from orchestrate.providers.calls.payloads import Unreadable, redact_text
 from orchestrate.providers.calls.payloads import payload as payload
-from orchestrate.retries import Retry as Retry
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from orchestrate.types import Quote, QuoteLine
 
 NANO = Decimal(1_000_000_000)
 _REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
-"""As `orchestrate.tracking.ids` makes them."""
+"""As `orchestrate.store.ids` makes them."""
 
 
 def ref_in(*names: Any) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING
 
-from orchestrate import days
 from orchestrate.catalog import ModelOnHost
+from orchestrate.core import days
 from orchestrate.providers import offline
 from orchestrate.spec import JobSpec
 from orchestrate.types import Problem, Severity, Translation

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrate.core.files import write_whole
 from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, InvalidRequest, NotFound
-from orchestrate.files import write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import Unreadable

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.catalog import ModelOnHost
+from orchestrate.core.files import own_folder
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
-from orchestrate.files import own_folder
 from orchestrate.providers import offline, standing
 from orchestrate.providers.base import (
     FEATURES,

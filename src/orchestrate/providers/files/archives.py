@@ -20,9 +20,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+from orchestrate.core.files import sha256, whole_folder
+from orchestrate.core.tensors import tensors
 from orchestrate.errors import ArtifactRefused, UsageError
-from orchestrate.files import sha256, whole_folder
-from orchestrate.tensors import tensors
 from orchestrate.types import ArtifactFile
 
 WANTED = (
@@ -237,7 +237,7 @@ def _decoded(archive: Path) -> Generator[IO[bytes]]:
         raw.seek(0)
         packing = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "tar")
         if packing == "zst":
-            from orchestrate.zstd import zstd
+            from orchestrate.core.zstd import zstd
 
             # 128 MiB is what zstd --long makes at most by itself; more would let a header ask for all memory.
             with zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 27}) as reader:
@@ -252,7 +252,7 @@ def _decoded(archive: Path) -> Generator[IO[bytes]]:
 def _decoder_errors() -> tuple[type[Exception], ...]:
     import zlib
 
-    from orchestrate.zstd import zstd
+    from orchestrate.core.zstd import zstd
 
     return (zstd.ZstdError, zlib.error)
 

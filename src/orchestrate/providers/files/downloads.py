@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.files import sha256, write_whole
+from orchestrate.core.files import sha256, write_whole
 from orchestrate.types import Artifact
 
 

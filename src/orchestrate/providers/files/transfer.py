@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from orchestrate.core.files import FULL, move_into_place, opener, own_folder, private_folder, write_whole
 from orchestrate.errors import ArtifactRefused, ProviderError, SetupError, UnexpectedAnswer
-from orchestrate.files import FULL, move_into_place, opener, own_folder, private_folder, write_whole
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.files.archives import too_large

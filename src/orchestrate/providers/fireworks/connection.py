@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from orchestrate.core.packages import require_recent
 from orchestrate.errors import NotFound, UsageError
-from orchestrate.packages import require_recent
 from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.payloads import Unreadable

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrate.core.files import own_folder
 from orchestrate.data import Dataset
 from orchestrate.data.rules import Target
 from orchestrate.errors import (
@@ -21,7 +22,6 @@ from orchestrate.errors import (
     ProviderError,
     UnexpectedAnswer,
 )
-from orchestrate.files import own_folder
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.values import plain, table, text, whole

@@ -18,7 +18,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from orchestrate import costing, days
+from orchestrate import costing
+from orchestrate.core import days
 from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers import adapters
 from orchestrate.providers.calls.hosted import Wire

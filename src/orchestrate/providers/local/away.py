@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import costing
+from orchestrate.core.files import locked, write_whole
 from orchestrate.errors import (
     HostUnavailable,
     NotFound,
@@ -22,7 +23,6 @@ from orchestrate.errors import (
     SetupError,
     UsageError,
 )
-from orchestrate.files import locked, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.machine import cores
 from orchestrate.local.plan import paces, throughput

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import Conflict, NotFound, ProviderError
-from orchestrate.files import private_folder, write_whole
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.plan import paces

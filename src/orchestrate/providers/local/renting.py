@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from orchestrate.amounts import amount
+from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
 from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources

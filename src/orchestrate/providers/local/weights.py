@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from orchestrate.core.files import new_folder, sha256, whole
 from orchestrate.errors import ArtifactRefused, NotFound
-from orchestrate.files import new_folder, sha256, whole
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.rundir import RunDir
 from orchestrate.providers.base import Progress

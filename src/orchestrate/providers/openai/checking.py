@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate import catalog, days
+from orchestrate import catalog
 from orchestrate.catalog import Model, ModelOnHost
+from orchestrate.core import days
 from orchestrate.errors import TrainingClosed
 from orchestrate.profile import this_machine
 from orchestrate.providers import offline

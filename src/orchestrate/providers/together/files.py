@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrate.core.files import new_folder
 from orchestrate.data import Dataset
 from orchestrate.data.rules import Target
 from orchestrate.errors import ArtifactRefused
-from orchestrate.files import new_folder
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.values import plain, table, text

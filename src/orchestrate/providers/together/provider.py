@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from orchestrate.core.packages import require_recent
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
-from orchestrate.packages import require_recent
 from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import (

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.files import opener
+from orchestrate.core.files import opener
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks.bodies import CreateDataset, UploadEndpoint
 from orchestrate.sandbox.fireworks.names import aip_filter, paged, short

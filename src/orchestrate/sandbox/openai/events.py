@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrate.http.wire.openai import objects
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.training.trainer import Trainer
-from orchestrate.wire.openai import objects
 
 
 def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:

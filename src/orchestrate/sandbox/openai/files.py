@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.files import opener
+from orchestrate.core.files import opener
+from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, page_with_ends
+from orchestrate.http.wire.openai.tuning import CompleteUpload, CreateUpload
 from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
 from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.state import token
-from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, page_with_ends
-from orchestrate.wire.openai.tuning import CompleteUpload, CreateUpload
 
 
 class OpenAIFiles:

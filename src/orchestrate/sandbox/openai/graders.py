@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.http.wire.openai.tuning import RunGrader, ValidateGrader, graded
 from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
-from orchestrate.wire.openai.tuning import RunGrader, ValidateGrader, graded
 
 
 def routes() -> list[BaseRoute]:

@@ -12,6 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire.openai.objects import error_body, metadata_filter, page
+from orchestrate.http.wire.openai.objects import page_of as asked_page
+from orchestrate.http.wire.openai.tuning import CreateJob, Dpo, Reinforcement
 from orchestrate.providers.openai.profile import auto_epochs
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
@@ -25,10 +29,6 @@ from orchestrate.sandbox.shared.billing import base_model, tokenizer_of, trainin
 from orchestrate.sandbox.shared.files import Files, StoredFile
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.uploads import Taken
-from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import error_body, metadata_filter, page
-from orchestrate.wire.openai.objects import page_of as asked_page
-from orchestrate.wire.openai.tuning import CreateJob, Dpo, Reinforcement
 
 MIN_EXAMPLES = 10
 WORDS = {

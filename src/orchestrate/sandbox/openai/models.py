@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.http.wire.openai import objects, responses
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.shared import answers
 from orchestrate.sandbox.shared.billing import base_model
 from orchestrate.sandbox.state import token
-from orchestrate.wire.openai import objects, responses
 
 
 def organization() -> str:

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire.openai.objects import page_with_ends
+from orchestrate.http.wire.openai.tuning import Permit
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, parse, route
 from orchestrate.sandbox.state import token
-from orchestrate.wire.openai import objects
-from orchestrate.wire.openai.objects import page_with_ends
-from orchestrate.wire.openai.tuning import Permit
 
 _KIND = "permission"
 

@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from orchestrate.errors import DataError
+from orchestrate.http.wire.openai import chat
 from orchestrate.sandbox.host import Body, Host, HostError, json_answer, parse
 from orchestrate.sandbox.state import token
 from orchestrate.types import Message, Reply
-from orchestrate.wire.openai import chat
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.jobs import Job

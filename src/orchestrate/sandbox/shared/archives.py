@@ -6,9 +6,9 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrate.files import whole
+from orchestrate.core.files import whole
+from orchestrate.core.zstd import zstd
 from orchestrate.sandbox.host import HostError
-from orchestrate.zstd import zstd
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.host import Host

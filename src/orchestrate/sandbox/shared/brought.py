@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.files import new_folder
+from orchestrate.core.files import new_folder
 from orchestrate.sandbox.host import HostError
 from orchestrate.sandbox.jobs import BROUGHT, Job, brought_at
 

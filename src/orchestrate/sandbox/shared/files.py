@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.files import whole
+from orchestrate.core.files import whole
 from orchestrate.sandbox import uploads
 from orchestrate.sandbox.host import Host, HostError
 from orchestrate.types import decoding

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.files import opener
+from orchestrate.core.files import opener
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
 from orchestrate.sandbox.shared.files import Files, StoredFile, store_stream
 from orchestrate.sandbox.state import token

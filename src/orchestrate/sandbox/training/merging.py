@@ -7,8 +7,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.files import new_folder, whole, write_whole
-from orchestrate.tensors import header_bytes, tensors
+from orchestrate.core.files import new_folder, whole, write_whole
+from orchestrate.core.tensors import header_bytes, tensors
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
-from orchestrate.files import whole
+from orchestrate.core.files import whole
 from orchestrate.local import Adapter, Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.job import Method, Preferences, Supervised
 from orchestrate.local.run.checkpoints import Progress

@@ -12,7 +12,7 @@ import struct
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrate.files import new_folder, write_whole
+from orchestrate.core.files import new_folder, write_whole
 from orchestrate.sandbox.jobs import Job
 from orchestrate.types import MetricPoint
 

@@ -10,8 +10,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrate.core.files import locked, new_folder, whole_folder
 from orchestrate.errors import UsageError
-from orchestrate.files import locked, new_folder, whole_folder
 from orchestrate.local.run.process import started
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.core.files import sha256, write_whole
 from orchestrate.errors import RunFailed, SetupError, UsageError
-from orchestrate.files import sha256, write_whole
 from orchestrate.local.proof.prompts import probes
 from orchestrate.local.weights.asking import ask, ask_all
 from orchestrate.serving.export import ollama

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.statistics import wilson
 from orchestrate.serving.proof.heard import Asked, Heard, Place
 from orchestrate.text import count
 from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
-from orchestrate.underway import work
 
 LEAST_FLOOR = 0.01
 """Nats a token. Two engines in the same precision lie about 0.004 apart."""

@@ -13,12 +13,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from orchestrate.http.wire.openai import chat
+from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
+from orchestrate.http.wire.openai.objects import error_body
 from orchestrate.serving.server.engine import Engine, EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
-from orchestrate.wire.openai import chat
-from orchestrate.wire.openai.chat import ChatRequest, CompletionRequest
-from orchestrate.wire.openai.objects import error_body
 
 GONE = 499
 """What others write down for a client that did not wait."""

@@ -13,16 +13,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from orchestrate.http.web.guard import Guard
+from orchestrate.http.wire.bodies import Body, HostError, json_body, parse
+from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
+from orchestrate.http.wire.openai.objects import page
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes, message
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.front import HANDLERS, Keyed, bearer, no_model, refused, told
 from orchestrate.serving.server.load import Load
 from orchestrate.serving.server.refusals import asking
-from orchestrate.web.guard import Guard
-from orchestrate.wire.bodies import Body, HostError, json_body, parse
-from orchestrate.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
-from orchestrate.wire.openai.objects import page
 
 OPEN = ("/health", "/ping")
 """Paths that need no key."""

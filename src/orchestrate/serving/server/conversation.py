@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
+from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
 
 REFUSED = {
     "response_format": "answers are not held to a format here; ask for it in the prompt and check what comes",

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.child import Child, Ended, python
+from orchestrate.core.child import Child, Ended, python
 from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.local.run.launching import require_packages, worker_environment
 from orchestrate.local.run.process import NO_COMPILER

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire.openai.objects import error_body
 from orchestrate.serving.server import keys as client_keys
-from orchestrate.wire.bodies import HostError
-from orchestrate.wire.openai.objects import error_body
 
 
 class Keyed:

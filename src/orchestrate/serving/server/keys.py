@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate.core.files import write_whole
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.files import write_whole
 
 PREFIX = "orc-"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from orchestrate.http.wire.bodies import HostError
 from orchestrate.serving.server.engine import EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full
-from orchestrate.wire.bodies import HostError
 
 _STATUSES = {"model_not_found": 404, "no_numbers": 500, "no_memory": 500}
 

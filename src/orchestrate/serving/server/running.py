@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
+from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import HostUnavailable, SetupError, UsageError
-from orchestrate.files import private_folder, write_whole
+from orchestrate.http.web.server import LOOPBACK, serving
 from orchestrate.local.model.files.models import source
 from orchestrate.serving.server import keys as client_keys
 from orchestrate.serving.server.app import Api
@@ -25,7 +26,6 @@ from orchestrate.serving.server.load import Load
 from orchestrate.serving.tuned import Tuned, hub_name
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.types import Record
-from orchestrate.web.server import LOOPBACK, serving
 
 
 @dataclass(frozen=True, kw_only=True)

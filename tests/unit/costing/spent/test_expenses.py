@@ -27,7 +27,7 @@ from orchestrate.costing.spent.expenses import (
     total,
 )
 from orchestrate.errors import UsageError
-from orchestrate.tracking.hosting import deployments
+from orchestrate.store.records import deployments
 from orchestrate.types import (
     Bill,
     Deployment,

@@ -21,10 +21,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
 from orchestrate.data.files import sources
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
-from orchestrate.zstd import zstd
 
 ROW = b'{"prompt": "a", "completion": "b"}\n'
 BODIES = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.targets import to
 
+from orchestrate.core.zstd import zstd
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.files.outputs import beside, is_stdout
 from orchestrate.data.operations.convert import convert
@@ -19,7 +20,6 @@ from orchestrate.data.operations.dedupe import dedupe
 from orchestrate.data.operations.fix import fix
 from orchestrate.data.operations.split import Division, parse_shares, split
 from orchestrate.errors import UsageError
-from orchestrate.zstd import zstd
 
 SHARES = (0.5, 0.5)
 

@@ -15,14 +15,14 @@ from tests.chat_host import ChatHost, chat_host, order_row
 from tests.paths import BUNDLED
 from tests.targets import hosts
 
+from orchestrate.core.files import Journal
+from orchestrate.core.retries import Retry
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import check
 from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, Screening, generate, objects
 from orchestrate.data.operations.review import Entry, Review
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
-from orchestrate.files import Journal
 from orchestrate.providers.chat.completions import chat_with
-from orchestrate.retries import Retry
 from orchestrate.settings.config import HostConfig, Secret
 
 ORDERS = BUNDLED / "orders" / "train.jsonl"

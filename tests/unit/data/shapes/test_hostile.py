@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
 from orchestrate.data.files.fetching import spooled
 from orchestrate.data.operations.check import Options, check
@@ -23,7 +24,6 @@ from orchestrate.data.passes.scan import CHUNK
 from orchestrate.data.shapes.known import BY_NAME
 from orchestrate.data.shapes.reading import reading
 from orchestrate.errors import DataError
-from orchestrate.zstd import zstd
 
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'

@@ -12,6 +12,7 @@ import pytest
 from tests.paths import DATASETS
 from tests.targets import to
 
+from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.rows.examples import (
@@ -25,7 +26,6 @@ from orchestrate.data.rows.examples import (
 from orchestrate.data.rules import accepted
 from orchestrate.errors import DataError
 from orchestrate.types import Severity
-from orchestrate.zstd import zstd
 
 GOOD = DATASETS / "formats" / "good"
 

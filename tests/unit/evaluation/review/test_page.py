@@ -20,7 +20,7 @@ from tests.reviewing import ESCAPES, HUGE, MARKUP, answered, desk_of
 
 from orchestrate.evaluation.review.desk import Desk, standing
 from orchestrate.evaluation.review.server import ANYONE, Page, serving
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rating, Rubric
 
 PHONE = {"width": 390, "height": 780}

@@ -18,7 +18,7 @@ from orchestrate.evaluation.items import Answer
 from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.review import rows, sheets, tasks
 from orchestrate.evaluation.review.desk import Asked, Desk, standing
-from orchestrate.tracking import Store
+from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rubric
 
 ROWS = answered(

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.files import write_whole
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method, Preferences, Reinforcement, Supervised
 from orchestrate.local.run import process
 from orchestrate.local.run.rundir import RunDir, State, now, read_lines, runs
@@ -129,7 +129,7 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     write_whole(path, State(status="running", updated_at=now()).to_json())
     code = (
         "import sys; from pathlib import Path\n"
-        "from orchestrate.files import write_whole\n"
+        "from orchestrate.core.files import write_whole\n"
         "from orchestrate.local.run.rundir import State, now\n"
         "for n in range(300): write_whole(Path(sys.argv[1]), State(status='running', updated_at=now(), "
         "stage='x' * (n % 7 * 1000)).to_json())"

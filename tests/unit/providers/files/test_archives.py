@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrate.core.zstd import zstd
 from orchestrate.errors import ArtifactRefused, UsageError
 from orchestrate.providers.files.archives import Limits, kind_of, unpack, wanted
-from orchestrate.zstd import zstd
 
 
 def weights(values: bytes = b"\x00" * 16) -> bytes:

@@ -17,6 +17,7 @@ from tests.sending import create, live_price, upload
 from tests.targets import to
 from tests.unit.providers.loopback import Answer, Asked, Host
 
+from orchestrate.core.zstd import zstd
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
     ArtifactRefused,
@@ -35,7 +36,6 @@ from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, JobSpec, LoRA, WandB
 from orchestrate.types import JobHandle, JobStatus, Message, RemoteDataset
-from orchestrate.zstd import zstd
 
 MODEL = "meta-llama/Meta-Llama-3.1-8B-Instruct-Reference"
 REF = "orc-0123456789ab"

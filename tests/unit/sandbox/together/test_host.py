@@ -17,8 +17,8 @@ from together.lib.constants import NUM_BYTES_IN_GB
 from together.lib.resources.files import MultipartUploadManager, _calculate_file_checksum
 from together.types import FinetuneEventType, FinetuneResponse
 
+from orchestrate.core.zstd import zstd
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.zstd import zstd
 
 MODEL = "Qwen/Qwen3.5-9B"
 WORDS = set(get_args(FinetuneResponse.model_fields["status"].annotation))

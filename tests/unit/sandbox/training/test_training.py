@@ -17,9 +17,9 @@ from tests import loopback
 from tests.paths import BUNDLED
 from tests.workers import Nursery
 
+from orchestrate.core.zstd import zstd
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.zstd import zstd
 
 pytestmark = pytest.mark.usefixtures("quick_python")
 ORDERS = BUNDLED / "orders"

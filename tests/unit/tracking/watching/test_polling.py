@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, RateLimited
-from orchestrate.tracking import Pace
+from orchestrate.runs.watching.polling import Pace
 
 
 def raising(error: Exception) -> object:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orchestrate.core.tensors import tensors
 from orchestrate.local.job import Adapter
-from orchestrate.tensors import tensors
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:

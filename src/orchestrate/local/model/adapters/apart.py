@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.tensors import tensors
+from orchestrate.core.tensors import tensors
 
 _OWN = frozenset(
     {

@@ -23,13 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from orchestrate.core.files import new_folder, whole_folder, write_whole
+from orchestrate.core.tensors import tensors
 from orchestrate.errors import RunFailed
-from orchestrate.files import new_folder, whole_folder, write_whole
 from orchestrate.local.encoding.encoded import Rows
 from orchestrate.local.job import Adapter
 from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.loaded import decoder_of
-from orchestrate.tensors import tensors
 
 EVA_TOKENS = 4096
 """Of one forward pass, padding included."""

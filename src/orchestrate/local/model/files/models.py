@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.core.tensors import header_bytes, tensors
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.local.model.files.quantised import expansion
 from orchestrate.local.space import FULL
 from orchestrate.profile import this_machine
-from orchestrate.tensors import header_bytes, tensors
 from orchestrate.types import decoding
 
 WHOLE_HASH_LIMIT = 4 << 30

@@ -24,8 +24,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from orchestrate.core.files import write_whole
 from orchestrate.errors import HostUnavailable, OrchestrateError, RunFailed
-from orchestrate.files import write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.run import helper, worker
 from orchestrate.local.run.parallel import LESS, Met

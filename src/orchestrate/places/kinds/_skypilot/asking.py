@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from orchestrate.child import Child, Ended, TooLate
+from orchestrate.core.child import Child, Ended, TooLate
 from orchestrate.errors import SetupError
 from orchestrate.settings import environment
 

@@ -1,0 +1,235 @@
+"""Experiments for the command line: their models found, a proxy before them, their reports."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from orchestrate.ab.evidence import users_for as users_for
+from orchestrate.ab.experiment import Experiment
+from orchestrate.ab.plan import read_plan
+from orchestrate.ab.plan import recorded_sometimes as recorded_sometimes
+from orchestrate.ab.proxy import USER_HEADER, Proxy, Upstream
+from orchestrate.errors import OrchestrateError, ProviderError, UsageError
+from orchestrate.http.web import server
+from orchestrate.profile import this_machine
+from orchestrate.providers.base import Chats, Serves, capability
+from orchestrate.providers.chat.completions import at_chat
+from orchestrate.providers.chat.endpoints import model_at
+from orchestrate.reports import experiments as pages
+from orchestrate.runs.hosting.deployment import used
+from orchestrate.runs.serving import subjects as serving
+from orchestrate.runs.tracked import TrackedRun, tracked
+from orchestrate.serving.server import keys
+from orchestrate.settings.hosts import is_loopback
+from orchestrate.settings.keys import Secret
+from orchestrate.store.ids import RUN_PREFIX
+from orchestrate.types import Arm, ExperimentPlan, ExperimentReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from orchestrate.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+ARMS: tuple[Arm, Arm] = ("base", "tuned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ABTerms:
+    """How a proxy runs. `names`: further host names by which it may be asked; `origins`: sites whose pages
+    may ask it; `every_s`: between two looks of the rule, where it is carried out by itself."""
+
+    host: str = server.LOOPBACK
+    port: int = 8000
+    names: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    user_header: str = USER_HEADER
+    timeout_s: float = 60.0
+    auto: bool = False
+    every_s: float = 60.0
+    grace_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class ABUp:
+    """A proxy that answers."""
+
+    url: str
+    experiment: Experiment
+
+
+def begun(
+    ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
+) -> Experiment:
+    """The experiment of a plan's file, or one that was begun, by its name or id. `start` gets the plan of a
+    new experiment first, and may raise to keep it from starting. Raises `UsageError`."""
+    path = Path(plan).expanduser()
+    if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
+        return Experiment.open(plan, ft.store)
+    read = read_plan(path)
+    if ft.store.experiments.named(read.name) is None:
+        start(read)
+    return Experiment.begin(read, ft.store)
+
+
+def found(ft: Workspace, name: str | None) -> list[Experiment]:
+    """One by its name or id, or all of them, newest first."""
+    if name is not None:
+        return [Experiment.open(name, ft.store)]
+    return [Experiment(ft.store, record) for record in ft.store.experiments.all()]
+
+
+def table(report: ExperimentReport) -> RenderableType:
+    """For a terminal."""
+    return pages.table(report)
+
+
+def save(report: ExperimentReport, path: Path) -> Path:
+    """As .html, .json or .txt. Raises `UsageError`."""
+    return pages.save(report, path)
+
+
+@contextmanager
+def serve(
+    ft: Workspace,
+    experiment: Experiment,
+    terms: ABTerms,
+    *,
+    accept_licence: Sequence[str] = (),
+    tell: Callable[[ExperimentReport], None] = lambda _: None,
+) -> Generator[ABUp]:
+    """The proxy of an experiment for as long as the block lasts. Runs of this machine are served behind it.
+    With `terms.auto` the rule is carried out by itself, and `tell` hears of what was done. Raises
+    `UsageError` without keys for an address that others can reach, and what finding the models does."""
+    known = keys.read(ft.settings.home)
+    if not is_loopback(terms.host) and not known:
+        raise UsageError(
+            f"{terms.host} can be reached by others: a server there needs keys",
+            fix="orchestrate serve --new-key NAME  makes one",
+        )
+    with ExitStack() as ending:
+        arms = _arms(ft, experiment.plan, ending, accept_licence)
+        proxy = Proxy(
+            experiment,
+            arms["base"],
+            arms["tuned"],
+            keys=known,
+            user_header=terms.user_header,
+            timeout_s=terms.timeout_s,
+        )
+        app = proxy.app(names=terms.names, origins=terms.origins)
+        serving_it = server.serving(
+            app, host=terms.host, port=terms.port, grace_s=terms.grace_s, lifespan=True
+        )
+        url = ending.enter_context(serving_it)
+        if terms.auto:
+            ending.enter_context(_deciding(experiment, terms.every_s, tell))
+        yield ABUp(url, experiment)
+
+
+@contextmanager
+def _deciding(
+    experiment: Experiment, every_s: float, tell: Callable[[ExperimentReport], None]
+) -> Generator[None]:
+    """The rule, looked at again and again in a thread."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(every_s):
+            try:
+                report = experiment.step()
+            except OrchestrateError as error:
+                _log.warning("the rule of %s could not be looked at: %s", experiment.plan.name, error)
+                continue
+            if report.applied:
+                tell(report)
+
+    thread = threading.Thread(target=look, name="ab-rule", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(30)
+
+
+# -- the models --------------------------------------------------------------------------------------------
+
+
+def _arms(
+    ft: Workspace, plan: ExperimentPlan, ending: ExitStack, accept_licence: Sequence[str]
+) -> dict[Arm, Upstream]:
+    """Where each arm is asked. What runs on this machine is served until the end."""
+    written: dict[Arm, str] = {"base": plan.base, "tuned": plan.tuned}
+    here: dict[Arm, str] = {arm: written[arm] for arm in ARMS if _is_here(ft, written[arm])}
+    places: dict[Arm, Upstream] = {}
+    if here:
+        names = list(dict.fromkeys(here.values()))
+        terms = serving.Terms(port=0)
+        up = ending.enter_context(serving.serve(ft, names, terms, accept_licence=accept_licence))
+        for arm, name in here.items():
+            model = up.tuned[names.index(name)]
+            key = None if up.key is None else Secret(up.key)
+            places[arm] = Upstream(f"{up.url}/v1", model.name if arm == "tuned" else model.base_name, key)
+    return {arm: places.get(arm) or _elsewhere(ft, plan, arm, written[arm]) for arm in ARMS}
+
+
+def _is_here(ft: Workspace, written: str) -> bool:
+    """A run of this machine, or a folder with weights."""
+    if not written.startswith(RUN_PREFIX):
+        return Path(written).expanduser().is_dir()
+    return ft.record(written).provider == this_machine().kind
+
+
+def _elsewhere(ft: Workspace, plan: ExperimentPlan, arm: Arm, written: str) -> Upstream:
+    if written.startswith(RUN_PREFIX):
+        return _on_host(ft, tracked(ft, written), arm)
+    variable = plan.key_variables.get(arm)
+    at = model_at(ft.settings, written, variable)
+    keyless = variable is None and written.startswith(("http://", "https://"))
+    config = at_chat(at.host)
+    url = (config.base_url or "").rstrip("/")
+    return Upstream(
+        url, at.model, None if keyless else config.require_key(), _keeping_up(ft, at.host.name, at.model)
+    )
+
+
+def _keeping_up(ft: Workspace, host: str, model: str) -> Callable[[], None] | None:
+    """Says of a deployment of this store that it is used, where the model is asked by its name."""
+    for one in ft.store.deployments.matching(provider=host, over=False):
+        with suppress(ProviderError):
+            endpoint = capability(ft.provider(host), Serves).endpoint(one.handle)
+            if endpoint is not None and endpoint.model == model:
+                return partial(used, ft, one.run_id, host)
+    return None
+
+
+def _on_host(ft: Workspace, handle: TrackedRun, arm: Arm) -> Upstream:
+    handle.check()
+    chat = capability(handle.provider, Chats).chat(handle.record.handle, base=arm == "base", max_tokens=1)
+    if chat is None:
+        raise UsageError(
+            f"{handle.provider.name} is not asked through the chat completions API",
+            fix=f"give {arm} as https://ADDRESS/v1=MODEL",
+        )
+    config = at_chat(handle.provider.config)
+    on_use = partial(used, ft, handle.id) if arm == "tuned" else None  # the base is the host's own, for all
+    return Upstream((config.base_url or "").rstrip("/"), chat.model, config.require_key(), on_use)
+
+
+def standing(report: ExperimentReport) -> str:
+    return f"{report.plan.name}: {pages.standing(report)}"
+
+
+def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
+    """Ends it with this model for everybody. Raises `UsageError` where it has ended with this one."""
+    if not experiment.stop(keep):
+        raise UsageError(f"{experiment.plan.name} has ended already: {experiment.phases()[-1].why}")
+    return experiment.report()

@@ -1,0 +1,1 @@
+"""What every room uses and no room is about: files, packages, progress, days, amounts, processes."""

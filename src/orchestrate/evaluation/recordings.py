@@ -1,0 +1,247 @@
+"""Recordings: a model's answers, kept while it still answers, to be asked in its place when it is silent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate.core.files import private_folder, write_whole
+from orchestrate.data.passes import compare
+from orchestrate.data.passes.compare import numpy
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation.contenders import Candidate
+from orchestrate.evaluation.evaluate import read_items
+from orchestrate.evaluation.items import Answer, Answered, Item
+from orchestrate.paid.asking import Question, Respondent
+from orchestrate.types import Contender, Record, Sampling, decoding
+
+if TYPE_CHECKING:
+    from orchestrate.store.store import Store
+
+
+# Which prompts to record, when not all can be: each once, then so many that cover the rest.
+#
+# Half of the places go to prompts that lie apart (farthest first), so that no kind is left out; the other
+# half to the clusters around them by their size, so that what is common stays common. Likeness is that of
+# near duplicates: the sketches of `data.passes.compare`.
+
+
+@dataclass(frozen=True)
+class Covering:
+    """`items` in the order of the file."""
+
+    items: tuple[Item, ...]
+    equal: int
+    """Prompts left out because an equal one came before."""
+    near: int
+    """Because a nearly equal one is taken."""
+    clusters: int
+    """Kinds of prompts that were told apart; 0 where all are taken."""
+
+
+def covering(items: Sequence[Item], most: int | None) -> Covering:
+    """All different prompts, or `most` of them; the same for the same file. Raises `MissingExtra` where there
+    is a choice to be made and rensa is missing."""
+    first: dict[tuple[Any, ...], Item] = {}
+    for item in items:
+        first.setdefault((item.prompt, str(item.tools)), item)
+    distinct = list(first.values())
+    equal = len(items) - len(distinct)
+    if most is None or len(distinct) <= most:
+        return Covering(tuple(distinct), equal, 0, 0)
+    fresh = compare.Seen().add([_asked(item) for item in distinct])
+    apart = [item for item, seen in zip(distinct, fresh, strict=True) if not seen]
+    if len(apart) <= most:  # nearly equal ones fill the places that are left
+        fill = [item for item, seen in zip(distinct, fresh, strict=True) if seen][: most - len(apart)]
+        chosen = {item.id for item in (*apart, *fill)}
+        taken = tuple(item for item in distinct if item.id in chosen)
+        return Covering(taken, equal, len(distinct) - len(taken), len(apart))
+    _, sketches = compare.digests([_asked(item) for item in apart])
+    places, clusters = _spread(sketches, most)
+    taken = tuple(apart[i] for i in sorted(places))
+    return Covering(taken, equal, len(distinct) - len(apart), clusters)
+
+
+def _spread(sketches: Any, most: int) -> tuple[set[int], int]:
+    """Indices of `most` rows, and the number of clusters."""
+    np = numpy()
+    centres = [0]
+    likeness = (sketches == sketches[0]).mean(axis=1)
+    cluster = np.zeros(len(sketches), dtype=np.int64)
+    while len(centres) < max(1, most // 2):
+        farthest = int(likeness.argmin())
+        own = (sketches == sketches[farthest]).mean(axis=1)
+        cluster[own > likeness] = len(centres)
+        likeness = np.maximum(likeness, own)
+        centres.append(farthest)
+    chosen = set(centres)
+    left = [
+        [int(i) for i in np.flatnonzero(cluster == c) if int(i) not in chosen] for c in range(len(centres))
+    ]
+    room, total = most - len(chosen), sum(map(len, left))
+    shares = [room * len(members) / total for members in left] if total else []
+    counts = [int(share) for share in shares]
+    rest = sorted(range(len(shares)), key=lambda c: counts[c] - shares[c])
+    for c in rest[: room - sum(counts)]:
+        counts[c] += 1
+    for members, wanted in zip(left, counts, strict=False):
+        step = len(members) / wanted if wanted else 0
+        chosen.update(members[int(k * step)] for k in range(wanted))
+    return chosen, len(centres)
+
+
+def _asked(item: Item) -> str:
+    """What tells prompts apart: not the system text, which a task's prompts share."""
+    said = [m.content for m in item.prompt if m.role not in ("system", "developer")]
+    return "\n".join(said) or item.prompt[-1].content
+
+
+KIND = "recording"
+"""Of the store's records."""
+WRITTEN = "record:"
+"""Before an id, where a model is to be named."""
+
+
+class Recording(Record, frozen=True, kw_only=True):
+    """Answers of one model to many prompts. `folder` holds `answers.jsonl`, as an evaluation has them, and
+    `rows.jsonl`, the prompts with what is expected, for the next model."""
+
+    id: str
+    at: datetime
+    contender: Contender
+    sampling: Sampling
+    prompts: int
+    answered: int
+    refused: int = 0
+    """Prompts that the host refused; they are in no file."""
+    expected: int = 0
+    """Prompts whose expected answer is known from elsewhere; of the others it is the recorded one."""
+    with_logprobs: int = 0
+    usd: Decimal | None = None
+    silent_on: date | None = None
+    source: str
+    """Where the prompts are from."""
+    folder: str
+
+    @property
+    def complete(self) -> bool:
+        return self.answered + self.refused == self.prompts
+
+    @property
+    def answers_file(self) -> Path:
+        return Path(self.folder) / "answers.jsonl"
+
+    @property
+    def rows_file(self) -> Path:
+        return Path(self.folder) / "rows.jsonl"
+
+
+def id_of(respondent: Respondent, items: Iterable[Item]) -> str:
+    """The same for the same model, asked the same in the same way: a repeated command goes on with it."""
+    words = "\n".join([respondent.key, *sorted(item.id for item in items)])
+    return f"rec-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
+
+
+def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...]]]) -> None:
+    """Both files, each whole or not at all."""
+    private_folder(folder)
+    lines = [Answered(item=item, answers={name: answers}) for item, answers in pairs]
+    write_whole(folder / "answers.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    rows = [msgspec.json.encode(row_of(item, answers[0])) + b"\n" for item, answers in pairs]
+    write_whole(folder / "rows.jsonl", b"".join(rows))
+
+
+def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
+    """The answers that the folder holds by the item's id: a model that is silent now will not give them
+    again."""
+    path = folder / "answers.jsonl"
+    lines = read_items(path) if path.exists() else []
+    return {line.item.id: next(iter(line.answers.values())) for line in lines}
+
+
+def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
+    """A chat row: the prompt, and the expected answer, or with `own` or where none is known the recorded
+    one."""
+    recorded = own or not (item.expected or item.expected_calls)
+    said: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
+    if calls := list(answer.tool_calls if recorded else item.expected_calls):
+        said["tool_calls"] = calls
+    row: dict[str, Any] = {"messages": [*(m.to_dict() for m in item.prompt), said]}
+    return row | ({"tools": list(item.tools)} if item.tools else {})
+
+
+def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
+    """Raises `DataError` where its files are gone."""
+    try:
+        lines = read_items(recording.answers_file)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DataError(
+            f"the answers of {recording.id} cannot be read: {error}",
+            fix=f"restore {recording.folder} from a copy of the home folder",
+        ) from error
+    return [(line.item, next(iter(line.answers.values()))) for line in lines]
+
+
+def candidate(recording: Recording) -> Candidate:
+    """The recorded model, as one that answers. What was not recorded has no answer: its marks would be those
+    of a wrong one, so ask the rows of `rows_file`."""
+    known: dict[str, Answer] = {}
+    for item, answers in read(recording):
+        for sample, answer in enumerate(answers):
+            known[Question(messages=item.prompt, tools=item.tools, sample=sample).digest] = answer
+
+    def ask(questions: Sequence[Question]) -> list[Answer]:
+        missing = Answer(text="", error=f"not recorded in {recording.id}")
+        return [known.get(question.digest, missing) for question in questions]
+
+    contender = msgspec.structs.replace(
+        recording.contender,
+        name=f"{WRITTEN}{recording.id}",
+        served_by=f"recorded on {recording.at:%Y-%m-%d} from {recording.contender.served_by}",
+    )
+    respondent = Respondent(
+        name=contender.name,
+        identity={"recording": recording.id, "answered": recording.answered},
+        ask=ask,
+        batch=max(1, len(known)),
+        max_tokens=recording.sampling.max_tokens,
+        price=lambda prompt, completion: Decimal(0),
+    )
+    return Candidate(contender, respondent)
+
+
+def all_of(store: Store, run_ids: Sequence[str] | None = None) -> list[Recording]:
+    """The last state of each, oldest first."""
+    found = [decoding.convert(r.data, Recording, strict=False) for r in store.history.records(KIND, run_ids)]
+    return list({one.id: one for one in found}.values())
+
+
+def find(store: Store, written: str) -> Recording:
+    """By id or the beginning of it, with or without `record:`. Raises `UsageError`."""
+    name = written.removeprefix(WRITTEN)
+    fit = [one for one in all_of(store) if one.id == name] or [
+        one for one in all_of(store) if name and one.id.startswith(name)
+    ]
+    if len(fit) != 1:
+        raise UsageError(
+            f"{'several recordings begin with' if fit else 'no recording is called'} {name!r}",
+            fix="orchestrate record --list",
+        )
+    return fit[0]
+
+
+def of_run(store: Store, run_id: str) -> Recording | None:
+    """The one with the most answers."""
+    found = [one for one in all_of(store, [run_id]) if one.answered]
+    return max(found, key=lambda one: one.answered, default=None)
+
+
+def keep(store: Store, recording: Recording) -> None:
+    store.history.add_record(recording.contender.run_id or "", KIND, recording)

@@ -1,0 +1,99 @@
+"""The gateway, for the command line: OpenAI's API for fine-tuning over the backends of this store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.errors import UsageError
+from orchestrate.gateway import running, terms
+from orchestrate.gateway.running import Up
+from orchestrate.gateway.terms import Terms as Terms
+from orchestrate.settings import config
+from orchestrate.types import AuditEntry, GatewayKey
+
+if TYPE_CHECKING:
+    from orchestrate.runs.watching.watcher import Watcher
+    from orchestrate.workspace import Workspace
+
+
+def read(ft: Workspace, **more: Any) -> Terms:
+    """What the configuration says, and `more`, the fields of `Terms` that flags give. Raises
+    `ConfigError`."""
+    told = ft.settings
+    secret = config.secret(config.GATEWAY_SECRET, "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET")
+    where = str(told.config_file or config.CONFIG_NAME)
+    return terms.read(told.gateway, told.home, where, webhook_secret=secret, **more)
+
+
+def serve(ft: Workspace, told: Terms, watcher: Watcher) -> AbstractContextManager[Up]:
+    """As `orchestrate.gateway.running.serve`."""
+    return running.serve(ft, told, watcher)
+
+
+def add_key(  # noqa: PLR0913  each is a limit of its own
+    ft: Workspace,
+    name: str,
+    *,
+    project: str = "default",
+    backends: Sequence[str] = (),
+    models: Sequence[str] = (),
+    map: Sequence[str] = (),
+    budget_usd: Decimal | None = None,
+    per_minute: int | None = None,
+    concurrent: int | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[str, GatewayKey]:
+    """A new key, shown once. `map`: `NAME=BACKEND:MODEL`. Raises `UsageError`, `ConfigError`."""
+    own: dict[str, str] = {}
+    for entry in map:
+        asked, sign, target = entry.partition("=")
+        if not sign or not asked:
+            raise UsageError(f"{entry!r} is no NAME=BACKEND:MODEL", fix="orchestrate gateway keys add --help")
+        ft.backends(terms.parse_target(target).backend)
+        own[asked] = target
+    key = GatewayKey(
+        name=name,
+        created_at=ft.store.clock.now(),
+        project=project,
+        backends=tuple(ft.backends(backends)) if backends else (),
+        models=tuple(models),
+        map=own,
+        budget_usd=budget_usd,
+        per_minute=per_minute,
+        concurrent=concurrent,
+        expires_at=expires_at,
+    )
+    return ft.store.gateway_keys.add(key, by=ft.settings.made_by), key
+
+
+def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
+    """Each with what its jobs take in US dollars, and how many of them go on."""
+    found: list[tuple[GatewayKey, Decimal, int]] = []
+    for key in ft.store.gateway_keys.all():
+        use = ft.store.gateway_jobs.use(key.name)
+        found.append((key, use.usd, use.open))
+    return found
+
+
+def revoke_key(ft: Workspace, name: str) -> GatewayKey:
+    """Its next request is refused. Raises `UsageError` for a name without a key."""
+    return ft.store.gateway_keys.revoke(name, ft.store.clock.now(), by=ft.settings.made_by)
+
+
+def entries(ft: Workspace, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
+    """The last requests that changed something or were refused, and keys made and revoked, oldest first."""
+    return ft.store.gateway_keys.entries(key=key, limit=limit)
+
+
+def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """Both or none. Raises `UsageError`."""
+    if chain is None and key is None:
+        return None
+    if chain is None or key is None:
+        raise UsageError("a certificate needs its key: give --tls-certificate and --tls-key")
+    return chain, key

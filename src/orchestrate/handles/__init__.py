@@ -1,1 +1,0 @@
-"""What can be done with a run, a deployment and a tuned model."""

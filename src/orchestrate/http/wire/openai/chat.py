@@ -1,0 +1,190 @@
+"""Answers of the chat completions API, and of the older completions API, whole and in pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from orchestrate.http.wire.bodies import Body
+
+# Requests for completions, read strictly: what is not known is refused, and what is known is kept apart
+# from what a server may leave out.
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class Function(Body):
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(Body):
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class Part(Body):
+    model_config = ConfigDict(extra="ignore")
+
+    type: str
+    text: str | None = None
+
+
+class Message(Body):
+    """What an answer of the API has too is taken, so that it can be sent back as it came."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    function_call: Any = None
+    """The API's first form of a call, before `tool_calls`."""
+
+
+class StreamOptions(Body):
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class Sampling(Body):
+    """What both APIs share. The fields of the last block change no answer."""
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _of_ids(cls, given: dict[str, float] | None) -> dict[str, float] | None:
+        if given and not all(key.isdigit() for key in given):
+            raise ValueError("its keys are ids of tokens")
+        return given
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class ChatRequest(Sampling):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    modalities: list[str] | None = None
+
+
+class CompletionRequest(Sampling):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class TokenizeRequest(Body):
+    """As vLLM has it: `messages` by the chat template, or `prompt` as it is."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = None
+    messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+
+
+COMPLETION, CHUNK = "chat.completion", "chat.completion.chunk"
+DONE = "data: [DONE]\n\n"
+
+
+def event(body: dict[str, Any]) -> str:
+    """A piece as server-sent events have it."""
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def completion(
+    id: str, created: int, model: str, choices: Sequence[dict[str, Any]], usage: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "id": id,
+        "object": COMPLETION,
+        "created": created,
+        "model": model,
+        "choices": list(choices),
+        "usage": usage,
+    }
+
+
+def chunk(
+    id: str,
+    created: int,
+    model: str,
+    choices: Sequence[dict[str, Any]],
+    usage: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`usage` is for the last piece, which has no choices, where it was asked for."""
+    told = {} if usage is None else {"usage": usage}
+    return {"id": id, "object": CHUNK, "created": created, "model": model, "choices": list(choices), **told}
+
+
+def message(content: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def choice(
+    index: int, message: dict[str, Any], reason: str, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
+
+
+def piece(
+    index: int, delta: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+
+
+def usage(prompt: int, completion: int) -> dict[str, Any]:
+    """In tokens."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def call(index: int | None, id: str, name: str, arguments: str) -> dict[str, Any]:
+    """A call of a tool; in pieces it has an index."""
+    place = {} if index is None else {"index": index}
+    return {**place, "id": id, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -1,0 +1,83 @@
+"""Generation: new rows that a chat model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrate.core.files import locked
+from orchestrate.core.retries import Retry
+from orchestrate.costing.rates import completion_price
+from orchestrate.data.files.outputs import require_writable
+from orchestrate.data.operations import generate as generating
+from orchestrate.data.operations.generate import GenerateReport as GenerateReport
+from orchestrate.data.operations.generate import Order as Order
+from orchestrate.errors import UsageError
+from orchestrate.profile import built_in
+from orchestrate.providers import registry
+from orchestrate.providers.chat.completions import chat_with
+from orchestrate.providers.chat.endpoints import addressed, configured
+from orchestrate.runs.privacy import is_near
+
+if TYPE_CHECKING:
+    from orchestrate.settings.config import HostConfig, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """The model that writes. `host` is a configured host, by default the first one; or `base_url` any
+    OpenAI-compatible API, with the key of `key_variable` or with none."""
+
+    model: str
+    host: str | None = None
+    base_url: str | None = None
+    key_variable: str | None = None
+    temperature: float | None = None
+
+    def place(self, settings: Settings) -> HostConfig:
+        """Where it is. An address never gets the key of another host. Raises `UsageError`, `MissingKey`,
+        `ConfigError`."""
+        if self.base_url is None:
+            if self.key_variable is not None:
+                raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
+            return configured(settings, self.host or next(iter(built_in())))
+        return addressed(self.base_url, self.key_variable)
+
+
+def unpriced(settings: Settings, writer: Writer) -> bool:
+    """Whether its answers may be billed, and nobody knows at what price. Raises as `Writer.place`."""
+    place = writer.place(settings)
+    near = place.sandbox or is_near(settings, place.base_url or place.name, place.name)
+    return not near and completion_price(writer.model, place.base_url) is None
+
+
+def generate(
+    settings: Settings,
+    seeds: str,
+    output: Path,
+    writer: Writer,
+    order: Order,
+    *,
+    hosts: str = "all",
+    progress: Callable[[int, int, Decimal], None] | None = None,
+) -> GenerateReport:
+    """Rows in the form of `seeds`, each fit for those of `hosts` (backends, by commas) that take all seeds.
+    The price is that of the writer's model where it is known. Goes on where an earlier run on this output
+    ended. Raises `UsageError` while another process writes it."""
+    place = writer.place(settings)
+    require_writable(output, seeds)
+    order = replace(
+        order,
+        price=completion_price(writer.model, place.base_url),
+        hosts=registry.targets(settings, hosts),
+    )
+    chat = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature)
+    with locked(output.with_name(f".{output.name}.lock"), keep=False) as held:
+        if not held:
+            raise UsageError(f"another command is writing {output}", fix="wait for it, or give another -o")
+        return generating.generate(
+            seeds, output, chat.ask_once, order, progress=progress, retry=Retry.of(place)
+        )

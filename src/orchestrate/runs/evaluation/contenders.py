@@ -1,0 +1,437 @@
+"""From what a user names to who is asked: runs, their checkpoints and bases, models at any address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from orchestrate.core import days
+from orchestrate.core.retries import ONCE, Retry
+from orchestrate.costing import Prices
+from orchestrate.costing.lines import MTOK
+from orchestrate.costing.rates import completion_price
+from orchestrate.costing.serving.ways import token_rates
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.evaluation import recordings
+from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
+from orchestrate.local.answers.worker import Worker
+from orchestrate.local.model.files.quantised import NF4
+from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
+from orchestrate.profile import this_machine
+from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, capability
+from orchestrate.providers.calls.clients import connect, wire_of
+from orchestrate.providers.chat.completions import Chat, chat_with
+from orchestrate.providers.chat.endpoints import ModelAt, model_at
+from orchestrate.providers.chat.streaming import Timed
+from orchestrate.runs import privacy
+from orchestrate.runs.hosting.deployment import require_open
+from orchestrate.settings import trust
+from orchestrate.spec import JobSpec
+from orchestrate.text import among
+from orchestrate.types import NOT_PROVED, Contender, JobHandle, Message, Reply, Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.local.answers.generation import Generator
+    from orchestrate.providers.base import Provider
+    from orchestrate.runs.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
+
+PLACES = ("auto", "host", "here")
+"""Beside the names of hosts to which a run's adapter was deployed."""
+EMBEDDED_AT_ONCE = 64
+SANDBOX_THREADS = 32
+"""Questions at the same time to a sandbox, which answers those that wait in one batch."""
+
+
+BasePrecision = Literal["16-bit", "nf4", "both"]
+BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
+"""In which a base answers on this machine; for each, whether in 4 bits."""
+
+
+def other_host(on: str) -> str | None:
+    """The backend that is named as the place, where one is."""
+    return None if on in PLACES else on
+
+
+class Contenders:
+    """Makes candidates; ends with its context what it started on this machine. Starts nothing that bills."""
+
+    def __init__(
+        self,
+        ft: Workspace,
+        sampling: Sampling,
+        on: str,
+        key_variable: str | None = None,
+        *,
+        stream: bool = False,
+        logprobs: bool = False,
+        limit_usd: Decimal | None = None,
+    ) -> None:
+        """`on`: `host` asks a run's endpoint, `here` downloads the adapter and answers on this machine,
+        `auto` takes the first that is possible, a backend's name asks the adapter that was deployed there.
+        `key_variable` has the key for models at an address. With `stream` hosts write their answers bit by
+        bit, and the first token has its time; with `logprobs` they are asked for those of their tokens.
+        With `limit_usd` a model whose price is unknown is refused."""
+        self._limit_usd = limit_usd
+        self._stream, self._logprobs = stream, logprobs
+        self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
+        self._open = ExitStack()
+        self._worker = Worker()
+        """Of all that answer on this machine, one after the other: a base is in memory once."""
+        self._open.callback(self._worker.close)
+        self._private: str | None = None
+        """One of the runs, where one is: then no other model on a machine of others sees the rows."""
+
+    def close(self) -> None:
+        self._open.close()
+
+    def of_run(
+        self,
+        handle: TrackedRun,
+        checkpoint: str | None,
+        *,
+        base: bool,
+        base_precision: BasePrecision = "16-bit",
+    ) -> list[Candidate]:
+        """The tuned model, and with `base` the one that it was tuned from: on this machine in
+        `base_precision`, the 16 bits first where it is both. Raises `UsageError` when `on` is impossible."""
+        provider, run = handle.provider, handle.record
+        if privacy.is_private(run):
+            self._private = run.id
+            if self._on not in PLACES:
+                privacy.require_own(run, self._ft.provider(self._on))
+        elsewhere = self._on not in (*PLACES, run.provider)
+        if checkpoint is None:
+            asked, reachable = None, elsewhere or self._reachable(handle)
+        else:
+            asked = None if elsewhere else _name_of(handle, checkpoint)
+            reachable = asked is not None
+        if (elsewhere or self._on in ("host", run.provider)) and not reachable:
+            why = "serves no checkpoints" if checkpoint else "has no endpoint up for this model"
+            raise UsageError(
+                f"{provider.name} {why}",
+                fix=f"--on here, or orchestrate deploy {run.id}   (bills by the hour)",
+            )
+        name = f"{run.id}@{checkpoint}" if checkpoint else run.id
+        tuned = Contender(
+            name=name,
+            kind="tuned",
+            model=run.model,
+            provider=run.provider,
+            served_by="",
+            run_id=run.id,
+            checkpoint=checkpoint,
+        )
+        generator = (
+            provider.generator(run.handle, checkpoint=checkpoint, worker=self._worker)
+            if isinstance(provider, AnswersHere) and not elsewhere
+            else None
+        )
+        on_host = generator is None and reachable and self._on != "here"
+        if base and base_precision != "16-bit" and (elsewhere or on_host):
+            host = self._on if elsewhere else run.provider
+            raise UsageError(
+                f"the precision of a base that {host} serves can't be chosen",
+                fix="--on here, or leave --base-precision out",
+            )
+        if elsewhere:
+            return self._at_other_host(handle, tuned, base=base)
+        if on_host:
+            return self._on_host(handle, tuned, asked, base=base)
+        return self._here(handle, tuned, generator, base_precision if base else None)
+
+    def of_model(self, written: str) -> Candidate:
+        """Any model that answers somewhere, with the name of this machine's backend a model on it, or as
+        `record:ID` one whose answers were recorded."""
+        if written.startswith(recordings.WRITTEN):
+            return recordings.candidate(recordings.find(self._ft.store, written))
+        host, equals, model = written.partition("=")
+        if equals and host == this_machine().kind:
+            return self._plain_here(model, written)
+        at = self._at_address(written)
+        chat = chat_with(
+            at.host,
+            at.model,
+            max_tokens=self._sampling.max_tokens,
+            temperature=self._sampling.temperature,
+            retry=Retry.of(at.host),
+        )
+        contender = Contender(
+            name=written,
+            kind="model",
+            model=at.model,
+            provider=at.host.name,
+            served_by=at.address,
+            proof=self._proved_at(at.address, at.model),
+        )
+        own = privacy.is_near(self._ft.settings, at.address, at.host.name)
+        return self._asked(contender, chat, completion_price(at.model, at.host.base_url), own=own)
+
+    def _asked(self, contender: Contender, chat: Chat, price: Price | None, *, own: bool) -> Candidate:
+        require_price(contender.name, self._limit_usd, price)
+        if self._logprobs:
+            chat = chat.with_logprobs()
+        if not self._stream:
+            return by_chat(contender, chat, self._sampling, price, own=own)
+        timed = Timed(chat.create)
+        streaming = replace(chat, create=timed)
+        return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
+
+    def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
+        """Vectors of an embedding model, by the same words, asked through `asking`."""
+        at = self._at_address(written)
+        wire, client = wire_of(at.host), connect(at.host)
+
+        def ask(questions: Sequence[Question]) -> list[Answer]:
+            texts = [question.messages[0].content for question in questions]
+            answer = wire.once(partial(client.embeddings.create, model=at.model, input=texts))
+            vectors = [one.embedding for one in sorted(answer.data, key=lambda one: one.index)]
+            return [Answer(text=msgspec.json.encode(vector).decode()) for vector in vectors]
+
+        price = completion_price(at.model, at.host.base_url)
+        require_price(written, self._limit_usd, price)
+        respondent = Respondent(
+            name=written,
+            identity={"host": at.address, "model": at.model, "kind": "embedding"},
+            ask=ask,
+            batch=EMBEDDED_AT_ONCE,
+            max_tokens=0,
+            price=price,
+            retry=wire.retry,
+            place=at.address,
+        )
+
+        def embed(texts: Sequence[str]) -> list[list[float]]:
+            asked = [Question(messages=(Message(role="input", content=text),)) for text in texts]
+            answers = asking.ask(respondent, asked)
+            if (refused := next((a.error for a in answers if a.error), None)) is not None:
+                raise UsageError(f"{written} refused a text: {refused}")
+            return [msgspec.json.decode(answer.text, type=list[float]) for answer in answers]
+
+        return embed
+
+    def _at_address(self, written: str) -> ModelAt:
+        """Raises `UsageError` also where a private run's rows would go to others."""
+        at = model_at(self._ft.settings, written, self._key_variable)
+        if self._private is not None:
+            privacy.require_near(
+                self._ft.settings, self._private, f"asking {written}", at.address, at.host.name
+            )
+        return at
+
+    def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
+        """A model that judges or grades, by the same words."""
+        sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, temperature=temperature)
+        other = Contenders(self._ft, sampling, self._on, self._key_variable, limit_usd=self._limit_usd)
+        other._private, other._worker = self._private, self._worker
+        self._open.callback(other.close)
+        return other.of_model(written).respondent
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _reachable(self, handle: TrackedRun) -> bool:
+        provider = handle.provider
+        if not isinstance(provider, Chats):
+            return False
+        if isinstance(provider, Deploys):
+            return provider.endpoint(handle.record.handle) is not None
+        return True
+
+    def _on_host(
+        self, handle: TrackedRun, tuned: Contender, asked: str | None, *, base: bool
+    ) -> list[Candidate]:
+        """`asked`: the name of a checkpoint."""
+        provider, job = handle.provider, handle.record.handle
+        return [
+            self._at(provider, job, one, self._host_price(handle, one), None if one.kind == "base" else asked)
+            for one in self._kinds(provider, job, tuned, base=base)
+        ]
+
+    def _at_other_host(self, handle: TrackedRun, tuned: Contender, *, base: bool) -> list[Candidate]:
+        """The run's adapter where it was deployed. What its base costs by the token there is not known."""
+        provider = self._ft.provider(self._on)
+        deployment = require_open(self._ft, handle.id, self._on)
+        named = msgspec.structs.replace(tuned, name=f"{tuned.name} at {self._on}", provider=self._on)
+        return [
+            self._at(provider, deployment.handle, one, None)
+            for one in self._kinds(provider, deployment.handle, named, base=base)
+        ]
+
+    def _kinds(self, provider: Provider, job: JobHandle, tuned: Contender, *, base: bool) -> list[Contender]:
+        served_by = f"{provider.host}{' (sandbox)' if provider.sandbox else ''}"
+        endpoint = provider.endpoint(job) if isinstance(provider, Deploys) else None
+        per_hour = None if endpoint is None else endpoint.usd_per_hour or None
+        asked = self._served(tuned, served_by, provider.host)
+        kinds = [msgspec.structs.replace(asked, usd_per_hour=per_hour)]
+        return [*kinds, _base_of(tuned, served_by)] if base else kinds
+
+    def _at(
+        self,
+        provider: Provider,
+        job: JobHandle,
+        one: Contender,
+        price: Price | None,
+        asked: str | None = None,
+    ) -> Candidate:
+        trust.require_to_spend(self._ft.settings, provider)
+        sampling, base = self._sampling, one.kind == "base"
+        by_the_hour = not base and isinstance(provider, Deploys)
+        own = provider.own or provider.sandbox or by_the_hour
+        provider = capability(provider, Chats)
+        chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
+        if chat is not None:
+            chat = replace(chat, threads=SANDBOX_THREADS) if provider.sandbox else chat
+            return self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
+        require_price(one.name, self._limit_usd, price)
+        return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
+
+    def _host_price(self, handle: TrackedRun, contender: Contender) -> Price | None:
+        """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""
+        provider = handle.provider
+        if contender.kind == "tuned" and isinstance(provider, Deploys):
+            return None
+        method = "inference_base" if contender.kind == "base" else "inference_tuned"
+        today = days.today()
+        try:
+            resolved = provider.resolve(JobSpec.parse(handle.record.spec))
+        except OrchestrateError:
+            return None
+        rates = token_rates(Prices(provider.prices, self._ft.rates, today), resolved, method)
+        if rates is not None:
+            into, out = (rate.usd for rate in rates)
+            return lambda prompt, completion: (prompt * into + completion * out) / MTOK
+        return completion_price(resolved.id) if contender.kind == "base" else None
+
+    def _here(
+        self,
+        handle: TrackedRun,
+        tuned: Contender,
+        generator: Generator | None,
+        base_precision: BasePrecision | None,
+    ) -> list[Candidate]:
+        at = handle.provider.host
+        if generator is None:
+            capability(handle.provider, Downloads)
+            from orchestrate.local import Generator as LocalGenerator
+
+            artifact = handle.download(checkpoint=tuned.checkpoint)
+            if artifact.base_model is None:
+                raise UsageError(
+                    f"the downloaded model in {artifact.folder} does not say which base it belongs to"
+                )
+            at = artifact.folder
+            generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
+        served_by = f"the adapter on this machine, base {Path(generator.model).name}"
+        weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
+        found = [
+            by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)
+        ]
+        for four_bit in BASE_PRECISIONS[base_precision] if base_precision else ():
+            # One process answers for all of them, with one base in memory at a time.
+            own = generator.in_precision(four_bit=four_bit)
+            base = _base_of(tuned, f"the base model on this machine, {generator.model}")
+            if four_bit and own.expected_precision not in (None, NF4):
+                raise UsageError(
+                    f"{generator.model} is already quantized: {own.expected_precision}",
+                    fix="leave --base-precision out: it answers as its files hold it",
+                )
+            if four_bit:
+                base = msgspec.structs.replace(base, name=f"{base.name} in NF4")
+            # Under its adapter a base has the adapter's tokenizer and chat template.
+            weights = f"{fingerprint(generator.model)} {handle.record.spec.get('adapter')}"
+            if own is not generator:
+                weights += f" {'nf4' if four_bit else '16-bit'}"
+            found.append(by_generator(base, own, self._sampling, weights, base=True))
+        return found
+
+    def _served(self, tuned: Contender, served_by: str, at: str) -> Contender:
+        """`at`: as a proof calls the place; one of the run is not one of its checkpoints."""
+        proofs = [p for p in self._ft.store.history.proofs(tuned.run_id or "") if p.at == at]
+        found = proofs[-1].badge if proofs and tuned.checkpoint is None else NOT_PROVED
+        return msgspec.structs.replace(tuned, served_by=served_by, proof=found)
+
+    def _proved_at(self, address: str, model: str) -> str | None:
+        """Of a tuned model that was proved at a URL under a name; `None` where none ever was."""
+        root = address.rstrip("/").removesuffix("/v1")
+        known = [
+            p
+            for p in self._ft.store.history.proofs()
+            if p.at.removesuffix("/v1") == root and p.model == model
+        ]
+        return known[-1].badge if known else None
+
+    def _plain_here(self, model: str, written: str) -> Candidate:
+        """`model` may end with its precision: `tiny-chat:nf4`, `tiny-chat:16-bit`."""
+        from orchestrate.local import Generator as LocalGenerator
+
+        name, colon, precision = model.rpartition(":")
+        four_bit = {"nf4": True, "16-bit": False}.get(precision) if colon else None
+        name = model if four_bit is None else name
+        generator = LocalGenerator(name, four_bit=four_bit, worker=self._worker)
+        contender = Contender(
+            name=written,
+            kind="model",
+            model=name,
+            provider=this_machine().kind,
+            served_by=f"this machine, {generator.model}",
+        )
+        weights = fingerprint(generator.model) + ("" if four_bit is None else f" {precision}")
+        return by_generator(contender, generator, self._sampling, weights, base=True)
+
+
+@dataclass(frozen=True)
+class _OneByOne:
+    """A backend that has `generate` alone, which is taken to send once."""
+
+    provider: Chats
+    job: JobHandle
+    base: bool
+    sampling: Sampling
+    threads: int = 1
+    retry: Retry = ONCE
+
+    def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
+        if tools:
+            raise UsageError(f"{self.provider.name} cannot be asked with tools", fix="--on here")
+        [reply] = self.provider.generate(
+            self.job,
+            [messages],
+            base=self.base,
+            max_tokens=self.sampling.max_tokens,
+            temperature=self.sampling.temperature,
+        )
+        return reply
+
+
+def _name_of(handle: TrackedRun, checkpoint: str) -> str | None:
+    """By which its host answers with a checkpoint; `None` where it does not. Raises `UsageError` for one that
+    is not there."""
+    if not handle.provider.profile.checkpoints_answer:
+        return None
+    known = {one.id: one.model for one in handle.checkpoints()}
+    if checkpoint not in known:
+        raise UsageError(
+            f"run {handle.id} has no checkpoint {checkpoint!r}{among(checkpoint, known)}",
+            fix=f"orchestrate checkpoints {handle.id}",
+        )
+    return known[checkpoint]
+
+
+def _base_of(tuned: Contender, served_by: str) -> Contender:
+    short = tuned.model.rstrip("/").rsplit("/", 1)[-1]
+    return msgspec.structs.replace(
+        tuned,
+        name=f"base {short}",
+        kind="base",
+        served_by=served_by,
+        run_id=None,
+        checkpoint=None,
+        usd_per_hour=None,
+    )

@@ -1,0 +1,369 @@
+"""Evaluation: runs, bases and other models on held-out rows; planned, then asked, then kept with the runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from msgspec.structs import replace
+
+from orchestrate.core.files import private_folder
+from orchestrate.costing import Traffic
+from orchestrate.data import Dataset
+from orchestrate.data.files.outputs import require_writable
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.evaluation import contenders as making
+from orchestrate.evaluation import rubric
+from orchestrate.evaluation.contenders import Candidate
+from orchestrate.evaluation.evaluate import (
+    Asked,
+    EvaluationPlan,
+    Subject,
+    Terms,
+    evaluate,
+    plan,
+    require_terms,
+)
+from orchestrate.evaluation.held_out import HeldOut, held_out
+from orchestrate.evaluation.judges.judge import PairJudge, ScoreJudge
+from orchestrate.evaluation.metrics import Context, registry
+from orchestrate.evaluation.pairing import flips
+from orchestrate.evaluation.verdict import Demand
+from orchestrate.paid.asking import Asking, Progress
+from orchestrate.paid.journal import Purse
+from orchestrate.reports import EvaluationReport
+from orchestrate.reports.evaluations import format_of
+from orchestrate.reports.judgement import asked_again
+from orchestrate.runs.evaluation import judging
+from orchestrate.runs.evaluation.comparison import asked_before
+from orchestrate.runs.evaluation.contenders import PLACES, BasePrecision, Contenders, other_host
+from orchestrate.runs.hosting.deployment import used
+from orchestrate.runs.tracked import TrackedRun, tracked
+from orchestrate.settings.keys import is_masked, masked_url
+from orchestrate.text import count
+from orchestrate.types import Evaluation, Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOrder:
+    """What is to be evaluated, on what, and how."""
+
+    test: str | Path | None = None
+    """Held-out rows; default: the first run's own."""
+    metrics: Sequence[str] = ("auto",)
+    """As in `orchestrate.evaluation.metrics.registry`; the first one decides."""
+    base: bool = True
+    """Ask the model that a run was tuned from too."""
+    base_precision: BasePrecision = "16-bit"
+    """In which it answers on this machine. `both` adds the base in NF4, and tells what 4 bits cost."""
+    shots: int = 0
+    """And the base again with so many examples of the training data before each question."""
+    models: Sequence[str] = ()
+    """Further models: `MODEL`, `HOST=MODEL`, `https://ADDRESS/v1=MODEL`."""
+    key_variable: str | None = None
+    """Of the key for models at an address; none is sent without it."""
+    against: str | None = None
+    """The contender that the others are compared with; default: a tuned model's own base, with the examples
+    where there are some."""
+    on: str = "auto"
+    """`host`, `here` or `auto`."""
+    limit: int | None = None
+    cluster: str | None = None
+    """The column whose values group rows that belong together."""
+    slices: Sequence[str] = ()
+    """Columns, `length`, `label`."""
+    sampling: Sampling = field(default_factory=Sampling)
+    target: float | None = None
+    margin: float = 0.0
+    rubric: Path | None = None
+    """By which judges rate: YAML, see `orchestrate.evaluation.rubric`."""
+    rated: str | None = None
+    """Answers that people rated, to hold judges against: a file, or the id of a review."""
+    traffic: str | None = None
+    """What a model is to bear, as "20k req/day, 900 in, 150 out": for the cost of an answer where an hour is
+    billed and no token."""
+    max_cost_usd: Decimal | None = None
+    """For all answers of this evaluation, those of judges too."""
+    fresh: bool = False
+    """Ask again what was answered before: has the host changed the model?"""
+    skip_failed: bool = False
+    """Count a question that a host never answers as failed, and go on."""
+
+
+class PreparedEvaluation:
+    """An evaluation of which nothing was sent yet. A context: what it starts on this machine ends with it."""
+
+    def __init__(
+        self,
+        ft: Workspace,
+        runs: Sequence[TrackedRun | str],
+        order: EvaluationOrder,
+        *,
+        purse: Purse | None = None,
+    ) -> None:
+        registry.check(order.metrics)
+        if (host := other_host(order.on)) is not None:
+            try:
+                ft.provider(host)
+            except UsageError as error:
+                places = ", ".join(PLACES)
+                raise UsageError(f"--on takes {places} or a backend: {error.message}") from error
+        if not runs and not order.models:
+            raise UsageError("name a run or a --model to evaluate", fix="orchestrate runs  lists them")
+        if order.sampling.samples > 1 and order.sampling.temperature == 0:
+            raise UsageError(
+                "several samples at temperature 0 are the same answer", fix="--temperature 0.7, or one sample"
+            )
+        self._ft, self._order = ft, order
+        named = [_named(ft, run) for run in runs]
+        dataset = Dataset.open(_test_file(order.test, [handle for handle, _ in named]))
+        found = held_out(dataset, limit=order.limit, cluster=order.cluster, slices=order.slices)
+        self._subject = Subject(
+            items=found.items,
+            dataset=masked_url(dataset.path),
+            digest=dataset.digest,
+            cluster=order.cluster,
+            notes=tuple(_left_out(found)),
+        )
+        self._handles = [handle for handle, _ in named]
+        for handle in self._handles:
+            handle.check()
+        self._asking = Asking(
+            ft.settings.home / "evaluations" / "answers",
+            purse or Purse(order.max_cost_usd, scope=_scope(runs, dataset.digest, order)),
+            fresh=order.fresh,
+            skip_failed=order.skip_failed,
+        )
+        self._contenders = Contenders(
+            ft,
+            order.sampling,
+            order.on,
+            order.key_variable,
+            stream=registry.needs(order.metrics, "stream"),
+            limit_usd=order.max_cost_usd,
+        )
+        try:
+            self._prepare(named)
+        except BaseException:
+            self._contenders.close()
+            raise
+
+    def _prepare(self, named: Sequence[tuple[TrackedRun, str | None]]) -> None:
+        order, items = self._order, self._subject.items
+        candidates: dict[str, Candidate] = {}
+        own: dict[str, str] = {}
+        for handle, checkpoint in named:
+            tuned, *bases = self._contenders.of_run(
+                handle,
+                checkpoint,
+                base=order.base or order.shots > 0,
+                base_precision=order.base_precision,
+            )
+            _add(candidates, tuned)
+            plain = [_add(candidates, base) for base in bases if order.base]
+            if plain:
+                own[tuned.contender.name] = plain[0]
+                own |= dict.fromkeys(plain[1:], plain[0])
+            if bases and order.shots:
+                shown = making.with_shots(bases[0], self._examples(handle), order.shots)
+                own[tuned.contender.name] = _add(candidates, shown)
+        for model in order.models:
+            _add(candidates, self._contenders.of_model(model))
+        per_hour = None if order.traffic is None else Traffic.parse(order.traffic).requests_per_day / 24
+        self.candidates = [making.at_traffic(one, per_hour) for one in candidates.values()]
+        asked_by = rubric.read(order.rubric)
+        context = Context(
+            items=items,
+            asking=self._asking,
+            respondent=self._contenders.respondent,
+            embed=partial(self._contenders.embed, asking=self._asking),
+            rubric=asked_by,
+            held=judging.held_against(self._ft, order.rated, asked_by),
+            allow_code=self._ft.settings.allow_grader_code,
+        )
+        self._terms = Terms(
+            metrics=registry.make(order.metrics, context),
+            sampling=order.sampling,
+            rivals=_rivals(list(candidates), own, order.against),
+            demand=Demand(order.target, order.margin),
+        )
+        require_terms(self._terms)
+        self._judges = [m for m in self._terms.metrics if isinstance(m, ScoreJudge | PairJudge)]
+        if order.rated is not None and not self._judges:
+            raise UsageError(
+                "--calibrate holds a judge against people, and no metric is one",
+                fix="--metrics judge:MODEL or judge_pair:MODEL",
+            )
+
+    def _examples(self, handle: TrackedRun) -> tuple[making.Message, ...]:
+        train = handle.record.spec.get("train")
+        if not isinstance(train, str) or is_masked(train):
+            raise UsageError(
+                f"the training rows of {handle.id}, from which --shots takes its examples, are not known"
+            )
+        rows = held_out(Dataset.open(train), limit=10_000)
+        wanted, asked = self._order.shots, self._subject.items
+        there = len(making.examples_of(rows.items, asked))
+        if there < wanted:
+            raise UsageError(
+                f"{train} has {count(there, 'row')} to show as examples, not {wanted}",
+                fix=f"--shots {there}" if there else "leave --shots out",
+            )
+        return making.shots_of(rows.items, wanted, asked, self._order.sampling.seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._contenders.close()
+
+    def plan(self) -> EvaluationPlan:
+        """What would be asked, what it would cost, and what it could show."""
+        samples, items = self._order.sampling.samples, self._subject.items
+        found = plan(items, self.candidates, samples, self._asking)
+        sides = {"score": len(self.candidates), "pair": 2 * len(self._terms.rivals)}
+        asked = [
+            Asked(
+                contender=judge.used.name,
+                questions=len(items) * samples * sides[judge.kind],
+                kept=0,
+                expected_usd=judge.estimate([*items] * samples * sides[judge.kind]),
+                high_usd=judge.estimate([*items] * samples * sides[judge.kind], most=True),
+                unpriced=judge.judge.unpriced,
+            )
+            for judge in self._judges
+        ]
+        return replace(found, asked=(*found.asked, *asked))
+
+    def run(self, progress: Progress | None = None) -> Evaluation:
+        """Asks and scores; goes on where an earlier try ended. Raises `OverBudget` before anything is sent
+        when the expected price is above the limit, and later when the next answer could go over it."""
+        limit, expected = self._order.max_cost_usd, self.plan().expected_usd
+        if limit is not None and expected is not None and expected > limit:
+            raise OverBudget("this evaluation", expected, limit, figure="the expected price", fix=_CHEAPER)
+        self._asking.progress = progress
+        id = f"eval-{self._ft.store.clock.now():%Y%m%d}-{secrets.token_hex(4)}"
+        folder = private_folder(self._ft.settings.home / "evaluations" / id)
+        found = evaluate(
+            id, self._subject, self.candidates, self._terms, self._asking, folder / "items.jsonl"
+        )
+        if self._order.fresh:
+            found = replace(found, notes=(*found.notes, *self._asked_again(found)))
+        self._ft.store.history.add_evaluation(found)
+        for handle in self._handles:
+            used(self._ft, handle.id, other_host(self._order.on))
+        return found
+
+    def _asked_again(self, found: Evaluation) -> Iterator[str]:
+        """Whether who was asked anew answers as before."""
+        earlier = self._ft.store.history.evaluations()
+        for contender in found.contenders:
+            pairing = asked_before(earlier, found, contender.name)
+            if pairing is not None:
+                yield asked_again(contender.name, pairing)
+
+
+def _scope(runs: Sequence[TrackedRun | str], digest: str, order: EvaluationOrder) -> str:
+    names = [run if isinstance(run, str) else run.id for run in runs]
+    same = dataclasses.replace(order, max_cost_usd=None, skip_failed=False)
+    return f"evaluation of {names} on {digest}: {same}"
+
+
+_CHEAPER = "raise --max-cost, or ask fewer rows with --limit"
+
+
+def _named(ft: Workspace, run: TrackedRun | str) -> tuple[TrackedRun, str | None]:
+    """`RUN` or `RUN@CHECKPOINT`."""
+    if not isinstance(run, str):
+        return run, None
+    name, at, checkpoint = run.partition("@")
+    if at and not checkpoint:
+        raise UsageError(f"{run} names no checkpoint", fix=f"orchestrate checkpoints {name}")
+    return tracked(ft, name), checkpoint or None
+
+
+def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | Path:
+    if test is not None:
+        return test
+    path = handles[0].record.spec.get("test") if handles else None
+    if path is None:
+        why = "the spec has no test file" if handles else "a --model has none of its own"
+        raise UsageError(f"name the held-out rows: {why}", fix="orchestrate eval RUN --test F")
+    if is_masked(path):
+        raise UsageError(
+            "name the held-out rows: the secrets in the address of the spec's test file are not kept",
+            fix=f"orchestrate eval {handles[0].id} --test F",
+        )
+    return str(path)
+
+
+def _left_out(found: HeldOut) -> list[str]:
+    notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
+    if found.repeated:
+        same = count(found.repeated, "row")
+        notes.append(f"{same} the same as an earlier one: each counts, but they show no more than one does")
+    return notes
+
+
+def _add(candidates: dict[str, Candidate], one: Candidate) -> str:
+    """The name under which a candidate is asked: the same model asked the same way is one candidate, another
+    of the same name gets a number."""
+    key = (one.respondent.key, one.shots)
+    for name, known in candidates.items():
+        if (known.respondent.key, known.shots) == key:
+            return name
+    name, number = one.contender.name, 2
+    while name in candidates:
+        name, number = f"{one.contender.name} ({number})", number + 1
+    candidates[name] = making.renamed(one, name)
+    return name
+
+
+def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -> dict[str, str]:
+    """With whom each is compared: the one of `against`, else with its own base, and what has none with the
+    rival of the first."""
+    if against is not None:
+        fit = [n for n in names if n == against] or [n for n in names if n.startswith(against)]
+        if len(fit) != 1:
+            raise UsageError(
+                f"--against {against} names {'none' if not fit else 'several'} of the contenders",
+                fix=f"one of: {', '.join(names)}",
+            )
+        return {name: fit[0] for name in names if name != fit[0]}
+    default = next(iter(own.values()), names[0] if len(names) > 1 else None)
+    found = {name: own.get(name, default) for name in names}
+    return {name: rival for name, rival in found.items() if rival is not None and rival != name}
+
+
+def metric_names() -> list[str]:
+    """All metrics, as they are written."""
+    return ["auto", *registry.names()]
+
+
+def require_reports(output: Path | None, junit: Path | None) -> None:
+    """Raises `UsageError` for a report that cannot be written, to be asked before anything is paid for."""
+    if output is not None:
+        format_of(output)
+    for path in (output, junit):
+        if path is not None:
+            require_writable(path, stream=True)
+
+
+def report(evaluation: Evaluation) -> EvaluationReport:
+    """An evaluation to be shown or saved, with the items that changed."""
+    return EvaluationReport(evaluation=evaluation, flips=tuple(flips(evaluation)))
+
+
+def evaluate_runs(ws: Workspace, runs: Sequence[TrackedRun | str], order: EvaluationOrder) -> Evaluation:
+    """As `Orchestrator.evaluate`."""
+    with PreparedEvaluation(ws, runs, order) as prepared:
+        return prepared.run()

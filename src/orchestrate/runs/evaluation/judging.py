@@ -1,0 +1,210 @@
+"""Judges: a model that rates in the place of people, held against them before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrate.data.tokens.counting import batch_counter
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation import rubric
+from orchestrate.evaluation.judges import calibration, rows
+from orchestrate.evaluation.judges.calibration import Calibration as Calibration
+from orchestrate.evaluation.judges.calibration import RatedAnswer
+from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge
+from orchestrate.evaluation.judges.rows import JudgeReport as JudgeReport
+from orchestrate.paid.asking import Asking, Progress, Question
+from orchestrate.paid.journal import Purse
+from orchestrate.runs.evaluation.contenders import Contenders
+from orchestrate.store.records.reviews import PREFIX
+from orchestrate.types import Record, Rubric, Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeTerms:
+    """Which model judges, by what, and whom it is held against. `model` is written as for `eval --model`;
+    `rated` is a file of rated answers, or the id of a review; without it what is known of the judge from
+    before counts."""
+
+    model: str
+    rubric: Path | None = None
+    key_variable: str | None = None
+    rated: str | None = None
+    uncalibrated: bool = False
+    """Go by it without."""
+    max_cost_usd: Decimal | None = None
+    skip_failed: bool = False
+    """Leave a row unjudged that the judge never answers, and go on."""
+
+
+class JudgePlan(Record, frozen=True, kw_only=True):
+    """What it would cost; nothing was sent yet."""
+
+    rows: int
+    rated: int
+    """Rated answers that the judge is held against first."""
+    questions: int
+    """That are not answered yet."""
+    expected_usd: Decimal | None
+    high_usd: Decimal | None
+    unpriced: bool = False
+    """Whether the questions may be billed at an unknown price."""
+
+
+class PreparedJudging:
+    """Training rows that a judge is about to rate; nothing was sent yet."""
+
+    def __init__(
+        self,
+        ft: Workspace,
+        path: str,
+        output: Path,
+        terms: JudgeTerms,
+        keep: float,
+        contenders: Contenders,
+    ) -> None:
+        self._ft, self._path, self._output, self._terms, self._keep = ft, path, output, terms, keep
+        rows.outputs(path, output)
+        self._rows = rows.read(path)
+        self._rubric = rubric.read(terms.rubric)
+        self._rated = rated_answers(ft, terms.rated, self._rubric)
+        if self._rated and len(self._rated[0].answers) == 2:
+            raise UsageError(
+                f"{terms.rated} has pairs; rows are rated one by one, so single answers are needed",
+                fix="orchestrate review RUN --single",
+            )
+        self._asking = asking_of(ft, terms, str(Path(path).resolve()))
+        self._respondent = contenders.respondent(terms.model, LONGEST_ANSWER, 0.0)
+        self._judge = Judge.by(self._respondent, self._asking, self._rubric)
+        self._known = None if self._rated else known(ft, self._judge, "score")
+        if not self._rated and self._known is None and not terms.uncalibrated:
+            raise UsageError(
+                "this judge was never compared with people, so no row may be left out by it",
+                fix="--calibrate RATED.jsonl  (from: review RUN --single --export), or --uncalibrated",
+            )
+
+    def plan(self) -> JudgePlan:
+        """What it would cost."""
+        judge = ScoreJudge(self._judge)
+        asked = [row.asked for row in self._rows if row.asked is not None]
+        asked += [calibration.asked(one) for one in self._rated]
+        questions = {q.digest: q for q in (Question(messages=m) for m in judge.questions(asked))}
+        kept = self._asking.kept(self._respondent, list(questions.values()))
+        missing = [q for digest, q in questions.items() if digest not in kept]
+        price = self._respondent.price
+        expected = high = Decimal(0) if price is not None else None
+        if price is not None:
+            counts = batch_counter("o200k_base")(["\n".join(m.content for m in q.messages) for q in missing])
+            expected = sum((price(n, USUAL_ANSWER) for n in counts), Decimal(0))
+            high = sum((price(n, LONGEST_ANSWER) for n in counts), Decimal(0))
+        return JudgePlan(
+            rows=len(self._rows),
+            rated=len(self._rated),
+            questions=len(missing),
+            expected_usd=expected,
+            high_usd=high,
+            unpriced=self._respondent.unpriced and bool(missing),
+        )
+
+    def run(self, progress: Progress | None = None) -> JudgeReport:
+        """Holds the judge against people, then rates the rows and writes the files. Goes on where an
+        earlier try ended. Raises `DataError` for a judge that agrees too little, before a row is asked
+        about, `OverBudget`."""
+        self._asking.progress = progress
+        found = self._known
+        if self._rated:
+            found = measured(self._ft, self._judge, self._rated)
+        unfit = None if found is None else found.unfit
+        if unfit is not None and not self._terms.uncalibrated:
+            raise DataError(
+                unfit, fix="another model or a clearer rubric; --uncalibrated goes by it all the same"
+            )
+        metric = ScoreJudge(self._judge, held=lambda judge, kind: found)
+        report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
+        spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
+        lost = self._asking.purse.lost()
+        return msgspec.structs.replace(report, usd=spent, lost_requests=lost.requests, lost_usd=lost.usd)
+
+
+@contextmanager
+def prepared(
+    ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
+) -> Generator[PreparedJudging]:
+    """Reads rows, rubric and rated answers. Raises `DataError`, `UsageError` where nobody knows whether the
+    judge may be believed, and what finding the model raises."""
+    contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
+    try:
+        yield PreparedJudging(ft, path, output, terms, keep, contenders)
+    finally:
+        contenders.close()
+
+
+def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
+    """Holds the judge against `terms.rated`: of single answers or of pairs, as they were rated. Raises
+    `UsageError`, `DataError` for rated answers that are none, `OverBudget`."""
+    by = rubric.read(terms.rubric)
+    answers = rated_answers(ft, terms.rated, by)
+    if not answers:
+        raise UsageError("name the rated answers that the judge is held against: a file, or a review's id")
+    with closing(
+        Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
+    ) as contenders:
+        respondent = contenders.respondent(terms.model, LONGEST_ANSWER, 0.0)
+        return measured(ft, Judge.by(respondent, asking_of(ft, terms), by), answers)
+
+
+def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
+    """`subject`: what is judged."""
+    same = replace(terms, max_cost_usd=None, skip_failed=False)
+    return Asking(
+        ft.settings.home / "evaluations" / "answers",
+        Purse(terms.max_cost_usd, scope=f"judging of {subject}: {same}"),
+        skip_failed=terms.skip_failed,
+    )
+
+
+def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAnswer]:
+    """Of a file, or of a review by its id; none without a source."""
+    if source is None:
+        return []
+    if source.startswith(PREFIX) and not Path(source).exists():
+        from orchestrate.runs.evaluation import reviewing
+
+        return reviewing.rated_answers(ft, source)
+    return calibration.read(Path(source), by)
+
+
+def held_against(
+    ft: Workspace, source: str | None, by: Rubric
+) -> Callable[[Judge, Kind], Calibration | None]:
+    """For judges of an evaluation: measures those of the kind that was rated, and knows the others from
+    before. Raises `DataError`, `UsageError` for rated answers that are none."""
+    answers = rated_answers(ft, source, by)
+    rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
+
+    def held(judge: Judge, kind: Kind) -> Calibration | None:
+        return measured(ft, judge, answers) if answers and kind == rated_kind else known(ft, judge, kind)
+
+    return held
+
+
+def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
+    """Asks the judge about what people rated, and keeps how far they agree."""
+    found = calibration.calibrate(judge, answers)
+    ft.store.reviews.calibrate(found.judge, found)
+    return found
+
+
+def known(ft: Workspace, judge: Judge, kind: Kind) -> Calibration | None:
+    """What is known of the very same judge: model, place, prompt and rubric."""
+    kept = ft.store.reviews.calibration(judge.digest(kind))
+    return None if kept is None else Calibration.from_dict(kept)

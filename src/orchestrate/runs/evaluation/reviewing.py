@@ -1,0 +1,280 @@
+"""Reviews by people: made from an evaluation's answers, served, brought back, told, and turned into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from msgspec.structs import replace
+
+from orchestrate.core.files import private_folder
+from orchestrate.data.files.outputs import require_writable
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.evaluation import rubric
+from orchestrate.evaluation.judges import calibration
+from orchestrate.evaluation.review import results, rows, sheets, tasks
+from orchestrate.evaluation.review.desk import Asked, rater_named, standing
+from orchestrate.evaluation.review.desk import Desk as Desk
+from orchestrate.evaluation.review.results import LIKENESS as LIKENESS
+from orchestrate.evaluation.review.results import Planned as Planned
+from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
+from orchestrate.evaluation.review.rows import FromReview as FromReview
+from orchestrate.evaluation.review.sheets import Imported as Imported
+from orchestrate.evaluation.review.tasks import Source, source_of
+from orchestrate.store.records.reviews import PREFIX
+from orchestrate.types import Rating, Record, Review, Rubric
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.routing import Route
+
+    from orchestrate.evaluation.review.server import Page
+    from orchestrate.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewOrder:
+    """What is to be rated. `evaluation` is the id of one, by default the newest with all the runs, and where
+    none has all of them the newest of each, on the items that all have answered; `items` takes so many of
+    them by chance; `new` begins anew where there is such a review already."""
+
+    single: bool = False
+    rubric: Path | None = None
+    evaluation: str | None = None
+    contenders: Sequence[str] = ()
+    against: str | None = None
+    items: int | None = None
+    seed: int = 0
+    new: bool = False
+
+
+class Exported(Record, frozen=True, kw_only=True):
+    """The answer of `review --export`."""
+
+    review: str
+    output: str
+    rows: int
+
+
+def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
+    """The review of an id, or of runs: the newest one of the same kind, contenders and rubric, else a new
+    one. Raises `UsageError` where there is nothing to rate, `DataError` when what it shows is gone."""
+    order = order or ReviewOrder()
+    return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
+
+
+def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk | None:
+    """As `opened`, without making one."""
+    if len(names) == 1 and names[0].startswith(PREFIX):
+        return _desk(ft, ft.store.reviews.get(names[0]))
+    order = order or ReviewOrder()
+    source, contenders, asked_by, kind = _wanted(ft, names, order)
+    for known in ft.store.reviews.matching(evaluation=source.id):
+        if (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by):
+            desk = _desk(ft, known)
+            if _shows(desk, order, source):
+                return desk
+    return None
+
+
+def _shows(desk: Desk, order: ReviewOrder, source: Source) -> bool:
+    """Whether a review has the items, the pairs and the seed that are asked for, where they are."""
+    review = desk.review
+    if order.seed not in (ReviewOrder.seed, review.seed):
+        return False
+    if order.items is not None and review.items != min(order.items, len(source.answered)):
+        return False
+    if order.against is None:
+        return True
+    against = _contender(order.against, review.contenders)
+    return all(against in task.contenders for task in desk.tasks)
+
+
+def _wanted(
+    ft: Workspace, names: Sequence[str], order: ReviewOrder
+) -> tuple[Source, list[str], Rubric, Literal["pairs", "single"]]:
+    run_ids = list(dict.fromkeys(ft.record(name).id for name in names))
+    there = {e.id: e for run_id in run_ids for e in ft.store.history.evaluations(run_id)}
+    source = source_of(sorted(there.values(), key=lambda e: e.created_at), run_ids, order.evaluation)
+    kind = "single" if order.single else "pairs"
+    return source, _contenders(source, order), rubric.read(order.rubric), kind
+
+
+def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
+    source, contenders, asked_by, kind = _wanted(ft, names, order)
+    review_id = ft.store.reviews.new_id()
+    made = tasks.tasks_of(
+        source.answered,
+        contenders,
+        kind=kind,
+        review=review_id,
+        against=None if order.against is None else _contender(order.against, contenders),
+        items=order.items,
+        seed=order.seed,
+    )
+    folder = private_folder(ft.settings.home / "reviews" / review_id)
+    tasks.write(made.tasks, _shown(folder))
+    review = Review(
+        id=review_id,
+        created_at=ft.store.clock.now(),
+        kind=kind,
+        contenders=tuple(contenders),
+        run_ids=tuple(dict.fromkeys(id for e in source.evaluations for id in e.run_ids)),
+        rubric=asked_by,
+        evaluation=source.id,
+        dataset=source.dataset,
+        items_digest=source.items_digest,
+        items=len({task.item.id for task in made.tasks} | {item for _, _, item in made.same}),
+        tasks=len(made.tasks),
+        same=made.same,
+        seed=order.seed,
+        folder=str(folder),
+    )
+    ft.store.reviews.add(review)
+    return _desk(ft, review)
+
+
+def serving(
+    desk: Desk,
+    *,
+    raters: Sequence[str] = (),
+    host: str | None = None,
+    port: int = 0,
+    names: Sequence[str] = (),
+) -> AbstractContextManager[Page]:
+    """See `orchestrate.evaluation.review.server.serving`; by default on this machine only."""
+    from orchestrate.evaluation.review import server
+    from orchestrate.http.web.server import LOOPBACK
+
+    return server.serving(desk, raters=raters, host=host or LOOPBACK, port=port, names=names)
+
+
+def said(ft: Workspace, desk: Desk) -> list[str]:
+    """What people said, a sentence for each two contenders."""
+    return results.told(result(ft, desk))
+
+
+def review_routes(
+    path: str, desk_of: Callable[[Request], Desk], back: Callable[[Request], str] | None = None
+) -> list[Route]:
+    """The same page, of whichever review a request is about, within pages of ours; it asks who rates."""
+    from orchestrate.evaluation.review import server
+
+    return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
+
+
+def of_run(ft: Workspace, run_id: str) -> list[Desk]:
+    """The reviews of a run's answers, newest first; without those whose answers were cleared away."""
+    found: list[Desk] = []
+    for review in ft.store.reviews.matching(run_ids=[run_id]):
+        with suppress(OrchestrateError):
+            found.append(_desk(ft, review))
+    return found
+
+
+def result(ft: Workspace, desk: Desk) -> ReviewResult:
+    return results.result(desk.review, desk.tasks, ft.store.reviews.ratings(desk.review.id))
+
+
+def record(ft: Workspace, desk: Desk, ratings: Sequence[Rating]) -> int:
+    """Adds what was said elsewhere, all of it or nothing: how many. `left` and `right` are the contenders as
+    they were shown. Raises `UsageError` for a rating that is none of this review's."""
+    known = {task.id: task for task in desk.tasks}
+    checked: list[Rating] = []
+    for one in ratings:
+        task, names = known.get(one.task), [name for name in (one.left, one.right) if name]
+        if task is None or one.review != desk.review.id:
+            raise UsageError(f"{one.review} {one.task} is no task of {desk.review.id}")
+        if sorted(names) != sorted(task.contenders):
+            there, given = " and ".join(task.contenders), " and ".join(names) or "nothing"
+            raise UsageError(f"task {one.task} shows {there}, not {given}")
+        said = Asked(
+            action="rate",
+            task=one.task,
+            choice=one.choice,
+            scores=one.scores,
+            note=one.note,
+            seconds=one.seconds,
+        )
+        desk.rating(said, one.rater, names)
+        checked.append(replace(one, rater=rater_named(one.rater)))
+    ft.store.reviews.rate(*checked)
+    return len(checked)
+
+
+def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
+    """How many people and items show this preference; `likeness` of earlier raters, or the usual one."""
+    if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
+        raise UsageError("a preference lies between 0 and 1 and is not a half", fix="--detect 0.6")
+    return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
+
+
+def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Exported:
+    """A sheet for a rater elsewhere (`.csv`), or what was rated, for a judge to be held against
+    (`.jsonl`)."""
+    require_writable(output)
+    if output.suffix.lower() == ".csv":
+        if rater is None:
+            raise UsageError("a sheet is one rater's, who has an order of their own", fix="--rater NAME")
+        count = sheets.export(desk, rater, output)
+    elif output.suffix.lower() == ".jsonl":
+        count = calibration.write(rated_answers(ft, desk.review.id), output)
+    else:
+        raise UsageError(f"{output}: .csv is a sheet to fill in, .jsonl what was rated")
+    return Exported(review=desk.review.id, output=str(output), rows=count)
+
+
+def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
+    """What a review's raters said. Raises `UsageError` while they said nothing."""
+    desk = opened(ft, [name])
+    held = standing(ft.store.reviews.ratings(desk.review.id))
+    if not held:
+        raise UsageError(f"nothing of {desk.review.id} is rated yet")
+    return calibration.of_review(desk.review, desk.tasks, held)
+
+
+def take(ft: Workspace, desk: Desk, sheet: Path, rater: str | None) -> Imported:
+    """The ratings of a sheet, all or none. Raises `DataError` with the row that is wrong."""
+    if rater is None:
+        raise UsageError("whose ratings are these?", fix="--rater NAME")
+    return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
+
+
+def from_review(
+    ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto"], agreement: float
+) -> FromReview:
+    """The ratings of a review as training rows."""
+    require_writable(output)
+    desk = opened(ft, [name])
+    ratings = ft.store.reviews.ratings(desk.review.id)
+    return rows.from_review(desk.review, desk.tasks, ratings, output, format=format, agreement=agreement)
+
+
+def _desk(ft: Workspace, review: Review) -> Desk:
+    return Desk(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)
+
+
+def _shown(folder: Path) -> Path:
+    return folder / "tasks.jsonl"
+
+
+def _contenders(source: Source, order: ReviewOrder) -> list[str]:
+    names = source.contenders
+    wanted = [_contender(name, names) for name in order.contenders] or list(names)
+    if order.against is not None and (against := _contender(order.against, names)) not in wanted:
+        wanted.append(against)
+    return wanted
+
+
+def _contender(written: str, names: Sequence[str]) -> str:
+    """By its name or the beginning of it."""
+    found = [name for name in names if name == written] or [n for n in names if n.startswith(written)]
+    if len(found) != 1:
+        what = (
+            f"several contenders begin with {written!r}" if found else f"no contender is called {written!r}"
+        )
+        raise UsageError(f"{what}; there are {', '.join(names)}")
+    return found[0]

@@ -1,0 +1,464 @@
+"""Deployments made, completed and ended, so that none is lost while it bills, whatever dies and whenever.
+
+A deployment is written down before anything is sent, each step before it is taken. It has the name of its
+job on the host, so that it is found again after a lost answer and never made twice; `deploy` again completes
+what an earlier one began. It is over when a list of the account that it is in does not show it: until then
+it is asked to end again, by whoever watches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate.core.underway import BYTES, work
+from orchestrate.costing.spent.budget import deployment_spending, limit_reached, spent_usd
+from orchestrate.errors import (
+    NotFound,
+    OrchestrateError,
+    OtherAccount,
+    OutcomeUnknown,
+    OverBudget,
+    PermissionRefused,
+    ProviderError,
+    UsageError,
+)
+from orchestrate.providers.base import Deploys, TakesAdapters, capability
+from orchestrate.runs.submitting import accounts
+from orchestrate.store.records import deployments
+from orchestrate.store.records.deployments import Change
+from orchestrate.store.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.text import duration, money
+from orchestrate.types import (
+    ADAPTER_JOB,
+    Adapter,
+    Deployment,
+    DeploymentOffer,
+    DeploymentState,
+    Endpoint,
+    Run,
+    Standing,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.providers.adapters import Adapters
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+DEPLOY_POINTS = ("after-intent", "after-creating", "after-request", "after-up")
+END_POINTS = ("after-ending", "after-end-request", "after-ended")
+"""Where a death is told apart by what is on the host and what is written down."""
+
+_POLL_S = 2.0
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user agreed to."""
+
+    options: dict[str, Any] = {}
+    """Of the backend: shape, replicas, idle_minutes ..."""
+    max_usd_per_hour: Decimal | None = None
+    max_cost_usd: Decimal | None = None
+    max_hours: Decimal | None = None
+    accept_unknown_price: bool = False
+    made_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Deployer:
+    """The protocol on one store and one backend."""
+
+    store: Store
+    provider: Provider
+    timing: Timing = DEFAULT_TIMING
+    reached: CrashPoint = pass_by
+    adapter: Adapter | None = None
+    """What is put up, where that is not the tuned model of a job of this backend: it is uploaded first."""
+    progress: Callable[[int, int], None] | None = None
+    """Of the upload, in bytes."""
+
+    @property
+    def _deploys(self) -> Deploys:
+        return capability(self.provider, Deploys)
+
+    @property
+    def _adapters(self) -> Adapters:
+        return capability(self.provider, TakesAdapters).adapters()
+
+    # -- making --------------------------------------------------------------------------------------------
+
+    def offer(self, run: Run, terms: Terms) -> DeploymentOffer:
+        """What `deploy` would agree to. Sends and changes nothing. Raises `OverBudget`, `UsageError`,
+        `OtherAccount`."""
+        before = self._open(run)
+        price = self._price(run, before, terms)
+        fresh = before is None
+        asked = self._intent(run) if before is None else before
+        at = self.store.deployments.time_of(asked)
+        agreed = _agreed(asked, terms, price, at)
+        most = deployment_spending(msgspec.structs.replace(agreed, sandbox=False), at).committed_usd
+        hours = agreed.max_hours
+        return DeploymentOffer(
+            run_id=run.id,
+            provider=agreed.provider,
+            title=self.provider.title,
+            sandbox=agreed.sandbox,
+            model=agreed.model or run.model,
+            deployment=None if fresh else agreed.id,
+            options=agreed.options,
+            usd_per_hour=price,
+            max_cost_usd=agreed.max_cost_usd,
+            max_hours=hours,
+            hours_left=None if hours is None else hours - _hours(agreed, at),
+            most_usd=most if agreed.limited and price is not None else None,
+        )
+
+    def deploy(self, run: Run, terms: Terms, *, budget_usd: Decimal | None = None) -> Deployment:
+        """Makes it, or completes, starts or changes what an earlier call began: all that it may cost from
+        then on is taken from the budget first.
+
+        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
+        (`sync` finds out, and so does this call when it is repeated), `LeaseHeld` while another process is
+        at it, and `ProviderError`: whether something is up all the same the store then knows.
+        """
+        with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
+            price = self._price(run, self._open(run), terms)
+            deployment = self._begun(run)
+            if deployment is None:
+                fresh = self._intent(run)
+                deployment = _agreed(fresh, terms, price, fresh.created_at)
+                self.store.deployments.add(deployment, budget_usd=budget_usd)
+            else:
+                deployment = self.store.deployments.apply(
+                    deployment.id, lambda d, at: _agreed(d, terms, price, at), budget_usd=budget_usd
+                )
+            self.reached("after-intent")
+            if self.adapter is not None:
+                with work(f"sending the adapter to {self.provider.name}", BYTES) as told:
+                    self._adapters.upload(self.adapter, self.progress or told)
+                self.reached("after-upload")
+            return self._make(deployment, _with_limit(deployment, price))
+
+    def _price(self, run: Run, before: Deployment | None, terms: Terms) -> Decimal | None:
+        """US dollars per hour, once the terms allow it."""
+        options = {**(before.options if before is not None else {}), **terms.options}
+        if self.adapter is not None:
+            if before is not None:
+                self.require_account(before)
+            price = self._adapters.price(self.adapter, options)
+        else:
+            self._require_host(run)
+            accounts.require(self.store, self.provider, run)
+            price = self._deploys.deployment_price(run.handle, options=options)
+        self._require_terms(price, terms)
+        return price
+
+    def _open(self, run: Run) -> Deployment | None:
+        """What an earlier call left at the host, as far as the store knows."""
+        found = self.store.deployments.of_run(run.id, self.provider.config.name)
+        return None if found is None or found.state.over or found.state is DeploymentState.INTENT else found
+
+    def _begun(self, run: Run) -> Deployment | None:
+        """What an earlier call left, once it is known what became of it."""
+        deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
+        if deployment is not None and deployment.state is DeploymentState.ABANDONED:
+            deployment = self.look(deployment)  # it may have gone on since it was given up
+        if deployment is None or deployment.state.over:
+            return None
+        if deployment.state is DeploymentState.INTENT:  # nobody is at it: we have the lease
+            self._apply(deployment, lambda d, at: deployments.never_made(d, "begun, and never sent", at))
+            return None
+        if deployment.state in deployments.UNSETTLED:
+            deployment = self.look(deployment)
+            if deployment.state in deployments.UNSETTLED:
+                left = duration(math.ceil(self.settles_in(deployment)))
+                raise OutcomeUnknown(
+                    self.provider.name,
+                    deployment.job_id,
+                    f"an earlier deploy is not settled; it will be in {left}",
+                )
+        return None if deployment.state.over else deployment
+
+    def _intent(self, run: Run) -> Deployment:
+        now, adapter = self.store.clock.now(), self.adapter
+        return Deployment(
+            id=self.store.deployments.new_id(),
+            run_id=run.id,
+            provider=self.provider.config.name,
+            host=self.provider.host,
+            account=accounts.account_of(self.store, self.provider),
+            sandbox=self.provider.sandbox,
+            job_id=run.handle.job_id if adapter is None else adapter.id,
+            job_kind=run.job_kind if adapter is None else ADAPTER_JOB,
+            model=run.tuned_model if adapter is None else adapter.id,
+            state=DeploymentState.INTENT,
+            created_at=now,
+            updated_at=now,
+        )
+
+    def _make(self, deployment: Deployment, options: dict[str, Any]) -> Deployment:
+        deployment = self._apply(deployment, deployments.creating, new_attempt=True)
+        self.reached("after-creating")
+        try:
+            endpoint = self._deploys.deploy(deployment.handle, options=options)
+        except OutcomeUnknown as error:
+            endpoint = self._found(deployment, options, error)
+        except OrchestrateError as error:
+            raise self._failed(deployment, error) from error
+        self.reached("after-request")
+        done = endpoint
+        deployment = self._apply(deployment, lambda d, at: deployments.completed(d, done, at))
+        self.reached("after-up")
+        return deployment
+
+    def _found(self, deployment: Deployment, options: dict[str, Any], lost: OutcomeUnknown) -> Endpoint:
+        """After a lost answer: what was made is there, and only its other steps are left."""
+        self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, lost.message, at))
+        try:
+            there = self.look(deployment)
+            if there.state not in deployments.UNSETTLED and not there.state.over:
+                return self._deploys.deploy(deployment.handle, options=options)
+        except OrchestrateError as error:
+            problem = error.message
+            self._apply(deployment, lambda d, at: deployments.failed(d, problem, at))
+        raise lost
+
+    def _failed(self, deployment: Deployment, error: OrchestrateError) -> OrchestrateError:
+        """The error, with what stands in spite of it."""
+        try:
+            items = self._deploys.deployed(deployment.handle)
+        except OrchestrateError:
+            self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, error.message, at))
+            error.fix = "orchestrate sync   (it may be up and bill; the host could not be asked)"
+            return error
+        if not any(item.kind == "deployment" for item in items):
+            # Should a host that says no do it all the same, the sweep sees it: it looks for a while yet.
+            self._apply(deployment, lambda d, at: _not_made(d, error.message, at))
+            return error
+        self._apply(
+            deployment,
+            lambda d, at: deployments.failed(
+                deployments.observed(d, items, at, settled=True), error.message, at
+            ),
+        )
+        run = deployment.run_id
+        error.fix = (
+            f"it is up and bills: orchestrate deploy {run}  completes it, orchestrate undeploy {run}  ends it"
+        )
+        return error
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
+        """Asks the host for its end until the host shows that it is gone, for `patience_s`; the state tells
+        whether it is. Works by the store's record, also without the job's.
+
+        Raises `OtherAccount`, and `ProviderError` when the host cannot be asked; it stays to be ended.
+        """
+        self.require_account(deployment)
+        if deployment.state is DeploymentState.INTENT:
+            return self._apply(deployment, lambda d, at: deployments.never_made(d, cause, at))
+        deployment = self._apply(deployment, lambda d, at: deployments.ending(d, cause, at))
+        self.reached("after-ending")
+        clock = self.store.clock
+        until = clock.uptime().seconds + patience_s
+        with work(f"ending it at {self.provider.name}"):
+            while True:
+                deployment = self._end(deployment)
+                if deployment.state.over or clock.uptime().seconds >= until:
+                    return deployment
+                clock.sleep(_POLL_S)
+
+    def _end(self, deployment: Deployment) -> Deployment:
+        try:
+            if deployment.host_id is None:  # what is ended unseen would count as never made
+                deployment = self.look(deployment)
+            if deployment.state.over:
+                return deployment
+            self._deploys.undeploy(deployment.handle)
+            self.reached("after-end-request")
+            deployment = self.look(deployment)
+        except ProviderError as error:
+            problem = error.message
+            self._apply(deployment, lambda d, at: deployments.failed(d, problem, at))
+            raise
+        if deployment.state.over:
+            self.reached("after-ended")
+        return deployment
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    def look(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
+        """What the host shows of it, written down. `items` of an earlier list are enough to show that it is
+        there; that it is not is asked for itself. Raises `ProviderError`."""
+        there = [item for item in items or () if item.kind == "deployment"]
+        if not there:
+            there = list(self._deploys.deployed(deployment.handle))
+        settled = self.settles_in(deployment) <= 0
+        patience = timedelta(seconds=self.timing.margin_s)
+        return self.store.deployments.apply(
+            deployment.id,
+            lambda d, at: deployments.observed(d, there, at, settled=settled, patience=patience),
+            made_at=min((item.created_at for item in there if item.created_at), default=None),
+        )
+
+    def settles_in(self, deployment: Deployment) -> float:
+        """Seconds until a request that was to make it is done, or never will be."""
+        return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
+
+    def require_account(self, deployment: Deployment) -> None:
+        """Raises `OtherAccount` unless the key certainly works for the deployment's account: by the account's
+        id, or by seeing the run's job or file, or the deployment itself."""
+        self._require_host(deployment)
+        here = self._is_here(deployment)
+        if here:
+            return
+        if deployment.job_kind == ADAPTER_JOB:
+            # The run's own account is one of another host.
+            if here is False or not self._sees(deployment):
+                now = accounts.account_of(self.store, self.provider)
+                raise _or_abandon(
+                    OtherAccount(
+                        self.provider.title, deployment.run_id, deployment.account, now, sure=here is False
+                    ),
+                    deployment,
+                )
+            return
+        run = self.store.runs.get(deployment.run_id)
+        if here is None and self._sees(deployment):
+            accounts.prove(self.store, self.provider, run)
+            return
+        if here is False or not self._shows(run):
+            raise _or_abandon(accounts.other(self.store, self.provider, run), deployment)
+
+    def _is_here(self, deployment: Deployment) -> bool | None:
+        return accounts.is_here(self.store, self.provider, deployment.account)
+
+    def _shows(self, run: Run) -> bool:
+        try:
+            return bool(accounts.shows(self.store, self.provider, run))
+        except (NotFound, PermissionRefused):
+            return False
+
+    def _sees(self, deployment: Deployment) -> bool:
+        try:
+            return bool(self._deploys.deployed(deployment.handle))
+        except (NotFound, PermissionRefused):
+            return False
+
+    def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
+        """One that the host has under the name of a run's job, and this store does not know. One that was
+        given up goes on: what it has cost since then counts."""
+        deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
+        if deployment is None or deployment.state is not DeploymentState.ABANDONED:
+            deployment = self._intent(run)
+            self.store.deployments.add(deployment, note="found on the host")
+        return self.look(deployment, items)
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _apply(self, deployment: Deployment, step: Change, *, new_attempt: bool = False) -> Deployment:
+        return self.store.deployments.apply(deployment.id, step, new_attempt=new_attempt)
+
+    def _require_host(self, tracked: Run | Deployment) -> None:
+        if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
+            raise UsageError(
+                f"{tracked.id} is on {tracked.provider} at {tracked.host}, not at {self.provider.host}",
+                fix="use the configuration and key that it was made with",
+            )
+
+    def _require_terms(self, price: Decimal | None, terms: Terms) -> None:
+        name = self.provider.title
+        for option in ("max_cost_usd", "max_hours"):
+            if getattr(terms, option) == 0:
+                raise UsageError(f"{option} must be above 0: at 0 nothing can be deployed")
+        if price is None:
+            if not terms.accept_unknown_price:
+                raise UsageError(
+                    f"{name} does not say what an hour of this deployment costs, and no rate is known",
+                    fix="--accept-unknown-price   (Python: accept_unknown_price=True)",
+                )
+            if terms.max_cost_usd is not None or terms.max_usd_per_hour is not None:
+                raise UsageError(
+                    f"{name} has no price for this deployment, so a limit in dollars cannot be kept",
+                    fix="limit it by --max-hours",
+                )
+        elif terms.max_usd_per_hour is not None and price > terms.max_usd_per_hour:
+            raise OverBudget(
+                self.provider.name,
+                price,
+                terms.max_usd_per_hour,
+                what="--max-usd-per-hour",
+                figure="the price of an hour",
+            )
+
+
+def _or_abandon(error: OtherAccount, deployment: Deployment) -> OtherAccount:
+    command = f"orchestrate abandon {deployment.run_id} --reason TEXT"
+    error.fix = f"{error.fix}\nIf that account is gone for good: {command}"
+    return error
+
+
+def lease_name(run_id: str) -> str:
+    return f"deployment:{run_id}"
+
+
+def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: datetime) -> Deployment:
+    """With the terms of the last call. A limit or an option that it does not name stays. Raises `UsageError`
+    for one that is being ended, for a limit that has come already, and for other options than those of what
+    is up."""
+    given = {
+        "max_usd_per_hour": terms.max_usd_per_hour,
+        "max_cost_usd": terms.max_cost_usd,
+        "max_hours": terms.max_hours,
+        "made_by": deployment.made_by or terms.made_by,
+        "usd_per_hour": price,
+        "options": {**deployment.options, **terms.options},
+    }
+    agreed = msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})
+    again = f"orchestrate undeploy {deployment.run_id}   (it waits until it is gone), then deploy again"
+    if deployment.state is DeploymentState.ENDING:
+        raise UsageError(
+            f"the deployment of {deployment.run_id} is being ended, and the host still has it", fix=again
+        )
+    if deployment.host_id is not None:
+        has = {name: str(value) for name, value in deployment.options.items()}
+        other = [f"{name}={v}" for name, v in terms.options.items() if has.get(name) != str(v)]
+        if other:
+            known = ", ".join(f"{name}={value}" for name, value in has.items()) or "its backend's defaults"
+            raise UsageError(
+                f"the deployment of {deployment.run_id} is there already, with {known}: "
+                f"{', '.join(other)} cannot be changed while it is",
+                fix=again,
+            )
+    if (come := limit_reached(agreed, at)) is not None:
+        hours, usd = _hours(agreed, at), spent_usd(agreed, at)
+        cost = "" if usd is None else f" and has cost about {money(usd)}"
+        raise UsageError(
+            f"the deployment of {deployment.run_id} would be ended at once: {come}. It was made "
+            f"{duration(float(hours) * 3600)} ago{cost}",
+            fix=f"a higher --max-hours or --max-cost (each counts from when it was made), or {again}",
+        )
+    return agreed
+
+
+def _hours(deployment: Deployment, at: datetime) -> Decimal:
+    """Since it was made."""
+    return Decimal(str((at - deployment.created_at).total_seconds())) / 3600
+
+
+def _with_limit(deployment: Deployment, price: Decimal | None) -> dict[str, Any]:
+    """The options, and the price that was agreed to as the most that may be sent for."""
+    return dict(deployment.options) | ({"max_usd_per_hour": price} if price is not None else {})
+
+
+def _not_made(deployment: Deployment, problem: str, at: datetime) -> Deployment:
+    if deployment.state in deployments.UNSETTLED:
+        return deployments.never_made(deployment, problem, at)
+    return deployments.failed(deployment, problem, at)

@@ -1,0 +1,186 @@
+"""DeploymentHandle: a deployment and what can be done with it, through its backend and the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.core.underway import work
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.providers.base import Downloads, Serves, capability
+from orchestrate.text import count, duration, limit, money, rate
+from orchestrate.types import Deployment, DeploymentOffer, DeploymentState
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.runs.hosting.deployer import Deployer
+    from orchestrate.workspace import Workspace
+
+
+READY = "ready"
+"""Of an endpoint that takes requests."""
+_POLL_S = 2.0
+
+
+def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[str, str]]:
+    """What can be done with a checkpoint beside going on from it, and the command."""
+    uses: list[tuple[str, str]] = []
+    if provider.profile.checkpoints_answer:
+        uses.append(("it answers by its own name, without a deployment", f"orchestrate eval {run_id}@{id}"))
+    if isinstance(provider, Downloads):
+        fetched = f"orchestrate download {run_id} --checkpoint {id}"
+        uses.append(("serve it from this machine", f'orchestrate serve "$({fetched})"'))
+    return uses
+
+
+NOT_DEPLOYED = "deploy  puts up the end of a run, none of its checkpoints"
+
+
+class DeploymentHandle:
+    """A deployment and what can be done with it. `record` is what was last seen."""
+
+    def __init__(self, ws: Workspace, record: Deployment) -> None:
+        self._ws = ws
+        self.record = record
+
+    def __repr__(self) -> str:
+        r = self.record
+        return f"<DeploymentHandle {r.id} {r.provider} {r.state.value}{' SANDBOX' if r.sandbox else ''}>"
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def state(self) -> DeploymentState:
+        return self.record.state
+
+    @property
+    def spent_usd(self) -> Decimal | None:
+        """Hours up x price so far: an estimate, `None` when the price is not known."""
+        from orchestrate.costing.spent.budget import spent_usd
+
+        return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
+
+    def refresh(self) -> Deployment:
+        """What its host shows of it now. Raises `OtherAccount`, `ProviderError`."""
+        deployer = deployer_of(self._ws, self.record.provider)
+        deployer.require_account(self.record)
+        self.record = deployer.look(self.record)
+        return self.record
+
+    def answers(self, patience_s: float = 0.0) -> bool:
+        """Whether it takes requests, asked of its host for `patience_s`. Raises `ProviderError`."""
+        provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
+        until = clock.uptime().seconds + patience_s
+        with work(f"waiting until {provider.name} has it up"):
+            while True:
+                endpoint = provider.endpoint(self.record.handle)
+                if endpoint is not None and endpoint.state == READY:
+                    return True
+                if clock.uptime().seconds >= until:
+                    return False
+                clock.sleep(_POLL_S)
+
+    def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
+        """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""
+        deployer = deployer_of(self._ws, self.record.provider)
+        self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
+        return self.record
+
+    @property
+    def settles_in_s(self) -> float:
+        """Seconds until a request whose answer was lost can make it no more."""
+        return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
+
+    def abandon(self, reason: str) -> Deployment:
+        """Gives it up: its host is not asked about it any more, and what it has cost so far is all that it
+        takes of a budget. Nothing is ended on the host, where it may go on billing. Raises `UsageError` while
+        its account can be asked: `undeploy` ends it there."""
+        from orchestrate.store.records import deployments
+
+        try:
+            deployer_of(self._ws, self.record.provider).require_account(self.record)
+        except OrchestrateError:
+            pass
+        else:
+            raise UsageError(
+                f"the deployment of {self.record.run_id} is not lost: its account at {self.record.provider} "
+                "can be asked",
+                fix=f"orchestrate undeploy {self.record.run_id}   ends it there",
+            )
+        self.record = self._ws.store.deployments.apply(
+            self.id, lambda d, at: deployments.abandoned(d, reason, at), note=f"abandoned: {reason}"
+        )
+        return self.record
+
+
+def deployer_of(ws: Workspace, provider: str) -> Deployer:
+    """What deploys on one backend."""
+    from orchestrate.runs.hosting.deployer import Deployer
+
+    return Deployer(ws.store, ws.provider(provider))
+
+
+def require_open(ws: Workspace, run_id: str, at: str) -> Deployment:
+    """A run's deployment at another host than its own. Raises `UsageError` where none is up."""
+    found = ws.store.deployments.of_run(run_id, at)
+    if found is None or found.state.over:
+        raise UsageError(f"nothing of {run_id} is up at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
+    return found
+
+
+def limits(max_cost_usd: Decimal | None, max_hours: Decimal | None) -> str:
+    """`at $25.00 or after 8 h`; empty without a limit."""
+    parts = [f"at {limit(max_cost_usd)}"] if max_cost_usd is not None else []
+    if max_hours is not None:
+        parts.append(f"after {max_hours.normalize():f} h")
+    return " or ".join(parts)
+
+
+def price(offer: DeploymentOffer) -> str:
+    """`$5.49 an hour, idle or not`."""
+    if offer.usd_per_hour is None:
+        return "an unknown price"
+    return f"{rate(offer.usd_per_hour)} an hour, idle or not"
+
+
+def ending(offer: DeploymentOffer) -> str:
+    """When it ends, and what it costs until then, in a sentence or two."""
+    ends = limits(offer.max_cost_usd, offer.max_hours)
+    if not ends:
+        day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
+        return f"It has no limit: it bills until it is ended{day}."
+    left = ""
+    if offer.deployment is not None:
+        left = ", counted from when it was made"
+        if offer.hours_left is not None:
+            left += f" ({duration(float(offer.hours_left) * 3600)} from now)"
+    most = "" if offer.most_usd is None else f" From now on it costs at most {money(offer.most_usd)}."
+    return f"It ends {ends}{left}.{most}"
+
+
+def question(offer: DeploymentOffer) -> str:
+    """What a person agrees to, with everything that it costs."""
+    sandbox = "SANDBOX, nothing is billed. " if offer.sandbox else ""
+    there = " It is there already, and is completed, started or changed." if offer.deployment else ""
+    asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"
+    return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"
+
+
+def hourly(found: Sequence[Deployment]) -> str:
+    """`2 deployments, $13.49 an hour`."""
+    prices = [one.usd_per_hour for one in found if one.billing_since is not None]
+    known = sum((price for price in prices if price is not None), Decimal(0))
+    more = " and an unknown amount" if None in prices else ""
+    return f"{count(len(found), 'deployment')}, {rate(known)} an hour{more}"
+
+
+def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
+    """Says that a run's deployment was asked, `at` a host other than its own: it is not idle."""
+    from orchestrate.store.records import deployments
+
+    known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)
+    if known is not None and not known.state.over:
+        ws.store.deployments.apply(known.id, deployments.used)

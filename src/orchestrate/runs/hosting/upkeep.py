@@ -1,0 +1,196 @@
+"""Deployments looked after: what hosts still have, limits that have come, idle ones, unfinished ends."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.costing.spent.budget import hours_billed, limit_reached, spent_usd
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.providers.base import Deploys
+from orchestrate.runs.hosting.deployer import Deployer, lease_name
+from orchestrate.store.timing import DEFAULT_TIMING, Timing
+from orchestrate.text import duration, money, rate
+from orchestrate.types import Deployment, DeploymentState, Event, Standing
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+LOOK_BACK = timedelta(days=2)
+"""So long a deployment that is over is still looked for: hosts answer no, or gone, and are wrong at times."""
+_APART = timedelta(minutes=15)
+"""So far a clock and the uptime may be apart, and nobody is told."""
+IDLE_HOURS = Decimal(1)
+"""Up so long without a request from this store, it is spoken of, and once a day again."""
+
+
+class Upkeep:
+    """One backend's deployments, once. `told` are sentences for the user."""
+
+    def __init__(self, store: Store, provider: Provider, timing: Timing = DEFAULT_TIMING) -> None:
+        self._store = store
+        self._provider = provider
+        self._deployer = Deployer(store, provider, timing)
+        self.asked = 0
+        self.told: list[str] = []
+        self.ending: list[str] = []
+        """Runs whose deployment is asked to end, and that the host still has."""
+        self.failures: list[OrchestrateError] = []
+
+    def run(self) -> None:
+        """Raises only `StoreError`."""
+        tracked = self._tracked()
+        if not tracked or not isinstance(self._provider, Deploys):
+            return
+        self.asked += 1
+        try:
+            listed = by_job(self._provider)
+        except OrchestrateError as error:
+            self.failures.append(error)
+            return
+        for deployment in tracked:
+            if self._store.leases.held(lease_name(deployment.run_id)):
+                continue  # another process is making it
+            try:
+                self._look_after(deployment, listed.get(deployment.job_id.lower(), []))
+            except OrchestrateError as error:
+                self.failures.append(error)
+
+    def _tracked(self) -> list[Deployment]:
+        """Of each job the one that is not over, else the newest."""
+        since = self._store.clock.now() - LOOK_BACK
+        found = self._store.deployments.matching(
+            provider=self._provider.config.name, host=self._provider.host, since=since
+        )
+        found.sort(key=lambda d: (not d.state.over, d.created_at))
+        return list({d.job_id: d for d in found}.values())
+
+    def _look_after(self, before: Deployment, items: list[Standing]) -> None:
+        there = any(item.kind == "deployment" for item in items)
+        if before.state.over and not there:
+            return
+        self.asked += not there
+        self._deployer.require_account(before)
+        deployment = before
+        if before.state is DeploymentState.INTENT and not there:
+            deployment = self._deployer.undeploy(before, "it was never sent")
+        else:
+            deployment = self._deployer.look(before, items)
+        if deployment.state is not before.state:
+            self._tell_change(before, deployment)
+        if deployment.state.over:
+            return
+        self._speak_of_clocks(deployment, items)
+        cause = limit_reached(deployment, self._store.deployments.time_of(deployment))
+        if deployment.state is DeploymentState.ENDING or (
+            cause is not None and deployment.state is not DeploymentState.OUTCOME_UNKNOWN
+        ):
+            self._end(deployment, cause or deployment.cause or "")
+        else:
+            self._speak_of_idle(deployment)
+
+    def _end(self, deployment: Deployment, cause: str) -> None:
+        if deployment.state is not DeploymentState.ENDING:
+            self._say(deployment, f"{name(deployment)} is being ended: {cause}", "limit", daily=False)
+        after = self._deployer.undeploy(deployment, cause)
+        if after.state.over:
+            self._say(
+                after, f"{name(after)} is down, as {after.provider} shows: {after.cause}", "down", daily=False
+            )
+        else:
+            self.ending.append(deployment.run_id)
+
+    def _tell_change(self, before: Deployment, deployment: Deployment) -> None:
+        if before.state.over:
+            end = f"orchestrate undeploy {deployment.run_id}"
+            text = f"{name(deployment)} is up after all, and bills; to end it: {end}"
+            self._say(deployment, text, "found", daily=True)
+        elif deployment.state is DeploymentState.LOST:
+            self._say(deployment, f"{name(deployment)} is gone: {deployment.cause}", "lost", daily=False)
+        else:
+            self.told.append(f"{name(deployment)}: {deployment.state.value}")
+
+    def _speak_of_clocks(self, deployment: Deployment, items: list[Standing]) -> None:
+        """Uptime is believed. It stands still, however, while a virtual machine is paused."""
+        made_at = min((item.created_at for item in items if item.created_at), default=None)
+        if made_at is None or made_at < deployment.created_at - _APART:  # the host had it before this store
+            return
+        counted = self._store.deployments.time_of(deployment) - deployment.created_at
+        by_clock = self._store.clock.now() - made_at
+        if by_clock - counted < _APART:
+            return
+        self._say(
+            deployment,
+            f"{name(deployment)} is up for {duration(counted.total_seconds())} by its machine's uptime, "
+            f"which counts, and for {duration(by_clock.total_seconds())} by its clock. If the clock is right "
+            f"(the machine was paused), it has cost more, and its limit comes late; to end it: "
+            f"orchestrate undeploy {deployment.run_id}",
+            "clocks",
+            daily=True,
+        )
+
+    def _speak_of_idle(self, deployment: Deployment) -> None:
+        now, run_id = self._store.deployments.time_of(deployment), deployment.run_id
+        quiet = (now - (deployment.used_at or deployment.created_at)).total_seconds()
+        if deployment.billing_since is None or quiet < IDLE_HOURS * 3600:
+            return
+        cost = spent_usd(deployment, now)
+        so_far = "at a price that is not known" if cost is None else f"about {money(cost)} so far"
+        up = duration(float(hours_billed(deployment, now)) * 3600)
+        self._say(
+            deployment,
+            f"{name(deployment)} has been up for {up}, {so_far}, and this store has asked it nothing for "
+            f"{duration(quiet)}; to end it: orchestrate undeploy {run_id}",
+            "idle",
+            daily=True,
+        )
+
+    def _say(self, deployment: Deployment, text: str, kind: str, *, daily: bool) -> None:
+        """Among the run's events, once, or once a day."""
+        now = self._store.clock.now()
+        event = Event(
+            id=f"orchestrate-{deployment.id}-{kind}" + (f"-{now:%Y-%m-%d}" if daily else ""),
+            at=now,
+            level="warning",
+            type=f"deployment_{kind}",
+            message=text,
+        )
+        if self._store.history.add_events(deployment.run_id, [event], from_host=False):
+            self.told.append(text)
+
+
+def by_job(provider: Deploys) -> dict[str, list[Standing]]:
+    """What stands, by the job that it is named by."""
+    found: defaultdict[str, list[Standing]] = defaultdict(list)
+    for item in provider.deployments():
+        if item.job_id is not None:
+            found[item.job_id.lower()].append(item)
+    return found
+
+
+def adopt(store: Store, provider: Provider) -> list[Deployment]:
+    """Takes up what the host has under the names of this store's jobs, and the store does not know: after it
+    was rebuilt. Raises `ProviderError`."""
+    if not isinstance(provider, Deploys):
+        return []
+    taken: list[Deployment] = []
+    for job_id, items in by_job(provider).items():
+        if not any(item.kind == "deployment" for item in items):
+            continue
+        try:
+            run = store.runs.get(job_id)
+        except UsageError:
+            continue
+        known = store.deployments.of_run(run.id, provider.config.name)
+        mine = (run.provider, run.host) == (provider.config.name, provider.host)
+        if mine and (run.job_id or "").lower() == job_id and (known is None or known.state.over):
+            taken.append(Deployer(store, provider).adopt(run, items))
+    return taken
+
+
+def name(deployment: Deployment) -> str:
+    price = f", {rate(deployment.usd_per_hour)} an hour" if deployment.usd_per_hour is not None else ""
+    return f"the deployment of {deployment.run_id} on {deployment.provider}{price}"

@@ -1,0 +1,80 @@
+"""Advice: prompting, few-shot, retrieval or tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from orchestrate import catalog
+from orchestrate.core import days
+from orchestrate.data import Dataset
+from orchestrate.errors import UsageError
+from orchestrate.reports import advice
+from orchestrate.reports.advice import Advice
+from orchestrate.reports.advice import Needs as Needs
+from orchestrate.reports.advice import advise as weigh
+from orchestrate.runs.preparing import quoting
+from orchestrate.runs.preparing.prepared import prepare
+from orchestrate.types import Feature, Score
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrate.costing import Ownership, Use
+    from orchestrate.workspace import Workspace
+
+_EPOCHS = 3
+
+
+def advise(ft: Workspace, file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
+    """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
+    dataset = Dataset.open(file)
+    found = weigh(advice.measure(dataset), needs, totals)
+    if dataset.kind != "rl":
+        return found
+    backends = [ft.provider(name) for name in ft.backends()]
+    reasons = {b.name: b.ended(days.today()).get(Feature.RFT) for b in backends}
+    ended = (f"{name} has no RFT any more: {reason}" for name, reason in reasons.items() if reason)
+    return replace(found, warnings=(*found.warnings, *ended))
+
+
+def totals(
+    ft: Workspace, file: str | Path, model: str, use: Use, *, private: bool = False
+) -> list[Ownership]:
+    """The whole cost of tuning an open model for three epochs, and, where a host does not have it, of the
+    closed model there that is nearest to it. `private`: on this machine only. Offline."""
+    from orchestrate.spec import JobSpec
+
+    chosen = {"default": model}
+    entry = catalog.find(model)
+    for name in ft.backends():
+        kind = ft.provider(name).profile.kind
+        if entry.on(kind) is None and (closed := catalog.closest_closed(entry, kind)):
+            chosen[name] = closed.name
+    spec = JobSpec.parse({"model": chosen, "train": str(file), "epochs": _EPOCHS})
+    return quoting.ownership(ft, spec, prepare(ft, spec, checked=False).quotes, use, private=private)
+
+
+def given_score(value: float) -> Score:
+    """A score of the base model of which nothing but the value is known. Raises `UsageError`."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"--base-score is a share from 0 to 1; got {value:g}")
+    return Score(value=value, low=value, high=value, n=0)
+
+
+def base_score(ft: Workspace, run: str) -> Score:
+    """The newest score of the model that a run was tuned from. Raises `UsageError` where there is none."""
+    record = ft.record(run)
+    scored = [
+        (e.created_at, score)
+        for e in ft.store.history.evaluations(record.id)
+        for c in e.contenders
+        if c.kind == "base" and not c.shots and (score := e.score(c.name)) is not None
+    ]
+    if not scored:
+        raise UsageError(
+            f"run {record.id} has no score of its base model", fix=f"orchestrate eval {record.id} --test FILE"
+        )
+    return max(scored, key=lambda pair: pair[0])[1]

@@ -1,0 +1,44 @@
+"""What a store has already of a submit that is about to be made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from orchestrate.errors import AlreadySubmitted
+
+if TYPE_CHECKING:
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.runs.submitting.repeats import Wish
+    from orchestrate.types import Run
+    from orchestrate.workspace import Backends, Workspace
+
+
+class Earlier(NamedTuple):
+    """What the store has already of a submit to one backend."""
+
+    provider: str
+    known: Run | None
+    """The run of the idempotency key: it would be returned."""
+    same: AlreadySubmitted | None
+    """What would be raised because of a run that is the same."""
+    idempotency_key: str | None
+    """Of this backend's run: one key of the caller gives each of several backends one of its own."""
+
+
+def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:
+    """One for each backend. Raises `KeyTaken`."""
+    from orchestrate.runs.submitting.repeats import already
+
+    earlier: list[Earlier] = []
+    backends = ws.backends(provider)
+    for name in backends:
+        own = wish(ws, prepared, name, key if key is None or len(backends) == 1 else f"{key} {name}")
+        same = own.same(ws.store)
+        earlier.append(Earlier(name, own.known(ws.store), same and already(same), own.key))
+    return earlier
+
+
+def wish(ws: Workspace, prepared: Prepared, provider: str, key: str | None) -> Wish:
+    from orchestrate.runs.submitting.repeats import Wish
+
+    return Wish(prepared.offer(provider).spec, prepared.data.digest, ws.provider(provider), key)

@@ -1,0 +1,171 @@
+"""Prices as the commands show them: rates and quotes of `costing`, and what quotes need beyond one backend's
+offline price: the hosts' live prices, and months of serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate import catalog, costing
+from orchestrate.core import days
+from orchestrate.costing import (
+    Lookup,
+    Rate,
+    Traffic,
+    Use,
+)
+from orchestrate.costing import Ownership as Ownership
+from orchestrate.costing.serving.ways import UTILISATION
+from orchestrate.errors import OrchestrateError, SpecError
+from orchestrate.providers.base import Downloads, EstimatesPrice, lookup
+from orchestrate.runs.submitting import accounts
+from orchestrate.runs.submitting.accounts import account_of
+from orchestrate.types import Feature, Quote, Recalled, Record
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.runs.preparing.prepared import Offer, Prepared
+    from orchestrate.spec import JobSpec
+    from orchestrate.workspace import Workspace
+
+
+_SERVING = ("inference_", "deployment", "hosting", "storage")
+"""Methods whose rates price what comes after the training, at the host that trained."""
+
+
+class LivePrice(Record, frozen=True, kw_only=True):
+    """A host's own estimate beside the offline quote."""
+
+    provider: str
+    offline_usd: Decimal | None
+    live_usd: Decimal | None
+    relative: float | None = None
+    """(offline - live) / live."""
+    within_band: bool | None = None
+    """Whether the host's figure lies between the quote's low and high end."""
+    reason: str | None = None
+    """Why there is no live price."""
+
+
+def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
+    """Asks each host that gives estimates. The data is uploaded for that (once per digest), nothing is
+    created."""
+    return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
+
+
+def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
+    name, quote = offer.provider, offer.quote
+    offline = None if quote.unavailable else quote.expected_usd
+    provider = ft.provider(name)
+    if not isinstance(provider, EstimatesPrice):
+        reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
+        return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=reason)
+    try:
+        with accounts.alone(ft.store, provider, account_of(ft.store, provider), data):
+            remote = provider.upload(offer.spec, data, offer.translation)
+        live = provider.live_price(offer.spec, remote, offer.translation)
+    except OrchestrateError as error:
+        return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
+    told = live.counted_usd
+    if live.unavailable or quote.unavailable:
+        live_usd = None if live.unavailable else told
+        return LivePrice(provider=name, offline_usd=offline, live_usd=live_usd, reason=live.unavailable)
+    return LivePrice(
+        provider=name,
+        offline_usd=offline,
+        live_usd=told,
+        relative=float((offline - told) / told) if told and offline is not None else None,
+        within_band=quote.low_usd <= told <= quote.high_usd,
+    )
+
+
+def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[Quote]:
+    """What each backend would take for so many rows of so many tokens, whose file need not be there yet;
+    cheapest first. Offline. One that is priced by its time needs
+    the file, and says so."""
+    told = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
+    found: list[Quote] = []
+    for name in ft.backends():
+        backend = ft.provider(name)
+        try:
+            resolved = backend.resolve(spec)
+        except SpecError as error:
+            found.append(Quote(provider=name, model="", unavailable=error.message))
+            continue
+        if backend.profile.near:
+            need = "its price is that of the time it takes, which needs the rows: orchestrate quote"
+            found.append(Quote(provider=name, model=resolved.name, unavailable=need))
+            continue
+        prices = costing.Prices(backend.prices, ft.rates)
+        found.append(
+            costing.quote_assumed(costing.Priced(name, backend.profile, spec, resolved, prices), told)
+        )
+    return sorted(found, key=lambda quote: quote.rank)
+
+
+def require_used(
+    ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
+) -> None:
+    """Raise `UsageError` for one of the user's `rates`, already in the book, that changes no price in these
+    quotes; with `serving` those of serving have a use too."""
+    lookups: list[Lookup] = []
+    for offer in (offer for one in prepared for offer in one.offers):
+        with suppress(SpecError):
+            lookups.append(lookup(ft.provider(offer.provider), offer.spec))
+    asked = [rate for rate in rates if not (serving and _serves(rate))]
+    costing.require_used(asked, lookups, ft.rates, days.today())
+
+
+def _serves(rate: Rate) -> bool:
+    return costing.rents(rate) or any(m.startswith(_SERVING) for m in rate.methods)
+
+
+def use(
+    traffic: str,
+    *,
+    months: int = 6,
+    hours_per_day: float = 24.0,
+    utilisation: float | None = None,
+    compare_with: str | None = None,
+    saved_tokens: int = 0,
+) -> Use:
+    """What the model is for: `traffic` in words ("20k req/day, 900 in, 150 out"). Compared with prompting
+    `compare_with`, else with a model that lives through the months, with `saved_tokens` more in each prompt.
+    Raises `UsageError` for words that are not understood and for a base model without a known price."""
+    asked = Traffic.parse(traffic)
+    if compare_with:
+        base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)
+    else:
+        base = costing.default_base(asked, months, days.today(), saved_tokens=saved_tokens)
+    most = Decimal(str(utilisation)) if utilisation else UTILISATION
+    return Use(traffic=asked, months=months, hours_per_day=hours_per_day, utilisation=most, base=base)
+
+
+def ownership(
+    ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: Use, *, private: bool = False
+) -> list[Ownership]:
+    """Training, hosting and serving of each quoted backend over the months, wherever it can be served,
+    against prompting a base model. Offline. `private`: only on this machine, where nothing leaves it."""
+    totals: list[Ownership] = []
+    for quote in quotes:
+        backend = ft.provider(quote.provider)
+        if private and not backend.profile.near:
+            continue
+        try:
+            resolved = backend.resolve(spec)
+        except SpecError as error:
+            resolved = catalog.ModelOnHost(provider=quote.provider, id=quote.model, warnings=(error.message,))
+        totals.append(
+            costing.own(
+                quote,
+                use,
+                resolved=resolved,
+                profile=backend.profile,
+                hourly=costing.quoted_hour(quote),
+                prices=costing.Prices(backend.profile.kind, ft.rates),
+                portable=not private and isinstance(backend, Downloads),
+            )
+        )
+    return totals

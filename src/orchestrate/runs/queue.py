@@ -1,0 +1,376 @@
+"""The queue: runs that wait for a place. One server at a time submits them, each exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from orchestrate.costing import UnknownPrice
+from orchestrate.errors import DataError, OrchestrateError, OverBudget, StoreError, UsageError
+from orchestrate.runs import submit as submission
+from orchestrate.runs.preparing.prepared import prepare
+from orchestrate.runs.submitting.accounts import account_of, is_here
+from orchestrate.settings.keys import is_masked, masked
+from orchestrate.spec import JobSpec, specfile
+from orchestrate.store.database.leases import LeaseHeld
+from orchestrate.store.records.queue import PREFIX
+from orchestrate.store.transitions import UNSENT, ImpossibleTransition, at_rest, left, withdrawn
+from orchestrate.text import count
+from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.workspace import Workspace
+
+_LEASE_S = 30.0
+_SOON_S = 60.0
+_KEY = "queue-"
+_OPEN = (QueueState.WAITING, QueueState.HELD)
+_GOING = (QueueState.WAITING, QueueState.SUBMITTING)
+
+
+def add(
+    ft: Workspace,
+    prepared: Prepared,
+    provider: str,
+    *,
+    after: Sequence[str] = (),
+    max_cost_usd: Decimal | None = None,
+    first: bool = False,
+    again: bool = False,
+) -> QueueEntry:
+    """Lets a run wait for `provider`. What it comes `after`, entries and runs, must have succeeded before.
+    Its quote is what was agreed to. Raises `UsageError` for what cannot be kept or would wait for ever, and,
+    unless `again`, for what waits there already."""
+    offer = prepared.offer(provider)
+    spec = specfile.anchored(offer.spec).asked()
+    if is_masked(masked(spec)):
+        raise UsageError(
+            "the spec holds a secret, which a queue must not keep",
+            fix="submit it at once, or name its files without user name, password and token",
+        )
+    queue, quote, backend = ft.store.queue, offer.quote, ft.provider(provider)
+    account, before = account_of(ft.store, backend), tuple(_named(ft, name) for name in after)
+    limit = max_cost_usd if max_cost_usd is not None else offer.spec.max_cost_usd
+
+    def make(position: int) -> QueueEntry:
+        return QueueEntry(
+            id=queue.new_id(),
+            provider=provider,
+            spec=spec,
+            host=backend.host,
+            account=account,
+            digest=prepared.data.digest,
+            created_at=ft.store.clock.now(),
+            position=position,
+            after=before,
+            agreed_usd=None if quote.unavailable else max(quote.high_usd, limit or quote.high_usd),
+            max_cost_usd=limit,
+            made_by=ft.settings.made_by or None,
+        )
+
+    return queue.add(make, first=first, guard=None if again else _require_new)
+
+
+def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
+    facts = (entry.provider, entry.host, entry.digest, entry.spec)
+    for other in others:
+        if (
+            other.state in {*_OPEN, *_GOING}
+            and (other.provider, other.host, other.digest, other.spec) == facts
+        ):
+            raise UsageError(f"{other.id} is the same and waits already", fix="--again  for a second one")
+
+
+def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
+    """In the order in which they go; without `ended` those that still wait or are held. The note of one that
+    cannot go from here says why."""
+    found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
+    return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
+
+
+def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
+    """Why an entry does not go from here, though it may from where its backend is."""
+    try:
+        here = ft.provider(entry.provider).host
+    except OrchestrateError as error:
+        return f"{entry.provider}, for which it was added, is not here ({error.message})"
+    if here == entry.host:
+        return None
+    return f"it was added for {entry.provider} at {entry.host}; here {entry.provider} is at {here}"
+
+
+def remove(ft: Workspace, name: str) -> QueueEntry:
+    """Raises `UsageError` for one that has its run already."""
+    entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
+    run = ft.store.runs.of_key(_key(entry))
+    if run is not None and run.phase in UNSENT:
+        withdraw(ft, run, "taken out of the queue")
+    return entry
+
+
+def withdraw(ft: Workspace, run: Run, why: str) -> None:
+    """Of what was not sent, or not taken. A job that its host made all the same is ended when it is found.
+    The host is not asked: its key may be gone."""
+    now = ft.store.clock.now()
+    ft.store.runs.request_cancel(run.id)
+    with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
+        ft.store.runs.apply(run.id, lambda run: withdrawn(run, now), note=why)
+
+
+def hold(ft: Workspace, name: str, why: str = "paused") -> QueueEntry:
+    return _changed(ft, name, lambda entry: replace(entry, state=QueueState.HELD, note=why))
+
+
+def release(ft: Workspace, name: str) -> QueueEntry:
+    """Lets one that is held wait again, for the account of the key at hand."""
+
+    def freed(entry: QueueEntry) -> QueueEntry:
+        account = account_of(ft.store, ft.provider(entry.provider))
+        return replace(entry, state=QueueState.WAITING, note=None, account=account)
+
+    return _changed(ft, name, freed)
+
+
+def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
+    def guarded(entry: QueueEntry) -> QueueEntry:
+        if entry.state in _OPEN or (unmade and entry.state is QueueState.SUBMITTING):
+            return change(entry)
+        if entry.run_id is not None:
+            raise UsageError(f"{entry.id} is a run already", fix=f"orchestrate cancel {entry.run_id}")
+        if entry.state is QueueState.SUBMITTING:
+            raise UsageError(f"{entry.id} is being submitted", fix="cancel its run: orchestrate runs")
+        raise UsageError(f"{entry.id} was removed already", fix="orchestrate queue ls --all")
+
+    found, unmade = ft.store.queue.get(name), False
+    with ExitStack() as alone:
+        if found.state is QueueState.SUBMITTING:
+            # One whose server ended, or whose host does not answer, before there was a run.
+            with suppress(LeaseHeld):
+                alone.enter_context(ft.store.leases.hold("queue", _LEASE_S))
+                unmade = _sent(ft, found) is None
+        return ft.store.queue.change(found.id, guarded)
+
+
+def _named(ft: Workspace, name: str) -> str:
+    """The id of an entry or a run that another one comes after. Raises `UsageError`."""
+    if name.startswith(PREFIX):
+        entry = ft.store.queue.get(name)
+        if entry.state is QueueState.REMOVED:
+            raise UsageError(f"{entry.id} was removed from the queue: what comes after it would never go")
+        return entry.id
+    run = ft.record(name)
+    if run.status.terminal and run.status is not JobStatus.SUCCEEDED:
+        raise UsageError(f"{run.id} has {run.status.value}: what comes after it would never go")
+    return run.id
+
+
+class Moved(NamedTuple):
+    """What became of an entry in a turn."""
+
+    entry: QueueEntry
+    told: str
+
+
+@dataclass
+class QueueServer:
+    """Submits what may go, turn by turn. Any number of servers may share a store: one at a time is at it.
+
+    `only` limits it to some backends.
+    """
+
+    ft: Workspace
+    only: Sequence[str] | None = None
+    problems: list[str] = field(default_factory=list[str])
+    """What went wrong in the last turn, one line each; it is tried again."""
+    moved: list[Moved] = field(default_factory=list[Moved])
+    """What became of entries in the last turn."""
+    _again: dict[str, float] = field(default_factory=dict[str, float])
+    _tries: dict[str, int] = field(default_factory=dict[str, int])
+    _told: dict[str, str] = field(default_factory=dict[str, str])
+
+    def waiting(self) -> list[QueueEntry]:
+        """What would go in time without anybody doing anything."""
+        stuck = {entry.id for entry in self.ft.store.queue.matching({QueueState.HELD})}
+        going = self._going()
+        for entry in sorted(going, key=lambda entry: (entry.created_at, entry.id)):
+            if not stuck.isdisjoint(entry.after):  # which are older
+                stuck.add(entry.id)
+        return [one for one in going if one.id not in stuck and elsewhere(self.ft, one) is None]
+
+    def _going(self) -> list[QueueEntry]:
+        queue = self.ft.store.queue
+        entries = [] if queue.paused else [*self._unsent(), *queue.matching(_GOING)]
+        return [entry for entry in entries if self.only is None or entry.provider in self.only]
+
+    def _unsent(self) -> list[QueueEntry]:
+        """Whose answer was lost, and whose job was never made: they go again."""
+        runs = self.ft.store.runs.matching(phase=UNSENT, closed=False)
+        ours = {run.id for run in runs if _queued(run)}
+        gone = self.ft.store.queue.matching({QueueState.SUBMITTED}) if ours else []
+        return [entry for entry in gone if entry.run_id in ours]
+
+    def turn(self) -> list[Moved]:
+        """Looks at each entry that waits, once. Raises only `StoreError`."""
+        self.problems, self.moved = [], []
+        self._tell_elsewhere()
+        if self.waiting():
+            with suppress(LeaseHeld), self.ft.store.leases.hold("queue", _LEASE_S):
+                for entry in self.waiting():
+                    if self.ft.store.queue.paused:  # since the turn began
+                        break
+                    if entry.state is QueueState.SUBMITTED:
+                        entry = self.ft.store.queue.change(entry.id, _reopened)
+                    if moved := self._look(entry):
+                        self.moved.append(moved)
+        return self.moved
+
+    def _tell_elsewhere(self) -> None:
+        """Once for each reason."""
+        found = {entry.id: why for entry in self._going() if (why := elsewhere(self.ft, entry))}
+        self.problems += [f"{id}: {why}" for id, why in found.items() if self._told.get(id) != why]
+        self._told = found
+
+    def _look(self, entry: QueueEntry) -> Moved | None:
+        if known := _sent(self.ft, entry):
+            return self._moved(entry, QueueState.SUBMITTED, run_id=known.id)
+        now = self.ft.store.clock.uptime().seconds
+        if now < self._again.get(entry.id, 0.0):
+            return None
+        try:
+            if not self._may_go(entry):
+                return None
+            entry = self.ft.store.queue.change(entry.id, _claimed)
+            run = self._submit(entry)
+        except _Taken:
+            return None
+        except OrchestrateError as error:
+            return self._failed(entry, error)
+        return self._moved(entry, QueueState.SUBMITTED, run_id=run.id)
+
+    def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
+        made = self.ft.store.runs.of_key(_key(entry))
+        if error.retryable or isinstance(error, StoreError):  # a full disk is no fault of the entry's
+            tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
+            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
+            self.problems.append(f"{entry.id}: {error.message}")
+            return None
+        if made is None or made.phase in UNSENT:
+            return self._moved(entry, QueueState.HELD, note=error.message)
+        # Refused by its host, or its answer was lost: a run as any other.
+        return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
+
+    def _submit(self, entry: QueueEntry) -> Run:
+        prepared = prepare(self.ft, JobSpec.parse(entry.spec), entry.provider)
+        if prepared.data.digest != entry.digest:
+            raise DataError("the training data are not those whose price was agreed to")
+        quote = prepared.offer(entry.provider).quote
+        if entry.agreed_usd is not None and quote.unavailable:
+            raise UnknownPrice(entry.provider, entry.agreed_usd, quote.unavailable)
+        # What training here takes is estimated anew after each run, and paid to nobody.
+        near = self.ft.provider(entry.provider).profile.near
+        if entry.agreed_usd is not None and not near and quote.high_usd > entry.agreed_usd:
+            raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
+        key, limit_usd = _key(entry), entry.max_cost_usd
+        asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
+        return submission.send(self.ft, prepared, entry.provider, asked)
+
+    def _may_go(self, entry: QueueEntry) -> bool:
+        """Raises `UsageError` when what it comes after did not succeed."""
+        backend = self.ft.ready(entry.provider)
+        if not is_here(self.ft.store, backend, entry.account):
+            raise UsageError(f"the key at hand is not of the account {entry.account}, for which it was added")
+        if not all(self._succeeded(name) for name in entry.after):
+            return False
+        return len(_at_work(self.ft, entry.provider, entry.host)) < slots(self.ft, entry.provider)
+
+    def _succeeded(self, name: str) -> bool:
+        if name.startswith(PREFIX):
+            before = self.ft.store.queue.get(name)
+            if before.state is QueueState.REMOVED:
+                raise UsageError(f"{name}, which it comes after, was removed")
+            if before.run_id is None:
+                return False
+            name = before.run_id
+        [run] = self.ft.store.runs.of_ids([name]) or [None]
+        if run is None or (run.status.terminal and run.status is not JobStatus.SUCCEEDED):
+            state = "is not in this store" if run is None else f"has {run.status.value}"
+            raise UsageError(f"{name}, which it comes after, {state}")
+        if why := left(run):
+            raise UsageError(f"{name}, which it comes after, is paused: {why}")
+        return run.status is JobStatus.SUCCEEDED
+
+    def _moved(
+        self, entry: QueueEntry, state: QueueState, *, run_id: str | None = None, note: str | None = None
+    ) -> Moved:
+        told = f"run {run_id}" if run_id else f"{state.value}: {note}"
+
+        def change(now: QueueEntry) -> QueueEntry:
+            return replace(now, state=state, run_id=run_id, note=note)
+
+        return Moved(self.ft.store.queue.change(entry.id, change), told)
+
+
+def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
+    """The runs that take a place of a backend: a paused one uses nothing."""
+    active = ft.store.runs.matching(provider=provider, host=host, active=True)
+    return [run for run in active if not (at_rest(run) or (run.phase in UNSENT and _queued(run)))]
+
+
+def crowded(ft: Workspace, run: Run) -> str | None:
+    """What a run that was gone on with does to those that wait for its backend, where it takes a place more
+    than the queue has."""
+    if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
+        return None
+    going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)
+    if going <= places:
+        return None
+    return (
+        f"{count(going, 'run is', 'runs are')} open on {run.provider} now, and its queue has "
+        f"{count(places, 'place')}: what waits goes when fewer are open"
+    )
+
+
+def slots(ft: Workspace, provider: str) -> int:
+    """How many runs may be open on a backend for the queue to add one: `[queue]` of `orchestrate.toml`,
+    else one."""
+    return ft.settings.queue.get(provider, 1)
+
+
+def _queued(run: Run) -> bool:
+    return (run.idempotency_key or "").startswith(_KEY)
+
+
+def _sent(ft: Workspace, entry: QueueEntry) -> Run | None:
+    """Its run, unless that was not sent or its host refused it."""
+    run = ft.store.runs.of_key(_key(entry))
+    return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
+
+
+def _key(entry: QueueEntry) -> str:
+    """The run's own key: by it a submit that was interrupted is found again, and never made twice."""
+    return f"{_KEY}{entry.id}"
+
+
+def _again_s(tries: int) -> float:
+    """A host that could not be reached is asked again less and less often."""
+    return _SOON_S * 2 ** min(tries - 1, 5)
+
+
+class _Taken(Exception):
+    """Its user removed or held it since the turn began."""
+
+
+def _reopened(entry: QueueEntry) -> QueueEntry:
+    return replace(entry, state=QueueState.SUBMITTING)
+
+
+def _claimed(entry: QueueEntry) -> QueueEntry:
+    if entry.state not in _GOING:
+        raise _Taken
+    return replace(entry, state=QueueState.SUBMITTING)

@@ -1,0 +1,60 @@
+"""A run once more, from what was kept of it: on its backend or on another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.errors import DataError
+from orchestrate.runs.preparing.prepared import prepare
+from orchestrate.runs.submit import submit
+
+if TYPE_CHECKING:
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.spec import JobSpec
+    from orchestrate.types import Run
+    from orchestrate.workspace import Workspace
+
+
+def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
+    """The spec that the run was made from, with `changes` by dotted name. Other backends than the run's get
+    the model by the name that all have for it. Raises `UsageError` where a part of the spec was
+    a secret, `SpecError` for wrong changes."""
+    from orchestrate import catalog
+    from orchestrate.runs.submitting.repeats import stored_spec
+    from orchestrate.spec import specfile
+
+    values = stored_spec(run).asked()
+    elsewhere = set(providers) != {run.provider}
+    if elsewhere and (known := catalog.lookup(str(values["model"]))) is not None:
+        values["model"] = known.name
+    for name, value in (changes or {}).items():
+        specfile.put(values, name, value)
+    return specfile.build(values, place=f"the spec of run {run.id}")
+
+
+def changed_data(run: Run, prepared: Prepared) -> str | None:
+    """How the data are other ones than those that the run was trained on; `None` where they are proven, by
+    their digest, to be the same."""
+    if prepared.data.digest == run.dataset_digest:
+        return None
+    now, then = prepared.data.digest[:12], run.dataset_digest[:12]
+    return f"the data are not those of run {run.id}: their digest is {now}, and was {then}"
+
+
+def rerun(
+    ws: Workspace,
+    run: Run,
+    provider: str | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    other_data: bool = False,
+    **terms: Any,
+) -> Run:
+    """As `Orchestrator.rerun`."""
+    home, name = ws.home_of(run), provider or run.provider
+    prepared = prepare(home, spec_of(run, [name], settings), name)
+    if not other_data and (told := changed_data(run, prepared)):
+        raise DataError(f"{told}; nothing was sent", fix="other_data=True, to train on them")
+    given: dict[str, Any] = {"again": run.status.terminal, **terms}
+    return submit(home, prepared, name, **given)

@@ -1,0 +1,250 @@
+"""A run gone on with: as it was agreed to, or with more hours or money.
+
+A limit is for the whole run. It is written into the store first, where the budget has to hold it, then where
+the run's workers read it, and then one is started: whatever ends this in between, the same again goes on, and
+nothing trains beyond what the budget holds.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from orchestrate.costing import UnknownPrice, of_trial
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.providers.base import Limited, Resumes, capability
+from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.settings import trust
+from orchestrate.store import transitions
+from orchestrate.text import duration, limit, money
+from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
+
+if TYPE_CHECKING:
+    from orchestrate.runs.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
+
+_CENT = Decimal("0.01")
+_LEASE_S, _LOOK_S = 10.0, 0.2
+"""After which the lease of a process that was killed is free; between two looks at that of another."""
+
+
+class Limits(NamedTuple):
+    """Those that are asked for."""
+
+    usd: Decimal | None = None
+    hours: Decimal | None = None
+
+
+def resume(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
+    """See `TrackedRun.resume`."""
+    trust.require_to_spend(ws.settings, handle.provider)
+    for name, value in (("--max-cost", asked.usd), ("--max-hours", asked.hours)):
+        if value is not None and (not value.is_finite() or value <= 0):
+            raise UsageError(f"{name} must be a number above 0, got {value}")
+    if handle.record.job_id is None:
+        return _sent(ws, handle, asked)
+    capability(handle.provider, Resumes)
+    # Of two at once the second waits, and finds what the first has started: else each starts a machine.
+    name, wait = lease_name(handle.record), partial(ws.store.clock.sleep, _LOOK_S)
+    with ws.store.leases.hold(name, _LEASE_S, wait=wait):
+        _resumed(ws, handle, asked)
+    return handle.refresh()
+
+
+def _resumed(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
+    provider, given = handle.provider, asked != Limits()
+    require_going(handle.refresh(), "resume")
+    if given:
+        _give(ws, handle, asked)
+    elif isinstance(provider, Limited) and handle.status is JobStatus.PAUSED:
+        _catch_up(provider, handle.record)
+    if handle.status is JobStatus.PAUSED or not given:
+        capability(provider, Resumes).resume(handle.record.handle)
+        if not transitions.at_rest(handle.refresh()):
+            _reopen_trial(ws, handle.record)
+
+
+def require_going(run: Run, verb: str) -> None:
+    if run.status.terminal:
+        raise UsageError(
+            f"run {run.id} has {run.status.value} already: there is nothing to {verb}",
+            fix=f"orchestrate show {run.id}",
+        )
+    if run.status is JobStatus.CANCELLING:
+        raise UsageError(f"run {run.id} is being cancelled", fix=f"orchestrate show {run.id}")
+
+
+def _sent(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
+    from orchestrate.runs.preparing.prepared import training_data
+    from orchestrate.runs.submitting.repeats import stored_spec
+    from orchestrate.runs.submitting.submit import Submitter
+
+    run = handle.record
+    if asked != Limits():
+        raise UsageError(
+            f"run {run.id} has no job yet: it goes with the limits that it was submitted with",
+            fix=f"orchestrate cancel {run.id}, then submit again with others",
+        )
+    intent = run.phase is SubmitPhase.INTENT
+    return Submitter(ws.store, handle.provider).resume(
+        run, training_data(ws, stored_spec(run)) if intent else None
+    )
+
+
+def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
+    """Raises `UsageError` and `OverBudget`; nothing has changed then."""
+    run, provider = handle.record, handle.provider
+    if not isinstance(provider, Limited):
+        had = _at_host(ws, handle, asked)
+        _keep(ws, run, had, replace(had, max_usd=asked.usd))
+        return
+    had = provider.allowance(run.handle)
+    wanted = replace(
+        had,
+        max_hours=had.max_hours if asked.hours is None else float(asked.hours),
+        max_usd=_own_usd(run, had) if asked.usd is None else asked.usd,
+    )
+    if asked.usd is not None and had.usd_per_hour is None:
+        raise UsageError(
+            f"nobody knows what an hour costs on {provider.name}, so that a limit of money cannot be kept",
+            fix=f"orchestrate resume {run.id} --max-hours HOURS",
+        )
+    if wanted.used_up:
+        raise UsageError(
+            f"run {run.id} has used {_used(had)} already, and {_told(wanted)} for the whole run "
+            "leaves it nothing",
+            fix=f"orchestrate resume {run.id} {wanted.least()}   (or more)",
+        )
+    if run.status is not JobStatus.PAUSED and wanted != had:
+        raise UsageError(
+            f"run {run.id} is {run.status.value}: its worker keeps the limits that it began with",
+            fix=f"orchestrate pause {run.id}, then the same again",
+        )
+    _keep(ws, run, had, wanted)
+    provider.allow(run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
+
+
+def _own_usd(run: Run, had: Allowance) -> Decimal | None:
+    """The limit of money that its user gave it. One that came of its quote gives way to other hours."""
+    return had.max_usd if run.allowed_usd is None else run.max_cost_usd
+
+
+def _at_host(ws: Workspace, handle: TrackedRun, asked: Limits) -> Allowance:
+    """Where a run has a limit of money alone, that whoever watches it keeps."""
+    run, provider = handle.record, handle.provider
+    if asked.hours is not None:
+        raise UsageError(
+            f"--max-hours means nothing on {provider.name}: no run ends itself after some hours there",
+            fix=f"orchestrate resume {run.id}",
+        )
+    bill = ws.bill(run, provider.get(run.handle))
+    used = Decimal(0) if bill is None else bill.usd
+    if asked.usd is not None and asked.usd <= used:
+        least = max(used + _CENT, run.quote.high_usd if run.quote else used)
+        raise UsageError(
+            f"run {run.id} has cost {money(used)} already, and {limit(asked.usd)} for the whole run "
+            "leaves it nothing",
+            fix=f"orchestrate resume {run.id} --max-cost {least.quantize(_CENT, ROUND_CEILING)}   (or more)",
+        )
+    return Allowance(max_usd=run.max_cost_usd, max_hours=run.max_hours)
+
+
+def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
+    """In the store, together with what tells of it."""
+    if (run.max_cost_usd, run.max_hours) == (wanted.max_usd, wanted.max_hours):
+        return  # by the same command, which ended before its end
+    most, before = wanted.most_usd, had.most_usd
+    if most is None and ws.settings.budget_usd is not None and not run.sandbox:
+        raise UnknownPrice(run.provider, ws.settings.budget_usd, "nobody knows what an hour costs there")
+    if run.allowed_usd is None and (most is None or before is None or most <= before):
+        most = None  # a budget holds it as it did
+    if most is not None:
+        _require_of_sweep(ws, run, max(most, wanted.max_usd or most))
+    at = ws.store.clock.now()
+    event = Event(
+        id=f"orchestrate-limits-{at.isoformat()}",
+        at=at,
+        level="info",
+        type="limits",
+        message=f"its limits for the whole run were {_told(had)}, and are {_told(wanted)} now"
+        + (f"; used so far: {_used(wanted)}" if wanted.used_s else ""),
+        data={"before": _data(had), "after": _data(wanted)},
+    )
+    ws.store.runs.commit(
+        run.id,
+        most,
+        lambda now: transitions.given(now, at, wanted, most),
+        ws.settings.budget_usd,
+        event=event if had != wanted else None,
+        figure="what it may cost with the new limit",
+    )
+
+
+def _catch_up(provider: Limited, run: Run) -> None:
+    """With what its user gave it before, where that did not come to its workers."""
+    if run.max_hours is None and run.allowed_usd is None:
+        return
+    had = provider.allowance(run.handle)
+    hours = None if had.max_hours is None else max(had.max_hours, run.max_hours or 0.0)
+    usd = None if had.max_usd is None else max(had.max_usd, run.max_cost_usd or Decimal(0))
+    provider.allow(run.handle, max_hours=hours, max_usd=usd)
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------
+
+
+def _require_of_sweep(ws: Workspace, run: Run, usd: Decimal) -> None:
+    """Raises `OverBudget` where a trial would come above what its sweep may cost."""
+    found = ws.store.searches.of_run(run)
+    if found is None or found[0].max_cost_usd is None:
+        return
+    search, trial = found
+    others = [one for one in ws.store.searches.trials(search.id) if one.number != trial.number]
+    runs = {one.id: one for one in ws.store.runs.of_ids(one.run_id for one in others if one.run_id)}
+    taken = sum((of_trial(runs.get(one.run_id or ""), one) for one in others), Decimal(0))
+    left = max(found[0].max_cost_usd - taken, Decimal(0))
+    if usd > left:
+        raise OverBudget(
+            run.provider,
+            usd,
+            left,
+            what="what is left of the sweep's limit,",
+            figure="what it may cost with the new limit",
+            then="the run stays as it is",
+            fix="begin the same sweep again with a higher --max-cost, then this again",
+        )
+
+
+def _reopen_trial(ws: Workspace, run: Run) -> None:
+    """One that its sweep gave up when it came to its limit is scored once it has ended."""
+    found = ws.store.searches.of_run(run)
+    if found is not None:
+        ws.store.searches.change(
+            found[0].id,
+            found[1].number,
+            lambda now: (
+                replace(now, state=TrialState.OPEN, note=None) if now.state is TrialState.FAILED else now
+            ),
+        )
+
+
+# -- words -------------------------------------------------------------------------------------------------
+
+
+def _told(limits: Allowance) -> str:
+    words = [] if limits.max_hours is None else [f"{limits.max_hours:g} hours"]
+    words += [] if limits.max_usd is None else [limit(limits.max_usd)]
+    return " and ".join(words) or "none"
+
+
+def _used(limits: Allowance) -> str:
+    usd = limits.used_usd
+    return duration(limits.used_s) + (f" ({money(usd)})" if usd is not None else "")
+
+
+def _data(limits: Allowance) -> dict[str, str | float | None]:
+    usd = limits.max_usd
+    return {"max_hours": limits.max_hours, "max_cost_usd": None if usd is None else str(usd)}

@@ -1,0 +1,273 @@
+"""Tuned models in use, for the command line: by names that people type."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.catalog.models import Licence, licence_of
+from orchestrate.core.files import locked, private_folder
+from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
+from orchestrate.http.web.server import free_port
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.runs import privacy
+from orchestrate.runs.serving import tuned as models
+from orchestrate.runs.serving.tuned import Asking as Asking
+from orchestrate.runs.serving.tuned import export as export
+from orchestrate.runs.serving.tuned import merge as merge
+from orchestrate.runs.serving.tuned import merges as merges
+from orchestrate.runs.serving.tuned import verify as verify
+from orchestrate.runs.tracked import TrackedRun, tracked
+from orchestrate.serving import agreements, engines
+from orchestrate.serving.export import forms
+from orchestrate.serving.export.forms import Options as Options
+from orchestrate.serving.server import keys, running
+from orchestrate.serving.server.running import Terms as Terms
+from orchestrate.serving.tuned import Tuned
+from orchestrate.types import Export, Proof
+
+if TYPE_CHECKING:
+    from orchestrate.runs.hosting.deployment import DeploymentHandle
+    from orchestrate.workspace import Workspace
+
+_LONGEST_NAME = 200
+ENGINES = ("auto", "transformers", "llama.cpp", "vllm")
+
+
+def subject(ft: Workspace, name: str) -> TrackedRun | Path:
+    """A run by its id, or a folder with weights. Raises `UsageError`."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and list(folder.glob("*.safetensors")):
+        return folder.resolve()
+    return tracked(ft, name)
+
+
+def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
+    """Licences of the bases that ask for something that nobody has agreed to yet."""
+    found: dict[str, Licence] = {}
+    for name in names:
+        what = subject(ft, name)
+        base = models.of(ft, what).base if isinstance(what, Path) else what.record.model
+        licence = licence_of(base)
+        new = licence is not None and licence.id not in accepted
+        if licence is not None and new and not agreements.agreed(licence, ft.settings.home):
+            found[licence.id] = licence
+    return list(found.values())
+
+
+def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
+    """Raises `UsageError` where a private run's weights would go to a hub that is not known to be its
+    owner's."""
+    if isinstance(what, Path) or not privacy.is_private(what.record):
+        return
+    from huggingface_hub import constants
+
+    privacy.require_near(ft.settings, what.id, "--upload", constants.ENDPOINT)
+
+
+def upload(made: Export, repo: str | None) -> str:
+    """Publishes an exported folder on the hub, as a private model, with the user's own login there; returns
+    its address. What is there already is not sent again. Raises `UsageError` without a name for it, and
+    what a host raises."""
+    if repo is None:
+        raise UsageError("say where to: --repo OWNER/NAME")
+    import huggingface_hub
+
+    hub: Any = huggingface_hub
+    wire = Wire("the hub")
+    try:
+        wire.once(lambda: hub.create_repo(repo, private=True, exist_ok=True), expect=object)
+        return str(wire.once(lambda: hub.upload_folder(repo_id=repo, folder_path=made.folder), expect=object))
+    except AuthenticationFailed as error:
+        error.fix = "hf auth login   with a token that may write there"
+        raise
+
+
+# -- serving -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Up:
+    """A server that answers."""
+
+    url: str
+    engine: str
+    models: tuple[str, ...]
+    """The names by which it is asked."""
+    tuned: tuple[Tuned, ...]
+    command: str | None = None
+    """Of an engine of others."""
+    key: str | None = None
+    """That of who started it."""
+    why: str | None = None
+    """Of an engine that nobody named."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of the engine."""
+
+    engine: str = "auto"
+    base: str | None = None
+    """Served alone, where there is no tuned model."""
+    python: Path | None = None
+    """Of the environment that has vLLM."""
+    llama_python: Path | None = None
+    """Of the environment that has llama-cpp-python."""
+    quantise: str = "Q4_K_M"
+    """For llama.cpp."""
+    more: tuple[str, ...] = ()
+    """Further flags for an engine of others."""
+
+
+@contextmanager
+def serve(
+    ft: Workspace,
+    names: Sequence[str],
+    terms: Terms,
+    choice: Choice | None = None,
+    *,
+    called: Sequence[str] = (),
+    accept_licence: Sequence[str] = (),
+) -> Generator[Up]:
+    """Serves these runs and folders with adapters for as long as the block lasts, `called` by these names in
+    their order; the rest go by their own. Raises `LicenceAsks`,
+    `UsageError` for models that do not go together, `SetupError` for an engine that is not here."""
+    choice = choice or Choice()
+    if choice.engine not in ENGINES:
+        raise UsageError(f"--engine takes {', '.join(ENGINES)}; got {choice.engine!r}")
+    tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
+    for one in tuned:
+        models.agree(ft, one, accept_licence)
+    engine, why = choice.engine, None
+    if engine == "auto":
+        engine, why = engines.choose(tuned, engines.Here.seen(choice.python, choice.llama_python))
+    if engine == "transformers":
+        with running.serve(tuned, ft.settings.home, terms, base=choice.base) as up:
+            yield Up(up.url, engine, tuple(up.models), tuple(tuned), key=up.api.admin_key, why=why)
+        return
+    if not tuned:
+        raise UsageError(f"{engine} serves tuned models here: name a run")
+    make = _vllm if engine == "vllm" else _llama_cpp
+    command = make(ft, tuned, terms, choice)
+    with engines.started(command) as url:
+        served = (*(t.name for t in tuned), *([tuned[0].base_name] if engine == "vllm" else []))
+        yield Up(url, engine, served, tuple(tuned), command.line, why=why)
+
+
+def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
+    """Raises `UsageError` for a name that no model or that two go by, and for more names than models."""
+    if len(called) > len(tuned):
+        raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="one --as NAME for each RUN")
+    for name in called:
+        if not name.isprintable() or not name or len(name) > _LONGEST_NAME or set(name) & set(" =,"):
+            raise UsageError(
+                f"{name!r} cannot be a model's name: 1 to {_LONGEST_NAME} characters, no space, = or comma"
+            )
+    named = [replace(one, name=name) for one, name in zip(tuned, called, strict=False)]
+    named += tuned[len(called) :]
+    running.require_own_names(named)
+    return named
+
+
+def _vllm(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
+    if len(tuned) > 1 and not all(t.adapter for t in tuned):
+        raise UsageError("a whole tuned model is served alone")
+    folders = {t.name: _exported(ft, t, "vllm", Options()) for t in tuned if t.adapter}
+    base = tuned[0].base_name
+    return engines.vllm(
+        tuned, folders, base, host=terms.host, port=_port(terms), python=choice.python
+    ).with_more(choice.more)
+
+
+def _llama_cpp(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
+    if len(tuned) > 1:
+        raise UsageError(
+            "llama.cpp's server has one model by name: serve one run with it",
+            fix="--engine transformers or vllm serves several adapters of a base",
+        )
+    folder = _exported(ft, tuned[0], "gguf", Options(quantise=choice.quantise))
+    [file] = folder.glob("*.gguf")
+    return engines.llama_server(
+        tuned[0],
+        file,
+        host=terms.host,
+        port=_port(terms),
+        parallel=min(8, terms.most_at_once),
+        python=choice.llama_python,
+    ).with_more(choice.more)
+
+
+def _port(terms: Terms) -> int:
+    """Found once the exports are there, which may take minutes: a free one may be another's by then."""
+    return terms.port or free_port(terms.host)
+
+
+def _exported(ft: Workspace, tuned: Tuned, form: str, options: Options) -> Path:
+    """An export for an engine, made once for the weights."""
+    weights = (forms.weights_hash(tuned.folder) or "none")[:16]
+    kind = f"-{options.quantise}" if form == "gguf" else ""
+    exports = private_folder(ft.settings.home / "exports")
+    folder = exports / f"{tuned.slug}-{weights}-{form}{kind}"
+    with locked(exports / f"{weights}.lock", wait_s=None):  # two servers of one model may start at once
+        if not folder.is_dir():
+            forms.export(tuned, form, folder, options)
+    return folder
+
+
+def prove(ft: Workspace, up: Up, names: Sequence[str]) -> list[Proof]:
+    """That each of the models answers to its own name as it was trained."""
+    pairs = zip(names, up.tuned, strict=True)
+    return [verify(ft, subject(ft, name), up.url, Asking(model=one.name, key=up.key)) for name, one in pairs]
+
+
+def prove_deployed(
+    ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
+) -> tuple[Proof | None, str | None]:
+    """Proves what was deployed, once it answers; else why it was not. The prompts of the proof are billed
+    as all others are. Nothing large is brought here for it: without the base on this machine the prompts by
+    which the tuned model is known cannot be found, unless they were found before."""
+    at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
+    fix += "" if at == run.record.provider else f" --at {at}"
+    try:
+        if not models.can_be_known(ft, run):
+            return None, f"its base is not on this machine; where it is: {fix}"
+        if not deployment.answers(patience_s):
+            return None, f"it does not answer yet; later: {fix}"
+        return verify(ft, run, at), None
+    except OrchestrateError as error:
+        return None, f"{error.message}; later: {fix}"
+
+
+def add(
+    ft: Workspace,
+    names: Sequence[str],
+    url: str,
+    accept_licence: Sequence[str],
+    called: Sequence[str] = (),
+) -> list[tuple[str, str, float]]:
+    """Adds adapters to a server that runs: one of this home's, or a vLLM. Name, URL and seconds of each.
+    Raises `UsageError`, `HostUnavailable`."""
+    root = url.rstrip("/").removesuffix("/v1")
+    own = any(note.url == root for note in running.notes(ft.settings.home))
+    found: list[tuple[str, str, float]] = []
+    for tuned in _named([models.of(ft, subject(ft, name)) for name in names], called):
+        models.agree(ft, tuned, accept_licence)
+        if own:
+            seconds = running.add(ft.settings.home, tuned, root)
+        else:
+            seconds = engines.load_into(root, tuned.name, _exported(ft, tuned, "vllm", Options()))
+        found.append((tuned.name, root, seconds))
+    return found
+
+
+def new_key(ft: Workspace, name: str) -> str:
+    """It is shown once. Servers that run already do not know it."""
+    return keys.make(ft.settings.make_home(), name)
+
+
+def revoke_key(ft: Workspace, name: str) -> None:
+    keys.revoke(ft.settings.home, name)

@@ -1,0 +1,94 @@
+"""A conversation with a tuned model: where it answers, and what it was told before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.errors import DataError, UsageError
+from orchestrate.providers.base import AnswersHere, Downloads, capability
+from orchestrate.types import Message, Reply
+
+if TYPE_CHECKING:
+    from orchestrate.local.answers.generation import Generator
+    from orchestrate.runs.tracked import TrackedRun
+
+PLACES = ("auto", "host", "here")
+_LOOKED_AT = 200
+_MOSTLY = 0.9
+
+
+class Talk:
+    """Asks the model of one run. On this machine, where a run of its own and a downloaded adapter answer, the
+    model is loaded once and its answers come as they are written. To be closed."""
+
+    def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
+        """`on`: `host` asks the run's host, `here` downloads the adapter and answers on this machine; `auto`
+        is where the run was trained. Raises `UsageError`, and what `check` and `download` do."""
+        if on not in PLACES:
+            raise UsageError(f"--on takes {', '.join(PLACES)}; got {on!r}")
+        if on == "here" and at is not None:
+            raise UsageError("--at names another host, and --on here this machine: take one of them")
+        handle.check()
+        self._handle, self._at = handle, at
+        self._own: Generator | None = None
+        self._here = None if on == "host" or at is not None else self._generator(here=on == "here")
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
+
+    def ask(
+        self, conversation: Sequence[Message], tell: Callable[[str], object] | None = None, **options: Any
+    ) -> Reply:
+        """The next answer; `tell` gets its pieces where they come one by one."""
+        if self._here is None or tell is None:
+            if self._own is not None:
+                return self._own.generate([conversation], **options)[0]
+            return self._handle.chat(conversation, at=self._at, tell=tell, **options)
+        pieces = self._here.stream(conversation, **options)
+        while True:
+            try:
+                tell(next(pieces))
+            except StopIteration as end:
+                return end.value
+
+    def _generator(self, *, here: bool) -> Generator | None:
+        provider = self._handle.provider
+        if isinstance(provider, AnswersHere):
+            return provider.generator(self._handle.record.handle)
+        if not here:
+            return None
+        from orchestrate.local import Generator
+
+        capability(provider, Downloads)
+        artifact = self._handle.download()
+        if artifact.base_model is None:
+            raise UsageError(
+                f"the downloaded model in {artifact.folder} does not say which base it belongs to"
+            )
+        self._own = Generator(artifact.base_model, adapter=Path(artifact.folder))
+        return self._own
+
+
+def system_message(handle: TrackedRun) -> str | None:
+    """That with which the run's training data begin, where nearly all of the first rows have the same one;
+    `None` too where the data are not here any more."""
+    from orchestrate.data import Dataset
+    from orchestrate.data.rows.examples import ChatExample
+    from orchestrate.spec import JobSpec
+
+    seen: Counter[str | None] = Counter()
+    try:
+        train = JobSpec.parse(handle.record.spec).train_files[0].path
+        for example in islice(Dataset.open(train).examples(), _LOOKED_AT):
+            first = example.messages[0] if isinstance(example, ChatExample) and example.messages else None
+            told = first is not None and first.role in ("system", "developer")
+            seen[first.text if told and first is not None else None] += 1
+    except (DataError, UsageError, OSError):
+        return None
+    [(text, times)] = seen.most_common(1) or [(None, 0)]
+    return text if text and times >= _MOSTLY * seen.total() else None

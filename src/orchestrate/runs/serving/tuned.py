@@ -1,0 +1,323 @@
+"""What is done with tuned models: exported, merged into one, and proved to be what was trained."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate import text
+from orchestrate.catalog.models import lookup
+from orchestrate.core.files import private_folder, whole, write_whole
+from orchestrate.core.underway import work
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.local.model.files.models import config_of
+from orchestrate.local.weights.asking import ask
+from orchestrate.providers.base import Chats, Deploys, Downloads, KeepsFingerprint, capability
+from orchestrate.runs.hosting.deployment import require_open, used
+from orchestrate.serving import agreements, combining
+from orchestrate.serving.export import forms
+from orchestrate.serving.export.folder import scratch_beside
+from orchestrate.serving.export.forms import Options
+from orchestrate.serving.proof.folder import FolderPlace
+from orchestrate.serving.proof.host import HostPlace
+from orchestrate.serving.proof.url import UrlPlace
+from orchestrate.serving.proof.verify import verify as judge
+from orchestrate.serving.tuned import Tuned
+from orchestrate.settings.keys import secret, user_and_machine
+from orchestrate.types import Adapter, Export, Merged, Proof, Sheet
+
+if TYPE_CHECKING:
+    from orchestrate.runs.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
+
+
+Subject = "TrackedRun | Path"
+"""A run that succeeded, or a folder with an adapter or a model that has a passport."""
+
+
+def of(ws: Workspace, subject: TrackedRun | Path) -> Tuned:
+    """The tuned model on this machine, downloaded where it is a run's and not here yet. Raises what
+    `RunHandle.download` does, and `UsageError` for a folder that does not say its base."""
+    if isinstance(subject, Path):
+        return _of_folder(subject)
+    artifact = subject.download()
+    return Tuned.of(subject.record, artifact, ws.store.history.evaluations(subject.id))
+
+
+def key_of(subject: TrackedRun | Path) -> str:
+    """Under which proofs are kept: the run's id, or the hash of the folder's weights."""
+    if isinstance(subject, Path):
+        return f"weights-{(forms.weights_hash(subject) or 'none')[:16]}"
+    return subject.id
+
+
+def _of_folder(folder: Path) -> Tuned:
+    folder = folder.expanduser().resolve()
+    if not list(folder.glob("*.safetensors")):
+        raise UsageError(f"{folder} holds no safetensors weights")
+    bare = Tuned(folder.name, folder, "", "adapter" if (folder / "adapter_config.json").is_file() else "full")
+    given: Any = bare.passport.get("base_model")
+    if not given and bare.adapter:
+        given = bare.config.get("base_model_name_or_path")
+    if not given:
+        raise UsageError(
+            f"{folder} does not say which base it belongs to", fix="a passport.json with base_model"
+        )
+    return replace(bare, base=str(given))
+
+
+def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: Tuned | None = None) -> Sheet:
+    """By what the model is known: kept at the end of its training, or found once from its files."""
+    file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
+    with suppress(OSError, msgspec.MsgspecError):
+        return Sheet.from_json(file.read_bytes())
+    found = None if isinstance(subject, Path) else _kept_sheet(subject)
+    if found is None:
+        spec = {} if isinstance(subject, Path) else subject.record.spec
+        found = _found(spec, tuned or of(ws, subject))
+    write_whole(file, found.to_json(), private=True)
+    return found
+
+
+def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
+    """Whether it is known by what to know a run's model again, or can be found out with what is on this
+    machine. An adapter is downloaded for that, a whole model is not."""
+    file = ws.settings.home / "proofs" / f"{run.id}.json"
+    if file.is_file() or _kept_sheet(run) is not None:
+        return True
+    adapter: dict[str, Any] = run.record.spec.get("adapter") or {}
+    if adapter.get("type") == "full" or not isinstance(run.provider, Downloads):
+        return False
+    return config_of(of(ws, run).base) is not None
+
+
+def _kept_sheet(run: TrackedRun) -> Sheet | None:
+    provider = run.provider
+    return provider.sheet(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
+
+
+def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
+    data = [str(Path(str(f)).expanduser()) for f in (spec.get("validation"), spec.get("train")) if f]
+    more: dict[str, Any] = {"data": data, "four_bit": tuned.four_bit}
+    return Sheet.from_dict(ask("sheet", base=tuned.base, tuned=str(tuned.folder), **more))
+
+
+def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
+    """A run's adapter as hosts take it, on this machine: PEFT's two files, with the base by the name that
+    others know. Raises `UsageError` for a whole model, and for what is no plain LoRA."""
+    tuned = of(ws, run)
+    config = tuned.config
+    more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
+    if more:
+        raise UsageError(
+            f"{run.id} is no plain LoRA adapter ({', '.join(more)}): hosts would drop that, or refuse it",
+            fix=f"orchestrate export {run.id} DIR --to merged   and serve it on a machine of yours",
+        )
+    tuned.require_readable()
+    known = lookup(tuned.base) or lookup(run.record.model)
+    base = known.name if known is not None else tuned.base_name
+    weights = forms.weights_hash(tuned.folder) or ""
+    id = f"orc-{weights[:24]}"
+    folder = private_folder(ws.settings.home / "uploads" / id)
+    target = folder / forms.CONFIGS[1]
+    if not target.exists():
+        with whole(target) as draft:
+            shutil.copyfile(tuned.folder / forms.CONFIGS[1], draft)
+    named = {
+        **config,
+        "base_model_name_or_path": known.hub or known.name if known else base,
+        "inference_mode": True,
+    }
+    write_whole(folder / forms.CONFIGS[0], msgspec.json.format(msgspec.json.encode(named), indent=2))
+    targets = config.get("target_modules") or ()
+    return Adapter(
+        id=id,
+        folder=str(folder),
+        base=base,
+        rank=tuned.rank,
+        targets=() if isinstance(targets, str) else tuple(sorted(targets)),
+    )
+
+
+def agree(ws: Workspace, tuned: Tuned, accepted: Sequence[str]) -> None:
+    """Raises `LicenceAsks` where the base's licence asks for something that nobody has agreed to."""
+    agreements.require(
+        tuned.licence,
+        tuned.base_name,
+        ws.settings.home,
+        accepted,
+        ws.settings.made_by or user_and_machine(),
+    )
+
+
+def export(
+    ws: Workspace,
+    subject: TrackedRun | Path,
+    form: str,
+    folder: Path,
+    *,
+    options: Options | None = None,
+    accept_licence: Sequence[str] = (),
+    prove: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Export:
+    """Writes the tuned model to `folder` in one of `forms.FORMS`, and then loads it from there and proves
+    that it is what was trained, where this machine can.
+
+    Raises `LicenceAsks`, `UsageError` for a form that the model cannot take, `SetupError` where a tool is
+    missing.
+    """
+    tuned = of(ws, subject)
+    agree(ws, tuned, accept_licence)
+    with work(f"writing it as {form}"):
+        made = forms.export(tuned, form, folder, options)
+    tell(f"written to {made.folder}")
+    if not prove:
+        return made
+    try:
+        with _laid_on(tuned, made, options or Options()) as base:
+            proof = verify(ws, subject, made.folder, Asking(base_gguf=base), tuned=tuned)
+        return msgspec.structs.replace(made, proof=proof)
+    except SetupError as error:
+        return msgspec.structs.replace(made, notes=(*made.notes, f"not proved here: {error} ({error.fix})"))
+
+
+@contextmanager
+def _laid_on(tuned: Tuned, made: Export, options: Options) -> Generator[Path | None]:
+    """The base as a GGUF file, for as long as an adapter in GGUF is proved on it."""
+    if made.form != "gguf-lora":
+        yield None
+        return
+    with scratch_beside(Path(made.folder)) as folder:
+        yield forms.base_gguf(tuned, folder / "base.gguf", options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a place is asked. `model`, `base`: the names under which they answer at a URL."""
+
+    model: str | None = None
+    base: str | None = None
+    key_variable: str | None = None
+    """With the key for a URL."""
+    key: str | None = None
+    base_gguf: Path | None = None
+    """On which an adapter in GGUF is laid."""
+
+
+def verify(
+    ws: Workspace,
+    subject: TrackedRun | Path,
+    at: str | None = None,
+    asking: Asking | None = None,
+    *,
+    tuned: Tuned | None = None,
+) -> Proof:
+    """Whether what answers at a URL, in a folder, or (`None`, or the backend's name) at the run's backend is
+    what was trained. Kept in the store, whatever it says. Raises a `ProviderError` where nothing can be
+    asked."""
+    asking = asking or Asking()
+    name = subject.name if isinstance(subject, Path) else _name(subject)
+    if at is not None and at.startswith(("http://", "https://")):
+        known = sheet(ws, subject, tuned)
+        place = UrlPlace(at, model=asking.model or name, base=asking.base, key=_key(asking))
+        try:
+            return _kept(ws, judge(known, place, run_id=key_of(subject)))
+        finally:
+            place.close()
+    if not isinstance(subject, Path) and (at is None or at == subject.record.provider):
+        subject.check()
+        _require_answering(subject)
+        place = HostPlace(
+            capability(subject.provider, Chats),
+            subject.record.handle,
+            subject.record.tuned_model or subject.id,
+        )
+        used(ws, subject.id)
+        return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
+    if not isinstance(subject, Path) and at in _deployed_at(ws, subject):
+        deployment = require_open(ws, subject.id, at)
+        place = HostPlace(
+            capability(ws.provider(at), Chats), deployment.handle, deployment.model or subject.id
+        )
+        used(ws, subject.id, at)
+        return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
+    if at is None:
+        raise UsageError("say where it is served", fix="--at URL , or a folder")
+    folder = Path(at).expanduser().resolve()
+    if not folder.exists():
+        raise UsageError(f"{at} is no URL, no folder and not the run's backend")
+    tuned = tuned or of(ws, subject)
+    known = sheet(ws, subject, tuned)
+    place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)
+    weights = forms.weights_hash(tuned.folder)
+    return _kept(ws, judge(known, place, run_id=key_of(subject), weights=weights))
+
+
+def _deployed_at(ws: Workspace, run: TrackedRun) -> set[str]:
+    """Hosts to which a run's adapter was deployed."""
+    return {one.record.provider for one in run.deployments()}
+
+
+def _key(asking: Asking) -> str | None:
+    found = secret(asking.key_variable, asking.key_variable) if asking.key_variable else None
+    return found.reveal() if found else asking.key
+
+
+def _name(run: TrackedRun) -> str:
+    return str(run.record.spec.get("suffix") or run.id)
+
+
+def _require_answering(run: TrackedRun) -> None:
+    provider = capability(run.provider, Chats)
+    if isinstance(provider, Deploys) and provider.endpoint(run.record.handle) is None:
+        raise UsageError(
+            f"{provider.name} has no endpoint up for this model",
+            fix=f"orchestrate deploy {run.id}   (bills), or name a URL or a folder: --at",
+        )
+
+
+def _kept(ws: Workspace, proof: Proof) -> Proof:
+    ws.store.history.add_record(proof.run_id, "proof", proof)
+    return proof
+
+
+def merge(
+    ws: Workspace,
+    parts: Sequence[TrackedRun | Path],
+    folder: Path,
+    *,
+    method: str = "svd",
+    weights: Sequence[float] | None = None,
+    density: float | None = None,
+    rank: int | None = None,
+    accept_licence: Sequence[str] = (),
+) -> Merged:
+    """One adapter of several of one base, by PEFT's methods, in a folder with a passport of its own; it is
+    then loaded from there and proved. Each weighs the same unless `weights` says otherwise.
+
+    Raises `UsageError` for other bases, whole models, or what PEFT cannot merge.
+    """
+    tuned = [of(ws, part) for part in parts]
+    for one in tuned:
+        agree(ws, one, accept_licence)
+    names = [key_of(p) for p in parts]
+    with work(f"merging {text.count(len(tuned), 'adapter')}"):
+        made = combining.combine(
+            tuned, names, folder, method=method, weights=weights, density=density, rank=rank
+        )
+    made = msgspec.structs.replace(made, proof=verify(ws, Path(made.folder), made.folder))
+    for run_id in {part.id for part in parts if not isinstance(part, Path)}:
+        ws.store.history.add_record(run_id, "merge", made)
+    return made
+
+
+def merges(ws: Workspace, run_id: str) -> list[Merged]:
+    """Of which a run is a part, oldest first."""
+    return [Merged.from_dict(r.data) for r in ws.store.history.records("merge", [run_id])]

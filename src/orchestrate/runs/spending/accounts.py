@@ -1,0 +1,373 @@
+"""What was spent, what is committed, what is left, and what bills or could, by asking every account.
+
+What could not be asked is told and never counted as nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrate.core.underway import work
+from orchestrate.costing.spent import expenses
+from orchestrate.costing.spent.expenses import BY as BY
+from orchestrate.costing.spent.expenses import NONE as NONE
+from orchestrate.costing.spent.expenses import Expense as Expense
+from orchestrate.costing.spent.expenses import Sum as Sum
+from orchestrate.costing.spent.expenses import cents as cents
+from orchestrate.errors import MissingKey, OrchestrateError
+from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+_AT_ONCE = 8
+GRACE = timedelta(minutes=10)
+"""After the end of its run: a worker reports the end, then lets go of its machine."""
+IN_USE = timedelta(hours=1)
+"""So long after a request from this store, or after it was made, a deployment is not idle."""
+
+
+class Breakdown(Record, frozen=True, kw_only=True):
+    by: str
+    groups: tuple[Sum, ...]
+
+
+class Found(Record, frozen=True, kw_only=True):
+    """One thing that bills or could, and whose it is."""
+
+    item: Standing
+    run: str | None = None
+    """The run of this store that it belongs to."""
+    deployment: str | None = None
+    """The deployment of this store that it is."""
+    used_at: datetime | None = None
+    """When it was last asked something from this store."""
+    person: str | None = None
+    foreign: bool
+    """Nothing in this store says that it was made from here."""
+    abandoned: bool = False
+    """It, or its run, was given up in this store."""
+    unaccounted: str | None = None
+    """Why nothing in this store accounts for it: what it costs is in no sum."""
+    idle: bool
+    """It bills by the hour (or may: that cannot be told), and this store knows of no use for an hour."""
+
+    @property
+    def lost_run(self) -> str | None:
+        """The run that `recover` makes of it, where it has our ref and this store has no such run."""
+        from orchestrate.store.ids import REF_PATTERN, run_id_of
+
+        ref = self.item.job_id or ""
+        return run_id_of(ref) if self.run is None and REF_PATTERN.fullmatch(ref) else None
+
+    @property
+    def by_the_hour(self) -> bool:
+        """Whether it bills for standing there, or may. Jobs of runs here are among what is committed."""
+        if self.item.bills is False:
+            return False
+        if self.item.kind in ("job", "worker"):
+            return self.item.rented and self.unaccounted is not None
+        return True
+
+
+class Asked(Record, frozen=True, kw_only=True):
+    """One configured account, or a backend that only the store knows."""
+
+    backend: str
+    title: str
+    host: str | None = None
+    account: str | None = None
+    asked: bool
+    reason: str | None = None
+    """Why it was not asked, or did not answer."""
+    keyless: bool = False
+    """Its key is not set."""
+    expected: bool = True
+    """Whether not to have asked leaves a gap: not for a backend without a key that has no runs here."""
+    unseen: tuple[str, ...] = ()
+    """What of it cannot be seen, a sentence each."""
+    partial: bool = False
+    """Whether a list that the host has could not be read."""
+    elsewhere: tuple[str, ...] = ()
+    """Runs and deployments that have not ended, that the account did not show, and that may be in another."""
+
+
+class SpendingReport(Record, frozen=True, kw_only=True):
+    """Money is exact; what is not known is in no sum and told beside it."""
+
+    at: datetime
+    sandbox: bool = False
+    """Play money of sandboxes, and what stands there; else none of it."""
+    month: str | None = None
+    total: Sum
+    """Of the month when one was asked for."""
+    budget_usd: Decimal | None = None
+    left_usd: Decimal | None = None
+    """Of the budget, by all months; below zero when it is exceeded. `None` without a budget."""
+    uncounted: tuple[str, ...] = ()
+    """Ids, of all months, of what may have cost something that nobody knows: as much less is left. Without
+    those that were given up or are ignored; with rented machines that no run here accounts for."""
+    breakdown: tuple[Breakdown, ...] = ()
+    offline: bool = False
+    """No account was asked."""
+    accounts: tuple[Asked, ...] = ()
+    standing: tuple[Found, ...] = ()
+    usd_per_hour: Decimal | None = None
+    """Of all that bills by the hour now and has a known price; `None` when no account answered, and when
+    something bills and no price of it is known."""
+    unpriced: tuple[str, ...] = ()
+    """Ids of what bills by the hour now, or may, at a price that is not known: more than `usd_per_hour`."""
+
+    @property
+    def billing(self) -> list[Found]:
+        """What bills by the hour, or may."""
+        return [found for found in self.standing if found.by_the_hour]
+
+    @property
+    def idle(self) -> list[Found]:
+        return [found for found in self.standing if found.idle]
+
+    @property
+    def over(self) -> bool:
+        return self.left_usd is not None and self.left_usd < 0
+
+    @property
+    def gaps(self) -> list[Asked]:
+        """Where something may bill that was not seen: accounts that did not answer, or not all, and those of
+        runs that no key at hand shows."""
+        return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
+
+    @property
+    def at_least(self) -> bool:
+        """Whether more may bill than `usd_per_hour` says."""
+        return bool(self.unpriced or self.gaps)
+
+
+@dataclass(frozen=True)
+class _Books:
+    """What the store has, newest first."""
+
+    runs: Sequence[Run]
+    deployments: Sequence[Deployment]
+    time_of: Callable[[Deployment], datetime]
+    """Now, as a deployment's age counts it."""
+
+    def expenses(self, now: datetime) -> list[Expense]:
+        of = {run.id: run for run in self.runs}
+        found = [expenses.of_run(run, now) for run in self.runs]
+        for one in self.deployments:
+            found += expenses.of_deployment(one, of.get(one.run_id), self.time_of(one))
+        return found
+
+
+@dataclass(frozen=True)
+class _Answer:
+    told: Asked
+    place: str = ""
+    """Where the ids of the items are one thing's only."""
+    items: tuple[Standing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spender:
+    """Asks on behalf of `Orchestrator.spending`."""
+
+    store: Store
+    backends: Sequence[str]
+    provider: Callable[[str], Provider]
+    ready: Callable[[str], Provider]
+    """As `provider`; raises `MissingKey`."""
+    budget_usd: Decimal | None = None
+
+    def report(
+        self,
+        by: Sequence[str] = ("backend",),
+        *,
+        month: str | None = None,
+        sandbox: bool = False,
+        offline: bool = False,
+        ignore: Collection[str] = (),
+    ) -> SpendingReport:
+        """Raises `UsageError` for a month or a grouping that there is not."""
+        now = self.store.clock.now()
+        books = _Books(
+            [run for run in self.store.runs.matching() if run.sandbox is sandbox],
+            [one for one in self.store.deployments.matching() if one.sandbox is sandbox],
+            self.store.deployments.time_of,
+        )
+        every = books.expenses(now)
+        chosen = expenses.in_month(every, month)
+        used = expenses.total(every)
+        budget = None if sandbox else self.budget_usd
+        report = SpendingReport(
+            at=now,
+            sandbox=sandbox,
+            month=month,
+            total=expenses.total(chosen),
+            budget_usd=budget,
+            left_usd=None if budget is None else budget - used.spent_usd - used.committed_usd,
+            uncounted=tuple(
+                dict.fromkeys(e.id for e in every if not (e.known or e.abandoned or e.id in ignore))
+            ),
+            breakdown=tuple(Breakdown(by=b, groups=tuple(expenses.grouped(chosen, b))) for b in by),
+            offline=offline,
+        )
+        if offline:
+            return report
+        answers = self._ask_all(books, sandbox)
+        found = _owned(answers, books, ignore, now)
+        billing = [one for one in found if one.by_the_hour]
+        prices = [one.item.usd_per_hour for one in billing if one.item.bills]
+        known = [price for price in prices if price is not None]
+        answered = any(answer.told.asked for answer in answers) and (bool(known) or not prices)
+        lost = [one.item.id for one in billing if one.item.rented and one.idle]
+        return msgspec.structs.replace(
+            report,
+            accounts=tuple(answer.told for answer in answers),
+            standing=tuple(found),
+            usd_per_hour=sum(known, Decimal(0)) if answered else None,
+            unpriced=tuple(f.item.id for f in billing if f.item.bills is None or f.item.usd_per_hour is None),
+            uncounted=tuple(dict.fromkeys([*report.uncounted, *lost])),
+        )
+
+    def _ask_all(self, books: _Books, sandbox: bool) -> list[_Answer]:
+        of: dict[str, list[Run | Deployment]] = {name: [] for name in self.backends}
+        for one in [*books.runs, *books.deployments]:
+            of.setdefault(one.provider, []).append(one)
+        with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
+            asked = [threads.submit(self._ask, name, of[name], sandbox) for name in of]
+            with work("asking the backends what bills") as told:
+                for done, _ in enumerate(as_completed(asked), 1):
+                    told(done, len(asked))
+            return [answer.result() for answer in asked]
+
+    def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _Answer:
+        """Never raises: whatever goes wrong with one backend is told, and hides no other."""
+        one = Asked(backend=name, title=name, asked=False, expected=bool(known))
+        if name not in self.backends:
+            return _Answer(
+                msgspec.structs.replace(one, reason="no backend of this name is configured any more")
+            )
+        try:
+            backend = self.provider(name)
+            one = msgspec.structs.replace(one, title=backend.title, host=backend.host)
+            no_key = backend.config.api_key is None and not backend.profile.keyless
+            if backend.sandbox is not sandbox and not no_key:
+                return _Answer(msgspec.structs.replace(one, reason=_LEFT_OUT[sandbox]))
+            self.ready(name)
+            one = msgspec.structs.replace(one, expected=True)
+            billing = backend.billing()
+        except MissingKey as error:
+            return _Answer(msgspec.structs.replace(one, reason=error.message, keyless=True))
+        except OrchestrateError as error:
+            return _Answer(msgspec.structs.replace(one, expected=True, reason=error.message))
+        except Exception as error:  # noqa: BLE001  a defect of one backend must not hide what bills on others
+            reason = f"defect in the backend ({type(error).__name__})"
+            return _Answer(msgspec.structs.replace(one, expected=True, reason=reason))
+        seen = {item.job_id.lower() for item in billing.items if item.job_id}
+        account, elsewhere, problem = self._elsewhere(backend, known, seen)
+        unseen = (*billing.unseen, *([problem] if problem else []))
+        told = msgspec.structs.replace(
+            one,
+            asked=True,
+            account=account,
+            unseen=unseen,
+            partial=billing.partial or problem is not None,
+            elsewhere=elsewhere,
+        )
+        items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
+        return _Answer(told, backend.config.base_url or backend.kind, items)
+
+    def _elsewhere(
+        self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
+    ) -> tuple[str | None, tuple[str, ...], str | None]:
+        """The account, what is open and it does not show, and what went wrong."""
+        from orchestrate.runs.submitting import accounts
+
+        try:
+            account = backend.account().id
+            hidden = tuple(
+                one.id
+                for one in known
+                if _may_bill(one)
+                and (one.job_id or "").lower() not in seen
+                and (one.host != backend.host or not accounts.is_here(self.store, backend, one.account))
+            )
+        except OrchestrateError as error:
+            return None, (), f"whose account it is could not be asked for: {error.message}"
+        except Exception as error:  # noqa: BLE001  as in `_ask`
+            return None, (), f"whose account it is could not be asked for ({type(error).__name__})"
+        return account, hidden, None
+
+
+_LEFT_OUT = {
+    False: "a sandbox, where nothing costs anything; --sandbox asks it",
+    True: "no sandbox; without --sandbox it is asked",
+}
+"""By whether sandboxes were asked for."""
+
+
+def _may_bill(one: Run | Deployment) -> bool:
+    from orchestrate.store.transitions import UNSENT
+
+    if isinstance(one, Deployment):
+        return not one.state.over and one.state is not DeploymentState.INTENT
+    return not one.status.terminal and one.phase not in UNSENT and one.abandoned is None
+
+
+def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], now: datetime) -> list[Found]:
+    """Each thing once, though two keys of one account show it, with whose it is; what bills most first."""
+    run_of = {run.ref.lower(): run for run in books.runs}
+    run_of |= {run.job_id.lower(): run for run in books.runs if run.job_id}
+    deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}
+    found: dict[tuple[str, str, str], Found] = {}
+    for answer in answers:
+        for item in answer.items:
+            job, is_job = (item.job_id or "").lower(), item.kind in ("job", "worker")
+            # By its ref too: the answer to the request that made it may have been lost.
+            run = run_of.get(job) or (run_of.get((item.name or "").lower()) if is_job else None)
+            one = None if is_job else deployment_of.get(job)
+            used = one.used_at if one else None
+            # What was just made is not idle, though nobody has asked it anything yet.
+            in_use = one is not None and books.time_of(one) - (used or one.created_at) < IN_USE
+            meant = not {item.id, item.id.rpartition("/")[2], item.name}.isdisjoint(ignore)
+            told = Found(
+                item=item,
+                run=run.id if run else None,
+                deployment=one.id if one else None,
+                used_at=used,
+                person=(one and one.made_by) or (run.made_by if run else None) or item.owner,
+                foreign=run is None and one is None,
+                abandoned=(run is not None and run.abandoned is not None)
+                or (one is not None and one.state is DeploymentState.ABANDONED),
+                unaccounted=unaccounted(run, now) if is_job else None,
+                idle=False,
+            )
+            # A job that another user of the account certainly made is in a store of theirs.
+            idle = told.by_the_hour and not meant and not in_use and not (is_job and item.owner)
+            found.setdefault((answer.place, item.kind, item.id), msgspec.structs.replace(told, idle=idle))
+    return sorted(found.values(), key=_weight)
+
+
+def unaccounted(run: Run | None, now: datetime) -> str | None:
+    """Why a job with our mark belongs to nothing here; `None` where its run, by its ref, accounts for it."""
+    if run is None:
+        return "no run here has its ref"
+    if run.abandoned is not None:
+        return "its run was given up"
+    if run.status.terminal and now - (run.finished_at or run.updated_at) > GRACE:
+        return f"its run has {run.status.value}"
+    return None
+
+
+def _weight(found: Found) -> tuple[bool, Decimal, str, str]:
+    item = found.item
+    return item.bills is False, -(item.usd_per_hour or Decimal(0)), item.provider, item.id

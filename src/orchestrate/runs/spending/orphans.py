@@ -1,0 +1,121 @@
+"""What bills under our mark and belongs to nothing of this store: workers of places whose run is not here or
+has ended, deployments that no record here keeps up. Listed, then ended, each looked at again just before.
+
+Only what has our mark: a worker with our label, a deployment whose name begins as we name them. Nothing that
+another user of the account certainly made: it is in a store of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.providers.base import Deploys, Limited, capability
+from orchestrate.runs.spending.accounts import Asked, SpendingReport, unaccounted
+from orchestrate.types import JobHandle, Record, Standing
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+MARK = "orc-"
+
+
+class Orphan(Record, frozen=True, kw_only=True):
+    item: Standing
+    run: str | None = None
+    """Of this store, where there is one."""
+    reason: str
+    """Why nothing here accounts for it."""
+    outcome: Literal["listed", "asked to end", "kept", "failed"] = "listed"
+    """Whether it is gone its host alone shows: those that are not are listed again."""
+    told: str | None = None
+    """Why it was kept, or what went wrong."""
+
+
+class OrphanReport(Record, frozen=True, kw_only=True):
+    """Also when nothing was found: what could not be asked may have some."""
+
+    at: datetime
+    orphans: tuple[Orphan, ...] = ()
+    gaps: tuple[Asked, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        return any(one.outcome == "failed" for one in self.orphans)
+
+
+class Orphans:
+    """Asks on behalf of `Orchestrator.orphans`."""
+
+    def __init__(self, store: Store, provider: Callable[[str], Provider]) -> None:
+        self.store, self.provider = store, provider
+
+    def among(self, report: SpendingReport) -> OrphanReport:
+        items = [found.item for found in report.standing]
+        found = tuple(one for item in items if (one := self._looked_at(item)) is not None)
+        return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
+
+    def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
+        """Each by itself: one that cannot be ended keeps no other. May be repeated, and done by two at
+        once."""
+        ended: list[Orphan] = []
+        for one in report.orphans:
+            ended.append(self._ended(one))
+            if tell is not None:
+                tell(ended[-1])
+        return OrphanReport(at=report.at, orphans=tuple(ended), gaps=report.gaps)
+
+    def _ended(self, one: Orphan) -> Orphan:
+        item = one.item
+        if self._looked_at(item) is None:
+            return _with(one, "kept", "this store accounts for it now")
+        try:
+            provider = self.provider(item.provider)
+            if item.kind == "deployment":
+                capability(provider, Deploys).undeploy(
+                    JobHandle(provider=item.provider, job_id=str(item.job_id))
+                )
+            elif isinstance(provider, Limited):
+                provider.stop_workers(str(item.job_id))
+        except OrchestrateError as error:
+            return _with(one, "failed", error.message)
+        except Exception as error:  # noqa: BLE001  a defect of one backend must not keep the others billing
+            return _with(one, "failed", f"defect in the backend ({type(error).__name__})")
+        return _with(one, "asked to end", None)
+
+    def _looked_at(self, item: Standing) -> Orphan | None:
+        """By the store as it is now: a run is written there before its job is made."""
+        if item.job_id is None or not self._marked(item):
+            return None
+        job = item.job_id.lower()
+        runs = self.store.runs.matching()
+        run = next((one for one in runs if job in (one.ref.lower(), (one.job_id or "").lower())), None)
+        reason = None
+        if item.kind == "deployment":
+            kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]
+            if all(d.state.over for d in kept):
+                reason = "its deployment has ended here" if kept else "no deployment here is it"
+        else:
+            reason = unaccounted(run, self.store.clock.now())
+        return None if reason is None else Orphan(item=item, run=run.id if run else None, reason=reason)
+
+    def _marked(self, item: Standing) -> bool:
+        if item.owner is not None:
+            return False
+        if item.kind == "deployment":
+            job = str(item.job_id).lower()
+            ours = {name for name in (job, MARK + job) if name.startswith(MARK)}
+            return item.bills is not False and not ours.isdisjoint({_bare(item.name or ""), _bare(item.id)})
+        ours = item.kind == "job" and str(item.job_id).startswith(MARK)
+        return ours and isinstance(self.provider(item.provider), Limited)
+
+
+def _bare(name: str) -> str:
+    return name.rpartition("/")[2].lower()
+
+
+def _with(one: Orphan, outcome: Literal["asked to end", "kept", "failed"], told: str | None) -> Orphan:
+    return Orphan(item=one.item, run=one.run, reason=one.reason, outcome=outcome, told=told)

@@ -1,0 +1,153 @@
+"""Submission: what is checked before anything is sent, and what sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.costing import caps, check_budget
+from orchestrate.errors import UsageError
+from orchestrate.providers.base import Limited
+from orchestrate.runs.preparing import earlier
+from orchestrate.runs.preparing.prepared import UNCOUNTED, Prepared, prepare, require
+from orchestrate.runs.submitting.repeats import Submission, already
+from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.settings import trust
+from orchestrate.spec import specfile
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Progress
+    from orchestrate.runs.preparing.prepared import Offer
+    from orchestrate.spec import JobSpec
+    from orchestrate.types import Quote, Run
+    from orchestrate.workspace import Backends, Workspace
+
+
+def preflight(
+    ws: Workspace,
+    prepared: Prepared,
+    provider: Backends,
+    *,
+    strict: bool = False,
+    max_cost_usd: Decimal | None = None,
+    max_cost_each_usd: Decimal | None = None,
+) -> dict[str, Decimal | None]:
+    """As `Orchestrator.preflight`."""
+    names = ws.backends(provider)
+    trust.require_to_spend(ws.settings, *(ws.provider(name) for name in names))
+    if not prepared.checked:
+        raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
+    committed_usd = Decimal(0)
+    for name in names:
+        offer = prepared.offer(name)
+        if offer.quote.unavailable == UNCOUNTED:
+            raise UsageError(
+                f"{name}: the price of this is not known, as its tokens were not counted",
+                fix="prepare it with tokens counted (exact or sampled)",
+            )
+        require(ws, offer.spec, name)
+        offer.require_fit(strict=strict)
+        sandbox = ws.provider(name).sandbox
+        budget_usd = None if sandbox else ws.settings.budget_usd
+        used_usd = Decimal(0) if budget_usd is None else ws.store.runs.spending().total_usd + committed_usd
+        check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
+        if not sandbox:
+            committed_usd += offer.quote.high_usd
+    offers = [prepared.offer(name) for name in names]
+    own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
+    limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
+    shares = caps([offer.quote for offer in offers], max_cost_usd=limit_usd, each_usd=max_cost_each_usd)
+    return dict(zip(names, shares, strict=True))
+
+
+def submitter(ws: Workspace, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
+    """To one backend; `agree` is asked when the host's own estimate is above the quote's high end."""
+    made = Submitter(ws.store, ws.provider(name), budget_usd=ws.settings.budget_usd)
+    return made if agree is None else replace(made, agree=agree)
+
+
+def of(
+    ws: Workspace,
+    prepared: Prepared,
+    name: str,
+    *,
+    key: str | None,
+    limit_usd: Decimal | None = None,
+    again: bool = True,
+    patient: bool = False,
+) -> Submission:
+    """What is asked of one backend, as it was prepared. `limit_usd` goes before the spec's own limit."""
+    offer = prepared.offer(name)
+    spec = specfile.anchored(offer.spec)
+    if limit_usd is not None:
+        spec = spec.model_copy(update={"max_cost_usd": limit_usd})
+    allowed_usd = ends_usd(ws, offer, spec)
+    return Submission(
+        spec=spec,
+        translation=offer.translation,
+        data=prepared.data,
+        quote=offer.quote,
+        max_cost_usd=spec.max_cost_usd,
+        allowed_usd=allowed_usd,
+        idempotency_key=key,
+        again=again,
+        patient=patient,
+        made_by=ws.settings.made_by,
+    )
+
+
+def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
+    """At what the bill of a rented machine ends: where the run's limits say, else at the high end of its
+    quote, and never above what is left of the budget."""
+    backend = ws.provider(offer.provider)
+    found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
+    if found is None or backend.sandbox or ws.settings.budget_usd is None:
+        return found
+    left = ws.settings.budget_usd - ws.store.runs.spending().total_usd
+    return min(found, max(left, offer.quote.high_usd))
+
+
+def submit(  # noqa: PLR0913  as the public one
+    ws: Workspace,
+    spec: JobSpec | Prepared,
+    provider: str,
+    *,
+    max_cost_usd: Decimal | None = None,
+    strict: bool = False,
+    idempotency_key: str | None = None,
+    again: bool = False,
+    patient: bool = False,
+    agree: Callable[[Quote], bool] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """As `Orchestrator.submit`; gives what is stored of the run."""
+    [name] = ws.backends(provider)
+    if not isinstance(spec, Prepared):
+        require(ws, spec, name)  # before the data are read
+    prepared = spec if isinstance(spec, Prepared) else prepare(ws, spec, name)
+    asked = of(ws, prepared, name, key=idempotency_key, limit_usd=max_cost_usd, again=again, patient=patient)
+    return send(ws, prepared, name, asked, strict=strict, agree=agree, progress=progress)
+
+
+def send(
+    ws: Workspace,
+    prepared: Prepared,
+    name: str,
+    asked: Submission,
+    *,
+    strict: bool = False,
+    agree: Callable[[Quote], bool] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Sends it, or goes on with the run of its key."""
+    wish, to = earlier.wish(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
+    if known := wish.known(ws.store):
+        trust.require_to_spend(ws.settings, ws.provider(name))
+        return to.take_up(known, asked, progress=progress)
+    if not asked.again and (same := wish.same(ws.store)):
+        raise already(same)
+    preflight(ws, prepared, name, strict=strict, max_cost_usd=asked.max_cost_usd)
+    prepared.require_unchanged()
+    return to.submit(asked, progress=progress)

@@ -1,0 +1,161 @@
+"""Which account a run is in, and whether the key at hand works for it.
+
+A host answers for one account only: what it does not show may be in another. So a run keeps the account that
+it was sent to, and nothing is asked or concluded elsewhere. Where the host does not tell its account, a key
+goes by a fingerprint, and a new key of the same account has a new one: a job or file of the account that the
+new key is shown, by its id, proves that the two are one, for good. Absence proves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from orchestrate.core.underway import work
+from orchestrate.errors import NotFound, OtherAccount, PermissionRefused
+from orchestrate.providers.base import HoldsFiles
+from orchestrate.store.database import schema
+from orchestrate.types import Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+
+# One upload of the same content to an account at a time, by whichever process.
+#
+# Hosts that name a file by its content refuse the second of two uploads at once, or let it break the first.
+
+_LOOK_S = 0.5
+
+
+@contextmanager
+def alone(
+    store: Store,
+    provider: Provider,
+    account: str,
+    data: TrainingData,
+    *,
+    lease_s: float = 30.0,
+    still_wanted: Callable[[], object] = lambda: None,
+) -> Generator[None]:
+    """Waits until no other process uploads any of these files, and keeps others waiting for the block.
+    `still_wanted` is called while it waits, and may raise."""
+    with ExitStack() as leases, work(f"waiting for another upload of this data to {provider.name}"):
+
+        def wait() -> None:
+            still_wanted()
+            store.clock.sleep(_LOOK_S)
+
+        for digest in sorted(set(data.digests)):  # in one order, so that nobody waits for one another
+            place = hashlib.sha256(f"{provider.name} {provider.host} {account}".encode()).hexdigest()[:16]
+            leases.enter_context(store.leases.hold(f"upload:{place}:{digest}", lease_s, wait=wait))
+        held = leases.pop_all()
+    with held:
+        yield
+
+
+_FINGERPRINT = "key "
+"""How the id of an account begins that its host does not tell; `orchestrate.types.Account` describes it."""
+
+
+def account_of(store: Store, provider: Provider) -> str:
+    """The id under which the store knows the account of the backend's key."""
+    with store.database.reading() as connection:
+        return _first_id(connection, provider, provider.account().id)
+
+
+def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
+    """Whether this account is the one of the backend's key, as far as ids tell: `None` when they do not."""
+    with store.database.reading() as connection:
+        return is_here_in(connection, provider, account)
+
+
+def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
+    """As `is_here`, inside a transaction."""
+    if account is None:
+        return None
+    first = _first_id(connection, provider, provider.account().id)
+    known = _first_id(connection, provider, account)
+    if first == known:
+        return True
+    return None if known.startswith(_FINGERPRINT) or first.startswith(_FINGERPRINT) else False
+
+
+def shows(store: Store, provider: Provider, run: Run) -> bool | None:
+    """As `is_here` for the account of a run; where ids do not tell, by looking for the run's job and for the
+    file that was uploaded for it. Raises `ProviderError` when the host cannot be asked."""
+    found = is_here(store, provider, run.account)
+    if found is None and _sees(store, provider, run):
+        prove(store, provider, run)
+        return True
+    return found
+
+
+def require(store: Store, provider: Provider, run: Run) -> None:
+    """Raises `OtherAccount` unless the backend's key certainly works for the run's account, and
+    `ProviderError` when the host cannot be asked."""
+    if not shows(store, provider, run):
+        raise other(store, provider, run)
+
+
+def other(store: Store, provider: Provider, run: Run) -> OtherAccount:
+    here = account_of(store, provider)
+    unsent = run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
+    sure = is_here(store, provider, run.account) is False
+    return OtherAccount(provider.title, run.id, run.account, here, unsent=unsent, sure=sure)
+
+
+def prove(store: Store, provider: Provider, run: Run) -> None:
+    """Writes down that the run's account is the one of the backend's key: what is only the run's was seen."""
+    here = account_of(store, provider)
+    if run.account is None:
+        store.runs.apply(run.id, lambda run: placed(run, here))
+    elif is_here(store, provider, run.account) is None:
+        _join(store, provider, run.account, here)
+
+
+def placed(run: Run, account: str) -> Run:
+    """The run with its account, where it was made before accounts were kept."""
+    return run if run.account is not None else msgspec.structs.replace(run, account=account)
+
+
+def _sees(store: Store, provider: Provider, run: Run) -> bool:
+    with suppress(NotFound, PermissionRefused):
+        if run.job_id is not None and provider.get(run.handle).handle.job_id == run.job_id:
+            return True
+    remote = store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
+    with suppress(NotFound, PermissionRefused):
+        return remote is not None and isinstance(provider, HoldsFiles) and provider.holds(remote)
+    return False
+
+
+def _first_id(connection: Connection, provider: Provider, account: str) -> str:
+    """Of all ids that were proven to be of one account, the one that runs were given first."""
+    table = schema.accounts
+    query = select(table.c.first_id).where(
+        table.c.provider == provider.config.name, table.c.host == provider.host, table.c.id == account
+    )
+    return connection.execute(query).scalar() or account
+
+
+def _join(store: Store, provider: Provider, known: str, here: str) -> None:
+    table = schema.accounts
+    at = {"provider": provider.config.name, "host": provider.host}
+    with store.database.writing() as connection:
+        first, second = _first_id(connection, provider, known), _first_id(connection, provider, here)
+        if first.startswith(_FINGERPRINT) and not second.startswith(_FINGERPRINT):
+            first, second = second, first  # so that an account that is told can never be joined to another
+        mine = (table.c.provider == at["provider"]) & (table.c.host == at["host"])
+        connection.execute(table.update().where(mine, table.c.first_id == second).values(first_id=first))
+        for id in {known, here, second}:
+            row = store.database.insert(table).values(**at, id=id, first_id=first)
+            connection.execute(
+                row.on_conflict_do_update(index_elements=["provider", "host", "id"], set_={"first_id": first})
+            )

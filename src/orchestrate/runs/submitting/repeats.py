@@ -1,0 +1,343 @@
+"""The same submit once more: a command repeated after a kill, a CI job retried, a second shell.
+
+A run is the same when its settings, its data (by content, wherever the files lie), its backend and its
+account are; the limit, the tags and the place of the files do not count. It stands in the way while it is
+open, and for `RECENT` after it was made when it succeeded: a CI job is mostly retried within a day, and
+training the same again so soon is rarely meant. One that failed or was cancelled does not: trying again is
+what its user wants.
+
+A caller's own key says it outright: the same key is the same run for ever, however it ended. The store knows
+its run by the key; where the store was lost or restored since, the host knows its job by the run's ref, which
+is made of the key and of what was asked (`lost`).
+
+A run that was recovered from a host which keeps neither its settings nor a digest of its data may be the same
+as any that has its model: it stands in the way as one that is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, or_, select
+
+from orchestrate.errors import AlreadySubmitted, KeyTaken, ProviderError, SpecError, UsageError
+from orchestrate.providers.base import Recalls
+from orchestrate.runs.submitting import accounts
+from orchestrate.settings.keys import is_masked, masked
+from orchestrate.spec import JobSpec
+from orchestrate.store.clock import stamp
+from orchestrate.store.database import schema
+from orchestrate.store.gateway import require_uncancelled
+from orchestrate.store.ids import REF_PATTERN, derived_ref
+from orchestrate.store.records.runs import asked_for
+from orchestrate.store.transitions import UNSENT, UNSETTLED
+from orchestrate.types import Event, Job, JobHandle, JobStatus, Outcome, Quote, Run, Translation
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+
+# The job of an idempotency key that stands at its host already, though the store knows nothing of it: the
+# store was lost, or an older copy of it was restored.
+#
+# It is found as the job of a lost answer is, by the run's ref. Nothing is guessed: a host that cannot be
+# asked ends the submit before anything is written or sent, and what carries the ref but is another job is
+# not touched.
+
+
+class Lost(NamedTuple):
+    handles: list[JobHandle]
+    job: Job
+    """The first of them, as its host tells it."""
+
+
+def look(provider: Provider, wish: Wish, translation: Translation) -> Lost | None:
+    """One request to read, and a second one where there is a job. Raises `KeyTaken` for a job that is not the
+    one asked for, `ProviderError` when the host cannot be asked."""
+    if wish.ref is None:
+        return None
+    key = str(wish.key).partition(" ")[0]
+    try:
+        handles = provider.find(wish.ref)
+        job = provider.get(handles[0]) if handles else None
+    except ProviderError as error:
+        error.message += f"; a job of the idempotency key {key} may be there already, so nothing was sent"
+        raise
+    if job is None:
+        return None
+    if differences := _differences(job, wish, translation, provider):
+        raise KeyTaken(key, f"job {job.handle.job_id} at {provider.title}", differences)
+    return Lost(handles, job)
+
+
+def _differences(job: Job, wish: Wish, translation: Translation, provider: Provider) -> list[str]:
+    """As far as the host tells. The ref itself says that all is the same; but hosts let anybody write it."""
+    asked, found = wish.spec.model, list[str]()
+    names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
+    if job.model is not None and wish.spec.continue_from is None:
+        found += [] if any(alike(job.model, name) for name in names) else [f"model ({job.model})"]
+    spec = provider.asked_for(job).spec if isinstance(provider, Recalls) else {}
+    told = {"epochs": job.epochs, **spec}
+    kept = {row.name: row.sent for row in translation.settings if row.outcome is Outcome.KEPT}
+    for name in ("epochs", "seed"):
+        if kept.get(name) is not None and told.get(name) not in (None, kept[name]):
+            found.append(f"{name} ({told[name]}, not {kept[name]})")
+    return found
+
+
+def alike(one: str, other: str) -> bool:
+    """Hosts tell a name with or without its path, and with the date that it stands for."""
+    short, long = sorted((name.rpartition("/")[2].lower() for name in (one, other)), key=len)
+    return long.startswith(short)
+
+
+def event_of(run: Run, provider: Provider, at: datetime) -> Event:
+    return Event(
+        id="orchestrate-taken-over",
+        at=at,
+        level="warning",
+        type="taken_over",
+        message=f"{provider.title} had job {run.job_id} of this idempotency key already, of which this store "
+        "did not know: it is this run's job now, and nothing was sent",
+    )
+
+
+def claimed(run: Run, asked: Submission) -> Run:
+    """A run that was recovered from its host's list, with the key and with what the list does not tell."""
+    known: dict[str, Any] = asked_for(asked.spec, asked.data.digest)
+    known["max_cost_usd"] = asked.max_cost_usd if run.max_cost_usd is None else run.max_cost_usd
+    known["tags"] = {**run.tags, **asked.spec.tags}
+    return msgspec.structs.replace(run, idempotency_key=asked.idempotency_key, **known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """`spec` as its backend gets it, with the secrets that no store keeps."""
+
+    spec: JobSpec
+    translation: Translation
+    """What the spec becomes on the backend: its request is made of this, and nothing is translated again."""
+    data: TrainingData
+    quote: Quote | None = None
+    max_cost_usd: Decimal | None = None
+    allowed_usd: Decimal | None = None
+    """The most that it may cost, where a rented machine ends at that: so much a budget holds for it."""
+    idempotency_key: str | None = None
+    again: bool = True
+    """Also when a run that is the same (`orchestrate.runs.submitting.repeats`) stands in the way."""
+    patient: bool = False
+    """What its host cannot take now, though it may later, stays unsent: the next call with the key goes on
+    with the run, under the ref that it has in every copy of the store. Without it the run is refused."""
+    made_by: str | None = None
+
+
+def stored_spec(run: Run) -> JobSpec:
+    """What is to be sent for a run that an earlier command began. Raises `UsageError` when a part of it was a
+    secret."""
+    if names := [name for name, value in run.spec.items() if is_masked(value)]:
+        raise UsageError(
+            f"run {run.id} cannot be sent again from what is stored: the secrets in "
+            f"{' and '.join(names)} of its spec are not kept",
+            fix=f"orchestrate cancel {run.id}, then submit again; what was uploaded is used again",
+        )
+    return JobSpec.parse(run.spec)
+
+
+RECENT = timedelta(hours=24)
+UNKNOWN = "unknown"
+"""The model of a recovered run of which nothing but its ref could be had."""
+_LONGEST_KEY = 180
+_NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
+
+
+class Known(Exception):
+    """The run that a key has; nothing was made."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.id)
+        self.run = run
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one submit to one backend asks for."""
+
+    spec: JobSpec
+    digest: str
+    provider: Provider
+    key: str | None = None
+    """The caller's; where one submit asks for several backends, with a space and the backend's name. Raises
+    `UsageError` for what is no key."""
+
+    def __post_init__(self) -> None:
+        key, space, backend = ("none" if self.key is None else self.key).partition(" ")
+        right = not space or backend == self.provider.config.name
+        if not right or not key.isprintable() or not 0 < len(key) <= _LONGEST_KEY:
+            raise UsageError(
+                f"an idempotency key has 1 to {_LONGEST_KEY} characters and no spaces",
+                fix="--idempotency-key nightly-2026-11-25",
+            )
+
+    @property
+    def ref(self) -> str | None:
+        """Of a key's run: the same in every store, and another one for other settings, other data and another
+        host, so that nobody's job is taken for it who uses the same key for something else. The account has
+        no part in it: a host shows the jobs of one account only, and a new API key of it may go by a new
+        name."""
+        if self.key is None:
+            return None
+        settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})
+        facts = [self.key, self.provider.config.name, self.provider.host, self.digest, settings]
+        return derived_ref(json.dumps(facts, sort_keys=True))
+
+    def known(self, store: Store) -> Run | None:
+        """The run of the key. Raises `KeyTaken` when it is another one's."""
+        with store.database.reading() as connection:
+            return self._known(connection)
+
+    def same(self, store: Store) -> Run | None:
+        """The newest run that is the same and stands in the way."""
+        with store.database.reading() as connection:
+            return self._same(connection, stamp(store.clock.now() - RECENT))
+
+    def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
+        """To be called in the transaction that makes the run. Raises `Known`, `KeyTaken`, `KeyCancelled`
+        unless the job is `made` and has to be tracked, and `AlreadySubmitted` unless `again`."""
+        since = stamp(store.clock.now() - RECENT)
+
+        def guard(connection: Connection, run: Run) -> None:
+            if known := self._known(connection):
+                raise Known(known)
+            if not again and (same := self._same(connection, since)):
+                raise already(same)
+            if not made and self.key is not None:
+                require_uncancelled(connection, self.key)
+
+        return guard
+
+    def _known(self, connection: Connection) -> Run | None:
+        if self.key is None:
+            return None
+        column = schema.runs.c.idempotency_key
+        bare = self.key.partition(" ")[0]
+        near = [self.key, bare] if self.key != bare else [self.key]
+        query = select(schema.runs.c.record).where(
+            or_(column.in_(near), column.startswith(f"{bare} ", autoescape=True))
+        )
+        found = [Run.from_json(row) for row in connection.execute(query).scalars()]
+        for run in found:
+            if run.idempotency_key == self.key:
+                if other := self._differences(connection, run):
+                    raise KeyTaken(bare, f"run {run.id}", other)
+                return run
+        if alone := [run for run in found if (run.idempotency_key == bare) != (self.key == bare)]:
+            raise KeyTaken(bare, f"run {alone[0].id}", ["set of backends"])
+        return self._recovered(connection)
+
+    def _recovered(self, connection: Connection) -> Run | None:
+        """The run of the key whose job was found in a host's list by a store that did not know of the key."""
+        query = select(schema.runs.c.record).where(
+            schema.runs.c.ref == self.ref, schema.runs.c.idempotency_key.is_(None)
+        )
+        row = connection.execute(query).scalar()
+        return None if row is None else Run.from_json(row)
+
+    def _same(self, connection: Connection, since: str) -> Run | None:
+        table = schema.runs
+        ended = [status.value for status in JobStatus if status.terminal]
+        query = (
+            select(table.c.record)
+            .where(table.c.dataset_digest.in_([self.digest, ""]))
+            .where(table.c.provider == self.provider.config.name)
+            .where(table.c.host == self.provider.host)
+            .where(
+                or_(
+                    table.c.status.not_in(ended),
+                    (table.c.status == JobStatus.SUCCEEDED.value) & (table.c.created_at >= since),
+                )
+            )
+            .order_by(table.c.created_at.desc(), table.c.id.desc())
+        )
+        perhaps: Run | None = None
+        for row in connection.execute(query).scalars():
+            run = Run.from_json(row)
+            theirs = self.key is not None and run.idempotency_key is not None
+            if not run.dataset_digest:
+                perhaps = perhaps or (run if self._may_be(connection, run) else None)
+            elif not theirs and not self._differences(connection, run):
+                return run
+        return perhaps
+
+    def _may_be(self, connection: Connection, run: Run) -> bool:
+        """Whether nothing that is known of a recovered run makes it another one. A key finds its own job."""
+        if self.key is not None or REF_PATTERN.fullmatch(run.ref) is None:
+            return False
+        if accounts.is_here_in(connection, self.provider, run.account) is False:
+            return False
+        method = run.spec.get("method", {}).get("type") or ("sft" if run.quote is not None else None)
+        if method not in (None, self.spec.method.type):
+            return False
+        if run.model == UNKNOWN or self.spec.continue_from is not None:
+            return True
+        names = [self.spec.model_for(self.provider.config.name)]
+        with suppress(SpecError):
+            names.append(self.provider.resolve(self.spec).id)
+        return any(alike(run.model, name) for name in names)
+
+    def _differences(self, connection: Connection, run: Run) -> list[str]:
+        """In what a run is not the one that is asked for."""
+        if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
+            return [f"backend ({run.provider} at {run.host})"]
+        found: list[str] = []
+        if accounts.is_here_in(connection, self.provider, run.account) is False:
+            found.append(f"account ({run.account})")
+        if run.dataset_digest != self.digest:
+            found.append("data")
+        return found + _unlike(run.spec, self.spec)
+
+
+def already(run: Run) -> AlreadySubmitted:
+    of = None if run.dataset_digest else run.model
+    return AlreadySubmitted(run.provider, run.id, _state(run), _next_step(run), recovered_model=of)
+
+
+def _state(run: Run) -> str:
+    if run.phase in UNSENT:
+        return "was not sent yet (another process may be at it, or it was interrupted)"
+    return "has no answer from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
+
+
+def _next_step(run: Run) -> str:
+    if run.phase in UNSENT or run.status is JobStatus.PAUSED:
+        return f"orchestrate resume {run.id}"
+    if run.phase in UNSETTLED:
+        return f"orchestrate sync, then orchestrate watch {run.id}"
+    return f"orchestrate {'show' if run.status.terminal else 'watch'} {run.id}"
+
+
+def _unlike(stored: dict[str, Any], spec: JobSpec) -> list[str]:
+    try:
+        earlier = _compared(JobSpec.parse(stored))
+    except SpecError:  # of an earlier version, or recovered: its settings are not known
+        return ["settings"]
+    now = _compared(spec)
+    return [
+        f"{name} ({earlier.get(name)}, not {value})" if not isinstance(value, dict | list) else name
+        for name, value in now.items()
+        if earlier.get(name) != value
+    ]
+
+
+def _compared(spec: JobSpec) -> dict[str, Any]:
+    return masked(spec.model_dump(mode="json", exclude=_NOT_COMPARED))

@@ -1,0 +1,176 @@
+"""What became of a create whose answer was lost, and ending a run in whatever state it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import ProviderError, UsageError
+from orchestrate.providers.base import Restarts
+from orchestrate.runs.submitting import accounts
+from orchestrate.store import transitions
+from orchestrate.store.database.leases import Lease, LeaseHeld
+from orchestrate.store.records.runs import WITHDRAWN
+from orchestrate.store.timing import DEFAULT_TIMING, Timing
+from orchestrate.store.transitions import UNSENT, UNSETTLED, ImpossibleTransition
+from orchestrate.types import Event, JobHandle, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+
+@dataclass(frozen=True)
+class Settler:
+    """One store and one backend."""
+
+    store: Store
+    provider: Provider
+    timing: Timing = DEFAULT_TIMING
+
+    # -- settling ------------------------------------------------------------------------------------------
+
+    def find(self, run: Run) -> list[JobHandle]:
+        """The host's jobs with the run's ref."""
+        return self.provider.find(run.ref)
+
+    def settle(self, run: Run) -> Run:
+        """Learns what became of a create whose answer was lost; changes nothing on the host.
+
+        The run then has its job, or is back in phase `UPLOADED` because there certainly is none, or stays
+        `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` when the host cannot be
+        asked, `OtherAccount` when the absence of a job would prove nothing.
+        """
+        self.require_host(run)
+        try:
+            with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
+                run = self.store.runs.get(run.id)
+                if run.phase not in UNSETTLED:
+                    return run
+                # Before asking: an absence counts only when the whole search came after the settle time.
+                waited = self.store.runs.waited(run.id)
+                here = accounts.shows(self.store, self.provider, run)
+                if here is not False and (handles := self.find(run)):
+                    return self.adopt(run, handles)
+                if not here:
+                    raise accounts.other(self.store, self.provider, run)
+                if waited < self.timing.settle_s(self.provider):
+                    return self.apply(run, transitions.outcome_unknown, lease)
+                run = self.apply(run, transitions.not_made, lease, note="the host has no job with this ref")
+                return self._withdraw(run) if self.store.runs.cancel_requested(run.id) else run
+        except LeaseHeld:
+            return self.store.runs.get(run.id)  # its submit is under way
+
+    def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
+        """Writes down the job of a run. With more than one on the host the first stays or becomes the
+        run's, and an alarm is kept with the run."""
+        known = self.store.runs.get(run.id)
+        accounts.prove(self.store, self.provider, known)
+        handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
+        try:
+            run = self.apply(run, lambda run, at: transitions.submitted(run, handle, at), None)
+        except ImpossibleTransition:
+            run = self.store.runs.get(run.id)
+        others = {h.job_id for h in handles} - {run.job_id}
+        if others:
+            self.alarm(run, others)
+        if self.store.runs.cancel_requested(run.id):
+            return self._cancel_on_host(run)
+        return run
+
+    def alarm(self, run: Run, others: set[str]) -> Event | None:
+        """Keeps an alarm about further jobs of one run, once. Returns it when it is new."""
+        names = ", ".join(sorted(others))
+        event = Event(
+            id=f"orchestrate-doubled-{names}",
+            at=self.store.clock.now(),
+            level="error",
+            type="alarm",
+            message=f"{self.provider.title} has more than one job for ref {run.ref}: {run.job_id} is "
+            f"tracked, {names} is not and may be billed; cancel it there",
+            data={"tracked": run.job_id, "others": sorted(others)},
+        )
+        return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
+
+    # -- cancelling ----------------------------------------------------------------------------------------
+
+    def cancel(self, run: Run) -> Run:
+        """Ends a run in whatever state it is; repeating does nothing.
+
+        Before the send it is withdrawn and nothing is sent any more. While a job may or may not exist, the
+        wish is kept, and whoever learns the job cancels it.
+        """
+        self.require_host(run)
+        run = self.store.runs.get(run.id)
+        if run.phase is SubmitPhase.SUBMITTED and not run.status.terminal:
+            self._require_account_or_wish(run)
+        self.store.runs.request_cancel(run.id)
+        run = self.store.runs.get(run.id)
+        if run.status.terminal:
+            return run
+        if run.phase in UNSENT:
+            try:
+                return self._withdraw(run)
+            except ImpossibleTransition:
+                run = self.store.runs.get(run.id)
+        if run.phase is SubmitPhase.SUBMITTED:
+            return self._cancel_on_host(run)
+        return run if run.status.terminal else self.settle(run)
+
+    def _require_account_or_wish(self, run: Run) -> None:
+        try:
+            accounts.require(self.store, self.provider, run)
+        except ProviderError:
+            self.store.runs.request_cancel(run.id)  # for whoever reaches the host
+            raise
+
+    def _withdraw(self, run: Run) -> Run:
+        # A submitter goes on from here only through SUBMITTING, to which no way leads from a withdrawn run.
+        return self.apply(run, transitions.withdrawn, None, note=WITHDRAWN)
+
+    def _cancel_on_host(self, run: Run) -> Run:
+        if run.status.terminal:
+            return run
+        self.provider.cancel(run.handle)
+        return self.apply(run, transitions.cancelling, None)
+
+    # -- going on ------------------------------------------------------------------------------------------
+
+    def restart(self, run: Run) -> bool:
+        """Has a backend go on with work that died, by one process at a time: two would start a machine each.
+        True when it was restarted; what was paused stays so. With the key of another account it would go on
+        there, paid by that one and seen by nobody. Raises `ProviderError`."""
+        if run.raw_status == transitions.PAUSED:
+            return False
+        if accounts.is_here(self.store, self.provider, run.account) is False:
+            return False
+        with suppress(LeaseHeld), self.store.leases.hold(lease_name(run), self.timing.lease_s):
+            return isinstance(self.provider, Restarts) and self.provider.recover(run.handle)
+        return False
+
+    def require_host(self, run: Run) -> None:
+        if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
+            raise UsageError(
+                f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
+                fix="use the configuration and key that it was submitted with",
+            )
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        run: Run,
+        step: Callable[[Run, datetime], Run],
+        lease: Lease | None,
+        *,
+        note: str | None = None,
+    ) -> Run:
+        at = self.store.clock.now()
+        return self.store.runs.apply(run.id, lambda current: step(current, at), lease=lease, note=note)
+
+
+def lease_name(run: Run) -> str:
+    return f"run:{run.id}"

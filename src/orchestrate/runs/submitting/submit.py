@@ -1,0 +1,425 @@
+"""Exactly one job for each submit, whatever dies and whenever.
+
+The run is written down before anything is sent, each step before it is taken. Between SUBMITTING and the
+answer a job may exist that we do not know of: whatever is not known to have failed is then settled by
+asking the host for jobs with the run's ref, and nothing is sent again before that time has passed in which
+the first request could still arrive or show up. No SDK sends an idempotency key, so this is the only guard
+against paying twice.
+
+The one gap that no client can close: a process that is stopped between its last look at the clock and the
+send, for longer than the settle time, while another settles its run and sends again. It ends in an alarm,
+not in silence, and not at all where the host takes the job's id from us (Fireworks, local).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.core.underway import BYTES, work
+from orchestrate.errors import (
+    DataError,
+    InvalidRequest,
+    NotFound,
+    OrchestrateError,
+    OutcomeUnknown,
+    OverBudget,
+    PermissionRefused,
+    ProviderError,
+    QuotaExceeded,
+    RateLimited,
+    SetupError,
+    StoreError,
+    UsageError,
+)
+from orchestrate.providers.base import EstimatesPrice
+from orchestrate.runs.submitting import accounts, repeats
+from orchestrate.runs.submitting.repeats import Known, Submission, Wish, stored_spec
+from orchestrate.runs.submitting.settling import Settler, lease_name
+from orchestrate.settings.keys import is_masked
+from orchestrate.spec import JobSpec
+from orchestrate.store import transitions
+from orchestrate.store.database.leases import Lease, LeaseHeld
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.store.transitions import UNSENT, UNSETTLED, Withdrawn
+from orchestrate.text import duration, money
+from orchestrate.types import (
+    Event,
+    JobError,
+    JobHandle,
+    Quote,
+    RemoteDataset,
+    Run,
+    SubmitPhase,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Progress, Provider
+    from orchestrate.spec import JobSpec
+    from orchestrate.store.store import Store
+
+
+@dataclass(frozen=True)
+class Submitter(Settler):
+    """The protocol on one store and one backend."""
+
+    reached: CrashPoint = pass_by
+    budget_usd: Decimal | None = None
+    """Over all runs of the store."""
+    agree: Callable[[Quote], bool] = lambda live: False
+    """Asked for a host's own estimate that is above the quote's high end."""
+
+    # -- sending -------------------------------------------------------------------------------------------
+
+    def submit(self, asked: Submission, *, progress: Progress | None = None) -> Run:
+        """Makes one job and the run that tracks it, or goes on with the run of the idempotency key.
+
+        Raises `OverBudget` before anything is written or sent, `AlreadySubmitted` for a run that is the same
+        and in the way, `OutcomeUnknown` when the answer was lost (the run is kept; `settle` or `sync` finds
+        the job), `DataError` when a file has changed since it was shown, any other `ProviderError` when the
+        host said no.
+        """
+        name, quote, limit_usd = self.provider.config.name, asked.quote, asked.max_cost_usd
+        if limit_usd is not None and quote is not None:
+            if quote.unavailable:
+                raise UsageError(
+                    f"{name} has no price for this ({quote.unavailable}), so the limit cannot be kept",
+                    fix="leave --max-cost out to accept an unknown price",
+                )
+            if quote.high_usd > limit_usd:
+                raise OverBudget(name, quote.high_usd, limit_usd)
+        wish = Wish(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
+        there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
+        intent = Intent(
+            spec=asked.spec,
+            provider=name,
+            model=_model(asked.spec, self.provider),
+            dataset_digest=asked.data.digest,
+            host=self.provider.host,
+            account=accounts.account_of(self.store, self.provider),
+            sandbox=self.provider.sandbox,
+            quote=quote,
+            translation=asked.translation,
+            max_cost_usd=limit_usd,
+            allowed_usd=asked.allowed_usd,
+            idempotency_key=asked.idempotency_key,
+            ref=wish.ref,
+            made_by=asked.made_by,
+        )
+        try:
+            run = self.store.runs.create(
+                intent,
+                budget_usd=self.budget_usd,
+                guard=wish.guard(self.store, again=asked.again, made=there is not None),
+            )
+        except Known as known:
+            return self.take_up(known.run, asked, progress=progress)
+        self.reached("after-intent")
+        if there is not None:
+            return self._take_over(run, there)
+        try:
+            return self._go_on(run, asked, asked.data, progress)
+        except LeaseHeld:  # by another process that was asked with the same key
+            return self.store.runs.get(run.id)
+
+    def _take_over(self, run: Run, there: repeats.Lost) -> Run:
+        run = self.adopt(run, there.handles)
+        told = repeats.event_of(run, self.provider, self.store.clock.now())
+        self.store.history.add_events(run.id, [told], from_host=False)
+        return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
+
+    def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
+        """A run of an earlier call, as far as it can be brought now: it may be under way, or have ended.
+        Raises as `submit`."""
+        if run.idempotency_key is None:
+            run = self.store.runs.apply(run.id, lambda run: repeats.claimed(run, asked))
+        if self.store.leases.held(lease_name(run)):
+            return run
+        if run.phase in UNSETTLED:
+            run = self.settle(run)
+        if run.phase in UNSETTLED:
+            raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
+        try:
+            return self._go_on(run, asked, asked.data, progress, again=True)
+        except LeaseHeld:
+            return self.store.runs.get(run.id)
+
+    def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
+        """Goes on with a run that was interrupted before its job was made. `data` is needed when the upload
+        is not recorded yet. Another copy of the store may have made the job: then it becomes the run's, and
+        nothing is sent. Raises as `submit`, `OtherAccount`, and `LeaseHeld` while another process is at
+        it."""
+        return self._go_on(run, None, data, progress, again=True)
+
+    def _go_on(
+        self,
+        run: Run,
+        asked: Submission | None,
+        data: TrainingData | None,
+        progress: Progress | None,
+        *,
+        again: bool = False,
+    ) -> Run:
+        """Without `asked` the run's own spec is sent, as far as it was stored."""
+        self.require_host(run)
+        with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
+            run = self.store.runs.get(run.id)
+            if run.phase in UNSETTLED:
+                raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
+            if run.phase not in UNSENT:
+                return run
+            if again:
+                if there := self._there(run):
+                    return there
+                run = self.store.runs.get(run.id)  # its account is known now
+            spec = asked.spec if asked else stored_spec(run)
+            translation = self._agreed(run, spec, asked)
+            sent = _Sent(_within(spec, run), translation, patient=asked is not None and asked.patient)
+            remote = self._uploaded(run, sent, data, progress, lease)
+            self._ask_price(run, sent, remote, lease)
+            return self._send(run, sent, remote, lease, again=again)
+
+    def _agreed(self, run: Run, spec: JobSpec, asked: Submission | None) -> Translation:
+        """Return what the run was agreed to with, as it was stored: a later version may translate the same
+        spec otherwise. Only where a secret was left out of it, or nothing was stored, it is made anew."""
+        stored = self.store.history.translation(run.id)
+        if stored is not None and not is_masked(stored.body):
+            return stored
+        return asked.translation if asked else self.provider.translate(spec)
+
+    def _there(self, run: Run) -> Run | None:
+        """The run with the job that another copy of the store made, or a host that had said no. Raises
+        `OtherAccount` where its absence would prove nothing."""
+        if run.account is None and run.phase is SubmitPhase.INTENT:  # nothing of it is anywhere
+            self.store.runs.apply(
+                run.id, lambda run: accounts.placed(run, accounts.account_of(self.store, self.provider))
+            )
+        else:
+            accounts.require(self.store, self.provider, run)
+        handles = self.find(run)
+        return self.adopt(run, handles) if handles else None
+
+    def _uploaded(
+        self, run: Run, sent: _Sent, data: TrainingData | None, progress: Progress | None, lease: Lease
+    ) -> RemoteDataset:
+        remote = self._known_upload(run)
+        if remote is None:
+            if data is None or data.digest != run.dataset_digest:
+                raise UsageError(
+                    f"run {run.id} has not uploaded its data yet, and they are not at hand or have changed",
+                    fix=f"orchestrate cancel {run.id}, then submit again",
+                )
+            with accounts.alone(
+                self.store,
+                self.provider,
+                run.account or "",
+                data,
+                lease_s=self.timing.lease_s,
+                still_wanted=lambda: self._require_wanted(run),
+            ):
+                remote = self._known_upload(run) or self._upload(run, sent, data, progress, lease)
+        self.apply(run, transitions.uploaded, lease)
+        self.reached("after-uploaded")
+        return remote
+
+    def _upload(
+        self, run: Run, sent: _Sent, data: TrainingData, progress: Progress | None, lease: Lease
+    ) -> RemoteDataset:
+        try:
+            with work(f"sending the data to {self.provider.name}", BYTES) as told:
+                remote = self.provider.upload(sent.spec, data, sent.translation, progress=progress or told)
+        except (ProviderError, SetupError, DataError) as error:
+            self._refuse(run, error, lease, sent.patient)
+            raise
+        self.reached("after-upload")
+        self.store.history.record_upload(run.provider, run.host, run.account or "", remote)
+        return remote
+
+    def _require_wanted(self, run: Run) -> None:
+        if self.store.runs.get(run.id).status.terminal:
+            raise Withdrawn(run)
+
+    def _known_upload(self, run: Run) -> RemoteDataset | None:
+        """What the run's account has."""
+        return self.store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
+
+    def _ask_price(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease) -> None:
+        """The host's own estimate, kept with the run. It refuses the run above its limit, the account's and
+        the budget, and above what was quoted unless the limit or the user allows it; a host that gives none
+        leaves the quote's word standing."""
+        if not isinstance(self.provider, EstimatesPrice):
+            return
+        try:
+            live = self.provider.live_price(sent.spec, remote, sent.translation)
+            if not live.unavailable:
+                self._take_estimate(run, live, lease)
+        except (OverBudget, QuotaExceeded) as error:
+            self._refuse(run, error, lease)
+            raise
+        except OrchestrateError as error:
+            level, told, usd = "warning", f"no live price: {error.message}", None
+        else:
+            level, usd = "info", None if live.unavailable else live.counted_usd
+            told = f"no live price: {live.unavailable}" if usd is None else f"the host estimates {money(usd)}"
+        event = Event(
+            id="orchestrate-live-price",
+            at=self.store.clock.now(),
+            level=level,
+            type="live_price",
+            message=f"{self.provider.title}: {told}",
+            data={} if usd is None else {"usd": str(usd)},
+        )
+        self.store.history.add_events(run.id, [event], from_host=False)
+
+    def _take_estimate(self, run: Run, live: Quote, lease: Lease) -> None:
+        """Raises `OverBudget`."""
+        usd, name, figure = live.counted_usd, self.provider.name, "the host's own estimate"
+        limit, quote = run.max_cost_usd, None if run.quote and run.quote.unavailable else run.quote
+        if limit is not None and usd > limit:
+            raise OverBudget(name, usd, limit, figure=figure)
+        if limit is None and quote is not None and usd > quote.high_usd and not self.agree(live):
+            error = OverBudget(name, usd, quote.high_usd, what="the quote's high end,", figure=figure)
+            error.fix = "if that is not too much: submit again with --max-cost and the estimate"
+            raise error
+        self.store.runs.commit(run.id, usd, transitions.estimated(usd), self.budget_usd, lease=lease)
+
+    def _send(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:
+        patience = self.timing.patience_s
+        while True:
+            if again and (handles := self.find(run)):
+                return self.adopt(run, handles)
+            again = True
+            self._begin(run, lease)
+            try:
+                handle = self.provider.create(sent.spec, remote, sent.translation, run.ref)
+            except OutcomeUnknown as error:
+                return self._look_again(run, error)
+            except OrchestrateError as error:
+                wait = _asked_wait(error)
+                if wait is None or wait > patience:
+                    if handles := self._made_after_all(run, error):
+                        return self._record(run, handles)
+                    self._refuse(run, error, lease, sent.patient)
+                    raise
+                self.apply(run, transitions.not_made, lease, note=f"busy; asked to wait {duration(wait)}")
+                patience -= wait
+                self.store.clock.sleep(wait)
+            except BaseException:
+                with suppress(OrchestrateError):
+                    self.apply(run, transitions.outcome_unknown, None, note="interrupted while sending")
+                raise
+            else:
+                self.reached("after-post")
+                run = self._record(run, [handle])
+                self.reached("after-submitted")
+                return run
+
+    def _begin(self, run: Run, lease: Lease) -> None:
+        """Writes SUBMITTING and makes sure, at the last moment, that this process may still send. Raises
+        `Withdrawn` if the run was cancelled."""
+        for _ in range(3):
+            begun = self.store.clock.uptime().seconds
+            if self.store.runs.begin(run.id, lease).status.terminal:
+                raise Withdrawn(run)
+            self.reached("after-submitting")
+            # The fence: another process that took this run over has raised it.
+            self.store.leases.check(lease, self.timing.lease_s)
+            self.reached("after-fence")
+            if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
+                return
+            self.apply(run, transitions.not_made, lease, note="too late to send; nothing was sent")
+        slow = StoreError(
+            f"run {run.id}: writing to the run store takes longer than {duration(self.timing.send_limit_s)}",
+            fix=f"nothing was sent; when the machine is less busy: orchestrate resume {run.id}",
+        )
+        slow.retryable = True  # else whoever would ask again gives the run up
+        raise slow
+
+    def _look_again(self, run: Run, error: OutcomeUnknown) -> Run:
+        """A job that is there already is taken at once; its absence proves nothing yet."""
+        with suppress(OrchestrateError):  # SUBMITTING is settled in the same way
+            self.apply(run, transitions.outcome_unknown, None, note=error.message)
+        try:
+            handles = self.find(run)
+        except ProviderError:
+            raise error from None
+        if not handles:
+            raise error
+        return self._record(run, handles)
+
+    def _made_after_all(self, run: Run, error: OrchestrateError) -> list[JobHandle]:
+        """Looks once for the job of a create that the host refused with a code whose meaning is not known:
+        it may have made the job and then said no. A sync looks once more."""
+        if not isinstance(error, ProviderError) or error.status is None or error.certain:
+            return []
+        try:
+            return self.find(run)
+        except ProviderError:
+            return []
+
+    def _record(self, run: Run, handles: list[JobHandle]) -> Run:
+        try:
+            return self.adopt(run, handles)
+        except StoreError as error:
+            made = f"job {handles[0].job_id} was made but not written down: {error}"
+            unknown = OutcomeUnknown(self.provider.name, run.ref, made)
+            unknown.fix = (
+                f"{error.fix or 'mend the run store'}; then  orchestrate sync  (do not submit again)"
+            )
+            raise unknown from error
+
+    def _refuse(self, run: Run, error: OrchestrateError, lease: Lease, patient: bool = False) -> None:
+        if patient and error.retryable:
+            if self.store.runs.get(run.id).phase in UNSETTLED:
+                self.apply(run, transitions.not_made, lease, note=error.message)
+            return
+        if isinstance(error, (InvalidRequest, NotFound, PermissionRefused)):
+            # The host may have dropped the file that we remember; the next submit brings it again.
+            for account in (run.account, None):
+                self.store.history.forget_upload(run.provider, run.host, account, run.dataset_digest)
+        reason = JobError(message=error.message, code=getattr(error, "code", None))
+        self.apply(run, lambda run, at: transitions.refused(run, reason, at), lease)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What goes to the host."""
+
+    spec: JobSpec
+    translation: Translation
+    patient: bool
+
+
+def _asked_wait(error: OrchestrateError) -> float | None:
+    """Seconds after which a host that certainly made no job wants to be asked again, if it does."""
+    if not isinstance(error, RateLimited) or not error.retryable:
+        return None
+    return 5.0 if error.retry_after_s is None else error.retry_after_s
+
+
+def _within(spec: JobSpec, run: Run) -> JobSpec:
+    """With the end that was written down, of which the budget knows."""
+    return spec if run.allowed_usd is None else spec.model_copy(update={"max_cost_usd": run.allowed_usd})
+
+
+def _model(spec: JobSpec, provider: Provider) -> str:
+    """A configured host that shares a backend's class may be named in the spec by either name."""
+    if isinstance(spec.model, dict) and provider.config.name in spec.model:
+        return spec.model[provider.config.name]
+    return spec.model_for(provider.name)
+
+
+def settle(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:
+    """As `Submitter.settle`."""
+    return Submitter(store, provider, timing).settle(run)
+
+
+def cancel(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:
+    """As `Submitter.cancel`."""
+    return Submitter(store, provider, timing).cancel(run)

@@ -1,0 +1,127 @@
+"""Which trial comes next, and which one is given up: Optuna's samplers and its successive halving.
+
+The trials of the store are the only memory. The study is built of them anew for each question, so that a
+search goes on in another process as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.core.packages import needed
+from orchestrate.runs.sweep.space import Settings, Space
+from orchestrate.types import Trial, TrialState
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna import Trial as Asked
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+
+SAMPLERS = ("grid", "random", "tpe")
+_TRIES = 50
+"""A sampler that gives what was tried already is asked again so often."""
+_FIRST_RUNG = 25
+"""Per cent of a run's steps at which it is first held against the others; then at twice as much."""
+
+
+def next_settings(
+    space: Space, sampler: str, seed: int, trials: Sequence[Trial], *, maximise: bool
+) -> Settings | None:
+    """What was not tried yet; `None` when there is nothing more. `trials`: all of the first share so far."""
+    tried = {repr(sorted(trial.settings.items())) for trial in trials}
+    if sampler == "grid":
+        left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
+        return next(left, None)
+    if not space.ranges and len(tried) >= space.size:
+        return None
+    for attempt in range(_TRIES):
+        study = _study(space, _sampler(sampler, seed + 1000 * len(trials) + attempt), trials, maximise)
+        settings = _settings(space, study.ask(_distributions(space)).params)
+        if repr(sorted(settings.items())) not in tried:
+            return settings
+    # A sampler that has settled gives the same again and again.
+    left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
+    return None if space.ranges else next(left, None)
+
+
+def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
+    """Whether one trial, of those by number with their validation losses at each per cent of their steps, is
+    not in the better half of those that came as far: asynchronous successive halving (Li et al., 2020)."""
+    _quiet()
+    import optuna
+
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=_FIRST_RUNG, reduction_factor=2)
+    study = optuna.create_study(direction="minimize", pruner=pruner)
+    asked: dict[int, Asked] = {other: study.ask() for other in curves}
+    order = [other for other in curves if other != number] + [number]
+    last = max(curves[number], default=0.0)
+    for step in sorted({step for curve in curves.values() for step in curve if step <= last}):
+        for other in order:
+            if step in curves[other]:
+                asked[other].report(curves[other][step], int(step))
+                if asked[other].should_prune() and other == number:
+                    return True
+    return False
+
+
+def _study(space: Space, sampler: BaseSampler, trials: Sequence[Trial], maximise: bool) -> Study:
+    _quiet()
+    import optuna
+
+    study = optuna.create_study(direction="maximize" if maximise else "minimize", sampler=sampler)
+    distributions = _distributions(space)
+    for trial in trials:
+        done = trial.state is TrialState.SCORED
+        running = trial.state is TrialState.OPEN
+        state = optuna.trial.TrialState
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state.COMPLETE if done else state.RUNNING if running else state.FAIL,
+                params=_params(space, trial.settings),
+                distributions=distributions,
+                value=trial.score if done else None,
+            )
+        )
+    return study
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    _quiet()
+    import optuna
+
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=5)
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    """A choice goes by its place: Optuna takes no lists and mappings for values."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    found: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(tuple(range(len(values)))) for name, values in space.choices.items()
+    }
+    for name, (low, high, log) in space.ranges.items():
+        found[name] = FloatDistribution(low, high, log=log)
+    return found
+
+
+def _params(space: Space, settings: Settings) -> dict[str, Any]:
+    places = {name: list(values).index(settings[name]) for name, values in space.choices.items()}
+    return places | {name: settings[name] for name in space.ranges}
+
+
+def _settings(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {name: values[params[name]] for name, values in space.choices.items()}
+    for name, (low, high, _) in space.ranges.items():
+        chosen[name] = min(max(float(f"{params[name]:.4g}"), low), high)
+    return chosen
+
+
+def _quiet() -> None:
+    with needed("sweep", "searches of settings", "optuna"):
+        import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)

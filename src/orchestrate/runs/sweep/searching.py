@@ -1,0 +1,189 @@
+"""Searches of settings: trials are runs as any other, each made once, within one budget.
+
+    search = searching.begin(ft, spec, ["local"], Order(space=...))
+    trials.Searching(ft, search).run(watch, stop)
+
+The same search begun again goes on: its id is made of what is searched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec.structs import replace
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.metrics import registry
+from orchestrate.runs.preparing.prepared import prepare, training_data
+from orchestrate.runs.sweep import sampling, space
+from orchestrate.runs.sweep.space import PROVIDER, Space
+from orchestrate.settings.keys import is_masked, masked
+from orchestrate.spec import JobSpec, specfile
+from orchestrate.types import Feature, Search
+
+if TYPE_CHECKING:
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.workspace import Workspace
+
+LOSS = "validation_loss"
+EVAL = "eval:"
+_MOST_PRICED = 32
+"""Combinations of a search that are priced before it begins; of more, so many of them."""
+_MOST_UNASKED = 1000
+"""Trials of a grid that are made without saying how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is searched for, and within which limits."""
+
+    space: Space
+    sampler: str = "grid"
+    trials: int = 0
+    """At most; of a grid all, without a number."""
+    target: str = LOSS
+    """`validation_loss`, or `eval:METRIC` on held-out rows."""
+    test: str | None = None
+    share: float = 1.0
+    survivors: int = 0
+    prune: bool = False
+    max_parallel: int = 1
+    max_cost_usd: Decimal | None = None
+    seed: int = 0
+
+
+class Price(NamedTuple):
+    """Of a whole search before it begins, in US dollars; the high end holds whichever trials are made."""
+
+    expected_usd: Decimal
+    high_usd: Decimal
+    unpriced: list[str]
+    """Combinations without a price, and why."""
+
+
+def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: Order) -> Search:
+    """Writes a search down, or finds the one that is the same. Nothing is sent. Raises `UsageError`."""
+    _require(order)
+    values = specfile.anchored(spec).asked()
+    if is_masked(masked(values)):
+        raise UsageError("the spec holds a secret, which a search must not keep")
+    names = ft.backends(order.space.choices.get(PROVIDER, ()) or providers)
+    total = order.space.size
+    wanted = min(order.trials or total, total) if order.sampler == "grid" else order.trials or 20
+    survivors = order.survivors or (max(1, wanted // 3) if order.share < 1 else 0)
+    first = JobSpec.parse(space.applied(values, {}))
+    search = Search(
+        id="",
+        created_at=ft.store.clock.now(),
+        spec=values,
+        providers=tuple(names),
+        choices={name: tuple(choice) for name, choice in order.space.choices.items()},
+        ranges=dict(order.space.ranges),
+        sampler=order.sampler,
+        trials=wanted,
+        seed=order.seed,
+        target=order.target,
+        test=order.test,
+        digest=training_data(ft, first).digest,
+        share=order.share,
+        survivors=survivors,
+        prune=order.prune,
+        max_parallel=order.max_parallel,
+        max_cost_usd=order.max_cost_usd,
+    )
+    for name in names:
+        _require_target(ft, first, name, search)
+    search = replace(search, id=f"sweep-{_digest(search)}")
+    ft.store.searches.add(search)
+    return replace(search, max_parallel=order.max_parallel, max_cost_usd=order.max_cost_usd)
+
+
+def _digest(search: Search) -> str:
+    """Of what is searched, not of the limits: with more money the same search goes on."""
+    limits = ("id", "created_at", "max_parallel", "max_cost_usd")
+    named = {name: value for name, value in search.to_dict().items() if name not in limits}
+    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def _require(order: Order) -> None:
+    if order.sampler not in sampling.SAMPLERS:
+        raise UsageError(f"--sampler takes {', '.join(sampling.SAMPLERS)}; got {order.sampler!r}")
+    if order.sampler == "grid" and order.space.ranges:
+        raise UsageError("a grid has no ranges", fix="--sampler tpe or random, or --grid NAME=VALUES")
+    if order.sampler == "grid" and not order.trials and order.space.size > _MOST_UNASKED:
+        raise UsageError(
+            f"the grid has {order.space.size:,} combinations, and each is a run",
+            fix="say how many: --trials N, best with --sampler random or tpe",
+        )
+    if not 0 < order.share <= 1:
+        raise UsageError(f"--first-share is above 0 and at most 1; got {order.share:g}")
+    if order.survivors and order.share == 1:
+        raise UsageError("--survivors are trained again on all rows: it goes with --first-share")
+    if order.target.startswith(EVAL):
+        metric = order.target.removeprefix(EVAL)
+        registry.check([metric])
+        if registry.better(metric) == "neither":
+            raise UsageError(f"{metric} has no good end: it cannot be a target")
+    elif order.target != LOSS:
+        raise UsageError(f"--target is {LOSS} or eval:METRIC; got {order.target!r}")
+
+
+def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> None:
+    """What a target needs. Raises `UsageError`."""
+    if search.target == LOSS and spec.validation is None:
+        raise UsageError(f"the target {LOSS} needs validation data: --validation FILE")
+    if search.target != LOSS and (search.test or spec.test or spec.validation) is None:
+        raise UsageError(f"the target {search.target} needs held-out rows: --test FILE")
+    features = ft.provider(name).features
+    if search.prune and Feature.CANCEL not in features:
+        raise UsageError(f"{name} cannot end a run early, as --prune needs")
+
+
+def price(ft: Workspace, search: Search) -> Price:
+    """Before anything is sent. Without evaluations, whose answers cost as `eval` says. Offline."""
+    searched = space.of(search)
+    ends = {name: high for name, (_, high, _) in search.ranges.items()}
+    expected, high, full = list[Decimal](), list[Decimal](), list[Decimal]()
+    unpriced: list[str] = []
+    for settings in islice(searched.combinations(), _MOST_PRICED):
+        for name in _backends(search, settings):
+            each = [
+                prepared_trial(ft, search, {**settings, **ends}, name, share) for share in {search.share, 1.0}
+            ]
+            quotes = [prepared.offer(name).quote for prepared in each]
+            if why := next((quote.unavailable for quote in quotes if quote.unavailable), None):
+                unpriced.append(f"{name} {_words(settings)}: {why}")
+                continue
+            small = min(quotes, key=lambda quote: quote.high_usd)
+            expected.append(small.counted_usd)
+            high.append(small.high_usd)
+            full.append(max(quote.high_usd for quote in quotes))
+    if not high:
+        return Price(Decimal(0), Decimal(0), unpriced)
+    each_usd, most_usd = sum(expected, Decimal(0)) / len(expected), max(high)
+    again = search.survivors * max(full)
+    if search.sampler == "grid" and searched.size == search.trials == len(high):
+        return Price(sum(expected, Decimal(0)) + again, sum(high, Decimal(0)) + again, unpriced)
+    return Price(each_usd * search.trials + again, most_usd * search.trials + again, unpriced)
+
+
+def _backends(search: Search, settings: dict[str, Any]) -> list[str]:
+    return [settings[PROVIDER]] if PROVIDER in settings else list(search.providers[:1])
+
+
+def prepared_trial(
+    ft: Workspace, search: Search, settings: dict[str, Any], provider: str, share: float
+) -> Prepared:
+    values = space.applied(search.spec, settings, share, search.seed)
+    values["tags"] = {**(values.get("tags") or {}), "sweep": search.id or "new"}
+    return prepare(ft, JobSpec.parse(values), provider)
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -1,0 +1,333 @@
+"""A search of settings as it is carried out: trials are made, scored and given up, turn by turn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import ROUND_FLOOR, Decimal
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from orchestrate.costing import UnknownPrice, of_trial
+from orchestrate.errors import AuthenticationFailed, DataError, OrchestrateError, OverBudget, SetupError
+from orchestrate.evaluation.metrics import registry
+from orchestrate.runs import submit as submission
+from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
+from orchestrate.runs.preparing.prepared import training_data
+from orchestrate.runs.queue import withdraw
+from orchestrate.runs.sweep import sampling, space
+from orchestrate.runs.sweep.searching import EVAL, LOSS, prepared_trial
+from orchestrate.runs.sweep.space import PROVIDER, Space
+from orchestrate.runs.tracked import tracked
+from orchestrate.spec import JobSpec, specfile
+from orchestrate.store.transitions import UNSENT, left
+from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, SubmitPhase, Trial, TrialState
+
+if TYPE_CHECKING:
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.workspace import Workspace
+
+_LEASE_S = 30.0
+_SOON_S = 15.0
+_SIXTH = Decimal("0.000001")
+
+
+@dataclass
+class Searching:
+    """A search as it is carried out. Turns are short: runs train elsewhere."""
+
+    ft: Workspace
+    search: Search
+    stopped: str | None = None
+    """Why no further trial is made, where that is not because all were."""
+    waits: str | None = None
+    """Why the next trial could not be made yet; it is tried again."""
+    _later: float = 0.0
+    _space: Space = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._space = space.of(self.search)
+
+    @property
+    def maximise(self) -> bool:
+        target = self.search.target
+        return target != LOSS and registry.better(target.removeprefix(EVAL)) == "higher"
+
+    @property
+    def trials(self) -> list[Trial]:
+        return self.ft.store.searches.trials(self.search.id)
+
+    def ranked(self) -> list[Trial]:
+        """Those with a score, the best first: on all rows before those on a share of them."""
+        scored = [trial for trial in self.trials if trial.state is TrialState.SCORED]
+        sign = -1 if self.maximise else 1
+        return sorted(scored, key=lambda trial: (-trial.share, sign * (trial.score or 0.0), trial.number))
+
+    def best_spec(self) -> tuple[str, str] | None:
+        """The backend and the spec, as YAML, of the best trial; on all rows."""
+        for trial in self.ranked()[:1]:
+            values = space.applied(self.search.spec, trial.settings)
+            text = specfile.yaml_text(values, sort_keys=False, allow_unicode=True)
+            return self._provider(trial), f"# The best of {self.search.id}, trial {trial.number}.\n{text}"
+        return None
+
+    def run(
+        self,
+        watch: Callable[[], object],
+        stop: threading.Event,
+        on_turn: Callable[[list[Trial]], object] | None = None,
+        pause_s: float = 1.0,
+    ) -> list[Trial]:
+        """Until every trial has ended. `watch` brings the runs up to date before each turn. Raises
+        `LeaseHeld` while another process carries it out."""
+        with self.ft.store.leases.hold(self.search.id, _LEASE_S):
+            while not stop.is_set():
+                watch()
+                self.turn()
+                trials = self.trials
+                if on_turn is not None:
+                    on_turn(trials)
+                # What was written down and has no run waits for more money, once the search has stopped.
+                going = [t for t in trials if t.state is TrialState.OPEN and (t.run_id or not self.stopped)]
+                if not going and self._next() is None:
+                    break
+                stop.wait(pause_s)
+        return self.trials
+
+    def turn(self) -> None:
+        """Scores what has ended, gives up what falls behind, and makes trials while there is room."""
+        for trial in self.trials:
+            if trial.state is TrialState.OPEN and trial.run_id is not None:
+                self._look(trial)
+        if self.search.prune:
+            self._prune()
+        while not self.stopped and self.ft.store.clock.uptime().seconds >= self._later:
+            is_open = [trial for trial in self.trials if trial.state is TrialState.OPEN]
+            pending = [
+                trial for trial in is_open if trial.run_id is None
+            ]  # left by a process that was killed
+            if len(is_open) - len(pending) >= self.search.max_parallel:
+                return
+            trial = pending[0] if pending else self._next()
+            if trial is None or not self._start(trial):
+                return
+
+    # -- which trial comes next ----------------------------------------------------------------------------
+
+    def _next(self) -> Trial | None:
+        """The next trial, not yet written down; `None` when there is none, or none for now."""
+        if self.stopped:
+            return None
+        trials = self.trials
+        first = [trial for trial in trials if trial.parent is None]
+        if len(first) < self.search.trials:
+            settings = sampling.next_settings(
+                self._space, self.search.sampler, self.search.seed, first, maximise=self.maximise
+            )
+            if settings is not None:
+                return Trial(number=len(trials), settings=dict(settings), share=self.search.share)
+        if self.search.share == 1 or any(trial.state is TrialState.OPEN for trial in first):
+            return None
+        again = {trial.parent for trial in trials if trial.parent is not None}
+        best = [trial for trial in self.ranked() if trial.parent is None][: self.search.survivors]
+        for trial in best:
+            if trial.number not in again:
+                return Trial(number=len(trials), settings=trial.settings, parent=trial.number)
+        return None
+
+    def _start(self, trial: Trial) -> bool:
+        """Whether another one may follow at once."""
+        if known := self._sent(trial):
+            self._set(trial, run_id=known.id)
+            return True
+        name, self.waits = self._provider(trial), None
+        try:
+            prepared = prepared_trial(self.ft, self.search, dict(trial.settings), name, trial.share)
+            quote = prepared.offer(name).quote
+            if self._changed(trial, prepared) or not self._affordable(trial, quote):
+                return False
+            trial, cap = replace(trial, high_usd=quote.high_usd), self._cap(trial, prepared, quote)
+            self.ft.store.searches.propose(self.search.id, trial)
+            key = self._key(trial)
+            asked = submission.of(self.ft, prepared, name, key=key, limit_usd=cap, patient=True)
+            run = submission.send(self.ft, prepared, name, asked)
+        except OverBudget as error:
+            self.stopped = error.message
+            return False
+        except OrchestrateError as error:
+            return self._not_made(trial, error)
+        self._set(trial, run_id=run.id, high_usd=quote.high_usd)
+        return True
+
+    def _not_made(self, trial: Trial, error: OrchestrateError) -> bool:
+        """Whether another one may follow at once."""
+        made = self.ft.store.runs.of_key(self._key(trial))
+        if made is not None and made.phase not in UNSENT:
+            # Refused by its host, or its answer was lost: a run as any other, which may cost something.
+            self._set(trial, run_id=made.id, high_usd=trial.high_usd)
+            return True
+        if error.retryable:
+            self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
+            return False
+        if isinstance(error, (SetupError, AuthenticationFailed)):  # of none of its settings: all would fail
+            self.stopped = error.message
+            return False
+        if made is not None:
+            withdraw(self.ft, made, error.message)
+        self.ft.store.searches.propose(self.search.id, trial)
+        found = error.problems[:1] if isinstance(error, DataError) else ()
+        note = ": ".join([error.message, *(problem.message for problem in found)])
+        self._set(trial, state=TrialState.FAILED, note=note)
+        return True
+
+    def _key(self, trial: Trial) -> str:
+        """Of its run: what was interrupted is found again by it, and never made twice."""
+        return f"{self.search.id}-{trial.number}"
+
+    def _sent(self, trial: Trial) -> Run | None:
+        """Its run, where a process ended before it wrote that down, or a host that said no made it after
+        all."""
+        run = self.ft.store.runs.of_key(self._key(trial))
+        return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
+
+    def _changed(self, trial: Trial, prepared: Prepared) -> bool:
+        """A share is of the same rows too."""
+        whole = prepared.data if trial.share == 1 else training_data(self.ft, JobSpec.parse(self.search.spec))
+        if whole.digest == self.search.digest:
+            return False
+        self.stopped = "the training data have changed since the search began"
+        return True
+
+    def _affordable(self, trial: Trial, quote: Quote) -> bool:
+        """A price that is not known is above every limit."""
+        limit_usd = self.search.max_cost_usd
+        if limit_usd is None:
+            return True
+        left = limit_usd - self.spent_usd(but=trial.number)
+        if reason := quote.unavailable or quote.open_end:
+            self.stopped = UnknownPrice(quote.provider, limit_usd, reason).message
+        elif quote.high_usd > left:
+            what, then = "what is left of the sweep's limit,", "no further trial was made"
+            told = OverBudget(quote.provider, quote.high_usd, left, what=what, then=then).message
+            if not self._under_way(trial):
+                self.stopped = told
+                return False
+            # What those take of the limit that are under way is more than most of them come to cost.
+            self.waits, self._later = told, self.ft.store.clock.uptime().seconds + _SOON_S
+            return False
+        return self.stopped is None
+
+    def _cap(self, trial: Trial, prepared: Prepared, quote: Quote) -> Decimal | None:
+        """Of its run. What trains by the hour may take longer than was thought: so that all together keep the
+        limit, each gets an equal share of what is left, for as many as may yet go beside it."""
+        name, limit_usd = self._provider(trial), self.search.max_cost_usd
+        own = prepared.offer(name).spec.max_cost_usd
+        if limit_usd is None or not self.ft.provider(name).profile.place:
+            return own
+        made = len([other for other in self.trials if other.number != trial.number])
+        wanted = self.search.trials + (self.search.survivors if self.search.share < 1 else 0)
+        beside = min(self.search.max_parallel - len(self._under_way(trial)), wanted - made)
+        share = (limit_usd - self.spent_usd(but=trial.number)) / max(1, beside)
+        cap = max(quote.high_usd, share.quantize(_SIXTH, ROUND_FLOOR))
+        return cap if own is None else min(cap, own)
+
+    def _under_way(self, trial: Trial) -> list[Trial]:
+        """The others."""
+        going = [other for other in self.trials if other.state is TrialState.OPEN and other.run_id]
+        return [other for other in going if other.number != trial.number]
+
+    def spent_usd(self, *, but: int | None = None) -> Decimal:
+        """What its runs have cost, as far as that is known, and may cost yet."""
+        total = Decimal(0)
+        for trial in self.trials:
+            if trial.number != but:
+                total += of_trial(self._run(trial), trial)
+        return total
+
+    def _provider(self, trial: Trial) -> str:
+        return str(trial.settings.get(PROVIDER, self.search.providers[0]))
+
+    # -- what became of a trial ----------------------------------------------------------------------------
+
+    def _run(self, trial: Trial) -> Run | None:
+        found = [] if trial.run_id is None else self.ft.store.runs.of_ids([trial.run_id])
+        return found[0] if found else None
+
+    def _look(self, trial: Trial) -> None:
+        run = self._run(trial)
+        if run is None:
+            self._set(trial, state=TrialState.FAILED, note="its run is not in this store")
+        elif run.phase in UNSENT:  # its answer was lost, and it was not made: it is sent again
+            self._set(trial, run_id=None)
+        elif run.status is JobStatus.SUCCEEDED:
+            self._score(trial, run)
+        elif why := left(run):
+            self._set(trial, state=TrialState.FAILED, note=why)
+        elif run.status.terminal:
+            note = f"its run has {run.status.value}" + (f": {run.error.message}" if run.error else "")
+            self._set(trial, state=TrialState.FAILED, note=note)
+
+    def _score(self, trial: Trial, run: Run) -> None:
+        if self.search.target == LOSS:
+            losses = _losses(self.ft.store.history.metrics(run.id))
+            if losses:
+                self._set(trial, state=TrialState.SCORED, score=losses[-1][1])
+            elif self.ft.store.runs.is_closed(run.id):  # nothing more will be told
+                self._set(trial, state=TrialState.FAILED, note="its host told no validation loss")
+            return
+        metric = self.search.target.removeprefix(EVAL)
+        try:
+            order = EvaluationOrder(test=self.search.test, metrics=[metric], base=False)
+            evaluation = evaluate_runs(self.ft, [run.id], order)
+        except OrchestrateError as error:
+            if not error.retryable:
+                self._set(trial, state=TrialState.FAILED, note=f"not evaluated: {error.message}")
+            return
+        score = evaluation.score(evaluation.contenders[0].name)
+        if score is None:
+            self._set(trial, state=TrialState.FAILED, note=f"{metric} has no score for it")
+            return
+        self._set(
+            trial,
+            state=TrialState.SCORED,
+            score=score.value,
+            score_low=score.low,
+            score_high=score.high,
+            note=f"n = {score.n}",
+        )
+
+    def _prune(self) -> None:
+        trials = [trial for trial in self.trials if trial.run_id is not None]
+        for share in {trial.share for trial in trials}:
+            same = [trial for trial in trials if trial.share == share]
+            curves = {trial.number: self._curve(trial) for trial in same}
+            for trial in same:
+                if trial.state is TrialState.OPEN and sampling.given_up(curves, trial.number):
+                    self._give_up(trial)
+
+    def _curve(self, trial: Trial) -> dict[float, float]:
+        """Validation loss by the per cent of its steps."""
+        run = self._run(trial)
+        if run is None or not run.total_steps:
+            return {}
+        losses = _losses(self.ft.store.history.metrics(run.id))
+        return {100 * step // run.total_steps: loss for step, loss in losses if step < run.total_steps}
+
+    def _give_up(self, trial: Trial) -> None:
+        try:
+            run = tracked(self.ft, trial.run_id or "").cancel()
+        except OrchestrateError as error:
+            self._set(trial, note=f"not ended early: {error.message}")
+            return
+        if run.status is JobStatus.SUCCEEDED:  # before it could be ended
+            return
+        self._set(trial, state=TrialState.PRUNED, note="ended early: others were better at the same step")
+
+    def _set(self, trial: Trial, **fields: Any) -> None:
+        self.ft.store.searches.change(self.search.id, trial.number, lambda now: replace(now, **fields))
+
+
+def _losses(points: Sequence[MetricPoint]) -> list[tuple[int, float]]:
+    return [(point.step, point.values["valid_loss"]) for point in points if "valid_loss" in point.values]

@@ -1,0 +1,336 @@
+"""Rebuilding a lost store from the hosts' lists: each job with a ref of ours becomes a run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from orchestrate import catalog, costing
+from orchestrate.catalog import ModelOnHost
+from orchestrate.errors import OrchestrateError, SpecError, UsageError
+from orchestrate.providers.base import Recalls
+from orchestrate.runs.hosting import upkeep
+from orchestrate.runs.submitting import accounts
+from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.runs.syncing.sweep import Failure
+from orchestrate.spec import JobSpec
+from orchestrate.store import transitions
+from orchestrate.store.ids import REF_PATTERN, run_id_of
+from orchestrate.store.records.runs import asked_for
+from orchestrate.text import limit, money
+from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, SubmitPhase, Told
+
+if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+
+# What a budget counts for a job whose spec and quote are gone, from the best that is known of it:
+#
+# 1. what its host says that it costs;
+# 2. its host's rule for how it ended: trained tokens at their rate, its share of the steps, or nothing for
+#    a failure that is not billed;
+# 3. the high end of a quote of what its host tells of its data.
+
+
+class Worth(msgspec.Struct, frozen=True, kw_only=True):
+    spec: dict[str, Any]
+    """As much of it as the host tells."""
+    dataset_digest: str | None = None
+    """Where the host has it, and then `spec` is all of it."""
+    max_cost_usd: Decimal | None = None
+    quote: Quote | None = None
+    bill: Bill | None = None
+    words: str | None = None
+    """What is counted, and by what."""
+    reason: str | None = None
+    """Why it cannot be counted, or not the whole of it."""
+
+
+def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
+    """Asks the host for the size of the job's data where nothing better is known; never raises for what it
+    answers."""
+    told, problem = _recalled(provider, job)
+    asked = told_by_host(provider, job)
+    whole = _whole(asked)
+    spec = whole or costing.spec_of(job.model or "unknown", told)
+    parsed = JobSpec.parse(spec)
+    resolved = _resolved(provider, job)
+    book = rates or costing.built_in()
+    priced = costing.Priced(
+        provider.config.name,
+        provider.profile,
+        parsed,
+        resolved,
+        costing.Prices(provider.prices, book),
+        # What its host takes no more of was made when it did.
+        sandbox=True,
+    )
+    quote = costing.quote_recalled(priced, told) if told is not None else None
+    problem = problem or (quote.unavailable if quote is not None else None)
+    usable = quote if quote is not None and not quote.unavailable else None
+    bill = costing.bill(
+        job,
+        profile=provider.profile,
+        spec=parsed,
+        resolved=resolved,
+        quote=quote,
+        hourly=costing.quoted_hour(usable),
+        prices=priced.prices,
+    )
+    words = _words(job, bill, usable)
+    known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
+    reason = None if known else problem or "its host says nothing about the data of its jobs"
+    return Worth(
+        spec=spec,
+        dataset_digest=asked.dataset_digest if whole else None,
+        max_cost_usd=asked.max_cost_usd,
+        quote=usable,
+        bill=bill,
+        words=words,
+        reason=reason,
+    )
+
+
+def _whole(asked: Told) -> dict[str, Any] | None:
+    """The spec as it was submitted, where the host has all of it."""
+    if asked.dataset_digest is None:
+        return None
+    try:
+        JobSpec.parse(asked.spec)
+    except SpecError:  # of another version
+        return None
+    return asked.spec
+
+
+def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
+    if bill is not None and (job.status.terminal or job.cost_usd is not None):
+        return f"{money(bill.usd)}: {bill.origin}"
+    if quote is not None and costing.quoted_hour(quote) is not None:
+        return f"up to {limit(quote.high_usd)}: {quote.assumptions[0]}"
+    if quote is not None:
+        [*_, size] = quote.assumptions[:1]
+        return f"up to {limit(quote.high_usd)}: the high end of a quote of its data, {size}"
+    return f"{money(bill.usd)} so far: {bill.origin}" if bill is not None else None
+
+
+def told_by_host(provider: Provider, job: Job) -> Told:
+    """What a job that was made without this store was asked for; nothing where its backend does not tell."""
+    return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
+
+
+def _recalled(provider: Provider, job: Job) -> tuple[Recalled | None, str | None]:
+    try:
+        return provider.recall(job) if isinstance(provider, Recalls) else None, None
+    except OrchestrateError as error:
+        return None, f"its data could not be asked about: {error.message}"
+
+
+def _resolved(provider: Provider, job: Job) -> ModelOnHost:
+    try:
+        return catalog.resolve(job.model or "unknown", provider.profile)
+    except SpecError:
+        return ModelOnHost(provider=provider.config.name, id=job.model or "unknown")
+
+
+class Lost(msgspec.Struct, frozen=True, kw_only=True):
+    """A job with a ref of ours that the store does not know: of a lost store, or of a colleague's."""
+
+    provider: str
+    account: str
+    run_id: str
+    job_id: str
+    model: str | None
+    status: str
+    created_at: datetime | None
+
+
+class Recovery(msgspec.Struct, kw_only=True):
+    """What `recover` found, by run id."""
+
+    recovered: list[str] = []
+    adopted: list[str] = []
+    """Known runs without a job, which have one on the host."""
+    offered: list[Lost] = []
+    """Those that were found and not chosen."""
+    counted: dict[str, str] = {}
+    """By what a budget counts each recovered run, in words: what the host says, its rule for how the job
+    ended, or the high end of a quote of what it tells of the data."""
+    unpriced: list[str] = []
+    """Recovered runs that no budget can count."""
+    reasons: dict[str, str] = {}
+    """Why, by run id."""
+    known: list[str] = []
+    doubled: list[str] = []
+    """Refs with more than one job: the oldest became the run, an alarm names the others."""
+    deployments: list[str] = []
+    """Runs whose deployment was found on its host and is known now."""
+    failures: list[Failure] = []
+
+
+Choose = Callable[[list[Lost]], Collection[str]]
+"""Gives the ids of the runs to take."""
+
+
+def recover(
+    store: Store,
+    providers: Iterable[Provider],
+    choose: Choose | None = None,
+    rates: RateBook | None = None,
+) -> Recovery:
+    """Makes a run of each job with a ref of ours that the store does not know, or of those that are chosen;
+    changes nothing on a host. What the host does not say of its cost is taken at `rates`, by default the
+    built-in ones.
+
+    What only the lost store knew is gone and left empty: the quote, and where the host does not have them
+    the spec, the data's digest and the tags. Ids and refs are the old ones, since each can be told from the
+    other. A following `sync` fetches events, metrics and bills.
+    """
+    report = Recovery()
+    providers = list(providers)
+    lost: list[tuple[Lost, Provider, list[Job]]] = []
+    for provider in providers:
+        try:
+            lost += _search(store, provider, report)
+        except OrchestrateError as error:
+            report.failures.append(_failure(provider, error))
+    offered = [entry for entry, _, _ in lost]
+    chosen = {entry.run_id for entry in offered}
+    if choose is not None and offered:
+        chosen &= set(choose(offered))
+    report.offered = [entry for entry in offered if entry.run_id not in chosen]
+    for entry, provider, jobs in lost:
+        if entry.run_id in chosen:
+            _take(store, provider, entry.account, jobs, _Books(report, rates))
+    for provider in providers:
+        try:
+            report.deployments += [deployment.run_id for deployment in upkeep.adopt(store, provider)]
+        except OrchestrateError as error:
+            failure = _failure(provider, error)
+            if failure not in report.failures:
+                report.failures.append(failure)
+    return report
+
+
+def _failure(provider: Provider, error: OrchestrateError) -> Failure:
+    return Failure(
+        provider=provider.config.name,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after_s=getattr(error, "retry_after_s", None),
+    )
+
+
+def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lost, Provider, list[Job]]]:
+    """The jobs that no run has. Runs of which the store knows no job get theirs at once."""
+    here = accounts.account_of(store, provider)
+    lost: list[tuple[Lost, Provider, list[Job]]] = []
+    by_ref: dict[str, list[Job]] = {}
+    try:
+        for job in provider.recoverable() if isinstance(provider, Recalls) else provider.list():
+            if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
+                by_ref.setdefault(job.handle.ref, []).append(job)
+    except OrchestrateError as error:  # what it told before is not lost for that
+        report.failures.append(_failure(provider, error))
+    known = {run.ref: run for run in store.runs.of_refs(by_ref)}
+    for ref, jobs in by_ref.items():
+        jobs.sort(key=lambda job: (job.created_at is None, job.created_at, job.handle.job_id))
+        run = known.get(ref)
+        if run is None:
+            first = jobs[0]
+            entry = Lost(
+                provider=provider.config.name,
+                account=here,
+                run_id=run_id_of(ref),
+                job_id=first.handle.job_id,
+                model=first.model,
+                status=first.status.value,
+                created_at=first.created_at,
+            )
+            lost.append((entry, provider, jobs))
+            continue
+        report.known.append(run.id)
+        mine = (run.provider, run.host) == (provider.config.name, provider.host)
+        if mine and run.job_id is None and accounts.is_here(store, provider, run.account) is not False:
+            Submitter(store, provider).adopt(run, [job.handle for job in jobs])
+            report.adopted.append(run.id)
+    return lost
+
+
+class _Books(NamedTuple):
+    report: Recovery
+    rates: RateBook | None
+
+
+def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _Books) -> None:
+    ref, report, job = str(jobs[0].handle.ref), books.report, jobs[0]
+    with suppress(OrchestrateError):  # it is a run here all the same, and asked for again at each sync
+        job = provider.taken_over(job) if isinstance(provider, Recalls) else job
+    worth = valued(provider, job, books.rates)
+    run = run_of(
+        job,
+        provider,
+        account,
+        store.clock.now(),
+        id=run_id_of(ref),
+        ref=ref,
+        how="recovered",
+        estimate_usd=job.cost_usd,
+        quote=worth.quote,
+        bill=worth.bill,
+        **_asked_for(worth),
+    )
+    try:
+        store.runs.restore(run)
+    except UsageError:  # by another recover at the same moment
+        report.known.append(run.id)
+        return
+    report.recovered.append(run.id)
+    if worth.words is not None:
+        report.counted[run.id] = worth.words
+    if worth.reason is not None and not run.sandbox:
+        report.unpriced.append(run.id)
+        report.reasons[run.id] = worth.reason
+    if others := [job.handle.job_id for job in jobs[1:]]:
+        report.doubled.append(ref)
+        Submitter(store, provider).alarm(run, set(others))
+
+
+def _asked_for(worth: Worth) -> dict[str, Any]:
+    """By what the same submit is known again, where the host has it."""
+    if worth.dataset_digest is None:
+        return {"spec": worth.spec}
+    spec = JobSpec.parse(worth.spec)
+    return asked_for(spec, worth.dataset_digest) | {"max_cost_usd": worth.max_cost_usd, "tags": spec.tags}
+
+
+def run_of(
+    job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
+) -> Run:
+    """As the host tells the job at `at`. `how` it was found is kept as a tag; `known`: further fields of the
+    run."""
+    facts: dict[str, Any] = {"spec_hash": "", "dataset_digest": "", **known}
+    facts["tags"] = {**known.get("tags", {}), how: at.date().isoformat()}
+    run = Run(
+        id=id,
+        ref=ref,
+        provider=provider.config.name,
+        model=job.model or "unknown",
+        host=provider.host,
+        account=account,
+        sandbox=provider.sandbox,
+        phase=SubmitPhase.SUBMITTED,
+        status=JobStatus.SUBMITTING,
+        job_id=job.handle.job_id,
+        job_kind=job.handle.kind,
+        created_at=job.created_at or at,
+        updated_at=at,
+        **facts,
+    )
+    return transitions.observed(run, job, at)

@@ -1,0 +1,612 @@
+"""Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host, but
+for runs that are to be cancelled: those that passed their cap, and those whose cancel has not reached the
+host, because their job was not known or the one who asked for it died.
+
+The sweep reads each host's list page by page, so that ten thousand runs cost as many requests as there are
+pages. One by one it asks only for a few: jobs that the list does not show, which are not lost (lists lag,
+filter and forget), and the events, metrics and checkpoints of runs that have ended.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from orchestrate import costing
+from orchestrate.costing import cap_of
+from orchestrate.errors import (
+    NotFound,
+    OrchestrateError,
+    OtherAccount,
+    PermissionRefused,
+    ProviderError,
+    StoreError,
+    UnexpectedAnswer,
+)
+from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, Pauses, capability
+from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
+from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
+from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.store import transitions
+from orchestrate.store.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
+from orchestrate.store.transitions import UNSENT, UNSETTLED
+from orchestrate.text import count, limit, money
+from orchestrate.types import Bill, Event, Feature, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+
+_NAMED = (
+    "adopted",
+    "not_made",
+    "unsettled",
+    "unsent",
+    "elsewhere",
+    "gone",
+    "uncancelled",
+    "paused",
+    "changed",
+    "ended",
+    "capped",
+)
+
+_WORDS = {"elsewhere": "in another account, or this key has no right to see them"}
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that could not be asked; its runs stay as they are."""
+
+    provider: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+
+
+class SyncReport(msgspec.Struct, kw_only=True):
+    """What a sync found. Runs are named by id."""
+
+    checked: int = 0
+    adopted: list[str] = []
+    """Runs whose job was found by its ref."""
+    not_made: list[str] = []
+    """Runs that were settled: the host has no job of theirs. They can be sent again."""
+    unsettled: list[str] = []
+    """Runs of which it is too early to tell."""
+    unsent: list[str] = []
+    """Runs whose submit was interrupted before anything was sent. They can be sent again."""
+    elsewhere: list[str] = []
+    """Runs of another account than that of the key, or that the key has no right to see: nothing was
+    concluded about them."""
+    gone: list[str] = []
+    """Runs whose job their host no longer has."""
+    uncancelled: list[str] = []
+    """Runs whose job goes on though their host was asked to end it; it was asked again."""
+    paused: list[str] = []
+    changed: list[str] = []
+    ended: list[str] = []
+    capped: list[str] = []
+    """Runs that passed their cap and were told to end."""
+    alarms: list[Event] = []
+    hosting: list[str] = []
+    """What is to be told of deployments, a sentence each."""
+    ending: list[str] = []
+    """Runs whose deployment is to end, and that the host still has."""
+    failures: list[Failure] = []
+    asked: int = 0
+    """Requests to hosts, about: the pages of their lists and what was asked one by one."""
+
+    def failed(self, provider: str, error: OrchestrateError) -> None:
+        failure = Failure(
+            provider=provider,
+            message=error.message,
+            retryable=error.retryable,
+            retry_after_s=getattr(error, "retry_after_s", None),
+        )
+        if failure not in self.failures:
+            self.failures.append(failure)
+
+    def __str__(self) -> str:
+        parts = [f"{count(self.checked, 'open run')} checked"]
+        for name in _NAMED:
+            if runs := getattr(self, name):
+                what = _WORDS.get(name, name.replace("_", " "))
+                parts.append(f"{what}: {', '.join(runs)}")
+        parts += self.hosting
+        if self.ending:
+            parts.append(f"asked to end, and still up: {', '.join(self.ending)}")
+        parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
+        parts += [f"{failure.provider} could not be asked: {failure.message}" for failure in self.failures]
+        return "\n".join(parts)
+
+
+# What a host leaves undone: a cancel that it answered, a job that it no longer has, one that stays paused.
+#
+# Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
+
+GRACE = timedelta(minutes=2)
+"""So long a host may take to end a job that it was asked to end."""
+_ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
+
+
+def gone(store: Store, provider: Provider, run: Run) -> None:
+    """Its host says that it has no such job, which ends nothing by itself."""
+    told = (
+        f"{provider.title} no longer has job {run.job_id}; it may have been deleted there, and what it "
+        f"cost is not known; if so:  orchestrate abandon {run.id} --reason TEXT"
+    )
+    _say(store, run, "gone", told)
+
+
+def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
+    """Whether a job goes on long after its cancel was answered; its end is then asked for again. Raises
+    `ProviderError`."""
+    asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
+    if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
+        return False
+    told = (
+        f"{provider.title} was asked to cancel job {run.job_id}, and it is still {job.raw_status} and "
+        f"billed; asked again at every sync. Look there, or  orchestrate abandon {run.id} --reason TEXT"
+    )
+    _say(store, run, "uncancelled", told)
+    provider.cancel(run.handle)
+    return True
+
+
+def paused(store: Store, provider: Provider, run: Run) -> None:
+    """The host holds its job."""
+    told = (
+        f"{provider.title} holds job {run.job_id}; it keeps its share of the budget until it ends: "
+        f"orchestrate resume {run.id}, cancel or abandon"
+    )
+    _say(store, run, "paused", told)
+
+
+def _say(store: Store, run: Run, what: str, told: str) -> None:
+    event = Event(id=f"orchestrate-{what}", at=store.clock.now(), level="warning", type=what, message=told)
+    store.history.add_events(run.id, [event], from_host=False)
+
+
+# Ending runs that have become more expensive than their own cap: once each, and said so. A run on a rented
+# machine is paused: its checkpoints are kept, and `resume` may give it more.
+
+BillHook = Callable[[Run, Job], Bill | None]
+"""What a run cost, or has cost so far, or `None` while that is not known."""
+
+OVER_CAP = "over_cap"
+"""The type of the event that tells of it, and the code of the ended run's error."""
+
+_EVENT = "orchestrate-over-cap"
+_LEFT_ALONE = frozenset({JobStatus.SUBMITTING, JobStatus.PAUSED, JobStatus.CANCELLING})
+
+
+def enforce(
+    store: Store,
+    provider: Provider,
+    run: Run,
+    job: Job,
+    bill: BillHook | None,
+    timing: Timing = DEFAULT_TIMING,
+) -> Event | None:
+    """Cancels a job whose bill so far is above the run's cap, or pauses it. Returns the event that says so
+    when it is new.
+
+    Where the backend cannot cancel, the event asks the user to. Raises `ProviderError` when the host cannot
+    be asked; the next call tries again.
+    """
+    cap = cap_of(run)
+    if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
+        return None
+    so_far = bill(run, job)
+    if so_far is None or so_far.usd <= cap:
+        return None
+    rented, able = isinstance(provider, Limited), Feature.CANCEL in provider.features
+    done = "it is being cancelled" if able else f"{provider.title} cannot cancel it, so end it there"
+    event = Event(
+        # A paused run may be given more, and come to that.
+        id=f"{_EVENT}-{cap}" if rented else _EVENT,
+        at=store.clock.now(),
+        level="warning",
+        type=OVER_CAP,
+        message=f"over its cap of {limit(cap)}: an estimated {money(so_far.usd)} so far "
+        f"({so_far.origin}); {'it is being paused' if rented else done}",
+        data={"usd": str(so_far.usd), "max_cost_usd": str(cap)},
+    )
+    # The event first: should this process end in between, the next look finds the job running and goes on.
+    added = store.history.add_events(run.id, [event], from_host=False)
+    if rented:
+        capability(provider, Pauses).pause(run.handle)
+    elif able:
+        Submitter(store, provider, timing).cancel(run)
+    return next(iter(added), None)
+
+
+def told_at_end(store: Store, run: Run) -> None:
+    """Says that an ended run cost more than its cap allowed."""
+    cap, bill = run.max_cost_usd, run.bill
+    if cap is None or bill is None or bill.usd <= cap:
+        return
+    usd = money(bill.usd) if bill.final else f"an estimated {money(bill.usd)}"
+    event = Event(
+        id="orchestrate-ended-over-cap",
+        at=store.clock.now(),
+        level="warning",
+        type="ended_over_cap",
+        message=f"it ended above its cap of {limit(cap)}: {usd} ({bill.origin})",
+        data={"usd": str(bill.usd), "max_cost_usd": str(cap)},
+    )
+    store.history.add_events(run.id, [event], from_host=False)
+
+
+def explained(store: Store, run: Run) -> Run:
+    """A cancelled run with the cap as its reason, when it was that."""
+    if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
+        return run
+    said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
+    if said is None:
+        return run
+    error = JobError(message=said.message, code=OVER_CAP)
+    return store.runs.apply(
+        run.id, lambda now: msgspec.structs.replace(now, error=error), note="over its cap"
+    )
+
+
+T = TypeVar("T")
+
+_BATCH = 500
+_LOOKUPS = 20
+"""At most so many jobs that the list did not show are asked for one by one in a sync."""
+_REQUESTS = 150
+"""What a sync may cost on a host with ten thousand runs."""
+_PAGE = 100
+"""Jobs of the shortest page."""
+DETAIL_REQUESTS = 5
+"""What `fetch_details` of one run costs on the dearest host, about."""
+_BILL_PATIENCE = timedelta(days=7)
+"""A host that has not told a final price by then never will."""
+
+
+def sync(
+    store: Store,
+    provider: Callable[[str], Provider],
+    *,
+    only: Iterable[str] | None = None,
+    bill: BillHook | None = None,
+    timing: Timing = DEFAULT_TIMING,
+    sandboxes: bool = True,
+) -> SyncReport:
+    """Settles, adopts and sweeps all open runs, of `only` some backends when they are named; without
+    `sandboxes` no backend is asked for the sake of what is in one.
+
+    `provider` gives the backend of a name. A backend that fails or cannot be made does not stop the others;
+    it is in `failures`. Raises only `StoreError`.
+    """
+    report = SyncReport()
+    wanted = None if only is None else set(only)
+    hosting = store.deployments.open_providers(store.clock.now() - LOOK_BACK, sandboxes=sandboxes)
+    for name in sorted({*store.runs.open_providers(sandboxes=sandboxes), *hosting}):
+        if wanted is not None and name not in wanted:
+            continue
+        try:
+            backend = provider(name)
+        except OrchestrateError as error:
+            report.failed(name, error)
+            continue
+        try:
+            _Sweep(store, backend, report, bill, timing).run()
+            if name in hosting:
+                _keep_up(store, backend, report, timing)
+        except StoreError:
+            raise
+        except OrchestrateError as error:
+            report.failed(name, error)
+        except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
+            told = f"a defect in this backend ({type(error).__name__}: {error})"
+            report.failed(name, UnexpectedAnswer(name, told))
+    return report
+
+
+def _keep_up(store: Store, backend: Provider, report: SyncReport, timing: Timing) -> None:
+    upkeep = Upkeep(store, backend, timing)
+    upkeep.run()
+    report.asked += upkeep.asked
+    report.hosting += upkeep.told
+    report.ending += upkeep.ending
+    for error in upkeep.failures:
+        report.failed(backend.config.name, error)
+
+
+def refresh(
+    store: Store,
+    provider: Provider,
+    run: Run,
+    *,
+    bill: BillHook | None = None,
+    timing: Timing = DEFAULT_TIMING,
+    on_event: Callable[[Event], None] | None = None,
+) -> Run:
+    """Asks the host about one run and stores what is new: status, events, metrics, checkpoints, bill. A run
+    that passed its cap is cancelled.
+
+    Raises `OtherAccount`, and `ProviderError` when the host cannot be asked. A run that is not on the host
+    yet is settled or returned as it is.
+    """
+    run = store.runs.get(run.id)
+    if run.phase in UNSETTLED:
+        run = Submitter(store, provider, timing).settle(run)
+    if run.phase is not SubmitPhase.SUBMITTED:
+        return run
+    require(store, provider, run)
+    try:
+        job = provider.get(run.handle)
+    except NotFound as error:
+        gone(store, provider, run)
+        error.fix = f"if it was deleted there: orchestrate abandon {run.id} --reason TEXT"
+        raise
+    run = store.runs.apply(run.id, lambda current: transitions.observed(current, job, store.clock.now()))
+    fetch_details(store, provider, run, on_event=on_event)
+    if run.status.terminal:
+        return conclude(store, provider, run, job, bill)
+    if Feature.CANCEL in provider.features and run.id in store.watching.uncancelled(run.provider, run.host):
+        run = Submitter(store, provider, timing).cancel(run)
+    uncancelled(store, provider, run, job)
+    capped = enforce(store, provider, run, job, bill, timing)
+    if capped is not None and on_event is not None:
+        on_event(capped)
+    return store.runs.get(run.id)
+
+
+def fetch_details(
+    store: Store, provider: Provider, run: Run, *, on_event: Callable[[Event], None] | None = None
+) -> None:
+    """Stores the events, metrics and checkpoints that are new. An ended run's events are read from the
+    beginning: hosts write some late, behind the newest one that was seen."""
+    after = None if run.status.terminal else store.history.last_event_id(run.id)
+    if Feature.EVENTS in provider.features:
+        added = store.history.add_events(run.id, provider.events(run.handle, after=after))
+        for event in added:
+            if on_event is not None:
+                on_event(event)
+    if isinstance(provider, Measures):
+        store.history.add_metrics(run.id, provider.metrics(run.handle))
+    if isinstance(provider, KeepsCheckpoints):
+        store.history.set_checkpoints(run.id, provider.checkpoints(run.handle))
+
+
+def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHook | None) -> Run:
+    """Writes an ended run's bill and, once nothing more is to come, closes the run."""
+    run = _bill(store, [(run, job)], bill)[run.id]
+    ended = run.finished_at or run.updated_at
+    # A host that only estimates, or a job that ended early, gets no better figure.
+    better = run.status is JobStatus.SUCCEEDED and not run.early_stopped
+    better = better and not provider.profile.figures_are_estimates
+    waiting = bill is not None and (run.bill is None or (better and not run.bill.final))
+    if not waiting or store.clock.now() - ended > _BILL_PATIENCE:
+        store.runs.close(run.id)
+    return run
+
+
+def _bill(store: Store, ended: Iterable[tuple[Run, Job]], bill: BillHook | None) -> dict[str, Run]:
+    """Writes what is new of their bills, all at once. Returns the runs as they are then, by id."""
+    runs, new = dict[str, Run](), dict[str, Bill]()
+    for run, job in ended:
+        runs[run.id] = run = explained(store, run)
+        made = bill(run, job) if bill else None
+        if made is not None and made != run.bill:
+            new[run.id] = made
+    changed = store.runs.set_bills(new) if new else []
+    for run in changed:
+        told_at_end(store, run)
+    store.history.add_reconciliations(filter(None, map(costing.reconcile, changed)))
+    return runs | {run.id: run for run in changed}
+
+
+@dataclass
+class _Sweep:
+    """One backend's open runs."""
+
+    store: Store
+    provider: Provider
+    report: SyncReport
+    bill: BillHook | None
+    timing: Timing
+
+    def run(self) -> None:
+        name, host = self.provider.config.name, self.provider.host
+        runs = self.store.runs.matching(provider=name, host=host, closed=False)
+        self.report.checked += len(runs)
+        places = {
+            account: is_here(self.store, self.provider, account) for account in {r.account for r in runs}
+        }
+        self.report.elsewhere += [run.id for run in runs if places[run.account] is False]
+        runs = [run for run in runs if places[run.account] is not False]
+        unmade: list[Run] = []
+        for run in runs:
+            if run.phase in UNSETTLED:
+                self._settle(run)
+            elif run.phase is not SubmitPhase.SUBMITTED and not self.store.leases.held(lease_name(run)):
+                unmade.append(run)
+        self._look_for(unmade)
+        tracked = [run for run in runs if run.phase is SubmitPhase.SUBMITTED]
+        if not tracked:
+            return
+        jobs: dict[str, Job] = {}
+        try:
+            jobs = self._listed(min(run.created_at for run in tracked))
+        except UnexpectedAnswer as error:
+            self.report.failed(name, error)  # the jobs themselves may still be asked for
+        except ProviderError as error:
+            self.report.failed(name, error)
+            return
+        self._match(tracked, jobs)
+
+    def _look_for(self, unmade: list[Run]) -> None:
+        """For jobs of runs of which this store knows none: another copy of the store may have sent it, or the
+        host have made what it refused."""
+        self.report.unsent += [run.id for run in unmade if run.phase in UNSENT]
+        for run in _some(unmade, _LOOKUPS):
+            self.report.asked += 1
+            submitter = Submitter(self.store, self.provider, self.timing)
+            waited = self.store.runs.waited(run.id)
+            try:
+                handles = submitter.find(run)
+            except ProviderError as error:
+                self.report.failed(self.provider.config.name, error)
+                return
+            if handles:
+                submitter.adopt(run, handles)
+                self.report.adopted.append(run.id)
+                self.report.unsent = [run_id for run_id in self.report.unsent if run_id != run.id]
+            elif run.phase is SubmitPhase.REFUSED and waited >= self.timing.settle_s(self.provider):
+                self.store.runs.close(run.id)
+
+    def _settle(self, run: Run) -> None:
+        self.report.asked += 1
+        try:
+            after = Submitter(self.store, self.provider, self.timing).settle(run)
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
+            self.report.unsettled.append(run.id)
+            return
+        except OtherAccount:
+            self.report.elsewhere.append(run.id)
+            return
+        if after.phase is SubmitPhase.SUBMITTED:
+            self.report.adopted.append(run.id)
+        elif after.phase is SubmitPhase.UPLOADED:
+            self.report.not_made.append(run.id)
+        else:
+            self.report.unsettled.append(run.id)
+
+    def _listed(self, oldest: datetime) -> dict[str, Job]:
+        self.report.asked += 1
+        jobs = {job.handle.job_id: job for job in self.provider.list(since=oldest - CLOCK_SKEW)}
+        self.report.asked += len(jobs) // _PAGE
+        return jobs
+
+    def _match(self, tracked: list[Run], jobs: dict[str, Job]) -> None:
+        self._adopt_by_ref(jobs)
+        known = {run.id: run for run in tracked}
+        seen = {run.id: jobs[run.job_id] for run in tracked if run.job_id in jobs}
+        self._look_up([run for run in tracked if run.id not in seen], seen)
+        for account in {run.account for run in tracked if run.id in seen and run.account is not None}:
+            prove(
+                self.store, self.provider, next(r for r in tracked if r.id in seen and r.account == account)
+            )
+        self._observe(seen)
+        if Feature.CANCEL in self.provider.features:
+            for run_id in self.store.watching.uncancelled(self.provider.config.name, self.provider.host):
+                self._cancel(run_id)
+        ended = {i: job for i, job in seen.items() if job.status.terminal or known[i].status.terminal}
+        self._conclude(ended, few=(_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // DETAIL_REQUESTS)
+        for run_id, job in ((i, job) for i, job in seen.items() if i not in ended):
+            self._left_undone(known[run_id], job)
+            if known[run_id].max_cost_usd is not None:
+                self._cap(run_id, job)
+
+    def _left_undone(self, run: Run, job: Job) -> None:
+        try:
+            if job.status is JobStatus.PAUSED:
+                paused(self.store, self.provider, run)
+                self.report.paused.append(run.id)
+            if uncancelled(self.store, self.provider, run, job):
+                self.report.uncancelled.append(run.id)
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
+
+    def _adopt_by_ref(self, jobs: dict[str, Job]) -> None:
+        """A ref of ours on a job that is not its run's: a run that was given up, or a job that is one too
+        many."""
+        by_ref: dict[str, list[JobHandle]] = {}
+        for job in jobs.values():
+            if job.handle.ref:
+                by_ref.setdefault(job.handle.ref, []).append(job.handle)
+        for run in self.store.runs.of_refs(by_ref):
+            handles = by_ref[run.ref]
+            if [h.job_id for h in handles] == [run.job_id] or run.host != self.provider.host:
+                continue
+            if is_here(self.store, self.provider, run.account) is False:
+                continue
+            submitter = Submitter(self.store, self.provider, self.timing)
+            before = {event.id for event in self.store.history.alarms(run.id)}
+            if submitter.adopt(run, handles).job_id != run.job_id:
+                self.report.adopted.append(run.id)
+            self.report.alarms.extend(e for e in self.store.history.alarms(run.id) if e.id not in before)
+
+    def _look_up(self, missing: list[Run], seen: dict[str, Job]) -> None:
+        capped = _some([run for run in missing if run.max_cost_usd is not None], _LOOKUPS)
+        others = [run for run in missing if run.max_cost_usd is None]
+        for run in (*capped, *_some(others, _LOOKUPS - len(capped))):
+            self.report.asked += 1
+            try:
+                seen[run.id] = self.provider.get(run.handle)
+            except (NotFound, PermissionRefused) as error:  # an answer's absence never ends a run
+                mine = is_here(self.store, self.provider, run.account) or run.account is None
+                if mine and isinstance(error, NotFound):
+                    gone(self.store, self.provider, run)
+                    self.report.gone.append(run.id)
+                else:
+                    self.report.elsewhere.append(run.id)
+            except ProviderError as error:
+                self.report.failed(self.provider.config.name, error)
+                return
+
+    def _observe(self, seen: dict[str, Job]) -> None:
+        at, account = self.store.clock.now(), account_of(self.store, self.provider)
+        changes = [(run_id, _observation(job, at, account)) for run_id, job in seen.items()]
+        for start in range(0, len(changes), _BATCH):
+            for run in self.store.runs.apply_many(changes[start : start + _BATCH]):
+                self.report.changed.append(run.id)
+                if run.status.terminal:
+                    self.report.ended.append(run.id)
+
+    def _cancel(self, run_id: str) -> None:
+        try:
+            Submitter(self.store, self.provider, self.timing).cancel(self.store.runs.get(run_id))
+        except OtherAccount:
+            return
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
+
+    def _cap(self, run_id: str, job: Job) -> None:
+        run = self.store.runs.get(run_id)
+        try:
+            if enforce(self.store, self.provider, run, job, self.bill, self.timing) is not None:
+                self.report.capped.append(run_id)
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
+
+    def _conclude(self, ended: dict[str, Job], *, few: int) -> None:
+        detailed = _some([*ended], max(1, few))
+        plain = [*(ended.keys() - detailed)]  # they stay open, for a later sync
+        for start in range(0, len(plain), _BATCH):
+            runs = self.store.runs.of_ids(plain[start : start + _BATCH])
+            _bill(self.store, [(run, ended[run.id]) for run in runs], self.bill)
+        for run in self.store.runs.of_ids(detailed):
+            self._close(run, ended[run.id])
+
+    def _close(self, run: Run, job: Job) -> None:
+        self.report.asked += DETAIL_REQUESTS
+        try:
+            fetch_details(self.store, self.provider, run)
+        except ProviderError as error:
+            # It stays open, and the next sync asks again.
+            self.report.failed(self.provider.config.name, error)
+            return
+        conclude(self.store, self.provider, run, job, self.bill)
+
+
+def _observation(job: Job, at: datetime, account: str) -> Callable[[Run], Run]:
+    return lambda run: placed(transitions.observed(run, job, at), account)
+
+
+def _some(all_of_them: list[T], most: int) -> list[T]:
+    """Any few of many: those that are stuck must not keep the others out for ever."""
+    return random.sample(all_of_them, most) if len(all_of_them) > most else all_of_them

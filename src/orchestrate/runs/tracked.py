@@ -1,0 +1,316 @@
+"""TrackedRun: a run and what can be done with it through its backend and the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from orchestrate.core.amounts import amount
+from orchestrate.core.files import private_folder
+from orchestrate.core.underway import BYTES, work
+from orchestrate.errors import RunFailed, UsageError
+from orchestrate.providers.base import (
+    Chats,
+    Deploys,
+    Downloads,
+    P,
+    Pauses,
+    ShowsRows,
+    capability,
+)
+from orchestrate.runs.hosting.deployment import DeploymentHandle, deployer_of, require_open, used
+from orchestrate.types import (
+    Artifact,
+    Checkpoint,
+    Event,
+    Feature,
+    JobStatus,
+    Listing,
+    Message,
+    MetricPoint,
+    Proof,
+    Reply,
+    Run,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.data.operations.preview import RowTokens
+    from orchestrate.providers.base import Progress, Provider
+    from orchestrate.runs.trackers.records import Logged
+    from orchestrate.workspace import Workspace
+
+
+class TrackedRun:
+    """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
+
+    def __init__(self, ws: Workspace, record: Run) -> None:
+        """`ws`: where the backends of the run are, `Workspace.home_of`."""
+        self._ws = ws
+        self.record = record
+
+    def __repr__(self) -> str:
+        r = self.record
+        return (
+            f"<{type(self).__name__} {r.id} {r.provider} {r.status.value}{' SANDBOX' if r.sandbox else ''}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from orchestrate.notebook import drawing
+
+        return drawing.progress(self.record, self.metrics(), self.events())
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def status(self) -> JobStatus:
+        return self.record.status
+
+    @property
+    def provider(self) -> Provider:
+        return self._ws.provider(self.record.provider)
+
+    def refresh(self) -> Run:
+        """Status, new events, metrics and checkpoints from the backend into the store; the newest record."""
+        from orchestrate.runs.syncing.sweep import refresh
+
+        self.record = refresh(self._ws.store, self.provider, self.record, bill=self._ws.bill)
+        return self.record
+
+    def wait(
+        self,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        on_change: Callable[[Self], object] | None = None,
+        poll_s: float | None = None,
+        timeout_s: float | None = None,
+        live: bool = True,
+    ) -> Run:
+        """Returns when the run has ended, whatever the end, or is paused for good, as at its limit; `check()`
+        raises if it was not a success.
+
+        Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s`
+        defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
+        not answer is asked again. In a notebook the run is drawn in the cell's output meanwhile, unless
+        `live` is false. Raises `TimeoutError` after `timeout_s`.
+        """
+        from orchestrate.runs.waiting import Told, wait
+
+        told = Told(on_event=on_event, on_change=on_change, live=live)
+        return wait(self._ws, self, told, poll_s=poll_s, timeout_s=timeout_s)
+
+    def check(self) -> Run:
+        """The record of a run that succeeded; one that was last seen on its way is asked about. Raises
+        `RunFailed` with the host's reason otherwise."""
+        if not self.record.status.terminal and self.record.job_id is not None:
+            self.refresh()
+        if self.record.status is not JobStatus.SUCCEEDED:
+            reason = f": {self.record.error.message}" if self.record.error else ""
+            raise RunFailed(
+                f"run {self.id} on {self.record.provider} is {self.record.status.value}{reason}",
+                fix=f"orchestrate events {self.id}",
+            )
+        return self.record
+
+    def events(self) -> Listing[Event]:
+        """Those in the store, oldest first."""
+        return Listing(self._ws.store.history.events(self.id))
+
+    def metrics(self) -> Listing[MetricPoint]:
+        """Those in the store, by step."""
+        return Listing(self._ws.store.history.metrics(self.id))
+
+    def checkpoints(self) -> Listing[Checkpoint]:
+        """Those in the store."""
+        return Listing(self._ws.store.history.checkpoints(self.id))
+
+    def rendered(self) -> list[RowTokens]:
+        """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
+        return list(self._here(ShowsRows).rendered(self.record.handle))
+
+    def cancel(self) -> Run:
+        """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
+        from orchestrate.runs.submitting.submit import cancel
+
+        self.provider.require(Feature.CANCEL)
+        self.record = cancel(self._ws.store, self.provider, self.record)
+        return self.refresh()
+
+    def pause(self) -> Run:
+        """Stops until `resume`. Raises `Unsupported` where the host cannot."""
+        from orchestrate.runs import resuming
+
+        capability(self.provider, Pauses)
+        resuming.require_going(self.record, "pause")
+        self._here(Pauses).pause(self.record.handle)
+        return self.refresh()
+
+    def resume(
+        self,
+        *,
+        max_cost_usd: Decimal | float | str | None = None,
+        max_hours: Decimal | float | str | None = None,
+    ) -> Run:
+        """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job
+        that has ended stays so: started again it would be billed again, outside the price agreed to.
+
+        `max_cost_usd` and `max_hours` take the place of the run's own limits, for the whole of it, what was
+        used included; a budget has to hold them. Raises `UsageError` for a limit that is used up already,
+        `OverBudget` and `ProjectNotTrusted`."""
+        from orchestrate.runs import resuming
+
+        more = resuming.Limits(amount(max_cost_usd, "max_cost_usd"), amount(max_hours, "max_hours", "hours"))
+        self.record = resuming.resume(self._ws, self, more)
+        return self.record
+
+    def abandon(self, reason: str) -> Run:
+        """Gives the run and its deployments up, with the reason: their hosts are not asked about them any
+        more, and they take nothing of a budget but the last that is known of their bills. Nothing is ended on
+        a host, where it may go on and be billed. A run that has ended, and whose bill is known, stays as it
+        is where deployments are given up. Raises `UsageError` without a reason, and for a deployment whose
+        account can be asked: `undeploy` ends it."""
+        from orchestrate.store import transitions
+
+        if not reason.strip():
+            raise UsageError(
+                "say why the run is given up", fix=f"orchestrate abandon {self.id} --reason TEXT"
+            )
+        at, runs = self._ws.store.clock.now(), self._ws.store.runs
+        deployed = self.deployments(over=False)
+        for one in deployed:
+            one.abandon(reason.strip())
+        if deployed and runs.is_closed(self.id):
+            return self.record
+        self.record = runs.apply(
+            self.id, lambda run: transitions.abandoned(run, reason.strip(), at), note=f"abandoned: {reason}"
+        )
+        runs.close(self.id)
+        return self.record
+
+    def _here(self, able: type[P]) -> P:
+        """The backend as one that can do it, when its key is of the account that the run is in. Raises
+        `Unsupported`, `OtherAccount`."""
+        from orchestrate.runs.submitting import accounts
+
+        found = capability(self.provider, able)
+        accounts.require(self._ws.store, self.provider, self.record)
+        return found
+
+    def download(
+        self,
+        dest: str | Path | None = None,
+        *,
+        checkpoint: str | None = None,
+        progress: Progress | None = None,
+    ) -> Artifact:
+        """The tuned model's files, by default into `models/<run id>` of the home folder.
+
+        There they are fetched once: a second call checks their hashes and returns them.
+        """
+        capability(self.provider, Downloads)
+        if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
+            raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
+        self.check()
+        from orchestrate.providers.files import downloads
+
+        name = self.id if checkpoint is None else f"{self.id}-{checkpoint}"
+        folder = Path(dest) if dest else private_folder(self._ws.settings.home / "models") / name
+        described = dest is None and checkpoint is None
+        if described and (before := downloads.read(folder)) is not None:
+            return before
+        with work(f"downloading from {self.record.provider}", BYTES) as told:
+            found = self._here(Downloads).download(
+                self.record.handle, folder, checkpoint=checkpoint, progress=progress or told
+            )
+        if described:
+            downloads.write(folder, found)
+        return found
+
+    def downloaded(self) -> Artifact | None:
+        """What `download` has put into the home folder, by what it wrote down."""
+        from orchestrate.providers.files import downloads
+
+        return downloads.described(self._ws.settings.home / "models" / self.id)
+
+    def deployment(self, at: str | None = None) -> DeploymentHandle | None:
+        """The newest one, as last seen: `at` one backend, or anywhere."""
+        record = self._ws.store.deployments.of_run(self.id, at)
+        return None if record is None else DeploymentHandle(self._ws, record)
+
+    def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
+        """All of this run, newest first, as last seen; by `over` those that are over, or are not."""
+        found = self._ws.store.deployments.matching(over=over)
+        return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
+
+    def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
+        """Ends what `deploy` started (`at` one backend, or wherever it is up), and asks the host until it
+        shows that it is gone, for `patience_s`. The state tells whether it is: `ending` still bills, and is
+        asked again at each `sync`. `None`: the account has none. Raises `OtherAccount`, and `ProviderError`
+        when the host cannot be asked."""
+        known = self.deployment(at)
+        if known is None or known.record.state.over:
+            if at is not None and at != self.record.provider:
+                return known
+            items = self._here(Deploys).deployed(self.record.handle)
+            if not items:
+                return known
+            known = DeploymentHandle(
+                self._ws, deployer_of(self._ws, self.record.provider).adopt(self.record, items)
+            )
+        known.undeploy(patience_s=patience_s)
+        return known
+
+    def chat(
+        self,
+        messages: Sequence[Message] | str,
+        *,
+        base: bool = False,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        tools: Sequence[Mapping[str, Any]] = (),
+        at: str | None = None,
+        tell: Callable[[str], object] | None = None,
+    ) -> Reply:
+        """One answer of the tuned model, or with `base` of the model that it was tuned from. A text is what
+        the user says. `tools`: those that it may call, as the chat completions API has them; `at`: another
+        host to which its adapter was deployed; `tell` gets the text as it comes, where it does and no tools
+        are given."""
+        if isinstance(messages, str):
+            messages = [Message(role="user", content=messages)]
+        if at is None or at == self.record.provider:
+            provider, job = self._here(Chats), self.record.handle
+        else:
+            provider, job = (
+                capability(self._ws.provider(at), Chats),
+                require_open(self._ws, self.id, at).handle,
+            )
+        how: dict[str, Any] = {"base": base, "max_tokens": max_tokens, "temperature": temperature}
+        chat = None if tell is None or tools else provider.chat(job, **how)
+        if chat is not None and tell is not None:
+            reply = chat.read_along(tell).ask(messages)
+        else:
+            how |= {"tools": tools} if tools else {}
+            [reply] = provider.generate(job, [messages], **how)
+        used(self._ws, self.id, at)
+        return reply
+
+    def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
+        """Puts settings, metrics, outcome and cost, as last seen, into mlflow, wandb or tensorboard, `at` a
+        URL or folder; what it has already is not put there again. Raises `MissingExtra`, `ProviderError`."""
+        from orchestrate.runs import trackers as exporters
+
+        with exporters.opened(tracker, at, project) as opened:
+            return opened.write(exporters.story(self._ws.store, self.record))
+
+    def proofs(self) -> list[Proof]:
+        """Whether what answered somewhere was what was trained, oldest first."""
+        return self._ws.store.history.proofs(self.id)
+
+
+def tracked(ws: Workspace, run: str | Run) -> TrackedRun:
+    """A run by its record, or by a name as `Workspace.record` takes it."""
+    record = ws.record(run) if isinstance(run, str) else run
+    return TrackedRun(ws.home_of(record), record)

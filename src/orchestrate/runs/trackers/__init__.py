@@ -1,0 +1,38 @@
+"""Runs in other people's experiment trackers: settings, metrics by step, outcome and cost.
+
+An exporter may be given the same run as often as wanted, while it trains and after: what it has already is
+not put there again. Their packages are extras, imported when one is opened.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import UsageError
+from orchestrate.runs.trackers.records import Exporter, Story
+from orchestrate.text import meant
+
+if TYPE_CHECKING:
+    from orchestrate.store.store import Store
+    from orchestrate.types import Run
+
+TRACKERS = ("mlflow", "wandb", "tensorboard")
+
+
+def opened(to: str, at: str | None = None, project: str | None = None) -> Exporter:
+    """The exporter to a tracker `at` a URL or folder; `None` is where the tracker's own settings point.
+    Raises `UsageError` for an unknown one, `MissingExtra`, `SetupError`."""
+    if to not in TRACKERS:
+        raise UsageError(
+            f"no tracker is called {to!r}{meant(to, TRACKERS)}", fix=f"use one of {', '.join(TRACKERS)}"
+        )
+    return import_module(f"orchestrate.runs.trackers.{to}").opened(at, project)
+
+
+def story(store: Store, run: Run) -> Story:
+    """What the store has of it."""
+    history = store.history
+    return Story(
+        run=run, points=tuple(history.metrics(run.id)), evaluations=tuple(history.evaluations(run.id))
+    )

@@ -1,0 +1,56 @@
+"""Runs told to an experiment tracker: those that have ended, and those on their way until they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrate.runs import privacy
+from orchestrate.runs import trackers as exporters
+from orchestrate.runs.trackers.records import Exporter as Exporter
+from orchestrate.runs.trackers.records import Logged
+
+if TYPE_CHECKING:
+    from orchestrate.runs.tracked import TrackedRun
+    from orchestrate.workspace import Workspace
+
+opened = exporters.opened
+
+
+def log(ft: Workspace, runs: Sequence[TrackedRun], to: Exporter) -> list[Logged]:
+    """As last seen. Raises `UsageError` where a private run would be told to a server of others."""
+    for run in runs:
+        if to.address is not None and privacy.is_private(run.record):
+            privacy.require_near(ft.settings, run.id, "logging", to.address)
+    return [to.write(exporters.story(ft.store, run.record)) for run in runs]
+
+
+def follow(
+    ft: Workspace,
+    runs: Sequence[TrackedRun],
+    to: Exporter,
+    *,
+    tell: Callable[[Logged], object] = lambda _: None,
+    poll_s: float | None = None,
+) -> list[Logged]:
+    """Each run until it has ended, told of whenever there is news. A host that does not answer is asked
+    again; a tracker that does not is an error. The last of each run, with all values that it got."""
+    from orchestrate.runs.watching.polling import Pace
+
+    pace = Pace(poll_s)
+    given: dict[str, Logged] = {}
+    going = list(runs)
+    while going:
+        for run in list(going):
+            pace.attempt(run.refresh)
+            [found] = log(ft, [run], to)
+            if found.values:
+                pace.changed()
+                tell(found)
+            before = given[run.id].values if run.id in given else 0
+            given[run.id] = Logged.from_dict(found.to_dict() | {"values": before + found.values})
+            if run.status.terminal:
+                going.remove(run)
+        if going:
+            pace.sleep()
+    return list(given.values())

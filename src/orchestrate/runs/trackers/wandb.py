@@ -1,0 +1,122 @@
+"""Weights & Biases: a run under our id, resumed where it is there; or files for `wandb sync`."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from orchestrate.core.packages import needed
+from orchestrate.errors import ProviderError, UsageError
+from orchestrate.runs.trackers.records import PROJECT, Closing, Logged, Story
+
+_SETTINGS = {
+    "silent": True,
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+"""The run was not made by this process: what wandb notes of it, its load and its packages would mislead."""
+
+
+def opened(at: str | None, project: str | None) -> WandB:
+    """`at`: the URL of a server, or a folder in which the run is written for `wandb sync`, with no network
+    and no key; by default what wandb's own settings and key say. Raises `MissingExtra`, `UsageError`."""
+    with needed("wandb", "logging to Weights & Biases", "wandb"):
+        import_module("wandb")
+    folder = None if at is None or at.startswith(("http://", "https://")) else Path(at).expanduser()
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder", fix="--at DIR, or a URL")
+        folder.mkdir(parents=True, exist_ok=True)
+    return WandB(project or PROJECT, url=at if folder is None else None, folder=folder)
+
+
+def _own() -> Any:
+    """What wandb's own files and variables say."""
+    return import_module("wandb").setup().settings
+
+
+class WandB(Closing):
+    def __init__(self, project: str, *, url: str | None, folder: Path | None) -> None:
+        self._project, self._url, self._folder = project, url, folder
+        self.address = None if folder is not None else url or str(_own().base_url)
+        self._open: dict[str, Any] = {}
+        self._last: dict[str, int] = {}
+
+    def write(self, story: Story) -> Logged:
+        run = story.run
+        there = self._begun(story)
+        last = self._last[run.id]
+        points = [point for point in story.points if point.step > last]
+        if not run.status.terminal:
+            # To a step that was told nothing can be added, and its validation loss may come later.
+            points = points[:-1]
+        for point in points:
+            there.log(dict(point.values), step=point.step)
+        for name, value in {**story.summary, **story.tags}.items():
+            there.summary[name] = value
+        if points:
+            self._last[run.id] = points[-1].step
+        if self._folder is not None:
+            self._mark(run.id).write_text(json.dumps({"step": self._last[run.id]}), encoding="utf-8")
+        if run.status.terminal:
+            self._end(run.id, failed=story.failed)
+        where = str(self._folder) if self._folder else str(there.url)
+        count = sum(len(point.values) for point in points)
+        notes = (
+            (f"to send it: wandb sync {self._folder}/wandb/offline-run-*-{run.id}",) if self._folder else ()
+        )
+        return Logged(run_id=run.id, to="wandb", where=where, values=count, notes=notes)
+
+    def _begun(self, story: Story) -> Any:
+        run = story.run
+        if run.id in self._open:
+            return self._open[run.id]
+        wandb: Any = import_module("wandb")
+        settings: dict[str, Any] = dict(_SETTINGS)
+        if self._url is not None:
+            settings["base_url"] = self._url
+        try:
+            there = wandb.init(
+                project=self._project,
+                id=run.id,
+                name=story.name,
+                config=dict(story.params),
+                resume="allow",
+                reinit="create_new",
+                mode="offline" if self._folder else None,
+                dir=self._folder,
+                settings=wandb.Settings(**settings),
+            )
+        except (wandb.Error, ValueError) as error:
+            fix = "wandb login, or write it to a folder without a key: --at DIR"
+            raise ProviderError("wandb", str(error), fix=fix) from error
+        self._open[run.id] = there
+        self._last[run.id] = self._step(run.id, there)
+        return there
+
+    def _step(self, run_id: str, there: Any) -> int:
+        """The last one that it has."""
+        if self._folder is None:
+            return int(there.starting_step) - 1
+        try:
+            return int(json.loads(self._mark(run_id).read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError):
+            return -1
+
+    def _mark(self, run_id: str) -> Path:
+        """Files for `wandb sync` cannot be asked what they hold: a note beside them says it."""
+        return Path(self._folder or ".") / f"orchestrate-{run_id}.json"
+
+    def _end(self, run_id: str, *, failed: bool = False) -> None:
+        self._open.pop(run_id).finish(exit_code=int(failed))
+
+    def close(self) -> None:
+        """Ends what is open there; what still trains is gone on with when it is opened again."""
+        for run_id in list(self._open):
+            self._end(run_id)

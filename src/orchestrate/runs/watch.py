@@ -1,0 +1,141 @@
+"""Watching runs until they end: the store, the backends and the channels joined. Run as a module, it is the
+background watcher's process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.errors import MissingKey, OrchestrateError
+from orchestrate.settings import config
+from orchestrate.store.transitions import left as left
+
+if TYPE_CHECKING:
+    from orchestrate.runs.syncing.recovery import Choose, Recovery
+    from orchestrate.runs.tracked import TrackedRun
+    from orchestrate.runs.watching.background import Background
+    from orchestrate.runs.watching.channels import Messenger
+    from orchestrate.runs.watching.watcher import Watcher
+    from orchestrate.settings.config import Settings
+    from orchestrate.types import Run
+    from orchestrate.workspace import Workspace
+
+
+def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
+    """One that follows the runs of the store (`only`: on these backends), submits what waits for them, and
+    tells the channels of their ends."""
+    from orchestrate.runs.queue import QueueServer
+    from orchestrate.runs.watching.watcher import Watcher
+
+    channels, feed = channels_of(ft.settings), QueueServer(ft, only)
+    return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels, only=only, feed=feed)
+
+
+def channels_of(settings: Settings) -> list[Messenger]:
+    """Where ends are told. Raises `UsageError` for an address that is not taken, `ConfigError` for a secret
+    that cannot sign."""
+    if settings.notify == config.Notify():
+        return []
+    from orchestrate.runs.watching.channels import channels
+
+    signs = settings.notify.url is not None
+    secret = config.secret("notify-webhook", "ORCHESTRATE_NOTIFY_SECRET") if signs else None
+    return channels(settings.notify, secret)
+
+
+@contextmanager
+def telling(ft: Workspace) -> Generator[list[str]]:
+    """Tells the channels about the runs that are found to have ended in the block, unless another process
+    did. After the block the list has what went wrong."""
+    found, problems = channels_of(ft.settings), list[str]()
+    for channel in found:
+        ft.store.notifications.since(channel.name)
+    yield problems
+    if found:
+        from orchestrate.runs.watching.channels import tell
+
+        problems += tell(ft.store, found)
+
+
+def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
+    """Tells the channels anything that has an `id`, a `type` and a `text`, once; returns what was not
+    delivered."""
+    from orchestrate.runs.watching.channels import announce
+
+    return announce(channels_of(settings), told)
+
+
+def recover(ft: Workspace, provider: str = "all", choose: Choose | None = None) -> Recovery:
+    """Rebuilds a lost store from the hosts' lists: of all that carries a ref of ours, or what is chosen."""
+    from orchestrate.runs.syncing.recovery import recover
+
+    return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose, ft.rates)
+
+
+def webhooks(ft: Workspace, port: int, woken: Callable[[str], None]) -> AbstractContextManager[list[str]]:
+    """Takes the hosts' webhooks on a port of this machine, `0` for a free one; gives the URLs. Raises
+    `MissingKey` without a secret that they are signed with."""
+    from orchestrate.profile import built_in
+    from orchestrate.runs.watching.webhooks import Sender, listening
+
+    names = {f"{one.kind}-webhook": one for one in built_in().values() if one.webhook_variable}
+    secrets = {name: config.secret(name, one.webhook_variable or "") for name, one in names.items()}
+    senders = [Sender(names[name], secret) for name, secret in secrets.items() if secret is not None]
+    if not senders:
+        name, one = next(iter(names.items()))
+        raise MissingKey(name, one.webhook_variable or "")
+    return listening(ft.store, senders, port, woken)
+
+
+def background(settings: Settings) -> Background:
+    """The watcher that outlives its terminal."""
+    from orchestrate.runs.watching.background import Background
+
+    return Background(settings)
+
+
+def stop_background(settings: Settings) -> int:
+    """Ends the background watchers of the home folder; the runs go on. Returns how many there were."""
+    from orchestrate.runs.watching.background import stop
+
+    return stop(settings)
+
+
+def ask(run: TrackedRun) -> None:
+    """Brings a run up to date; a host that does not answer is left for later. Raises `ProviderError` where it
+    never will."""
+    from orchestrate.runs.watching.polling import Pace
+
+    Pace().attempt(run.refresh)
+
+
+def settle_left_s(ft: Workspace, run: Run) -> float | None:
+    """Seconds until a lost answer can be settled; `None` where none was lost."""
+    from orchestrate.store.timing import settle_left_s
+
+    return settle_left_s(ft.store, ft.provider(run.provider), run)
+
+
+def main() -> int:
+    """The background watcher's process; returns its exit code."""
+    from orchestrate.runs.watching.background import run, say
+    from orchestrate.workspace import Workspace
+
+    @contextmanager
+    def watching() -> Generator[Watcher]:
+        with Workspace(settings) as ft:
+            yield watcher(ft)
+
+    try:
+        settings = config.load()
+        run(settings, watching)
+    except OrchestrateError as error:
+        say(error.message)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

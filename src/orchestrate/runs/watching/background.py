@@ -1,0 +1,266 @@
+"""The background watcher: one process for a store that goes on when its terminal is closed.
+
+`orchestrate watch` starts it, or finds it running, and only shows what the store holds. It is a session of
+its own, ends when no run that it can follow is on its way, and exists once for each configuration (store,
+hosts, keys, channels): a lock says so. Its files lie in `watchers/` of the home folder: the lock, who it is
+and what goes wrong, and its log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from orchestrate.core.files import PRIVATE_UMASK, locked, opener, private_folder, write_whole
+from orchestrate.errors import SetupError
+from orchestrate.local.run.process import WorkerId, alive, me
+from orchestrate.runs.syncing.sweep import Failure, SyncReport
+from orchestrate.settings import config
+from orchestrate.text import inert
+
+if TYPE_CHECKING:
+    from orchestrate.runs.watching.watcher import Watcher
+    from orchestrate.settings.config import Settings
+
+_PROCESS = "orchestrate.runs.watch"
+"""The module that is run: it joins the store with the backends."""
+_START_S = 60.0
+_STOP_S = 15.0
+_LOCK_S = 3.0
+_HEARTBEAT_S = 30.0
+_LOG_BYTES = 1_000_000
+_REMEMBERED_S = 60.0
+"""A problem is shown for so long after it was last met: it shows up in one turn of many."""
+_MOST_STARTS = 5
+_STARTS_S = 120.0
+
+
+class State(WorkerId, frozen=True, kw_only=True):
+    """What the background watcher tells of itself."""
+
+    problems: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    """The backends that could not be asked."""
+
+
+class Background:
+    """The background watcher of one configuration."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._base = settings.home / "watchers" / _configuration(settings)
+        self.lock = self._base.with_suffix(".lock")
+        self.state_file = self._base.with_suffix(".json")
+        self.log = self._base.with_suffix(".log")
+        self._starts: list[float] = []
+
+    def running(self) -> bool:
+        return alive(self.state_file)
+
+    def state(self) -> State | None:
+        try:
+            return State.from_json(self.state_file.read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def ensure(self) -> None:
+        """Starts it unless it runs. Raises `SetupError` with the end of its log when it does not come up, or
+        not stay up."""
+        if self.running():
+            return
+        self._starts = [at for at in self._starts if time.monotonic() - at < _STARTS_S]
+        if len(self._starts) >= _MOST_STARTS:
+            raise self._broken("the background watcher keeps stopping")
+        self._starts.append(time.monotonic())
+        private_folder(self._base.parent)
+        with _log_file(self.log) as log:
+            started = subprocess.Popen(
+                [sys.executable, "-P", "-m", _PROCESS],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=PRIVATE_UMASK,
+                cwd=_folder(self.settings),
+                env=_environment(self.settings),
+            )
+        # Reaps it when it ends before this process does.
+        threading.Thread(target=started.wait, daemon=True, name="reap-watcher").start()
+        deadline = time.monotonic() + _START_S
+        while not self.running():
+            code = started.poll()
+            # One that found another at the lock, or nothing to watch, has ended well; one that was killed is
+            # no failed start, and the next call starts another.
+            if code is not None and code <= 0:
+                return
+            if code is not None or time.monotonic() > deadline:
+                raise self._broken("the background watcher did not start")
+            time.sleep(0.05)
+
+    def _broken(self, what: str) -> SetupError:
+        return SetupError(
+            f"{what}: {_last_line(self.log)}",
+            fix=f"its log is {self.log}; orchestrate watch --here  watches in this terminal",
+        )
+
+    def write(self, problems: Iterable[str] = (), failures: Iterable[Failure] = ()) -> None:
+        state = State(**me().to_dict(), problems=tuple(problems), failures=tuple(failures))
+        write_whole(self.state_file, state.to_json(), private=True)
+
+
+def stop(settings: Settings) -> int:
+    """Ends the background watchers of this home folder; the runs go on. Returns how many there were."""
+    ended = 0
+    for file in sorted((settings.home / "watchers").glob("*.json")):
+        if not alive(file):
+            continue
+        watcher = WorkerId.from_json(file.read_bytes())
+        if watcher.machine != me().machine:
+            raise SetupError(
+                f"a watcher for this folder is running on {watcher.machine}", fix="stop it there"
+            )
+        with suppress(ProcessLookupError):
+            os.kill(watcher.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_S
+        while alive(file) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if alive(file):  # in the middle of a long request; what it does is safe to interrupt
+            with suppress(ProcessLookupError):
+                os.kill(watcher.pid, signal.SIGKILL)
+        ended += 1
+    return ended
+
+
+def run(settings: Settings, watching: Callable[[], AbstractContextManager[Watcher]]) -> None:
+    """The process itself: watches until nothing is left to watch, a SIGTERM, or the loss of its folder.
+    Returns at once where another one watches already."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda _signal, _frame: stopped.set())
+    own = Background(settings)
+    private_folder(own.lock.parent)
+    with locked(own.lock, wait_s=_LOCK_S) as held:
+        if held:
+            with watching() as watcher:
+                _watch(own, watcher, stopped)
+
+
+def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
+    diary = _Diary(own, watcher, stopped)
+    own.write()
+    say(f"watching {watcher.store.place}")
+    while True:
+        watcher.run(stopped, until_idle=True, on_turn=diary.after)
+        if diary.lost():
+            break
+        own.state_file.unlink(missing_ok=True)
+        # A run may have come in just before, whose view still found this watcher running.
+        if stopped.is_set() or watcher.idle():
+            break
+        own.write()
+    say("stopped" if stopped.is_set() else "no run is in progress any more")
+
+
+class _Diary:
+    """What the watcher meets, written where views and people find it."""
+
+    def __init__(self, own: Background, watcher: Watcher, stopped: threading.Event) -> None:
+        self._own, self._watcher, self._stopped = own, watcher, stopped
+        self._lock = own.lock.stat()
+        self._met: dict[str, float] = {}
+        self._written = 0.0
+        self._written_last: tuple[list[str], list[Failure]] = ([], [])
+
+    def after(self, reports: list[SyncReport]) -> None:
+        """To be called after each turn. Ends the watching when its folder was removed: nobody can find this
+        process any more."""
+        for report in reports:
+            for name in ("adopted", "not_made", "ended", "capped"):
+                for run in getattr(report, name):
+                    say(f"{run} {name.replace('_', ' ')}")
+            for alarm in report.alarms:
+                say(f"ALARM: {alarm.message}")
+        now = time.monotonic()
+        self._met = {p: at for p, at in self._met.items() if now - at < _REMEMBERED_S}
+        for problem in self._watcher.problems:
+            if problem not in self._met:
+                say(problem)
+            self._met[problem] = now
+        now_met = (list(self._met), list(self._watcher.failures))
+        if self.lost():
+            self._stopped.set()
+        elif now_met != self._written_last or now - self._written > _HEARTBEAT_S:
+            self._own.write(*now_met)
+            self._written_last, self._written = now_met, now
+
+    def lost(self) -> bool:
+        try:
+            return not os.path.samestat(self._own.lock.stat(), self._lock)
+        except OSError:
+            return True
+
+
+def say(line: str) -> None:
+    """A line of the process's log."""
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {inert(line)}\n")
+    sys.stderr.flush()
+
+
+def _configuration(settings: Settings) -> str:
+    """A name for what this watcher can see and tell; other hosts, keys or channels are another watcher."""
+    digest = hashlib.sha256(_store(settings).encode())
+    for name, host in sorted(settings.hosts.items()):
+        key = host.api_key.reveal() if host.api_key else ""
+        digest.update(f"\0{name}\0{host.base_url}\0{host.account_id}\0{key}".encode())
+    notify = settings.notify
+    digest.update(f"\0{notify.command}\0{notify.url and notify.url.reveal()}\0{notify.desktop}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _store(settings: Settings) -> str:
+    """The store's URL, a file by its full path: it means the same in every folder."""
+    file = config.sqlite_path(settings.store_url)
+    return settings.store_url if file is None else config.sqlite_url(file.expanduser().resolve())
+
+
+def _folder(settings: Settings) -> Path | None:
+    """Where the process finds the project's file itself, and sees whether it is trusted as it is then."""
+    return None if settings.config_file is None or settings.config_named else settings.config_file.parent
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What the command line said, as the environment says it: no password is among a process's arguments."""
+    given = {"ORCHESTRATE_HOME": str(settings.home), "ORCHESTRATE_STORE": _store(settings)}
+    if settings.config_file is not None and settings.config_named:
+        given["ORCHESTRATE_CONFIG"] = str(settings.config_file.resolve())
+    names, notify = config.NOTIFY_VARIABLES, settings.notify
+    given[names["command"]] = notify.command or ""
+    given[names["url"]] = notify.url.reveal() if notify.url else ""
+    given[names["desktop"]] = "1" if notify.desktop else ""
+    return {**os.environ, **given}
+
+
+def _log_file(path: Path) -> BinaryIO:
+    """Opens the log, begun anew when it is long."""
+    fresh = path.exists() and path.stat().st_size > _LOG_BYTES
+    return open(path, "wb" if fresh else "ab", opener=opener)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return "it has no log"
+    return lines[-1] if lines else "it said nothing"

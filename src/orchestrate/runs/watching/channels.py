@@ -1,0 +1,328 @@
+"""Telling people and programs that a run has ended.
+
+A claim in the store comes first, so that of many watchers one tells. What was certainly not delivered is
+tried again. Sometimes nobody can know: a watcher or a command died in the middle, or an answer was lost.
+
+A webhook arrives at least once: it is then sent again under the same `webhook-id`, by which receivers drop
+repeats. A command or a desktop message is told at most once: it is repeated only when the program could not
+be started or said by its exit code that it has not delivered. What stays unknown is kept as an event of the
+run. The message's `id` is one for one end of one run, the same on every channel.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from urllib.parse import urlsplit
+
+from orchestrate.core.child import end_group
+from orchestrate.errors import ConfigError, OrchestrateError, UsageError
+from orchestrate.settings import environment
+from orchestrate.settings.config import Notify, Secret, is_loopback
+from orchestrate.text import duration
+from orchestrate.types import Event, Run
+
+if TYPE_CHECKING:
+    from orchestrate.store.store import Store
+
+_DEAD_AFTER_S = 300.0
+_TIMEOUT_S = 30.0
+_SAID_BYTES = 4096
+
+
+class NotDelivered(OrchestrateError):
+    """The message certainly did not arrive, or a repeat does no harm; it is tried again."""
+
+    retryable = True
+
+
+class PerhapsDelivered(OrchestrateError):
+    """The message may have arrived, and a repeat would tell twice; it is not tried again."""
+
+
+class Channel(Protocol):
+    """A place to tell. `name` identifies it in the store."""
+
+    name: str
+    repeatable: bool
+    """Whether a repeat is recognised and dropped by the receiver."""
+
+    def send(self, run: Run) -> None:
+        """Tells of a run's end. Raises `NotDelivered`, and unless `repeatable` `PerhapsDelivered`."""
+        ...
+
+
+class Messenger(Channel, Protocol):
+    """A channel that also tells other things than ends."""
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
+        """Tells anything that has an `id`, a `type` and a `text` for people. Raises as `send` does."""
+        ...
+
+
+def message_id(run: Run) -> str:
+    """One for one end of one run, whoever tells it and how often."""
+    return f"{run.id}-{run.status.value}"
+
+
+def message(run: Run) -> dict[str, Any]:
+    """What every channel tells."""
+    return {
+        "id": message_id(run),
+        "type": f"run.{run.status.value}",
+        "run": run.id,
+        "provider": run.provider,
+        "model": run.model,
+        "status": run.status.value,
+        "sandbox": run.sandbox,
+        "tuned_model": run.tuned_model,
+        "usd": str(run.bill.usd) if run.bill else None,
+        "error": run.error.message if run.error else None,
+        "finished_at": run.finished_at.isoformat() if run.finished_at else None,
+    }
+
+
+class Command:
+    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, another
+    one not delivered. One that is not done after `timeout_s` is killed with all that it started."""
+
+    repeatable = False
+    variables: ClassVar[re.Pattern[str] | None] = None
+    """Those that it gets beside what every child gets."""
+
+    def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
+        if not argv:
+            raise UsageError("a notification command must not be empty")
+        self.argv, self.timeout_s = list(argv), timeout_s
+        self.name = f"command:{_digest(self.argv)}"
+
+    def send(self, run: Run) -> None:
+        self.send_message(message(run))
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
+        self._execute(self.argv, json.dumps(told).encode())
+
+    def _execute(self, argv: Sequence[str], stdin: bytes = b"") -> None:
+        # What it says goes to a file: a pipe would be waited for as long as anything that it started lives.
+        with tempfile.TemporaryFile() as said:
+            try:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    start_new_session=True,
+                    env=environment.of_child(self.variables),
+                )
+            except OSError as error:
+                raise NotDelivered(f"{argv[0]}: {error.strerror or error}") from error
+            with process:
+                try:
+                    process.communicate(stdin, self.timeout_s)
+                except subprocess.TimeoutExpired:
+                    end_group(process)
+                    raise PerhapsDelivered(f"{argv[0]}: not done after {duration(self.timeout_s)}") from None
+            if process.returncode < 0:
+                raise PerhapsDelivered(f"{argv[0]}: ended by signal {-process.returncode}")
+            if process.returncode:
+                said.seek(max(0, said.seek(0, os.SEEK_END) - _SAID_BYTES))
+                lines = said.read().decode(errors="replace").strip().splitlines()
+                last = f": {lines[-1][:200]}" if lines else ""
+                raise NotDelivered(f"{argv[0]}: exit code {process.returncode}{last}")
+
+
+class Desktop(Command):
+    """A message on the desktop of this machine."""
+
+    variables = environment.DESKTOP
+
+    def __init__(self) -> None:
+        # The text goes in as arguments at the time of sending; the program is what this system has.
+        super().__init__(["osascript"] if sys.platform == "darwin" else ["notify-send"])
+        self.name = "desktop"
+
+    def send(self, run: Run) -> None:
+        self._show(f"orchestrate: {run.status.value}", f"{run.id} on {run.provider} ({run.model})")
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
+        self._show(f"orchestrate: {told['type']}", str(told["text"]))
+
+    def _show(self, title: str, text: str) -> None:
+        arguments = (
+            [
+                "-e",
+                "on run a",
+                "-e",
+                "display notification (item 2 of a) with title (item 1 of a)",
+                "-e",
+                "end run",
+            ]
+            if sys.platform == "darwin"
+            else ["--app-name=orchestrate"]
+        )
+        self._execute([*self.argv, *arguments, title, text])
+
+
+class Webhook:
+    """POSTs the message as the Standard Webhooks convention has it: `webhook-id`, `webhook-timestamp`, and
+    with a secret `webhook-signature`."""
+
+    repeatable = True
+
+    def __init__(self, url: str, secret: Secret | None = None) -> None:
+        """Raises `UsageError` for the address, `ConfigError` for the secret."""
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise UsageError(f"the address of the webhook is not a URL: {error}") from error
+        if not parts.hostname or not (
+            parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        ):
+            raise UsageError("a webhook goes to an https address, or to one of this machine")
+        self.url, self.key = url, None if secret is None else _key(secret)
+        self.name = f"webhook:{_digest([url])}"
+
+    def send(self, run: Run) -> None:
+        self.send_message(message(run))
+
+    def send_message(self, told: Mapping[str, Any]) -> None:
+        import httpx
+
+        from orchestrate.store.clock import Clock
+
+        body = json.dumps(told, separators=(",", ":"))
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": str(told["id"]),
+            "webhook-timestamp": str(int(Clock().now().timestamp())),
+        }
+        if self.key is not None:
+            signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{body}".encode()
+            headers["webhook-signature"] = (
+                "v1," + base64.b64encode(hmac.new(self.key, signed, hashlib.sha256).digest()).decode()
+            )
+        try:
+            answer = httpx.post(self.url, content=body, headers=headers, timeout=_TIMEOUT_S)
+            answer.raise_for_status()
+        except httpx.HTTPStatusError as error:  # its own words hold the whole address, with its token
+            raise self._refused(f"HTTP {error.response.status_code}") from None
+        except httpx.HTTPError as error:
+            raise self._refused(f"no answer ({type(error).__name__})") from None
+
+    def _refused(self, reason: str) -> NotDelivered:
+        return NotDelivered(f"webhook to {urlsplit(self.url).hostname}: {reason}")
+
+
+def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
+    """Those that the configuration names; `secret` signs webhooks. Raises `UsageError`, `ConfigError`."""
+    found: list[Messenger] = []
+    if notify.command is not None:
+        try:
+            argv = shlex.split(notify.command)
+        except ValueError as error:
+            raise UsageError(f"the notification command cannot be read: {error}") from error
+        found.append(Command(argv))
+    if notify.url is not None:
+        found.append(Webhook(notify.url.reveal(), secret))
+    if notify.desktop:
+        found.append(Desktop())
+    return found
+
+
+def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
+    """Tells each channel about the runs that have ended since it was first used. Returns what could not be
+    delivered, one line each: that is tried again at the next call, unless the line says otherwise."""
+    problems: list[str] = []
+    for channel in channels:
+        problems += _bury(store, channel)
+        for run in store.notifications.due(channel.name, store.notifications.since(channel.name)):
+            if not store.notifications.claim(run.id, channel.name):
+                continue
+            try:
+                channel.send(run)
+            except NotDelivered as error:
+                store.notifications.finish(run.id, channel.name, sent=False)
+                problems.append(f"{run.id}: {error.message}")
+                break  # what does not work now will not work for the next run either
+            except PerhapsDelivered as error:
+                problems.append(_uncertain(store, run.id, channel, error.message))
+                break
+            except Exception as error:  # noqa: BLE001  a watcher does not die of a channel
+                reason = f"{_kind(channel)} failed with {type(error).__name__}"  # its words may hold a token
+                if channel.repeatable:
+                    store.notifications.finish(run.id, channel.name, sent=False)
+                    problems.append(f"{run.id}: {reason}")
+                else:
+                    problems.append(_uncertain(store, run.id, channel, reason))
+                break
+            store.notifications.finish(run.id, channel.name, sent=True)
+    return problems
+
+
+def announce(channels: Sequence[Messenger], told: Mapping[str, Any]) -> list[str]:
+    """Tells each channel once, now. Returns what was not, or perhaps not, delivered, one line each."""
+    problems: list[str] = []
+    for channel in channels:
+        try:
+            channel.send_message(told)
+        except (NotDelivered, PerhapsDelivered) as error:
+            problems.append(error.message)
+    return problems
+
+
+def _bury(store: Store, channel: Channel) -> list[str]:
+    """Settles what dead watchers left between claiming and finishing."""
+    problems: list[str] = []
+    for run_id in store.notifications.unfinished(channel.name, older_than_s=_DEAD_AFTER_S):
+        if channel.repeatable:
+            store.notifications.finish(run_id, channel.name, sent=False)
+        else:
+            problems.append(_uncertain(store, run_id, channel, "the process that sent it died"))
+    return problems
+
+
+def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
+    """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
+    store.notifications.close(run_id, channel.name)
+    text = f"it is not known whether the {_kind(channel)} arrived, and it is not repeated ({reason})"
+    told = Event(
+        id=f"orchestrate-untold-{channel.name}",
+        at=store.clock.now(),
+        level="warning",
+        type="notification",
+        message=text,
+    )
+    store.history.add_events(run_id, [told], from_host=False)
+    return f"{run_id}: {text}"
+
+
+def _kind(channel: Channel) -> str:
+    return channel.name.partition(":")[0]
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _key(secret: Secret) -> bytes:
+    text = secret.reveal()
+    if not text.startswith("whsec_"):
+        return text.encode()
+    with suppress(ValueError):
+        if key := base64.b64decode(text.removeprefix("whsec_"), validate=True):
+            return key
+    raise ConfigError(
+        "the secret that signs webhooks begins with whsec_ and what follows is not base64",
+        fix="copy all of it: orchestrate keys set notify-webhook   (or ORCHESTRATE_NOTIFY_SECRET)",
+    )

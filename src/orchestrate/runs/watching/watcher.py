@@ -1,0 +1,317 @@
+"""The watcher: sweeps the hosts' lists as often as there is something to see, for as long as it is wanted.
+
+One process or many on one store: a lease per account lets one of them sweep it, all take their requests out
+of one bucket per account, the details of single runs are claimed one by one, and each ended run is told about
+once. Nothing is kept in the process but when to look again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrate.errors import OrchestrateError, ProviderError, StoreError
+from orchestrate.runs.submitting.accounts import is_here
+from orchestrate.runs.submitting.settling import Settler
+from orchestrate.runs.syncing.sweep import (
+    DETAIL_REQUESTS,
+    BillHook,
+    Failure,
+    SyncReport,
+    fetch_details,
+    sync,
+)
+from orchestrate.runs.watching.channels import Channel, tell
+from orchestrate.runs.watching.polling import Pace
+from orchestrate.store.database.leases import LeaseHeld
+from orchestrate.store.timing import DEFAULT_TIMING, Timing
+from orchestrate.types import JobStatus
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+_SWEEP_LEASE_S = 30.0
+"""Renewed while the sweep goes on; a worker that dies in the middle holds its account up for so long."""
+_DETAILS = 20
+"""Runs of one account whose events and metrics are fetched in a turn."""
+_IDLE_S = 30.0
+_TURN_S = 1.0
+"""New runs, new viewers and hints of other processes are seen within so long."""
+_GONE_S = 60.0
+"""A sandbox that has not answered for so long has been shut down."""
+_UNTOLD_S = 3600.0
+"""What cannot be delivered keeps a watcher for so long after the last run."""
+_TELL_AGAIN = (2.0, 60.0)
+_FAR = (10.0, 120.0)
+_LOOKED_AT = (2.0, 30.0)
+_NEAR = (0.5, 2.0)
+
+
+class Feed(Protocol):
+    """What submits runs in its own time, as a queue."""
+
+    problems: list[str]
+
+    def turn(self) -> Sequence[object]: ...
+
+    def waiting(self) -> Sequence[object]:
+        """What is still to be submitted without anybody doing anything."""
+        ...
+
+
+@dataclass
+class _Account:
+    key: str
+    backend: Provider
+    near: bool
+    pace: Pace
+    due: float = 0.0
+    looked_at: bool = False
+    silent_since: float | None = None
+
+
+@dataclass
+class Watcher:
+    """Watches the open runs of a store.
+
+    `provider` gives the backend of a name; `only` limits the watch to some. `per_minute` bounds the
+    requests to one account, over all processes. Channels are told about each run that ends.
+    """
+
+    store: Store
+    provider: Callable[[str], Provider]
+    bill: BillHook | None = None
+    channels: Sequence[Channel] = ()
+    only: Iterable[str] | None = None
+    feed: Feed | None = None
+    timing: Timing = DEFAULT_TIMING
+    per_minute: float = 60.0
+    problems: list[str] = field(default_factory=list[str])
+    """What went wrong in the last turn, one line each."""
+    failures: list[Failure] = field(default_factory=list[Failure])
+    """The backends that could not be asked when they were last due."""
+    _accounts: dict[str, _Account] = field(default_factory=dict[str, _Account])
+    _unmade: dict[str, float] = field(default_factory=dict[str, float])
+    _open: list[str] = field(default_factory=list[str])
+    """With runs or deployments in the last turn."""
+    _known_channels: set[str] = field(default_factory=set[str])
+    _untold_since: float | None = None
+    _untold: list[str] = field(default_factory=list[str])
+    _tell_pace: Pace = field(default_factory=lambda: _pace(_TELL_AGAIN))
+    _tell_due: float = 0.0
+    _woken: threading.Event = field(default_factory=threading.Event)
+
+    def turn(self) -> list[SyncReport]:
+        """Looks at every account that is due, once. Raises only `StoreError`."""
+        self.problems = []
+        reports: list[SyncReport] = []
+        for channel in self.channels:  # before the sweep: the runs that it finds ended are told
+            if channel.name not in self._known_channels:
+                self.store.notifications.since(channel.name)
+                self._known_channels.add(channel.name)
+        hosting = self.store.deployments.open_providers()
+        self._open = self._wanted({*self.store.runs.open_providers(), *hosting})
+        for name in self._open:
+            reports += self._look(name)
+        self._tell()
+        if self.feed is not None:  # after the sweep: what has ended makes room
+            self.feed.turn()
+            self.problems += self.feed.problems
+        return reports
+
+    def wait_s(self) -> float:
+        """Seconds until an account is due about which there is something to ask."""
+        now, accounts = self._now(), self._accounts
+        dues = [accounts[name].due for name in self._open if name in accounts]
+        dues += [at for name, at in self._unmade.items() if name in self._open]
+        return max(0.0, min([due - now for due in dues], default=_IDLE_S))
+
+    def wake(self, _run_id: str = "") -> None:
+        """Something is known to have changed: every account is due now. Safe from other threads."""
+        for account in list(self._accounts.values()):
+            account.due = 0.0
+        self._woken.set()
+
+    def idle(self) -> bool:
+        """Whether no run is on its way, and no deployment has a limit or is to be ended, on a host that this
+        watcher reaches, and everything is told."""
+        if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
+            return False
+        if self.feed is not None and self.feed.waiting():
+            return False
+        live = set(self.store.runs.live_hosts()) | self.store.deployments.to_watch()
+        for name in self._wanted({name for name, _ in live}):
+            account = self._account(name)
+            if account is not None and (name, account.backend.host) in live and not self._gone(account):
+                return False
+        return True
+
+    def run(
+        self,
+        stop: threading.Event,
+        *,
+        until_idle: bool = False,
+        on_turn: Callable[[list[SyncReport]], object] | None = None,
+    ) -> None:
+        """Turns until `stop` is set, or with `until_idle` until no run is on its way. A store that does not
+        answer is waited for, as a Postgres that is being restarted."""
+        while not stop.is_set():
+            try:
+                reports = self.turn()
+                if on_turn is not None:
+                    on_turn(reports)
+                # After a sweep that found ends there is one more, for what hosts tell late.
+                if until_idle and not any(report.ended for report in reports) and self.idle():
+                    return
+                wait = min(self.wait_s(), _TURN_S)
+            except StoreError as error:
+                if not error.retryable:
+                    raise
+                self.problems, wait = [error.message], _IDLE_S / 6
+                if on_turn is not None:
+                    on_turn([])
+            self._sleep(stop, wait)
+
+    def _wanted(self, names: Iterable[str]) -> list[str]:
+        wanted = None if self.only is None else set(self.only)
+        return [name for name in sorted(names) if wanted is None or name in wanted]
+
+    def _now(self) -> float:
+        return self.store.clock.uptime().seconds
+
+    def _sleep(self, stop: threading.Event, seconds: float) -> None:
+        # In short steps, since two events cannot be waited for at once.
+        end = self._now() + seconds
+        while not stop.is_set() and (left := end - self._now()) > 0:
+            if self._woken.wait(min(left, 0.5)):
+                break
+        self._woken.clear()
+
+    def _tell(self) -> None:
+        """What could not be delivered is tried again, less and less often."""
+        if self._now() >= self._tell_due:
+            self._untold = tell(self.store, self.channels)
+            if not self._untold:
+                self._untold_since, self._tell_pace, self._tell_due = None, _pace(_TELL_AGAIN), 0.0
+            else:
+                if self._untold_since is None:
+                    self._untold_since = self._now()
+                self._tell_due = self._now() + self._tell_pace.wait_s()
+        self.problems += self._untold
+
+    # -- one account ---------------------------------------------------------------------------------------
+
+    def _account(self, name: str) -> _Account | None:
+        """`None` for a backend that cannot be made, as without its key; it is tried again later."""
+        if name in self._accounts:
+            return self._accounts[name]
+        now = self._now()
+        if now < self._unmade.get(name, 0.0):
+            return None
+        try:
+            backend = self.provider(name)
+        except OrchestrateError as error:
+            self.problems.append(f"{name}: {error.message}")
+            self._failed(name, [Failure(provider=name, message=error.message, retryable=error.retryable)])
+            self._unmade[name] = now + _FAR[1]
+            return None
+        self._unmade.pop(name, None)
+        near = backend.sandbox or backend.profile.near
+        pace = _pace(_NEAR if near else _FAR)
+        self._accounts[name] = _Account(f"{name}@{backend.host}", backend, near, pace)
+        return self._accounts[name]
+
+    def _look(self, name: str) -> list[SyncReport]:
+        account = self._account(name)
+        if account is None or not self._due(account):
+            return []
+        now = self._now()
+        if paused := self.store.watching.paused_s(account.key):
+            account.due = now + paused
+            return []
+        if wait := self._take(account, 1):
+            account.due = now + wait
+            return []
+        try:
+            with self.store.leases.hold(f"sweep:{account.key}"[:255], _SWEEP_LEASE_S):
+                return [self._sweep(name, account)]
+        except LeaseHeld:  # another worker is at it
+            account.due = now + account.pace.wait_s()
+            return []
+
+    def _due(self, account: _Account) -> bool:
+        if not account.near and account.looked_at != self.store.watching.looked_at(account.key):
+            account.looked_at = not account.looked_at
+            account.pace = _pace(_LOOKED_AT if account.looked_at else _FAR)
+            if account.looked_at:
+                account.due = 0.0
+        return self._now() >= account.due
+
+    def _take(self, account: _Account, requests: int, *, credit: bool = False) -> float:
+        if account.near:
+            return 0.0
+        burst = max(self.per_minute, 1.0)
+        return self.store.watching.take_tokens(
+            account.key, requests, per_minute=self.per_minute, burst=burst, credit=credit
+        )
+
+    def _sweep(self, name: str, account: _Account) -> SyncReport:
+        backend = account.backend
+        report = sync(self.store, lambda _: backend, only=[name], bill=self.bill, timing=self.timing)
+        self.problems += [_named(f.provider, f.message) for f in report.failures]
+        self._failed(name, report.failures)
+        if report.asked > 1:
+            self._take(account, report.asked - 1, credit=True)
+        for run in self.store.runs.matching(provider=name, host=backend.host, status=JobStatus.PAUSED):
+            try:
+                Settler(self.store, backend, self.timing).restart(run)
+            except OrchestrateError as error:
+                self.problems.append(f"{run.id}: {error.message}")
+        pause = max([f.retry_after_s or 0.0 for f in report.failures], default=0.0)
+        if report.failures:
+            account.silent_since = self._now() if account.silent_since is None else account.silent_since
+        else:
+            account.silent_since = None
+            pause = self._details(name, account)
+        if pause:
+            self.store.watching.pause(account.key, pause)
+        if report.changed or report.adopted:
+            account.pace.changed()
+        account.due = self._now() + max(account.pace.wait_s(), pause)
+        return report
+
+    def _details(self, name: str, account: _Account) -> float:
+        """Fetches what is due of single runs. Returns the seconds for which the host wants to be left
+        alone."""
+        soonest = timedelta(seconds=1 if account.near else 10)
+        for run in self.store.watching.claim_due(name, account.backend.host, limit=_DETAILS, soonest=soonest):
+            if is_here(self.store, account.backend, run.account) is False:
+                continue
+            self._take(account, DETAIL_REQUESTS, credit=True)
+            try:
+                fetch_details(self.store, account.backend, run)
+            except ProviderError as error:
+                self.problems.append(f"{run.id}: {error.message}")
+                if error.retry_after_s:
+                    return error.retry_after_s
+        return 0.0
+
+    def _failed(self, name: str, failures: list[Failure]) -> None:
+        self.failures = [f for f in self.failures if f.provider != name] + failures
+
+    def _gone(self, account: _Account) -> bool:
+        since = account.silent_since
+        return account.backend.sandbox and since is not None and self._now() - since > _GONE_S
+
+
+def _named(provider: str, message: str) -> str:
+    """Most errors name their backend themselves."""
+    return message if message.startswith(f"{provider}: ") else f"{provider}: {message}"
+
+
+def _pace(bounds: tuple[float, float]) -> Pace:
+    return Pace(bounds[0], most_s=bounds[1])

@@ -1,0 +1,103 @@
+"""Webhooks of hosts, taken as hints: they only make a run due, its state is then asked of the host itself.
+
+A wrong signature, an old timestamp, a repeat or an unknown job changes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.profile import Profile
+from orchestrate.settings.config import Secret
+
+if TYPE_CHECKING:
+    from orchestrate.store.store import Store
+
+MOST_BYTES = 1_000_000
+
+
+class Untrusted(OrchestrateError):
+    """The delivery is not from the host that it names."""
+
+
+@dataclass(frozen=True)
+class Sender:
+    """A host that sends webhooks, and the secret with which it signs them."""
+
+    profile: Profile
+    secret: Secret
+
+
+def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
+    """The id of the run that is due now, or `None` when the delivery is a repeat or of no run of ours. Raises
+    `Untrusted` unless the signature is right and fresh."""
+    host, read = sender.profile.kind, sender.profile.delivery
+    if read is None:
+        raise Untrusted(f"{host} sends no webhooks")
+    try:
+        delivery = read(body, headers, sender.secret.reveal())
+    except ValueError as error:
+        raise Untrusted(f"a webhook was refused: {error}") from error
+    if delivery.job_id is None or not store.watching.take_delivery(f"{host}:{delivery.id}"):
+        return None
+    run = store.watching.make_due(host, delivery.job_id)
+    return None if run is None else run.id
+
+
+@contextmanager
+def listening(
+    store: Store,
+    senders: Sequence[Sender],
+    port: int,
+    woken: Callable[[str], None],
+    *,
+    address: str = "127.0.0.1",
+) -> Generator[list[str]]:
+    """Takes `POST /KIND` of each sender on a port (0: any free one) for the length of the block; gives the
+    URLs. `woken` is called with the id of each run that became due. A proxy in front of it brings TLS and the
+    public address."""
+    paths = {f"/{sender.profile.kind}": sender for sender in senders}
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_POST(self) -> None:
+            length = self.headers.get("content-length", "")
+            if (sender := paths.get(self.path)) is None:
+                return self._answer(404)
+            if not length.isdigit() or int(length) > MOST_BYTES:
+                return self._answer(413)
+            try:
+                body = self.rfile.read(int(length)).decode()
+                run_id = take_hint(store, body, dict(self.headers.items()), sender)
+            except (Untrusted, UnicodeDecodeError):
+                return self._answer(401)
+            except OrchestrateError:
+                return self._answer(503)  # the host delivers it again
+            if run_id is not None:
+                woken(run_id)
+            return self._answer(204)
+
+        def _answer(self, status: int) -> None:
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing: a library does not print."""
+
+    server = ThreadingHTTPServer((address, port), Handler)
+    thread = threading.Thread(target=server.serve_forever, name="webhooks", daemon=True)
+    thread.start()
+    try:
+        yield [f"http://{address}:{server.server_address[1]}{path}" for path in paths]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,2 +1,0 @@
-"""Searches of settings: what may vary, which trial comes next, and which one is given up. Pure: no run is
-made here (`orchestrate.service.training.searching` does)."""

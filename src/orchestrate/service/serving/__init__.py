@@ -1,1 +1,0 @@
-"""Tuned models in use, for the command line."""

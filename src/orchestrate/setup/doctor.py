@@ -1,0 +1,163 @@
+"""The doctor: what is wrong with this machine, the keys or the store. Asks hosts only where it is told to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from orchestrate import __version__
+from orchestrate.core.packages import require_recent
+from orchestrate.core.underway import work
+from orchestrate.errors import OrchestrateError, SetupError
+from orchestrate.local import machine as hardware
+from orchestrate.profile import built_in
+from orchestrate.providers import registry
+from orchestrate.runs.hosting.deployment import hourly
+from orchestrate.setup import backends
+from orchestrate.text import count, size
+from orchestrate.types import Record
+from orchestrate.workspace import scope_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrate.workspace import Workspace
+
+_EXTRAS: dict[str, tuple[str, ...]] = {
+    "local": ("torch", "transformers", "peft", "bitsandbytes"),
+    "sandbox": ("starlette", "uvicorn", "python_multipart"),
+    "data": ("pyarrow", "fsspec", "numpy"),
+    "postgres": ("psycopg",),
+    "ray": ("ray",),
+    "keyring": ("keyring",),
+}
+
+
+_LITTLE = 1 << 30
+"""Bytes: less does not hold a checkpoint of a small model."""
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """One thing that was looked at."""
+
+    check: str
+    ok: bool | None
+    """`None`: it is absent, and need not be there."""
+    detail: str
+    fix: str | None = None
+
+
+def machine() -> Iterator[Check]:
+    """This version, Python, the hardware and the packages."""
+    yield Check(check="orchestrate", ok=True, detail=__version__)
+    yield Check(
+        check="python",
+        ok=sys.version_info >= (3, 11),
+        detail=f"{platform.python_version()} on {platform.platform()}",
+    )
+    yield Check(
+        check="processor", ok=True, detail=f"{hardware.cpu_name()}, {count(hardware.cores(), 'core')}"
+    )
+    yield Check(check="memory", ok=True, detail=size(hardware.memory_bytes()))
+    gpus = [f"{gpu.name} with {size(gpu.memory_bytes)}" for gpu in hardware.gpus()]
+    yield Check(check="GPU", ok=True if gpus else None, detail=", ".join(gpus) or "none")
+    for one in built_in().values():
+        if one.sdk is not None:
+            yield _installed(one.sdk)
+    for extra, modules in _EXTRAS.items():
+        absent = [m for m in modules if find_spec(m) is None]
+        yield Check(
+            check=f"extra [{extra}]",
+            ok=None if absent else True,
+            detail=f"no {', '.join(absent)}" if absent else ", ".join(map(_versioned, modules)),
+            fix=f"pip install 'orchestrate-ft[{extra}]'" if absent else None,
+        )
+
+
+def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
+    """Keys, broken backends, home folder, disk, store, deployments. `online` asks each host that there is a
+    key for whether it takes it, by the first page of its jobs. Raises `StoreError` when the store cannot be
+    used."""
+    for name, host in registry.with_keys(ft.settings).items():
+        where = f" for {host.base_url}" if host.base_url else ""
+        yield Check(
+            check=f"key {name}",
+            ok=True if host.api_key else None,
+            detail=f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
+            fix=None if host.api_key else f"orchestrate keys set {name}",
+        )
+        if online and host.api_key:
+            yield _asked(ft, name)
+    for name, error in registry.broken(ft.settings).items():
+        yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
+    for plugin in backends.plugins():
+        if plugin.options is None and plugin.error is None:
+            told = f"{plugin.package} names no options: a misspelt one in its table is not found"
+            yield Check(check=f"backend {plugin.kind}", ok=True, detail=told)
+    yield _home(ft.settings.home)
+    yield from _disk(ft.settings.home)
+    runs = count(len(ft.store.runs.matching(limit=1000, sandbox=scope_of(ft.settings))), "run")
+    yield Check(check="store", ok=True, detail=f"{ft.store.place}, {runs}")
+    if deployed := ft.store.deployments.matching(over=False):
+        unproven = [one for one in deployed if one.state.unproven]
+        doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
+        yield Check(
+            check="deployments",
+            ok=not unproven,
+            detail=hourly(deployed) + doubt,
+            fix="orchestrate sync" if unproven else "orchestrate deployments",
+        )
+
+
+def _asked(ft: Workspace, name: str) -> Check:
+    """Whether the host takes the key: a read, which changes and bills nothing."""
+    try:
+        with work(f"asking {name}"):
+            next(iter(ft.ready(name).list()), None)
+    except OrchestrateError as error:
+        return Check(check=f"host {name}", ok=False, detail=error.message, fix=error.fix)
+    return Check(check=f"host {name}", ok=True, detail="takes the key")
+
+
+def _disk(home: Path) -> Iterator[Check]:
+    try:
+        free = shutil.disk_usage(home).free
+    except OSError:
+        return  # there is no home folder, which is told
+    few = free < _LITTLE
+    fix = "make room, or choose another folder with --home" if few else None
+    yield Check(check="disk", ok=not few, detail=f"{size(free)} free for the home folder", fix=fix)
+
+
+def _home(home: Path) -> Check:
+    if not home.is_dir():
+        fix = "check who may write there, or choose another folder with --home"
+        return Check(check="home", ok=False, detail=f"{home} cannot be made", fix=fix)
+    if os.name == "posix" and home.stat().st_mode & 0o077:
+        fix = f"chmod 700 {shlex.quote(str(home))}"
+        return Check(check="home", ok=True, detail=f"{home}, open to other users of this machine", fix=fix)
+    return Check(check="home", ok=True, detail=str(home))
+
+
+def _versioned(module: str) -> str:
+    with suppress(PackageNotFoundError):  # its distribution may have another name
+        return f"{module} {version(module)}"
+    return module
+
+
+def _installed(package: str) -> Check:
+    try:
+        require_recent(package)
+        return Check(check=package, ok=True, detail=version(package))
+    except PackageNotFoundError:
+        return Check(check=package, ok=False, detail="not installed", fix=f"pip install {package}")
+    except SetupError as old:
+        return Check(check=package, ok=False, detail=old.message, fix=old.fix)

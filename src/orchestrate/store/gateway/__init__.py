@@ -1,0 +1,525 @@
+"""What the gateway keeps in the store: its clients' keys, files and jobs, and who did what."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+from sqlalchemy import Connection, Insert, and_, or_, select, true
+
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.store.clock import stamp
+from orchestrate.store.database import schema
+from orchestrate.store.database.engines import Database
+from orchestrate.store.records.budget import one_at_a_time
+from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
+
+Object = dict[str, Any]
+FILE, UPLOAD, PART, PERMISSION = "file", "upload", "part", "permission"
+"""Kinds."""
+
+
+def unstorable(id: str) -> bool:
+    """Whether nothing can be kept under it: no text of Postgres has the character 0."""
+    return "\0" in id
+
+
+class NoSuchPlace(LookupError):
+    """A list was asked for behind an id that is not in it."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A file or a part of a file, with what puts its content in its place: nobody releases one meanwhile."""
+
+    kind: str
+    entry: Object
+    keep: Callable[[], None]
+    parent: str | None = None
+
+
+class GatewayObjects:
+    """JSON objects by kind and id, each of one project."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(self, kind: str, project: str, entries: Sequence[Object], *, parent: str | None = None) -> None:
+        """All of them or none."""
+        with self._db.writing() as connection:
+            for entry in entries:
+                self._insert(connection, kind, project, entry, parent)
+
+    def add_content(self, project: str, added: Addition) -> None:
+        with self._db.writing() as connection:
+            self._insert_content(connection, project, added)
+
+    def _insert_content(self, connection: Connection, project: str, added: Addition) -> None:
+        one_at_a_time(connection)
+        self._insert(connection, added.kind, project, added.entry, added.parent)
+        added.keep()
+
+    def _insert(
+        self, connection: Connection, kind: str, project: str, entry: Object, parent: str | None
+    ) -> None:
+        at = stamp(self._db.clock.now())
+        row = {"kind": kind, "project": project, "parent": parent, "at": at, "id": entry["id"]}
+        connection.execute(schema.gateway_objects.insert().values(**row, record=_json(entry)))
+
+    def get(self, kind: str, project: str, id: str) -> Object | None:
+        if unstorable(id):
+            return None
+        table = schema.gateway_objects
+        query = select(table.c.record).where(_one(kind, id), table.c.project == project)
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else msgspec.json.decode(row)
+
+    def change(
+        self,
+        kind: str,
+        project: str,
+        id: str,
+        change: Callable[[Object], Object],
+        added: Addition | None = None,
+    ) -> Object | None:
+        """In one transaction, with what is added at the same time; what `change` raises changes nothing.
+        `None`: there is no such object."""
+        table = schema.gateway_objects
+        query = select(table.c.record).where(_one(kind, id), table.c.project == project).with_for_update()
+        with self._db.writing() as connection:
+            row = connection.execute(query).scalar()
+            if row is None:
+                return None
+            after = change(msgspec.json.decode(row))
+            connection.execute(table.update().where(_one(kind, id)).values(record=_json(after)))
+            if added is not None:
+                self._insert_content(connection, project, added)
+        return after
+
+    def remove(self, kind: str, project: str, id: str) -> Object | None:
+        """What was there."""
+        if unstorable(id):
+            return None
+        table = schema.gateway_objects
+        gone = table.delete().where(_one(kind, id), table.c.project == project).returning(table.c.record)
+        with self._db.writing() as connection:
+            row = connection.execute(gone).scalar()
+        return None if row is None else msgspec.json.decode(row)
+
+    def listed(
+        self,
+        kind: str,
+        project: str,
+        *,
+        parent: str | None = None,
+        after: str | None = None,
+        oldest_first: bool = False,
+    ) -> list[Object]:
+        """Those behind the id `after`. Raises `NoSuchPlace`."""
+        if after is not None and unstorable(after):
+            raise NoSuchPlace(after)
+        table = schema.gateway_objects
+        query = select(table.c.record)
+        query = query.where(table.c.kind == kind, table.c.project == project)
+        if parent is not None:
+            query = query.where(table.c.parent == parent)
+        order = (table.c.at, table.c.id) if oldest_first else (table.c.at.desc(), table.c.id.desc())
+        with self._db.reading() as connection:
+            if after is not None:
+                place = select(table.c.at).where(_one(kind, after), table.c.project == project)
+                if parent is not None:
+                    place = place.where(table.c.parent == parent)
+                at = connection.execute(place).scalar()
+                if at is None:
+                    raise NoSuchPlace(after)
+                later = and_(table.c.at == at, table.c.id > after if oldest_first else table.c.id < after)
+                query = query.where(or_(table.c.at > at if oldest_first else table.c.at < at, later))
+            rows = connection.execute(query.order_by(*order)).scalars().all()
+        return [msgspec.json.decode(row) for row in rows]
+
+    def every(self, kind: str) -> list[tuple[str, Object]]:
+        """Of all projects, each with its project."""
+        table = schema.gateway_objects
+        query = select(table.c.project, table.c.record).where(table.c.kind == kind)
+        with self._db.reading() as connection:
+            return [(row.project, msgspec.json.decode(row.record)) for row in connection.execute(query)]
+
+    def unless_needed(self, sha256: str, drop: Callable[[], None]) -> None:
+        """Calls `drop` when no file, no part and no job that goes on needs this content. Nobody adds one
+        meanwhile."""
+        objects, jobs = schema.gateway_objects, schema.gateway_jobs
+        holding = select(objects.c.id).where(
+            objects.c.kind.in_((FILE, PART)), objects.c.record.contains(sha256, autoescape=True)
+        )
+        training = select(jobs.c.record).where(jobs.c.open, jobs.c.record.contains(sha256, autoescape=True))
+        with self._db.writing() as connection:
+            one_at_a_time(connection)
+            if connection.execute(holding.limit(1)).scalar() is not None:
+                return
+            going = map(GatewayJob.from_json, connection.execute(training).scalars())
+            if not any(sha256 in job.files and job.ended_at is None for job in going):
+                drop()
+
+
+def _one(kind: str, id: str) -> Any:
+    return and_(schema.gateway_objects.c.kind == kind, schema.gateway_objects.c.id == id)
+
+
+def _json(entry: Object) -> str:
+    return msgspec.json.encode(entry).decode()
+
+
+class KeyCancelled(OrchestrateError):
+    """A submit was cancelled before its run was made; nothing was sent."""
+
+
+def request_cancel(db: Database, connection: Connection, key: str) -> None:
+    """Requests the cancellation of the run of an idempotency key, or prevents that it is made."""
+    one_at_a_time(connection)  # a run that is made meanwhile sees the request, or is seen here
+    runs = schema.runs
+    change = runs.update().where(runs.c.idempotency_key == key).values(cancel_requested=True)
+    if not connection.execute(change).rowcount:
+        insert = db.insert(schema.meta).values(key=_name(key), value="yes")
+        connection.execute(insert.on_conflict_do_nothing())
+
+
+def require_uncancelled(connection: Connection, key: str) -> None:
+    """To be called in the transaction that makes a run. Raises `KeyCancelled`."""
+    query = select(schema.meta.c.value).where(schema.meta.c.key == _name(key))
+    if connection.execute(query).scalar() is not None:
+        raise KeyCancelled(f"the submit with the idempotency key {key} was cancelled; nothing was sent")
+
+
+def _name(key: str) -> str:
+    """It fits into the column, however long the key is."""
+    return f"cancelled {hashlib.sha256(key.encode()).hexdigest()[:48]}"
+
+
+# The jobs that clients asked for, each once however often its request came.
+#
+# No client sends an idempotency key, and all send a request again whose answer did not come; they count how
+# often in a header. So the same body under the same key is the same request when one of the two was a
+# repeat: in either order, since a first request that was held up may arrive behind its repeat.
+
+WINDOW = timedelta(hours=1)
+"""Clients wait 10 minutes for an answer and ask three times in all."""
+
+
+class OtherRequest(UsageError):
+    """An idempotency key came with another body than before."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What tells a create request from others. `digest` is the body's sha256, `retries` how often its client
+    has sent it before."""
+
+    key: str
+    digest: str
+    retries: int = 0
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a key's jobs take."""
+
+    usd: Decimal
+    open: int
+
+
+class GatewayJobs:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def known(self, request: Request) -> GatewayJob | None:
+        """The job of a request that came before. Raises `OtherRequest`."""
+        with self._db.reading() as connection:
+            known = self._known(connection, request)
+        if known is not None:
+            with self._db.writing() as connection:
+                self._seen(connection, known.id, request.retries)
+        return known
+
+    def take(
+        self, job: GatewayJob, request: Request, allow: Callable[[Use], None]
+    ) -> tuple[GatewayJob, bool]:
+        """Writes the job down, unless its request came before: then that one's job, and False. `allow` sees
+        what the key's jobs take, and nothing is written when it raises; nobody else adds one meanwhile."""
+        with self._db.writing() as connection:
+            one_at_a_time(connection)
+            if known := self._known(connection, request):
+                self._seen(connection, known.id, request.retries)
+                return known, False
+            allow(self._use(connection, request.key))
+            connection.execute(
+                schema.gateway_jobs.insert().values(
+                    **_columns(job),
+                    digest=request.digest,
+                    fewest_retries=request.retries,
+                    idempotency_key=request.idempotency_key,
+                )
+            )
+        return job, True
+
+    def _known(self, connection: Connection, request: Request) -> GatewayJob | None:
+        table = schema.gateway_jobs
+        query = select(table.c.record, table.c.digest).where(table.c.key == request.key)
+        if request.idempotency_key is not None:
+            row = connection.execute(
+                query.where(table.c.idempotency_key == request.idempotency_key)
+            ).one_or_none()
+            if row is not None and row.digest != request.digest:
+                raise OtherRequest(
+                    f"the idempotency key {request.idempotency_key!r} came with another body before",
+                    fix="a new key for a new request",
+                )
+            return None if row is None else GatewayJob.from_json(row.record)
+        repeated = true() if request.retries else table.c.fewest_retries > 0
+        same = and_(table.c.digest == request.digest, table.c.idempotency_key.is_(None))
+        rows = connection.execute(query.where(same, repeated)).all()
+        aged = [(self._age(job), job) for job in (GatewayJob.from_json(row.record) for row in rows)]
+        recent = [pair for pair in aged if pair[0] <= WINDOW]
+        return min(recent, key=lambda pair: pair[0])[1] if recent else None
+
+    def _age(self, job: GatewayJob) -> timedelta:
+        """By the clock that counts since the machine's start where it is the same one: the wall clock may
+        have been set between a request and its repeat, and then a job would be made twice."""
+        up = self._db.clock.uptime()
+        if job.boot == up.boot:
+            return timedelta(seconds=up.seconds - job.uptime_s)
+        return abs(self._db.clock.now() - job.created_at)
+
+    def _seen(self, connection: Connection, id: str, retries: int) -> None:
+        """Once the first request has arrived, the next one that is no repeat is another."""
+        table = schema.gateway_jobs
+        fewer = table.update().where(table.c.id == id, table.c.fewest_retries > retries)
+        connection.execute(fewer.values(fewest_retries=retries))
+
+    def _use(self, connection: Connection, key: str) -> Use:
+        jobs, runs = schema.gateway_jobs, schema.runs
+        query = (
+            select(jobs.c.record, jobs.c.open, runs.c.bill_usd, runs.c.committed_usd, runs.c.phase)
+            .join(runs, runs.c.id == jobs.c.run_id, isouter=True)
+            .where(jobs.c.key == key)
+        )
+        usd, count = Decimal(0), 0
+        for row in connection.execute(query):
+            job = GatewayJob.from_json(row.record) if row.open else None
+            going = job is not None and job.ended_at is None
+            count += going
+            if row.phase not in (None, SubmitPhase.REFUSED.value):
+                usd += Decimal(row.bill_usd or 0) + Decimal(row.committed_usd or 0)
+            elif job is not None and going:  # a refused run has the next one behind it
+                usd += job.quote_usd or Decimal(0)
+        return Use(usd, count)
+
+    def use(self, key: str) -> Use:
+        with self._db.reading() as connection:
+            return self._use(connection, key)
+
+    # -- reading and changing ------------------------------------------------------------------------------
+
+    def get(self, id: str, project: str | None = None) -> GatewayJob | None:
+        """`project` is whose it must be."""
+        return None if unstorable(id) else self._one(schema.gateway_jobs.c.id == id, project)
+
+    def of_model(self, name: str, project: str | None = None) -> GatewayJob | None:
+        """The job that makes the model of this name."""
+        return None if unstorable(name) else self._one(schema.gateway_jobs.c.tuned == name, project)
+
+    def _one(self, where: Any, project: str | None) -> GatewayJob | None:
+        table = schema.gateway_jobs
+        query = select(table.c.record).where(where)
+        if project is not None:
+            query = query.where(table.c.project == project)
+        with self._db.reading() as connection:
+            row = connection.execute(query.limit(1)).scalar()
+        return None if row is None else GatewayJob.from_json(row)
+
+    def listed(
+        self,
+        project: str,
+        *,
+        before: tuple[datetime, str] | None = None,
+        limit: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[GatewayJob]:
+        """Newest first, those that were made `before` a time and an id."""
+        table = schema.gateway_jobs
+        query = select(table.c.record).where(table.c.project == project)
+        query = query.order_by(table.c.at.desc(), table.c.id.desc())
+        found: list[GatewayJob] = []
+        with self._db.reading() as connection:
+            if before is not None:
+                at, id = stamp(before[0]), before[1]
+                query = query.where(or_(table.c.at < at, and_(table.c.at == at, table.c.id < id)))
+            for row in connection.execute(query if metadata else query.limit(limit)).scalars():
+                job = GatewayJob.from_json(row)
+                given: Mapping[str, str] = job.asked.get("metadata") or {}
+                if not metadata or metadata.items() <= given.items():
+                    found.append(job)
+                if limit is not None and len(found) >= limit:
+                    break
+        return found
+
+    def unended(self) -> list[GatewayJob]:
+        """Of all projects, oldest first: those about which there is something to do."""
+        table = schema.gateway_jobs
+        query = select(table.c.record).where(table.c.open).order_by(table.c.at)
+        with self._db.reading() as connection:
+            return [GatewayJob.from_json(row) for row in connection.execute(query).scalars()]
+
+    def change(self, id: str, change: Callable[[GatewayJob], GatewayJob]) -> GatewayJob:
+        """In one transaction: `change` sees the job as it is now. Raises `KeyError`."""
+        with self._db.writing() as connection:
+            return self._change(connection, id, change)
+
+    def request_cancel(self, id: str) -> GatewayJob:
+        """Of the job and of its run, in one transaction. Raises `KeyError`."""
+        with self._db.writing() as connection:
+            one_at_a_time(connection)  # before the row, as `take`: else the two wait for one another
+            job = self._change(connection, id, lambda job: replace(job, cancel_asked=True))
+            request_cancel(self._db, connection, job.run_key)
+        return job
+
+    def _change(
+        self, connection: Connection, id: str, change: Callable[[GatewayJob], GatewayJob]
+    ) -> GatewayJob:
+        table = schema.gateway_jobs
+        query = select(table.c.record).where(table.c.id == id).with_for_update()
+        row = connection.execute(query).scalar()
+        if row is None:
+            raise KeyError(id)
+        before = GatewayJob.from_json(row)
+        after = change(before)
+        if after is not before:
+            connection.execute(table.update().where(table.c.id == id).values(**_columns(after)))
+        return after
+
+
+def _columns(job: GatewayJob) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "key": job.key,
+        "project": job.project,
+        "at": stamp(job.created_at),
+        "run_id": job.run_id,
+        "open": job.ended_at is None or not job.told,
+        "tuned": job.tuned,
+        "record": msgspec.json.encode(job).decode(),
+    }
+
+
+PREFIX = "orc-gw-"
+MOST_KEYLESS = 10_000
+"""Refused requests without a key that are kept."""
+
+
+class GatewayKeys:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(self, key: GatewayKey, *, by: str) -> str:
+        """A new key; it cannot be shown again. `by`: who makes it, for the log. Raises `UsageError` for a
+        name that is taken."""
+        if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
+            raise UsageError("a key's name, whose it is, has 1 to 64 characters")
+        if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
+            raise UsageError("the name of a key's project has 1 to 64 characters")
+        made = PREFIX + secrets.token_urlsafe(32)
+        values = {"name": key.name, "hash": hashed(made), "record": key.to_json().decode()}
+        insert = self._db.insert(schema.gateway_keys).values(**values)
+        with self._db.writing() as connection:
+            done = connection.execute(
+                insert.on_conflict_do_nothing().returning(schema.gateway_keys.c.name)
+            ).scalar()
+            if done is not None:
+                connection.execute(_logged(_command(key.created_at, key.name, "add", by)))
+        if done is None:
+            raise UsageError(
+                f"a key called {key.name!r} was made already; a revoked one keeps its name, for the log",
+                fix="another name",
+            )
+        return made
+
+    def of(self, given: str) -> GatewayKey | None:
+        """Whose key it is, revoked or not."""
+        query = select(schema.gateway_keys.c.record).where(schema.gateway_keys.c.hash == hashed(given))
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else GatewayKey.from_json(row)
+
+    def named(self, name: str) -> GatewayKey | None:
+        query = select(schema.gateway_keys.c.record).where(schema.gateway_keys.c.name == name)
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else GatewayKey.from_json(row)
+
+    def all(self) -> list[GatewayKey]:
+        """By name, the revoked ones too."""
+        query = select(schema.gateway_keys.c.record).order_by(schema.gateway_keys.c.name)
+        with self._db.reading() as connection:
+            return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
+
+    def revoke(self, name: str, at: datetime, *, by: str) -> GatewayKey:
+        """`by`: as for `add`. Raises `UsageError` for a name without a key."""
+        known = self.named(name)
+        if known is None:
+            names = ", ".join(key.name for key in self.all()) or "none"
+            raise UsageError(f"no key is called {name!r}; there are: {names}")
+        revoked = replace(known, revoked_at=known.revoked_at or at)
+        table = schema.gateway_keys
+        with self._db.writing() as connection:
+            connection.execute(
+                table.update().where(table.c.name == name).values(record=revoked.to_json().decode())
+            )
+            if known.revoked_at is None:
+                connection.execute(_logged(_command(at, name, "revoke", by)))
+        return revoked
+
+    # -- the log -------------------------------------------------------------------------------------------
+
+    def log(self, entry: AuditEntry) -> None:
+        with self._db.writing() as connection:
+            connection.execute(_logged(entry))
+
+    def entries(self, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
+        """The last ones, oldest first."""
+        table = schema.gateway_audit
+        query = select(table.c.record).order_by(table.c.seq.desc()).limit(limit)
+        if key is not None:
+            query = query.where(table.c.key == key)
+        with self._db.reading() as connection:
+            return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
+
+    def sweep(self, most: int = MOST_KEYLESS) -> None:
+        """Whoever has no key cannot make the log longer than this."""
+        table = schema.gateway_audit
+        keyless = select(table.c.seq).where(table.c.key == "").order_by(table.c.seq.desc())
+        with self._db.writing() as connection:
+            oldest = connection.execute(keyless.offset(most).limit(1)).scalar()
+            if oldest is not None:
+                connection.execute(table.delete().where(table.c.key == "", table.c.seq <= oldest))
+
+
+def _command(at: datetime, name: str, verb: str, by: str) -> AuditEntry:
+    return AuditEntry(at=at, key=name, method="COMMAND", path=f"gateway keys {verb}", status=0, by=by)
+
+
+def _logged(entry: AuditEntry) -> Insert:
+    values = {"at": stamp(entry.at), "key": entry.key, "record": entry.to_json().decode()}
+    return schema.gateway_audit.insert().values(values)
+
+
+def hashed(key: str) -> str:
+    """Keys are random, so one round without salt is enough."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
