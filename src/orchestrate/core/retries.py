@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from orchestrate.errors import ProviderError
 
-if TYPE_CHECKING:
-    from orchestrate.settings.config import HostConfig
-
 T = TypeVar("T")
+
+
+class Configured(Protocol):
+    @property
+    def options(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Retry:
     longest_s: float = 8.0
 
     @classmethod
-    def of(cls, config: HostConfig) -> Retry:
+    def of(cls, config: Configured) -> Retry:
         """With the budget that the host's options give, if they do: `retry_budget_s`."""
         return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
 

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
@@ -27,7 +27,7 @@ from orchestrate.settings.keys import pin_file, read_toml
 from orchestrate.types import decoding
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
+    from orchestrate.profile import Profile
     from orchestrate.settings.config import Settings
 
 OPEN = {
@@ -117,7 +117,16 @@ class Project:
             raise ProjectNotTrusted([str(path) for path in lacking], names)
 
 
-def require_to_spend(settings: Settings, *backends: Provider) -> None:
+class Backend(Protocol):
+    """What says whether a backend may bill."""
+
+    @property
+    def sandbox(self) -> bool: ...
+    @property
+    def profile(self) -> Profile: ...
+
+
+def require_to_spend(settings: Settings, *backends: Backend) -> None:
     """Requires trust in the project before something is sent that one of these backends may bill: not for a
     sandbox, nor for this machine. Raises `ProjectNotTrusted`."""
     path = settings.config_file

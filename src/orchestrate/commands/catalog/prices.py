@@ -11,8 +11,8 @@ from rich.text import Text
 
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import SANDBOX, note, orchestrator, out, table
-from orchestrate.commands.terminal.options import RateOpt, by_default, with_flags
+from orchestrate.commands.terminal.console import SANDBOX, note, orchestrator, out, table, with_flags
+from orchestrate.commands.terminal.options import RateOpt, by_default
 from orchestrate.core import days
 from orchestrate.costing import Accuracy, Rate, RateBook, Reconciliation, built_in, load
 from orchestrate.costing.rates import clashes, current, prices_of

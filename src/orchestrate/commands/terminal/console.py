@@ -24,6 +24,7 @@ from rich.text import Text
 
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.waiting import Bars
+from orchestrate.core import days
 from orchestrate.core.files import FULL
 from orchestrate.core.progress import stage
 from orchestrate.core.tables import Listing
@@ -34,6 +35,7 @@ from orchestrate.types import Record, Run
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.costing import Rate, RateBook
     from orchestrate.settings.config import Settings
 
 _WIDTH = shutil.get_terminal_size((120, 24)).columns
@@ -102,13 +104,24 @@ STATUS_STYLE = {
 }
 
 
+def of_flags(flags: list[str] | None) -> list[Rate]:
+    """Raises `UsageError`."""
+    from orchestrate.costing import parse_flag
+
+    return [parse_flag(flag, days.today()) for flag in flags or ()]
+
+
+def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
+    """`book` under the given `--rate` flags. Raises `UsageError`."""
+    return book.over(of_flags(flags))
+
+
 @contextmanager
 def orchestrator(
     context: typer.Context, *, made_by: str | None = None, rates: list[str] | None = None
 ) -> Generator[Orchestrator]:
     """The Orchestrator of this command line, with the prices of its `--rate` flags, closed at the end."""
     from orchestrate.api.orchestrator import Orchestrator
-    from orchestrate.commands.terminal.options import with_flags
 
     settings = settings_of(context, made_by=made_by)
     given: dict[str, Any] = context.find_root().obj or {}

@@ -10,14 +10,13 @@ import typer
 from typer.core import TyperGroup
 
 from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.console import note
-from orchestrate.core import days
+from orchestrate.commands.terminal.console import note, of_flags
 from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
-    from orchestrate.costing import Rate, RateBook, Use
+    from orchestrate.costing import Use
     from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.spec import JobSpec
 
@@ -228,13 +227,6 @@ RateOpt = Annotated[
 ]
 
 
-def of_flags(flags: list[str] | None) -> list[Rate]:
-    """Raises `UsageError`."""
-    from orchestrate.costing import parse_flag
-
-    return [parse_flag(flag, days.today()) for flag in flags or ()]
-
-
 def require_used(
     ft: Orchestrator, flags: list[str] | None, *prepared: Prepared, serving: bool = False
 ) -> None:
@@ -242,8 +234,3 @@ def require_used(
     from orchestrate.runs.preparing import quoting
 
     quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
-
-
-def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
-    """`book` under the given `--rate` flags. Raises `UsageError`."""
-    return book.over(of_flags(flags))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, timedelta
+from datetime import date
 from decimal import ROUND_CEILING, Decimal
 from functools import cache
 from importlib.resources import files
@@ -22,9 +22,11 @@ from orchestrate.costing.serving import ways
 from orchestrate.costing.serving.ways import (
     DAYS_PER_MONTH,
     UNLIMITED,
+    BasePrice,
     Serving,
     Traffic,
     Unit,
+    Use,
     base_monthly,
     by_tokens,
     dearer_by_token,
@@ -37,7 +39,6 @@ from orchestrate.costing.training.hours import HourlyRate
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.profile import Profile
 from orchestrate.profile import profile as profile_of
-from orchestrate.text import rate
 from orchestrate.types import Quote, QuoteLine, Record, decoding
 
 
@@ -83,49 +84,6 @@ def _alone(training: Decimal, saved: Decimal, unit: Unit) -> int | None:
 
 def _ceiling(value: Decimal) -> int:
     return int(value.to_integral_value(ROUND_CEILING))
-
-
-class BasePrice(Record, frozen=True, kw_only=True):
-    """Prompting a base model at a provider's public price, per request of the traffic it was asked for."""
-
-    model: str
-    provider: str
-    usd_per_request: Decimal
-    input_tokens: int
-    """Of the prompt, with what the tuned model would not need."""
-    source: str
-    until: date | None = None
-    """Its last day, where its host has announced one."""
-    successor: BasePrice | None = None
-    """What its host names as the replacement."""
-    note: str = ""
-
-    def ends(self, on: date, days: int) -> bool:
-        """Whether it ends before so many days have passed."""
-        return self.until is not None and (self.until - on).days < days
-
-    def mean_usd(self, on: date, days: int) -> Decimal:
-        """Of a request over so many days: the successor's price counts from the end on."""
-        if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
-            return self.usd_per_request
-        alive = max((self.until - on).days, 0)
-        after = self.successor.mean_usd(on + timedelta(alive), days - alive)
-        return (self.usd_per_request * alive + after * (days - alive)) / days
-
-    def words(self, on: date, days: int) -> str:
-        """What is prompted over so many days."""
-        if not self.ends(on, days):
-            return self.model
-        if self.successor is None:
-            return f"{self.model}, which ends on {self.until} and has no named successor"
-        return f"{self.model} until its end on {self.until}, then {self.successor.model}"
-
-    def terms(self) -> str:
-        more = f"; {self.note}" if self.note else ""
-        return (
-            f"prompting {self.model} ({self.provider}) with {self.input_tokens} input tokens costs "
-            f"{rate(self.usd_per_request)} per request ({self.source}){more}"
-        )
 
 
 def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
@@ -327,19 +285,6 @@ class Ownership(Served, frozen=True, kw_only=True):
     def place(self) -> str:
         """Where it is trained and served."""
         return f"{self.provider}, served at {self.server}" if self.server else self.provider
-
-
-class Use(Record, frozen=True, kw_only=True):
-    """What the tuned model is for."""
-
-    traffic: Traffic
-    months: int = 6
-    hours_per_day: float = 24.0
-    """How long a dedicated deployment is up (scale-to-zero, or taken down at night)."""
-    utilisation: Decimal = ways.UTILISATION
-    """Most that the mean load may take of what a replica can do, so that its busiest hour fits."""
-    base: BasePrice | None = None
-    """What it is compared with."""
 
 
 def own(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from datetime import date, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -18,13 +18,12 @@ from orchestrate.costing.rate import Rate
 from orchestrate.costing.rates import Prices, current
 from orchestrate.costing.training.hours import HourlyRate
 from orchestrate.errors import UsageError
+from orchestrate.text import rate
 from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
-if TYPE_CHECKING:
-    from orchestrate.costing.serving.ownership import Use
-
-
 DAYS_PER_MONTH = Decimal(365) / 12
+UTILISATION = Decimal(1) / 3
+"""Mean load over what a replica can do: the busiest hour has three times the mean."""
 
 
 class Traffic(Record, frozen=True, kw_only=True):
@@ -54,6 +53,62 @@ class Traffic(Record, frozen=True, kw_only=True):
     @property
     def requests_per_month(self) -> Decimal:
         return self.requests_per_day * DAYS_PER_MONTH
+
+
+class BasePrice(Record, frozen=True, kw_only=True):
+    """Prompting a base model at a provider's public price, per request of the traffic it was asked for."""
+
+    model: str
+    provider: str
+    usd_per_request: Decimal
+    input_tokens: int
+    """Of the prompt, with what the tuned model would not need."""
+    source: str
+    until: date | None = None
+    """Its last day, where its host has announced one."""
+    successor: BasePrice | None = None
+    """What its host names as the replacement."""
+    note: str = ""
+
+    def ends(self, on: date, days: int) -> bool:
+        """Whether it ends before so many days have passed."""
+        return self.until is not None and (self.until - on).days < days
+
+    def mean_usd(self, on: date, days: int) -> Decimal:
+        """Of a request over so many days: the successor's price counts from the end on."""
+        if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
+            return self.usd_per_request
+        alive = max((self.until - on).days, 0)
+        after = self.successor.mean_usd(on + timedelta(alive), days - alive)
+        return (self.usd_per_request * alive + after * (days - alive)) / days
+
+    def words(self, on: date, days: int) -> str:
+        """What is prompted over so many days."""
+        if not self.ends(on, days):
+            return self.model
+        if self.successor is None:
+            return f"{self.model}, which ends on {self.until} and has no named successor"
+        return f"{self.model} until its end on {self.until}, then {self.successor.model}"
+
+    def terms(self) -> str:
+        more = f"; {self.note}" if self.note else ""
+        return (
+            f"prompting {self.model} ({self.provider}) with {self.input_tokens} input tokens costs "
+            f"{rate(self.usd_per_request)} per request ({self.source}){more}"
+        )
+
+
+class Use(Record, frozen=True, kw_only=True):
+    """What the tuned model is for."""
+
+    traffic: Traffic
+    months: int = 6
+    hours_per_day: float = 24.0
+    """How long a dedicated deployment is up (scale-to-zero, or taken down at night)."""
+    utilisation: Decimal = UTILISATION
+    """Most that the mean load may take of what a replica can do, so that its busiest hour fits."""
+    base: BasePrice | None = None
+    """What it is compared with."""
 
 
 _LONGEST = 200
@@ -93,8 +148,6 @@ SPEED_SOURCE = "vLLM measured by GPUStack, at most TensorRT-LLM measured by NVID
 PREFILL_SPEEDUP = 3
 """An input token takes a third of the time of an output token: 3.4 and 2.3 in NVIDIA's figures of Llama 3.1
 8B and 3.3 70B, from 1,000 in and out against 2,048 in and 128 out."""
-UTILISATION = Decimal(1) / 3
-"""Mean load over what a replica can do: the busiest hour has three times the mean."""
 
 
 class Replica(Record, frozen=True, kw_only=True):

@@ -235,7 +235,7 @@ class Deployments:
         note: str | None = None,
         new_attempt: bool = False,
     ) -> Deployment:
-        """Changes one by a function of `orchestrate.tracking.hosting.states`, in one transaction. `change`
+        """Changes one by a function of this module, in one transaction. `change`
         sees it as it is now, and the time by its age; `made_at` is when its host says that it was made.
 
         With a budget the change agrees to more cost, or starts it: raises `OverBudget` as `add` does.
