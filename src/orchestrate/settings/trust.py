@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import msgspec
 
@@ -120,10 +120,10 @@ class Project:
 class Backend(Protocol):
     """What says whether a backend may bill."""
 
+    profile: ClassVar[Profile]
+
     @property
     def sandbox(self) -> bool: ...
-    @property
-    def profile(self) -> Profile: ...
 
 
 def require_to_spend(settings: Settings, *backends: Backend) -> None:
