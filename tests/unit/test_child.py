@@ -19,7 +19,7 @@ from orchestrate.errors import DataError, RunFailed
 from orchestrate.local.run.process import started
 
 ECHO = """
-from orchestrate import child
+from orchestrate.core import child
 send = child.answering()
 print("a library prints")
 for asked in child.questions():
@@ -125,7 +125,7 @@ def test_an_orphan_ends(tmp_path: Path) -> None:
     """Its parent was killed while it works: nobody waits for the answer."""
     file = tmp_path / "pid"
     script = (
-        "import os, time\nfrom orchestrate import child\nchild.answering()\n"
+        "import os, time\nfrom orchestrate.core import child\nchild.answering()\n"
         f"open({str(file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     )
     parent = (

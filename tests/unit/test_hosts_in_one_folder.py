@@ -37,6 +37,8 @@ def in_code(tree: ast.AST) -> Iterator[tuple[int, str]]:
             quiet.add(id(node.value))  # docstrings, of fields too
         if isinstance(node, ast.keyword) and node.arg == "help":
             quiet.update(map(id, ast.walk(node.value)))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXAMPLES":
+            quiet.update(map(id, ast.walk(node.value)))  # the last lines of each command's help
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in quiet:
             if mentions(node.value):
@@ -75,7 +77,7 @@ def shared() -> Iterator[Path]:
         room, _, rest = path.relative_to(SOURCE).as_posix().partition("/")
         if room == "catalog" or (room in ("providers", "sandbox") and rest.partition("/")[0] in built_in()):
             continue
-        if not path.is_relative_to(SOURCE / "wire"):  # the formats of an API, whoever speaks it
+        if not path.is_relative_to(SOURCE / "http" / "wire"):  # the formats of an API, whoever speaks it
             yield path
 
 

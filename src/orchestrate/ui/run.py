@@ -132,7 +132,7 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
     found = site.ft.evaluations(handle.id)
     if not found:
         return None
-    from orchestrate.reports import sections
+    from orchestrate.reports import html
     from orchestrate.runs.evaluation.comparison import flips_of
 
     try:
@@ -141,10 +141,10 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
         flips = []
     return _Worth(
         found[-1].id,
-        Markup(sections.verdicts(found[-1])),  # noqa: S704  reports escape what came from outside
+        Markup(html.verdicts(found[-1])),  # noqa: S704  reports escape what came from outside
         sum(one.broken_count for one in flips),
-        Markup("".join(map(sections.flipped, flips))),  # noqa: S704
-        Markup(sections.evaluation(found[-1], (), charted=False)),  # noqa: S704
+        Markup("".join(map(html.flipped, flips))),  # noqa: S704
+        Markup(html.evaluation(found[-1], (), charted=False)),  # noqa: S704
     )
 
 

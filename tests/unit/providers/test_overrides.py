@@ -11,7 +11,7 @@ from tests.contract.backends import BACKENDS, Backend
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import SpecError
 from orchestrate.providers.base import Provider
-from orchestrate.runs.preparing.prepared import Terms, translated
+from orchestrate.runs.preparing.prepared import translated
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Translation
 
@@ -65,8 +65,7 @@ def plan(provider: Provider, spec: JobSpec, tmp_path: Path) -> Translation:
 
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Orchestrator(settings) as ft:
-        terms = Terms(settings, ft.rates, lambda own, _: own)
-        return translated(provider, spec, terms)[1]
+        return translated(ft, provider, spec)[1]
 
 
 @HOSTS

@@ -106,7 +106,7 @@ def test_each_option_that_is_read_is_named_and_each_named_is_read() -> None:
     """What is read is taken from the sources: an option that no profile names could not be given."""
     source = ROOT / "src" / "orchestrate"
     files = [file for room in ("places", "providers") for file in (source / room).rglob("*.py")]
-    files.append(source / "retries.py")
+    files.append(source / "core" / "retries.py")
     found = {file: {one or other for one, other in READ.findall(file.read_text())} for file in files}
     read = set().union(*found.values(), renting.OPTIONS) - NOT_OF_A_HOST - OF_THE_PROGRAM
     asked = {

@@ -339,7 +339,7 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
 
 RANKS = (4, 64)
 """Of `PeftDetails.r` in the host's API."""
-MODEL_READY = "MODEL_READY"
+MODEL_READY = "READY"
 MODEL_WAIT_S = 900.0
 
 

@@ -11,7 +11,6 @@ import msgspec
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from orchestrate.costing.spent.budget import billed_by_month
 from orchestrate.errors import UsageError
 from orchestrate.store.clock import stamp, time_of
 from orchestrate.store.database import schema
@@ -162,6 +161,8 @@ def _moved(
         changes["billing_since"] = at
     elif bills is False and since is not None:
         changes.setdefault("billed_s", deployment.billed_s + max((at - since).total_seconds(), 0.0))
+        from orchestrate.costing.spent.budget import billed_by_month  # late, as the room is
+
         changes.setdefault("billed_by_month", billed_by_month(deployment, since, at))
         changes["billing_since"] = None
     changes["state"] = state

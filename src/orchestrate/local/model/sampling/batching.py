@@ -180,7 +180,7 @@ class Reader(Protocol):
         """Whether the model has the same next token behind padding."""
         ...
 
-    def together(self, model: Any, rows: Sequence[Row]) -> int:
+    def at_once(self, model: Any, rows: Sequence[Row]) -> int:
         """How many of the first of these are read in one pass."""
         ...
 
@@ -322,7 +322,7 @@ class Batching:
         room = self.most_rows - self.rows
         if self.rows and (not (self._lies and self._reader.joins) or room < self._worth()):
             return 0
-        return self._reader.together(self.model, self.waiting[:room])
+        return self._reader.at_once(self.model, self.waiting[:room])
 
     def _worth(self) -> int:
         """Fewer are not read while others go on: a pass costs hardly more for several."""

@@ -131,7 +131,7 @@ class Sampler:
     def joins(self) -> bool:
         return self._bears_padding is True
 
-    def together(self, model: Any, rows: Sequence[Row]) -> int:
+    def at_once(self, model: Any, rows: Sequence[Row]) -> int:
         first = rows[0].read
         if self._bears_padding is None and len(rows) > 1:
             longer = next((row.read for row in rows if len(row.read) > len(first)), [*first, *first[:1]])
