@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -97,10 +99,34 @@ class TrackedRun:
         not answer is asked again. In a notebook the run is drawn in the cell's output meanwhile, unless
         `live` is false. Raises `TimeoutError` after `timeout_s`.
         """
-        from orchestrate.runs.waiting import Told, wait
+        from orchestrate.notebook.output import Output
+        from orchestrate.runs.submitting.settling import Settler
+        from orchestrate.runs.watching.polling import Pace
+        from orchestrate.store.transitions import left
 
-        told = Told(on_event=on_event, on_change=on_change, live=live)
-        return wait(self._ws, self, told, poll_s=poll_s, timeout_s=timeout_s)
+        pace = Pace(poll_s, near=self.record.sandbox or self.provider.config.base_url is None)
+        output = Output() if live else None
+        started, seen = time.monotonic(), 0
+        while True:
+            record = pace.attempt(self.refresh) or self.record
+            if record.status is JobStatus.PAUSED:
+                pace.attempt(partial(Settler(self._ws.store, self.provider).restart, record))
+            events = self.events()
+            for event in events[seen:]:
+                if on_event:
+                    on_event(event)
+            seen = len(events)
+            if on_change:
+                on_change(self)
+            if output is not None:
+                output.show(self)
+            if record.status.terminal or left(record) is not None:
+                return record
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError(
+                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it goes on"
+                )
+            pace.sleep()
 
     def check(self) -> Run:
         """The record of a run that succeeded; one that was last seen on its way is asked about. Raises

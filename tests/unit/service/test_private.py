@@ -17,9 +17,9 @@ from orchestrate import Orchestrator
 from orchestrate.errors import ConfigError, OrchestrateError, SpecError, TranslationRefused, UsageError
 from orchestrate.paid.asking import Asking
 from orchestrate.runs.evaluation.contenders import Contenders
+from orchestrate.runs.log import log
 from orchestrate.runs.privacy import require_own
 from orchestrate.runs.serving.subjects import require_upload
-from orchestrate.runs.trackers.logging import log
 from orchestrate.settings.config import load
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Run, Sampling, Severity, SubmitPhase

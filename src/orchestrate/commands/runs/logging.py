@@ -39,7 +39,7 @@ def log(
 ) -> Output[list[Logged]]:
     """Put runs, ended or on their way, into an experiment tracker: settings, metrics, outcome, cost, scores.
     What it has already is not put there again."""
-    from orchestrate.runs.trackers import logging
+    from orchestrate.runs import log as logging
 
     if bool(run) == every:
         raise UsageError("name the runs, or all of them", fix=f"orchestrate log RUN --to {to}   (or --all)")
