@@ -109,7 +109,7 @@ def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
     )
     if asked.usd is not None and had.usd_per_hour is None:
         raise UsageError(
-            f"nobody knows what an hour costs on {provider.name}, so that a limit of money cannot be kept",
+            f"the hourly price on {provider.name} is unknown, so a cost limit cannot be enforced",
             fix=f"orchestrate resume {run.id} --max-hours HOURS",
         )
     if wanted.used_up:
@@ -158,7 +158,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         return  # by the same command, which ended before its end
     most, before = wanted.most_usd, had.most_usd
     if most is None and ws.settings.budget_usd is not None and not run.sandbox:
-        raise UnknownPrice(run.provider, ws.settings.budget_usd, "nobody knows what an hour costs there")
+        raise UnknownPrice(run.provider, ws.settings.budget_usd, "its hourly price is unknown")
     if run.allowed_usd is None and (most is None or before is None or most <= before):
         most = None  # a budget holds it as it did
     if most is not None:

@@ -314,8 +314,8 @@ def notes(report: SpendingReport) -> list[Text]:
     if report.uncounted and report.budget_usd is not None:
         told.append(
             _warning(
-                f"whether the budget holds is not known: nobody knows what {joined(list(report.uncounted))} "
-                "cost (leave one out with --ignore ID, or give a run up: orchestrate abandon RUN)"
+                f"cannot check the budget: the cost of {joined(list(report.uncounted))} is unknown"
+                " (leave one out with --ignore ID, or give a run up: orchestrate abandon RUN)"
             )
         )
     told += [_warning(_lost(found)) for found in report.idle if found.unaccounted]

@@ -295,7 +295,7 @@ def quote_recalled(job: Priced, told: Recalled) -> Quote:
 def _by_the_hour(job: Priced, told: Recalled) -> Quote:
     """Up to the end of its machine: how long the work takes nobody can tell any more."""
     if told.usd_per_hour is None:
-        return _none(job, "nobody knows what an hour of its machine costs")
+        return _none(job, "the hourly price of its machine is unknown")
     if told.most_seconds is None:
         return _none(job, "nothing says when its machine ends")
     hours = Decimal(str(told.most_seconds)) / 3600

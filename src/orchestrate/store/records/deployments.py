@@ -278,7 +278,7 @@ class Deployments:
         if budget_usd is None or after.sandbox:
             return
         if after.usd_per_hour is None:
-            reason = "nobody knows what an hour of this deployment costs"
+            reason = "the hourly price of this deployment is unknown"
             raise UnknownPrice(after.provider, budget_usd, reason, fix="a shape with a price, or no budget")
         now = self.time_of(after)
         held = deployment_spending(before, now).committed_usd if before is not None else Decimal(0)
