@@ -85,7 +85,8 @@ class SpecError(UsageError):
 
 class AlreadySubmitted(UsageError):
     """The store has a run of the same settings, data, backend and account that is open or has just succeeded;
-    nothing was sent. `again` makes another."""
+    nothing was sent. `again` makes another. `state` and `next_step` are worded in
+    `runs/submitting/repeats.py`."""
 
     def __init__(
         self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None

@@ -156,7 +156,8 @@ def check(
 
     `method` is sft, dpo, kto or rft; `tokens` a count of the same data, needed for the checks of length;
     `context` the most tokens that the model trains on; `validation` says that this is the validation file,
-    which has no least number of rows. Problems that are wrong everywhere are in `data.problems`, not here.
+    which has no least number of rows. Problems that are wrong everywhere are found as the rows are read
+    (`data.rows.problems`), not here.
     """
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     found += _kinds(data, host, method)

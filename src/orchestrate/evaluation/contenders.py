@@ -29,7 +29,8 @@ Likelihood = Callable[[Sequence[Mapping[str, Any]]], list[tuple[float, int, bool
 
 
 class Asks(Protocol):
-    """As `providers.chat.Chat`: takes questions from as many threads as it says, and sends each once."""
+    """As `providers.chat.completions.Chat`: takes questions from as many threads as it says, and sends each
+    once."""
 
     @property
     def threads(self) -> int: ...

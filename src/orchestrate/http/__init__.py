@@ -1,1 +1,1 @@
-"""The ground of every server: guard, keys and pages in web/, OpenAI's bodies as data in wire/."""
+"""The ground of every server: guard, limits and pages in web/, OpenAI's bodies as data in wire/."""

@@ -39,7 +39,7 @@ class Timing:
     send_limit_s: float = 20.0
     """Longest time from writing SUBMITTING to sending; later nothing is sent."""
     requests: int = 3
-    """Requests of one create, each with the provider's time-out (Together makes three)."""
+    """Requests of one create with what it reads before, each with the provider's time-out."""
     margin_s: float = 60.0
     """How late a host's list may show a job that it has."""
     lease_s: float = 30.0

@@ -209,7 +209,7 @@ def _url(item: Any) -> str | None:
 Item = dict[str, Any]
 
 PLACEHOLDER: Item = {"type": "image_url"}
-"""An image that the row holds elsewhere; `data.shapes.images` fills it in."""
+"""An image that the row holds elsewhere; the reader of the row's shape fills it in."""
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 _IMAGES = ("image", "input_image", "image_url")
 _SPELLINGS = ("image_url", "image", "url", "path", "value")

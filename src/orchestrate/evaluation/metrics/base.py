@@ -22,7 +22,7 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 @dataclass(frozen=True)
 class Context:
     """`respondent` gives a model to ask through `asking`, which keeps answers, prices and the limit of the
-    whole evaluation; models are written as in `providers.endpoints`."""
+    whole evaluation; models are written as in `orchestrate.providers.chat.endpoints`."""
 
     items: Sequence[Item]
     asking: Asking

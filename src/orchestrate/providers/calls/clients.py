@@ -4,7 +4,7 @@
     type = "openai-compatible"
     profile = "azure"                       # or another file of `orchestrate providers --profiles`
     base_url = "https://NAME.openai.azure.com"
-    [hosts.azure.options]
+    [hosts.mine.options]
     api_version = "2025-04-01-preview"      # without it: Azure's v1 API, with base_url .../openai/v1
     deployment = "my-tuned-model"           # what `chat` asks, since Azure serves deployments only
 

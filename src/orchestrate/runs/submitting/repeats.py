@@ -8,7 +8,7 @@ what its user wants.
 
 A caller's own key says it outright: the same key is the same run for ever, however it ended. The store knows
 its run by the key; where the store was lost or restored since, the host knows its job by the run's ref, which
-is made of the key and of what was asked (`lost`).
+is made of the key and of what was asked (`look`).
 
 A run that was recovered from a host which keeps neither its settings nor a digest of its data may be the same
 as any that has its model: it stands in the way as one that is the same.

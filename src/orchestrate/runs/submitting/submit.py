@@ -71,7 +71,7 @@ class Submitter(Settler):
 
     reached: CrashPoint = pass_by
     budget_usd: Decimal | None = None
-    """Over all runs of the store."""
+    """Over all runs and deployments of the store."""
     agree: Callable[[Quote], bool] = lambda live: False
     """Asked for a host's own estimate that is above the quote's high end."""
 

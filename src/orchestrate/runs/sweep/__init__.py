@@ -1,2 +1,2 @@
-"""Searches of settings: what may vary, which trial comes next, and which one is given up. Pure: no run is
-made here (`orchestrate.runs.sweep.searching` does)."""
+"""Searches of settings. `space` and `sampling` are pure: what may vary, which trial comes next, which one is
+given up. `searching` begins a search, and `trials` makes its runs."""

@@ -1,6 +1,6 @@
 """Bringing the store up to date with the hosts: adopting, settling, sweeping. Changes nothing on a host, but
-for runs that are to be cancelled: those that passed their cap, and those whose cancel has not reached the
-host, because their job was not known or the one who asked for it died.
+for what has passed its limit (a run is cancelled or paused, a deployment taken down), and for runs whose
+cancel has not reached the host, because their job was not known or the one who asked for it died.
 
 The sweep reads each host's list page by page, so that ten thousand runs cost as many requests as there are
 pages. One by one it asks only for a few: jobs that the list does not show, which are not lost (lists lag,

@@ -152,7 +152,7 @@ class Runs:
         """Writes the intent, unless `guard` raises in the same transaction.
 
         Raises `OverBudget` when the quote's high end does not fit into what is left of `budget_usd` over all
-        runs of this store; of processes that ask at once, only those that fit pass."""
+        runs and deployments of this store; of processes that ask at once, only those that fit pass."""
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
             id=(run_id := run_id_of(intent.ref) if intent.ref else new_run_id(now)),

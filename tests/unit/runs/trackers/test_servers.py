@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from tests import outside
-from tests.unit.exporters.test_exporters import going, story, told
+from tests.unit.runs.trackers.test_exporters import going, story, told
 
 from orchestrate.runs import trackers as exporters
 
