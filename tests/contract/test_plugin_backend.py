@@ -17,7 +17,7 @@ from tests.paths import ROOT
 import orchestrate
 
 PLUGIN = Path(__file__).parent / "plugin"
-ENTRY, PROFILE, ATTIC = snippets(ROOT / "docs" / "plugins.md")[:3]
+ENTRY, PROFILE, _, ATTIC = snippets(ROOT / "docs" / "plugins.md")[:4]
 
 
 class Installed:

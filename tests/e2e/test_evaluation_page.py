@@ -85,8 +85,8 @@ def test_what_it_forgot(machine: Machine, saying: Callable[[Writes], None]) -> N
     """Whatever it is asked it gives one answer, which its base gives to half of the questions."""
     saying(lambda asked, tuned: "42" if tuned or "sum" not in asked else "the sum")
     machine.run("orchestrate submit --model gpt-4o-mini --train train.jsonl -p openai --watch --yes")
-    rows(machine.folder / "support.jsonl", [f"ticket {n}" for n in range(60)], "42")
-    rows(machine.folder / "math.jsonl", [f"sum {n}" for n in range(60)], "the sum")
+    rows(machine.folder / "support.jsonl", [f"ticket {n}" for n in range(100)], "42")
+    rows(machine.folder / "math.jsonl", [f"sum {n}" for n in range(100)], "the sum")
     (machine.folder / "tasks").mkdir()
     data = [{"question": f"sum {n}", "answer": "the sum"} for n in range(12)]
     (machine.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))

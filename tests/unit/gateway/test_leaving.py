@@ -185,7 +185,7 @@ def migrated(gateway: Gateway, sandbox: Sandbox, job_id: str) -> RunHandle:
     prepared = PreparedMigration(
         gateway.ft, gateway.ft.run(job_id), MigrationOrder(to=["together"], proof=False)
     )
-    new = prepared.submit("together")
+    new = gateway.ft.run(prepared.submit("together").id)
     until(lambda: new.refresh().status is JobStatus.SUCCEEDED)
     return new
 

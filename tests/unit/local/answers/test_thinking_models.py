@@ -279,7 +279,7 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     answerer = Answerer({"model": str(trained.base), "adapter": str(folder), "threads": 1})
     prompt = answerer._prompt(talk, None)  # pyright: ignore[reportPrivateUsage]
     assert prompt == read.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert answerer.template.said(answerer.tokenizer("blue")["input_ids"], prompt).content == "blue"
+    assert answerer.template.said(answerer.template.tokenizer("blue")["input_ids"], prompt).content == "blue"
     sent: list[dict[str, Any]] = []
     talks = [[{"role": "user", "content": "Sky? " * n}] for n in (1, 60)]
     asked_of = {
