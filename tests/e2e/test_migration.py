@@ -63,7 +63,7 @@ def migration(ft: Orchestrator, tmp_path_factory: pytest.TempPathFactory) -> Mig
         to=["local", "together"],
         models={"local": str(TINY)},
         sampling=Sampling(max_tokens=8),
-        margin=0.1,
+        margin=0.2,
         probes=["format"],
     )
     prepared = PreparedMigration(ft, old, order)
