@@ -379,9 +379,9 @@ def test_a_run_that_waits_for_an_upload_of_another_can_be_cancelled(store: Store
         while not (runs := store.runs.matching()):
             time.sleep(0.01)
         cancel(store, host, runs[0], timing=QUICK)
-        with pytest.raises(Withdrawn):
+        with contextlib.suppress(Withdrawn):  # it gives the run where the cancel has its lease just then
             sent.result(30)
-    assert host.requests == []
+    assert (host.requests, store.runs.get("last").status) == ([], JobStatus.CANCELLED)
 
 
 @pytest.mark.parametrize("patient", [False, True])
