@@ -14,7 +14,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.api.run import RunHandle
-from orchestrate.core.amounts import amount
 from orchestrate.core.underway import work
 from orchestrate.runs.hosting.deployment import DeploymentHandle
 from orchestrate.types import JobStatus, Listing, Problem, Quote, Run, Translation
@@ -172,7 +171,7 @@ class Orchestrator(Workspace):
             self,
             spec,
             provider,
-            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
+            max_cost_usd=max_cost_usd,
             strict=strict,
             idempotency_key=idempotency_key,
             again=again,
@@ -198,8 +197,6 @@ class Orchestrator(Workspace):
         from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record
-        if "max_cost_usd" in terms:
-            terms["max_cost_usd"] = amount(terms["max_cost_usd"], "max_cost_usd")
         made = rerun.rerun(self, record, provider, settings=settings, other_data=other_data, **terms)
         return RunHandle(self.home_of(record), made)
 

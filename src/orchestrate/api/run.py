@@ -35,10 +35,13 @@ class RunHandle(TrackedRun):
         those of an earlier call included. Nothing is sent. Raises what `deploy` does."""
         from orchestrate.runs.hosting import deploying
 
-        limits = deploying.Limits(
-            cost_usd=amount(max_cost_usd, "max_cost_usd"), hours=amount(max_hours, "max_hours", "hours")
+        terms = deploying.Terms(
+            options=options,
+            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
+            max_hours=amount(max_hours, "max_hours", "hours"),
+            accept_unknown_price=True,
         )
-        return deploying.offer(self._ws, self, to, limits, options)
+        return deploying.offer(self._ws, self, to, terms)
 
     def deploy(
         self,
@@ -66,13 +69,15 @@ class RunHandle(TrackedRun):
         """
         from orchestrate.runs.hosting import deploying
 
-        limits = deploying.Limits(
-            usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
-            cost_usd=amount(max_cost_usd, "max_cost_usd"),
-            hours=amount(max_hours, "max_hours", "hours"),
+        terms = deploying.Terms(
+            options=options,
+            max_usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
+            max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
+            max_hours=amount(max_hours, "max_hours", "hours"),
             accept_unknown_price=accept_unknown_price,
+            made_by=made_by,
         )
-        record = deploying.deploy(self._ws, self, to, limits, options, made_by=made_by, progress=progress)
+        record = deploying.deploy(self._ws, self, to, terms, progress)
         return DeploymentHandle(self._ws, record)
 
     def evaluate(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrate.runs import privacy
-from orchestrate.runs import trackers as exporters
+from orchestrate.runs import privacy, trackers
 from orchestrate.runs.trackers.records import Exporter as Exporter
 from orchestrate.runs.trackers.records import Logged
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.tracked import TrackedRun
     from orchestrate.workspace import Workspace
 
-opened = exporters.opened
+opened = trackers.opened
 
 
 def log(ft: Workspace, runs: Sequence[TrackedRun], to: Exporter) -> list[Logged]:
@@ -22,7 +21,7 @@ def log(ft: Workspace, runs: Sequence[TrackedRun], to: Exporter) -> list[Logged]
     for run in runs:
         if to.address is not None and privacy.is_private(run.record):
             privacy.require_near(ft.settings, run.id, "logging", to.address)
-    return [to.write(exporters.story(ft.store, run.record)) for run in runs]
+    return [to.write(trackers.story(ft.store, run.record)) for run in runs]
 
 
 def follow(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from orchestrate.core.amounts import amount
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
 from orchestrate.providers.base import Limited
@@ -114,7 +115,7 @@ def submit(  # noqa: PLR0913  as the public one
     spec: JobSpec | Prepared,
     provider: str,
     *,
-    max_cost_usd: Decimal | None = None,
+    max_cost_usd: Decimal | float | str | None = None,
     strict: bool = False,
     idempotency_key: str | None = None,
     again: bool = False,
@@ -123,11 +124,11 @@ def submit(  # noqa: PLR0913  as the public one
     progress: Progress | None = None,
 ) -> Run:
     """As `Orchestrator.submit`; gives what is stored of the run."""
-    [name] = ws.backends(provider)
+    [name], limit = ws.backends(provider), amount(max_cost_usd, "max_cost_usd")
     if not isinstance(spec, Prepared):
         require(ws, spec, name)  # before the data are read
     prepared = spec if isinstance(spec, Prepared) else prepare(ws, spec, name)
-    asked = of(ws, prepared, name, key=idempotency_key, limit_usd=max_cost_usd, again=again, patient=patient)
+    asked = of(ws, prepared, name, key=idempotency_key, limit_usd=limit, again=again, patient=patient)
     return send(ws, prepared, name, asked, strict=strict, agree=agree, progress=progress)
 
 

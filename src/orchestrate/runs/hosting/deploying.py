@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from orchestrate.providers.base import Deploys, TakesAdapters, capability
 from orchestrate.runs import privacy
@@ -20,26 +20,8 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Within which it may bill."""
-
-    usd_per_hour: Decimal | None = None
-    cost_usd: Decimal | None = None
-    hours: Decimal | None = None
-    accept_unknown_price: bool = False
-
-
-def offer(
-    ws: Workspace, run: TrackedRun, to: str | None, limits: Limits, options: dict[str, Any]
-) -> DeploymentOffer:
+def offer(ws: Workspace, run: TrackedRun, to: str | None, terms: Terms) -> DeploymentOffer:
     """As `RunHandle.deployment_offer`."""
-    terms = Terms(
-        options=options,
-        max_cost_usd=limits.cost_usd,
-        max_hours=limits.hours,
-        accept_unknown_price=True,
-    )
     return _deployer(ws, run, to).offer(run.record, terms)
 
 
@@ -47,24 +29,14 @@ def deploy(
     ws: Workspace,
     run: TrackedRun,
     to: str | None,
-    limits: Limits,
-    options: dict[str, Any],
-    *,
-    made_by: str | None = None,
+    terms: Terms,
     progress: Progress | None = None,
 ) -> Deployment:
     """As `RunHandle.deploy`."""
     deployer = _deployer(ws, run, to, progress)
     privacy.require_own(run.record, deployer.provider)
     trust.require_to_spend(ws.settings, deployer.provider)
-    terms = Terms(
-        options=options,
-        max_usd_per_hour=limits.usd_per_hour,
-        max_cost_usd=limits.cost_usd,
-        max_hours=limits.hours,
-        accept_unknown_price=limits.accept_unknown_price,
-        made_by=made_by or ws.settings.made_by or None,
-    )
+    terms = replace(terms, made_by=terms.made_by or ws.settings.made_by or None)
     return deployer.deploy(run.record, terms, budget_usd=ws.settings.budget_usd)
 
 
