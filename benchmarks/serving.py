@@ -42,6 +42,7 @@ from orchestrate.serving import engines
 from orchestrate.serving.export.forms import Options, export
 from orchestrate.serving.server.running import Terms, serve
 from orchestrate.serving.tuned import Tuned
+from orchestrate.store.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "orchestrate" / "bundled"
@@ -192,7 +193,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         tuned = made(home)
-        with serve([tuned], home / "home", Terms(port=0, threads=options.threads, four_bit=False)) as up:
+        terms = Terms(port=0, threads=options.threads, four_bit=False)
+        with (
+            Store.open(f"sqlite:///{home}/runs.sqlite3") as store,
+            serve([tuned], home / "home", store, terms) as up,
+        ):
             rows["serve"] = [
                 best(lambda n=n: over_http(up.url, options.requests, n, no_end)) for n in CLIENTS
             ]

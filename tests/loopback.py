@@ -7,6 +7,7 @@ from functools import partial
 
 import httpx
 
+request = partial(httpx.request, timeout=240, verify=False)
 get = partial(httpx.get, timeout=240, verify=False)
 post = partial(httpx.post, timeout=240, verify=False)
 put = partial(httpx.put, timeout=240, verify=False)

@@ -9,11 +9,10 @@ import pty
 import select
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests import command
+from tests.waiting import until
 
 from orchestrate.local.run import process
 
@@ -66,13 +65,6 @@ class Terminal:
         for side in (self._end, self._inside):
             os.close(side)
         return command.ended(self._process, PATIENCE_S)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.1)
 
 
 def watchers(folder: Path, home: str = "home") -> list[int]:

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Cli
 from tests.paths import BUNDLED
+from tests.waiting import until
 
 from orchestrate.local import RunDir
 
@@ -32,13 +31,6 @@ def spec(tmp_path: Path) -> Path:
         "batch_size: 8\nlearning_rate: 0.002\ncheckpoints: 8\nprovider_options: {local: {threads: 1}}\n"
     )
     return path
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.05)
 
 
 def only_run_dir(tmp_path: Path) -> RunDir:

@@ -33,6 +33,12 @@ SERVERS = {
     "http/web/server.py": "the one way",
     "runs/watching/webhooks.py": "in the base install, which has no web framework",
 }
+DOORS = {
+    "http/web/edge.py": "the one way, for what speaks an API",
+    "data/operations/review_server.py": "pages: a token in the address, and no keys",
+    "evaluation/review/server.py": "pages, likewise",
+    "ui/server.py": "pages, likewise",
+}
 ANSWERS = {
     "ab/launch.py": "passes on what live users ask",
     "gateway/answers.py": "passes on what clients ask",
@@ -69,9 +75,10 @@ def users(*modules: str) -> set[str]:
     [
         (("subprocess", "multiprocessing", "concurrent.futures.ProcessPoolExecutor"), PROCESSES),
         (("uvicorn", "http.server", "socketserver", "wsgiref", "aiohttp.web"), SERVERS),
+        (("orchestrate.http.web.guard.Guard", "starlette.applications.Starlette"), DOORS),
         (("orchestrate.providers.base.Chats", "orchestrate.providers.chat"), ANSWERS),
     ],
-    ids=["processes", "servers", "answers"],
+    ids=["processes", "servers", "doors", "answers"],
 )
 def test_nobody_goes_around(modules: tuple[str, ...], allowed: dict[str, str]) -> None:
     assert {file for file in users(*modules) if not file.startswith("providers/")} == allowed.keys()

@@ -27,7 +27,6 @@ from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.serving import subjects as serving
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.serving.server import keys
-from orchestrate.settings.hosts import is_loopback
 from orchestrate.settings.keys import Secret
 from orchestrate.store.ids import RUN_PREFIX
 from orchestrate.types import Arm, ExperimentPlan, ExperimentReport
@@ -108,19 +107,16 @@ def serve(
     """The proxy of an experiment for as long as the block lasts. Runs of this machine are served behind it.
     With `terms.auto` the rule is carried out by itself, and `tell` hears of what was done. Raises
     `UsageError` without keys for an address that others can reach, and what finding the models does."""
-    known = keys.read(ft.settings.home)
-    if not is_loopback(terms.host) and not known:
-        raise UsageError(
-            f"{terms.host} can be reached by others: a server there needs keys",
-            fix="orchestrate serve --new-key NAME  makes one",
-        )
+    keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
+    clients = keys.Clients(ft.store, "serve")
+    clients.require(terms.host, keys.NEW_KEY)
     with ExitStack() as ending:
         arms = _arms(ft, experiment.plan, ending, accept_licence)
         proxy = Proxy(
             experiment,
             arms["base"],
             arms["tuned"],
-            keys=known,
+            clients=clients,
             user_header=terms.user_header,
             timeout_s=terms.timeout_s,
         )

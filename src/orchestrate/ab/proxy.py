@@ -19,21 +19,21 @@ import anyio
 import httpx
 import msgspec
 from anyio import to_thread
-from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from orchestrate.ab.experiment import Assignment, Experiment, Given
 from orchestrate.ab.plan import COST, FAILED, FAILOVERS, LATENCY
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.http.web.guard import Guard
+from orchestrate.http.web.edge import Keyed, edge, no_model
 from orchestrate.http.wire.bodies import HostError, json_body
 from orchestrate.http.wire.openai.chat import event
 from orchestrate.http.wire.openai.objects import error_body, page
-from orchestrate.serving.server.front import HANDLERS, Keyed, no_model, refused
+from orchestrate.serving.server.keys import Clients
 from orchestrate.settings.keys import Secret
 from orchestrate.types import Arm, decoding
 
@@ -255,19 +255,19 @@ class Proxy:
         base: Upstream,
         tuned: Upstream,
         *,
-        keys: dict[str, str] | None = None,
+        clients: Clients,
         user_header: str = USER_HEADER,
         timeout_s: float = 60.0,
     ) -> None:
         self._experiment, self._at = experiment, {"base": base, "tuned": tuned}
-        self._keys, self._user_header = keys or {}, user_header
+        self._clients, self._user_header = clients, user_header
         self._timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
         self._client: httpx.AsyncClient | None = None
         self._silent_until = 0.0
         # Threads of its own: a store that hangs does not take those that answers need.
         self._asking_store = anyio.CapacityLimiter(8)
 
-    def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> Guard:
+    def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> ASGIApp:
         """With the guard of all local servers before it; to be served with its lifespan."""
         routes = [Route(f"/v1{path}", self.answer, methods=["POST"]) for path in _PATHS]
         routes += [
@@ -276,12 +276,17 @@ class Proxy:
             Route("/v1/ab/report", self.report),
             Route("/health", self.health),
         ]
-        inner = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=self._lifespan)
-        keyed = Keyed(inner, self._keys, open=("/health",))
-        return Guard(keyed, names=names, origins=origins, max_body=_MOST_BODY, refuse=refused)
+        return edge(
+            routes,
+            door=lambda inner: Keyed(inner, self._clients.lately, open=("/health",)),
+            names=names,
+            origins=origins,
+            max_body=_MOST_BODY,
+            lifespan=self._lifespan,
+        )
 
     @asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
+    async def _lifespan(self, app: object) -> AsyncGenerator[None]:
         del app
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         async with httpx.AsyncClient(timeout=self._timeout, limits=limits) as client:

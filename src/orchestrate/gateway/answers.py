@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
 import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.errors import OrchestrateError, UsageError
@@ -121,7 +118,6 @@ def name_of(run: Run, step: int | None) -> str:
     return run.id if step is None else f"{run.id}:{step}"
 
 
-_HEADERS = {"x-accel-buffering": "no", "cache-control": "no-store"}
 _OURS = frozenset(
     {"model", "messages", "stream", "max_tokens", "max_completion_tokens", "return_token_ids"}
     | {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -142,9 +138,9 @@ class Answers:
 
     async def chat(self, call: Call) -> Response:
         call.body = parsed(await read(call.request))
-        return await self._chat(call, parse(ChatRequest, call.body), call.body)
+        return (await self._chat(call, parse(ChatRequest, call.body), call.body)).written()
 
-    async def _chat(self, call: Call, asked: ChatRequest, body: Mapping[str, Any]) -> Response:
+    async def _chat(self, call: Call, asked: ChatRequest, body: Mapping[str, Any]) -> chat.Answer:
         call.about(asked.model)
         _, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
         if self._ft.provider(run.provider).profile.near:
@@ -165,18 +161,17 @@ class Answers:
             raise HostError(422, told, code="unsupported", param="model")
         wishes = [{**wish, "model": name_of(run, step)} for wish in completion_wishes(asked)]
         answering = await self._engines.answering(run, step)
-        return await answering.completions(call.request, asked, wishes)
+        return (await answering.completions(call.request, asked, wishes)).written()
 
     # -- of a host -----------------------------------------------------------------------------------------
 
-    async def _hosted(self, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Response:
+    async def _hosted(self, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> chat.Answer:
         answer = await run_in_threadpool(self._ask, run, asked, body)
         if not asked.stream:
-            return JSONResponse({**plain(answer), "model": asked.model})
+            return chat.Answer({**plain(answer), "model": asked.model})
         stream = iter(answer)
         first = await run_in_threadpool(_first, stream)
-        pieces = iterate_in_threadpool(_pieces(chain(first, stream), asked.model))
-        return StreamingResponse(pieces, media_type="text/event-stream", headers=_HEADERS)
+        return chat.Answer({}, _aside(_pieces(chain(first, stream), asked.model)))
 
     def _ask(self, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Any:
         """The SDK's answer, or its stream. Raises `HostError`."""
@@ -211,14 +206,7 @@ class Answers:
         body = responses.chat_body(asked)
         if asked.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        answer = await self._chat(call, parse(ChatRequest, body), body)
-        id = f"resp_{secrets.token_hex(16)}"
-        if isinstance(answer, StreamingResponse):
-            events = _events(responses.Stream(asked, id, int(time.time())), answer.body_iterator)
-            return StreamingResponse(events, media_type="text/event-stream", headers=_HEADERS)
-        if answer.status_code != 200:
-            return answer
-        return JSONResponse(responses.of_chat(asked, json.loads(bytes(answer.body)), id))
+        return responses.written(asked, await self._chat(call, parse(ChatRequest, body), body))
 
 
 def _limit(host: Chat) -> str:
@@ -245,7 +233,13 @@ def _broken(error: Exception) -> HostError:
     return HostError(502, told, type="server_error", code="host_failed")
 
 
-def _pieces(stream: Iterable[Any], model: str) -> Iterator[str]:
+async def _aside(pieces: Iterator[chat.Piece]) -> AsyncGenerator[chat.Piece]:
+    """An SDK waits in a thread."""
+    async for piece in iterate_in_threadpool(pieces):
+        yield piece
+
+
+def _pieces(stream: Iterable[Any], model: str) -> Iterator[chat.Piece]:
     """An SDK's stream as the API has it. What breaks within is told as its last piece, and so is a
     stream that was cut short."""
     ended = False
@@ -253,31 +247,8 @@ def _pieces(stream: Iterable[Any], model: str) -> Iterator[str]:
         for piece in stream:
             told = plain(piece)
             ended = ended or any(one.get("finish_reason") for one in told.get("choices") or ())
-            yield chat.event({**told, "model": model})
+            yield {**told, "model": model}
         if not ended:
             raise CutShort
     except Exception as error:  # noqa: BLE001  told to the client, whatever it is
-        yield chat.event(error_body(_broken(error)))
-        return
-    yield chat.DONE
-
-
-async def _events(
-    stream: responses.Stream, pieces: AsyncIterable[str | bytes | memoryview[int]]
-) -> AsyncGenerator[str]:
-    for event in stream.begin():
-        yield event
-    async for piece in pieces:
-        text = piece if isinstance(piece, str) else bytes(piece).decode()
-        for line in text.splitlines():
-            data = line.removeprefix("data: ")
-            if data == line or data == "[DONE]":
-                continue
-            told = json.loads(data)
-            if "error" in told:
-                yield stream.failed(told["error"]["message"])
-                return
-            for event in stream.take(told):
-                yield event
-    for event in stream.end():
-        yield event
+        yield error_body(_broken(error))

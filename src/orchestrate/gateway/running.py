@@ -9,12 +9,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,11 +26,11 @@ from orchestrate.gateway.jobs import Jobs, Outside
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Terms
-from orchestrate.http.web.guard import Guard
+from orchestrate.http.web.edge import edge
 from orchestrate.http.web.server import serving
 from orchestrate.http.wire.bodies import HostError
 from orchestrate.http.wire.openai.objects import MAX_FILE
-from orchestrate.serving.server.front import bearer
+from orchestrate.serving.server.keys import Clients
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import full
 from orchestrate.settings.hosts import is_loopback
@@ -119,28 +116,30 @@ _HEALTH = "/health"
 
 
 def app(
-    ft: Workspace, routes: Sequence[BaseRoute], names: Sequence[str], most_requests: int = 512
+    ft: Workspace,
+    routes: Sequence[BaseRoute],
+    clients: Clients,
+    names: Sequence[str],
+    most_requests: int = 512,
 ) -> ASGIApp:
     """`names`: host names by which it may be asked besides this machine's addresses. Beyond `most_requests`
     at once further ones are told to come later."""
-    handlers: dict[Any, Any] = {
-        HostError: _told,
-        OrchestrateError: _told,
-        HTTPException: _missing,
-        Exception: _broken,
-    }
-    inner = Starlette(routes=list(routes), exception_handlers=handlers)
-    return Guard(
-        _Door(ft, inner, Load(most_requests, 0)), names=names, max_body=MAX_FILE + (1 << 20), refuse=_guarded
+    return edge(
+        routes,
+        door=lambda inner: _Door(ft, inner, clients, Load(most_requests, 0)),
+        names=names,
+        max_body=MAX_FILE + (1 << 20),
+        tell=calls.answer,
+        refusal=calls.refusal_of,
     )
 
 
 class _Door:
     """Finds out whose key a request brings, counts it, and writes down what was changed or refused."""
 
-    def __init__(self, ft: Workspace, inner: ASGIApp, load: Load) -> None:
-        self._ft, self._inner, self._load = ft, inner, load
-        self._keys, self._audit = ft.store.gateway_keys, Audit(ft.store)
+    def __init__(self, ft: Workspace, inner: ASGIApp, clients: Clients, load: Load) -> None:
+        self._ft, self._inner, self._clients, self._load = ft, inner, clients, load
+        self._audit = Audit(ft.store)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == _HEALTH:
@@ -181,17 +180,9 @@ class _Door:
 
     def _admitted(self, scope: Scope) -> GatewayKey:
         """Raises `HostError` 401, 429."""
-        given = bearer(scope)
-        key = self._keys.of(given) if given else None
-        now = self._ft.store.clock.now()
+        key = self._clients.admitted(scope)
         if key is None:
-            if self._keys.all():
-                told = "the key is not known here" if given else "a key is needed: Authorization: Bearer KEY"
-                raise _no_key(told)
-            return anonymous(now)
-        if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
-            over = "was revoked" if key.revoked_at else f"is not taken since {key.expires_at:%Y-%m-%d}"
-            raise _no_key(f"the key {key.name} {over}")
+            return anonymous(self._ft.store.clock.now())
         if key.per_minute is not None:
             wait = self._ft.store.watching.take_tokens(
                 f"gateway:{key.name}", 1, per_minute=key.per_minute, burst=float(key.per_minute)
@@ -203,38 +194,6 @@ class _Door:
                     429, told, code="rate_limit_exceeded", type="rate_limit_error", headers=headers
                 )
         return key
-
-
-def _no_key(told: str) -> HostError:
-    headers = {"www-authenticate": "Bearer"}
-    return HostError(401, told, code="invalid_api_key", type="authentication_error", headers=headers)
-
-
-def _guarded(status: int, text: str) -> Response:
-    return calls.answer(HostError(status, text))
-
-
-def _told(request: Request, error: Exception) -> Response:
-    del request
-    if isinstance(error, HostError):
-        return calls.answer(error)
-    assert isinstance(error, OrchestrateError)  # noqa: S101  registered for these two only
-    return calls.answer(calls.refusal_of(error))
-
-
-def _missing(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    told = f"{request.method} {request.url.path} is not served here"
-    if status not in (404, 405):
-        told = str(getattr(error, "detail", error))
-    headers: dict[str, str] = getattr(error, "headers", None) or {}
-    return calls.answer(HostError(status, told, code="not_found", headers=headers))
-
-
-def _broken(request: Request, error: Exception) -> Response:
-    _log.error("%s %s", request.method, request.url.path, exc_info=error)
-    told = f"the gateway failed: {type(error).__name__}; its log says more"
-    return calls.answer(HostError(500, told, type="server_error"))
 
 
 @dataclass(frozen=True)
@@ -253,7 +212,7 @@ def serve(
     `UsageError` where others could listen or come without a key, `SetupError` for a port that is taken."""
     if find_spec("python_multipart") is None:
         raise MissingExtra("gateway", "the gateway", "python-multipart")
-    _require_safe(ft, terms)
+    clients = _require_safe(ft, terms)
     for target in terms.models.values():
         if target.run is None:
             ft.backends(target.backend)
@@ -271,7 +230,7 @@ def serve(
     routes = [*files.routes(), *uploads.routes(), *jobs.routes(), *answers.routes(), *models.routes()]
     try:
         with serving(
-            app(ft, routes, terms.names, terms.most_requests),
+            app(ft, routes, clients, terms.names, terms.most_requests),
             host=terms.host,
             port=terms.port,
             grace_s=terms.grace_s,
@@ -284,14 +243,12 @@ def serve(
         engines.close()
 
 
-def _require_safe(ft: Workspace, terms: Terms) -> None:
-    open_to_others = terms.behind_proxy or not is_loopback(terms.host)
+def _require_safe(ft: Workspace, terms: Terms) -> Clients:
     if not is_loopback(terms.host) and terms.certificate is None and not terms.behind_proxy:
         raise UsageError(
             f"{terms.host} can be reached by others, who would send their keys in the clear",
             fix="--tls-certificate and --tls-key; or --behind-proxy where a proxy speaks TLS before it",
         )
-    if open_to_others and not ft.store.gateway_keys.all():
-        raise UsageError(
-            "others can reach it, and there are no keys", fix="orchestrate gateway keys add NAME"
-        )
+    clients = Clients(ft.store, "gateway")
+    clients.require(terms.host, "orchestrate gateway keys add NAME", behind_proxy=terms.behind_proxy)
+    return clients

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 
 from orchestrate.core.files import locked, private_folder
 from orchestrate.errors import SetupError, UsageError
+from orchestrate.http.web.edge import edge
 from orchestrate.http.web.server import Patient, listen, running
 from orchestrate.sandbox import SLOTS
-from orchestrate.sandbox.front.control import control_app
+from orchestrate.sandbox.front.control import control_routes
 from orchestrate.sandbox.front.faults import Fault
 from orchestrate.sandbox.front.requests import Front
-from orchestrate.sandbox.host import Host, HostError
+from orchestrate.sandbox.host import Host
 from orchestrate.sandbox.jobs import Durations, Settings
 from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, Ways, last_start
 from orchestrate.sandbox.state import Clock, State
@@ -35,6 +33,10 @@ from orchestrate.types import decoding
 
 if TYPE_CHECKING:
     from orchestrate.local import RunDir
+
+
+_MOST_BODY = 8 << 30
+"""Bytes of a request; each host has limits of its own for a file."""
 
 
 def dialect(kind: str) -> type[Host]:
@@ -157,10 +159,9 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         key = _key(state)
         for host, sock in zip(hosts.values(), sockets, strict=True):
             host.base_url = urls[host.name] = f"http://127.0.0.1:{sock.getsockname()[1]}"
-            front = Front(host, _app(host))
-            front.own_key = key
-            front.control = control_app(host, front, clock)
-            fronts[host.name] = front
+            front = fronts[host.name] = Front(host, key)
+            front.app = edge(host.routes(), max_body=_MOST_BODY, tell=host.error)
+            front.control = edge(control_routes(host, front, clock), max_body=_MOST_BODY, tell=host.error)
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
         ways = Ways(speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also))
         bound = {host.name: sock.getsockname()[1] for host, sock in zip(hosts.values(), sockets, strict=True)}
@@ -188,27 +189,6 @@ def _model(given: str | None, train: bool) -> str:
             raise UsageError(f"{given} is not the folder of a model: it has no config.json")
         return str(folder)
     return resolve("tiny-chat", here).id if train else find("tiny-chat").ids[here]
-
-
-def _app(host: Host) -> Starlette:
-    def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HostError)  # noqa: S101  registered for this class only
-        return host.error(error)
-
-    def missing(request: Request, error: Exception) -> Response:
-        status = getattr(error, "status_code", 404)
-        text = f"{request.method} {request.url.path} is not served by this sandbox"
-        return host.error(HostError(status, text, code="not_found"))
-
-    def broken(request: Request, error: Exception) -> Response:
-        return host.error(
-            HostError(500, f"the sandbox failed: {type(error).__name__}: {error}", type="server_error")
-        )
-
-    return Starlette(
-        routes=host.routes(),
-        exception_handlers={HostError: refused, 404: missing, 405: missing, 500: broken},
-    )
 
 
 def _key(state: State) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from orchestrate.types.jobs import JobError
 from orchestrate.types.record import Record
 
 
 class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A client of the gateway. Limits that are `None`, and empty lists, allow all."""
+    """Of a client of the gateway, or of servers of models. Limits that are `None`, and empty lists, allow
+    all."""
 
     name: str
     created_at: datetime
+    opens: Literal["gateway", "serve"] = "gateway"
+    """`serve`: what `serve` and `ab serve` put up, and nothing of the gateway."""
     project: str = "default"
     """Keys of one project see the same files, jobs and models."""
     backends: tuple[str, ...] = ()

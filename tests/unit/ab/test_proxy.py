@@ -24,7 +24,7 @@ from tests.unit.ab.models import Model, model, words
 from orchestrate.ab import Experiment
 from orchestrate.ab.proxy import BROKEN, NOBODY, Proxy, Upstream, tokens
 from orchestrate.http.web.server import serving
-from orchestrate.serving.server.keys import hashed
+from orchestrate.serving.server.keys import Clients, make
 from orchestrate.settings.keys import Secret
 from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
@@ -96,7 +96,12 @@ def place(models: tuple[Model, Model], tmp_path: Path, request: pytest.FixtureRe
     with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3") as store:
         experiment = Experiment.begin(PLAN, store)
         at = Upstream(base.url, base.name), Upstream(tuned.url, tuned.name, Secret("key-of-the-tuned-one"))
-        proxy = Proxy(experiment, *at, timeout_s=5.0 if "hang" in request.node.name else 240.0)
+        proxy = Proxy(
+            experiment,
+            *at,
+            clients=Clients(store, "serve"),
+            timeout_s=5.0 if "hang" in request.node.name else 240.0,
+        )
         with serving(proxy.app(), lifespan=True) as url:
             made = Place(store, base, tuned, url)
             yield made
@@ -308,7 +313,8 @@ def test_it_asks_for_keys_where_there_are_any(models: tuple[Model, Model], tmp_p
     base.fault = tuned.fault = None
     with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3") as store:
         at = Upstream(base.url, base.name), Upstream(tuned.url, tuned.name)
-        proxy = Proxy(Experiment.begin(PLAN, store), *at, keys={"me": hashed("orc-right")})
+        right = make(store, "me", by="me")
+        proxy = Proxy(Experiment.begin(PLAN, store), *at, clients=Clients(store, "serve"))
         with serving(proxy.app(), lifespan=True) as url:
             assert loopback.get(f"{url}/health").status_code == 200
             assert loopback.get(f"{url}/v1/ab/report").status_code == 401
@@ -318,7 +324,7 @@ def test_it_asks_for_keys_where_there_are_any(models: tuple[Model, Model], tmp_p
                 == 401
             )
             assert (
-                loopback.get(f"{url}/v1/models", headers={"authorization": "Bearer orc-right"}).status_code
+                loopback.get(f"{url}/v1/models", headers={"authorization": f"Bearer {right}"}).status_code
                 == 200
             )
 

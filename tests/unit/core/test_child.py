@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.waiting import until
 
 from orchestrate.core import child
 from orchestrate.core.child import Child, Ended, TooLate
@@ -36,14 +36,6 @@ LONG_S = 60
 
 def running(script: str, **more: Any) -> Child:
     return Child([sys.executable, "-c", script], env=dict(os.environ), name="the process", **more)
-
-
-def until(there: Callable[[], object]) -> Any:
-    deadline = time.monotonic() + LONG_S
-    while not (found := there()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 def test_what_libraries_print_is_no_answer_and_errors_keep_their_kind() -> None:

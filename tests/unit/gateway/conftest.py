@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import httpx
 import pytest
 from openai import OpenAI
 from tests.paths import TINY
+from tests.waiting import until
 
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.gateway import running, terms
@@ -120,17 +120,9 @@ def rows(n: int = 12, mark: str = "") -> bytes:
     return "".join(json.dumps(turn) + "\n" for turn in turns).encode()
 
 
-def until(look: Callable[[], Any], patience_s: float = 240) -> Any:
-    deadline = time.monotonic() + patience_s
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-    return found
-
-
 def ended(client: OpenAI, id: str, patience_s: float = 240) -> Any:
     def look() -> Any:
         job = client.fine_tuning.jobs.retrieve(id)
         return job if job.status in ("succeeded", "failed", "cancelled") else None
 
-    return until(look, patience_s)
+    return until(look, patience_s=patience_s)

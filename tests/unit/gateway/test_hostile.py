@@ -16,6 +16,7 @@ from tests.unit.gateway.conftest import ASKED, Gateway, rows
 
 from orchestrate.gateway.running import app
 from orchestrate.http.web.server import Patient, listen, running
+from orchestrate.serving.server.keys import Clients
 
 NAMES = ["../../etc/passwd.jsonl", 'a"b\r\nx-evil: 1.jsonl', "é雪☃.jsonl", "a" * 5000 + ".jsonl", "\0.jsonl"]
 PATHS = [
@@ -156,7 +157,7 @@ class Impatient(Patient):
 
 @pytest.mark.slow
 def test_clients_that_never_finish_a_request_are_cut_off_and_others_served(gateway: Gateway) -> None:
-    door = app(gateway.ft, [], ())
+    door = app(gateway.ft, [], Clients(gateway.ft.store, "gateway"), ())
     with closing(listen(0)) as taking, running([(door, taking)], protocol=Impatient):
         place = taking.getsockname()
         slow = [socket.create_connection(place) for _ in range(60)]

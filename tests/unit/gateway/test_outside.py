@@ -105,7 +105,7 @@ def test_instructor(gateway: Gateway, model: str, data: Path) -> None:
                 assert watching.poll() is None, (data.parent / "out").read_text()[-2000:]
                 return succeeded()
 
-            until(going_on, 300)
+            until(going_on)
         time.sleep(3)  # it looks each second, and shows its table when it is interrupted
         watching.send_signal(signal.SIGINT)
         watching.wait(240)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from fireworks import Fireworks
 from openai import OpenAI
+from tests import waiting
 from together import Together
 
 from orchestrate.sandbox import running
@@ -98,16 +98,7 @@ def fireworks(sandbox: Sandbox) -> Iterator[Fireworks]:
 
 @pytest.fixture
 def until() -> Until:
-    """Asks again until the answer is true, and returns it; for as long as a busy machine may need."""
-
-    def wait(ask: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + 400
-        while not (found := ask()):
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.02)
-        return found
-
-    return wait
+    return waiting.until
 
 
 def chat_rows(count: int, start: int = 0) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.paths import BUNDLED, TINY
 
+from orchestrate.serving.server import running
+from orchestrate.serving.server.running import Served, Terms
+from orchestrate.serving.tuned import Tuned
+from orchestrate.store.store import Store
 from orchestrate.types import Sheet
 
 if TYPE_CHECKING:
@@ -21,6 +27,16 @@ ORDERS = BUNDLED / "orders" / "validation.jsonl"
 @pytest.fixture(scope="module", autouse=True)
 def forked(quick_python: None) -> None:
     """Models answer and train in processes that are up at once."""
+
+
+@contextmanager
+def serve(tuned: Sequence[Tuned], home: Path, terms: Terms, *, base: str | None = None) -> Generator[Served]:
+    """With a store in this home."""
+    with (
+        Store.open(f"sqlite:///{home}/runs.sqlite3") as store,
+        running.serve(tuned, home, store, terms, base=base) as up,
+    ):
+        yield up
 
 
 def in_process(tasks: list[dict[str, Any]], *, module: str = "worker") -> list[dict[str, Any]]:

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from tests.paths import TINY
-from tests.unit.serving.conftest import Known
+from tests.unit.serving.conftest import Known, serve
 
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.serving.server.running import Served, Terms, serve
+from orchestrate.serving.server.running import Served, Terms
 from orchestrate.serving.tuned import Tuned
 
 pytestmark = [

@@ -21,14 +21,18 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from tests import loopback
 from tests.paths import TINY
-from tests.unit.serving.conftest import Known, random_adapter
+from tests.unit.serving.conftest import Known, random_adapter, serve
+from tests.waiting import until
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.server import keys as client_keys
-from orchestrate.serving.server.running import Served, Terms, add, notes, serve
+from orchestrate.serving.server.running import Served, Terms, add, notes
 from orchestrate.serving.tuned import Tuned
+from orchestrate.store.gateway import hashed
+from orchestrate.store.store import Store
+from orchestrate.types import GatewayKey
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -493,22 +497,40 @@ def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known,
         serve([], tmp_path, Terms(host="0.0.0.0", port=0), base=BASE),
     ):
         pass
-    key = client_keys.make(tmp_path, "ci")
-    assert key not in client_keys.path_of(tmp_path).read_text()
-    assert client_keys.holder(client_keys.read(tmp_path), key) == "ci"
-    assert client_keys.holder(client_keys.read(tmp_path), key + "x") is None
-    with serve([], tmp_path, Terms(port=0, threads=1), base=BASE) as up:
-        for given, status in ((None, 401), ("orc-wrong", 401), (key, 200)):
-            headers = {"authorization": f"Bearer {given}"} if given else {}
-            assert loopback.get(f"{up.url}/v1/models", headers=headers).status_code == status
-        assert loopback.get(f"{up.url}/health").status_code == 200
-        place = UrlPlace(up.url, model=BASE, key=key)
-        assert place.engine == "orchestrate"
-        place.close()
-    client_keys.revoke(tmp_path, "ci")
-    assert client_keys.read(tmp_path) == {}
-    with pytest.raises(UsageError, match="no key is called"):
-        client_keys.revoke(tmp_path, "ci")
+    moved = "orc-made-by-an-earlier-version"
+    kept = tmp_path / "serve-keys.json"
+    kept.write_text(json.dumps({"ci": hashed(moved), "old": hashed("orc-old")}))
+    with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3") as store:
+        gateways = store.gateway_keys.add(GatewayKey(name="ci", created_at=store.clock.now()), by="me")
+        for _ in range(2):  # killed in between, it is done again
+            client_keys.bring_in(tmp_path, store, by="me")
+            assert not kept.exists()
+            kept.write_text(json.dumps({"ci": hashed(moved)}))
+        names = {key.name: key.opens for key in store.gateway_keys.all()}
+        assert names == {"ci": "gateway", "ci 2": "serve", "old": "serve"}
+        key = client_keys.make(store, "me", by="me")
+        with pytest.raises(UsageError, match="made already"):
+            client_keys.make(store, "ci", by="me")
+        assert key.encode() not in b"".join(file.read_bytes() for file in tmp_path.glob("runs.sqlite3*"))
+        with serve([], tmp_path, Terms(port=0, threads=1), base=BASE) as up:
+
+            def status(given: str | None) -> int:
+                headers = {"authorization": f"Bearer {given}"} if given else {}
+                return loopback.get(f"{up.url}/v1/models", headers=headers).status_code
+
+            for given, wanted in ((None, 401), ("orc-wrong", 401), (gateways, 401), (moved, 200), (key, 200)):
+                assert status(given) == wanted, given
+            assert loopback.get(f"{up.url}/health").status_code == 200
+            place = UrlPlace(up.url, model=BASE, key=key)
+            assert place.engine == "orchestrate"
+            place.close()
+            for name in ("me", "ci 2", "old"):
+                client_keys.revoke(store, name, by="me")
+            until(lambda: status(key) == 401)
+            assert {status(None), status(moved)} == {401}, "without the last key it is not open to everybody"
+        for name in ("nobody", "ci"):
+            with pytest.raises(UsageError, match="no key is called"):
+                client_keys.revoke(store, name, by="me")
 
 
 def test_models_that_do_not_go_together_are_refused_before_loading(known: Known, tmp_path: Path) -> None:

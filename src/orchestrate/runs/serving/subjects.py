@@ -146,7 +146,8 @@ def serve(
     if engine == "auto":
         engine, why = engines.choose(tuned, engines.Here.seen(choice.python, choice.llama_python))
     if engine == "transformers":
-        with running.serve(tuned, ft.settings.home, terms, base=choice.base) as up:
+        keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
+        with running.serve(tuned, ft.settings.home, ft.store, terms, base=choice.base) as up:
             yield Up(up.url, engine, tuple(up.models), tuple(tuned), key=up.api.admin_key, why=why)
         return
     if not tuned:
@@ -265,9 +266,12 @@ def add(
 
 
 def new_key(ft: Workspace, name: str) -> str:
-    """It is shown once. Servers that run already do not know it."""
-    return keys.make(ft.settings.make_home(), name)
+    """It is shown once."""
+    keys.bring_in(ft.settings.make_home(), ft.store, by=ft.settings.made_by)
+    return keys.make(ft.store, name, by=ft.settings.made_by)
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    keys.revoke(ft.settings.home, name)
+    """Servers that run refuse it from now on, too."""
+    keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
+    keys.revoke(ft.store, name, by=ft.settings.made_by)

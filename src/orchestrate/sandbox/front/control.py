@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from orchestrate.sandbox.front.faults import Fault
 from orchestrate.sandbox.host import NOTE, HostError
@@ -42,8 +41,8 @@ the most that one job may be estimated at</li>
 </ul></body></html>"""
 
 
-def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
-    """The application for `/` and `/_sandbox/...` of one host."""
+def control_routes(host: Host, front: Front, clock: Clock) -> list[BaseRoute]:
+    """`/` and `/_sandbox/...` of one host."""
 
     def index(request: Request) -> Response:
         page = _PAGE.format(
@@ -82,16 +81,14 @@ def control_app(host: Host, front: Front, clock: Clock) -> Starlette:
             clock.speed = change.speed or clock.speed
         return JSONResponse({"sandbox": True, "now": clock.now(), "speed": clock.speed})
 
-    return Starlette(
-        routes=[
-            Route("/", index, methods=["GET"]),
-            Route("/_sandbox/faults", faults, methods=["GET", "POST", "DELETE"]),
-            Route("/_sandbox/requests", requests, methods=["GET", "DELETE"]),
-            Route("/_sandbox/clock", time, methods=["GET", "POST"]),
-            Route("/_sandbox/account", _account(host), methods=["GET", "POST"]),
-            Route("/_sandbox/jobs", _jobs(host), methods=["POST"]),
-        ]
-    )
+    return [
+        Route("/", index, methods=["GET"]),
+        Route("/_sandbox/faults", faults, methods=["GET", "POST", "DELETE"]),
+        Route("/_sandbox/requests", requests, methods=["GET", "DELETE"]),
+        Route("/_sandbox/clock", time, methods=["GET", "POST"]),
+        Route("/_sandbox/account", _account(host), methods=["GET", "POST"]),
+        Route("/_sandbox/jobs", _jobs(host), methods=["POST"]),
+    ]
 
 
 def _jobs(host: Host) -> Callable[[Request], Awaitable[Response]]:

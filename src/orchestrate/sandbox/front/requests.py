@@ -65,15 +65,18 @@ class RequestLog:
 
 
 class Front:
-    """ASGI application around a host's own."""
+    """ASGI application around a host's own.
 
-    def __init__(self, host: Host, app: ASGIApp) -> None:
-        self.host = host
-        self.app = app
-        self.own_key = ""
-        """The sandbox's own; every other key has another account."""
-        self.control: ASGIApp = app
-        """Serves `/` and what is below `/_sandbox`; set by whoever builds the sandbox."""
+    own_key   the sandbox's own; every other key has another account
+    app       the host's
+    control   serves `/` and what is below `/_sandbox`
+    """
+
+    app: ASGIApp
+    control: ASGIApp
+
+    def __init__(self, host: Host, own_key: str) -> None:
+        self.host, self.own_key = host, own_key
         self.faults = FaultBook()
         self.log = RequestLog()
         self._late: set[asyncio.Task[None]] = set()

@@ -11,10 +11,10 @@ from contextlib import ExitStack, aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from orchestrate.http.wire.bodies import HostError
 from orchestrate.http.wire.openai import chat
-from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
+from orchestrate.http.wire.openai.chat import Answer, ChatRequest, CompletionRequest, Piece
 from orchestrate.http.wire.openai.objects import error_body
 from orchestrate.serving.server.engine import Engine, EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full, Load
@@ -30,19 +30,19 @@ class Answering:
     def __init__(self, engine: Engine, load: Load) -> None:
         self._engine, self._load = engine, load
 
-    async def chat(self, request: Request, asked: ChatRequest, wish: dict[str, Any]) -> Response:
+    async def chat(self, request: Request, asked: ChatRequest, wish: dict[str, Any]) -> Answer:
         """Raises `HostError`."""
         form = ChatForm(asked)
-        return await (self._stream if asked.stream else self._whole)(request, form, [wish])
+        return await (self._stream(form, [wish]) if asked.stream else self._whole(request, form, [wish]))
 
     async def completions(
         self, request: Request, asked: CompletionRequest, wishes: Sequence[dict[str, Any]]
-    ) -> Response:
+    ) -> Answer:
         """Raises `HostError`."""
         form = TextForm(asked)
-        return await (self._stream if asked.stream else self._whole)(request, form, wishes)
+        return await (self._stream(form, wishes) if asked.stream else self._whole(request, form, wishes))
 
-    async def _whole(self, request: Request, form: Form, wishes: Sequence[dict[str, Any]]) -> Response:
+    async def _whole(self, request: Request, form: Form, wishes: Sequence[dict[str, Any]]) -> Answer:
         begun = time.monotonic()
         with self._room():
             answering = asyncio.ensure_future(asyncio.gather(*(self._collect(w) for w in wishes)))
@@ -50,7 +50,7 @@ class Answering:
             try:
                 await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if not answering.done():
-                    return Response(status_code=GONE)
+                    raise HostError(GONE, "the client has left")
                 with asking():
                     found = answering.result()
             finally:
@@ -60,7 +60,7 @@ class Answering:
         heads, choices = [h for h, _ in found], [c for _, mine in found for c in mine]
         usage = self._count(form.model, heads, choices)
         ids = [h.get("prompt_ids") for h in heads]
-        return JSONResponse(form.whole(choices, usage, ids))
+        return Answer(form.whole(choices, usage, ids))
 
     async def _collect(self, wish: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The head of an answer, and the last message of each choice."""
@@ -96,19 +96,17 @@ class Answering:
 
     # -- streams -------------------------------------------------------------------------------------------
 
-    async def _stream(self, request: Request, form: Form, wishes: Sequence[dict[str, Any]]) -> Response:
+    async def _stream(self, form: Form, wishes: Sequence[dict[str, Any]]) -> Answer:
         """What is wrong with the request is told before the stream begins."""
-        del request
         ending = self._room()
         pieces = self._pieces(form, wishes, ending)
         with asking():
             first = await anext(pieces)
-        headers = {"x-accel-buffering": "no", "cache-control": "no-store"}
-        return StreamingResponse(_behind(first, pieces), media_type="text/event-stream", headers=headers)
+        return Answer({}, _behind(first, pieces))
 
     async def _pieces(
         self, form: Form, wishes: Sequence[dict[str, Any]], ending: ExitStack
-    ) -> AsyncGenerator[str]:
+    ) -> AsyncGenerator[Piece]:
         begun = time.monotonic()
         heads: list[dict[str, Any]] = []
         ends: list[dict[str, Any]] = []
@@ -135,16 +133,15 @@ class Answering:
                     if not heads:
                         raise
                     told = lost(error) if isinstance(error, EngineLost) else refusal_of(error)
-                    yield chat.event(error_body(told))
+                    yield error_body(told)
                     return
             usage = self._count(form.model, heads, ends)
             self._load.whole.add(time.monotonic() - begun)
             if form.tells_usage:
                 yield form.closing(usage)
-            yield chat.DONE
 
 
-async def _behind(first: str, rest: AsyncGenerator[str]) -> AsyncGenerator[str]:
+async def _behind(first: Piece, rest: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
     async with aclosing(rest):
         yield first
         async for piece in rest:
@@ -174,13 +171,13 @@ class Form(ABC):
     ) -> dict[str, Any]: ...
 
     @abstractmethod
-    def opening(self, choices: int) -> str: ...
+    def opening(self, choices: int) -> Piece: ...
 
     @abstractmethod
-    def pieces(self, message: dict[str, Any]) -> list[str]: ...
+    def pieces(self, message: dict[str, Any]) -> list[Piece]: ...
 
     @abstractmethod
-    def closing(self, usage: dict[str, Any]) -> str: ...
+    def closing(self, usage: dict[str, Any]) -> Piece: ...
 
 
 class ChatForm(Form):
@@ -219,11 +216,11 @@ class ChatForm(Form):
             for n, call in enumerate(end.get("tool_calls", ())[: self._most_calls])
         ]
 
-    def opening(self, choices: int) -> str:
+    def opening(self, choices: int) -> Piece:
         pieces = [chat.piece(n, {"role": "assistant", "content": ""}, None) for n in range(choices)]
-        return chat.event(chat.chunk(self.id, self.created, self.model, pieces))
+        return chat.chunk(self.id, self.created, self.model, pieces)
 
-    def pieces(self, message: dict[str, Any]) -> list[str]:
+    def pieces(self, message: dict[str, Any]) -> list[Piece]:
         number, found = message["choice"], list[dict[str, Any]]()
         delta: dict[str, Any] = {}
         if message["reasoning"]:
@@ -237,10 +234,10 @@ class ChatForm(Form):
             found.append(chat.piece(number, delta, None, told))
         if reason := message.get("reason"):
             found.append(chat.piece(number, {}, reason))
-        return [chat.event(chat.chunk(self.id, self.created, self.model, [piece])) for piece in found]
+        return [chat.chunk(self.id, self.created, self.model, [piece]) for piece in found]
 
-    def closing(self, usage: dict[str, Any]) -> str:
-        return chat.event(chat.chunk(self.id, self.created, self.model, [], usage))
+    def closing(self, usage: dict[str, Any]) -> Piece:
+        return chat.chunk(self.id, self.created, self.model, [], usage)
 
 
 class TextForm(Form):
@@ -280,18 +277,16 @@ class TextForm(Form):
             "text_offset": offsets,
         }
 
-    def opening(self, choices: int) -> str:
-        return chat.event(
-            self._body(
-                [{"index": n, "text": "", "logprobs": None, "finish_reason": None} for n in range(choices)]
-            )
+    def opening(self, choices: int) -> Piece:
+        return self._body(
+            [{"index": n, "text": "", "logprobs": None, "finish_reason": None} for n in range(choices)]
         )
 
-    def pieces(self, message: dict[str, Any]) -> list[str]:
-        return [chat.event(self._body([self._choice(message["choice"], message, message.get("reason"))]))]
+    def pieces(self, message: dict[str, Any]) -> list[Piece]:
+        return [self._body([self._choice(message["choice"], message, message.get("reason"))])]
 
-    def closing(self, usage: dict[str, Any]) -> str:
-        return chat.event({**self._body([]), "usage": usage})
+    def closing(self, usage: dict[str, Any]) -> Piece:
+        return {**self._body([]), "usage": usage}
 
 
 def _told(tokens: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from orchestrate.http.web.guard import Guard
+from orchestrate.http.web.edge import Answer, Keyed, bearer, edge, no_model, told
 from orchestrate.http.wire.bodies import Body, HostError, json_body, parse
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
 from orchestrate.http.wire.openai.objects import page
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes, message
 from orchestrate.serving.server.engine import Engine
-from orchestrate.serving.server.front import HANDLERS, Keyed, bearer, no_model, refused, told
+from orchestrate.serving.server.keys import Clients
 from orchestrate.serving.server.load import Load
 from orchestrate.serving.server.refusals import asking
 
@@ -45,17 +44,16 @@ class Api:
         *,
         base_name: str,
         load: Load,
-        keys: Mapping[str, str] | None = None,
+        clients: Clients,
         admin_key: str | None = None,
     ) -> None:
-        """`keys`: name -> hash; with any, requests must bring one. `admin_key` alone may add and remove
-        models."""
+        """`admin_key` alone may add and remove models."""
         self.engine, self.load = engine, load
-        self.base_name, self.keys, self.admin_key = base_name, dict(keys or {}), admin_key
+        self.base_name, self.clients, self.admin_key = base_name, clients, admin_key
         self.created = int(time.time())
         self.answering = Answering(engine, load)
 
-    def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> Guard:
+    def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> ASGIApp:
         """With the guard of all local servers before it."""
         routes = [
             Route("/v1/models", self.models),
@@ -69,9 +67,13 @@ class Api:
             Route("/v1/load_lora_adapter", self.add, methods=["POST"]),
             Route("/v1/unload_lora_adapter", self.remove, methods=["POST"]),
         ]
-        inner = Starlette(routes=routes, exception_handlers=HANDLERS)
-        keyed = Keyed(inner, self.keys, admin=self.admin_key, open=OPEN)
-        return Guard(keyed, names=names, origins=origins, max_body=MOST_BODY, refuse=refused)
+        return edge(
+            routes,
+            door=lambda inner: Keyed(inner, self.clients.lately, open=OPEN),
+            names=names,
+            origins=origins,
+            max_body=MOST_BODY,
+        )
 
     # -- what there is -------------------------------------------------------------------------------------
 
@@ -118,9 +120,7 @@ class Api:
 
     # -- answers -------------------------------------------------------------------------------------------
 
-    def _counted(
-        self, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
+    def _counted(self, answer: Answer) -> Answer:
         """Requests by model and status, for the metrics."""
 
         async def counted(request: Request) -> Response:
@@ -137,12 +137,12 @@ class Api:
     async def chat(self, request: Request) -> Response:
         asked = parse(ChatRequest, await json_body(request))
         self._require(asked.model, request)
-        return await self.answering.chat(request, asked, chat_wish(asked))
+        return (await self.answering.chat(request, asked, chat_wish(asked))).written()
 
     async def completions(self, request: Request) -> Response:
         asked = parse(CompletionRequest, await json_body(request))
         self._require(asked.model, request)
-        return await self.answering.completions(request, asked, completion_wishes(asked))
+        return (await self.answering.completions(request, asked, completion_wishes(asked))).written()
 
     def _require(self, name: str, request: Request) -> None:
         """A wrong name is never answered by another model."""

@@ -1,65 +1,118 @@
-"""Keys of a server's clients: made here, shown once, kept as hashes."""
+"""Who may ask a server: the keys of clients, which are in the store, as hashes."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import asyncio
+import logging
+import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from hmac import compare_digest
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
+from starlette.concurrency import run_in_threadpool
 
-from orchestrate.core.files import write_whole
-from orchestrate.errors import ConfigError, UsageError
+from orchestrate.errors import ConfigError, OrchestrateError, UsageError
+from orchestrate.http.web.edge import bearer, no_key
+from orchestrate.settings.hosts import is_loopback
+from orchestrate.store.gateway import hashed
+from orchestrate.store.store import Store
+from orchestrate.types import GatewayKey
 
-PREFIX = "orc-"
+_FRESH_S = 1.0
+"""How old what is known of the keys of a server of models may be."""
+NEW_KEY = "orchestrate serve --new-key NAME  makes one"
+_log = logging.getLogger(__name__)
 
 
-def path_of(home: Path) -> Path:
-    return home / "serve-keys.json"
+class Clients:
+    """The keys that open one kind of server. Without any, from this machine everybody comes in; a revoked one
+    counts: whoever revokes the last key does not open the door.
+
+    admin   a key of this process alone, which no store knows
+    """
+
+    def __init__(self, store: Store, opens: Literal["gateway", "serve"], *, admin: str | None = None) -> None:
+        self._store, self._opens, self._admin = store, opens, admin
+        self._looking: asyncio.Task[None] | None = None
+        self._known, self._at = self._read(), time.monotonic()
+
+    def _read(self) -> dict[str, GatewayKey]:
+        return self._store.gateway_keys.by_hash(self._opens)
+
+    def require(self, host: str, fix: str, *, behind_proxy: bool = False) -> None:
+        """Raise `UsageError` where others can reach the server and no key is asked for."""
+        if (behind_proxy or not is_loopback(host)) and not self._known:
+            raise UsageError(f"{host} can be reached by others: a server there needs keys", fix=fix)
+
+    def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
+        """Whose key a request brings, by the store itself; `None` while there are no keys. Raises `HostError`
+        401."""
+        given = bearer(scope)
+        keys = self._store.gateway_keys
+        key = keys.of(given) if given else None
+        ours = key is not None and key.opens == self._opens
+        return self._valid(key) if key and ours else self._stranger(given, self._read())
+
+    async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
+        """As `admitted`, by what was known a second ago: answers do not wait for a store, or end with it."""
+        if time.monotonic() - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
+            self._at = time.monotonic()
+            self._looking = asyncio.create_task(run_in_threadpool(self._look))
+        given = bearer(scope)
+        if given and self._admin and compare_digest(hashed(given), hashed(self._admin)):
+            return None
+        key = self._known.get(hashed(given)) if given else None
+        return self._stranger(given, self._known) if key is None else self._valid(key)
+
+    def _look(self) -> None:
+        try:
+            self._known = self._read()
+        except OrchestrateError as error:
+            _log.warning("the keys of clients cannot be read, and stay as they were: %s", error.message)
+
+    def _stranger(self, given: str | None, known: Mapping[str, GatewayKey]) -> None:
+        if known:
+            raise no_key(
+                "the key is not known here" if given else "a key is needed: Authorization: Bearer KEY"
+            )
+
+    def _valid(self, key: GatewayKey) -> GatewayKey:
+        now = self._store.clock.now()
+        if key.revoked_at is not None:
+            raise no_key(f"the key {key.name} was revoked")
+        if key.expires_at is not None and key.expires_at <= now:
+            raise no_key(f"the key {key.name} is not taken since {key.expires_at:%Y-%m-%d}")
+        return key
 
 
-def read(home: Path) -> dict[str, str]:
-    """Name -> hash; empty where no key was made. Raises `ConfigError`."""
-    path = path_of(home)
+def make(store: Store, name: str, *, by: str) -> str:
+    """A new key for servers of models, in the place of an older one of the same name. It cannot be shown
+    again. Raises `UsageError`."""
+    return store.gateway_keys.add(
+        GatewayKey(name=name, created_at=store.clock.now(), opens="serve"), by=by, again=True
+    )
+
+
+def revoke(store: Store, name: str, *, by: str) -> None:
+    """Raises `UsageError` for a name without a key, or with one of the gateway."""
+    store.gateway_keys.revoke(name, store.clock.now(), by=by, opens="serve")
+
+
+def bring_in(home: Path, store: Store, *, by: str) -> None:
+    """Keys that an earlier version kept in a file of their own go into the store, once. Raises
+    `ConfigError`."""
+    path = home / "serve-keys.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+        made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:
-        return {}
+        return
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", fix="remove it and make new keys") from error
-
-
-def make(home: Path, name: str) -> str:
-    """A new key, in the place of an older one of the same name. It cannot be shown again. Raises
-    `UsageError`."""
-    if not name.strip():
-        raise UsageError("a key needs a name: whose it is")
-    key = PREFIX + secrets.token_urlsafe(32)
-    _write(home, {**read(home), name: hashed(key)})
-    return key
-
-
-def revoke(home: Path, name: str) -> None:
-    """Raises `UsageError` for a name without a key."""
-    known = read(home)
-    if known.pop(name, None) is None:
-        raise UsageError(f"no key is called {name!r}; there are: {', '.join(known) or 'none'}")
-    _write(home, known)
-
-
-def _write(home: Path, keys: Mapping[str, str]) -> None:
-    write_whole(path_of(home), msgspec.json.encode(keys), private=True)
-
-
-def hashed(key: str) -> str:
-    """Keys are random, so one round without salt is enough."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def holder(keys: Mapping[str, str], key: str) -> str | None:
-    """Whose key it is."""
-    given = hashed(key)
-    found = [name for name, known in keys.items() if compare_digest(given, known)]
-    return found[0] if found else None
+    store.gateway_keys.bring_in(
+        {hash: GatewayKey(name=name, created_at=made, opens="serve") for name, hash in kept.items()}, by=by
+    )
+    path.replace(path.with_suffix(".json.moved"))

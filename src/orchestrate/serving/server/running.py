@@ -19,12 +19,12 @@ from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import HostUnavailable, SetupError, UsageError
 from orchestrate.http.web.server import LOOPBACK, serving
 from orchestrate.local.model.files.models import source
-from orchestrate.serving.server import keys as client_keys
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine
+from orchestrate.serving.server.keys import NEW_KEY, Clients
 from orchestrate.serving.server.load import Load
 from orchestrate.serving.tuned import Tuned, hub_name
-from orchestrate.settings.hosts import is_loopback
+from orchestrate.store.store import Store
 from orchestrate.types import Record
 
 
@@ -71,23 +71,21 @@ class Served:
 
 
 @contextmanager
-def serve(tuned: Sequence[Tuned], home: Path, terms: Terms, *, base: str | None = None) -> Generator[Served]:
+def serve(
+    tuned: Sequence[Tuned], home: Path, store: Store, terms: Terms, *, base: str | None = None
+) -> Generator[Served]:
     """Serves adapters of one base under their names, and the base under its own; with no tuned model the base
     alone. Raises `UsageError` for models that do not go together, and without keys for an address that others
     can reach; `SetupError` for a port that is taken."""
-    keys = client_keys.read(home)
-    if not is_loopback(terms.host) and not keys:
-        raise UsageError(
-            f"{terms.host} can be reached by others: a server there needs keys",
-            fix="orchestrate serve --new-key NAME  makes one",
-        )
+    admin_key = secrets.token_urlsafe(32)
+    clients = Clients(store, "serve", admin=admin_key)
+    clients.require(terms.host, NEW_KEY)
     loading, base_name = loading_of(tuned, terms, base)
-    admin_key = client_keys.PREFIX + secrets.token_urlsafe(32)
     engine = Engine(loading)
     try:
         engine.start()
         load = Load(terms.most_at_once, terms.most_waiting)
-        api = Api(engine, base_name=base_name, load=load, keys=keys, admin_key=admin_key)
+        api = Api(engine, base_name=base_name, load=load, clients=clients, admin_key=admin_key)
         app = api.app(names=terms.names, origins=terms.origins)
         with ExitStack() as ending:
             url = ending.enter_context(serving(app, host=terms.host, port=terms.port, grace_s=terms.grace_s))

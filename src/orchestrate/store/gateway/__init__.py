@@ -419,7 +419,7 @@ def _columns(job: GatewayJob) -> dict[str, Any]:
     }
 
 
-PREFIX = "orc-gw-"
+PREFIXES = {"gateway": "orc-gw-", "serve": "orc-"}
 MOST_KEYLESS = 10_000
 """Refused requests without a key that are kept."""
 
@@ -428,28 +428,48 @@ class GatewayKeys:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def add(self, key: GatewayKey, *, by: str) -> str:
-        """A new key; it cannot be shown again. `by`: who makes it, for the log. Raises `UsageError` for a
-        name that is taken."""
+    def add(self, key: GatewayKey, *, by: str, again: bool = False) -> str:
+        """A new key; it cannot be shown again. `by`: who makes it, for the log; `again`: in the place of one
+        of the same name that opens the same. Raises `UsageError` for a name that is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name, whose it is, has 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
             raise UsageError("the name of a key's project has 1 to 64 characters")
-        made = PREFIX + secrets.token_urlsafe(32)
-        values = {"name": key.name, "hash": hashed(made), "record": key.to_json().decode()}
-        insert = self._db.insert(schema.gateway_keys).values(**values)
+        made = PREFIXES[key.opens] + secrets.token_urlsafe(32)
         with self._db.writing() as connection:
-            done = connection.execute(
-                insert.on_conflict_do_nothing().returning(schema.gateway_keys.c.name)
-            ).scalar()
-            if done is not None:
-                connection.execute(_logged(_command(key.created_at, key.name, "add", by)))
-        if done is None:
-            raise UsageError(
-                f"a key called {key.name!r} was made already; a revoked one keeps its name, for the log",
-                fix="another name",
-            )
+            one_at_a_time(connection)
+            known = self._named(connection, key.name)
+            if known is not None and not (again and known.opens == key.opens):
+                raise UsageError(
+                    f"a key called {key.name!r} was made already; a revoked one keeps its name, for the log",
+                    fix="another name",
+                )
+            self._put(connection, hashed(made), key)
+            connection.execute(_logged(_command(key, "add", by, key.created_at)))
         return made
+
+    def _put(self, connection: Connection, hash: str, key: GatewayKey) -> None:
+        table = schema.gateway_keys
+        insert = self._db.insert(table).values(name=key.name, hash=hash, record=key.to_json().decode())
+        new = {"hash": insert.excluded.hash, "record": insert.excluded.record}
+        connection.execute(insert.on_conflict_do_update(index_elements=[table.c.name], set_=new))
+
+    def bring_in(self, keys: Mapping[str, GatewayKey], *, by: str) -> None:
+        """Keys, by their hashes, that were made elsewhere; those that are here already stay as they are. A
+        name that is taken gets a number."""
+        table = schema.gateway_keys
+        with self._db.writing() as connection:
+            one_at_a_time(connection)
+            for hash, key in keys.items():
+                if connection.execute(select(table.c.name).where(table.c.hash == hash)).scalar() is not None:
+                    continue
+                name, number = key.name, 1
+                while self._named(connection, name) is not None:
+                    number += 1
+                    name = f"{key.name} {number}"
+                brought = replace(key, name=name)
+                self._put(connection, hash, brought)
+                connection.execute(_logged(_command(brought, "bring in", by, self._db.clock.now())))
 
     def of(self, given: str) -> GatewayKey | None:
         """Whose key it is, revoked or not."""
@@ -458,11 +478,18 @@ class GatewayKeys:
             row = connection.execute(query).scalar()
         return None if row is None else GatewayKey.from_json(row)
 
-    def named(self, name: str) -> GatewayKey | None:
+    def _named(self, connection: Connection, name: str) -> GatewayKey | None:
         query = select(schema.gateway_keys.c.record).where(schema.gateway_keys.c.name == name)
-        with self._db.reading() as connection:
-            row = connection.execute(query).scalar()
+        row = connection.execute(query).scalar()
         return None if row is None else GatewayKey.from_json(row)
+
+    def by_hash(self, opens: str) -> dict[str, GatewayKey]:
+        """Those that open one kind of server, the revoked ones too."""
+        table = schema.gateway_keys
+        with self._db.reading() as connection:
+            rows = connection.execute(select(table.c.hash, table.c.record)).all()
+        keys = {hash: GatewayKey.from_json(record) for hash, record in rows}
+        return {hash: key for hash, key in keys.items() if key.opens == opens}
 
     def all(self) -> list[GatewayKey]:
         """By name, the revoked ones too."""
@@ -470,20 +497,22 @@ class GatewayKeys:
         with self._db.reading() as connection:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
-    def revoke(self, name: str, at: datetime, *, by: str) -> GatewayKey:
-        """`by`: as for `add`. Raises `UsageError` for a name without a key."""
-        known = self.named(name)
-        if known is None:
-            names = ", ".join(key.name for key in self.all()) or "none"
-            raise UsageError(f"no key is called {name!r}; there are: {names}")
-        revoked = replace(known, revoked_at=known.revoked_at or at)
+    def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
+        """`by`: as for `add`; `opens`: what it has to open. Raises `UsageError` for a name without such a
+        key."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
-            connection.execute(
-                table.update().where(table.c.name == name).values(record=revoked.to_json().decode())
-            )
+            known = self._named(connection, name)
+            if known is None or opens not in (None, known.opens):
+                kept = connection.execute(select(table.c.record).order_by(table.c.name)).scalars()
+                keys = [key for key in map(GatewayKey.from_json, kept) if opens in (None, key.opens)]
+                names = ", ".join(key.name for key in keys) or "none"
+                raise UsageError(f"no key is called {name!r}; there are: {names}")
+            revoked = replace(known, revoked_at=known.revoked_at or at)
+            change = table.update().where(table.c.name == name)
+            connection.execute(change.values(record=revoked.to_json().decode()))
             if known.revoked_at is None:
-                connection.execute(_logged(_command(at, name, "revoke", by)))
+                connection.execute(_logged(_command(known, "revoke", by, at)))
         return revoked
 
     # -- the log -------------------------------------------------------------------------------------------
@@ -511,8 +540,9 @@ class GatewayKeys:
                 connection.execute(table.delete().where(table.c.key == "", table.c.seq <= oldest))
 
 
-def _command(at: datetime, name: str, verb: str, by: str) -> AuditEntry:
-    return AuditEntry(at=at, key=name, method="COMMAND", path=f"gateway keys {verb}", status=0, by=by)
+def _command(key: GatewayKey, verb: str, by: str, at: datetime) -> AuditEntry:
+    path = f"{key.opens} keys {verb}"
+    return AuditEntry(at=at, key=key.name, method="COMMAND", path=path, status=0, by=by)
 
 
 def _logged(entry: AuditEntry) -> Insert:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrate.http.wire.bodies import Body
 
@@ -131,6 +134,34 @@ class TokenizeRequest(Body):
 
 COMPLETION, CHUNK = "chat.completion", "chat.completion.chunk"
 DONE = "data: [DONE]\n\n"
+Piece = dict[str, Any]
+"""A chunk of a streamed answer; `{"error": ...}` where it broke off."""
+STREAMED: Mapping[str, str] = {"x-accel-buffering": "no", "cache-control": "no-store"}
+"""Headers of a stream: nothing between may wait for its end."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that has begun, before it is written in the form of one route: whole, or in pieces as they
+    come."""
+
+    whole: dict[str, Any]
+    pieces: AsyncGenerator[Piece] | None = None
+
+    def written(self) -> Response:
+        """As chats and completions are."""
+        if self.pieces is None:
+            return JSONResponse(self.whole)
+        return StreamingResponse(_events(self.pieces), media_type="text/event-stream", headers=dict(STREAMED))
+
+
+async def _events(pieces: AsyncGenerator[Piece]) -> AsyncGenerator[str]:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield event(piece)
+            if piece.get("error"):
+                return
+    yield DONE
 
 
 def event(body: dict[str, Any]) -> str:

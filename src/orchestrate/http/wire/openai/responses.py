@@ -4,12 +4,17 @@ a stream."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrate.http.wire.bodies import Body, HostError
+from orchestrate.http.wire.openai import chat
 
 _TEXTS = ("input_text", "output_text", "text")
 
@@ -171,12 +176,34 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
 # -- answers -----------------------------------------------------------------------------------------------
 
 
-def of_chat(asked: ResponseRequest, chat: Mapping[str, Any], id: str) -> dict[str, Any]:
-    """A whole answer."""
-    choice = chat["choices"][0]
+def written(asked: ResponseRequest, answer: chat.Answer) -> Response:
+    """An answer of a chat in this route's form."""
+    id = f"resp_{secrets.token_hex(16)}"
+    if answer.pieces is None:
+        return JSONResponse(of_chat(asked, answer.whole, id))
+    events = _events(Stream(asked, id, int(time.time())), answer.pieces)
+    return StreamingResponse(events, media_type="text/event-stream", headers=dict(chat.STREAMED))
+
+
+async def _events(stream: Stream, pieces: AsyncGenerator[chat.Piece]) -> AsyncGenerator[str]:
+    async with aclosing(pieces):
+        for event in stream.begin():
+            yield event
+        async for piece in pieces:
+            if piece.get("error"):
+                yield stream.failed(piece["error"]["message"])
+                return
+            for event in stream.take(piece):
+                yield event
+        for event in stream.end():
+            yield event
+
+
+def of_chat(asked: ResponseRequest, given: Mapping[str, Any], id: str) -> dict[str, Any]:
+    choice = given["choices"][0]
     items = _items(id, choice["message"].get("content"), choice["message"].get("tool_calls") or ())
     cut = choice["finish_reason"] == "length"
-    return _response(asked, id, chat["created"], items, cut=cut, usage=chat.get("usage"))
+    return _response(asked, id, given["created"], items, cut=cut, usage=given.get("usage"))
 
 
 def _items(id: str, content: str | None, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
