@@ -56,7 +56,7 @@ if [ -n "${FAIL_ABOVE_USD:-}" ]; then
 import json, subprocess, sys
 from decimal import Decimal
 told = subprocess.run(["orchestrate", "quote", *sys.argv[2:], "--json"], capture_output=True, text=True).stdout
-high = [Decimal(q["high_usd"]) for q in json.loads(told or "[]") if not q.get("unavailable")]
+high = [Decimal(q["high_usd"]) for q in json.loads(told or "[]") if q["high_usd"] is not None]
 least = min(high, default=None)
 print("no backend has a price" if least is None else f"the cheapest may cost up to {least} US dollars")
 sys.exit(least is None or least > Decimal(sys.argv[1]))

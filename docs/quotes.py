@@ -29,7 +29,7 @@ SECTIONS = {
         ' --traffic "20k req/day, 900 in, 150 out" --months 6 --compare-with gpt-4.1 --format md'
     ),
     "Three preference pairs (DPO)": (
-        f"{_SPEC} --method dpo --train {_PAIRS} --validation {_PAIRS} --format md"
+        f"{_SPEC} --method dpo --train {_PAIRS} --set validation=null --format md"
     ),
 }
 

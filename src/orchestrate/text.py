@@ -103,13 +103,29 @@ def span(low: Decimal, high: Decimal) -> str:
 
 
 def quoted(quote: Quote) -> str:
-    """The price of a quote that has one: `$3.00 expected, $2.90 to $3.10`, or no more than its range."""
-    known = span(quote.low_usd, quote.high_usd)
+    """The price of a quote: `$3.00 expected, $2.90 to $3.10`, no more than its range, or why it has none."""
+    price = quote.price
+    if price is None:
+        return f"no price known: {quote.why_none}"
+    known = span(price.low_usd, price.high_usd)
     if quote.undecided:
         return f"{known}: {quote.undecided}"
-    words = f"{money(quote.expected_usd)} expected, {known}"
+    words = f"{money(price.expected_usd)} expected, {known}"
     words += f" and more, as it does not count {quote.open_end}" if quote.open_end else ""
     return words if quote.ends_usd is None else f"{words}; its machine ends at {limit(quote.ends_usd)}"
+
+
+def rates_apart(rates: Mapping[str, float | None]) -> str | None:
+    """What one learning-rate multiplier becomes on several backends, where they would train differently."""
+    known = {name: rate for name, rate in rates.items() if rate}
+    low, high = (min(known.values()), max(known.values())) if known else (0.0, 0.0)
+    if high <= low * 1.05:
+        return None
+    each = joined([f"{rate:g} on {name}" for name, rate in known.items()])
+    return (
+        f"learning_rate_multiplier becomes a learning rate of {each}, {high / low:.3g} times as high: "
+        "each multiplies its own base rate. Set learning_rate to train alike."
+    )
 
 
 def duration(seconds: float | None) -> str:

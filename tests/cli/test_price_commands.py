@@ -205,6 +205,28 @@ def test_a_quote_of_rows_that_a_submit_refuses_says_so_and_is_not_the_cheapest(
     assert "cheapest" not in cli("quote", *asked).out
 
 
+PRICES = ("low_usd", "expected_usd", "high_usd")
+
+
+def test_no_price_is_null_so_that_no_gate_takes_it_for_nothing(cli: Cli, project: Path) -> None:
+    """An unknown model, a backend that nobody has prices of, and rows that a submit refuses."""
+    unknown = cli("quote", "--provider", "together", "--model", "together=nobody/has-this", "--json")
+    assert unknown.code == 1 and unknown.json[0]["unavailable"]
+    traffic = ("--traffic", "20k req/day, 900 in, 150 out")
+    months = cli("quote", "--provider", "together", "--model", "nobody/has-this", *traffic, "--json")
+    rows = (project / "train.jsonl").read_text().splitlines(keepends=True)
+    (project / "train.jsonl").write_text("".join([*rows, json.dumps({"messages": []}) + "\n"]))
+    refused = cli("quote", "--provider", "together,fireworks", *traffic, "--json")
+    assert refused.code == 1 and all(quote["refused"] for quote in refused.json["quotes"])
+    quotes = [*unknown.json, *months.json["quotes"], *refused.json["quotes"]]
+    assert [quote[name] for quote in quotes for name in PRICES] == [None] * 3 * len(quotes)
+    totals = [*months.json["ownership"], *refused.json["ownership"]]
+    sums = [total[name] for total in totals for name in ("monthly_usd", *PRICES)]
+    assert sums == [None] * 4 * 3 and all(total["unavailable"] for total in totals)
+    shown = cli("quote", "--provider", "together,fireworks", *traffic)
+    assert "$" not in shown.out.split("would be refused")[0] and "refused" in shown.out
+
+
 @pytest.mark.slow
 def test_quote_over_months(cli: Cli, project: Path) -> None:
     asked = ("quote", "--provider", "openai,together,fireworks", "--traffic", "20k req/day, 900 in, 150 out")

@@ -55,6 +55,10 @@ def made(sandbox: Sandbox, name: str) -> None:
 
 @pytest.fixture
 def spent(tmp_path: Path) -> None:
+    store_bills(tmp_path)
+
+
+def store_bills(tmp_path: Path) -> None:
     at = datetime(2026, 10, 9, tzinfo=UTC)
     settings = config.load(env={}, home=tmp_path / "home")
     settings.make_home()
@@ -79,6 +83,17 @@ def test_the_first_line_says_how_much_how_much_is_left_and_the_lines_add_up(cli:
     assert ["together", "$3.01", "$0.00", "2", "0", "-"] in lines
     assert ["openai", "$0.01", "$0.00", "1", "0", "-"] in lines
     assert ["total", "$3.02", "$0.00", "3", "0", "-"] in lines and any(line[:1] == ["ana"] for line in lines)
+
+
+def test_less_than_a_cent_is_told_as_it_is(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BILLS, "together", ["0.00018"])
+    monkeypatch.setitem(BILLS, "openai", ["0.000075"])
+    store_bills(tmp_path)
+    done = cli("spending", "--offline", ORCHESTRATE_BUDGET_USD="10")
+    assert done.out.startswith("$0.00026 spent, $0.00 committed, $9.99 left of $10.00")
+    lines = [line.split() for line in done.out.splitlines()]
+    assert ["together", "$0.00018", "$0.00", "1", "0", "-"] in lines
+    assert ["total", "$0.00026", "$0.00", "2", "0", "-"] in lines
 
 
 @pytest.mark.usefixtures("spent")

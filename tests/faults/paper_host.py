@@ -95,7 +95,8 @@ class PaperHost(HoldsFiles, Measures, KeepsCheckpoints):
         return []
 
     def quote(self, spec: JobSpec, *_: Any, **__: Any) -> Quote:
-        return Quote(provider=self.name, model="m")
+        free = Decimal(0)
+        return Quote(provider=self.name, model="m", low_usd=free, expected_usd=free, high_usd=free)
 
     # -- submitting
 

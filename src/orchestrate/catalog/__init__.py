@@ -15,6 +15,7 @@ from orchestrate.catalog.models import (
     search,
     shutdown_warning,
     starters,
+    trained_on,
 )
 from orchestrate.catalog.resolve import Change, ModelOnHost, differences, resolve
 
@@ -36,5 +37,6 @@ __all__ = [
     "resolve",
     "search",
     "shutdown_warning",
+    "trained_on",
     "starters",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from functools import cache
 from importlib.resources import files
@@ -258,9 +258,15 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
             "with every tune made on it"
         )
     if others := alternatives(model):
-        places = [name for name in others[0].hosts if _tunable(others[0].on(name))]
+        places = trained_on(others[0], host.methods)
         text += f"; nearest open model: {others[0].name} ({', '.join([*places, this_machine().kind])})"
     return text
+
+
+def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
+    """Hosts that tune it by one of the methods; this machine, which has them all, is not among them."""
+    hosts = model.hosts.items()
+    return [name for name, host in hosts if _tunable(host) and not set(methods).isdisjoint(host.methods)]
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:

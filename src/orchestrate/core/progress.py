@@ -56,7 +56,7 @@ def cost_so_far(run: Run, metrics: Sequence[MetricPoint] = ()) -> Decimal | None
     """The bill when there is one, else the quoted price times the share of the work done."""
     if run.bill is not None:
         return run.bill.usd
-    expected = None if run.quote is None or run.quote.unavailable else run.quote.expected_usd
+    expected = None if run.quote is None else run.quote.expected_usd
     if expected is None or not (run.total_steps or run.expected_steps or run.percent):
         return None
     return expected * Decimal(str(share_done(run, metrics)))

@@ -20,6 +20,7 @@ from orchestrate.costing.rates import (
 from orchestrate.costing.serving.ownership import (
     BasePrice,
     Ownership,
+    Paid,
     Served,
     Use,
     base_price,
@@ -74,6 +75,7 @@ __all__ = [
     "Answers",
     "BasePrice",
     "Ownership",
+    "Paid",
     "Priced",
     "Served",
     "Prices",

@@ -272,7 +272,7 @@ class Jobs:
             spec=wish.spec.asked(),
             files=hashes,
             file_names=tuple(file["filename"] for file in files),
-            quote_usd=None if quote.unavailable else quote.high_usd,
+            quote_usd=quote.high_usd,
             notes=(*wish.notes, _quoted(prepared, backend)),
         )
         self._reached("before-taken")
@@ -489,9 +489,10 @@ def _id_of(request: Request, body: Mapping[str, Any], contents: Sequence[str]) -
 
 def _quoted(prepared: Prepared, backend: str) -> str:
     quote = prepared.offer(backend).quote
-    if quote.unavailable:
-        return f"Quote: none ({quote.unavailable})"
-    low, high = money(quote.low_usd), money(quote.high_usd)
-    expected = "no single price" if quote.expected_usd is None else money(quote.expected_usd)
+    price = quote.price
+    if price is None:
+        return f"Quote: none ({quote.why_none})"
+    low, high = money(price.low_usd), money(price.high_usd)
+    expected = "no single price" if price.expected_usd is None else money(price.expected_usd)
     ends = "" if quote.ends_usd is None else f"; its machine ends at {text.limit(quote.ends_usd)}"
     return f"Quote: {expected} on {backend}, between {low} and {high}{ends}"

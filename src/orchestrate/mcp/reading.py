@@ -145,6 +145,7 @@ def quote_line(quote: Quote) -> dict[str, Any]:
         "expected_usd": quote.expected_usd,
         "high_usd": quote.high_usd,
         "unavailable": quote.unavailable,
+        "refused": quote.refused,
         "assumptions": list(quote.assumptions),
         "warnings": list(quote.warnings),
     }

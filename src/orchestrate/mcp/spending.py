@@ -64,12 +64,10 @@ def _submitting(ft: Orchestrator, purse: Purse) -> Tool:
         prepared = ft.prepare(asked, name)
         ft.preflight(prepared, name)
         quote = prepared.offer(name).quote
-        if quote.unavailable and purse.limit_usd is not None:
-            raise UsageError(
-                f"{name} has no price for this, and this server has a limit: {quote.unavailable}"
-            )
-        purse.require(name, quote.high_usd)
-        price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
+        if quote.high_usd is None and purse.limit_usd is not None:
+            raise UsageError(f"{name} has no price for this, and this server has a limit: {quote.why_none}")
+        purse.require(name, quote.held_usd)
+        price = quoted(quote)
         sandbox = "SANDBOX, nothing is billed. " if ft.provider(name).sandbox else ""
         question = f"{sandbox}Train {quote.model} on {ft.provider(name).title}? {price}"
         return put(ctx, question, f"orchestrate submit -p {name}")
@@ -81,7 +79,7 @@ def _submitting(ft: Orchestrator, purse: Purse) -> Tool:
         Repeating the call does not make a second run of the same."""
         require(agreed)
         prepared = ft.prepare(spec.read(), provider)
-        high_usd = prepared.offer(provider).quote.high_usd
+        high_usd = prepared.offer(provider).quote.held_usd
         purse.take(provider, high_usd)
         return run_line(ft.submit(prepared, provider, max_cost_usd=prepared_limit(high_usd)).record)
 

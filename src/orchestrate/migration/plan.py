@@ -14,7 +14,7 @@ import msgspec
 from orchestrate import text
 from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
-from orchestrate.migration.proposals import Proposal
+from orchestrate.migration.proposals import Proposal, Target
 from orchestrate.spec.specfile import parse, yaml_text
 from orchestrate.types import Record, decoding
 
@@ -28,7 +28,7 @@ _HEAD = """\
 #
 # budget_usd: the sum of the high ends of all quotes here must fit, and with it what moving these runs has
 # cost before, be it elsewhere; the answers of the proofs are not in it (--max-answers-cost limits those of
-# each run). margin: how much worse is still as good.
+# each run), nor is serving. margin: how much worse is still as good.
 """
 
 
@@ -65,7 +65,7 @@ class PlannedMove(Record, frozen=True, kw_only=True):
     @property
     def high_usd(self) -> Decimal:
         target = _cheapest(self.proposal) if self.proposal is not None else None
-        return target[1] if target is not None else Decimal(0)
+        return target.quote.held_usd if target is not None and target.quote is not None else Decimal(0)
 
 
 def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
@@ -113,33 +113,47 @@ def _entry(one: PlannedMove) -> list[str]:
             f"{t.provider}: {t.refused}" for t in (proposal.targets if proposal is not None else ())
         )
         return [*head, f"  # skipped: {_comment(reasons)}", *_fields({"run": one.run_id, "to": SKIP})]
-    provider, _ = chosen
     for target in proposal.targets:
-        price, quote = "no price", target.quote
-        if quote is not None and not quote.unavailable:
-            price = text.span(quote.low_usd, quote.high_usd)
-        why = target.refused or price
-        head.append(f"  # {_comment(f'{target.provider}: {target.model}, {why}')}")
+        head += [f"  # {_comment(line)}" for line in _told(target)]
+    many = len(proposal.targets) > 1
+    months = text.count(proposal.months, "month")
+    by = f"the cheapest to train and serve for {months} of these, " if many else ""
+    head.append(f"  # {by}served at {_comment(proposal.traffic)}")
+    head += [f"  # {_comment(note)}" for note in proposal.notes]
     held = proposal.held_out
     if held is not None:
         head.append(f"  # {_comment(f'judged by {held.rows:,} rows: {held.origin}')}")
-    model = next(t.model for t in proposal.targets if t.provider == provider)
-    fields: dict[str, Any] = {"run": one.run_id, "to": provider, "model": model}
+    fields: dict[str, Any] = {"run": one.run_id, "to": chosen.provider, "model": chosen.model}
     if held is None:
         fields["proof"] = False
     return [*head, *_fields(fields)]
 
 
-def _cheapest(proposal: Proposal) -> tuple[str, Decimal] | None:
-    """Return the cheapest backend that takes it, by the high end of the quote. The budget of a plan can hold
-    none without a price."""
+def _told(target: Target) -> list[str]:
+    """What a backend would take for training and serving, and the settings that it goes without."""
+    named = target.quote.price if target.quote is not None else None
+    price = "no price" if named is None else f"{text.span(named.low_usd, named.high_usd)} to train"
+    monthly = (
+        "no price of serving" if target.monthly_usd is None else f"{text.money(target.monthly_usd)} a month"
+    )
+    served = f", {monthly} ({target.serving})" if target.model is not None else ""
+    lines = [f"{target.provider}: {target.model}, {target.refused or price + served}"]
+    if target.left_out and target.refused is None:
+        each = "; ".join(f"{change.what} {change.was} ({change.why})" for change in target.left_out)
+        lines.append(f"{target.provider} goes without: {each}")
+    return lines
+
+
+def _cheapest(proposal: Proposal) -> Target | None:
+    """Return the backend that is cheapest to train and serve on, of those that take it. The budget of a plan
+    can hold none without a price of training."""
     able = [
-        (target.quote.high_usd, target.provider)
+        target
         for target in proposal.targets
         if target.refused is None and target.model is not None and target.quote is not None
-        if not target.quote.unavailable
+        if target.quote.high_usd is not None
     ]
-    return (min(able)[1], min(able)[0]) if able else None
+    return min(able, key=lambda target: target.rank(proposal.months), default=None)
 
 
 def _fields(values: dict[str, Any]) -> list[str]:

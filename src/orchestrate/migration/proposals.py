@@ -329,9 +329,24 @@ class Target(Record, frozen=True, kw_only=True):
     """The one that would be trained; `None`: nothing that is known to do."""
     quote: Quote | None = None
     """Of all settings as they would be sent."""
+    monthly_usd: Decimal | None = None
+    """Of serving the model at the traffic; `None` where no price of it is known."""
+    serving: str = ""
+    """How it would be served, or why that has no price."""
     changes: tuple[Change, ...] = ()
     refused: str | None = None
     """Why it cannot be done there."""
+
+    @property
+    def left_out(self) -> tuple[Change, ...]:
+        """Settings of the old run that this one goes without."""
+        return tuple(change for change in self.changes if change.becomes == "left out")
+
+    def rank(self, months: int) -> tuple[bool, Decimal, str]:
+        """Sorts backends by what training and so many months of serving cost at most; those whose serving has
+        no price last."""
+        training = self.quote.held_usd if self.quote is not None else Decimal(0)
+        return (self.monthly_usd is None, training + months * (self.monthly_usd or Decimal(0)), self.provider)
 
 
 class HeldOutRows(Record, frozen=True, kw_only=True):
@@ -355,6 +370,8 @@ class Proposal(Record, frozen=True, kw_only=True):
     needs: Needs
     traffic: str
     """By which serving is priced, in words."""
+    months: int
+    """Over which serving is counted, where backends are compared."""
     held_out: HeldOutRows | None
     old: Old
     margin: float

@@ -148,9 +148,11 @@ def candidate_rows(proposal: Proposal) -> list[tuple[str, ...]]:
 
 
 def _candidate(target: Target, one: Priced) -> tuple[str, ...]:
-    quote = one.quote
-    low = quote.low_usd if quote.undecided else quote.counted_usd
-    price = "no price" if quote.unavailable else text.span(low, quote.counted_usd)
+    named = one.quote.price
+    price = "no price"
+    if named is not None:
+        low = named.low_usd if named.expected_usd is None else named.expected_usd
+        price = text.span(low, named.counted_usd)
     chosen = " (taken)" if one.suited.model == target.model else ""
     why = "; ".join(one.suited.reasons)
     if one.against:
@@ -211,6 +213,7 @@ def proposal_table(proposal: Proposal) -> RenderableType:
         Text(headline(proposal), style="bold"),
         listed(CANDIDATE_HEAD, candidate_rows(proposal)),
         Text(f"served at {proposal.traffic}", style="dim"),
+        *(Text(note, style="yellow") for note in proposal.notes),
     ]
     for target in proposal.targets:
         if target.model is not None:
@@ -290,7 +293,8 @@ def page(migration: Migration, flips: Sequence[Flips]) -> str:
     body.append("<h2>What was to choose from</h2>")
     body.append(html.table(CANDIDATE_HEAD, candidate_rows(proposal)))
     body.append(f"<p>Served at {escape(proposal.traffic)}.</p>")
-    body.append("<ul>" + "".join(f"<li>{escape(n)}</li>" for n in migration.notes) + "</ul>")
+    notes = [*proposal.notes, *migration.notes]
+    body.append("<ul>" + "".join(f"<li>{escape(n)}</li>" for n in notes) + "</ul>")
     return html.document(f"Migration of {proposal.run_id}", "\n".join(part for part in body if part))
 
 

@@ -184,8 +184,7 @@ def listing(items: Sequence[Any]) -> str:
 
 
 def quote(one: Quote) -> str:
-    title = f"{one.provider} {one.model}: "
-    title += f"no price: {one.unavailable}" if one.unavailable is not None else quoted(one)
+    title = f"{one.provider} {one.model}: {quoted(one)}"
     lines = [
         {
             "component": line.component,
@@ -197,8 +196,7 @@ def quote(one: Quote) -> str:
         }
         for line in one.lines
     ]
-    against = [why for why in (one.refused, one.unlisted) if why]
-    told = notes([*against, *one.warnings, *one.assumptions])
+    told = notes([*filter(None, [one.unlisted]), *one.warnings, *one.assumptions])
     return card(title, table(lines) if lines else "", told)
 
 

@@ -438,23 +438,24 @@ def _by_needs(needs: Needs) -> Iterable[Vote]:
 
 def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
     best = cheapest(totals)
-    if best is None or best.base is None or best.base_usd is None:
+    paid = best.paid if best is not None else None
+    if best is None or paid is None or best.base is None or best.base_usd is None:
         return
     own = not best.server and bool(best.monthly) and best.monthly[0].unit == "usd_per_hour"
     way = Way.TUNE_OWN if own else Way.TUNE_HOSTED
-    gap = text.money(abs(best.base_usd - best.counted_usd))
+    gap = text.money(abs(best.base_usd - paid.counted_usd))
     words = (
-        f"{text.span(best.least_usd, best.counted_usd)} over {best.months} months on {best.place}, "
+        f"{text.span(paid.least_usd, paid.counted_usd)} over {best.months} months on {best.place}, "
         f"{text.money(best.base_usd)} by prompting {best.base_words or best.base.model}"
     )
     since = best.break_even_requests_per_day
-    if best.high_usd < best.base_usd:
+    if paid.high_usd < best.base_usd:
         always = since is not None and 0 < since <= best.requests_per_day
         turns = (
             f"fewer than {since:,} requests a day" if always else "another traffic, or a cheaper base model"
         )
         yield Vote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
-    elif best.low_usd > best.base_usd:
+    elif paid.low_usd > best.base_usd:
         turns = f"more than {since:,} requests a day" if since else "a dearer base model"
         yield Vote(ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{words}: {gap} more", turns=turns)
 
@@ -462,10 +463,11 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
 def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
     """Where nothing may leave: the machine serves the untuned model at the same price."""
     best = cheapest(totals)
-    if best is None:
+    price = best.training.price if best is not None else None
+    if best is None or price is None:
         return
-    month, training = text.money(best.monthly_usd), best.training
-    once = text.span(training.low_usd if training.undecided else training.counted_usd, training.counted_usd)
+    month = text.money(best.monthly_usd)
+    once = text.span(price.low_usd if price.expected_usd is None else price.expected_usd, price.counted_usd)
     reason = f"serving costs {month} a month on {best.place}, tuned or not: tuning adds {once} once"
     yield Vote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
 
@@ -473,8 +475,9 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
 def _by_end(totals: Sequence[Ownership]) -> Iterable[Vote]:
     """Tuned models that end within the period are no choice for it; what they cost until then is told."""
     for total in totals:
-        if total.serves_until and not total.unavailable:
-            cost, end = text.span(total.least_usd, total.counted_usd), total.serves_until
+        paid, end = total.paid, total.serves_until
+        if end and paid is not None:
+            cost = text.span(paid.least_usd, paid.counted_usd)
             reason = f"{total.model} tuned on {total.provider} would cost {cost} until its last day, {end}"
             yield Vote(ways=(Way.TUNE_HOSTED,), points=0, reason=reason, turns="")
 

@@ -507,8 +507,9 @@ def _money(comparison: ComparedRuns) -> str:
     items: list[charts.Bar] = []
     for i, c in enumerate(comparison.runs):
         quote, price, bill = c.run.quote, quoted(c), billed(c)
-        if quote is not None and price is not None:
-            ends = float(quote.low_usd), float(quote.high_usd)
+        named = quote.price if quote is not None else None
+        if named is not None and price is not None:
+            ends = float(named.low_usd), float(named.high_usd)
             name = f"{c.label}, quoted"
             items.append(charts.Bar(name, float(price), text.money(price), i, *ends, hollow=True))
         if bill is not None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from orchestrate import text
 from orchestrate.core import days
 from orchestrate.core.tables import Listing
-from orchestrate.costing import Ownership, age_days, cheapest, worst_confidence
-from orchestrate.types import Confidence, Quote
+from orchestrate.costing import Ownership, Paid, age_days, cheapest, worst_confidence
+from orchestrate.types import Confidence, PriceRange, Quote
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,22 +40,15 @@ def _sorted(quotes: Sequence[Quote]) -> list[Quote]:
 
 
 def _row(quote: Quote, today: date) -> tuple[str, ...]:
-    if quote.unavailable:
-        return (
-            quote.provider,
-            quote.model,
-            "no price",
-            text.NOTHING,
-            text.NOTHING,
-            text.NOTHING,
-            text.NOTHING,
-            quote.unavailable,
-        )
+    price = quote.price
+    if price is None:
+        word = "no price" if quote.unavailable else "refused"
+        return (quote.provider, quote.model, word, *[text.NOTHING] * 4, "; ".join(_remarks(quote)))
     return (
         quote.provider,
         quote.model,
-        "ask with --live" if quote.undecided else text.money(quote.expected_usd),
-        text.span(quote.low_usd, quote.high_usd) + (" and more" if quote.open_end else ""),
+        "ask with --live" if quote.undecided else text.money(price.expected_usd),
+        text.span(price.low_usd, price.high_usd) + (" and more" if quote.open_end else ""),
         text.count(quote.billed_tokens),
         text.duration(quote.train_seconds),
         _price_age(quote, today),
@@ -74,8 +67,12 @@ def _price_age(quote: Quote, today: date) -> str:
 
 
 def _remarks(quote: Quote) -> list[str]:
+    if quote.unavailable:
+        return [quote.unavailable]
     topped = [e for e in quote.lines if e.component == "minimum" and e.usd > 0]
-    found = [f"would be refused: {quote.refused}"] if quote.refused else []
+    if quote.refused:
+        return [f"would be refused: {quote.refused}", *quote.warnings]
+    found: list[str] = []
     if quote.unlisted:
         found.append(f"not ranked: {quote.unlisted}")
     if quote.open_end:
@@ -87,40 +84,40 @@ def _remarks(quote: Quote) -> list[str]:
     return [*found, *quote.warnings]
 
 
-def _usd(quote: Quote) -> str:
-    known = text.span(quote.low_usd, quote.high_usd) if quote.undecided else text.money(quote.expected_usd)
+def _usd(quote: Quote, price: PriceRange) -> str:
+    known = text.span(price.low_usd, price.high_usd) if quote.undecided else text.money(price.expected_usd)
     return f"{known} or more" if quote.open_end else known
 
 
 def verdict(quotes: Sequence[Quote]) -> str:
     """One sentence: the cheapest to train and why it wins, or why none can be named."""
-    priced = [q for q in _sorted(quotes) if q.ranked]
+    priced = [(q, q.price) for q in _sorted(quotes) if q.ranked and q.price is not None]
     if not priced:
-        if any(q.unlisted for q in quotes):
+        if any(q.unlisted and not q.why_none for q in quotes):
             return "No backend with a known price is known to take this; the reasons are given with each."
         if any(q.unavailable is None for q in quotes):
             return "Every backend with a known price would refuse this; the reasons are given with each."
         return "No backend has a known price for this; the reasons are given with each."
-    first = priced[0]
-    if len(priced) == 1:
-        return f"{first.provider} is the only backend with a known price: {_usd(first)} expected."
+    (first, price), *others = priced
+    if not others:
+        return f"{first.provider} is the only backend with a known price: {_usd(first, price)} expected."
     # An undecided price is ranked by its high end, and may be anything down to its low one.
-    perhaps = next((q for q in priced[1:] if q.undecided and q.low_usd < first.counted_usd), None)
-    second = perhaps or priced[1]
+    perhaps = next((one for one in others if one[0].undecided and one[1].low_usd < price.counted_usd), None)
+    second, other = perhaps or others[0]
     if first.open_end or perhaps:
         return (
-            f"No cheapest can be named: {first.provider} would cost {_usd(first)}, "
-            f"{second.provider} {_usd(second)}."
+            f"No cheapest can be named: {first.provider} would cost {_usd(first, price)}, "
+            f"{second.provider} {_usd(second, other)}."
         )
-    gap = f"{_usd(first)} against {_usd(second)} on {second.provider}"
-    if first.high_usd > second.low_usd and first.expected_usd != second.expected_usd:
+    gap = f"{_usd(first, price)} against {_usd(second, other)} on {second.provider}"
+    if price.high_usd > other.low_usd and price.expected_usd != other.expected_usd:
         caveat = ", though their ranges overlap"
-    elif first.expected_usd == second.expected_usd:
-        return f"{first.provider} and {second.provider} cost the same to train, {_usd(first)}."
+    elif price.expected_usd == other.expected_usd:
+        return f"{first.provider} and {second.provider} cost the same to train, {_usd(first, price)}."
     else:
         caveat = ""
-    told = f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, second)}."
-    return f"{told}{_unlike(priced)}"
+    told = f"{first.provider} is the cheapest to train, {gap}{caveat}: {_why(first, price, second, other)}."
+    return f"{told}{_unlike([quote for quote, _ in priced])}"
 
 
 def _unlike(priced: Sequence[Quote]) -> str:
@@ -132,9 +129,9 @@ def _unlike(priced: Sequence[Quote]) -> str:
     return f" These prices are not of the same training: {each}. Set epochs to compare like with like."
 
 
-def _why(first: Quote, second: Quote) -> str:
+def _why(first: Quote, price: PriceRange, second: Quote, other_price: PriceRange) -> str:
     topped = next((e for e in second.lines if e.component == "minimum" and e.usd > 0), None)
-    if topped is not None and second.counted_usd - topped.usd <= first.counted_usd:
+    if topped is not None and other_price.counted_usd - topped.usd <= price.counted_usd:
         return (
             f"{second.provider}'s own rate would be lower, but its minimum per job adds "
             f"{text.span(topped.usd_low, topped.usd_high) if second.undecided else text.money(topped.usd)}"
@@ -179,7 +176,7 @@ def quote_table(
     )
     notes = Listing("", "")
     for quote in _sorted(quotes):
-        style = "dim" if quote.unavailable else None
+        style = "dim" if quote.price is None else None
         *cells, _ = _row(quote, on)
         table.add_row(*map(_narrow, cells), style=style)
         _note(notes, quote)
@@ -194,9 +191,9 @@ def quote_table(
 
 def _note(notes: Listing, quote: Quote) -> None:
     """What is to be known of a backend, under its name."""
-    told = [quote.unavailable] if quote.unavailable else _remarks(quote)
+    told = _remarks(quote)
     known = worst_confidence(quote)
-    if not quote.unavailable and known is not Confidence.QUOTED:
+    if quote.price is not None and known is not Confidence.QUOTED:
         told.append(f"its price is {known.value}")
     name = quote.provider
     for remark in told:
@@ -221,8 +218,9 @@ def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
 
 
 def _owned(total: Ownership) -> tuple[str, ...]:
-    if total.unavailable:
-        return (total.place, total.model, "no price", *[text.NOTHING] * 5, total.unavailable)
+    paid, once, month = total.paid, total.training.price, total.monthly_usd
+    if paid is None or once is None or month is None:
+        return (total.place, total.model, "no price", *[text.NOTHING] * 5, total.unavailable or "")
     pays = "never"
     if total.break_even_months is not None:
         pays = (
@@ -232,20 +230,17 @@ def _owned(total: Ownership) -> tuple[str, ...]:
     end = ""
     if total.serves_until:
         end = f"; stops answering on {total.serves_until}: {total.months_served:.1f} months are counted"
-    if total.training.refused:
-        end += f"; would be refused: {total.training.refused}"
     if total.training.unlisted:
         end += f"; {total.training.unlisted}"
     compared = total.base is not None
     training = total.training
-    once = text.span(training.low_usd, training.high_usd)
     return (
         total.place,
         total.model,
-        once if training.undecided else text.money(training.expected_usd),
-        text.money(total.monthly_usd),
-        text.span(total.least_usd, total.counted_usd),
-        text.span(total.low_usd, total.high_usd) + (" and more" if training.open_end else ""),
+        text.span(once.low_usd, once.high_usd) if training.undecided else text.money(once.expected_usd),
+        text.money(month),
+        text.span(paid.least_usd, paid.counted_usd),
+        text.span(paid.low_usd, paid.high_usd) + (" and more" if training.open_end else ""),
         pays if compared else text.NOTHING,
         _traffic(since, total.most_requests_per_day) if compared else text.NOTHING,
         total.serving + end,
@@ -264,51 +259,52 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
     shown = [way for total in totals for way in total.options[: 1 + _SHOWN_ELSEWHERE]]
     return sorted(
         shown,
-        key=lambda t: (
-            t.unavailable is not None,
-            not t.training.ranked,
-            t.serves_until is not None,
-            t.counted_usd,
-        ),
+        key=lambda t: (t.unavailable is not None, not t.training.ranked, t.serves_until is not None, t.rank),
     )
 
 
 def ownership_verdict(totals: Sequence[Ownership]) -> str:
     """The cheapest that serves the whole period, and what the base model would cost instead."""
     best = cheapest(totals)
-    if best is None:
+    paid = best.paid if best is not None else None
+    if best is None or paid is None:
         return "No backend with a known price serves the tuned model for the whole period."
     months = f"{best.months} month{'s' if best.months != 1 else ''}"
-    paid = text.span(best.least_usd, best.counted_usd)
-    perhaps = _perhaps_cheaper(totals, best)
+    cost = text.span(paid.least_usd, paid.counted_usd)
+    perhaps = _perhaps_cheaper(totals, best, paid)
     if perhaps is not None:
-        words = (
-            f"Over {months} no cheapest can be named: {best.place} would cost {paid}, "
-            f"{perhaps.place} {text.span(perhaps.least_usd, perhaps.counted_usd)}."
-        )
+        words = f"Over {months} no cheapest can be named: {best.place} would cost {cost}, {perhaps}."
     else:
-        words = f"Over {months} {best.place} is the cheapest, {paid}: {best.serving}."
+        words = f"Over {months} {best.place} is the cheapest, {cost}: {best.serving}."
     if best.base is None or best.base_usd is None:
         return words
     words += f" Prompting {best.base_words} would cost {text.money(best.base_usd)}"
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
-    if best.counted_usd < best.base_usd:
+    if paid.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
         always = f"; above this traffic it pays always from {since:,} requests a day on" if steps else ""
-        return f"{words}, {text.money(best.base_usd - best.counted_usd)} more{always}."
-    less = f"{text.money(best.counted_usd - best.base_usd)} less: at this traffic tuning does not save money"
+        return f"{words}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
+    less = f"{text.money(paid.counted_usd - best.base_usd)} less: at this traffic tuning does not save money"
     if since is None:
         return f"{words}, {less}, and at no higher one either."
     upto = f", as far as it carries more, {most:,}" if most is not None else ""
     return f"{words}, {less}; tuning pays from {since:,} requests a day on{upto}."
 
 
-def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership) -> Ownership | None:
-    """One whose training is undecided, so that it may be cheaper than the cheapest for sure."""
+def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -> str | None:
+    """One whose training is undecided, so that it may be cheaper than the cheapest for sure, and its cost."""
     same = (best.provider, best.server)
     ways = (way for total in totals for way in total.options if (way.provider, way.server) != same)
     had = (w for w in ways if not (w.unavailable or w.serves_until) and w.training.ranked)
-    return next((way for way in had if way.expected_usd is None and way.least_usd < best.counted_usd), None)
+    found = ((way, way.paid) for way in had if way.expected_usd is None)
+    return next(
+        (
+            f"{way.place} {text.span(its.least_usd, its.counted_usd)}"
+            for way, its in found
+            if its is not None and its.least_usd < paid.counted_usd
+        ),
+        None,
+    )
 
 
 def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, list[str]]]:

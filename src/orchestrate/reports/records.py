@@ -135,7 +135,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
 
 def quoted(compared: Compared) -> Decimal | None:
     quote = compared.run.quote
-    return None if quote is None or quote.unavailable else quote.expected_usd
+    return None if quote is None else quote.expected_usd
 
 
 def billed(compared: Compared) -> Decimal | None:

@@ -69,7 +69,7 @@ def add(
             created_at=ft.store.clock.now(),
             position=position,
             after=before,
-            agreed_usd=None if quote.unavailable else max(quote.high_usd, limit or quote.high_usd),
+            agreed_usd=None if quote.high_usd is None else max(quote.high_usd, limit or quote.high_usd),
             max_cost_usd=limit,
             made_by=ft.settings.made_by or None,
         )
@@ -274,8 +274,9 @@ class QueueServer:
             raise UnknownPrice(entry.provider, entry.agreed_usd, quote.unavailable)
         # What training here takes is estimated anew after each run, and paid to nobody.
         near = self.ft.provider(entry.provider).profile.near
-        if entry.agreed_usd is not None and not near and quote.high_usd > entry.agreed_usd:
-            raise OverBudget(entry.provider, quote.high_usd, entry.agreed_usd, what="what was agreed to,")
+        high_usd = quote.held_usd  # of what would be refused nothing: the submit below says so
+        if entry.agreed_usd is not None and not near and high_usd > entry.agreed_usd:
+            raise OverBudget(entry.provider, high_usd, entry.agreed_usd, what="what was agreed to,")
         key, limit_usd = _key(entry), entry.max_cost_usd
         asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
         return submission.send(self.ft, prepared, entry.provider, asked)

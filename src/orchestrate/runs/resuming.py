@@ -143,7 +143,7 @@ def _at_host(ws: Workspace, handle: TrackedRun, asked: Limits) -> Allowance:
     bill = ws.bill(run, provider.get(run.handle))
     used = Decimal(0) if bill is None else bill.usd
     if asked.usd is not None and asked.usd <= used:
-        least = max(used + _CENT, run.quote.high_usd if run.quote else used)
+        least = max(used + _CENT, run.quote.held_usd if run.quote else used)
         raise UsageError(
             f"run {run.id} has cost {money(used)} already, and {limit(asked.usd)} for the whole run "
             "leaves it nothing",

@@ -55,7 +55,7 @@ def preflight(
         used_usd = Decimal(0) if budget_usd is None else ws.store.runs.spending().total_usd + committed_usd
         check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
         if not sandbox:
-            committed_usd += offer.quote.high_usd
+            committed_usd += offer.quote.held_usd
     offers = [prepared.offer(name) for name in names]
     own = [offer.spec.max_cost_usd for offer in offers if offer.spec.max_cost_usd is not None]
     limit_usd = max(own, default=None) if max_cost_usd is None else max_cost_usd
@@ -107,7 +107,7 @@ def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
     if found is None or backend.sandbox or ws.settings.budget_usd is None:
         return found
     left = ws.settings.budget_usd - ws.store.runs.spending().total_usd
-    return min(found, max(left, offer.quote.high_usd))
+    return min(found, max(left, offer.quote.held_usd))
 
 
 def submit(  # noqa: PLR0913  as the public one

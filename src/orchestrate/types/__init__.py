@@ -67,6 +67,7 @@ from orchestrate.types.planning import Bill as Bill
 from orchestrate.types.planning import Confidence as Confidence
 from orchestrate.types.planning import MemoryPlan as MemoryPlan
 from orchestrate.types.planning import Outcome as Outcome
+from orchestrate.types.planning import PriceRange as PriceRange
 from orchestrate.types.planning import Problem as Problem
 from orchestrate.types.planning import Quote as Quote
 from orchestrate.types.planning import QuoteLine as QuoteLine

@@ -337,7 +337,6 @@ class Run(Record, frozen=True, kw_only=True):
         return drawing.run(self)
 
     def cells(self) -> dict[str, Any]:
-        quote = self.quote if self.quote is not None and self.quote.unavailable is None else None
         return {
             "id": self.id,
             "provider": self.provider,
@@ -350,7 +349,7 @@ class Run(Record, frozen=True, kw_only=True):
             "step": self.step,
             "total_steps": self.total_steps,
             "trained_tokens": self.trained_tokens,
-            "quote_usd": quote.expected_usd if quote else None,
+            "quote_usd": self.quote.expected_usd if self.quote else None,
             "bill_usd": self.bill.usd if self.bill else None,
             "tuned_model": self.tuned_model,
             "job_id": self.job_id,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec.structs import force_setattr
 
 from orchestrate.types.listing import Listing
 from orchestrate.types.record import Record
@@ -155,6 +157,15 @@ class Translation(Record, frozen=True, kw_only=True):
         return tuple(s for s in self.settings if s.outcome is Outcome.REFUSED)
 
     @property
+    def multiplied_rate(self) -> float | None:
+        """The learning rate that a `learning_rate_multiplier` becomes here; `None` where none was asked for,
+        or the backend keeps to itself what it multiplies."""
+        found = next((s for s in self.settings if s.name == "learning_rate_multiplier"), None)
+        if found is None or found.outcome is not Outcome.MAPPED or found.sent is None:
+            return None
+        return float(found.sent)
+
+    @property
     def inexact(self) -> tuple[Setting, ...]:
         """What `--strict` refuses."""
         return tuple(
@@ -194,6 +205,20 @@ class QuoteLine(Record, frozen=True, kw_only=True):
     """The user's own file or flag that the rate comes from; `None` for built-in rates."""
 
 
+class PriceRange(NamedTuple):
+    """The price that a quote names."""
+
+    low_usd: Decimal
+    expected_usd: Decimal | None
+    """`None` where the price is undecided."""
+    high_usd: Decimal
+
+    @property
+    def counted_usd(self) -> Decimal:
+        """Where one number is needed: the expected price, of an undecided one its high end."""
+        return self.high_usd if self.expected_usd is None else self.expected_usd
+
+
 class Quote(Record, frozen=True, kw_only=True):
     """The price of a spec on one backend before anything is uploaded. `unavailable` says why there is
     none."""
@@ -202,10 +227,12 @@ class Quote(Record, frozen=True, kw_only=True):
     model: str
     lines: tuple[QuoteLine, ...] = ()
     assumptions: tuple[str, ...] = ()
-    low_usd: Decimal = Decimal(0)
-    expected_usd: Decimal | None = Decimal(0)
-    """`None` where the price is `undecided`."""
-    high_usd: Decimal = Decimal(0)
+    low_usd: Decimal | None = None
+    """`None`, as the two that follow, where there is no price: nobody can name that of what is `unavailable`
+    or would be `refused`."""
+    expected_usd: Decimal | None = None
+    """`None` also where the price is `undecided`."""
+    high_usd: Decimal | None = None
     billed_tokens: int | None = None
     train_seconds: float | None = None
     """Modelled or measured time to train; `None` where nothing is known."""
@@ -233,9 +260,20 @@ class Quote(Record, frozen=True, kw_only=True):
     """What the price stands on: all rows counted, or a sample of them, whose interval is within `low_usd` and
     `high_usd`; without a count there is no price."""
 
+    def __post_init__(self) -> None:
+        named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]
+        if not named and self.why_none is None:
+            force_setattr(self, "unavailable", f"{self.provider} named no price")
+        if self.why_none is not None:
+            for name in ("low_usd", "expected_usd", "high_usd"):
+                force_setattr(self, name, None)
+        elif len(named) < 3:  # a single figure of a plug-in is both ends
+            force_setattr(self, "low_usd", min(named))
+            force_setattr(self, "high_usd", max(named))
+
     def __str__(self) -> str:
-        if self.unavailable is not None:
-            return f"{self.provider}  {self.model}  no price: {self.unavailable}"
+        if self.price is None:
+            return f"{self.provider}  {self.model}  no price: {self.why_none}"
         span = f"${self.low_usd:,f} to ${self.high_usd:,f}"
         expected = "" if self.expected_usd is None else f"${self.expected_usd:,f} expected, "
         return f"{self.provider}  {self.model}  {expected}{span}"
@@ -246,18 +284,17 @@ class Quote(Record, frozen=True, kw_only=True):
         return drawing.quote(self)
 
     def cells(self) -> dict[str, Any]:
-        priced = self.unavailable is None
         return {
             "provider": self.provider,
             "model": self.model,
-            "expected_usd": self.expected_usd if priced else None,
-            "low_usd": self.low_usd if priced else None,
-            "high_usd": self.high_usd if priced else None,
+            "expected_usd": self.expected_usd,
+            "low_usd": self.low_usd,
+            "high_usd": self.high_usd,
             "billed_tokens": self.billed_tokens,
             "rows": self.rows,
             "epochs": self.epochs,
             "train_seconds": self.train_seconds,
-            "why_not": self.unavailable or self.refused or self.unlisted,
+            "why_not": self.why_none or self.unlisted,
         }
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -265,19 +302,44 @@ class Quote(Record, frozen=True, kw_only=True):
         return Listing(self.lines).to_pandas()
 
     @property
+    def why_none(self) -> str | None:
+        """Why it names no price: nobody knows one, or the backend would refuse the job."""
+        return self.unavailable or (f"would be refused: {self.refused}" if self.refused else None)
+
+    @property
+    def price(self) -> PriceRange | None:
+        """`None` where it names none."""
+        if self.low_usd is None or self.high_usd is None:
+            return None
+        return PriceRange(self.low_usd, self.expected_usd, self.high_usd)
+
+    @property
     def ranked(self) -> bool:
         """Whether it can be the cheapest: it has a price, and the job can be had for all that is known."""
-        return self.unavailable is None and self.refused is None and self.unlisted is None
+        return self.why_none is None and self.unlisted is None
 
     @property
-    def rank(self) -> tuple[bool, bool, Decimal]:
-        """Sorts quotes: those that can be had first, then by price; those without a price last."""
-        return (self.unavailable is not None, not self.ranked, self.counted_usd)
+    def rank(self) -> tuple[bool, bool, bool, Decimal]:
+        """Sorts quotes: those that can be had first, then by price; then those of what would be refused,
+        and last those that have none for another reason."""
+        usd = self.counted_usd
+        return (
+            self.unavailable is not None,
+            usd is None,
+            not self.ranked,
+            Decimal(0) if usd is None else usd,
+        )
 
     @property
-    def counted_usd(self) -> Decimal:
+    def counted_usd(self) -> Decimal | None:
         """Where one number is needed: the expected price, of an undecided one its high end."""
-        return self.high_usd if self.expected_usd is None else self.expected_usd
+        return self.price.counted_usd if self.price else None
+
+    @property
+    def held_usd(self) -> Decimal:
+        """What a budget holds for a run of it: its high end. Nothing where no price is known, since such a
+        run is made only where no limit is set."""
+        return self.high_usd or Decimal(0)
 
 
 class Bill(Record, frozen=True, kw_only=True):

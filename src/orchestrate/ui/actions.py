@@ -121,7 +121,9 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> Asked:
         what = "It goes on where it stopped, within the limits that it has, or with others."
         if quote is not None:
             what = "It goes on where it stopped, within the price agreed to when it was submitted."
-        return Asked(verb, what, None if quote is None else f"up to {money(quote.high_usd)}")
+        return Asked(
+            verb, what, None if quote is None or quote.high_usd is None else f"up to {money(quote.high_usd)}"
+        )
     if name == "deploy":
         return _asked_to_deploy(handle, verb, given)
     whats: Mapping[str, str] = {

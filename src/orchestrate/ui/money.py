@@ -74,7 +74,7 @@ def quote_routes(site: Site) -> list[Route]:
         totals: list[quoting.Ownership] = []
         if n["requests"]:
             use = quoting.use(wanted.traffic, months=n["months"])
-            priced = [quote for quote in quotes if not quote.unavailable]
+            priced = [quote for quote in quotes if quote.price is not None]
             totals = quoting.ownership(site.ft, wanted.spec, priced, use)
         from orchestrate.reports import quotes as shown
 
@@ -89,7 +89,7 @@ def quote_routes(site: Site) -> list[Route]:
             quotes=quotes,
             totals=sorted(
                 (way for total in totals for way in total.options),
-                key=lambda total: (bool(total.unavailable), total.counted_usd),
+                key=lambda total: total.rank,
             ),
             verdict=shown.ownership_verdict(totals) if totals else "",
         )
@@ -106,7 +106,7 @@ def _copy(wanted: Wanted) -> Copy:
         f"spec = JobSpec(model={wanted.model!r}, train='unknown', epochs={n['epochs']})\n"
         "with Orchestrator() as ft:\n"
         f"    for quote in quoting.assumed(ft, spec, {n['rows']}, {n['row_tokens']}):\n"
-        "        print(quote.provider, quote.expected_usd, quote.unavailable)",
+        "        print(quote.provider, quote.expected_usd, quote.why_none)",
     )
 
 

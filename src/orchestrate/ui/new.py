@@ -110,7 +110,7 @@ class Checked:
     @property
     def agreed_usd(self) -> Decimal | None:
         """What is agreed to: the spec's own limit, or the high end of the price."""
-        if self.spec is None or self.offer is None or self.offer.quote.unavailable:
+        if self.spec is None or self.offer is None:
             return self.spec.max_cost_usd if self.spec else None
         return self.spec.max_cost_usd or self.offer.quote.high_usd or None
 

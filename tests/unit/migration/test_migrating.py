@@ -330,6 +330,39 @@ def test_a_backend_that_is_not_set_up_ends_a_plan_before_any_run_is_skipped(
         account.proposed(ft, order("azure", "together"), quiet)
 
 
+def test_a_plan_goes_where_training_and_serving_together_cost_least(
+    ft: Orchestrator, old: RunHandle, tmp_path: Path
+) -> None:
+    """Fireworks trains these rows for less than a cent and Together for $4, its minimum; at this price of
+    answers that is made up for by a month of serving."""
+    cheap = [f"together:inference_tuned_{side}=0.01" for side in ("input", "output")]
+    ft.rates = ft.rates.over([parse_flag(flag, date(2026, 11, 1)) for flag in cheap])
+    use = quoting.use("100 req/day, 900 in, 150 out", months=1)
+    wanted = order("together", "fireworks", "local", models={"local": str(TINY)}, use=use)
+    [planned] = account.proposed(ft, wanted, quiet)
+    assert planned.proposal is not None
+    targets = {target.provider: target for target in planned.proposal.targets}
+    trained = {name: target.quote.high_usd for name, target in targets.items() if target.quote}
+    monthly = {name: target.monthly_usd for name, target in targets.items()}
+    assert (
+        monthly["together"] == Decimal("0.031937")
+        and min(trained, key=lambda name: trained[name] or 9) == "local"
+    )
+    account.write_plan(ft, tmp_path / "plan.yaml", [planned], 0.05)
+    [entry] = plans.read(tmp_path / "plan.yaml").runs
+    assert entry.to == "together" and planned.high_usd == trained["together"]
+    told = (tmp_path / "plan.yaml").read_text()
+    assert "fireworks goes without: learning_rate_multiplier 1.8" in told and "; seed 7 (" in told
+    assert "100 requests a day, 900 tokens in, 150 out" in told and "a month" in told
+
+
+def test_one_multiplier_that_becomes_other_learning_rates_is_told(ft: Orchestrator, old: RunHandle) -> None:
+    both = PreparedMigration(ft, old, order("together", "local", models={"local": str(TINY)})).proposal
+    [told] = both.notes
+    assert "1.8e-05 on together and 0.00036 on local, 20 times as high" in told
+    assert PreparedMigration(ft, old, order("together")).proposal.notes == ()
+
+
 @pytest.mark.slow
 def test_a_plan_is_written_edited_and_carried_out(
     ft: Orchestrator, runs: list[RunHandle], sandbox: Sandbox, tmp_path: Path

@@ -149,8 +149,9 @@ def total(tuned: str, base: str, unit: str = "usd_per_gpu_hour") -> Ownership:
         provider="together",
         model="m",
         months=1,
-        training=Quote(provider="together", model="m"),
+        training=Quote(provider="together", model="m", expected_usd=Decimal(0)),
         monthly=(line,),
+        monthly_usd=Decimal(tuned),
         low_usd=Decimal(tuned),
         expected_usd=Decimal(tuned),
         high_usd=Decimal(tuned),
@@ -275,6 +276,7 @@ def test_the_cheapest_place_may_be_elsewhere() -> None:
     rented = Served(
         server="runpod",
         monthly=dear.monthly,
+        monthly_usd=Decimal(20),
         low_usd=Decimal(20),
         expected_usd=Decimal(20),
         high_usd=Decimal(20),

@@ -30,7 +30,7 @@ from orchestrate.runs import watch as watching
 from orchestrate.runs.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.settings.keys import hide
-from orchestrate.text import NOTHING, count, joined, rate
+from orchestrate.text import NOTHING, count, joined, money, rate
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
@@ -249,9 +249,10 @@ def _plain(usd: Decimal | None) -> str | None:
 
 def headline(report: SpendingReport) -> str:
     """How much, how much left, what still bills per hour."""
-    spent, committed = _up(report.total.spent_usd), _up(report.total.committed_usd)
+    spent, committed = report.total.spent_usd, report.total.committed_usd
+    used = _up(spent) + _up(committed)
     when = f"{report.month}: " if report.month else ""
-    parts = [f"{when}{_usd(spent)} spent", f"{_usd(committed)} committed", _left(report, spent + committed)]
+    parts = [f"{when}{_sum(spent)} spent", f"{_sum(committed)} committed", _left(report, used)]
     unknown = len(report.total.unknown)
     some = f" (and what {count(unknown, 'run')} cost is not known)" if unknown else ""
     return f"{', '.join(parts)}{some}; {_hourly(report)}"
@@ -262,7 +263,7 @@ def _left(report: SpendingReport, used: Decimal) -> str:
     if budget is None or left is None:
         return "all play money" if report.sandbox else "no budget is set"
     if report.over:
-        return f"{_usd(_up(-left))} over the budget of {rate(budget)}"
+        return f"{_sum(-left)} over the budget of {rate(budget)}"
     shown = left if report.month else min(left, budget - used)
     return f"{_usd(max(shown, Decimal(0)).quantize(_CENT, ROUND_FLOOR))} left of {rate(budget)}"
 
@@ -373,7 +374,7 @@ def _breakdown(breakdown: Breakdown, total: Sum) -> RenderableType:
             g.key, first, second, count(g.runs), count(g.deployments), count(len(g.unknown) or None)
         )
     if len(groups) > 1:
-        sums = [_usd(_up(sum(column, Decimal(0)))) for column in (spent, committed)]
+        sums = [_sum(sum(column, Decimal(0))) for column in (spent, committed)]
         counts = (total.runs, total.deployments, len(total.unknown) or None)
         last = ("total", *sums, *map(count, counts))
         shown.add_row(*(Text(word, style="bold") for word in last))
@@ -384,7 +385,10 @@ _NUMBERS = ("spent", "committed", "runs", "deployments", "cost not known")
 
 
 def _column(parts: Sequence[Decimal]) -> list[str]:
-    """Whole cents that add up to the total; what is less than its cent is not shown as nothing."""
+    """Whole cents that add up to the total; what is less than its cent is not shown as nothing. Where all of
+    it is less than a cent, each as it is."""
+    if sum(parts, Decimal(0)) < _CENT:
+        return [_sum(part) for part in parts]
     return [
         "under $0.01" if part and not shown else _usd(shown)
         for part, shown in zip(parts, cents(parts), strict=True)
@@ -433,6 +437,11 @@ def _other(one: Asked) -> str:
 
 def _up(usd: Decimal) -> Decimal:
     return usd.quantize(_CENT, ROUND_CEILING)
+
+
+def _sum(usd: Decimal) -> str:
+    """In whole cents, rounded up; less than a cent as it is, since a cent can be many times as much."""
+    return money(usd) if 0 < usd < _CENT else _usd(_up(usd))
 
 
 def _usd(cents: Decimal) -> str:

@@ -182,7 +182,7 @@ def quote(
         quotes = prepared.quotes
         live_prices = quoting.live_prices(ft, prepared) if live else []
         totals = quoting.ownership(ft, spec, quotes, use) if use else []
-    code = 1 if all(q.unavailable for q in quotes) else 0
+    code = 1 if all(q.price is None for q in quotes) else 0
     if totals or live_prices:
         quoted = Quoted(quotes=quotes, ownership=totals, live=live_prices)
         return Output(quoted, partial(_show_quoted, how=shown), code)

@@ -173,7 +173,7 @@ def require_agreement(
     limited = spending.max_cost is not None or each is not None
     # A price of nothing that is not the host's own is no reason not to ask, and no limit acts on it.
     unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
-    spends = unpriced or any(q.unavailable or q.high_usd > 0 for q in quotes)
+    spends = unpriced or any(q.high_usd is None or q.high_usd > 0 for q in quotes)
     if spends and (unpriced or not limited) and not confirm("Submit?", yes=spending.yes):
         raise UsageError(
             "not submitted: nobody agreed to the price",
@@ -208,8 +208,7 @@ def _announce(
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = [SANDBOX, "  "] if backend.sandbox else []
-        price = f"no price known: {quote.unavailable}" if quote.unavailable else quoted(quote)
-        said = f" {quote.model} at {backend.host}: {price}"
+        said = f" {quote.model} at {backend.host}: {quoted(quote)}"
         taken = len(name) + sum(map(len, head))
         err.print(Text.assemble(*head, (name, "bold"), fitted(said, taken)), soft_wrap=True)
         warnings = list(quote.warnings)

@@ -10,7 +10,7 @@ from rich.text import Text
 from orchestrate.commands.terminal.console import note, out, table
 from orchestrate.core.tables import Listing
 from orchestrate.settings.keys import hide
-from orchestrate.text import count, joined, size
+from orchestrate.text import count, joined, rates_apart, size
 from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translation
 
 _STYLE = {Outcome.KEPT: "", Outcome.MAPPED: "cyan", Outcome.DEFAULTED: "dim", Outcome.REFUSED: "red"}
@@ -44,6 +44,8 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
     note("~ not exactly what was asked; (...) the backend's own, nothing was asked")
     _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)
+    if apart := rates_apart({t.provider: t.multiplied_rate for t in translations}):
+        out.print(Text(apart, "yellow"))
     for t in translations:
         _rest(t)
     if hidden := len(names) - len(shown):

@@ -7,6 +7,7 @@ from datetime import date
 from decimal import ROUND_CEILING, Decimal
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -213,12 +214,13 @@ class Served(Record, frozen=True, kw_only=True):
     server: str = ""
     """Where it is served; empty: where it was trained."""
     monthly: tuple[QuoteLine, ...] = ()
-    monthly_usd: Decimal = Decimal(0)
-    low_usd: Decimal = Decimal(0)
+    monthly_usd: Decimal | None = None
+    """`None`, as the three that follow, where it is `unavailable`."""
+    low_usd: Decimal | None = None
     """Training and the months in which the model answers, as the two that follow."""
-    expected_usd: Decimal | None = Decimal(0)
-    """`None` where the price of the training is undecided."""
-    high_usd: Decimal = Decimal(0)
+    expected_usd: Decimal | None = None
+    """`None` also where the price of the training is undecided."""
+    high_usd: Decimal | None = None
     serving: str = ""
     """How the tuned model is served here, in words."""
     utilisation: float | None = None
@@ -236,6 +238,17 @@ class Served(Record, frozen=True, kw_only=True):
     """Beyond which this cannot carry more; `None` where more GPUs can be had."""
     assumptions: tuple[str, ...] = ()
     unavailable: str | None = None
+
+
+class Paid(NamedTuple):
+    """A total that has a price: by which ends it is told and compared."""
+
+    least_usd: Decimal
+    """As `counted_usd`, with the low end of a training that is undecided."""
+    counted_usd: Decimal
+    """The expected total, or that with the high end of the training."""
+    low_usd: Decimal
+    high_usd: Decimal
 
 
 class Ownership(Served, frozen=True, kw_only=True):
@@ -268,18 +281,20 @@ class Ownership(Served, frozen=True, kw_only=True):
         return (self, *others)
 
     @property
-    def counted_usd(self) -> Decimal:
-        """By which totals are compared: the expected one, or that with the high end of the training."""
+    def paid(self) -> Paid | None:
+        """`None` where there is no total."""
+        once = self.training.price
+        if once is None or self.monthly_usd is None or self.low_usd is None or self.high_usd is None:
+            return None
         if self.expected_usd is not None:
-            return self.expected_usd
-        return rounded(self.training.high_usd + self.months_served * self.monthly_usd)
+            return Paid(self.expected_usd, self.expected_usd, self.low_usd, self.high_usd)
+        counted = rounded(once.high_usd + self.months_served * self.monthly_usd)
+        return Paid(counted - (once.high_usd - once.low_usd), counted, self.low_usd, self.high_usd)
 
     @property
-    def least_usd(self) -> Decimal:
-        """As `counted_usd`, with the low end of a training that is undecided."""
-        if self.expected_usd is not None:
-            return self.expected_usd
-        return self.counted_usd - (self.training.high_usd - self.training.low_usd)
+    def rank(self) -> tuple[bool, Decimal]:
+        """Sorts totals by what is counted; those without one last."""
+        return (self.paid is None, self.paid.counted_usd if self.paid else Decimal(0))
 
     @property
     def place(self) -> str:
@@ -302,8 +317,8 @@ def own(
     be served elsewhere too."""
     prices = prices or Prices(profile.kind)
     period = _Period(training, use, resolved, prices.on)
-    if training.unavailable:
-        return period.total(training.unavailable)
+    if training.why_none is not None:
+        return period.total(training.why_none)
     if use.hours_per_day <= 0:
         return period.total("a model that is up 0 hours a day answers nothing")
     if hourly is not None:
@@ -321,7 +336,7 @@ def own(
         return msgspec.structs.replace(way, assumptions=(*way.assumptions, why))
 
     elsewhere = [period.served(told(way), name) for name, way in others]
-    elsewhere.sort(key=lambda way: (way.unavailable is not None, way.monthly_usd))
+    elsewhere.sort(key=lambda way: (way.monthly_usd is None, way.monthly_usd or Decimal(0)))
     return msgspec.structs.replace(period.total(told(serving)), elsewhere=tuple(elsewhere))
 
 
@@ -366,9 +381,10 @@ class _Period:
         )
 
     def served(self, serving: Serving | str, server: str = "") -> Served:
-        if isinstance(serving, str):
-            return Served(server=server, unavailable=serving)
-        training, months, traffic, base = self.training, self.months, self.use.traffic, self.use.base
+        price = self.training.price
+        if isinstance(serving, str) or price is None:
+            return Served(server=server, unavailable=serving if isinstance(serving, str) else None)
+        months, traffic, base = self.months, self.use.traffic, self.use.base
         low, month, high = (
             sum((getattr(entry, end) for entry in serving.lines), Decimal(0))
             for end in ("usd_low", "usd", "usd_high")
@@ -378,22 +394,22 @@ class _Period:
         since = None
         if each is not None and months > 0:
             since = break_even(
-                training.counted_usd / months,
+                price.counted_usd / months,
                 (each - serving.each_usd) * DAYS_PER_MONTH,
                 serving.units,
                 single=serving.single,
             )
         limit = serving.units[0].carried if serving.single else UNLIMITED
         most = Decimal(limit) if limit < UNLIMITED else None
-        paid = _months_to_pay(training.counted_usd, month, base_month)
-        once = training.expected_usd
+        paid = _months_to_pay(price.counted_usd, month, base_month)
+        once = price.expected_usd
         return Served(
             server=server,
             monthly=serving.lines,
             monthly_usd=month,
-            low_usd=rounded(training.low_usd + months * low),
+            low_usd=rounded(price.low_usd + months * low),
             expected_usd=None if once is None else rounded(once + months * month),
-            high_usd=rounded(training.high_usd + months * high),
+            high_usd=rounded(price.high_usd + months * high),
             serving=serving.words,
             utilisation=serving.utilisation,
             base_monthly_usd=None if base_month is None else rounded(base_month),
@@ -467,4 +483,4 @@ def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
         for way in total.options
         if not (way.unavailable or way.serves_until) and way.training.ranked
     ]
-    return min(whole, key=lambda way: way.counted_usd, default=None)
+    return min(whole, key=lambda way: way.rank, default=None)

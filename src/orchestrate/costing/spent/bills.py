@@ -224,7 +224,7 @@ def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:
 
 def _of_work(quote: Quote | None) -> Bill | None:
     """Return what the work was quoted at, without the minimum that topped it up."""
-    if quote is None or quote.unavailable:
+    if quote is None or quote.price is None:
         return None
     parts = [e.usd_high if quote.recalled else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]
     usd = sum(parts, Decimal(0))
@@ -262,9 +262,10 @@ def reconcile(run: Run) -> Reconciliation | None:
     """The bill of a run against its quote; `None` until it has both, and where the quote was undecided.
     Components only where the bill has lines."""
     quote, paid = run.quote, run.bill
-    if quote is None or paid is None or quote.unavailable or quote.recalled or not paid.final:
+    named = quote.price if quote is not None else None
+    if quote is None or named is None or paid is None or quote.recalled or not paid.final:
         return None
-    if quote.expected_usd is None:
+    if named.expected_usd is None:
         return None
     quoted = {entry.component: entry for entry in quote.lines}
     billed = {entry.component: entry.usd for entry in paid.lines}
@@ -278,7 +279,7 @@ def reconcile(run: Run) -> Reconciliation | None:
         provider=run.provider,
         model=quote.model,
         origin=paid.origin,
-        total=_difference("total", quote.expected_usd, paid.usd, quote.low_usd, quote.high_usd),
+        total=_difference("total", named.expected_usd, paid.usd, named.low_usd, named.high_usd),
         components=tuple(parts),
     )
 

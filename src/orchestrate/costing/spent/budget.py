@@ -37,7 +37,7 @@ def spending(run: Run) -> Spending:
         return Spending(spent_usd=run.bill.usd)
     if run.abandoned is not None:
         return Spending(spent_usd=run.bill.usd if run.bill else Decimal(0))
-    quoted = run.quote.high_usd if run.quote and not run.quote.unavailable else Decimal(0)
+    quoted = run.quote.held_usd if run.quote else Decimal(0)
     so_far = run.bill.usd if run.bill else Decimal(0)
     given = run.allowed_usd or Decimal(0)
     return Spending(committed_usd=max(quoted, run.estimate_usd or Decimal(0), given, so_far))
@@ -64,15 +64,15 @@ def caps(
         check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
     if max_cost_usd is None:
         return [each_usd] * len(quotes)
-    high = sum((quote.high_usd for quote in quotes), Decimal(0))
+    ends = [quote.held_usd for quote in quotes]
+    high = sum(ends, Decimal(0))
     if high > max_cost_usd:
         names = ", ".join(quote.provider for quote in quotes)
         raise OverBudget(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
     spare = max_cost_usd - high
-    parts = [quote.high_usd / high if high else Decimal(1) / len(quotes) for quote in quotes]
+    parts = [end / high if high else Decimal(1) / len(ends) for end in ends]
     shares = [
-        quote.high_usd + (spare * part).quantize(_SIXTH, ROUND_FLOOR)
-        for quote, part in zip(quotes, parts, strict=True)
+        end + (spare * part).quantize(_SIXTH, ROUND_FLOOR) for end, part in zip(ends, parts, strict=True)
     ]
     return [share if each_usd is None else min(share, each_usd) for share in shares]
 
@@ -89,19 +89,20 @@ def check_budget(
     and committed by all runs, leaves of `budget_usd`, or when a limit is set and the price is not known."""
     if max_cost_usd is None and budget_usd is None:
         return
-    if reason := quote.unavailable or quote.open_end:
+    if reason := quote.why_none or quote.open_end:
         limit_usd = max_cost_usd if max_cost_usd is not None else budget_usd
         if quote.open_end:
             reason = f"the quote does not count {quote.open_end}"
         raise UnknownPrice(quote.provider, limit_usd or Decimal(0), reason)
-    if max_cost_usd is not None and quote.high_usd > max_cost_usd:
-        raise OverBudget(quote.provider, quote.high_usd, max_cost_usd, what=what)
+    high_usd = quote.held_usd
+    if max_cost_usd is not None and high_usd > max_cost_usd:
+        raise OverBudget(quote.provider, high_usd, max_cost_usd, what=what)
     if budget_usd is not None:
         left = max(budget_usd - used_usd, Decimal(0))
-        if quote.high_usd > left:
+        if high_usd > left:
             taken = f"{limit(budget_usd)}, {money(used_usd)} spent and committed"
             what = f"what is left of the budget ({taken}):"
-            raise OverBudget(quote.provider, quote.high_usd, left, what=what)
+            raise OverBudget(quote.provider, high_usd, left, what=what)
 
 
 class UnknownPrice(OverBudget):

@@ -132,7 +132,7 @@ def _priced(run: Run) -> bool:
     return (
         run.estimate_usd is not None
         or run.allowed_usd is not None
-        or (run.quote is not None and not run.quote.unavailable)
+        or (run.quote is not None and run.quote.price is not None)
     )
 
 

@@ -166,8 +166,8 @@ class PreparedPlan:
         """Raises `OverBudget` before anything is sent, and `UsageError` for a quote without a price."""
         for step in self.new:
             [target] = step.migration.proposal.targets
-            if target.quote is None or target.quote.unavailable or target.quote.open_end:
-                why = target.quote.unavailable or target.quote.open_end if target.quote else "no quote"
+            if target.quote is None or target.quote.why_none or target.quote.open_end:
+                why = target.quote.why_none or target.quote.open_end if target.quote else "no quote"
                 raise UsageError(
                     f"{step.entry.run} to {step.entry.to} has no price that a budget can hold: {why}",
                     fix="skip it here, and migrate it alone",
@@ -266,7 +266,7 @@ def _high_usd(step: _Step) -> Decimal:
     if step.known is not None and step.known.record.status.terminal:
         return cost_usd(step.known.record)
     [target] = step.migration.proposal.targets
-    return target.quote.high_usd if target.quote is not None else Decimal(0)
+    return target.quote.held_usd if target.quote is not None else Decimal(0)
 
 
 def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
@@ -282,7 +282,7 @@ def cost_usd(run: Run) -> Decimal:
         return Decimal(0)
     if run.bill is not None and run.status.terminal:
         return run.bill.usd
-    return run.quote.high_usd if run.quote is not None else Decimal(0)
+    return run.quote.held_usd if run.quote is not None else Decimal(0)
 
 
 def _with(found: Carried, **more: object) -> Carried:

@@ -41,6 +41,7 @@ from orchestrate.runs.submit import submit
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.settings.keys import is_masked
 from orchestrate.spec import JobSpec
+from orchestrate.text import rates_apart
 from orchestrate.types import JobStatus, Quote, Run, Sampling
 
 if TYPE_CHECKING:
@@ -174,11 +175,17 @@ class PreparedMigration:
             days_left=(silent_on - self.today).days if silent_on is not None else None,
             needs=self._needs,
             traffic=told,
+            months=self._use.months,
             held_out=held,
             old=self._old_answers(),
             margin=self.order.margin,
             targets=tuple(self._target(name, data) for name in self._names),
+            notes=(apart,) if (apart := self._rates_apart()) else (),
         )
+
+    def _rates_apart(self) -> str | None:
+        offers = self.prepared.offers if self.prepared is not None else ()
+        return rates_apart({offer.provider: offer.translation.multiplied_rate for offer in offers})
 
     def _target(self, name: str, data: TrainingData) -> Target:
         candidates = tuple(self._priced[name])
@@ -190,11 +197,15 @@ class PreparedMigration:
                 provider=name, candidates=candidates, refused=f"{why}; --model {name}=MODEL names one"
             )
         refused = [f"{s.name}: {s.rule}" for s in offer.translation.refused]
+        model = offer.spec.model_for(name)
+        chosen = next((one for one in candidates if one.suited.model == model), None)
         return Target(
             provider=name,
             candidates=candidates,
-            model=offer.spec.model_for(name),
+            model=model,
             quote=offer.quote,
+            monthly_usd=chosen.monthly_usd if chosen is not None else None,
+            serving=(chosen.serving or chosen.unserved or "") if chosen is not None else "",
             changes=tuple(self._changes(name, offer, data)),
             refused=offer.quote.refused or ("; ".join(refused) or None),
         )
@@ -364,10 +375,11 @@ def _best(found: Sequence[Priced]) -> Priced | None:
 
 
 def _with_serving(one: Suited, quote: Quote, total: Ownership) -> Priced:
-    ways = [way for way in total.options if not way.unavailable]
-    if not ways:
+    ways = [(way, way.monthly_usd) for way in total.options]
+    priced = [(way, usd) for way, usd in ways if usd is not None]
+    if not priced:
         return Priced(suited=one, quote=quote, unserved=total.unavailable)
-    best = min(ways, key=lambda way: way.monthly_usd)
+    best, _ = min(priced, key=lambda pair: pair[1])
     where = f"at {best.server}: " if best.server else ""
     return Priced(suited=one, quote=quote, serving=f"{where}{best.serving}", monthly_usd=best.monthly_usd)
 

@@ -243,7 +243,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
         limits = decoding.convert(translation.body.get("resources", {}), Resources).limits
-        if quote.unavailable or not limits.usd_per_hour or limits.max_hours is None:
+        if quote.high_usd is None or not limits.usd_per_hour or limits.max_hours is None:
             return None
         hours = limits.usd_per_hour * Decimal(str(limits.max_hours))
         if spec.max_cost_usd is not None:

@@ -53,14 +53,15 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
         yield _problem(provider.name, "model", warning, None, Severity.WARNING, field="model")
     if model.host is None:
         return
+    method = spec.method.type
     closed = None if provider.sandbox else provider.profile.closed(today)
     if closed:
-        yield _problem(provider.name, "training-closed", closed, way_out(model.model), field="model")
+        yield _problem(provider.name, "training-closed", closed, way_out(model.model, method), field="model")
     elif model.host.tunable == "no":
         message = f"OpenAI takes no new jobs for {model.name}"
-        yield _problem(provider.name, "model-closed", message, way_out(model.model), field="model")
-    elif spec.method.type not in model.host.methods:
-        message = f"OpenAI trains {model.name} with {', '.join(model.host.methods)}, not {spec.method.type}"
+        yield _problem(provider.name, "model-closed", message, way_out(model.model, method), field="model")
+    elif method not in model.host.methods:
+        message = f"OpenAI trains {model.name} with {', '.join(model.host.methods)}, not {method}"
         yield _problem(
             provider.name, "method-not-offered", message, "change the method or the model", field="method"
         )
@@ -144,7 +145,7 @@ _ANY_GRADER = {"type": "string_check", "name": "any", "input": "", "reference": 
 # The last day of new jobs is in the profile; the shutdown of each base model is in the catalog.
 
 
-def training_closed(error: TrainingClosed, model: ModelOnHost) -> TrainingClosed:
+def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> TrainingClosed:
     """The host's 403 `training_not_available` with what happened, the dates, and the nearest open model."""
     text = (
         "OpenAI is winding down fine-tuning and takes no new job from this organization; "
@@ -158,17 +159,17 @@ def training_closed(error: TrainingClosed, model: ModelOnHost) -> TrainingClosed
         status=error.status,
         code=error.code,
         request_id=error.request_id,
-        fix=way_out(model.model),
+        fix=way_out(model.model, method),
     )
 
 
-def way_out(model: Model | None) -> str:
-    """The command that trains the nearest open model elsewhere with the same data and spec."""
+def way_out(model: Model | None, method: str) -> str:
+    """The command that trains the nearest open model elsewhere with the same data, method and spec."""
     others = catalog.alternatives(model) if model is not None else []
     if not others:
         return "orchestrate quote --provider all   (the same spec on the other backends)"
     nearest, here = others[0], this_machine().kind
-    places = [name for name, host in nearest.hosts.items() if name != PROFILE.kind and host.tunable == "yes"]
+    places = [name for name in catalog.trained_on(nearest, [method]) if name != PROFILE.kind]
     place = places[0] if places else here
     rest = ", ".join([*places[1:], here] if places else [])
     also = f"   ({nearest.name} is also on: {rest})" if rest else ""

@@ -138,7 +138,7 @@ class OpenAIProvider(
         try:
             return super().create(spec, remote, translation, ref)
         except TrainingClosed as error:
-            raise training_closed(error, self.resolve(spec)) from error
+            raise training_closed(error, self.resolve(spec), spec.method.type) from error
 
     def billing(self) -> Billing:
         """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only

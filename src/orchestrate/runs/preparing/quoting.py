@@ -57,7 +57,7 @@ def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
 
 def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
     name, quote = offer.provider, offer.quote
-    offline = None if quote.unavailable else quote.expected_usd
+    offline = quote.expected_usd
     provider = ft.provider(name)
     if not isinstance(provider, EstimatesPrice):
         reason = provider.missing.get(Feature.LIVE_PRICE, "the host gives no estimate")
@@ -68,16 +68,15 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
         live = provider.live_price(offer.spec, remote, offer.translation)
     except OrchestrateError as error:
         return LivePrice(provider=name, offline_usd=offline, live_usd=None, reason=error.message)
-    told = live.counted_usd
-    if live.unavailable or quote.unavailable:
-        live_usd = None if live.unavailable else told
-        return LivePrice(provider=name, offline_usd=offline, live_usd=live_usd, reason=live.unavailable)
+    told, named = live.counted_usd, quote.price
+    if told is None or named is None:
+        return LivePrice(provider=name, offline_usd=offline, live_usd=told, reason=live.why_none)
     return LivePrice(
         provider=name,
         offline_usd=offline,
         live_usd=told,
         relative=float((offline - told) / told) if told and offline is not None else None,
-        within_band=quote.low_usd <= told <= quote.high_usd,
+        within_band=named.low_usd <= told <= named.high_usd,
     )
 
 

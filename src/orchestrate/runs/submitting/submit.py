@@ -87,9 +87,9 @@ class Submitter(Settler):
         """
         name, quote, limit_usd = self.provider.config.name, asked.quote, asked.max_cost_usd
         if limit_usd is not None and quote is not None:
-            if quote.unavailable:
+            if quote.high_usd is None:
                 raise UsageError(
-                    f"{name} has no price for this ({quote.unavailable}), so the limit cannot be kept",
+                    f"{name} has no price for this ({quote.why_none}), so the limit cannot be kept",
                     fix="leave --max-cost out to accept an unknown price",
                 )
             if quote.high_usd > limit_usd:
@@ -257,16 +257,16 @@ class Submitter(Settler):
             return
         try:
             live = self.provider.live_price(sent.spec, remote, sent.translation)
-            if not live.unavailable:
-                self._take_estimate(run, live, lease)
+            if live.price is not None:
+                self._take_estimate(run, live, live.price.counted_usd, lease)
         except (OverBudget, QuotaExceeded) as error:
             self._refuse(run, error, lease)
             raise
         except OrchestrateError as error:
             level, told, usd = "warning", f"no live price: {error.message}", None
         else:
-            level, usd = "info", None if live.unavailable else live.counted_usd
-            told = f"no live price: {live.unavailable}" if usd is None else f"the host estimates {money(usd)}"
+            level, usd = "info", live.counted_usd
+            told = f"no live price: {live.why_none}" if usd is None else f"the host estimates {money(usd)}"
         event = Event(
             id="orchestrate-live-price",
             at=self.store.clock.now(),
@@ -277,14 +277,14 @@ class Submitter(Settler):
         )
         self.store.history.add_events(run.id, [event], from_host=False)
 
-    def _take_estimate(self, run: Run, live: Quote, lease: Lease) -> None:
+    def _take_estimate(self, run: Run, live: Quote, usd: Decimal, lease: Lease) -> None:
         """Raises `OverBudget`."""
-        usd, name, figure = live.counted_usd, self.provider.name, "the host's own estimate"
-        limit, quote = run.max_cost_usd, None if run.quote and run.quote.unavailable else run.quote
+        name, figure = self.provider.name, "the host's own estimate"
+        limit, high = run.max_cost_usd, run.quote.high_usd if run.quote else None
         if limit is not None and usd > limit:
             raise OverBudget(name, usd, limit, figure=figure)
-        if limit is None and quote is not None and usd > quote.high_usd and not self.agree(live):
-            error = OverBudget(name, usd, quote.high_usd, what="the quote's high end,", figure=figure)
+        if limit is None and high is not None and usd > high and not self.agree(live):
+            error = OverBudget(name, usd, high, what="the quote's high end,", figure=figure)
             error.fix = "if that is not too much: submit again with --max-cost and the estimate"
             raise error
         self.store.runs.commit(run.id, usd, transitions.estimated(usd), self.budget_usd, lease=lease)

@@ -157,13 +157,16 @@ def price(ft: Workspace, search: Search) -> Price:
                 prepared_trial(ft, search, {**settings, **ends}, name, share) for share in {search.share, 1.0}
             ]
             quotes = [prepared.offer(name).quote for prepared in each]
+            if any(quote.refused for quote in quotes):
+                continue  # such a trial fails before anything is sent, and costs nothing
             if why := next((quote.unavailable for quote in quotes if quote.unavailable), None):
                 unpriced.append(f"{name} {_words(settings)}: {why}")
                 continue
-            small = min(quotes, key=lambda quote: quote.high_usd)
+            prices = [quote.price for quote in quotes if quote.price is not None]
+            small = min(prices, key=lambda price: price.high_usd)
             expected.append(small.counted_usd)
             high.append(small.high_usd)
-            full.append(max(quote.high_usd for quote in quotes))
+            full.append(max(price.high_usd for price in prices))
     if not high:
         return Price(Decimal(0), Decimal(0), unpriced)
     each_usd, most_usd = sum(expected, Decimal(0)) / len(expected), max(high)

@@ -148,7 +148,7 @@ class Searching:
             quote = prepared.offer(name).quote
             if self._changed(trial, prepared) or not self._affordable(trial, quote):
                 return False
-            trial, cap = replace(trial, high_usd=quote.high_usd), self._cap(trial, prepared, quote)
+            trial, cap = replace(trial, high_usd=quote.held_usd), self._cap(trial, prepared, quote)
             self.ft.store.searches.propose(self.search.id, trial)
             key = self._key(trial)
             asked = submission.of(self.ft, prepared, name, key=key, limit_usd=cap, patient=True)
@@ -158,7 +158,7 @@ class Searching:
             return False
         except OrchestrateError as error:
             return self._not_made(trial, error)
-        self._set(trial, run_id=run.id, high_usd=quote.high_usd)
+        self._set(trial, run_id=run.id, high_usd=quote.held_usd)
         return True
 
     def _not_made(self, trial: Trial, error: OrchestrateError) -> bool:
@@ -208,9 +208,9 @@ class Searching:
         left = limit_usd - self.spent_usd(but=trial.number)
         if reason := quote.unavailable or quote.open_end:
             self.stopped = UnknownPrice(quote.provider, limit_usd, reason).message
-        elif quote.high_usd > left:
+        elif quote.held_usd > left:
             what, then = "what is left of the sweep's limit,", "no further trial was made"
-            told = OverBudget(quote.provider, quote.high_usd, left, what=what, then=then).message
+            told = OverBudget(quote.provider, quote.held_usd, left, what=what, then=then).message
             if not self._under_way(trial):
                 self.stopped = told
                 return False
@@ -230,7 +230,7 @@ class Searching:
         wanted = self.search.trials + (self.search.survivors if self.search.share < 1 else 0)
         beside = min(self.search.max_parallel - len(self._under_way(trial)), wanted - made)
         share = (limit_usd - self.spent_usd(but=trial.number)) / max(1, beside)
-        cap = max(quote.high_usd, share.quantize(_SIXTH, ROUND_FLOOR))
+        cap = max(quote.held_usd, share.quantize(_SIXTH, ROUND_FLOOR))
         return cap if own is None else min(cap, own)
 
     def _under_way(self, trial: Trial) -> list[Trial]:

@@ -73,8 +73,8 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
         sandbox=True,
     )
     quote = costing.quote_recalled(priced, told) if told is not None else None
-    problem = problem or (quote.unavailable if quote is not None else None)
-    usable = quote if quote is not None and not quote.unavailable else None
+    problem = problem or (quote.why_none if quote is not None else None)
+    usable = quote if quote is not None and quote.price is not None else None
     bill = costing.bill(
         job,
         profile=provider.profile,
@@ -112,9 +112,9 @@ def _whole(asked: Told) -> dict[str, Any] | None:
 def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
     if bill is not None and (job.status.terminal or job.cost_usd is not None):
         return f"{money(bill.usd)}: {bill.origin}"
-    if quote is not None and costing.quoted_hour(quote) is not None:
-        return f"up to {limit(quote.high_usd)}: {quote.assumptions[0]}"
-    if quote is not None:
+    if quote is not None and quote.high_usd is not None:
+        if costing.quoted_hour(quote) is not None:
+            return f"up to {limit(quote.high_usd)}: {quote.assumptions[0]}"
         [*_, size] = quote.assumptions[:1]
         return f"up to {limit(quote.high_usd)}: the high end of a quote of its data, {size}"
     return f"{money(bill.usd)} so far: {bill.origin}" if bill is not None else None

@@ -53,7 +53,7 @@ class Story(Record, frozen=True, kw_only=True):
         found = {
             f"eval/{m.metric}": m.score.value for e in self.evaluations for m in e.measures if self._own(e, m)
         }
-        quote = run.quote.expected_usd if run.quote and run.quote.unavailable is None else None
+        quote = run.quote.expected_usd if run.quote else None
         for name, usd in (("quote_usd", quote), ("cost_usd", run.bill.usd if run.bill else None)):
             if usd is not None:
                 found[name] = float(usd)

@@ -190,8 +190,8 @@ class Runs:
                 one_at_a_time(connection)
                 guard(connection, run)
             if budget_usd is not None and not run.sandbox and run.quote is not None:
-                held, figure = max(run.quote.high_usd, run.allowed_usd or Decimal(0)), QUOTED
-                if held > run.quote.high_usd:
+                held, figure = max(run.quote.held_usd, run.allowed_usd or Decimal(0)), QUOTED
+                if held > run.quote.held_usd:
                     figure = "the end of its machine"
                 require_budget(connection, self._db.clock, run.provider, held, budget_usd, figure)
             self._insert_row(connection, run)

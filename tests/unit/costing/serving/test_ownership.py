@@ -309,7 +309,9 @@ def test_own_machine() -> None:
 def test_own_machine_must_carry_the_traffic() -> None:
     # 1M tokens in 1,000 s: 3,000 tokens a second forward. 20,000 requests a day at three times the mean need
     # 0.694 x (150 + 900 / 3) = 312.5 tokens a second; twenty times as many do not fit.
-    training = Quote(provider="local", model="m", billed_tokens=1_000_000, train_seconds=1000.0)
+    training = Quote(
+        provider="local", model="m", expected_usd=Decimal(0), billed_tokens=1_000_000, train_seconds=1000.0
+    )
     hourly = rental_rate("lambda", "A100 40GB", today=TODAY)
     fits = total("local", "qwen3-8b", hourly=hourly, training=training)
     assert fits.unavailable is None
@@ -396,8 +398,8 @@ def test_an_undecided_training_gives_a_total_from_its_low_to_its_high_end() -> N
     known = total("together", "qwen3.5-9b", months=2)
     found = total("together", "qwen3.5-9b", months=2, training=replace(trained("together"), **wide))
     assert found.expected_usd is None
-    assert (found.least_usd, found.counted_usd) == (Decimal("8019.40"), Decimal("8075.40"))
-    assert (known.least_usd, known.counted_usd) == (known.expected_usd, known.expected_usd)
+    assert (found.paid.least_usd, found.paid.counted_usd) == (Decimal("8019.40"), Decimal("8075.40"))
+    assert (known.paid.least_usd, known.paid.counted_usd) == (known.expected_usd, known.expected_usd)
     assert any("high end, $60.00: by model" in text for text in found.assumptions)
     assert cheapest([found, known]) is not None and cheapest([found, known]).place == known.place
     assert "no cheapest can be named: together would cost $8,025.40, t2 $8,019.40 to $8,075.40" in (

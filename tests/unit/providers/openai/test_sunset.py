@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from orchestrate.profile import profile
 from orchestrate.providers.openai import checking
 from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX, HostConfig, Secret
-from orchestrate.spec import JobSpec
+from orchestrate.spec import RFT, JobSpec
 from orchestrate.types import Problem, Quote, Severity
 
 LAST_DAY = date(2027, 1, 5)
@@ -58,6 +59,24 @@ def test_the_real_host_is_refused_with_the_way_out(tmp_path: Path, today: date) 
 def test_a_sandbox_goes_on_and_warns(tmp_path: Path, today: date) -> None:
     problems, quote = seen_on(today, tmp_path, sandbox=True)
     assert errors(problems) == []
-    assert quote.unavailable is None and quote.expected_usd > 0
+    assert quote.unavailable is None and quote.expected_usd is not None and quote.expected_usd > 0
     [warning] = [p.message for p in problems if p.code == "model"]
     assert "2027-01-14" in warning and "nearest open model" in warning
+
+
+def test_the_way_out_of_a_model_for_rft_leads_to_a_backend_that_has_rft(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}], "answer": "b"}
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row | {"n": n}) + "\n" for n in range(12)))
+    grader = {"type": "string_check", "name": "g", "operation": "eq", "input": "a", "reference": "a"}
+    spec = JobSpec(model="o4-mini", train=str(path), method=RFT(grader=grader))
+    provider = OpenAIProvider(HostConfig(name="openai"))
+    data = TrainingData.open(str(path))
+    for today in (LAST_DAY, CLOSED):
+        problems = checking.check(provider, spec, data, provider.translate(spec), today=today)
+        [fix] = [p.fix for p in problems if p.code in ("model-closed", "training-closed")]
+        [warning] = [p.message for p in problems if p.code == "model"]
+        told = re.search(r"--provider (\w+) --model (\S+)(?:.*is also on: (.*)\))?", fix or "")
+        assert told is not None
+        able = {*catalog.trained_on(catalog.find(told[2]), ["rft"]), "local"}
+        assert {told[1], *(told[3] or told[1]).split(", ")} <= able and "together" not in warning
