@@ -58,6 +58,7 @@ class OrchestrateError(Exception):
     """Requests of the command that got no answer and may have been billed, for `lost_usd` at most."""
     lost_usd: Decimal | None = Decimal(0)
     """`None` where no price is known."""
+    _added: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         super().__init__(message)
@@ -66,6 +67,18 @@ class OrchestrateError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def add_note(self, note: str, /) -> None:
+        self._added = (*self._added, note)
+
+    @property
+    def __notes__(self) -> list[str]:
+        """What a traceback and a notebook show below the message: each problem, and the next step."""
+        return [*self._more(), *([f"What to do: {self.fix}"] if self.fix else []), *self._added]
+
+    def _more(self) -> list[str]:
+        """Lines of a traceback between the message and the fix."""
+        return []
 
 
 class UsageError(OrchestrateError):
@@ -100,7 +113,7 @@ class AlreadySubmitted(UsageError):
             )
         super().__init__(
             f"run {run_id} on {provider} {told} and {state}; nothing was sent",
-            fix=f"{next_step}   (or, if you want to pay for a second one, add --again)",
+            fix=f"{next_step}   (or, if you want to pay for a second one, add --again; in Python again=True)",
         )
         self.provider = provider
         self.run_id = run_id
@@ -226,6 +239,10 @@ class StoreError(SetupError):
     Nothing was changed; `orchestrate doctor` says more, `orchestrate recover` rebuilds one that was lost."""
 
 
+_SHOWN = 10
+"""Problems that a traceback shows."""
+
+
 class DataError(OrchestrateError):
     """The data has errors that would make a host refuse it or spoil the training: `problems` has each with
     its row and its fix. `orchestrate data check FILE --fix` mends what can be mended."""
@@ -235,6 +252,16 @@ class DataError(OrchestrateError):
     def __init__(self, message: str, *, problems: Sequence[Problem] = (), fix: str | None = None) -> None:
         super().__init__(message, fix=fix)
         self.problems = tuple(problems)
+
+    def _more(self) -> list[str]:
+        shown = [
+            f"  {problem}"
+            + (f" ({problem.source})" if problem.source else "")
+            + (f": {problem.fix}" if problem.fix else "")
+            for problem in self.problems[:_SHOWN]
+        ]
+        left = len(self.problems) - len(shown)
+        return [*shown, f"  ... and {left} more in `problems`"] if left else shown
 
 
 class TranslationRefused(OrchestrateError):

@@ -40,13 +40,19 @@ if TYPE_CHECKING:
     from orchestrate.runs.spending.orphans import Orphan, OrphanReport
     from orchestrate.runs.syncing.sweep import SyncReport
     from orchestrate.setup.models import ModelChanges
-    from orchestrate.spec import JobSpec
+    from orchestrate.spec import JobSpec, SpecGiven
     from orchestrate.types import Evaluation, Rating
+
+
+def _spec(given: SpecGiven) -> JobSpec:
+    from orchestrate.spec import JobSpec
+
+    return JobSpec.of(given)
 
 
 class Orchestrator(Workspace):
     """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
-    until it is needed; use as a context manager."""
+    until it is needed; use as a context manager. Wherever a spec is taken, the path of a spec file is too."""
 
     # -- choosing -------------------------------------------------------------------------------------------
 
@@ -78,16 +84,16 @@ class Orchestrator(Workspace):
 
     # -- before spending ------------------------------------------------------------------------------------
 
-    def data(self, spec: JobSpec, provider: Backends = ()) -> TrainingData:
+    def data(self, spec: SpecGiven, provider: Backends = ()) -> TrainingData:
         """The spec's training and validation file, each read once, and counted in the same pass for these
         backends. Raises `DataError` for what cannot be read."""
         from orchestrate.runs.preparing import prepared
 
-        return prepared.training_data(self, spec, provider)
+        return prepared.training_data(self, _spec(spec), provider)
 
     def prepare(
         self,
-        spec: JobSpec,
+        spec: SpecGiven,
         provider: Backends = "all",
         *,
         gpu_hours: Decimal | None = None,
@@ -104,10 +110,11 @@ class Orchestrator(Workspace):
         """
         from orchestrate.runs.preparing import prepared
 
-        return prepared.prepare(self, spec, provider, gpu_hours=gpu_hours, checked=checked, tokens=tokens)
+        asked = _spec(spec)
+        return prepared.prepare(self, asked, provider, gpu_hours=gpu_hours, checked=checked, tokens=tokens)
 
     def plan(
-        self, spec: JobSpec, provider: Backends = "all", *, measured: bool = False
+        self, spec: SpecGiven, provider: Backends = "all", *, measured: bool = False
     ) -> Listing[Translation]:
         """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline.
 
@@ -116,15 +123,15 @@ class Orchestrator(Workspace):
         """
         from orchestrate.runs.preparing import prepared
 
-        return prepared.plan(self, spec, provider, measured=measured)
+        return prepared.plan(self, _spec(spec), provider, measured=measured)
 
-    def check(self, spec: JobSpec, provider: Backends = "all") -> Listing[Problem]:
+    def check(self, spec: SpecGiven, provider: Backends = "all") -> Listing[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
         return self.prepare(spec, provider).problems
 
     def quote(
         self,
-        spec: JobSpec,
+        spec: SpecGiven,
         provider: Backends = "all",
         *,
         gpu_hours: Decimal | None = None,
@@ -138,7 +145,7 @@ class Orchestrator(Workspace):
 
     def submit(  # noqa: PLR0913  each is a wish of its own
         self,
-        spec: JobSpec | Prepared,
+        spec: SpecGiven | Prepared,
         provider: str,
         *,
         max_cost_usd: Decimal | float | str | None = None,
@@ -166,10 +173,11 @@ class Orchestrator(Workspace):
         settles it); `ProviderError` when the host refused.
         """
         from orchestrate.runs import submit as submission
+        from orchestrate.runs.preparing.prepared import Prepared
 
         record = submission.submit(
             self,
-            spec,
+            spec if isinstance(spec, Prepared) else _spec(spec),
             provider,
             max_cost_usd=max_cost_usd,
             strict=strict,
@@ -208,12 +216,12 @@ class Orchestrator(Workspace):
 
         return earlier.found(self, prepared, provider, idempotency_key)
 
-    def require(self, spec: JobSpec, provider: Backends) -> None:
+    def require(self, spec: SpecGiven, provider: Backends) -> None:
         """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
         not offer, and `MissingKey`."""
         from orchestrate.runs.preparing import prepared
 
-        prepared.require(self, spec, provider)
+        prepared.require(self, _spec(spec), provider)
 
     def preflight(
         self,

@@ -17,7 +17,16 @@ from orchestrate.evaluation.regression.regress import Regression
 from orchestrate.notebook.frames import frame
 from orchestrate.reports import documents, html
 from orchestrate.reports.judgement import answer, findings, notes, reasons
-from orchestrate.reports.records import MARK, Compared, ComparedRuns, Point, RunDifference, RunScore, ended
+from orchestrate.reports.records import (
+    MARK,
+    Compared,
+    ComparedRuns,
+    Point,
+    RunDifference,
+    RunScore,
+    ended,
+    priced_as,
+)
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Setting, Translation
 from orchestrate.types.proof import badge
@@ -61,6 +70,12 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
             return documents.plain_text(self.table(whole=True))
         raise UsageError(f"reports are written as {', '.join(FORMATS)}; got {format!r}")
 
+    def __str__(self) -> str:
+        """A summary in a few lines: the answer, and each run with its price and first score."""
+        lines = [self.answer.sentence, *map(_line, self.runs)]
+        lines += [f"not comparable in {reason.aspect}: {reason.text}" for reason in self.reasons]
+        return inert("\n".join(lines))
+
     def _repr_html_(self) -> str:
         return documents.framed(self.render("html"))
 
@@ -73,6 +88,11 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         """Writes the report; the file's ending decides: .html, .md, .csv, .json, .txt. Raises
         `UsageError`."""
         return documents.save(path, _ENDINGS, self.render)
+
+
+def _line(one: Compared) -> str:
+    score = f", {one.scores[0].metric.name} {one.scores[0].score.value:.3g}" if one.scores else ""
+    return f"  {one.label}: {one.run.status.value}, {priced_as(one)}{score}"
 
 
 def _cells(one: Compared) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -50,9 +52,12 @@ Suffix = Annotated[
 ]
 
 
+SpecGiven: TypeAlias = "JobSpec | str | PathLike[str]"
+"""A spec, or the path of a spec file."""
+
+
 class JobSpec(Part):
-    """What to train. Raises `SpecError` (from `JobSpec.parse`) or `pydantic.ValidationError` when built
-    wrongly."""
+    """What to train. Raises `SpecError` when built wrongly."""
 
     model: str | dict[str, str] = Field(
         description="Canonical name (orchestrate models), a host's id, a hub id or a folder; "
@@ -248,6 +253,19 @@ class JobSpec(Part):
     def train_told(self) -> str:
         """The training data in one line: `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
         return self.train if isinstance(self.train, str) else " + ".join(file.told for file in self.train)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> JobSpec:
+        """Read a spec file, as the commands do: relative paths in it are taken from its folder. Raises
+        `SpecError` with the line of each mistake."""
+        from orchestrate.spec import specfile
+
+        return specfile.load(Path(path))
+
+    @classmethod
+    def of(cls, given: SpecGiven) -> JobSpec:
+        """Return the spec itself, or that of a file. Raises `SpecError`."""
+        return given if isinstance(given, JobSpec) else cls.load(given)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> JobSpec:

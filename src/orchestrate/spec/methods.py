@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from keyword import iskeyword
 from math import isfinite
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -17,13 +17,35 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationError,
     model_validator,
 )
 
 from orchestrate.core.amounts import MOST
+from orchestrate.errors import SpecError
+
+if TYPE_CHECKING:
+    _Part = BaseModel
+else:
+
+    class _ReadableErrors(type(BaseModel)):
+        """Raises `SpecError`, one readable line per mistake, where a part is built in Python. Parts inside
+        one that is read are not built by a call, so that their mistakes keep their place in it."""
+
+        def __call__(cls, *args, **values):
+            try:
+                return super().__call__(*args, **values)
+            except ValidationError as error:
+                from orchestrate.spec.mistakes import spec_errors  # which reads the parts
+
+                mistakes = spec_errors(error, cls)
+                raise SpecError(f"{cls.__name__} is not valid:", errors=mistakes) from None
+
+    class _Part(BaseModel, metaclass=_ReadableErrors):
+        pass
 
 
-class Part(BaseModel):
+class Part(_Part):
     """Frozen, and without fields that there are not."""
 
     model_config = ConfigDict(

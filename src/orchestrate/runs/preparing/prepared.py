@@ -66,7 +66,7 @@ class Offer:
             raise TranslationRefused(self.provider, refused, overrides=lines)
         if errors := [p for p in self.problems if p.severity is Severity.ERROR]:
             raise DataError(
-                f"the data is not fit for {self.provider}: {text.count(len(errors), 'error')}",
+                f"{self.provider} would refuse this: {text.count(len(errors), 'error')}",
                 problems=errors,
                 fix=f"orchestrate check --provider {self.provider}",
             )
