@@ -72,7 +72,7 @@ class OrchestrateError(Exception):
         self._added = (*self._added, note)
 
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What a traceback and a notebook show below the message: each problem, and the next step."""
         return [*self._more(), *([f"What to do: {self.fix}"] if self.fix else []), *self._added]
 
