@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel, ConfigDict, Field
 from tests import loopback
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known, random_adapter, serve
@@ -251,7 +252,7 @@ def parrot(folder: Path, said: str) -> Path:
         ({"messages": []}, "messages"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 5000}, "maximum context length is 1024 tokens"),
-        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"response_format": {"type": "regex"}}, "json_object"),
         ({"tool_choice": "required", "tools": []}, "tool_choice"),
         ({"extra_body": {"guided_regex": "a+"}}, "Unrecognized request argument supplied: guided_regex"),
         (
@@ -531,6 +532,47 @@ def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known,
         for name in ("nobody", "ci"):
             with pytest.raises(UsageError, match="no key is called"):
                 client_keys.revoke(store, name, by="me")
+
+
+class Order(BaseModel):
+    item: Literal["lamp", "chair"]
+    count: Annotated[int, Field(ge=1, le=9)]
+    model_config = ConfigDict(extra="forbid")
+
+
+@pytest.mark.slow
+def test_answers_come_in_the_form_that_was_asked_for(client: OpenAI) -> None:
+    """By the official client's own parsers, whole and as a stream, for an adapter that writes neither."""
+    assert "item" not in ask(client).choices[0].message.content
+    for model in ("one", BASE):
+        done = client.chat.completions.parse(
+            model=model, messages=QUESTION, response_format=Order, n=2, seed=7
+        )
+        assert all(choice.message.parsed for choice in done.choices)
+    form = {"type": "json_schema", "json_schema": {"name": "o", "schema": Order.model_json_schema()}}
+    whole = ask(client, response_format=form).choices[0].message.content
+    pieces = ask(client, response_format=form, stream=True)
+    assert Order.model_validate_json(whole)
+    assert "".join(c.choices[0].delta.content or "" for c in pieces if c.choices) == whole
+    schema = Order.model_json_schema()
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema}} for name in ("buy", "ask")
+    ]
+    for choice in ("required", {"type": "function", "function": {"name": "ask"}}):
+        done = ask(client, tools=tools, tool_choice=choice, max_tokens=80).choices[0]
+        [call] = done.message.tool_calls
+        assert done.finish_reason == "tool_calls" and Order.model_validate_json(call.function.arguments)
+        assert call.function.name == "ask" or choice == "required"
+    for wrong in (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "o"}}},
+        {"response_format": {"type": "grammar"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#/no"}}}},
+        {"tools": tools, "tool_choice": {"type": "function", "function": {"name": "none of them"}}},
+        {"tool_choice": "required"},
+    ):
+        with pytest.raises(openai.BadRequestError):
+            ask(client, **wrong)
+    assert ask(client).choices[0].message.content, "and it answers on"
 
 
 def test_models_that_do_not_go_together_are_refused_before_loading(known: Known, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from orchestrate.data.rows.examples import ChatMessage
 from orchestrate.errors import UsageError
+from orchestrate.local.answers.forms import Form, Forms, Held
 from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
 from orchestrate.local.answers.speech import Model, Speech
 from orchestrate.local.model import threads
@@ -23,10 +24,11 @@ from orchestrate.local.model.adapters.apart import changes_base
 from orchestrate.local.model.files import models
 from orchestrate.local.model.loading import add_adapter, load_adapter, pick_device
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
-from orchestrate.local.model.sampling.drawing import NO_MEMORY, NO_NUMBERS, Luck
+from orchestrate.local.model.sampling.drawing import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck
 
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
+    NO_FORM: "the schema takes too much work to keep {} to it: make it simpler",
     NO_NUMBERS: "{} gives no finite numbers: its weights are broken, or overflow here",
     NO_MEMORY: "this machine has not enough memory for {} to answer this prompt, even alone: shorten it",
 }
@@ -71,6 +73,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the likeliest tokens are told; `None` tells no log-probabilities."""
     stream: bool = False
     tells_ids: bool = False
+    form: Form | None = None
 
 
 class Refused(UsageError):
@@ -89,6 +92,7 @@ class Engine:
         self.folder = models.fetch(loading.base)
         self.models: dict[str, Model] = {}
         self._speeches: dict[int, Speech] = {}
+        self._forms: dict[str, Forms] = {}
         self._numbered = 0
         tuned = [Path(f) for f in loading.models.values() if not is_adapter(Path(f))]
         if tuned and len(loading.models) > 1:
@@ -146,6 +150,7 @@ class Engine:
         if self.batching.uses(found.adapter):
             raise UsageError(f"{name} is answering: try again when it has ended")
         del self.models[name]
+        self._forms.pop(name, None)
         if len(self.model.peft_config) > 1:
             others = [a for a in self.model.peft_config if a != found.adapter]
             self.batching.changing()
@@ -192,12 +197,13 @@ class Engine:
                 f"{wish.max_tokens or 1} were asked for",
                 "context_length_exceeded",
             )
+        held = None if wish.form is None else self._held(model, wish.form, prompt)
         rows = [
             Row(
                 wish.id,
                 model.adapter,
                 prompt,
-                self._luck(wish, n),
+                self._luck(wish, n, None if held is None else held.copy()),
                 room,
                 frozenset(model.sampler.stops),
                 model.sampler.others,
@@ -220,7 +226,15 @@ class Engine:
         rows[0].copies = rows[1:]
         return rows[0], speeches
 
-    def _luck(self, wish: Wish, n: int) -> Luck:
+    def _held(self, model: Model, form: Form, prompt: list[int]) -> Held:
+        try:
+            if model.name not in self._forms:
+                self._forms[model.name] = Forms(model.template, model.sampler.stops)
+            return self._forms[model.name].held(form, prompt)
+        except UsageError as error:
+            raise Refused(error.message, "unsupported_form") from error
+
+    def _luck(self, wish: Wish, n: int, held: Held | None) -> Luck:
         generator = torch.Generator()
         if wish.seed is None:
             generator.seed()
@@ -235,6 +249,7 @@ class Engine:
             bias={int(id): bias for id, bias in wish.logit_bias.items()},
             tops=wish.logprobs,
             generator=generator,
+            held=held,
         )
 
     def add(self, wish: Wish, prompt: list[int], send: Send) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from orchestrate.http.wire.bodies import HostError
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
 
 REFUSED = {
-    "response_format": "answers are not held to a format here; ask for it in the prompt and check what comes",
     "reasoning_effort": "the chat template decides how long the model thinks",
     "verbosity": "how long answers are is what the model was trained for; ask for it in the prompt",
     "modalities": "the model writes text only",
@@ -24,13 +23,11 @@ def chat_wish(asked: ChatRequest) -> dict[str, Any]:
         if value not in (None, ["text"]) and value != {"type": "text"}:
             raise HostError(400, f"{name} is not supported: {why}", param=name, code="unsupported_parameter")
     tools = None if asked.tool_choice == "none" else asked.tools
-    if asked.tool_choice not in (None, "auto", "none"):
-        raise HostError(
-            400,
-            "tool_choice takes auto or none here: a model cannot be made to call a tool",
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
+    calls = _required(asked.tool_choice, tools)
+    schema = None if calls else _schema(asked.response_format)
+    form = None
+    if calls or schema is not None:
+        form = {"schema": schema, "calls": calls or tools or None}
     tops = (asked.top_logprobs or 0) if asked.logprobs else None
     if asked.top_logprobs is not None and not asked.logprobs:
         raise HostError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
@@ -40,7 +37,44 @@ def chat_wish(asked: ChatRequest) -> dict[str, Any]:
         "tools": tools or None,
         "max_tokens": asked.max_completion_tokens or asked.max_tokens,
         "logprobs": tops,
+        "form": form,
     }
+
+
+def _schema(asked: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of the answer's JSON. Raises `HostError` 400."""
+    kind = "text" if asked is None else asked.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    given: dict[str, Any] = asked or {}
+    told: Any = given.get("json_schema") if kind == "json_schema" else None
+    schema: Any = cast("dict[str, Any]", told).get("schema") if isinstance(told, dict) else None
+    if not isinstance(schema, dict):
+        words = "it takes text, json_object, or json_schema with a name and a schema, which is an object"
+        raise HostError(400, words, param="response_format")
+    return cast("dict[str, Any]", schema)
+
+
+def _required(
+    choice: str | dict[str, Any] | None, tools: list[dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """The tools of which one has to be called. Raises `HostError` 400."""
+    if choice in (None, "auto", "none"):
+        return []
+    known = [tool for tool in tools or () if tool.get("type") == "function" and "name" in tool["function"]]
+    if choice != "required":
+        function: dict[str, Any] | None = choice.get("function") if isinstance(choice, dict) else None
+        if not isinstance(function, dict) or set(choice) - {"type", "function"}:  # type: ignore[arg-type]
+            words = 'it takes auto, none, required, or {"type": "function", "function": {"name": ...}}'
+            raise HostError(400, words, param="tool_choice", code="unsupported_parameter")
+        known = [tool for tool in known if tool["function"]["name"] == function.get("name")]
+    if not known:
+        raise HostError(
+            400, "tool_choice: the tool that is to be called is not among tools", param="tool_choice"
+        )
+    return known
 
 
 def completion_wishes(asked: CompletionRequest) -> list[dict[str, Any]]:

@@ -8,16 +8,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 NO_NUMBERS = "no_numbers"
 """The model gave none that are finite."""
+NO_FORM = "no_form"
+"""The form that the answer is held to took too much work."""
 NO_MEMORY = "no_memory"
 """The row does not fit into memory, even alone."""
 LEAST_TEMPERATURE = 1e-6
 """Below it the division overflows, and the likeliest token is as good as certain."""
+
+
+class Holds(Protocol):
+    """What an answer may go on with."""
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """[vocabulary]; what may not come next is -inf. Raises `ValueError` where that cannot be said."""
+        ...
+
+    def take(self, id: int) -> None:
+        """The token that was drawn."""
+        ...
 
 
 @dataclass
@@ -36,17 +51,21 @@ class Luck:
     """How many of the likeliest tokens are told beside the one drawn; `None` tells no log-probabilities."""
     generator: torch.Generator | None = None
     """`None`: random numbers are those of whoever draws, for all rows together."""
+    held: Holds | None = None
+    """To the form of the answer."""
 
     @property
     def shared(self) -> bool:
         """Whether the token is drawn together with those of other rows."""
         changed = self.presence or self.frequency or self.bias or self.top_k or self.top_p < 1
-        return self.generator is None and self.tops is None and not changed and bool(self.temperature)
+        own = self.generator is not None or self.tops is not None or self.held is not None
+        return not own and not changed and bool(self.temperature)
 
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is all that is wanted."""
-        return not (self.temperature or self.presence or self.frequency or self.bias) and self.tops is None
+        changed = self.temperature or self.presence or self.frequency or self.bias
+        return not changed and self.tops is None and self.held is None
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,15 @@ def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Draw
 def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> Drawn:
     """`logits`: [vocabulary]."""
     told = None if luck.tops is None else torch.log_softmax(logits, dim=-1)
-    id = _chosen(_changed(logits, luck, counts), luck)
+    changed = _changed(logits, luck, counts)
+    if luck.held is not None:
+        try:
+            changed = luck.held.allowed(changed)
+        except ValueError:
+            return Drawn(0, failed=NO_FORM)
+    id = _chosen(changed, luck)
+    if luck.held is not None:
+        luck.held.take(id)
     if told is None:
         return Drawn(id)
     tops: tuple[tuple[int, float], ...] = ()

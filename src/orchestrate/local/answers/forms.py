@@ -1,0 +1,300 @@
+"""Answers that are held to a form: JSON of a schema, or a call of a tool. Imports torch.
+
+Before each token `llguidance` says which tokens keep the answer within its grammar; of these one is drawn as
+ever. Thinking is free: the form begins behind it. A call is written as the chat template writes calls, which
+is learnt from a rendered one.
+"""
+
+# torch, transformers and llguidance describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os.path import commonprefix
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.errors import DataError, MissingExtra, UsageError
+from orchestrate.local.encoding.encoding import Template
+
+MOST_BYTES = 256_000
+"""Of the JSON of a form: compiling a larger one holds up everybody else's answers for seconds."""
+_NAME, _KEY, _VALUE, _KEY_2, _VALUE_2 = "zq1name", "zq2key", "zq3value", "zq4key", "zq5value"
+_ARGUMENTS = re.compile(rf'\{{\s*"{_KEY}"\s*:\s*"{_VALUE}"\s*\}}')
+_SPACE = "WS: /[ \\n]{1,4}/\n"
+_LAYOUT = {"whitespace_pattern": "[ \\n\\t\\r]{0,64}"}
+"""Between parts of JSON. Without an end a model may write blanks for ever."""
+_ANYTHING: dict[str, Any] = {"type": "object"}
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer has to be: JSON of `schema`, or a call of one of `calls`; with both, either."""
+
+    schema: dict[str, Any] | None = None
+    calls: list[dict[str, Any]] | None = None
+    """Tools, as the chat completions API has them."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a template writes around a call: before the name, behind it, and at the end. The arguments between
+    are one JSON object, or each is written apart: `opens` name `names` value `closes`."""
+
+    before: str
+    between: str
+    behind: str
+    apart: tuple[str, str, str] | None = None
+    """`opens`, `names`, `closes`."""
+
+
+class Forms:
+    """The forms of one model's answers. Safe to keep: nothing of an answer is in it."""
+
+    def __init__(self, template: Template, stops: Sequence[int]) -> None:
+        """`stops`: the tokens that end an answer. Raises `MissingExtra`, `UsageError`."""
+        try:
+            import llguidance
+            import llguidance.hf
+        except ImportError as error:
+            raise MissingExtra("local", "answers that are held to a form", "llguidance") from error
+        self._template, self._lib = template, llguidance
+        tokenizer = template.tokenizer
+        if not tokenizer.is_fast:
+            raise UsageError("with a slow tokenizer answers cannot be held to a form")
+        ends = [id for id in stops if id < len(tokenizer)]
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=ends)
+
+    def held(self, form: Form, prompt: Sequence[int]) -> Held:
+        """For one answer to this prompt. Raises `UsageError` for what cannot be held."""
+        if self._template.shape.around[0] or "<|message|>" in self._template.chats.source(None):
+            raise UsageError("this model writes marks around its answers: they cannot be held to a form")
+        rules = [_SPACE]
+        ways = [] if form.schema is None else [f"%json {self._json(form.schema)}"]
+        ways += [self._calling(tool["function"], n, rules) for n, tool in enumerate(form.calls or ())]
+        rules += [f"way{n}: {way}\n" for n, way in enumerate(ways)]
+        grammar = f"start: WS? ({' | '.join(f'way{n}' for n in range(len(ways)))})\n{''.join(rules)}"
+        compiled = self._lib.LLMatcher.grammar_from_lark(grammar)
+        matcher = self._lib.LLMatcher(self._tokens, compiled, log_level=0)
+        if matcher.is_error():
+            raise UsageError(_reason(matcher.get_error()))
+        asked = self._template.hub.decode(prompt[-64:]).rstrip()
+        pairs = [pair for pair in self._pairs if pair[2] in self._template.chats.source(None)]
+        within = next((closing for _, closing, opening in pairs if asked.endswith(opening)), None)
+        return Held(matcher, self._tokens.vocab_size, tuple((o, c) for o, c, _ in pairs), closing=within)
+
+    @cached_property
+    def _pairs(self) -> list[tuple[tuple[int, ...], tuple[int, ...], str]]:
+        """The tokens that open and close thinking, and what opens it as text."""
+        shape = self._template.shape
+        return [
+            (tuple(self._template.tokens(opening)[0]), tuple(self._template.tokens(closing)[0]), opening)
+            for opening, closing in shape.thinking
+        ]
+
+    def _json(self, schema: Mapping[str, Any]) -> str:
+        text = json.dumps({**schema, "x-guidance": _LAYOUT})
+        if len(text) > MOST_BYTES:
+            raise UsageError(f"a schema takes at most {MOST_BYTES:,} bytes")
+        return text
+
+    def _calling(self, function: Mapping[str, Any], number: int, rules: list[str]) -> str:
+        """One tool's way; `rules` gets those that it needs."""
+        parameters: dict[str, Any] = function.get("parameters") or _ANYTHING
+        call = self._call
+        head = self._literals(call.before + str(function["name"]) + call.between)
+        if call.apart is None:
+            parts = [f"%json {self._json(parameters)}"]
+        else:
+            parts = self._each(parameters, call.apart, number, rules)
+        return " ".join([*head, *parts, *self._literals(call.behind)])
+
+    def _each(
+        self, parameters: Mapping[str, Any], apart: tuple[str, str, str], number: int, rules: list[str]
+    ) -> list[str]:
+        """Arguments one by one, in the order of the schema, each there if it is required."""
+        opens, names, closes = apart
+        closing = self._literals(closes)
+        shared = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
+        parts: list[str] = []
+        for place, (name, schema) in enumerate(parameters.get("properties", {}).items()):
+            value, rule = f"value{number}_{place}", f"argument{number}_{place}"
+            end = closing
+            if schema.get("type") == "string" and "enum" not in schema:
+                # Up to what closes it. Where that is a token of its own, blanks before it are the text's.
+                tokens = [n for n, one in enumerate(closing) if one.startswith("<[")]
+                until = "" if tokens else f"[suffix={json.dumps(closes)}]"
+                rules.append(f"{value}{until}: /{_text(schema)}/\n")
+                end = closing[tokens[0] :] if tokens else []
+            elif schema.get("type") == "string":
+                rules.append(f"{value}: {' | '.join(json.dumps(str(one)) for one in schema['enum'])}\n")
+            else:
+                rules.append(f"{value}: %json {self._json({**shared, **schema})}\n")
+            rules.append(f"{rule}: {' '.join([*self._literals(opens + name + names), value, *end])}\n")
+            parts.append(rule if name in parameters.get("required", ()) else f"{rule}?")
+        return parts
+
+    @cached_property
+    def _call(self) -> Call:
+        """Raises `UsageError` where it is not known how the template writes calls."""
+        one = self._shown({_KEY: _VALUE})
+        before, named, after = one.partition(_NAME)
+        if not named or _NAME in after:
+            raise _unlike()
+        if len(found := list(_ARGUMENTS.finditer(after))) == 1:
+            return Call(before.lstrip(), after[: found[0].start()], after[found[0].end() :].rstrip())
+        two = self._shown({_KEY: _VALUE, _KEY_2: _VALUE_2}).partition(_NAME)[2]
+        try:
+            head, names, behind = _cut(after, _KEY, _VALUE)
+            head_2, names_2, rest = _cut(two, _KEY, _VALUE)
+            between, names_3, behind_2 = _cut(rest, _KEY_2, _VALUE_2)
+        except ValueError:
+            raise _unlike() from None
+        common = commonprefix([between, behind])  # noqa: RUF071  of texts
+        closes = common[: max(common.rfind(">"), common.rfind("\n")) + 1]
+        opens = between[len(closes) :]
+        if head != head_2 or not names == names_2 == names_3 or behind != behind_2:
+            raise _unlike()
+        if not (closes and opens and names and head.endswith(opens)):
+            raise _unlike()
+        behind = behind[len(closes) :].rstrip()
+        return Call(before.lstrip(), head.removesuffix(opens), behind, (opens, names, closes))
+
+    def _shown(self, arguments: Mapping[str, str]) -> str:
+        """A call as the template writes it, without what ends the turn."""
+        call = ToolCall(id="call_0", function=FunctionCall(name=_NAME, arguments=json.dumps(arguments)))
+        each = {name: {"type": "string", "description": "A key."} for name in arguments}
+        function = {
+            "name": _NAME,
+            "description": "A.",
+            "parameters": {"type": "object", "properties": each, "required": list(each)},
+        }
+        tools = [{"type": "function", "function": function}]
+        user = ChatMessage(role="user", content="q")
+        calling = ChatMessage(role="assistant", content="", tool_calls=[call])
+        chats = self._template.chats
+        try:
+            prompt = chats.prompt([user], tools)
+            shown = chats.rendered([user, calling], tools)
+        except DataError:
+            raise _unlike() from None
+        for opening, _ in self._template.shape.thinking:
+            prompt = prompt.rstrip().removesuffix(opening) if prompt.rstrip().endswith(opening) else prompt
+        if not shown.text.startswith(prompt) or not shown.turns[-1].spans:
+            raise _unlike()
+        said = shown.text[len(prompt) : shown.turns[-1].spans[-1][1]].rstrip()
+        while mark := next((m for m in self._template.shape.ends if m and said.endswith(m)), ""):
+            said = said.removesuffix(mark).rstrip()
+        for opening, closing in self._template.shape.thinking:  # empty thinking is left out
+            if said.startswith(opening):
+                said = said.partition(closing)[2].lstrip()
+        return said
+
+    def _literals(self, text: str) -> list[str]:
+        """As a grammar has them: tokens that the tokenizer never writes with others are named by their id."""
+        added = {str(token): id for id, token in self._template.tokenizer.added_tokens_decoder.items()}
+        if not added:
+            return [json.dumps(text)] if text else []
+        pieces = re.split("(" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + ")", text)
+        return [f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece]
+
+
+def _unlike() -> UsageError:
+    return UsageError("how this model's chat template writes calls is not known here, so none can be forced")
+
+
+def _text(schema: Mapping[str, Any]) -> str:
+    """The regular expression of a text that is not written as JSON. Raises `UsageError`."""
+    pattern = str(schema.get("pattern", ""))
+    if pattern:
+        if not (pattern.startswith("^") and pattern.endswith("$")):
+            raise UsageError("here a pattern has to describe the whole text: ^...$")
+        return pattern[1:-1].replace("/", "\\/")
+    least, most = int(schema.get("minLength", 0)), schema.get("maxLength", "")
+    return f"(?s:.{{{least},{most}}})"
+
+
+def _cut(text: str, key: str, value: str) -> tuple[str, str, str]:
+    """What stands before a key, between it and its value, and behind that. Raises `ValueError`."""
+    if text.count(key) != 1 or text.count(value) != 1:
+        raise ValueError
+    before, _, rest = text.partition(key)
+    between, found, behind = rest.partition(value)
+    if not found:
+        raise ValueError
+    return before, between, behind
+
+
+def _reason(told: str) -> str:
+    """Without the place in a grammar that nobody wrote."""
+    first = told.partition("\n   1 |")[0].strip()
+    return re.sub(r"^at \d+\(\d+\): ", "", " ".join(first.split()))[:600]
+
+
+@dataclass
+class Held:
+    """One answer on its way."""
+
+    _matcher: Any
+    _vocabulary: int
+    _thinking: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    """Of each kind of thinking what opens and what closes it."""
+    closing: tuple[int, ...] | None = None
+    """What ends the thinking that is under way."""
+    _ids: list[int] = field(default_factory=list[int])
+    _opening: tuple[int, ...] = ()
+    """What is left of what opens thinking."""
+
+    def copy(self) -> Held:
+        return Held(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """[vocabulary]; what may not come next is -inf. Raises `ValueError` where the form is too much."""
+        if self.closing is not None and not self._opening:
+            return logits
+        kept = torch.zeros(logits.shape[0], dtype=torch.bool)
+        if self._opening:
+            kept[self._opening[0]] = True
+        else:
+            kept[: self._vocabulary] = self._mask()[: len(kept)]
+            if not self._ids:
+                for opening, _ in self._thinking:
+                    kept[opening[0]] = True
+        return logits.masked_fill(~kept, float("-inf"))
+
+    def _mask(self) -> Tensor:
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+        bits = allocate_token_bitmask(1, self._vocabulary)
+        fill_next_token_bitmask(self._matcher, bits)
+        if self._matcher.is_error():
+            raise ValueError(_reason(self._matcher.get_error()))
+        words = torch.from_numpy(bits[0])
+        each = (words.unsqueeze(1) >> torch.arange(32, dtype=torch.int32)) & 1
+        return each.flatten()[: self._vocabulary].bool()
+
+    def take(self, id: int) -> None:
+        """The token that was drawn."""
+        self._ids.append(id)
+        if self._opening:
+            self._opening = self._opening[1:]
+            return
+        if self.closing is not None:
+            if tuple(self._ids[-len(self.closing) :]) == self.closing:
+                self.closing, self._thinking = None, ()
+            return
+        if len(self._ids) == 1:
+            for opening, closing in self._thinking:
+                if opening[0] == id:
+                    self._opening, self.closing = opening[1:], closing
+                    return
+        self._matcher.consume_token(id)
