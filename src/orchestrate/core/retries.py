@@ -21,7 +21,7 @@ class Configured(Protocol):
 class Retry:
     """How long one call may try. Waits are exponential with full jitter, `first_s` to `longest_s`; a host's
     `Retry-After` is kept when it fits into what is left of the budget, otherwise the error is raised at
-    once."""
+    once. A first try that took longer than the budget, as an upload may, is followed by one more."""
 
     attempts: int = 6
     budget_s: float = 60.0
@@ -42,9 +42,9 @@ class Retry:
     ) -> T:
         """Calls until it succeeds, a `ProviderError` is not `retryable`, the budget is spent, or `ended` says
         that no other try is wanted."""
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
-        stop = stop_after_attempt(self.attempts) | stop_before_delay(self.budget_s)
+        stop = stop_after_attempt(self.attempts) | self._over
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, ProviderError) and e.retryable),
             wait=self._wait,
@@ -53,6 +53,10 @@ class Retry:
             reraise=True,
         )
         return retrying(call)
+
+    def _over(self, state: Any) -> bool:
+        tried = state.seconds_since_start if state.attempt_number > 1 else 0.0
+        return tried + state.upcoming_sleep >= self.budget_s
 
     def _wait(self, state: Any) -> float:
         from tenacity import wait_random_exponential

@@ -247,8 +247,12 @@ def _reason(error: BaseException) -> str:
     )
 
 
+_LONGEST_PAGE = 8_000
+"""Characters of a page that are read for its words: the pattern takes the square of them."""
+
+
 def _strip_tags(text: str) -> str:
-    return " ".join(re.sub(r"(?s)<(script|style).*?</\1>|<[^>]*>", " ", text).split())
+    return " ".join(re.sub(r"(?s)<(script|style).*?</\1>|<[^>]*>", " ", text[:_LONGEST_PAGE]).split())
 
 
 def _short(text: str, limit: int = 600) -> str:
