@@ -179,7 +179,8 @@ class Files:
                 raise HostError(422, f"'{purpose}' is not one of {list(TAKEN)} - 'purpose'", param="purpose")
             known_only(form, ("file", "purpose", _ANCHOR, _SECONDS))
             name, expires = upload.filename or "file", _expiry(form)
-            require_file(name, str(purpose), upload.size)
+            if upload.size == 0:
+                raise HostError(422, "The file is empty", param="file", code="file_empty")
 
             def keep() -> dict[str, Any]:
                 with self.contents.draft([upload.file], MAX_FILE) as draft:
@@ -278,15 +279,6 @@ class Files:
         return job, showing.result_content(self._store.history.metrics(run.id))
 
 
-def require_file(name: str, purpose: str, size: int | None) -> None:
-    """Before anything of it is kept. Raises `HostError` 422."""
-    if size == 0:
-        raise HostError(422, "The file is empty", param="file", code="file_empty")
-    if purpose == "fine-tune" and not name.endswith(".jsonl"):
-        told = f"Invalid extension of {name!r}. Supported formats: ['jsonl']"
-        raise HostError(422, told, param="file")
-
-
 def _expiry(form: Any) -> ExpiresAfter | None:
     told = {"anchor": form.get(_ANCHOR), "seconds": form.get(_SECONDS)}
     return None if told == dict.fromkeys(told) else parse(ExpiresAfter, told)
@@ -322,7 +314,6 @@ class Uploads:
         asked = parse(CreateUpload, call.body)
         if asked.purpose not in TAKEN:
             raise HostError(422, f"'{asked.purpose}' is not one of {list(TAKEN)}", param="purpose")
-        require_file(asked.filename, asked.purpose, None)
         id = f"upload_{secrets.token_hex(12)}"
         made = objects.upload(id, asked.filename, asked.purpose, asked.bytes, self._files.now())
         expires = {"expires_after": asked.expires_after.model_dump()} if asked.expires_after else {}

@@ -70,9 +70,6 @@ class OpenAIFiles:
         if size == 0:
             self.files.path(id).unlink()
             raise HostError(400, "The file is empty", param="file", code="file_empty")
-        if purpose == "fine-tune" and not name.endswith(".jsonl"):
-            self.files.path(id).unlink()
-            raise HostError(400, f"Invalid extension of {name!r}. Supported formats: ['jsonl']", param="file")
         return self.files.add(id, name, purpose, size)
 
     def render(self, file: StoredFile) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from orchestrate.http.wire.bodies import Body
 
+JSONL = ("text/jsonl", "application/jsonl", "application/x-ndjson")
 ERRORS = (
     "formula_parse_error",
     "invalid_variable_error",
@@ -160,8 +161,8 @@ class CreateUpload(Body):
 
     @model_validator(mode="after")
     def _type_of_the_purpose(self) -> CreateUpload:
-        if self.purpose == "fine-tune" and self.mime_type != "text/jsonl":
-            raise ValueError("mime_type of files for fine-tune must be text/jsonl")
+        if self.purpose == "fine-tune" and self.mime_type not in JSONL:
+            raise ValueError(f"mime_type of files for fine-tune is one of {JSONL}")
         return self
 
 
