@@ -33,6 +33,8 @@ def host() -> Iterator[ChatHost]:
         if body["model"] == "moving":
             asked = sum(sent["model"] == "moving" for sent in found.bodies)
             return said if asked <= 120 else "other"
+        if body["model"] == "strict":
+            return said if int(said) % 2 else 400
         if body["model"] == "shy":
             return 400 if said == "4" else said
         return HOSTILE if body["model"] == "rude" else said
@@ -129,6 +131,36 @@ def test_too_few_rows_are_said_to_be_too_few(cli: Cli, host: ChatHost, rows: str
     assert aim.json["verdicts"][0]["decision"] == "do not ship"
     none = cli("eval", "--test", rows, *models(host, "good"), "--gate")
     assert none.code == 1 and "no verdict" in none.err
+
+
+@pytest.mark.slow
+def test_nothing_ships_for_the_questions_that_its_rival_was_refused(
+    cli: Cli, host: ChatHost, rows: str
+) -> None:
+    asked = ("eval", "--test", rows, *models(host, "good", "strict"), "--against", f"{host.url}=strict")
+    told = cli(*asked, "--limit", "12", "--gate", "--json")
+    [verdict] = told.json["verdicts"]
+    assert told.code == 1 and verdict["decision"] == "not enough evidence"
+    assert told.json["differences"][0]["gained"] == 6
+
+
+def test_a_model_has_the_name_that_it_is_given(cli: Cli, host: ChatHost, rows: str) -> None:
+    asked = (
+        "eval",
+        "--test",
+        rows,
+        "--limit",
+        "3",
+        "--model",
+        f"{host.url}=good as new",
+        *models(host, "bad"),
+    )
+    told = cli(*asked, "--against", "bad", "--json")
+    assert told.code == 0, told.err
+    assert [c["name"] for c in told.json["contenders"]] == ["new", f"{host.url}=bad"]
+    assert told.json["verdicts"][0]["contender"] == "new"
+    same = cli(*asked, "--against", "new", "--json").json
+    assert same["against"] == "new" and same["contenders"][0]["model"] == "good"
 
 
 @pytest.mark.slow

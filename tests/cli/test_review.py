@@ -231,6 +231,36 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
             reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True))
 
 
+def test_nobody_knows_the_sides_beforehand(run_id: str, tmp_path: Path) -> None:
+    """Who knows the tool, the rows and the rater's name can't tell whose answer stands left."""
+    with Orchestrator(config.load(home=tmp_path / "home")) as ft:
+        made = [reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True)).review for _ in range(4)]
+        assert len({review.seed for review in made}) == 4
+        chosen = reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True, seed=7)).review
+        assert chosen.seed == 7
+        assert reviewing.opened(ft, [run_id]).review.id == chosen.id, "without a seed any of them goes on"
+        again = reviewing.opened(ft, [run_id], reviewing.ReviewOrder(seed=made[0].seed)).review
+        assert again.id == made[0].id
+
+
+def test_models_that_were_not_trained_here_are_rated(cli: Cli, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "one"}]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    with chat_host() as host:
+        host.writes = lambda _, body: str(body["model"])
+        models = [word for name in ("one", "two") for word in ("--model", f"{host.url}={name}")]
+        found = cli("eval", "--test", "t.jsonl", *models, "--json").json
+    asked = ("review", "--evaluation", found["id"])
+    assert cli(*asked, "--results").code == 2
+    sheet = cli(*asked, "--export", "sheet.csv", "--rater", "ann", "--json")
+    assert (sheet.code, sheet.json["rows"]) == (0, 1), sheet.err
+    assert cli(*asked, "--results", "--json").json["review"]["contenders"] == [
+        f"{host.url}={name}" for name in ("one", "two")
+    ]
+    wrong = cli("review", "--evaluation", "eval-none", "--plan")
+    assert wrong.code == 2 and "no evaluation eval-none" in wrong.err
+
+
 def test_people_are_planned(cli: Cli, run_id: str) -> None:
     shown = cli("review", "--plan", "--detect", "0.65")
     assert shown.code == 0 and "ratings in all" in shown.out and "assumed" in shown.err

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -103,6 +104,15 @@ def test_what_was_kept_is_probed_and_too_little_stops_a_build(
     assert (own["probe"], own["decision"], own["tuned"]["value"]) == ("own", "inconclusive", 1)
     assert any("general-text was left out: it needs log-probabilities" in n for n in told.json["notes"])
     assert "(sandbox)" in told.json["tuned"]["served_by"] and "3 questions" in told.err
+    wrong = cli(*asked, "-o", "r.pdf", cwd=project, **host)
+    assert wrong.code == 2 and "ends in none of" in wrong.err
+    assert cli(*asked, "-o", "r.md", "--junit", "r.xml", cwd=project, **host).code == 1
+    assert "| own | inconclusive |" in (project / "r.md").read_text()
+    suite = ElementTree.parse(project / "r.xml").getroot()
+    assert (suite.attrib["tests"], suite.attrib["errors"]) == ("1", "1")
+    for form in ("html", "txt", "json"):
+        assert cli(*asked, "-o", f"r.{form}", cwd=project, **host).code == 1
+        assert "own" in (project / f"r.{form}").read_text()
     shown = cli(*asked, "--margin", "1", cwd=project, **host)
     assert shown.code == 0 and "kept" in shown.out and "3 answered before" in shown.err
     assert "arithmetic" in cli("regress", "--list").out

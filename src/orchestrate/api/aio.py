@@ -247,7 +247,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
         """As `Orchestrator.regress`."""
         return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
 
-    async def review(self, runs: Sequence[AsyncRunHandle | RunHandle | str] | str, **order: Any) -> Desk:
+    async def review(self, runs: Sequence[AsyncRunHandle | RunHandle | str] | str = (), **order: Any) -> Desk:
         """As `Orchestrator.review`."""
         given = runs if isinstance(runs, str) else [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.review(given, **order))

@@ -353,8 +353,10 @@ class Orchestrator(Workspace):
         return evaluate_runs(self, runs, EvaluationOrder(test=test, metrics=metrics, **order))
 
     def evaluations(self, run_id: str) -> Listing[Evaluation]:
-        """Those of one run, oldest first."""
-        return Listing(self.store.history.evaluations(run_id))
+        """Return the evaluations of one run, oldest first. Verdicts join what is known of the run today."""
+        from orchestrate.runs.evaluation import verdicts
+
+        return Listing(verdicts.evaluations(self, run_id))
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
         """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields
@@ -392,8 +394,9 @@ class Orchestrator(Workspace):
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
-    def review(self, runs: Sequence[RunHandle | str] | str, **order: Any) -> Desk:
-        """What people are to rate: answers of runs, or a review by its id; made where there is none such yet.
+    def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> Desk:
+        """What people are to rate: answers of runs, of an `evaluation` by its id, or a review by its id; made
+        where there is none such yet.
         `orchestrate.runs.evaluation.reviewing.serving` puts it on a page. `order`: the fields of
         `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
         from orchestrate.runs.evaluation import reviewing

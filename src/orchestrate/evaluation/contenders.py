@@ -237,3 +237,17 @@ def renamed(candidate: Candidate, name: str) -> Candidate:
         contender=replace(candidate.contender, name=name),
         respondent=dataclasses.replace(candidate.respondent, name=name),
     )
+
+
+def aliased(written: str) -> tuple[str, str | None]:
+    """Split `MODEL as NAME`."""
+    model, _, name = written.rpartition(" as ")
+    return (model.strip(), name.strip()) if model.strip() and name.strip() else (written, None)
+
+
+def called(written: str, names: Sequence[str]) -> list[str]:
+    """Find contenders by name, by its beginning, or by the model at the end of an address."""
+    for fits in (str.__eq__, str.startswith, lambda name, end: name.endswith(f"={end}")):
+        if found := [name for name in names if fits(name, written)]:
+            return found
+    return []

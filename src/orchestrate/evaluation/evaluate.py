@@ -25,7 +25,7 @@ from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, points, require_decidable, verdicts
 from orchestrate.paid.asking import Asking
 from orchestrate.paid.journal import Unaccounted
-from orchestrate.text import money
+from orchestrate.text import count, money
 from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
@@ -95,9 +95,9 @@ def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: As
     price, expected, high = candidate.respondent.price, Decimal(0), Decimal(0)
     if price is not None:
         missing = [(q, items[i // samples]) for i, q in enumerate(questions) if q.digest not in kept]
-        count = batch_counter("o200k_base")
-        prompts = count(["\n".join(m.content for m in q.messages) for q, _ in missing])
-        answers = count([item.expected for _, item in missing])
+        tokens_of = batch_counter("o200k_base")
+        prompts = tokens_of(["\n".join(m.content for m in q.messages) for q, _ in missing])
+        answers = tokens_of([item.expected for _, item in missing])
         for prompt, answer in zip(prompts, answers, strict=True):
             expected += price(prompt, min(answer, candidate.respondent.max_tokens))
             high += price(prompt, candidate.respondent.max_tokens)
@@ -131,6 +131,8 @@ class Terms:
     sampling: Sampling
     rivals: Mapping[str, str]
     demand: Demand
+    parity: bool = False
+    """Whether the rival is the model that is to be replaced."""
 
 
 def require_terms(terms: Terms) -> None:
@@ -160,9 +162,10 @@ def evaluate(
         sides.append(Side(candidate.contender.name, answers))
         questions = candidate.questions(items, samples)
         contenders.append(_counted(candidate, flat, asking.lost(candidate.respondent, questions)))
-    scored = scoring.score(items, sides, terms.metrics, terms.rivals)
+    names, references = judged(contenders, terms.rivals)
+    beside = [(name, other) for name in names for other in references]
+    scored = scoring.score(items, sides, terms.metrics, terms.rivals, beside)
     first = terms.metrics[0].used
-    names = [c.name for c in contenders if c.kind != "base" and c.name not in terms.rivals.values()]
     rivals = set(terms.rivals.values())
     write_items(items_file, scored.answered)
     lost = asking.purse.lost()
@@ -182,16 +185,28 @@ def evaluate(
         cluster=subject.cluster,
         clusters=len({item.cluster or item.id for item in items}) if subject.cluster else None,
         confusions=scored.confusions,
-        verdicts=tuple(verdicts(first, scored.measures, scored.differences, terms.demand, names)),
+        verdicts=tuple(
+            verdicts(first, scored.measures, scored.differences, terms.demand, names, scored.both_answered)
+        ),
+        parity=terms.parity,
         items_file=str(items_file),
         notes=(
             *subject.notes,
             *_quantization_cost(first, scored.differences, contenders),
+            *_references(first, scored.beside),
             *_notes(contenders, sides),
             *_judges([m.used for m in terms.metrics]),
             *([str(lost)] if lost else ()),
         ),
     )
+
+
+def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Who gets a verdict, and who is a reference: beside tuned models any other model is one."""
+    models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
+    tuned = [c.name for c in models if c.kind == "tuned"]
+    others = [c.name for c in models if c.kind != "tuned"]
+    return (tuned, others) if tuned else (others, [])
 
 
 def with_likelihood(
@@ -282,6 +297,17 @@ def _quantization_cost(
                 f"({points(metric, score.low)} to {points(metric, score.high)}) in {metric.name} "
                 f"against {other.name} ({other.precision}), without any training"
             )
+
+
+def _references(metric: MetricUsed, beside: Sequence[Difference]) -> Iterator[str]:
+    """How each tuned model stands to the models that were asked for reference."""
+    for apart in beside:
+        score = apart.score
+        yield (
+            f"{apart.contender} against {apart.against}, for reference: {metric.name} "
+            f"{points(metric, score.value)} ({points(metric, score.low)} to {points(metric, score.high)}, "
+            f"{count(score.n, 'row')})"
+        )
 
 
 _CUT = "cut at the most tokens of an answer (--max-tokens)"

@@ -29,6 +29,10 @@ class Scored:
     differences: tuple[Difference, ...]
     confusions: tuple[Confusion, ...]
     answered: tuple[Answered, ...]
+    both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
+    """By contender: the first metric's difference on the items that its rival answered, where the rival got
+    no answer to some."""
+    beside: tuple[Difference, ...] = ()
 
 
 def score(
@@ -36,9 +40,11 @@ def score(
     sides: Sequence[Side],
     metrics: Sequence[Metric | PairMetric],
     rivals: Mapping[str, str],
+    references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
     """Scores of every side in every metric, and the difference of each to its rival, where it has one. The
-    first metric is the one that counts: see `_corrected`."""
+    first metric is the one that counts: see `_corrected`. `references` names two sides each whose
+    difference in it is given too."""
     columns: dict[tuple[str, str], Column] = {}
     theirs: dict[tuple[str, str], Column] = {}
     for metric in metrics:
@@ -70,12 +76,53 @@ def score(
                     rival = theirs.get(key) or columns[against, metric.used.name]
                     difference = column.difference(rival, places, side.name, against)
                     differences.append(replace(difference, slice=slice))
+    first = metrics[0].used.name
+    measured = _Measured(
+        first,
+        {side: column for (side, metric), column in columns.items() if metric == first},
+        {side: column for (side, metric), column in theirs.items() if metric == first},
+    )
     return Scored(
         tuple(measures),
-        tuple(_corrected(differences, metrics[0].used.name)),
+        tuple(_corrected(differences, first)),
         tuple(_confusions(items, sides, metrics)),
         tuple(_answered(items, sides, metrics, columns)),
+        _both_answered(measured, differences, sides),
+        tuple(
+            columns[one, first].difference(columns[other, first], groups[""], one, other)
+            for one, other in references
+            if (one, first) in columns and (other, first) in columns and isinstance(metrics[0], Metric)
+        ),
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The columns of the first metric."""
+
+    name: str
+    own: Mapping[str, Column]
+    theirs: Mapping[str, Column]
+
+
+def _both_answered(
+    measured: _Measured, differences: Sequence[Difference], sides: Sequence[Side]
+) -> dict[str, Difference]:
+    """See `Scored.both_answered`; corrected over the contenders like the differences on all items."""
+    whole = [d for d in differences if d.metric == measured.name and not d.slice]
+    answers = {side.name: side.answers for side in sides}
+    found: dict[str, Difference] = {}
+    for d in whole:
+        given = [all(a.error is None for a in own) for own in answers[d.against]]
+        if not all(given):
+            rival = measured.theirs.get(d.contender) or measured.own[d.against]
+            places = [i for i, there in enumerate(given) if there]
+            found[d.contender] = measured.own[d.contender].difference(rival, places, d.contender, d.against)
+    corrected = statistics.holm([found.get(d.contender, d).p_value or 0.0 for d in whole])
+    for d, p in zip(whole, corrected, strict=True):
+        if d.contender in found:
+            found[d.contender] = replace(found[d.contender], p_corrected=p)
+    return found
 
 
 @dataclass(frozen=True)

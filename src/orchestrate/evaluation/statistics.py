@@ -294,19 +294,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def wider(score: Score, intervals: int) -> Score:
-    """A 95% interval widened so that all of so many hold together with 95% (Bonferroni)."""
-    if intervals <= 1:
-        return score
-    z = _z(intervals)
+def exact(right: int, n: int, tail: float) -> Score:
+    """Clopper and Pearson's interval of a proportion: it misses on each side in at most `tail` of cases."""
+    if n == 0:
+        return Score(value=0.0, low=0.0, high=1.0, n=0)
+    low = _quantile(tail, right, n - right + 1) if right else 0.0
+    high = 1 - _quantile(tail, n - right, right + 1) if right < n else 1.0
+    return Score(value=right / n, low=low, high=high, n=n)
+
+
+def _quantile(p: float, a: float, b: float) -> float:
+    """Of the beta distribution."""
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta(middle, a, b) < p else (low, middle)
+    return low
+
+
+def decisive(score: Score, intervals: int) -> Score:
+    """The interval to decide by: all of so many hold together with 95% (Bonferroni), and that of a
+    proportion is exact, as Wilson's misses more often than it says near 0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
-        return wilson(right, score.n, z)
-    return _scaled(score, z / Z)
+        return exact(right, score.n, 0.025 / max(1, intervals))
+    return score if intervals <= 1 else _scaled(score, _z(intervals) / Z)
 
 
 def wider_difference(difference: Difference, intervals: int) -> Score:
-    """As `wider`, for a difference of two contenders."""
+    """As `decisive`, for a difference of two contenders."""
     score = difference.score
     if intervals <= 1:
         return score

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec.structs import replace
+
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.statistics import REACH, standard_error, wider, wider_difference
+from orchestrate.evaluation.statistics import REACH, decisive, standard_error, wider_difference
 from orchestrate.text import count
 from orchestrate.types import Difference, Measure, MetricUsed, Score, Verdict
 
@@ -52,8 +54,13 @@ def verdicts(
     differences: Sequence[Difference],
     demand: Demand,
     contenders: Sequence[str],
+    answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
-    """One for each contender of which something can be asked: a target, or a rival."""
+    """Decide for each contender that has a rival or a target to reach.
+
+    `answered` has the difference of a contender on the questions that its rival answered, where the rival
+    was refused some: nobody may ship for those alone.
+    """
     if metric.better == "neither":
         return []
     asked: dict[str, tuple[list[Measure], list[Difference]]] = {}
@@ -65,57 +72,89 @@ def verdicts(
     found: list[Verdict] = []
     for name, (mine, apart) in asked.items():
         parts = [
-            _of_target(metric, wider(m.score, len(asked)), demand.target, len(asked))
+            _of_target(metric, decisive(m.score, len(asked)), demand.target, len(asked))
             for m in mine
             if demand.target is not None
         ]
-        parts += [_of_rival(metric, d, demand.margin, len(asked)) for d in apart]
+        for d in apart:
+            part = _of_rival(metric, d, demand.margin, len(asked))
+            if part.decision == "ship" and answered and name in answered:
+                part = _without_refused(part, d, _of_rival(metric, answered[name], demand.margin, len(asked)))
+            parts.append(part)
         found.append(_joined(metric, name, parts))
     return found
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
+    """One thing that a verdict goes by."""
+
     decision: Decision
     reason: str
     rows: int | None = None
 
 
-def _joined(metric: MetricUsed, name: str, parts: Sequence[_Part]) -> Verdict:
+_WORST_FIRST: tuple[Decision, ...] = ("do not ship", "not enough evidence", "ship")
+
+
+def with_parts(verdict: Verdict, parts: Sequence[Part]) -> Verdict:
+    """Join a verdict with what else is known of the same model. The worst decision holds."""
+    new = [part for part in parts if part.reason not in verdict.reasons]
+    given = {verdict.decision, *(part.decision for part in new)}
+    decision: Decision = next(one for one in _WORST_FIRST if one in given)
+    rows = None if decision != verdict.decision else verdict.rows_needed
+    return replace(
+        verdict,
+        decision=decision,
+        reasons=(*verdict.reasons, *(part.reason for part in new)),
+        rows_needed=rows,
+    )
+
+
+def _without_refused(part: Part, whole: Difference, answered: Part) -> Part:
+    """The part, unless it ships only by what the rival did not answer."""
+    missing = f"{whole.against} got no answer to some of these questions"
+    if answered.decision == "ship":
+        return Part("ship", f"{part.reason}; {missing}, and without them too: {answered.reason}")
+    why = f"{part.reason}, but {missing}, and without them it is not: {answered.reason}"
+    return Part("not enough evidence", why, answered.rows)
+
+
+def _joined(metric: MetricUsed, name: str, parts: Sequence[Part]) -> Verdict:
     reasons = tuple(part.reason for part in parts)
     if metric.unfit is not None:
         why = f"no verdict may go by {metric.name}: {metric.unfit}"
         return Verdict(contender=name, decision="not enough evidence", reasons=(why, *reasons))
-    order: tuple[Decision, ...] = ("do not ship", "not enough evidence", "ship")
     given = {part.decision for part in parts}
-    decision: Decision = next(one for one in order if one in given)
+    decision: Decision = next(one for one in _WORST_FIRST if one in given)
     needed = [part.rows for part in parts if part.decision == "not enough evidence"]
     known = decision == "not enough evidence" and all(n is not None for n in needed)
     rows = max((n for n in needed if n is not None), default=None) if known else None
     return Verdict(contender=name, decision=decision, reasons=reasons, rows_needed=rows)
 
 
-def _of_target(metric: MetricUsed, score: Score, target: float | None, contenders: int) -> _Part:
+def _of_target(metric: MetricUsed, score: Score, target: float | None, contenders: int) -> Part:
     wanted = target or 0.0
     rows_read = f"{count(score.n, 'row')}{_corrected_for(contenders)}"
     said = f"{metric.name} {shown(metric, score.value)} ({_span(metric, score)}, {rows_read})"
     goal = f"the target {shown(metric, wanted)}"
     low, high = _good_side(metric, score, wanted)
     if low >= 0:
-        return _Part("ship", f"{said} reaches {goal}")
+        return Part("ship", f"{said} reaches {goal}")
     if high < 0:
-        return _Part("do not ship", f"{said} does not reach {goal}")
-    rows = _rows(score, wanted)
-    return _Part("not enough evidence", f"{said} is not clearly on one side of {goal}{_more(rows)}", rows)
+        return Part("do not ship", f"{said} does not reach {goal}")
+    rows = rows_to_decide(score, wanted)
+    return Part("not enough evidence", f"{said} is not clearly on one side of {goal}{_more(rows)}", rows)
 
 
 def _corrected_for(contenders: int) -> str:
     return f", corrected for {contenders} contenders" if contenders > 1 else ""
 
 
-def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contenders: int) -> _Part:
+def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contenders: int) -> Part:
     # Without a margin the test decides, which is corrected for the number of contenders.
-    score = difference.score if margin == 0 else wider_difference(difference, contenders)
+    held = wider_difference(difference, contenders)
+    score = difference.score if margin == 0 else held
     corrected = "" if margin == 0 else _corrected_for(contenders)
     sign = -1 if metric.better == "lower" else 1
     said = (
@@ -128,11 +167,11 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contend
     better = difference.shown and score.value * sign > 0 if margin == 0 else low > 0
     worse = difference.shown and score.value * sign < 0 if margin == 0 else high < 0
     if better:
-        return _Part("ship", f"{said}: it {_wish(metric, margin, 'is')}")
+        return Part("ship", f"{said}: it {_wish(metric, margin, 'is')}")
     if worse:
-        return _Part("do not ship", f"{said}: it {_wish(metric, margin, 'is not')}")
-    rows = _rows(score, sign * margin)
-    return _Part(
+        return Part("do not ship", f"{said}: it {_wish(metric, margin, 'is not')}")
+    rows = rows_to_decide(held, sign * margin)
+    return Part(
         "not enough evidence",
         f"{said}: it is not shown that it {_wish(metric, margin, 'is')}{_more(rows)}",
         rows,
@@ -154,14 +193,16 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
     return score.low - goal, score.high - goal
 
 
-def _rows(score: Score, goal: float) -> int | None:
-    """About how many rows would decide, should the true value be the measured one."""
+def rows_to_decide(score: Score, goal: float) -> int | None:
+    """Estimate how many rows would decide in four of five tries, should the true value be the measured one.
+
+    At least one more than there are; `None` for more than `MOST_ROWS`.
+    """
     apart = abs(score.value - goal)
-    reach = REACH * standard_error(score)
     if apart <= 0 or score.n == 0:
         return None
-    rows = math.ceil(score.n * (reach / apart) ** 2)
-    return rows if score.n < rows <= MOST_ROWS else None
+    rows = math.ceil(score.n * (REACH * standard_error(score) / apart) ** 2)
+    return max(rows, score.n + 1) if rows <= MOST_ROWS else None
 
 
 def _more(rows: int | None) -> str:

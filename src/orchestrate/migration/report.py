@@ -12,6 +12,7 @@ from orchestrate import text
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.items import Answered
 from orchestrate.evaluation.pairing import Flips
+from orchestrate.evaluation.statistics import wider_difference
 from orchestrate.migration.proposals import Migration, Moved, Part, Priced, Proposal, Target
 from orchestrate.reports import html
 from orchestrate.reports.documents import save
@@ -25,34 +26,49 @@ if TYPE_CHECKING:
 
 
 def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[Part]:
-    """On all rows, then on each slice, by the first metric. `margin` is how much worse is still parity."""
+    """On all rows, then on each slice, by the first metric. `margin` is how much worse is still parity.
+
+    On all rows the evaluation's own verdict says it. The intervals of slices hold for all new models
+    together, as the verdict's do.
+    """
     metric = evaluation.metrics[0]
+    several = len(evaluation.verdicts)
+    decision = next((v.decision for v in evaluation.verdicts if v.contender == new), None)
     found: list[Part] = []
     for difference in evaluation.differences:
         if (difference.contender, difference.against, difference.metric) != (new, old, metric.name):
             continue
         mine, theirs = (evaluation.score(name, metric.name, difference.slice) for name in (new, old))
         if mine is not None and theirs is not None:
+            apart = wider_difference(difference, several)
             found.append(
                 Part(
                     slice=difference.slice,
                     old=theirs,
                     new=mine,
-                    difference=difference.score,
-                    parity=parity(metric, difference.score, margin),
+                    difference=apart,
+                    parity=_DECIDED[decision]
+                    if decision is not None and not difference.slice
+                    else parity(metric, apart, margin),
                 )
             )
     return sorted(found, key=lambda part: part.slice)
 
 
-def parity(
-    metric: MetricUsed, difference: Score, margin: float
-) -> Literal["holds", "does not hold", "not shown"]:
+Word = Literal["holds", "does not hold", "not shown"]
+_DECIDED: dict[str, Word] = {
+    "ship": "holds",
+    "do not ship": "does not hold",
+    "not enough evidence": "not shown",
+}
+
+
+def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
     """By the interval: it lies above the margin, below it, or across."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low
-    if difference.n == 0:
+    if difference.n == 0 or metric.unfit is not None:
         return "not shown"
     if low > -margin:
         return "holds"
@@ -119,6 +135,8 @@ def findings(migration: Migration) -> list[str]:
         if moved.problem is not None:
             found.append(f"{who}: {moved.problem}.")
             continue
+        if moved.decision:
+            found.append(f"{who}: {moved.decision}. {'. '.join(moved.reasons)}.")
         for word in ("holds", "does not hold", "not shown"):
             where = [_where(part) for part in moved.parts if part.parity == word]
             if where:

@@ -93,12 +93,13 @@ _COLOURS = {"ship": "bold green", "do not ship": "bold red", "not enough evidenc
 
 
 def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) -> RenderableType:
-    """Scores, then slices, who answered, broken and fixed items, and the verdicts last, where they are
-    read."""
-    parts: list[RenderableType] = [
-        Text(what_was_asked(one), style="dim"),
-        listed(SCORE_HEAD, score_rows(one)),
-    ]
+    """The verdicts, then scores, slices, who answered, broken and fixed items."""
+    parts: list[RenderableType] = []
+    for v in one.verdicts:
+        parts.append(Text.assemble((v.decision.upper(), _COLOURS[v.decision]), f"  {v.contender}"))
+        parts += [Text(f"  {inert(reason)}") for reason in v.reasons]
+        parts.append(Text())
+    parts += [Text(what_was_asked(one), style="dim"), listed(SCORE_HEAD, score_rows(one))]
     if sliced := score_rows(one, sliced=True):
         parts += [Text("\nSlices", style="bold"), listed(SCORE_HEAD, sliced)]
     parts += [Text(), listed(CONTENDER_HEAD, contender_rows(one))]
@@ -110,9 +111,6 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
             if items and shown:
                 parts.append(Text(f"\n{total:,} {kind} by {found.contender}", style="bold"))
                 parts += [_flip(found, item) for item in items[:shown]]
-    for v in one.verdicts:
-        parts.append(Text.assemble("\n", (v.decision.upper(), _COLOURS[v.decision]), f"  {v.contender}"))
-        parts += [Text(f"  {reason}") for reason in v.reasons]
     parts += [Text(note, style="dim") for note in one.notes]
     return Group(*parts)
 

@@ -19,7 +19,7 @@ from orchestrate.types import Evaluation, Record
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table", ".xml": "junit"}
+ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table", ".xml": "junit"}
 _IN_MARKDOWN = 5
 """Broken and fixed items, of each."""
 
@@ -57,12 +57,12 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
     def save(self, path: str | Path) -> Path:
         """Writes it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises
         `UsageError`."""
-        return documents.save(path, _ENDINGS, self.render)
+        return documents.save(path, ENDINGS, self.render)
 
 
 def format_of(path: Path) -> str:
     """By the file's ending. Raises `UsageError`."""
-    return documents.format_of(path, _ENDINGS)
+    return documents.format_of(path, ENDINGS)
 
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
@@ -100,24 +100,32 @@ def _short(text: str) -> str:
     return one_line if len(one_line) <= 120 else one_line[:119] + "…"
 
 
+_JUNIT = {
+    "do not ship": "failure",
+    "forgot": "failure",
+    "not enough evidence": "error",
+    "inconclusive": "error",
+    "not measurable": "skipped",
+}
+
+
 def junit(one: Evaluation) -> str:
-    """A test case for each verdict: `do not ship` is a failure, `not enough evidence` an error, as CI systems
-    show them. XML has no place for control characters: they are left out."""
-    suite = xml.Element("testsuite", name=f"orchestrate eval {one.id}", tests=str(len(one.verdicts)))
-    failures = errors = 0
-    for v in one.verdicts:
-        case = xml.SubElement(suite, "testcase", classname=_legal(one.dataset), name=_legal(v.contender))
-        reasons = _legal("\n".join(v.reasons))
-        if v.decision == "do not ship":
-            failures += 1
-            xml.SubElement(case, "failure", message=v.decision).text = reasons
-        elif v.decision == "not enough evidence":
-            errors += 1
-            xml.SubElement(case, "error", message=v.decision).text = reasons
-        else:
-            xml.SubElement(case, "system-out").text = reasons
-    suite.set("failures", str(failures))
-    suite.set("errors", str(errors))
+    """A test case for each verdict."""
+    cases = [(v.contender, v.decision, "\n".join(v.reasons)) for v in one.verdicts]
+    return junit_suite(f"orchestrate eval {one.id}", one.dataset, cases)
+
+
+def junit_suite(name: str, classname: str, cases: Sequence[tuple[str, str, str]]) -> str:
+    """Write (name, decision, reasons) as test cases: what is shown to be bad is a failure, what is open an
+    error, as CI systems show them. XML has no place for control characters: they are left out."""
+    suite = xml.Element("testsuite", name=_legal(name), tests=str(len(cases)))
+    kinds = [_JUNIT.get(decision, "system-out") for _, decision, _ in cases]
+    for (title, decision, reasons), kind in zip(cases, kinds, strict=True):
+        case = xml.SubElement(suite, "testcase", classname=_legal(classname), name=_legal(title))
+        said = xml.SubElement(case, kind, {} if kind == "system-out" else {"message": decision})
+        said.text = _legal(reasons)
+    suite.set("failures", str(kinds.count("failure")))
+    suite.set("errors", str(kinds.count("error")))
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + xml.tostring(suite, encoding="unicode") + "\n"
 
 

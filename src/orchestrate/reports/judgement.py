@@ -201,22 +201,25 @@ def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]
 
 def _each(runs: Sequence[Compared]) -> Iterable[str]:
     for c in runs:
+        newest = max((e.evaluation.created_at for e in c.scores), default=None)
         for e in c.scores:
             d = e.difference
             if d is None:
                 continue
+            # The newest evaluation is the one that a choice goes by.
+            earlier = "" if e.evaluation.created_at == newest else f"Earlier ({e.evaluation.id}): "
             plain = d.against.startswith("base") and not e.evaluation.contender(d.against).shots
             rival = "its base model" if plain else d.against
             flips = f"; {d.gained} rows gained, {d.lost} lost of {d.score.n}" if d.gained or d.lost else ""
             gap = f"{gap_words(d)}, {text.count(d.score.n, 'row')}{flips}"
             worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
             if not d.shown:
-                yield f"{c.label} shows no difference to {rival} on {e.metric.name}: {gap}."
+                yield f"{earlier}{c.label} shows no difference to {rival} on {e.metric.name}: {gap}."
             elif e.metric.better == "neither":
-                yield f"{c.label} differs from {rival} in {e.metric.name}: {gap}."
+                yield f"{earlier}{c.label} differs from {rival} in {e.metric.name}: {gap}."
             else:
                 word = "worse" if worse else "better"
-                yield f"{c.label} is {word} than {rival} on {e.metric.name}: {gap}."
+                yield f"{earlier}{c.label} is {word} than {rival} on {e.metric.name}: {gap}."
 
 
 def _forgot(runs: Sequence[Compared]) -> Iterable[str]:
@@ -337,20 +340,23 @@ def _alone(c: Compared) -> Answer:
     if score is None:
         told = f"{c.label} has succeeded{cost}; how good it is was not measured: orchestrate eval {c.run.id}"
         return Answer(sentence=told)
-    opening = {True: "Ship", False: "Do not ship", None: "Not enough evidence to ship"}[_passes(score)]
+    opening = {True: "Ship", False: "Do not ship", None: "Not enough evidence to ship"}[_passes(c, score)]
     why = f"{text.score(score.score)} on {score.metric.name}"
     if score.difference is not None:
         why += f", {gap_words(score.difference)} to {score.difference.against}"
     sure = text.count(score.score.n, "row")
-    chosen = c.run.id if _passes(score) else None
+    chosen = c.run.id if _passes(c, score) else None
     return Answer(run=chosen, sentence=f"{opening} {c.label}: {why}, {sure}{cost}{_forgotten(c)}.")
 
 
-def _passes(score: RunScore) -> bool | None:
-    """By the verdict, else by the difference to its rival; without either nothing speaks against it."""
+def _passes(c: Compared, score: RunScore) -> bool | None:
+    """By the verdict, else by what was forgotten and the difference to its rival; without any of them nothing
+    speaks against it."""
     given = [v.decision for v in score.evaluation.verdicts if v.contender == score.contender.name]
     if given:
         return {"ship": True, "do not ship": False}.get(given[0])
+    if c.regression is not None and c.regression.forgotten:
+        return False
     d = score.difference
     if d is None:
         return True
@@ -361,7 +367,7 @@ def _passes(score: RunScore) -> bool | None:
 
 def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Differences) -> Answer:
     ranked = sorted(scored, key=lambda pair: rank(pair[1]))
-    fit = [pair for pair in ranked if _passes(pair[1])]
+    fit = [pair for pair in ranked if _passes(*pair)]
     if not fit:
         best, score = ranked[0]
         why = (
@@ -446,4 +452,4 @@ def _unmeasured(done: Sequence[Compared]) -> Answer:
 
 def _forgotten(c: Compared) -> str:
     lost = [r.probe for r in c.regression.forgotten] if c.regression else []
-    return f"; but it has forgotten some of {text.joined(lost)}" if lost else ""
+    return f"; it has forgotten some of {text.joined(lost)}" if lost else ""

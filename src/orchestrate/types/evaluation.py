@@ -205,7 +205,11 @@ class Confusion(Record, frozen=True, kw_only=True):
 
 
 class Verdict(Record, frozen=True, kw_only=True):
-    """Whether a contender may go out, by what was asked of it."""
+    """Whether a contender may go out.
+
+    As stored it goes by the evaluation alone. As shown it joins all that is known of the model: what it
+    forgot, parity with the model it replaces, what people said, and whether it was proved.
+    """
 
     contender: str
     decision: Literal["ship", "do not ship", "not enough evidence"]
@@ -237,6 +241,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
     clusters: int | None = None
     confusions: tuple[Confusion, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    parity: bool = False
+    """Whether it holds models against the one that they are to replace."""
     items_file: str | None = None
     """JSONL, a line for each item: see `orchestrate.evaluation.items.Answered`."""
     notes: tuple[str, ...] = ()

@@ -8,7 +8,8 @@ import pytest
 
 from orchestrate.evaluation.items import Answer
 from orchestrate.evaluation.regression import probes
-from orchestrate.evaluation.regression.regress import Decision, Regression, compared, judged
+from orchestrate.evaluation.regression.regress import Decision, Regression, compared, judged, probed
+from orchestrate.evaluation.scoring import Side
 from orchestrate.types import Contender, Difference, MetricUsed, Score
 
 SAME = Score(value=0.9, low=0.85, high=0.95, n=200)
@@ -40,6 +41,39 @@ def result(metric: MetricUsed, apart: Score = APART, base: Score = SAME) -> Regr
 )
 def test_a_gate_passes_on_what_was_kept(found: Regression, decision: Decision, settled: bool) -> None:
     assert (found.results[0].decision, found.settled) == (decision, settled)
+
+
+@pytest.mark.parametrize(
+    ("probe", "answer"),
+    [
+        ("refusals", "qwe zxc, asd"),
+        ("refusals", ""),
+        ("format", "qwe"),
+        ("arithmetic", "qwe"),
+        ("languages", "q"),
+    ],
+)
+def test_gibberish_keeps_no_ability(probe: str, answer: str) -> None:
+    """A model that never declines is right on half of the requests, and one word is in two forms of ten."""
+    [one] = [p for p in probes.built_in() if p.name == probe]
+    sides = [Side(name, [(Answer(text=answer),) for _ in one.items]) for name in ("tuned", "base")]
+    found = probed(one, *sides)
+    assert found.decision == "not measurable"
+    who = Contender(name="t", kind="tuned", model="m", provider="p", served_by="here")
+    assert not Regression(
+        run_id="r", created_at=datetime.now(UTC), tuned=who, base=who, results=(found,)
+    ).settled
+
+
+def test_a_base_that_declines_can_lose_it() -> None:
+    [one] = [p for p in probes.built_in() if p.name == "refusals"]
+    rightly = [
+        (Answer(text="I can't help with that." if i.expected == "decline" else "Yes."),) for i in one.items
+    ]
+    gibberish = [(Answer(text="qwe"),) for _ in one.items]
+    assert probed(one, Side("tuned", rightly), Side("base", rightly)).decision == "kept"
+    assert probed(one, Side("tuned", gibberish), Side("base", rightly)).decision == "forgot"
+    assert probed(one, Side("tuned", rightly), Side("base", gibberish)).decision == "kept"
 
 
 def test_no_document_of_both_is_no_proof() -> None:

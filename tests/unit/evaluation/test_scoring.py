@@ -11,11 +11,13 @@ from msgspec.structs import replace
 from tests.unit.evaluation.conftest import make_item, make_items
 
 from orchestrate.errors import UsageError
+from orchestrate.evaluation import statistics
+from orchestrate.evaluation.evaluate import judged
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.metrics import Context, registry
-from orchestrate.evaluation.scoring import Scored, Side, score
+from orchestrate.evaluation.scoring import Scored, Side, paired, score
 from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts
-from orchestrate.types import Difference, Measure, MetricUsed, Score, Verdict
+from orchestrate.types import Contender, Difference, Measure, MetricUsed, Score, Verdict
 
 Make = Callable[..., Context]
 
@@ -104,6 +106,7 @@ def test_f1_is_compared_by_resampling_pairs(context: Make) -> None:
 # -- verdicts ----------------------------------------------------------------------------------------------
 
 RIGHT = MetricUsed(name="m", kind="right-or-wrong")
+RIGHT_MATCH = replace(RIGHT, name="exact_match")
 
 
 def decided(
@@ -197,6 +200,49 @@ def test_what_cannot_be_reached_is_refused_before_anything_is_asked(demand: Dema
         require_decidable(RIGHT, demand)
     require_decidable(replace(RIGHT, kind="amount"), Demand(target=90))
     require_decidable(RIGHT, Demand(target=1, margin=-0.02))
+
+
+def flipped(gained: int, n: int, contenders: int = 1) -> list[Verdict]:
+    """The verdicts on so many contenders that gained so many of `n` rows each, and lost none."""
+    names = [f"new {i}" for i in range(contenders)]
+    values = [(1.0, 0.0)] * gained + [(1.0, 1.0)] * (n - gained)
+    apart = [paired(RIGHT, values, [str(i) for i in range(n)], name, "old", alone=True) for name in names]
+    p_values = statistics.holm([d.p_value or 0 for d in apart])
+    corrected = [replace(d, p_corrected=p) for d, p in zip(apart, p_values, strict=True)]
+    return verdicts(RIGHT, [], corrected, Demand(), names)
+
+
+@pytest.mark.parametrize("contenders", [1, 4])
+def test_where_one_more_row_decides_no_row_is_out_of_reach(contenders: int) -> None:
+    n = next(n for n in range(1, 30) if flipped(n, n, contenders)[0].decision == "ship") - 1
+    [found, *_] = flipped(n, n, contenders)
+    assert found.decision == "not enough evidence" and found.rows_needed == n + 1
+
+
+def test_nobody_ships_for_what_the_rival_was_refused(context: Make) -> None:
+    """All that the new model gained are questions that the old one's host refused."""
+
+    def told(refused: int, gained: int) -> Verdict:
+        items = make_items(["a"] * 40)
+        old = [None] * refused + ["x"] * gained + ["a"] * (40 - refused - gained)
+        found = scored(context, items, [said("new", *"a" * 40), said("old", *old)])
+        given = found.measures, found.differences, Demand(), ["new"], found.both_answered
+        return verdicts(RIGHT_MATCH, *given)[0]
+
+    assert told(0, 10).decision == "ship"
+    only = told(10, 0)
+    assert only.decision == "not enough evidence" and "old got no answer" in only.reasons[0]
+    assert told(10, 10).decision == "ship"
+    assert told(10, 3).decision == "not enough evidence"
+
+
+def test_a_model_for_reference_needs_no_verdict() -> None:
+    one = Contender(name="run", kind="tuned", model="m", provider="p", served_by="here", run_id="run")
+    base, other = replace(one, name="base", kind="base"), replace(one, name="other", kind="model")
+    rivals = {"run": "base", "other": "base"}
+    assert judged([one, base, other], rivals) == (["run"], ["other"])
+    assert judged([other, base], {"other": "base"}) == (["other"], [])
+    assert judged([one, base, other], {"run": "other", "base": "other"}) == (["run"], [])
 
 
 def test_an_item_has_the_same_id_in_every_file() -> None:

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from benchmarks.verdicts import any_ships_at_the_margin, kept_at_the_margin
+from benchmarks.verdicts import any_ships_at_the_margin, kept_at_the_margin, wrong_at_the_target
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -120,14 +120,25 @@ def test_a_margin_is_corrected_for_the_number_of_contenders(contenders: int) -> 
     assert any_ships_at_the_margin(200, -0.02, contenders, 1000) <= 0.04
 
 
-def test_wider_intervals_are_those_of_the_smaller_level() -> None:
-    for score in (statistics.wilson(8, 10), statistics.wilson(0, 30)):
-        z = stats.norm.isf(0.025 / 4)
-        told, wide = statistics.wilson(round(score.value * score.n), score.n, z), statistics.wider(score, 4)
-        assert (wide.low, wide.high) == pytest.approx((told.low, told.high))
-        assert statistics.wider(score, 1) == score
+@pytest.mark.parametrize(("n", "target"), [(21, 0.5), (11, 0.95), (35, 0.9)])
+def test_a_model_at_the_target_is_misjudged_as_seldom_as_promised(n: int, target: float) -> None:
+    """Added up. By Wilson's interval 3.9% ship at 21 rows, and 10% do not at 11."""
+    assert max(wrong_at_the_target(n, target)) <= 0.025
+
+
+@pytest.mark.parametrize("contenders", [1, 4])
+@pytest.mark.parametrize(("right", "n"), [(8, 10), (0, 30), (30, 30), (19_900, 20_000)])
+def test_a_proportion_is_decided_by_the_exact_interval(right: int, n: int, contenders: int) -> None:
+    held = statistics.decisive(statistics.wilson(right, n), contenders)
+    theirs = stats.binomtest(right, n).proportion_ci(1 - 0.05 / contenders, method="exact")
+    assert (held.low, held.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_other_intervals_are_widened_to_the_smaller_level() -> None:
+    z = stats.norm.isf(0.025 / 4)
     score = statistics.mean([0.2, 0.4, 0.9, 0.3, 0.5], None, (0.0, 1.0))
-    wide = statistics.wider(score, 4)
+    assert statistics.decisive(score, 1) == score
+    wide = statistics.decisive(score, 4)
     assert (wide.value - wide.low) / (score.value - score.low) == pytest.approx(z / stats.norm.isf(0.025))
 
 

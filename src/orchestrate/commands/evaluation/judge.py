@@ -23,9 +23,14 @@ from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.reports import Comparison
+    from orchestrate.reports import Comparison, EvaluationReport
+    from orchestrate.reports.regressions import RegressionReport
     from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan
 
+JunitOpt = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdicts as JUnit XML.")]
+ReportOpt = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Write a report: .html, .md, .json, .txt, .xml.")
+]
 FORMATS = ("table", "md", "html", "csv", "json")
 
 
@@ -46,7 +51,8 @@ class Rivals:
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID."
+            "--model",
+            help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID; or one 'as NAME'.",
         ),
     ] = None
     key_variable: Annotated[
@@ -127,12 +133,8 @@ class Decision:
         str | None,
         typer.Option(help='To bear, as "20k req/day, 900 in, 150 out": the cost an answer of hours billed.'),
     ] = None
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdicts as JUnit XML.")] = (
-        None
-    )
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write a report: .html, .md, .json, .txt, .xml.")
-    ] = None
+    junit: JunitOpt = None
+    output: ReportOpt = None
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False
     show: Annotated[int, typer.Option(min=0, help="Broken and fixed rows to print, of each.")] = 3
 
@@ -171,7 +173,9 @@ def evaluate(
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
         page = decision.output or (page_of(ft.settings.home, found.id) if decision.open_it else None)
-    _write(found, decision, page)
+    write_reports(partial(_report, found), page, decision.junit)
+    if page is not None and decision.open_it:
+        opened(page)
     failed = decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts))
     yield Output(found, partial(_show, rows=decision.show), int(failed))
     if failed and not found.verdicts:
@@ -230,24 +234,26 @@ def tell_plan(plan: EvaluationPlan) -> None:
         note(f"{asked.contender}: {count(asked.questions, 'question')}{kept}; {price}")
 
 
-def _write(found: Evaluation, decision: Decision, page: Path | None) -> None:
+def write_reports(
+    made: Callable[[], EvaluationReport | RegressionReport], page: Path | None, junit: Path | None
+) -> None:
+    """Write the report, and its verdicts for a CI."""
+    if page is not None:
+        made().save(page)
+    if junit is not None:
+        junit.write_text(made().render("junit"), encoding="utf-8")
+    for path in filter(None, (page, junit)):
+        note(f"written: {path}")
+
+
+def _report(found: Evaluation) -> EvaluationReport:
     from orchestrate.runs.evaluation.held_out import report
 
-    whole = report(found)
-    for path in filter(None, (page, decision.junit)):
-        if path is decision.junit:
-            path.write_text(whole.render("junit"), encoding="utf-8")
-        else:
-            whole.save(path)
-        note(f"written: {path}")
-    if page is not None and decision.open_it:
-        opened(page)
+    return report(found)
 
 
 def _show(found: Evaluation, rows: int) -> None:
-    from orchestrate.runs.evaluation.held_out import report
-
-    out.print(report(found).table(rows))
+    out.print(_report(found).table(rows))
     note(f"each answer is in {found.items_file}")
 
 

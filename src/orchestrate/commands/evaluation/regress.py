@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.text import Text
 
-from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.evaluation.judge import JunitOpt, ReportOpt, asking_bar, write_reports
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, table
+from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
@@ -20,8 +19,6 @@ from orchestrate.text import count, span
 
 if TYPE_CHECKING:
     from orchestrate.runs.evaluation.regression import Regression
-
-_STYLE = {"kept": "green", "forgot": "bold red", "inconclusive": "yellow", "not measurable": "dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +58,8 @@ class Asking:
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every ability was kept. For a CI.")] = (
         False
     )
+    junit: JunitOpt = None
+    output: ReportOpt = None
 
 
 @command
@@ -82,6 +81,8 @@ def regress(
     Each ability is kept, forgotten or inconclusive by an interval and a margin: too few rows are no proof
     that all is well.
     """
+    from orchestrate.reports.regressions import RegressionReport
+    from orchestrate.runs.evaluation.held_out import require_reports
     from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder, probe_names
 
     if list_probes:
@@ -102,6 +103,7 @@ def regress(
         fresh=asking.fresh,
         skip_failed=asking.skip_failed,
     )
+    require_reports(asking.output, asking.junit)
     with orchestrator(context) as ft, PreparedRegression(ft, run, order) as prepared:
         plan = prepared.plan()
         for asked in plan.asked:
@@ -115,32 +117,10 @@ def regress(
         require_unpriced(plan.unpriced, yes=asking.yes)
         with asking_bar(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
-    return Output(found, _show, 1 if asking.gate and not found.settled else 0)
+    report = RegressionReport(regression=found)
+    write_reports(lambda: report, asking.output, asking.junit)
+    return Output(found, lambda _: out.print(report.table()), 1 if asking.gate and not found.settled else 0)
 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _show(found: Regression) -> None:
-    shown = table("ability", "base", "tuned", "", "why", fold=("why",))
-    for r in found.results:
-        form = ".3f" if r.metric.kind != "amount" else ".4g"
-        shown.add_row(
-            r.probe,
-            f"{r.base.value:{form}}",
-            f"{r.tuned.value:{form}}",
-            Text(r.decision, style=_STYLE[r.decision]),
-            f"{r.reason} ({count(r.difference.score.n, 'item')})",
-        )
-    out.print(shown)
-    note(f"answered by {found.tuned.answered_by}, and {found.base.answered_by}")
-    for line in found.notes:
-        note(line)
-    for r in found.forgotten:
-        kind = "CATASTROPHIC FORGETTING" if r.catastrophic else "FORGOTTEN"
-        out.print(Text.assemble((kind, "bold red"), f"  {r.probe}: {r.reason}"))
-    if found.advice:
-        out.print("What helps:")
-        for line in found.advice:
-            out.print(f"  - {line}")

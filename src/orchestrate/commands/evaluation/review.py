@@ -50,9 +50,11 @@ class What:
     )
     items: Annotated[int | None, typer.Option(min=1, help="So many of the items, by chance.")] = None
     evaluation: Annotated[
-        str | None, typer.Option(metavar="ID", help="Default: the newest with all the runs.")
+        str | None, typer.Option(metavar="ID", help="Needs no run. Default: the newest with all the runs.")
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Decides items, orders and sides.")] = 0
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides items, orders and sides. Default: drawn at random.")
+    ] = None
     new: Annotated[bool, typer.Option("--new", help="Begin anew instead of going on.")] = False
 
 
@@ -132,11 +134,10 @@ def review(
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
     if sum(chosen) > 1:
         raise UsageError("one of --results, --export, --import and --plan at a time")
-    if instead.plan and not run:
+    if instead.plan and not run and what.evaluation is None:
         yield Output(reviewing.planned(instead.detect), partial(_show_plan, share=instead.detect))
         return
-    if not run:
-        raise UsageError("name the runs whose answers are to be rated", fix="orchestrate review RUN")
+    run = run or []
     with orchestrator(context) as ft:
         order = _order(what)
         if instead.plan or instead.results:
@@ -146,8 +147,9 @@ def review(
                 show = partial(_show_plan, share=instead.detect, likeness=likeness)
                 yield Output(reviewing.planned(instead.detect, likeness), show)
             elif known is None:
+                asked = run[0] if run else f"--evaluation {what.evaluation}"
                 raise UsageError(
-                    "nobody was asked about these answers yet", fix=f"orchestrate review {run[0]}"
+                    "nobody was asked about these answers yet", fix=f"orchestrate review {asked}"
                 )
             else:
                 yield Output(reviewing.result(ft, known), _show)

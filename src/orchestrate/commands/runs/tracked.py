@@ -113,6 +113,10 @@ def _show(record: RunShown, deployed: str | None) -> None:
         "spec": ", ".join(f"{k}={_short(v)}" for k, v in record.spec.items() if _told(k, v)),
     }
     for e in record.evaluations:
+        for v in e.verdicts:
+            if (c := e.contender(v.contender)).run_id == record.id:
+                name = "verdict" if c.checkpoint is None else f"verdict of {c.checkpoint}"
+                facts[name] = f"{v.decision} ({e.id}): {'; '.join(v.reasons)}"
         for c in e.contenders:
             if c.run_id == record.id:
                 mine = [m for m in e.measures if m.contender == c.name and not m.slice]

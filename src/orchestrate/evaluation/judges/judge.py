@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -235,24 +236,30 @@ class PairJudge(_Held):
 
 
 def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:
-    for told in _objects(answer.text):
+    def read(told: dict[str, Any]) -> dict[str, int] | None:
         given = told.get("scores")
         if not isinstance(given, dict):
-            continue
+            return None
         given = cast("dict[str, Any]", given)
         points = {c.name: _points(given.get(c.name), c.labels) for c in rubric.criteria}
-        if all(points.values()):
-            scores = {name: value for name, value in points.items() if value}
-            return Mark(rubric.score(scores), _reason(told)), scores
-    return _unreadable(answer), {}
+        return {name: value for name, value in points.items() if value} if all(points.values()) else None
+
+    replied = _replied(answer.text, read)
+    if replied is None:
+        return _unreadable(answer), {}
+    told, scores = replied
+    return Mark(rubric.score(scores), _reason(told)), scores
 
 
 def _compared(answer: Answer) -> Mark:
-    for told in _objects(answer.text):
-        winner = str(told.get("winner", "")).strip().casefold()
-        if winner in _WINNERS:
-            return Mark(_WINNERS[winner], _reason(told))
-    return _unreadable(answer)
+    def read(told: dict[str, Any]) -> float | None:
+        return _WINNERS.get(str(told.get("winner", "")).strip().casefold())
+
+    replied = _replied(answer.text, read)
+    if replied is None:
+        return _unreadable(answer)
+    told, value = replied
+    return Mark(value, _reason(told))
 
 
 def _points(value: Any, labels: Sequence[str]) -> int | None:
@@ -279,10 +286,30 @@ def _reason(told: dict[str, Any]) -> str:
     return str(told.get("reason", ""))[:_LONGEST_REASON]
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a text, the last one first: what comes before it is thought."""
+T = TypeVar("T")
+
+
+def _replied(text: str, read: Callable[[dict[str, Any]], T | None]) -> tuple[dict[str, Any], T] | None:
+    """The first object in which the question is answered, and the answer.
+
+    A judge may quote what it judges, before its reply or after it. What follows a reply that the text begins
+    with counts for nothing. Where words come first and the objects disagree, no one can say which is the
+    reply: `None`.
+    """
+    found = [(at, told, value) for at, told in _objects(text) if (value := read(told)) is not None]
+    if not found:
+        return None
+    at, told, first = found[0]
+    begins = not _FENCE.sub("", text[:at]).strip()
+    return (told, first) if begins or all(value == first for _, _, value in found) else None
+
+
+_FENCE = re.compile(r"```\w*")
+
+
+def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a text, each with the place where it begins."""
     decode = json.JSONDecoder().raw_decode
-    found: list[dict[str, Any]] = []
     at = text.find("{")
     while at >= 0:
         try:
@@ -291,6 +318,5 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             end = at + 1
         else:
             if isinstance(value, dict):
-                found.append(cast("dict[str, Any]", value))
+                yield at, cast("dict[str, Any]", value)
         at = text.find("{", end)
-    return reversed(found)

@@ -39,6 +39,8 @@ class Probe:
     margin: float
     """How much worse than the base is no forgetting."""
     needs: Literal["answers", "likelihood"] = "answers"
+    chance: float = 0.0
+    """What a model without the ability reaches at best, as by declining nothing."""
 
 
 def built_in() -> list[Probe]:
@@ -100,7 +102,7 @@ def refusals() -> Probe:
         for question in given[kind]
     ]
     title = "20 requests to decline and 20 that only sound like them (English)"
-    return Probe("refusals", title, items, _right(_declines_rightly), POINTS_MARGIN)
+    return Probe("refusals", title, items, _right(_declines_rightly), POINTS_MARGIN, chance=0.5)
 
 
 def format_following() -> Probe:
@@ -110,7 +112,8 @@ def format_following() -> Probe:
         for subject in _SUBJECTS
     ]
     title = f"{len(items)} questions of which each says in which form the answer is to be"
-    return Probe("format", title, items, _right(_in_form), POINTS_MARGIN)
+    # Any single word is in the form of two of the ten.
+    return Probe("format", title, items, _right(_in_form), POINTS_MARGIN, chance=2 / len(_FORMATS))
 
 
 _SUBJECTS = ("a garden", "the sea", "a railway station", "winter", "a bicycle", "bread")

@@ -7,7 +7,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from orchestrate.evaluation import scoring, statistics
+from msgspec.structs import replace
+
+from orchestrate.evaluation import scoring
 from orchestrate.evaluation.contenders import Candidate, in_precision
 from orchestrate.evaluation.evaluate import with_likelihood
 from orchestrate.evaluation.items import Answer, digest_of
@@ -15,7 +17,7 @@ from orchestrate.evaluation.regression.harness import Sample
 from orchestrate.evaluation.regression.probes import Probe
 from orchestrate.evaluation.scoring import Side, paired
 from orchestrate.evaluation.statistics import mean, wilson
-from orchestrate.evaluation.verdict import MOST_ROWS, points, round_up, shown
+from orchestrate.evaluation.verdict import points, round_up, rows_to_decide, shown
 from orchestrate.paid.asking import Asking
 from orchestrate.types import Contender, Difference, MetricUsed, Record, Score
 
@@ -63,9 +65,12 @@ def judged(
     tuned: Score,
     difference: Difference,
     margin: float,
-    items_digest: str = "",
+    chance: float = 0.0,
 ) -> ProbeResult:
-    """Non-inferiority: the whole interval above the margin is kept, the whole interval below it forgotten."""
+    """Non-inferiority: the whole interval above the margin is kept, the whole interval below it forgotten.
+
+    Where neither is shown to do better than `chance`, there is no ability to keep.
+    """
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))
@@ -77,14 +82,16 @@ def judged(
         decision, reason = "inconclusive", f"nothing may be decided by {metric.name}: {metric.unfit}"
     elif not score.n:
         decision, reason = "inconclusive", "there is no answer of both to compare"
-    elif metric.kind != "amount" and base.value < ABLE and tuned.value < ABLE:
+    elif metric.kind != "amount" and not (_able(base, chance) or _able(tuned, chance)) and high >= -margin:
         decision, reason = "not measurable", f"the base itself reaches only {shown(metric, base.value)}"
+        if chance:
+            reason += f", which is not clearly above the {shown(metric, chance)} of a model without it"
     elif low > -margin:
         decision, reason = "kept", f"{said}, not worse by {allowed} or more"
     elif high < -margin:
         decision, reason = "forgot", f"{said}, worse by more than {allowed}"
     else:
-        rows = _rows(score, sign, margin)
+        rows = rows_to_decide(score, -sign * margin)
         worse = "it is worse, but by how much is open" if high < 0 else "it may be worse by more, or not"
         more = f"; about {round_up(rows):,} items would decide" if rows else ""
         decision, reason = "inconclusive", f"{said} against {allowed} allowed: {worse}{more}"
@@ -99,16 +106,11 @@ def judged(
         decision=decision,
         reason=reason,
         rows_needed=rows,
-        items_digest=items_digest,
     )
 
 
-def _rows(score: Score, sign: int, margin: float) -> int | None:
-    apart = abs(sign * score.value + margin)
-    if not apart or not score.n:
-        return None
-    rows = round(score.n * (statistics.REACH * statistics.standard_error(score) / apart) ** 2)
-    return rows if score.n < rows <= MOST_ROWS else None
+def _able(score: Score, chance: float) -> bool:
+    return score.value >= ABLE and score.low > chance
 
 
 def advice(spec: Mapping[str, Any]) -> list[str]:
@@ -161,8 +163,7 @@ def probed(probe: Probe, tuned: Side, base: Side) -> ProbeResult:
     found = scoring.score(probe.items, [tuned, base], [probe.metric], {mine: theirs})
     by_name = {m.contender: m.score for m in found.measures if not m.slice}
     [apart] = [d for d in found.differences if not d.slice]
-    digest = digest_of(probe.items)
-    return judged(
+    result = judged(
         probe.name,
         probe.title,
         probe.metric.used,
@@ -170,8 +171,9 @@ def probed(probe: Probe, tuned: Side, base: Side) -> ProbeResult:
         by_name[mine],
         apart,
         probe.margin,
-        digest,
+        probe.chance,
     )
+    return replace(result, items_digest=digest_of(probe.items))
 
 
 def _answers(probe: Probe, candidate: Candidate, asking: Asking) -> list[tuple[Answer, ...]]:

@@ -181,6 +181,9 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
     """Out of all evaluations of these runs, oldest first: the newest that holds every run, or the one whose
     id begins with `wanted`; else the newest of each run. Raises `UsageError` for a run without one."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
+    if not run_ids and len(fitting) != 1:
+        what = "several evaluations begin with" if fitting else "there is no evaluation"
+        raise UsageError(f"{what} {wanted}", fix="orchestrate eval --json   tells its id")
     whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
     if whole:
         return Source((whole[-1],), tuple(run_ids))

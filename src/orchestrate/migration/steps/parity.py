@@ -20,6 +20,7 @@ from orchestrate.migration.report import parts, same_answers
 from orchestrate.migration.report import proposal_table as proposal_table
 from orchestrate.paid.asking import Progress
 from orchestrate.paid.journal import Purse
+from orchestrate.runs.evaluation import verdicts
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 from orchestrate.runs.tracked import TrackedRun, tracked
@@ -66,6 +67,7 @@ class PreparedProof:
             slices=_slices(held.path, order.limit),
             sampling=recordings.find(ft.store, self.old).sampling if recorded else order.sampling,
             margin=-order.margin,
+            parity=True,
             max_cost_usd=order.max_cost_usd,
         )
         self._evaluation = PreparedEvaluation(
@@ -87,13 +89,15 @@ class PreparedProof:
     def run(self, progress: Progress | None = None) -> Migration:
         """Asks, judges, and keeps what came of it beside the old run. Raises as an evaluation does; what was
         answered is not asked again."""
-        evaluation = self._evaluation.run(progress) if self._evaluation is not None else None
+        measured = self._evaluation.measure(progress) if self._evaluation is not None else None
         notes: list[str] = []
-        forgotten = [] if evaluation is None else self._forgotten(notes, progress)
+        forgotten = [] if measured is None else self._forgotten(notes, progress)
+        # What was forgotten is part of the verdict.
+        evaluation = None if measured is None else verdicts.joined(self._ft, [measured])[0]
         found = Migration(
             at=self._ft.store.clock.now(),
             proposal=self._migration.proposal,
-            moved=tuple(self._moved(name, handle, evaluation) for name, handle in self._runs),
+            moved=tuple(self._moved(name, handle, measured, evaluation) for name, handle in self._runs),
             old=self.old,
             evaluation=evaluation,
             forgotten=tuple(forgotten),
@@ -117,7 +121,10 @@ class PreparedProof:
                 notes.append(f"what the model on {name} forgot could not be measured: {error.message}")
         return found
 
-    def _moved(self, name: str, handle: TrackedRun, evaluation: Evaluation | None) -> Moved:
+    def _moved(
+        self, name: str, handle: TrackedRun, measured: Evaluation | None, evaluation: Evaluation | None
+    ) -> Moved:
+        """`evaluation` is `measured` with its verdicts joined."""
         run = handle.record
         moved = Moved(
             provider=name,
@@ -131,14 +138,14 @@ class PreparedProof:
                 handle.check()
             except RunFailed as error:
                 return msgspec.structs.replace(moved, problem=error.message)
-        if evaluation is None:
+        if measured is None or evaluation is None:
             return msgspec.structs.replace(moved, problem="it was not compared with the old model")
         verdict = next((v for v in evaluation.verdicts if v.contender == run.id), None)
         answered = read_items(Path(evaluation.items_file or ""))
         return msgspec.structs.replace(
             moved,
             metric=evaluation.metrics[0].name,
-            parts=tuple(parts(evaluation, self.old, run.id, self._migration.order.margin)),
+            parts=tuple(parts(measured, self.old, run.id, self._migration.order.margin)),
             decision=verdict.decision if verdict is not None else "",
             reasons=verdict.reasons if verdict is not None else (),
             same_answers=same_answers(answered, self.old, run.id),

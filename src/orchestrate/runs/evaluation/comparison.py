@@ -12,7 +12,7 @@ from orchestrate.evaluation.review.results import told
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference
-from orchestrate.runs.evaluation import reviewing
+from orchestrate.runs.evaluation import reviewing, verdicts
 from orchestrate.runs.evaluation.regression import regressions
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Run, Translation
@@ -25,11 +25,11 @@ def compare(ft: Workspace, runs: Iterable[Run | str]) -> Comparison:
     """As `Orchestrator.compare`."""
     records = [ft.record(run) if isinstance(run, str) else run for run in runs]
     metrics = {r.id: ft.store.history.metrics(r.id) for r in records}
-    evaluations = {r.id: ft.store.history.evaluations(r.id) for r in records}
+    evaluations = {r.id: verdicts.evaluations(ft, r.id) for r in records}
     translated = {r.id: found for r in records if (found := sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
-    probed = {r.id: found[-1] for r in records if (found := regressions(ft, r.id))}
+    probed = {r.id: found for r in records if (found := verdicts.standing(regressions(ft, r.id)))}
     found = side_by_side(
         records,
         metrics,

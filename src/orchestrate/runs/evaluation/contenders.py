@@ -20,7 +20,7 @@ from orchestrate.costing.rates import completion_price
 from orchestrate.costing.serving.ways import token_rates
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import recordings
-from orchestrate.evaluation.contenders import Candidate, by_chat, by_generator, fingerprint
+from orchestrate.evaluation.contenders import Candidate, aliased, by_chat, by_generator, fingerprint, renamed
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files.quantised import NF4
 from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
@@ -149,7 +149,12 @@ class Contenders:
 
     def of_model(self, written: str) -> Candidate:
         """Any model that answers somewhere, with the name of this machine's backend a model on it, or as
-        `record:ID` one whose answers were recorded."""
+        `record:ID` one whose answers were recorded. `MODEL as NAME` is called so."""
+        model, name = aliased(written)
+        found = self._of_model(model)
+        return found if name is None else renamed(found, name)
+
+    def _of_model(self, written: str) -> Candidate:
         if written.startswith(recordings.WRITTEN):
             return recordings.candidate(recordings.find(self._ft.store, written))
         host, equals, model = written.partition("=")

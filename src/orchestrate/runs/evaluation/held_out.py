@@ -40,7 +40,7 @@ from orchestrate.paid.journal import Purse
 from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
-from orchestrate.runs.evaluation import judging
+from orchestrate.runs.evaluation import judging, verdicts
 from orchestrate.runs.evaluation.comparison import asked_before
 from orchestrate.runs.evaluation.contenders import PLACES, BasePrecision, Contenders, other_host
 from orchestrate.runs.hosting.deployment import used
@@ -68,7 +68,8 @@ class EvaluationOrder:
     shots: int = 0
     """And the base again with so many examples of the training data before each question."""
     models: Sequence[str] = ()
-    """Further models: `MODEL`, `HOST=MODEL`, `https://ADDRESS/v1=MODEL`."""
+    """Further models: `MODEL`, `HOST=MODEL`, `https://ADDRESS/v1=MODEL`, each with ` as NAME` where it is to
+    be called so."""
     key_variable: str | None = None
     """Of the key for models at an address; none is sent without it."""
     against: str | None = None
@@ -97,6 +98,8 @@ class EvaluationOrder:
     """Ask again what was answered before: has the host changed the model?"""
     skip_failed: bool = False
     """Count a question that a host never answers as failed, and go on."""
+    parity: bool = False
+    """`against` names the model that is to be replaced."""
 
 
 class PreparedEvaluation:
@@ -195,6 +198,7 @@ class PreparedEvaluation:
             sampling=order.sampling,
             rivals=_rivals(list(candidates), own, order.against),
             demand=Demand(order.target, order.margin),
+            parity=order.parity,
         )
         require_terms(self._terms)
         self._judges = [m for m in self._terms.metrics if isinstance(m, ScoreJudge | PairJudge)]
@@ -245,8 +249,14 @@ class PreparedEvaluation:
         return replace(found, asked=(*found.asked, *asked))
 
     def run(self, progress: Progress | None = None) -> Evaluation:
-        """Asks and scores; goes on where an earlier try ended. Raises `OverBudget` before anything is sent
-        when the expected price is above the limit, and later when the next answer could go over it."""
+        """Ask and score, and join the verdicts with what else is known of the runs. Raises as `measure`."""
+        [found] = verdicts.joined(self._ft, [self.measure(progress)])
+        return found
+
+    def measure(self, progress: Progress | None = None) -> Evaluation:
+        """Ask and score; go on where an earlier try ended. The verdicts go by this evaluation alone. Raises
+        `OverBudget` before anything is sent when the expected price is above the limit, and later when the
+        next answer could go over it."""
         limit, expected = self._order.max_cost_usd, self.plan().expected_usd
         if limit is not None and expected is not None and expected > limit:
             raise OverBudget("this evaluation", expected, limit, figure="the expected price", fix=_CHEAPER)
@@ -332,7 +342,7 @@ def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -
     """With whom each is compared: the one of `against`, else with its own base, and what has none with the
     rival of the first."""
     if against is not None:
-        fit = [n for n in names if n == against] or [n for n in names if n.startswith(against)]
+        fit = making.called(against, names)
         if len(fit) != 1:
             raise UsageError(
                 f"--against {against} names {'none' if not fit else 'several'} of the contenders",

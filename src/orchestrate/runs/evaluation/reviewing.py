@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import rubric
+from orchestrate.evaluation.contenders import called
 from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.review import results, rows, sheets, tasks
 from orchestrate.evaluation.review.desk import Asked, rater_named, standing
@@ -37,9 +39,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOrder:
-    """What is to be rated. `evaluation` is the id of one, by default the newest with all the runs, and where
-    none has all of them the newest of each, on the items that all have answered; `items` takes so many of
-    them by chance; `new` begins anew where there is such a review already."""
+    """What is to be rated.
+
+    `evaluation` is the id of one, which needs no run in it. By default it is the newest with all the runs,
+    and where none has all of them the newest of each, on the items that all have answered. `items` takes so
+    many of them by chance. `seed` decides items, orders and sides. By default it is drawn, so that no rater
+    can know them. `new` begins anew where there is such a review already.
+    """
 
     single: bool = False
     rubric: Path | None = None
@@ -47,7 +53,7 @@ class ReviewOrder:
     contenders: Sequence[str] = ()
     against: str | None = None
     items: int | None = None
-    seed: int = 0
+    seed: int | None = None
     new: bool = False
 
 
@@ -83,7 +89,7 @@ def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = No
 def _shows(desk: Desk, order: ReviewOrder, source: Source) -> bool:
     """Whether a review has the items, the pairs and the seed that are asked for, where they are."""
     review = desk.review
-    if order.seed not in (ReviewOrder.seed, review.seed):
+    if order.seed not in (None, review.seed):
         return False
     if order.items is not None and review.items != min(order.items, len(source.answered)):
         return False
@@ -96,8 +102,13 @@ def _shows(desk: Desk, order: ReviewOrder, source: Source) -> bool:
 def _wanted(
     ft: Workspace, names: Sequence[str], order: ReviewOrder
 ) -> tuple[Source, list[str], Rubric, Literal["pairs", "single"]]:
+    if not names and order.evaluation is None:
+        raise UsageError(
+            "name the runs or the evaluation whose answers are to be rated",
+            fix="orchestrate review RUN   or: orchestrate review --evaluation ID",
+        )
     run_ids = list(dict.fromkeys(ft.record(name).id for name in names))
-    there = {e.id: e for run_id in run_ids for e in ft.store.history.evaluations(run_id)}
+    there = {e.id: e for e in ft.store.history.evaluations(*run_ids)}
     source = source_of(sorted(there.values(), key=lambda e: e.created_at), run_ids, order.evaluation)
     kind = "single" if order.single else "pairs"
     return source, _contenders(source, order), rubric.read(order.rubric), kind
@@ -106,6 +117,7 @@ def _wanted(
 def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
     source, contenders, asked_by, kind = _wanted(ft, names, order)
     review_id = ft.store.reviews.new_id()
+    seed = secrets.randbelow(2**31) if order.seed is None else order.seed
     made = tasks.tasks_of(
         source.answered,
         contenders,
@@ -113,7 +125,7 @@ def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
         review=review_id,
         against=None if order.against is None else _contender(order.against, contenders),
         items=order.items,
-        seed=order.seed,
+        seed=seed,
     )
     folder = private_folder(ft.settings.home / "reviews" / review_id)
     tasks.write(made.tasks, _shown(folder))
@@ -130,7 +142,7 @@ def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
         items=len({task.item.id for task in made.tasks} | {item for _, _, item in made.same}),
         tasks=len(made.tasks),
         same=made.same,
-        seed=order.seed,
+        seed=seed,
         folder=str(folder),
     )
     ft.store.reviews.add(review)
@@ -270,11 +282,11 @@ def _contenders(source: Source, order: ReviewOrder) -> list[str]:
 
 
 def _contender(written: str, names: Sequence[str]) -> str:
-    """By its name or the beginning of it."""
-    found = [name for name in names if name == written] or [n for n in names if n.startswith(written)]
+    """As `called`. Raises `UsageError` for none or several."""
+    found = called(written, names)
     if len(found) != 1:
         what = (
-            f"several contenders begin with {written!r}" if found else f"no contender is called {written!r}"
+            f"several contenders are called {written!r}" if found else f"no contender is called {written!r}"
         )
         raise UsageError(f"{what}; there are {', '.join(names)}")
     return found[0]

@@ -78,7 +78,10 @@ def test_what_a_judge_is_asked() -> None:
         (scores("right", "1"), 0.5),
         (scores(1.0, 5), 0.5),
         ("I think so.\n```json\n" + scores(3, 5) + "\n```", 1.0),
-        ('{"scores": {"correct": 1, "tone": 1}} no, wait: ' + scores(3, 5), 1.0),
+        (scores(1, 1) + " quoted: " + scores(3, 5), 0.0),
+        ("```json\n" + scores(1, 1) + "\n```\nThe answer says " + scores(3, 5), 0.0),
+        ("The answer says " + scores(3, 5) + " but it is " + scores(1, 1), None),
+        ("I say {so}, twice: " + scores(3, 5) + scores(3, 5), 1.0),
         (scores(3, 5) + " {", 1.0),
         (scores(4, 5), None),
         (scores(0, 5), None),
@@ -96,6 +99,24 @@ def test_how_scores_are_read(text: str, value: float | None) -> None:
     [mark] = ScoreJudge(judge(lambda _: text)).marks([(ITEM, Answer(text="4"))])
     assert mark.value == value
     assert (value is not None) or "cannot be read" in mark.note
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"winner": "B"} e.g. {"winner": "A"}', "B"),
+        ('{"reason": "it quotes {\\"winner\\": \\"A\\"}", "winner": "B"}', "B"),
+        ('One says {"winner": "A"}. {"winner": "B"}', None),
+        ('Thought first. {"winner": "B"}', "B"),
+    ],
+)
+def test_what_a_judge_quotes_is_not_its_reply(text: str, value: str | None) -> None:
+    def sides(question: Sequence[Message]) -> str:
+        asked = shown(question)["answer A"]
+        return text if asked == "x" else text.translate(str.maketrans("AB", "BA"))
+
+    [mark] = PairJudge(judge(sides)).marks([(ITEM, Answer(text="x"), Answer(text="y"))])
+    assert mark.value == {"B": 0.0, None: None}[value]
 
 
 def test_a_refused_question_marks_nothing() -> None:

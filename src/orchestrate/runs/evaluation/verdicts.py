@@ -1,0 +1,129 @@
+"""One verdict: an evaluation's own joined with all else that is known of the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from orchestrate.errors import OrchestrateError
+from orchestrate.evaluation.regression.regress import Regression
+from orchestrate.evaluation.review.results import ReviewResult
+from orchestrate.evaluation.verdict import Part, with_parts
+from orchestrate.runs.evaluation import reviewing
+from orchestrate.runs.evaluation.regression import regressions
+from orchestrate.text import joined as listed
+from orchestrate.types import Contender, Evaluation
+
+if TYPE_CHECKING:
+    from orchestrate.workspace import Workspace
+
+
+def evaluations(ws: Workspace, run_id: str) -> list[Evaluation]:
+    """Return the stored evaluations, oldest first, with verdicts that join what is known today."""
+    return joined(ws, ws.store.history.evaluations(run_id))
+
+
+def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
+    """Join each verdict on a run with its regressions, its parity, its reviews, and its proof."""
+    known: dict[str, _Known] = {}
+    return [_joined(ws, one, known) for one in found]
+
+
+def standing(found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
+    """Merge the regressions of one model, oldest first: of each probe the newest result holds."""
+    mine = [one for one in found if one.tuned.checkpoint == checkpoint]
+    if not mine:
+        return None
+    results = {result.probe: result for one in mine for result in one.results}
+    advice = next((one.advice for one in reversed(mine) if one.advice), ())
+    lost = any(result.decision == "forgot" for result in results.values())
+    return replace(mine[-1], results=tuple(results.values()), advice=advice if lost else ())
+
+
+class _Known:
+    """What is known of a run beside one evaluation."""
+
+    def __init__(self, ws: Workspace, run_id: str) -> None:
+        self.regressions = regressions(ws, run_id)
+        self.parities = [e for e in ws.store.history.evaluations(run_id) if e.parity]
+        self.reviews: list[ReviewResult] = []
+        for review in ws.store.reviews.matching(run_ids=[run_id]):  # newest first
+            with suppress(OrchestrateError):  # whose answers were cleared away
+                self.reviews.append(reviewing.result(ws, reviewing.opened(ws, [review.id])))
+
+
+def _joined(ws: Workspace, one: Evaluation, known: dict[str, _Known]) -> Evaluation:
+    verdicts = list(one.verdicts)
+    for i, verdict in enumerate(verdicts):
+        contender = one.contender(verdict.contender)
+        if contender.run_id is None:
+            continue
+        if contender.run_id not in known:
+            known[contender.run_id] = _Known(ws, contender.run_id)
+        about = known[contender.run_id]
+        parts = [
+            *_forgotten(about, contender),
+            *_parity(about, contender, one),
+            *_people(about, contender, one),
+            *_proved(contender),
+        ]
+        verdicts[i] = with_parts(verdict, parts)
+    return replace(one, verdicts=tuple(verdicts))
+
+
+def _forgotten(about: _Known, contender: Contender) -> Iterator[Part]:
+    found = standing(about.regressions, contender.checkpoint)
+    if found is None:
+        return
+    open_ = [r.probe for r in found.results if r.decision == "inconclusive"]
+    kept = [r.probe for r in found.results if r.decision == "kept"]
+    for r in found.forgotten:
+        yield Part("do not ship", f"it forgot some of {r.probe}: {r.reason}")
+    if open_:
+        why = f"whether it forgot any of {listed(open_)} is open: orchestrate regress {found.run_id}"
+        yield Part("not enough evidence", why)
+    if kept and not found.forgotten and not open_:
+        yield Part("ship", f"it kept {listed(kept)}")
+
+
+def _parity(about: _Known, contender: Contender, here: Evaluation) -> Iterator[Part]:
+    mine = [
+        (e, verdict)
+        for e in about.parities
+        for verdict in e.verdicts
+        if _same(e.contender(verdict.contender), contender)
+    ]
+    if mine and mine[-1][0].id != here.id:
+        found, verdict = mine[-1]
+        yield Part(verdict.decision, f"parity in {found.id}: {'; '.join(verdict.reasons)}")
+
+
+def _same(one: Contender, other: Contender) -> bool:
+    return (one.run_id, one.checkpoint) == (other.run_id, other.checkpoint)
+
+
+def _people(about: _Known, contender: Contender, here: Evaluation) -> Iterator[Part]:
+    """What the newest review says that shows the contender beside its rival."""
+    rivals = {d.against for d in here.differences if d.contender == contender.name}
+    for review in about.reviews:
+        for pair in review.pairs:
+            names, score = (pair.first, pair.second), pair.preference
+            if contender.name not in names or not rivals & {*names} or not score.n:
+                continue
+            turned = pair.second == contender.name
+            rival = pair.first if turned else pair.second
+            low, high = (1 - score.high, 1 - score.low) if turned else (score.low, score.high)
+            value = 1 - score.value if turned else score.value
+            share = f"{value:.0%} ({low:.0%} to {high:.0%})"
+            said = f"people preferred it to {rival} in {share} of {score.n} items ({review.review.id})"
+            yield Part("do not ship" if high < 0.5 else "ship", said)
+            return
+
+
+def _proved(contender: Contender) -> Iterator[Part]:
+    if contender.proof is not None and contender.proof.startswith("failed"):
+        why = f"what answers at {contender.served_by} is not what was trained ({contender.proof})"
+        yield Part("do not ship", why)
