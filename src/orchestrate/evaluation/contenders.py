@@ -247,7 +247,8 @@ def aliased(written: str) -> tuple[str, str | None]:
 
 def called(written: str, names: Sequence[str]) -> list[str]:
     """Find contenders by name, by its beginning, or by the model at the end of an address."""
-    for fits in (str.__eq__, str.startswith, lambda name, end: name.endswith(f"={end}")):
-        if found := [name for name in names if fits(name, written)]:
-            return found
-    return []
+    return (
+        [name for name in names if name == written]
+        or [name for name in names if name.startswith(written)]
+        or [name for name in names if name.endswith(f"={written}")]
+    )

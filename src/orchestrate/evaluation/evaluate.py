@@ -194,6 +194,7 @@ def evaluate(
             *subject.notes,
             *_quantization_cost(first, scored.differences, contenders),
             *_references(first, scored.beside),
+            *_words(first, items),
             *_notes(contenders, sides),
             *_judges([m.used for m in terms.metrics]),
             *([str(lost)] if lost else ()),
@@ -307,6 +308,16 @@ def _references(metric: MetricUsed, beside: Sequence[Difference]) -> Iterator[st
             f"{apart.contender} against {apart.against}, for reference: {metric.name} "
             f"{points(metric, score.value)} ({points(metric, score.low)} to {points(metric, score.high)}, "
             f"{count(score.n, 'row')})"
+        )
+
+
+def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
+    """What a metric of calls does not see."""
+    words = sum(not item.expected_calls for item in items)
+    if metric.name.startswith("tool_") and words:
+        yield (
+            f"{metric.name}: of {words} of {len(items)} expected answers, which call no tool, only that is "
+            "scored; --metrics token_f1 or judge:MODEL scores their words"
         )
 
 

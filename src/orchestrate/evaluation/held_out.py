@@ -58,8 +58,12 @@ def held_out(
     limit: int | None = None,
     cluster: str | None = None,
     slices: Sequence[str] = (),
+    turns: bool = False,
 ) -> HeldOut:
     """The rows that can be asked about, at most the first `limit` of them.
+
+    With `turns` each earlier message of a row that calls tools is an item of its own, in one cluster with the
+    others of the row.
 
     `cluster` is the column whose values group rows; `slices` are columns, `length` (of the question) or
     `label` (the expected answer). Raises `DataError` when no row can be asked about, `UsageError` for a
@@ -68,32 +72,53 @@ def held_out(
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     seen: Counter[str] = Counter()
+    together: dict[str, str] = {}
+    rows = 0
     for _, row in dataset.read():
         if row.example is None:
             continue
-        if limit is not None and len(items) >= limit:
+        if limit is not None and rows >= limit:
             break
         found = item_of(row.example, row.unread)
-        if isinstance(found, str):
+        own = _calls_before(row.example, row.unread) if turns else []
+        if isinstance(found, Item):
+            own.append(found)
+        elif not own:
             left_out[found] += 1
             continue
-        seen[found.id] += 1
-        # Rows that are the same are asked once, and each counts; but what answers one answers them all.
-        items.append(
-            found
-            if seen[found.id] == 1
-            else replace(found, id=f"{found.id}#{seen[found.id]}", cluster=found.id)
-        )
+        rows += 1
+        # Items that are the same are asked once, and each counts; but what answers one answers them all.
+        cluster_id = next((together[one.id] for one in own if one.id in together), own[-1].id)
+        for one in own:
+            together[one.id] = cluster_id
+            seen[one.id] += 1
+            id = one.id if seen[one.id] == 1 else f"{one.id}#{seen[one.id]}"
+            items.append(replace(one, id=id, cluster=cluster_id))
     if not items:
         raise DataError(
             f"{dataset.path}: no row ends with an assistant message or a completion to compare with",
             fix="evaluation needs chat rows with the expected answer last, prompt/completion rows, unpaired "
             "rows that are desirable, or rows for a grader",
         )
-    items = [replace(item, cluster=item.id) if seen[item.id] > 1 else item for item in items]
+    sizes = Counter(item.cluster for item in items)
+    items = [item if sizes[item.cluster] > 1 else replace(item, cluster="") for item in items]
     items = _clustered(dataset, items, cluster)
     repeated = sum(n - 1 for n in seen.values())
     return HeldOut(tuple(_sliced(dataset, items, slices)), dict(left_out), repeated)
+
+
+def _calls_before(example: Example, unread: Mapping[str, Any]) -> list[Item]:
+    """The items of the messages that call tools before a row's last one."""
+    if not isinstance(example, ChatExample):
+        return []
+    found: list[Item] = []
+    for at, said in enumerate(example.messages[:-1]):
+        if said.role == "assistant" and said.tool_calls and said.weight != 0 and at:
+            calls = tuple(msgspec.to_builtins(call) for call in said.tool_calls)
+            made = _made(example.messages[:at], said.text, calls, example.tools or (), dict(unread))
+            if isinstance(made, Item):
+                found.append(made)
+    return found
 
 
 def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:

@@ -55,6 +55,34 @@ def test_calls_of_tools_are_expected_too(tmp_path: Path) -> None:
     assert item.prompt[1].to_dict()["tool_calls"] == (call,) and item.prompt[2].tool_call_id == "c1"
 
 
+def test_each_message_that_calls_tools_is_asked_for(tmp_path: Path) -> None:
+    """The last answer is words: by it alone nobody knows whether the tools are called rightly."""
+
+    def row(city: str, last: str) -> dict[str, Any]:
+        call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": f'{{"c": "{city}"}}'}}
+        return {
+            "messages": [
+                {"role": "user", "content": f"rain in {city}?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "content": "yes", "tool_call_id": "c1"},
+                {"role": "assistant", "content": last},
+            ],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        }
+
+    data = opened(tmp_path, [row("Oslo", "It rains."), row("Oslo", "Yes."), row("Rome", "No.")])
+    found = held_out(data, turns=True, limit=2).items
+    assert [bool(item.expected_calls) for item in found] == [True, False, True, False]
+    assert [len(item.prompt) for item in found] == [1, 3, 1, 3] and len({item.id for item in found}) == 4
+    assert len({item.cluster for item in found}) == 1 and found[0].cluster, "they share a message"
+    every = held_out(data, turns=True).items
+    assert len({item.cluster for item in every}) == 2 and every[4].cluster == every[5].cluster
+    assert [item.expected for item in held_out(data).items] == ["It rains.", "Yes.", "No."]
+    unlearned = row("Oslo", "It rains.")
+    unlearned["messages"][1]["weight"] = 0
+    assert len(held_out(opened(tmp_path, [unlearned], "u.jsonl"), turns=True).items) == 1
+
+
 def test_what_cannot_be_asked_is_told(tmp_path: Path) -> None:
     picture = {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}
     seen = {"role": "user", "content": [{"type": "text", "text": "what is it?"}, picture]}

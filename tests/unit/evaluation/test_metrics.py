@@ -384,6 +384,8 @@ def test_the_metric_is_chosen_by_the_answers(context: Make) -> None:
         (["a long sentence with many words in it", "no"], "token_f1"),
     ):
         assert registry.auto(context(make_items(expected))) == name
+    mixed = [*make_items(["yes", "no"]), make_item("", expected_calls=(call("find", q="a"),))]
+    assert registry.auto(context(mixed)) == "tool_calls"
     with pytest.raises(UsageError, match="no expected answer"):
         registry.auto(context(make_items([""])))
 

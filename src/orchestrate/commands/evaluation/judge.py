@@ -52,7 +52,8 @@ class Rivals:
         list[str] | None,
         typer.Option(
             "--model",
-            help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID; or one 'as NAME'.",
+            metavar="MODEL[ as NAME]",
+            help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID.",
         ),
     ] = None
     key_variable: Annotated[

@@ -294,7 +294,7 @@ def auto(context: Context) -> str:
             "these rows have no expected answer to compare with", fix="--metrics grader:FILE, as for training"
         )
     expected = [item.expected for item in context.items]
-    if all(item.expected_calls for item in context.items):
+    if any(item.expected_calls for item in context.items):
         return "tool_calls"
     return choose(expected)
 

@@ -19,7 +19,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.files.outputs import require_writable
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.evaluation import contenders as making
-from orchestrate.evaluation import rubric
+from orchestrate.evaluation import recordings, rubric
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import (
     Asked,
@@ -129,14 +129,7 @@ class PreparedEvaluation:
         self._ft, self._order = ft, order
         named = [_named(ft, run) for run in runs]
         dataset = Dataset.open(_test_file(order.test, [handle for handle, _ in named]))
-        found = held_out(dataset, limit=order.limit, cluster=order.cluster, slices=order.slices)
-        self._subject = Subject(
-            items=found.items,
-            dataset=masked_url(dataset.path),
-            digest=dataset.digest,
-            cluster=order.cluster,
-            notes=tuple(_left_out(found)),
-        )
+        self._subject = _subject(dataset, order)
         self._handles = [handle for handle, _ in named]
         for handle in self._handles:
             handle.check()
@@ -314,6 +307,25 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
             fix=f"orchestrate eval {handles[0].id} --test F",
         )
     return str(path)
+
+
+def _subject(dataset: Dataset, order: EvaluationOrder) -> Subject:
+    # Of a recorded model the last answer of each row is known, and no other.
+    recorded = any(model.startswith(recordings.WRITTEN) for model in order.models)
+    found = held_out(
+        dataset,
+        limit=order.limit,
+        cluster=order.cluster,
+        slices=order.slices,
+        turns=not recorded and not order.parity,
+    )
+    return Subject(
+        items=found.items,
+        dataset=masked_url(dataset.path),
+        digest=dataset.digest,
+        cluster=order.cluster,
+        notes=tuple(_left_out(found)),
+    )
 
 
 def _left_out(found: HeldOut) -> list[str]:
