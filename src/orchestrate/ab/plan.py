@@ -297,7 +297,7 @@ def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
 def wrong_value(metric: PlannedMetric, value: float) -> str | None:
     """Why it cannot be an outcome."""
     if not math.isfinite(value) or abs(value) > 1e15:
-        return f"{metric.name}: {value} is no number that can be averaged"
+        return f"{metric.name}: {value} must be a finite number"
     if metric.kind == "right-or-wrong" and value not in (0, 1):
         return f"{metric.name} is right or wrong: true or false, 1 or 0; got {value:g}"
     return None

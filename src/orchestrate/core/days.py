@@ -31,5 +31,6 @@ def today() -> date:
         return date.fromisoformat(asked)
     except ValueError:
         raise ConfigError(
-            f"{VARIABLE} is {asked!r}, which is no day", fix=f"write it as 2027-01-07, or: unset {VARIABLE}"
+            f"{VARIABLE} must be a date (YYYY-MM-DD), got {asked!r}",
+            fix=f"write it as 2027-01-07, or: unset {VARIABLE}",
         ) from None

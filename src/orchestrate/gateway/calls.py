@@ -223,7 +223,9 @@ async def read(request: Request) -> bytes:
     async for part in request.stream():
         found += part
         if len(found) > MAX_JSON:
-            raise HostError(413, f"a body that is no file has at most {MAX_JSON:,} bytes")
+            raise HostError(
+                413, f"Request body too large: at most {MAX_JSON:,} bytes (file uploads excepted)"
+            )
     return bytes(found)
 
 

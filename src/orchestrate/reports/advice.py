@@ -456,7 +456,7 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
         )
         yield Vote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
     elif paid.low_usd > best.base_usd:
-        turns = f"more than {since:,} requests a day" if since else "a dearer base model"
+        turns = f"more than {since:,} requests a day" if since else "a more expensive base model"
         yield Vote(ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{words}: {gap} more", turns=turns)
 
 

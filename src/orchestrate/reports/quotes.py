@@ -325,7 +325,7 @@ def _unpriced(totals: Sequence[Ownership]) -> list[str]:
         f"{way.server}: {way.unavailable}" for total in totals for way in total.elsewhere if way.unavailable
     )
     more = sum(max(0, len(t.elsewhere) - _SHOWN_ELSEWHERE) for t in totals)
-    return [*lines, *([f"{text.count(more, 'dearer place')} to serve in --json"] if more else [])]
+    return [*lines, *([f"{text.count(more, 'more expensive place')} to serve in --json"] if more else [])]
 
 
 def ownership_table(totals: Sequence[Ownership]) -> RenderableType:

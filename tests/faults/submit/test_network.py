@@ -242,10 +242,10 @@ def test_uploads_of_one_new_file_from_stores_that_share_nothing_all_succeed(worl
 
     def upload(n: int) -> str:
         (home := world.folder / f"home{n}").mkdir()
-        provider, spec = backend("fireworks", home, world.env), spec_for(rows)
-        data = TrainingData.open(str(rows))
-        start.wait(60)
-        return provider.upload(spec, data, provider.translate(spec)).train_id
+        spec, data = spec_for(rows), TrainingData.open(str(rows))
+        with contextlib.closing(backend("fireworks", home, world.env)) as provider:
+            start.wait(60)
+            return provider.upload(spec, data, provider.translate(spec)).train_id
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(upload, range(4)))) == 1

@@ -61,7 +61,7 @@ class Shown:
     """What is there, instead of recording."""
 
     calendar: Annotated[
-        bool, typer.Option("--calendar", help="What falls silent when, and what of it is recorded.")
+        bool, typer.Option("--calendar", help="List when models are shut down, and what is recorded.")
     ] = False
     listed: Annotated[bool, typer.Option("--list", help="The recordings that there are.")] = False
 
@@ -80,8 +80,8 @@ def record(
     skip_failed: SkipFailedOpt = False,
     yes: PayOpt = False,
 ) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
-    """Keep a model's answers now, with their log-probabilities where the host gives them: they prove parity
-    when it is silent.
+    """Record a model's answers before it is shut down, with log-probabilities where the host gives them. They
+    prove parity later.
 
     The price is told first. The same command goes on where it was interrupted, and pays nothing twice. The
     recording can be asked like a model: eval --model record:ID.
@@ -139,7 +139,7 @@ def _tell(plan: RecordPlan) -> None:
     kept = f", {asked.kept:,} answered before" if asked.kept else ""
     note(f"{plan.model}: {count(asked.questions, 'question')}{kept}; {price}")
     if plan.silent_on is not None:
-        note(f"it falls silent after {plan.silent_on}")
+        note(f"it is shut down after {plan.silent_on}")
 
 
 def _show(done: Recording) -> None:
@@ -177,7 +177,7 @@ def _show_calendar(found: list[Due]) -> None:
         if day is not None:
             note(f"{name} takes no new jobs from {day} on")
     if not found:
-        note("no tuned model of this store falls silent on an announced day")
+        note("no tuned model of this store has an announced shutdown date")
         note("orchestrate import PROVIDER  takes the past jobs of an account into it")
     elif any(due.command for due in found):
         note("orchestrate record RUN [--prompts FILE]  keeps its answers; FILE where it has no own prompts")

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="A tuned model against its base among real users: a stable share of them, evidence that may be "
-    "looked at at any time, a rule that was written down before.",
+    help="Split live traffic between a tuned model and its base. Each user keeps one of the two, results "
+    "stay valid however often you look, and a rule set in advance decides.",
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An experiment's name or id.")]
 

@@ -32,9 +32,9 @@ def take(
     ] = True,
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
 ) -> Output[list[Taken]]:
-    """Take the past jobs of an account into the store, read-only on the host: settings, files by their
+    """Import an account's past jobs into the store, read-only on the host: settings, files by their
     content, metrics, events, checkpoints, the tuned model and what it cost. It can be repeated, and goes on
-    where it was interrupted. Then what is at stake: which models fall silent when, and what can be made
+    where it was interrupted. Then print which models will be shut down when, and what can be made
     again."""
     from orchestrate.migration.steps import importing
 
@@ -90,7 +90,7 @@ def _show(taken: Taken) -> None:
 def _show_day(day: date | None, rows: list[Held]) -> None:
     left = rows[0].days_left
     if day is None:
-        title = "no day announced on which it falls silent"
+        title = "no shutdown date announced"
     elif left is not None and left >= 0:
         title = f"silent after {day}, in {text.count(left, 'day')}"
     else:

@@ -97,7 +97,7 @@ class Where:
         str | None, typer.Option("--train", metavar="FILE", help="Rows, where those of the run are gone.")
     ] = None
     every: Annotated[
-        bool, typer.Option("--all", help="Every run of the store whose model falls silent; with --plan.")
+        bool, typer.Option("--all", help="Every run whose model will be shut down; with --plan.")
     ] = False
     plan: Annotated[
         Path | None,

@@ -37,7 +37,7 @@ def log(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until the runs have ended.")] = False,
 ) -> Output[list[Logged]]:
-    """Put runs, ended or on their way, into an experiment tracker: settings, metrics, outcome, cost, scores.
+    """Log runs, running or ended, to an experiment tracker: settings, metrics, outcome, cost, scores.
     What it has already is not put there again."""
     from orchestrate.runs import log as logging
 

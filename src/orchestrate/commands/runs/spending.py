@@ -58,7 +58,7 @@ class What:
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="A deployment that is meant to stand, or what costs nobody knows how much; may be repeated.",
+            help="Accept this deployment, or this item of unknown cost. Repeat for several.",
         ),
     ] = None
 

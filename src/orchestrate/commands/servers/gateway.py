@@ -34,7 +34,7 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     no_args_is_help=False,
-    help="OpenAI's API for fine-tuning over any backend: existing code changes its base URL.",
+    help="Serve OpenAI's fine-tuning API over any backend. Clients only change their base URL.",
 )
 keys = typer.Typer(add_completion=False, no_args_is_help=True, help="Who may use the gateway, and for what.")
 app.add_typer(keys, name="keys")

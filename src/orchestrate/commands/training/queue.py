@@ -103,7 +103,7 @@ def _show_added(made: list[QueueEntry]) -> None:
 @command
 def list_entries(
     context: typer.Context,
-    ended: Annotated[bool, typer.Option("--all", help="Those that have gone or were removed too.")] = False,
+    ended: Annotated[bool, typer.Option("--all", help="Include submitted and removed entries.")] = False,
 ) -> Output[list[QueueEntry]]:
     """What waits, in the order in which it goes."""
     with orchestrator(context) as ft:

@@ -149,8 +149,8 @@ def merge(
     merging: Merging,
     accept_licence: AcceptOpt = None,
 ) -> Output[Merged]:
-    """Make one adapter of several of one base. Tells how far it is from their exact sum, and proves what was
-    written: exit code 1 when that fails. Evaluate the result and each of its parts."""
+    """Merge several adapters of the same base model into one, and verify the result. Prints its distance from
+    the exact sum. Exit code 1 if the check fails. Evaluate the result and each of its parts."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:

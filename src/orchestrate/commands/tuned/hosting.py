@@ -163,7 +163,7 @@ def undeploy(
         float, typer.Option(min=0, help="Seconds to wait until the host shows that it is gone.")
     ] = 60.0,
 ) -> Output[TakenDown]:
-    """Take a deployed model down, and ask the host until it shows that nothing of it runs any more. Exit code
+    """Take down a deployment and wait until the host confirms that nothing of it runs any more. Exit code
     5: something still does, and is asked to end again at each `orchestrate sync`."""
     with orchestrator(context) as ft:
         handle = ft.run(run)

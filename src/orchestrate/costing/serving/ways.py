@@ -373,9 +373,9 @@ def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traff
     mine, theirs = serving.monthly_usd / tokens, base_usd / tokens
     idle = f", and used to {serving.utilisation:.0%} here" if serving.utilisation is not None else ""
     return (
-        f"dearer by the token than {host}'s own serverless price of the untuned base, {text.money(mine)} per "
-        f"million against {text.money(theirs)}: these GPUs are paid for while they are idle{idle}; those are "
-        "shared among many users, and do not serve this tune"
+        f"more expensive per token than {host}'s own serverless price of the base, {text.money(mine)} "
+        f"per million against {text.money(theirs)}: these GPUs are paid for while they are idle{idle}. Those "
+        "are shared among many users, and do not serve this tune"
     )
 
 

@@ -58,7 +58,7 @@ def of_json(text: str) -> list[Call]:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _of_json(value: object) -> Call | None:

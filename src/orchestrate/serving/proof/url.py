@@ -88,7 +88,7 @@ class UrlPlace:
         body = self._ask("GET", "/v1/models")
         found = body.get("data")
         if not isinstance(found, list):
-            raise UnexpectedAnswer(self._root, "its list of models is no list")
+            raise UnexpectedAnswer(self._root, "/v1/models did not return a list")
         try:
             entries = decoding.convert(found, list[dict[str, Any]])
         except msgspec.ValidationError as error:

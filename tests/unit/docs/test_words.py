@@ -1,0 +1,102 @@
+"""What users read is in the field's English: each phrase below was found hard to read, and may only become
+rarer."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+from tests.paths import ROOT
+
+from orchestrate.commands import COMMANDS
+
+SOURCE = ROOT / "src" / "orchestrate"
+MOST = {
+    r"falls? silent": 5,
+    r"is no (?:list|number|day|file|label|JSON|folder|object)": 14,
+    r"nobody knows": 14,
+    r"that there are not": 1,
+    r"dearer": 5,
+    r"by the hour": 35,
+    r"at any time": 7,
+    r"heeded": 1,
+    r"at hand": 22,
+    r"as long as wanted": 2,
+    r"are told": 27,
+    r"is told": 60,
+    r"that have gone": 0,
+    r"is another one": 8,
+    r"nobody has": 8,
+    r"by itself": 26,
+    r"hardly": 7,
+}
+"""Phrase -> how often it stands in strings and docstrings. Where one is gone, its line goes too."""
+VERBS = frozenset(
+    [
+        "Cancel",
+        "Chat",
+        "Check",
+        "Compare",
+        "Delete",
+        "Deploy",
+        "Download",
+        "Estimate",
+        "Export",
+        "Follow",
+        "Give",
+        "Import",
+        "Inspect",
+        "Let",
+        "List",
+        "Log",
+        "Measure",
+        "Merge",
+        "Move",
+        "Open",
+        "Pause",
+        "Print",
+        "Prove",
+        "Rebuild",
+        "Recommend",
+        "Record",
+        "Repeat",
+        "Resume",
+        "Run",
+        "Serve",
+        "Set",
+        "Show",
+        "Split",
+        "Start",
+        "Submit",
+        "Take",
+        "Try",
+        "Update",
+        "Watch",
+        "Write",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    found: list[str] = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(" ".join(node.value.split()))
+    return found
+
+
+@pytest.mark.parametrize("phrase", MOST)
+def test_phrases_that_are_hard_to_read_become_rarer(texts: list[str], phrase: str) -> None:
+    pattern = re.compile(rf"(?i)\b{phrase}")
+    found = [text for text in texts if pattern.search(text)]
+    count = sum(len(pattern.findall(text)) for text in found)
+    assert count <= MOST[phrase], f"{count} now:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("name", [name for _, name, _, _ in COMMANDS])
+def test_each_command_says_what_it_does_in_one_line(name: str) -> None:
+    [said] = [said for _, known, _, said in COMMANDS if known == name]
+    assert said.split()[0].strip(",") in VERBS and said.endswith(".") and len(said) <= 64, said
