@@ -413,7 +413,7 @@ def judge(work: Work, adapters: list[str]) -> list[float]:
     path = place / "held-out.jsonl"
     path.write_text(canonical(work.load, work.load.held_out()), encoding="utf-8")
     template = Template(load_tokenizer(Path(work.model)))
-    rows, _ = encode_file(path, template, place / "held-out", pairs=pairs, max_length=None)
+    rows, _ = encode_file(path, template, place / "held-out", pairs=pairs)
 
     def objective(model: Any, inner: Any) -> Objective:
         loaded = Loaded(model, inner, Head.of(inner), torch.device("cpu"))

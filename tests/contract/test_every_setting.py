@@ -50,7 +50,8 @@ LORA = {
     "loraplus_lr_ratio": st.sampled_from([1, 16.0]),
 }
 METHODS = st.one_of(
-    kind("sft", train_on_inputs=st.booleans()),
+    kind("sft", train_on_inputs=st.booleans(), ignore_empty_think=st.booleans()),
+    kind("sft", train_on=st.sampled_from(["all", "last", ["assistant", "tool"]])),
     kind(
         "dpo",
         loss=st.just("dpo"),
@@ -93,8 +94,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "batch_size": st.one_of(st.just("max"), st.integers(1, 2048)),
     "batch_tokens": COUNTS,
     "gradient_accumulation": COUNTS,
-    "warmup_ratio": FRACTIONS,
-    "schedule": st.sampled_from(["constant", "linear", "cosine"]),
+    "truncation": st.sampled_from(["right", "left", "drop"]),
+    "save_total_limit": COUNTS,
     "weight_decay": FRACTIONS,
     "max_grad_norm": POSITIVE,
     "max_seq_length": st.integers(8, 4096),
@@ -115,7 +116,19 @@ EVALS = st.sampled_from([{}, {"evals": 0}, {"evals": 7}, {"eval_steps": 3}])
 CHECKPOINTS = st.sampled_from([{}, {"checkpoints": 1}, {"checkpoints": 5}, {"checkpoint_steps": 3}])
 TRAIN = st.sampled_from([{}, {"train": ["t", {"path": "u", "weight": 0.5}]}])
 RATES = st.sampled_from([{}, {"learning_rate": 1e-4}, {"learning_rate_multiplier": 2.0}])
-SPECS = st.tuples(some(**FIELDS), RATES, EVALS, CHECKPOINTS, TRAIN).map(
+WARMUP = st.sampled_from([{}, {"warmup_ratio": 0.0}, {"warmup_ratio": 0.05}, {"warmup_steps": 3}])
+SCHEDULES = st.sampled_from(
+    [
+        {},
+        {"min_lr_ratio": 0.1},
+        {"schedule": "constant"},
+        {"schedule": "linear"},
+        {"schedule": "cosine", "min_lr_ratio": 0.1},
+        {"schedule": "polynomial", "schedule_power": 2.0},
+        {"schedule": "warmup_stable_decay", "decay_ratio": 0.2, "min_lr_ratio": 0.0},
+    ]
+)
+SPECS = st.tuples(some(**FIELDS), RATES, EVALS, CHECKPOINTS, TRAIN, WARMUP, SCHEDULES).map(
     lambda parts: {name: value for part in parts for name, value in part.items()}
 )
 
@@ -136,7 +149,8 @@ def translator(request: pytest.FixtureRequest) -> Iterator[tuple[Backend, Provid
 
 def test_the_strategy_knows_every_field() -> None:
     told = {"model", "train", "validation", "learning_rate", "learning_rate_multiplier", "overrides"}
-    told |= {"evals", "eval_steps", "checkpoints", "checkpoint_steps"}
+    told |= {"evals", "eval_steps", "checkpoints", "checkpoint_steps", "warmup_ratio", "warmup_steps"}
+    told |= {"schedule", "min_lr_ratio", "decay_ratio", "schedule_power"}
     assert set(JobSpec.model_fields) == set(FIELDS) | told
     assert set(LORA) == set(LoRA.model_fields) - {"type"}
 

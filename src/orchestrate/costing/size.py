@@ -111,18 +111,21 @@ def measure(work: Work) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
-    limit = _whole(effective(translation, "max_seq_length", spec.max_seq_length)) or resolved.context(
-        spec.method.type
-    )
+    limit = _limit(work)
     rule = work.profile.picture_tokens
-    train = _file(data.train, name, limit, resolved.id, rule)
-    validation = _file(data.validation, name, limit, resolved.id, rule) if data.validation else _NONE
+    drop = limit if effective(translation, "truncation") == "drop" else None
+    train = _file(data.train, name, limit, resolved.id, rule, drop)
+    validation = _file(data.validation, name, limit, resolved.id, rule, drop) if data.validation else _NONE
     notes = [_counted(train.count)] if train.count else []
     if data.mixed:
         notes.append(data.mixed)
     run = _run(work)
     if run.note:
         notes.append(run.note)
+    if train.left_out:
+        notes.append(
+            f"{text.count(train.left_out, 'row')} of more than {limit} tokens are left out, not billed"
+        )
     if lost := train.lost:
         notes.append(f"rows are cut at {limit} tokens: {lost:,} tokens are neither trained nor billed")
     if train.shared:
@@ -159,6 +162,12 @@ def measure(work: Work) -> JobSize:
         notes=tuple(notes),
         uncounted=f"{text.count(uncounted, 'image')}, for which no rule is published" if uncounted else None,
     )
+
+
+def _limit(work: Work) -> int | None:
+    """Tokens over which a row is cut or left out."""
+    asked = _whole(effective(work.translation, "max_seq_length", work.spec.max_seq_length))
+    return asked or work.resolved.context(work.spec.method.type)
 
 
 class _Run(NamedTuple):
@@ -210,7 +219,10 @@ def _steps_per_epoch(work: Work) -> int:
     """Rows that are split are several examples."""
     batch = _whole(effective(work.translation, "batch_size", work.spec.batch_size)) or 1
     train = work.data.train
-    sequences = train.tokens(tokenizer_for(work.resolved, work.spec)).sequences
+    count = train.tokens(tokenizer_for(work.resolved, work.spec))
+    if effective(work.translation, "truncation") == "drop" and (limit := _limit(work)):
+        count = count.within(limit, pairs=train.kind == "preference")
+    sequences = count.sequences
     return max(1, -(-(sequences // 2 if train.kind == "preference" else sequences) // batch))
 
 
@@ -222,6 +234,8 @@ class _File:
     most: Decimal = Decimal(0)
     lost: int = 0
     """Cut off."""
+    left_out: int = 0
+    """Rows."""
     sequences: int = 0
     shared: int = 0
     """Of the prompts of preference pairs, once."""
@@ -241,8 +255,13 @@ def _file(
     limit: int | None,
     model: str,
     rule: Callable[[str, Picture], tuple[int, int, int] | None] | None,
+    drop: int | None,
 ) -> _File:
-    count = dataset.tokens(tokenizer)
+    """`drop`: rows of more tokens are left out."""
+    count, left_out = dataset.tokens(tokenizer), 0
+    if drop is not None and count.longest > drop:
+        kept = count.within(drop, pairs=dataset.kind == "preference")
+        count, left_out = kept, count.rows - kept.rows
     words = count.tokens if limit is None or count.longest <= limit else count.truncated(limit)
     spread = Decimal(str(count.error_band))
     shared = 0
@@ -262,6 +281,7 @@ def _file(
         least=(words - shared) * max(Decimal(0), 1 - spread) + least,
         most=words * (1 + spread) + most,
         lost=count.tokens - words,
+        left_out=left_out,
         sequences=count.sequences,
         shared=shared,
         images=sum(dataset.pictures.values()) - uncounted,

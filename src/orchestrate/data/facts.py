@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrate.data.files.sources import source
@@ -70,6 +70,28 @@ class TokenCount:
         if self.weights:
             return round(sum(w * min(n, limit) for n, w in zip(self.lengths, self.weights, strict=True)))
         return sum(min(n, limit) for n in self.lengths)
+
+    def within(self, limit: int, *, pairs: bool = False) -> TokenCount:
+        """The count without sequences of more than `limit` tokens, and without the other side of such a
+        one."""
+        sides = 2 if pairs else 1
+        kept = [
+            n
+            for first in range(0, len(self.lengths), sides)
+            if max(self.lengths[first : first + sides]) <= limit
+            for n in range(first, first + sides)
+        ]
+        lengths, weights = [self.lengths[n] for n in kept], [self.weights[n] for n in kept if self.weights]
+        tokens = round(sum(w * n for w, n in zip(weights, lengths, strict=True))) if weights else sum(lengths)
+        return replace(
+            self,
+            tokens=tokens,
+            trained_tokens=self.trained_tokens * tokens // max(self.tokens, 1),
+            rows=self.rows * len(kept) // max(len(self.lengths), 1),
+            longest=max(lengths, default=0),
+            lengths=lengths,
+            weights=weights,
+        )
 
     @property
     def low(self) -> int:

@@ -20,6 +20,8 @@ def option(name: str) -> str:
 class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft", omit_defaults=True):
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
+    ignore_empty_think: bool | None = None
+    train_on: Literal["all", "last"] | tuple[str, ...] | None = None
 
     @property
     def word(self) -> str:
@@ -131,11 +133,21 @@ class Hyper(Record, frozen=True, kw_only=True):
     sharded: bool = False
     """Whether each of them has a share of every weight instead."""
     warmup_ratio: float = 0.03
+    warmup_steps: int | None = None
+    """In place of `warmup_ratio`."""
     schedule: str = "cosine"
+    min_lr_ratio: float = 0.0
+    """Share of the peak rate at which the schedule ends."""
+    decay_ratio: float = 0.1
+    """Share of the steps in which `warmup_stable_decay` lowers the rate."""
+    schedule_power: float = 1.0
+    """Exponent of `polynomial`."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_seq_length: int | None = None
     """Tokens; `None` means the model's context."""
+    truncation: Literal["right", "left", "drop"] = "right"
+    """What longer rows lose: their end, their beginning, or all of them."""
     packing: bool = False
     evals: int | None = None
     """Evaluations spread over the run, the one at the end included; `None` means one per epoch."""
@@ -147,6 +159,8 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Checkpoints to keep, spread over the run; `None` means one per epoch."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints, in place of `checkpoints`; there is one at the end too."""
+    save_total_limit: int | None = None
+    """The most checkpoints to keep; older ones are removed."""
     recovery_seconds: float = 60.0
     """A checkpoint to go on from is written at least this often; only the newest of them is kept."""
     early_stopping_patience: int | None = None

@@ -105,11 +105,30 @@ class JobSpec(Part):
     warmup_ratio: Float | None = Field(
         default=None, ge=0, lt=1, description="Share of the steps over which the rate rises to its peak"
     )
-    schedule: Literal["constant", "linear", "cosine"] | None = None
+    warmup_steps: Int | None = Field(
+        default=None, ge=0, description="Optimiser steps of warm-up, in place of warmup_ratio"
+    )
+    schedule: Literal["constant", "linear", "cosine", "polynomial", "warmup_stable_decay"] | None = Field(
+        default=None, description="How the learning rate goes on after the warm-up"
+    )
+    min_lr_ratio: Float | None = Field(
+        default=None, ge=0, le=1, description="Share of the peak learning rate at which the schedule ends"
+    )
+    decay_ratio: Float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the steps in which warmup_stable_decay lowers the rate",
+    )
+    schedule_power: Float | None = Field(default=None, gt=0, description="Exponent of schedule: polynomial")
     weight_decay: Float | None = Field(default=None, ge=0)
     max_grad_norm: Float | None = Field(default=None, gt=0)
     max_seq_length: Int | None = Field(
         default=None, ge=8, description="Tokens; longer rows are truncated and reported"
+    )
+    truncation: Literal["right", "left", "drop"] | None = Field(
+        default=None,
+        description="Rows over max_seq_length lose their end or their beginning, or are left out",
     )
     packing: bool | None = None
     evals: Int | None = Field(default=None, ge=0, description="Evaluations on the validation data per run")
@@ -122,6 +141,9 @@ class JobSpec(Part):
     checkpoints: Int | None = Field(default=None, ge=1, description="Checkpoints per run")
     checkpoint_steps: Int | None = Field(
         default=None, ge=1, description="Optimiser steps between checkpoints, in place of checkpoints"
+    )
+    save_total_limit: Int | None = Field(
+        default=None, ge=1, description="Keep only the newest checkpoints, as many as this"
     )
     early_stopping: EarlyStopping | None = None
     seed: Int | None = Field(default=None, ge=0, le=2**31 - 1)
@@ -181,6 +203,19 @@ class JobSpec(Part):
                 )
         if self.method.type == "rft" and not self.method.grader:
             raise ValueError("method rft needs a grader")
+        return self
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> JobSpec:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError("warmup_steps and warmup_ratio exclude each other: give one")
+        if self.min_lr_ratio is not None and self.schedule == "constant":
+            raise ValueError(
+                "min_lr_ratio: a constant schedule stays at the peak rate; leave one of them out"
+            )
+        for name, schedule in (("decay_ratio", "warmup_stable_decay"), ("schedule_power", "polynomial")):
+            if getattr(self, name) is not None and self.schedule != schedule:
+                raise ValueError(f"{name} belongs to  schedule: {schedule}  and to no other: leave it out")
         return self
 
     def model_for(self, provider: str) -> str:
@@ -289,9 +324,15 @@ _LATER = frozenset(
         "keep_best",
         "checkpoint_steps",
         "private",
+        "warmup_steps",
+        "min_lr_ratio",
+        "decay_ratio",
+        "schedule_power",
+        "truncation",
+        "save_total_limit",
     }
 )
-_LATER_METHOD = frozenset({"earlier_thinking", "label_smoothing"})
+_LATER_METHOD = frozenset({"earlier_thinking", "label_smoothing", "ignore_empty_think", "train_on"})
 _LATER_ADAPTER = frozenset(
     {
         "init_lora_weights",

@@ -73,6 +73,20 @@ class SFT(Part):
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
     """Answers whose thinking the chat template drops because further turns follow: trained without it, made
     the last of a row of their own, which shows it, or left as context."""
+    ignore_empty_think: bool | None = None
+    """Put no loss on the empty thinking block that a chat template writes before an answer without thinking,
+    so that such answers do not teach the model to stop thinking."""
+    train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(default=None, min_length=1)
+    """Whose messages of a conversation are trained: all of the assistant's, its last one, or those of the
+    roles in a list, as [assistant, tool]."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> SFT:
+        if self.train_on_inputs and self.train_on not in (None, "all"):
+            raise ValueError("train_on_inputs trains everything: leave it out, or leave train_on out")
+        if isinstance(self.train_on, tuple) and len(set(self.train_on)) < len(self.train_on):
+            raise ValueError("train_on names a role twice")
+        return self
 
 
 class DPO(Part):
@@ -308,6 +322,7 @@ def _one_or_several(value: Any) -> str:
     return "several" if isinstance(value, list | tuple) else "one"
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 STARTS = ("gaussian", "orthogonal", "pissa", "olora", "loftq", "eva")

@@ -57,7 +57,7 @@ def token_routes(site: Site) -> list[Route]:
             command=f"orchestrate data preview {path or 'FILE'} --model {model or 'MODEL'}"
             f" --row {_row(request)} --rows {_AT_ONCE}",
             python="from orchestrate.runs.data.files import read_preview\n\n"
-            f"for row in read_preview({asked}, None, False, {{}}).rows:\n    print(row.row, row.trained)",
+            f"for row in read_preview({asked}, {{}}, {{}}).rows:\n    print(row.row, row.trained)",
         )
         read = partial(_of_file, path, model) if path and model else None
         models = [one.name for one in site.ft.models()]
@@ -85,7 +85,7 @@ def _row(request: Request) -> int:
 
 
 def _of_file(path: str, model: str, row: int) -> PreviewReport:
-    return files.read_preview(path, model, row, _AT_ONCE, None, False, {})
+    return files.read_preview(path, model, row, _AT_ONCE, {}, {})
 
 
 def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
@@ -98,8 +98,8 @@ def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
         if not isinstance(train, str):
             raise
         chat = {name: spec.get(name) for name in ("chat_template", "chat_template_kwargs")}
-        inputs, longest = bool(method.get("train_on_inputs")), spec.get("max_seq_length")
-        return files.read_preview(train, handle.record.model, row, _AT_ONCE, longest, inputs, {}, chat)
+        masking = {name: spec.get(name) for name in ("max_seq_length", "truncation")} | method
+        return files.read_preview(train, handle.record.model, row, _AT_ONCE, masking, {}, chat)
 
 
 # Rows and answers judged by people: the pages of `orchestrate data review` and `orchestrate review`, within

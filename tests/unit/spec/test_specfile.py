@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -47,7 +48,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         specfile.load(path)
     text = str(caught.value)
     assert "line 3: epoch: unknown field (did you mean epochs?)" in text
-    assert "line 4: schedule: Input should be 'constant', 'linear' or 'cosine', got " in text
+    assert "line 4: schedule: Input should be 'constant', 'linear', 'cosine', 'polynomial' or" in text
     assert "line 7: adapter.rank: unknown field" in text and "alpha, alpha_pattern, dora, dropout" in text
 
 
@@ -360,3 +361,38 @@ def test_what_a_template_cannot_go_by_is_said(tmp_path: Path, written: str, reas
     with pytest.raises(SpecError, match="line 3: chat_template_kwargs") as told:
         specfile.load(path)
     assert reason in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"warmup_steps": 3, "warmup_ratio": 0.1}, "exclude each other"),
+        ({"schedule": "constant", "min_lr_ratio": 0.1}, "min_lr_ratio"),
+        ({"schedule": "cosine", "decay_ratio": 0.1}, "warmup_stable_decay"),
+        ({"schedule_power": 2}, "polynomial"),
+        ({"method": {"type": "sft", "train_on_inputs": True, "train_on": "last"}}, "train_on_inputs"),
+        ({"method": {"type": "sft", "train_on": ["user", "user"]}}, "twice"),
+        ({"method": {"type": "sft", "train_on": ["bot"]}}, "train_on"),
+        ({"method": {"type": "sft", "train_on": []}}, "train_on"),
+    ],
+)
+def test_settings_that_say_two_things_are_mistakes(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        JobSpec.parse({"model": "m", "train": "t", **wrong})
+    assert told in str(caught.value)
+
+
+def test_the_new_settings_leave_the_hash_of_older_specs_as_it_was() -> None:
+    """As specs of before them have it in the store."""
+    later = {
+        "warmup_steps",
+        "min_lr_ratio",
+        "decay_ratio",
+        "schedule_power",
+        "truncation",
+        "save_total_limit",
+    }
+    canonical = JobSpec.parse({"model": "m", "train": "t"}).canonical()
+    assert (
+        not later & canonical.keys() and not {"train_on", "ignore_empty_think"} & canonical["method"].keys()
+    )

@@ -151,7 +151,14 @@ class Shown:
     row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1
     max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None
+    truncation: Annotated[
+        str, typer.Option(help="What a longer row loses: right (its end), left, or drop (all).")
+    ] = "right"
     train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False
+    train_on: Annotated[
+        str, typer.Option(metavar="all|last|ROLES", help="As method.train_on; roles as assistant,tool.")
+    ] = "all"
+    ignore_empty_think: Annotated[bool, typer.Option("--ignore-empty-think")] = False
     chat_template: Annotated[
         str | None, typer.Option(metavar="FILE", help="In place of the model's own, as in a spec.")
     ] = None
@@ -192,8 +199,7 @@ def preview(
             model,
             shown.row,
             shown.rows,
-            shown.max_length,
-            shown.train_on_inputs,
+            _masking(shown),
             columns_read(columns, ignored),
             {"chat_template": shown.chat_template, "chat_template_kwargs": settings},
         )
@@ -201,6 +207,22 @@ def preview(
         html.write_text(data.html(report), encoding="utf-8")
         note(f"written: {html}")
     return Output(report, show_preview if html is None else shown_already)
+
+
+def _masking(shown: Shown) -> dict[str, object]:
+    """Raises `SpecError` for what a spec would not take."""
+    from orchestrate.spec import JobSpec
+
+    words = shown.train_on.split(",")
+    train_on = shown.train_on if words[0] in ("all", "last") and len(words) == 1 else words
+    given = {"truncation": shown.truncation, "max_seq_length": shown.max_length}
+    method = {
+        "train_on_inputs": shown.train_on_inputs,
+        "train_on": train_on,
+        "ignore_empty_think": shown.ignore_empty_think,
+    }
+    JobSpec.parse({"model": "-", "train": "-", "method": {"type": "sft", **method}, **given})
+    return {**given, **method}
 
 
 app.command()(generate)

@@ -23,7 +23,16 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.data.rows.examples import ChatMessage
-from orchestrate.data.tokens.chat_templates import CHATML, Spans, carries, chosen, is_marked, render
+from orchestrate.data.tokens.chat_templates import (
+    CHATML,
+    Spans,
+    carries,
+    chosen,
+    is_marked,
+    reads,
+    render,
+    with_settings,
+)
 from orchestrate.data.tokens.words import (
     Cut,
     Form,
@@ -45,8 +54,15 @@ from orchestrate.errors import DataError
 _MOST_KNOWN = 4096
 """Forms of conversations that are kept; of rows of one data set there are few."""
 _Order = Sequence[tuple[int, int]] | None
+ASSISTANT = frozenset({"assistant"})
+"""Whose messages are trained, unless a method says otherwise."""
+APART = "what precedes an answer is not the generation prompt"
+_AGREEING = ("enable_thinking", "thinking")
+"""Settings by which templates write the prompt with thinking begun, closed, or neither."""
 _AS_GIVEN: list[tuple[int, int]] = []
 """The order in which the messages have their words."""
+_SHORT = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", content="y")]
+_THOUGHT_OUT = [_SHORT[0], ChatMessage(role="assistant", content="y", reasoning="z")]
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
 
 
@@ -69,6 +85,8 @@ class Rendered:
     tools: Tools = field(default=None, repr=False)
     odd: tuple[str, ...] = ()
     """What is odd about the turns."""
+    others: Mapping[int, Turn] = field(default_factory=dict[int, Turn])
+    """Of messages of other roles that are trained, by their place."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """What the template did with the conversation that its author may not expect. `has_end`: the model
@@ -78,6 +96,9 @@ class Rendered:
         turns = self.turns[:-1] if has_end and self.unended else self.turns
         if not all(turn.ends for turn in turns if turn.spans):
             found.append("no special token ends an assistant message; the model cannot learn to stop")
+        for place, turn in self.others.items():
+            if not turn.spans:
+                found.append(f"the template shows no words of a {self.messages[place].role} message to train")
         return tuple(dict.fromkeys(found))
 
     @property
@@ -116,6 +137,12 @@ class Rendered:
                 for token in range(bisect_right(ends, start), bisect_left(offsets, (end, 0))):
                     if not carries(self.text, offsets[token], said.loss_spans, at, said.text):
                         weights[token] = 0.0
+        for place, turn in self.others.items():
+            given = self.messages[place].weight
+            for start, end in turn.spans:
+                first = bisect_right(ends, start)
+                for token in range(first, bisect_left(offsets, (end, 0), lo=first)):
+                    weights[token] = row if given is None else given * row
         return weights
 
 
@@ -127,6 +154,8 @@ class Conversations:
     templates: object
     names: Mapping[str, str]
     special: frozenset[str]
+    probing: bool = False
+    """Whether it only looks how a template behaves."""
     _known: dict[tuple[object, ...], tuple[Form, _Pieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     _openers: dict[bool, str] = field(default_factory=dict[bool, str])
 
@@ -149,34 +178,44 @@ class Conversations:
         refuses the conversation."""
         return self._shown(messages, tools, answer_next=True)[1]
 
-    def rendered(self, messages: Sequence[ChatMessage], tools: Tools = None) -> Rendered:
-        """Raises `DataError` when the template refuses the conversation."""
+    def rendered(
+        self, messages: Sequence[ChatMessage], tools: Tools = None, *, others: frozenset[str] = frozenset()
+    ) -> Rendered:
+        """`others`: roles beside the assistant whose messages are trained. Raises `DataError` when the
+        template refuses the conversation."""
         form, text, spans = self._shown(messages, tools)
-        if spans and len(spans) == sum(m.role == "assistant" for m in messages):
+        places = tuple(i for i, m in enumerate(messages) if m.role in others)
+        marked = spans and len(spans) == sum(m.role == "assistant" for m in messages)
+        if marked and not places:
+            return Rendered(text, tuple(self._ended(text, [span]) for span in spans), messages, tools)
+        turns, odd, theirs = self._found(text, form, messages, tools, places)
+        if marked:
             turns, odd = [self._ended(text, [span]) for span in spans], ()
         else:
-            turns, odd = self._found(text, form, messages, tools)
             turns = self._marked(text, spans, turns)
-        return Rendered(text, tuple(turns), messages, tools, odd)
+        return Rendered(text, tuple(turns), messages, tools, odd, dict(zip(places, theirs, strict=True)))
 
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _found(
-        self, text: str, form: Form, messages: Sequence[ChatMessage], tools: Tools
-    ) -> tuple[list[Turn], tuple[str, ...]]:
-        key = (form, msgspec.json.encode(tools), *(signature(m) for m in messages))
+        self, text: str, form: Form, messages: Sequence[ChatMessage], tools: Tools, others: tuple[int, ...]
+    ) -> tuple[list[Turn], tuple[str, ...], list[Turn]]:
+        """The turns of the assistant, what is odd about them, and the turns of the messages at `others`."""
+        key = (form, others, msgspec.json.encode(tools), *(signature(m) for m in messages))
         given = as_form(form, messages)
         if key not in self._known:
-            self._known[key] = (form, self._pieces(given, tools))
+            self._known[key] = (form, self._pieces(given, tools, others))
         pieces = self._known[key][1]
         places = aligned(text, pieces.texts, pieces.owners, given) if pieces else None
         if pieces is None or places is None:
             # The template's own words depend on those of the messages: they are looked for one by one.
-            pieces = self._pieces(given, tools, order=pieces.owners if pieces else _AS_GIVEN)
+            pieces = self._pieces(given, tools, others, order=pieces.owners if pieces else _AS_GIVEN)
             places = pieces.starts if pieces else None
         if pieces is None or places is None:
-            return [Turn((), False) for m in messages if m.role == "assistant"], ()
-        return [turn.placed(places) for turn in pieces.turns], pieces.notes
+            nothing = Turn((), False)
+            return [nothing for m in messages if m.role == "assistant"], (), [nothing for _ in others]
+        theirs = [turn.placed(places) for turn in pieces.others]
+        return [turn.placed(places) for turn in pieces.turns], pieces.notes, theirs
 
     def _marked(self, text: str, spans: Spans, turns: Sequence[Turn]) -> list[Turn]:
         """What the template marks goes before what was found; each mark is of the turn that it lies in."""
@@ -219,7 +258,9 @@ class Conversations:
         self._known[key] = (best[1], None)
         return best[1], best[2], best[3]
 
-    def _pieces(self, messages: list[dict[str, Any]], tools: Tools, order: _Order = None) -> _Pieces | None:
+    def _pieces(
+        self, messages: list[dict[str, Any]], tools: Tools, others: tuple[int, ...], order: _Order = None
+    ) -> _Pieces | None:
         """The template's own words around those of the messages, with others in their place or, where an
         `order` is given, as they are."""
         if order is None:
@@ -228,18 +269,52 @@ class Conversations:
         if cut is None:
             return None
         turns: list[_Outline] = []
+        theirs: list[_Outline] = []
         notes: list[str] = []
+        marks = _Marks(self.special, self._opener(tools))
         for i, m in enumerate(messages):
+            if m["role"] != "assistant" and i not in others:
+                continue
+            after = self._cut(messages[: i + 1], tools, order)
             if m["role"] != "assistant":
+                # No prompt asks for it: it begins with its own words.
+                theirs.append(_turn(cut, i, None, after, marks)[0])
                 continue
             before = self._cut(messages[:i], tools, order, answer_next=True)
-            after = self._cut(messages[: i + 1], tools, order)
-            marks = _Marks(self.special, self._opener(tools))
             found, apart = _turn(cut, i, before.texts[-1] if before else None, after, marks)
             turns.append(found)
-            if apart:
-                notes.append("what precedes an answer is not the generation prompt")
-        return _Pieces(cut.texts, cut.owners, cut.starts, turns, tuple(dict.fromkeys(notes)))
+            if apart and before and found.runs:
+                place = found.runs[0].first
+                notes.append(self._apart(before.texts[-1], cut.texts[place.piece], marks))
+        return _Pieces(cut.texts, cut.owners, cut.starts, turns, theirs, tuple(dict.fromkeys(notes)))
+
+    def _apart(self, asked: str, lead: str, marks: _Marks) -> str:
+        """Say how a row's answer begins otherwise than the model is asked, and what makes both agree."""
+        asked, lead = (
+            text[max(text.rfind(marks.opener), 0) :] if marks.opener else text for text in (asked, lead)
+        )
+        told = (
+            f"{APART}: the model is asked with {asked[-60:]!r}, and here follows an answer on {lead[-60:]!r}"
+        )
+        if self.probing:
+            return told
+        for name in _AGREEING:
+            for value in (False, True):
+                if reads(self.templates, name) and self._agrees({name: value}, _SHORT):
+                    settings = f"chat_template_kwargs: {{{name}: {str(value).lower()}}}"
+                    return f"{told} (with {settings} both are the same)"
+        if self._agrees({}, _THOUGHT_OUT):
+            return f"{told} (give each answer its thinking, as reasoning in its row, and both are the same)"
+        return f"{told} (give a chat_template that writes before an answer what it ends a prompt with)"
+
+    def _agrees(self, settings: Mapping[str, Any], messages: Sequence[ChatMessage]) -> bool:
+        """Whether an answer follows on the generation prompt under these settings."""
+        probe = Conversations(with_settings(self.templates, settings), self.names, self.special, probing=True)
+        try:
+            shown = probe.rendered(messages)
+        except DataError:
+            return False
+        return bool(shown.turns and shown.turns[-1].spans) and not shown.odd
 
     def _cut(
         self, messages: Messages, tools: Tools, order: _Order, *, answer_next: bool = False
@@ -305,6 +380,8 @@ class _Pieces(NamedTuple):
     owners: list[tuple[int, int]]
     starts: list[int]
     turns: list[_Outline]
+    others: list[_Outline]
+    """Of messages of other roles that are trained."""
     notes: tuple[str, ...]
 
 
@@ -467,7 +544,7 @@ def rows_of(
 ) -> list[Sequence[ChatMessage]]:
     """The conversations that are trained for one row, in its order. Raises `DataError` when the template
     refuses it."""
-    if earlier == "train" or not any(_thought(m) for m in messages):
+    if earlier == "train" or not any(thought_of(m) for m in messages):
         return [messages]
     lost = _lost(chats.rendered(messages, tools))
     if not lost:
@@ -475,12 +552,12 @@ def rows_of(
     rows: list[Sequence[ChatMessage]] = []
     rest = list(messages)
     for place in lost:
-        begun = [*map(_untrained, messages[:place]), messages[place]]
+        begun = [*map(untrained, messages[:place]), messages[place]]
         if earlier == "split":
             if place in _lost(chats.rendered(begun, tools)):
                 continue  # the template shows no thinking at all: nothing is gained by a row of its own
             rows.append(begun)
-        rest[place] = _untrained(messages[place])
+        rest[place] = untrained(messages[place])
     return [*rows, rest]
 
 
@@ -490,15 +567,15 @@ def _lost(shown: Rendered) -> list[int]:
     return [
         place
         for place, turn in zip(answers, shown.turns, strict=True)
-        if (thought := _thought(shown.messages[place]))
+        if (thought := thought_of(shown.messages[place]))
         and shown.messages[place].weight != 0
         and not any(thought in shown.text[start:end] for start, end in turn.spans)
     ]
 
 
-def _thought(message: ChatMessage) -> str:
+def thought_of(message: ChatMessage) -> str:
     return (message.reasoning or "").strip() or inline_thought(message.text)
 
 
-def _untrained(message: ChatMessage) -> ChatMessage:
+def untrained(message: ChatMessage) -> ChatMessage:
     return replace(message, weight=0.0) if message.role == "assistant" else message

@@ -20,10 +20,11 @@ import numpy.typing as npt
 
 from orchestrate.core.files import whole_folder
 from orchestrate.data.rows.examples import RLExample
-from orchestrate.data.tokens.turns import Earlier
 from orchestrate.errors import DataError
 from orchestrate.local.encoding.encoding import (
+    EVERYTHING,
     Encoded,
+    Rules,
     Template,
     decode_row,
     encode_answer,
@@ -110,6 +111,8 @@ class Report:
     truncated_rows: int = 0
     truncated_tokens: int = 0
     dropped: int = 0
+    too_long: int = 0
+    """Left out because they are over the limit."""
     split: int = 0
     """Rows that were added, so that earlier answers are shown with their thinking."""
     notes: Counter[str] | None = None
@@ -122,6 +125,12 @@ class Report:
                 "warning",
                 f"{name}: {self.truncated_rows} of {self.rows} rows are longer than {limit} tokens "
                 f"and were cut; {self.truncated_tokens} tokens were lost",
+            )
+        if self.too_long:
+            yield (
+                "warning",
+                f"{name}: {self.too_long} of {self.rows} rows are longer than {limit} tokens "
+                "and were left out (truncation: drop)",
             )
         if self.dropped:
             yield (
@@ -205,9 +214,7 @@ def encode_file(
     *,
     pairs: bool = False,
     labelled: bool = False,
-    max_length: int | None,
-    train_on_inputs: bool = False,
-    earlier: Earlier = "train",
+    rules: Rules = EVERYTHING,
 ) -> tuple[Rows, Report]:
     """All rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other kind. They
     are written to `folder`, from where they are read as they are needed.
@@ -221,17 +228,11 @@ def encode_file(
             try:
                 example: Any = decode_row(line)
                 if labelled:
-                    new = [_encode_answer(example, template, max_length)]
+                    new = [_encode_answer(example, template, rules)]
                 elif pairs:
-                    new = _encode_sides(example, template, max_length)
+                    new = _encode_sides(example, template, rules)
                 else:
-                    new = encode_row(
-                        example,
-                        template,
-                        earlier=earlier,
-                        max_length=max_length,
-                        train_on_inputs=train_on_inputs,
-                    )
+                    new = encode_row(example, template, rules)
                     report.split += len(new) - 1
             except DataError as error:
                 raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
@@ -241,6 +242,8 @@ def encode_file(
             good = [e for e in new if e.trained]
             if len(good) == len(new) or (good and not pairs):
                 written.add(good, example.label if labelled else None)
+            elif any(e.dropped for e in new):
+                report.too_long += 1
             else:
                 report.dropped += 1
         if not written.rows:
@@ -251,26 +254,27 @@ def encode_file(
     return rows, report
 
 
-def _encode_sides(example: Any, template: Template, max_length: int | None) -> list[Encoded]:
+def _encode_sides(example: Any, template: Template, rules: Rules) -> list[Encoded]:
     from orchestrate.data.rows.examples import PreferenceExample
 
     if not isinstance(example, PreferenceExample):
         raise DataError("preference training needs a preferred and a rejected answer")
-    pair = encode_pair(example, template, max_length=max_length)
+    pair = encode_pair(example, template, rules)
     return [pair.preferred, pair.rejected]
 
 
-def _encode_answer(example: Any, template: Template, max_length: int | None) -> Encoded:
+def _encode_answer(example: Any, template: Template, rules: Rules) -> Encoded:
     from orchestrate.data.rows.examples import UnpairedExample
 
     if not isinstance(example, UnpairedExample):
         raise DataError("KTO needs an answer with a label")
-    return encode_answer(example, template, max_length=max_length)
+    return encode_answer(example, template, rules)
 
 
 def _count(report: Report, new: list[Encoded]) -> None:
-    report.truncated_rows += any(e.truncated for e in new)
-    report.truncated_tokens += sum(e.truncated for e in new)
+    cut = [e.truncated for e in new if e.truncated and not e.dropped]
+    report.truncated_rows += bool(cut)
+    report.truncated_tokens += sum(cut)
     report.longest = max(report.longest, *(len(e.ids) for e in new))
     assert report.notes is not None  # noqa: S101  made with the report
     report.notes.update({note for e in new for note in e.notes})

@@ -7,10 +7,11 @@ none at a row's end, the tokenizer's own is put there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -28,7 +29,16 @@ from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
 from orchestrate.data.tokens.chat_templates import carries
 from orchestrate.data.tokens.hub_tokens import of_transformers
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer
-from orchestrate.data.tokens.turns import Conversations, Earlier, answered, rows_of
+from orchestrate.data.tokens.turns import (
+    ASSISTANT,
+    Conversations,
+    Earlier,
+    Rendered,
+    answered,
+    rows_of,
+    thought_of,
+    untrained,
+)
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import decoding
 
@@ -41,6 +51,8 @@ class Encoded:
     weights: list[float]
     truncated: int = 0
     """Tokens cut off at the length limit."""
+    dropped: bool = False
+    """Whether the row is left out because it is over the limit."""
     notes: tuple[str, ...] = ()
     """What the template did with the row that its author may not expect."""
 
@@ -79,6 +91,27 @@ class Template:
         """How an answer looks."""
         return shape_of(self.chats)
 
+    def skipped_thinking(
+        self, shown: Rendered, offsets: Sequence[tuple[int, int]], weights: Sequence[float]
+    ) -> frozenset[int]:
+        """Find the trained tokens of thinking blocks with nothing in them, before answers without thinking.
+        A block whose beginning the generation prompt writes is what is left of it."""
+        found: set[int] = set()
+        answers = (m for m in shown.messages if m.role == "assistant")
+        for message, turn in zip(answers, shown.turns, strict=True):
+            if not turn.spans or thought_of(message):
+                continue
+            start, end = turn.spans[0]
+            before, said = shown.text[:start].rstrip(), shown.text[start:end]
+            for opening, closing in self.shape.thinking:
+                begun = "" if before.endswith(opening) else re.escape(opening)
+                block = re.match(rf"\s*{begun}\s*{re.escape(closing)}\s*", said)
+                if block is not None:
+                    until = start + block.end()
+                    found |= {n for n, (a, b) in enumerate(offsets) if start <= a < b <= until and weights[n]}
+                    break
+        return frozenset(found)
+
     def said(
         self,
         ids: Sequence[int],
@@ -105,78 +138,112 @@ class Template:
         return list(ids), list(places)
 
 
-def encode_row(
-    example: Example,
-    template: Template,
-    *,
-    earlier: Earlier = "train",
-    max_length: int | None = None,
-    train_on_inputs: bool = False,
-) -> list[Encoded]:
+Truncation = Literal["right", "left", "drop"]
+TrainOn = Literal["all", "last"] | tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What of a row is read and trained, as `spec.SFT` and `spec.JobSpec` have it."""
+
+    max_length: int | None = None
+    truncation: Truncation = "right"
+    train_on_inputs: bool = False
+    train_on: TrainOn = "all"
+    earlier: Earlier = "train"
+    ignore_empty_think: bool = False
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Whose messages are trained."""
+        return ASSISTANT if isinstance(self.train_on, str) else frozenset(self.train_on)
+
+
+EVERYTHING = Rules()
+SKIPS_THINKING = (
+    "the chat template puts an empty thinking block before an answer and it is trained, which teaches the "
+    "model not to think (method.ignore_empty_think: true puts no loss on it)"
+)
+NO_ROLES = "method.train_on chooses among the messages of a conversation, and this row is none"
+
+
+def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
     """What is trained for one row, as `encode`: more than one where earlier answers are shown with their
     thinking in rows of their own."""
     if not isinstance(example, ChatExample):
-        return [encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)]
-    rows = rows_of(template.chats, example.messages, example.tools, earlier)
+        return [encode(example, template, rules)]
+    messages = _chosen(example.messages, rules)
+    rows = rows_of(template.chats, messages, example.tools, rules.earlier)
     chats = [msgspec.structs.replace(example, messages=list(messages)) for messages in rows]
     # What is not said by the assistant is trained once, with the whole conversation.
-    inputs = [False] * (len(chats) - 1) + [train_on_inputs]
-    return [
-        encode(chat, template, max_length=max_length, train_on_inputs=asked)
-        for chat, asked in zip(chats, inputs, strict=True)
-    ]
+    alone = replace(rules, train_on_inputs=False, train_on="all")
+    parts = [alone] * (len(chats) - 1) + [rules]
+    return [encode(chat, template, part) for chat, part in zip(chats, parts, strict=True)]
 
 
-def encode(
-    example: Example, template: Template, *, max_length: int | None = None, train_on_inputs: bool = False
-) -> Encoded:
+def _chosen(messages: Sequence[ChatMessage], rules: Rules) -> list[ChatMessage]:
+    """The messages, with weight 0 for those of the assistant that are not to be trained."""
+    if rules.train_on == "last":
+        last = max((k for k, m in enumerate(messages) if m.role == "assistant"), default=-1)
+        return [untrained(m) if k != last else m for k, m in enumerate(messages)]
+    return list(messages) if "assistant" in rules.roles else [untrained(m) for m in messages]
+
+
+def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> Encoded:
     """One row for supervised training. Raises `DataError` when the template refuses it or it is a preference
     pair."""
     if isinstance(example, ChatExample):
-        encoded = _encode_chat(example, template, train_on_inputs)
+        chat = msgspec.structs.replace(example, messages=_chosen(example.messages, rules))
+        encoded = _encode_chat(chat, template, rules)
     elif isinstance(example, CompletionExample):
-        encoded = _encode_completion(example, template, train_on_inputs)
+        encoded = _encode_completion(example, template, rules.train_on_inputs)
     elif isinstance(example, TextExample):
         encoded = _encode_text(example, template)
     else:
         raise DataError(f"a {type(example).__name__} cannot be trained on by supervised fine-tuning")
-    return _cut(encoded, max_length)
+    if rules.train_on != "all" and not isinstance(example, ChatExample):
+        encoded = replace(encoded, notes=(*encoded.notes, NO_ROLES))
+    whole = isinstance(example, TextExample) or rules.train_on_inputs
+    return _cut(encoded, template, rules, whole=whole)
 
 
-def encode_pair(
-    example: PreferenceExample, template: Template, *, max_length: int | None = None
-) -> EncodedPair:
-    """The preferred and the rejected answer, each after the prompt; only the answer's tokens carry weight."""
-    sides = (
-        _answered(example, answer, template, max_length) for answer in (example.preferred, example.rejected)
-    )
-    return EncodedPair(*sides)
+def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
+    """The preferred and the rejected answer, each after the prompt; only the answer's tokens carry weight.
+    Cut at their beginning, both lose as many tokens, so that they follow on the same text."""
+    sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
+    most = max(_over(side, rules) for side in sides)
+    return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
 
 
-def encode_answer(example: UnpairedExample, template: Template, *, max_length: int | None = None) -> Encoded:
+def encode_answer(example: UnpairedExample, template: Template, rules: Rules = EVERYTHING) -> Encoded:
     """The answer after the prompt, whatever its label; only the answer's tokens carry weight."""
-    return _answered(example, example.completion, template, max_length)
+    return _cut(_answered(example, example.completion, template), template, rules)
 
 
 def _answered(
-    example: PreferenceExample | UnpairedExample,
-    answer: list[ChatMessage],
-    template: Template,
-    max_length: int | None,
+    example: PreferenceExample | UnpairedExample, answer: list[ChatMessage], template: Template
 ) -> Encoded:
     chat = ChatExample(messages=answered(example.prompt, answer), tools=example.tools)
-    return _cut(_encode_chat(chat, template, False), max_length)
+    return _encode_chat(chat, template, None)
 
 
-def _encode_chat(example: ChatExample, template: Template, train_on_inputs: bool) -> Encoded:
+def _encode_chat(example: ChatExample, template: Template, rules: Rules | None) -> Encoded:
+    """`rules` are of supervised training, where a single answer decides what the model learns to say."""
     row = 1.0 if example.weight is None else example.weight
-    shown = template.chats.rendered(example.messages, example.tools)
+    roles, inputs = (rules.roles, rules.train_on_inputs) if rules else (ASSISTANT, False)
+    shown = template.chats.rendered(example.messages, example.tools, others=roles - ASSISTANT)
     ids, offsets = template.tokens(shown.text)
-    weights = shown.weights(offsets, row=row, inputs=train_on_inputs)
+    weights = shown.weights(offsets, row=row, inputs=inputs)
+    notes: tuple[str, ...] = ()
+    if rules is not None and (skipped := template.skipped_thinking(shown, offsets, weights)):
+        if rules.ignore_empty_think:
+            weights = [0.0 if n in skipped else weight for n, weight in enumerate(weights)]
+        else:
+            notes = (SKIPS_THINKING,)
     end = template.hub.eos
     if shown.unended and end is not None:
         ids, weights = [*ids, end], [*weights, weights[-1] if ids else 0.0]
-    return Encoded(ids, weights, notes=shown.notes(has_end=end is not None))
+    return Encoded(ids, weights, notes=(*shown.notes(has_end=end is not None), *notes))
 
 
 def _encode_text(example: TextExample, template: Template) -> Encoded:
@@ -210,12 +277,33 @@ def _with_end(template: Template, ids: list[int]) -> list[int]:
     return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
 
 
-def _cut(encoded: Encoded, limit: int | None) -> Encoded:
-    if limit is None or len(encoded.ids) <= limit:
+def _over(encoded: Encoded, rules: Rules) -> int:
+    return 0 if rules.max_length is None else max(0, len(encoded.ids) - rules.max_length)
+
+
+def _cut(
+    encoded: Encoded, template: Template, rules: Rules, least: int = 0, *, whole: bool = False
+) -> Encoded:
+    """The row within the limit. Cut at its beginning, where it loses `least` tokens or more, it keeps the
+    token that begins every text. An answer that lost its own beginning is no longer trained, unless the
+    `whole` row is."""
+    over = _over(encoded, rules)
+    if rules.truncation == "left":
+        over = max(over, least)
+    if not over:
         return encoded
-    return Encoded(
-        encoded.ids[:limit], encoded.weights[:limit], truncated=len(encoded.ids) - limit, notes=encoded.notes
-    )
+    ids, weights, limit = encoded.ids, encoded.weights, len(encoded.ids) - over
+    if rules.truncation == "drop":
+        return replace(encoded, weights=[0.0] * len(ids), truncated=over, dropped=True)
+    if rules.truncation == "right":
+        return replace(encoded, ids=ids[:limit], weights=weights[:limit], truncated=over)
+    start = [ids[0]] if ids[0] == template.hub.bos else []
+    at = over + len(start)
+    left = weights[at:]
+    if not whole and at < len(weights) and weights[at] and weights[at - 1]:
+        end = next((n for n, weight in enumerate(left) if not weight), len(left))
+        left = [0.0] * end + left[end:]
+    return replace(encoded, ids=[*start, *ids[at:]], weights=[0.0] * len(start) + left, truncated=over)
 
 
 class _Given(msgspec.Struct, forbid_unknown_fields=True):

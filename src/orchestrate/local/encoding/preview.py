@@ -17,7 +17,7 @@ from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError, SetupError
-from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
+from orchestrate.local.encoding.encoding import Encoded, Rules, Template, encode, encode_answer, encode_pair
 from orchestrate.profile import this_machine
 from orchestrate.spec.specfile import template_text
 
@@ -31,17 +31,18 @@ def read_preview(
     model: str,
     first: int,
     count: int,
-    max_length: int | None,
-    train_on_inputs: bool,
+    masking: Mapping[str, Any],
     columns: Mapping[str, str],
     chat: Mapping[str, Any] | None = None,
 ) -> PreviewReport:
-    """`chat`: `chat_template` and `chat_template_kwargs`, as a spec has them. Raises `SetupError` when
-    the model's tokenizer is not on this machine, `DataError` for no such row, `SpecError` for a chat template
-    that cannot be read."""
+    """`masking`: `max_seq_length`, `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`, and
+    `chat`: `chat_template` and `chat_template_kwargs`, as a spec has them; `None` is as by default. Raises
+    `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row, `SpecError`
+    for a chat template that cannot be read."""
     tokenizer = opened(_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.template or CHATML
+    rules = _rules(masking)
     template = Template(replace(tokenizer, template=with_settings(own, settings)))
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
@@ -72,16 +73,28 @@ def read_preview(
 
     for number, example in _from(data, first, count):
         if isinstance(example, PreferenceExample):
-            pair = encode_pair(example, template, max_length=max_length)
+            pair = encode_pair(example, template, rules)
             add(number, example, pair.preferred, "preferred")
             add(number, example, pair.rejected, "rejected")
         elif isinstance(example, UnpairedExample):
-            encoded = encode_answer(example, template, max_length=max_length)
+            encoded = encode_answer(example, template, rules)
             add(number, example, encoded, DESIRABLE if example.label else UNDESIRABLE)
         else:
-            encoded = encode(example, template, max_length=max_length, train_on_inputs=train_on_inputs)
+            encoded = encode(example, template, rules)
             add(number, example, encoded)
     return PreviewReport(path=file, model=model, rows=tuple(rows))
+
+
+def _rules(masking: Mapping[str, Any]) -> Rules:
+    given = {name: value for name, value in masking.items() if value is not None}
+    train_on = given.get("train_on", "all")
+    return Rules(
+        max_length=given.get("max_seq_length"),
+        truncation=given.get("truncation", "right"),
+        train_on_inputs=bool(given.get("train_on_inputs")),
+        train_on=train_on if isinstance(train_on, str) else tuple(train_on),
+        ignore_empty_think=bool(given.get("ignore_empty_think")),
+    )
 
 
 def _has_images(example: Example) -> bool:

@@ -299,19 +299,3 @@ def means(sums: Sums) -> dict[str, float]:
     out = {"loss": sums.loss / max(sums.weight, 1e-9), "accuracy": sums.correct / max(sums.trained, 1)}
     out.update({k: v / max(sums.weight, 1e-9) for k, v in (sums.shown or {}).items()})
     return out
-
-
-def learning_rate(step: int, total: int, peak: float, warmup_ratio: float, schedule: str) -> float:
-    """Of optimiser step `step` (0-based) out of `total`: linear warm-up, then constant, or down to 0.
-
-    The k-th of w warm-up steps, k from 1, has k/(w + 1) of the peak: each trains. transformers' schedules,
-    which begin with a step at rate 0, give it (k - 1)/w; after the warm-up both are the same."""
-    import math
-
-    warm = round(total * warmup_ratio)
-    if step < warm:
-        return peak * (step + 1) / (warm + 1)
-    done = (step - warm) / max(1, total - warm)
-    if schedule == "constant":
-        return peak
-    return peak * ((1 - done) if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))

@@ -125,8 +125,9 @@ def newest(folder: Path) -> str:
     return max((path.name for path in _named(folder) if (path / "manifest.json").is_file()), default="")
 
 
-def prune(folder: Path) -> None:
-    """Removes drafts, and recovery checkpoints older than the newest checkpoint."""
+def prune(folder: Path, limit: int | None = None) -> None:
+    """Removes drafts, recovery checkpoints older than the newest checkpoint, and of those to keep all but the
+    newest `limit`."""
     if not folder.is_dir():
         return
     for draft in folder.glob(".step-*"):
@@ -138,6 +139,9 @@ def prune(folder: Path) -> None:
             kept = False
         if not kept:
             shutil.rmtree(path, ignore_errors=True)
+    if limit is not None:
+        for old in listed(folder)[:-limit]:
+            shutil.rmtree(old.path, ignore_errors=True)
 
 
 def _named(folder: Path) -> Iterator[Path]:

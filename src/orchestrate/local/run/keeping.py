@@ -88,7 +88,7 @@ class Kept:
                 f"checkpoint {name} is damaged and was passed over", level="warning", type="checkpoint"
             )
             shutil.rmtree(self.dir.checkpoints / name, ignore_errors=True)
-        checkpoints.prune(self.dir.checkpoints)
+        checkpoints.prune(self.dir.checkpoints, self.hyper.save_total_limit)
         return whole
 
     def weights(self) -> Weights | None:
@@ -136,7 +136,7 @@ class Kept:
                 step=progress.step,
             )
         else:
-            checkpoints.prune(self.dir.checkpoints)
+            checkpoints.prune(self.dir.checkpoints, self.hyper.save_total_limit)
             if kept:
                 self.dir.add_event(
                     f"checkpoint at step {progress.step}", type="checkpoint", step=progress.step

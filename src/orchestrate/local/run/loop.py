@@ -21,7 +21,7 @@ from orchestrate.local.encoding.encoded import Batches, Rows
 from orchestrate.local.job import Hyper, LocalJob, option
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.oom import give_back, out_of_memory
-from orchestrate.local.objectives.base import Objective, Sums, learning_rate, means
+from orchestrate.local.objectives.base import Objective, Sums, means
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.plan.paces import READ_SHARE
 from orchestrate.local.run import checkpoints
@@ -29,12 +29,13 @@ from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.keeping import Kept, Weights
 from orchestrate.local.run.optimizers import (
     given_out,
+    group_metrics,
     make_optimizer,
     set_rate,
 )
 from orchestrate.local.run.parallel import LESS, Peers, Step
 from orchestrate.local.run.rundir import RunDir, now
-from orchestrate.local.run.schedule import random_state, set_random_state, spread
+from orchestrate.local.run.schedule import learning_rate, random_state, set_random_state, spread
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048
@@ -311,14 +312,9 @@ class Loop(Kept):
                 said = str(error)
             self._halve(batch, said)
             set_random_state(random)
-        rate = learning_rate(
-            self.progress.step,
-            self.progress.total_steps,
-            self.hyper.learning_rate,
-            self.hyper.warmup_ratio,
-            self.hyper.schedule,
-        )
+        rate = learning_rate(self.progress.step, self.progress.total_steps, self.hyper)
         parameters = list(self.parameters.values())
+        groups = group_metrics(self.optimizer, rate)
         norm = number(torch.nn.utils.clip_grad_norm_(parameters, self.hyper.max_grad_norm))
         values = means(sums)
         # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
@@ -336,7 +332,7 @@ class Loop(Kept):
         )
         speed = sums.tokens / (time.perf_counter() - begun)
         named = {f"train_{k}": v for k, v in values.items()}
-        return {**named, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed}
+        return {**named, "learning_rate": rate, "grad_norm": norm, **groups, "tokens_per_second": speed}
 
     def _gradients(self, batch: list[int]) -> Sums:
         seed = (self.job.seed << 20) + self.progress.step * self.hyper.processes

@@ -14,7 +14,7 @@ import torch
 
 from orchestrate.local.job import Hyper
 from orchestrate.local.plan.states import require
-from orchestrate.local.run.sharding import placed
+from orchestrate.local.run.sharding import number, placed
 
 NUMBER = "#"
 """Ends the key of a state that is a plain number and not a tensor (the step count of bitsandbytes)."""
@@ -79,10 +79,14 @@ def _groups(parameters: Parameters, hyper: Hyper, ratio: float | None) -> list[G
             fast[name] = parameter
         else:
             plain[name] = parameter
-    found = [(plain, 1.0), (embedded, EMBEDDING_RATE / hyper.learning_rate), (fast, ratio or 1.0)]
+    found = [
+        ("" if ratio is None else "lora_A", plain, 1.0),
+        ("embeddings", embedded, EMBEDDING_RATE / hyper.learning_rate),
+        ("lora_B", fast, ratio or 1.0),
+    ]
     return [
-        {"named": part, "lr_ratio": rate, "weight_decay": decay}
-        for members, rate in found
+        {"label": label, "named": part, "lr_ratio": rate, "weight_decay": decay}
+        for label, members, rate in found
         for part, decay in zip(_decayed(members), (hyper.weight_decay, 0.0), strict=True)
         if part
     ]
@@ -127,7 +131,8 @@ def _muon(groups: list[Group], hyper: Hyper, constants: dict[str, Any], moments:
         for kept, wanted in ((matrices, True), (others, False)):
             named = {n: p for n, p in group["named"].items() if _is_hidden_matrix(n, p) is wanted}
             if named:
-                kept.append(_bare({**group, "named": named}))
+                label = "_".join(filter(None, (group["label"], "muon" if wanted else "adamw")))
+                kept.append(_bare({**group, "named": named, "label": label}))
     parts: list[Any] = []
     if matrices:
         momentum: dict[str, Any] = {} if hyper.momentum is None else {"momentum": hyper.momentum}
@@ -144,6 +149,22 @@ def _is_hidden_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
 def set_rate(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
+
+
+def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
+    """The learning rate and the gradient norm of each group, as the gradients are now; empty where all
+    learn alike."""
+    groups: dict[str, list[Group]] = {}
+    for group in optimizer.param_groups:
+        groups.setdefault(group["label"], []).append(group)
+    if len(groups) < 2:
+        return {}
+    found: dict[str, float] = {}
+    for label, members in groups.items():
+        gradients = [p.grad for group in members for p in group["params"] if p.grad is not None]
+        found[f"learning_rate_{label}"] = rate * members[0]["lr_ratio"]
+        found[f"grad_norm_{label}"] = number(torch.nn.utils.get_total_norm(gradients))
+    return found
 
 
 @contextmanager

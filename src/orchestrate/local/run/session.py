@@ -21,9 +21,9 @@ from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import space
 from orchestrate.local.encoding.encoded import Rows, encode_file
-from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.encoding.encoding import Rules, Template, Truncation
 from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
-from orchestrate.local.job import LocalJob, Preferences, Reinforcement, Supervised
+from orchestrate.local.job import LocalJob, Method, Preferences, Reinforcement, Supervised
 from orchestrate.local.model import threads
 from orchestrate.local.model.adapters.added_tokens import add_tokens
 from orchestrate.local.model.adapters.starts import Beginning
@@ -44,6 +44,7 @@ from orchestrate.local.run.keeping import Weights
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
 from orchestrate.local.run.parallel import Group, Met, Peers
 from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run.schedule import warmup
 from orchestrate.local.run.sharding import Sharded
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
@@ -143,6 +144,7 @@ class Session:
         self.loop.sharded = self.sharded
         self._plan_memory(train)
         self._look_at_disk()
+        self._look_at_warmup()
         self.facts = self._facts(train)
         if job.hyper.processes > 1 and self.sharded is None:
             self.loop.group = self.group = self._others(met, set_stage, "the whole model (DDP)")
@@ -252,15 +254,22 @@ class Session:
 
     def _look_at_disk(self) -> None:
         trained = sum(p.nbytes for p in self.loop.parameters.values())
-        best = self.job.hyper.holds_best
+        best, limit = self.job.hyper.holds_best, self.job.hyper.save_total_limit
+        most = len(self.loop.checkpoint_steps) if limit is None else limit + 1  # one more while it is written
         warning = space.require(
             shutil.disk_usage(self.run.path).free,
             result=trained,
             checkpoint=(5 if best else 4) * trained,  # the weights twice, two moments, the best ones
-            kept=len(self.loop.checkpoint_steps),
+            kept=min(len(self.loop.checkpoint_steps), most),
         )
         if warning:
             self.run.add_event(warning, level="warning", type="disk")
+
+    def _look_at_warmup(self) -> None:
+        total = self.loop.progress.total_steps
+        if (warm := warmup(total, self.job.hyper)) >= total:
+            told = f"the warm-up of {count(warm, 'step')} never ends: the run has {count(total, 'step')}"
+            self.run.add_event(told, level="warning", type="schedule")
 
     @property
     def limit(self) -> int | None:
@@ -347,9 +356,7 @@ class Session:
             folder,
             pairs=pairs,
             labelled=labelled,
-            max_length=self.limit,
-            train_on_inputs=isinstance(method, Supervised) and bool(method.train_on_inputs),
-            earlier=(isinstance(method, Supervised) and method.earlier_thinking) or "train",
+            rules=rules_of(method, self.limit, self.job.hyper.truncation),
         )
         for level, message in report.messages(name, self.limit):
             self.run.add_event(message, level=level, type="data")
@@ -426,6 +433,20 @@ class Session:
             self.run.add_event(
                 f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
             )
+
+
+def rules_of(method: Method, limit: int | None, truncation: Truncation) -> Rules:
+    """What of a row is read and trained, by the job's settings."""
+    if not isinstance(method, Supervised):
+        return Rules(max_length=limit, truncation=truncation)
+    return Rules(
+        max_length=limit,
+        truncation=truncation,
+        train_on_inputs=bool(method.train_on_inputs),
+        train_on=method.train_on or "all",
+        earlier=method.earlier_thinking or "train",
+        ignore_empty_think=bool(method.ignore_empty_think),
+    )
 
 
 def nothing() -> None:

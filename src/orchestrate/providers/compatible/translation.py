@@ -150,6 +150,8 @@ def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule,
 
 def _out_of_range(value: Any, rule: SettingRule) -> tuple[str, Any] | None:
     """What is taken, and the nearest of it."""
+    if isinstance(value, str) and rule.one_of and value not in rule.one_of:
+        return ", ".join(map(str, rule.one_of)), None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     number = Decimal(str(value))

@@ -254,19 +254,29 @@ def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
         rows.refuse("gradient_accumulation", "Fireworks' trainer refuses it: raise batch_size instead")
     rows.offer("weight_decay", f"{inside}optimizerWeightDecay", None, "the trainer's own")
     wire = f"{inside}lrScheduler"
-    if spec.schedule is None:
+    if spec.schedule in ("polynomial", "warmup_stable_decay"):
+        rows.refuse("schedule", "Fireworks has constant, linear and cosine schedules")
+    elif spec.schedule is None:
         rows.default("schedule", wire, "constant")
+        constant = "Fireworks' schedule is constant unless you give one: schedule: cosine or linear"
+        rows.refuse_if_asked({"min_lr_ratio": constant})
+    elif spec.schedule == "constant":
+        rows.keep("schedule", wire, {"constant": {}})
     else:
-        v2 = (
-            None if spec.schedule == "constant" else "down to 0; for bases of Training V2, others are refused"
-        )
-        rows.keep("schedule", wire, {spec.schedule: {}}, rule=v2)
+        least = {} if spec.min_lr_ratio is None else {"minLrRatio": spec.min_lr_ratio}
+        down = f"down to {spec.min_lr_ratio or 0:g} of the peak"
+        rule = f"{down}; for bases of Training V2, others are refused"
+        rows.keep("schedule", wire, {spec.schedule: least}, rule=rule)
+        if least:
+            rows.keep("min_lr_ratio", f"{wire}.{spec.schedule}.minLrRatio")
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
     """Ratios and numbers per run that Fireworks counts in steps."""
     inside = "" if spec.method.type == "sft" else "trainingConfig."
-    if spec.warmup_ratio:
+    if spec.warmup_steps is not None:
+        rows.keep("warmup_steps", f"{inside}learningRateWarmupSteps")
+    elif spec.warmup_ratio:
         rule = f"ratio x optimiser steps of the run, {_BY_STEPS}"
         rows.map("warmup_ratio", f"{inside}learningRateWarmupSteps", None, rule)
     elif spec.warmup_ratio is not None:

@@ -107,6 +107,12 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         )
         rule = "an answer is trained as the model's chat template shows it, with its thinking or without"
         rows.offer("method.earlier_thinking", "method.earlier_thinking", "train", rule)
+        rule = "an empty thinking block before an answer is part of what is learned"
+        rows.offer("method.ignore_empty_think", "method.ignore_empty_think", False, rule)
+        if not method.train_on_inputs:
+            rows.offer("method.train_on", "method.train_on", "all", "every message of the assistant")
+        elif method.train_on == "all":
+            rows.keep("method.train_on", None, rule="and everything else, by train_on_inputs")
         return
     rows.offer("method.loss", "method.loss", "dpo")
     if method.loss == "orpo":
@@ -190,6 +196,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.keep("checkpoint_steps", "hyper.checkpoint_steps", rule="and after the last step")
     else:
         rows.offer("checkpoints", "hyper.checkpoints", epochs, "one per epoch")
+    rows.offer("save_total_limit", "hyper.save_total_limit", None, "all are kept")
     if spec.early_stopping is not None:
         _early_stopping(rows, spec, spec.early_stopping)
     elif spec.keep_best and spec.evals == 0:
@@ -245,7 +252,10 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
             "examples of one forward pass: batch_size / gradient_accumulation; "
             "the step keeps batch_size examples",
         )
-    rows.offer("warmup_ratio", "hyper.warmup_ratio", 0.03)
+    if spec.warmup_steps is not None:
+        rows.keep("warmup_steps", "hyper.warmup_steps")
+    else:
+        rows.offer("warmup_ratio", "hyper.warmup_ratio", 0.03)
     rows.offer("weight_decay", "hyper.weight_decay", 0.0)
     rows.offer("max_grad_norm", "hyper.max_grad_norm", 1.0)
     rows.offer("seed", "seed", 0)
@@ -276,9 +286,22 @@ def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
         rows.keep("learning_rate", "hyper.learning_rate")
     else:
         rows.default("learning_rate", "hyper.learning_rate", base, told, send=True)
+    _schedule(rows, spec, optimizer)
+
+
+def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
     if optimizer != "schedule_free_adamw":
         rows.offer("schedule", "hyper.schedule", "cosine")
-    elif spec.schedule not in (None, "constant"):
+        if spec.schedule != "constant":
+            rows.offer("min_lr_ratio", "hyper.min_lr_ratio", 0.0)
+        if spec.schedule == "warmup_stable_decay":
+            rows.offer("decay_ratio", "hyper.decay_ratio", 0.1, "by half a cosine, at the end of the run")
+        if spec.schedule == "polynomial":
+            rows.offer("schedule_power", "hyper.schedule_power", 1.0, "1 is linear, 2 falls faster at first")
+        return
+    reason = "a schedule-free optimiser keeps one rate and averages"
+    rows.refuse_if_asked(dict.fromkeys(("min_lr_ratio", "decay_ratio", "schedule_power"), reason))
+    if spec.schedule not in (None, "constant"):
         rows.refuse("schedule", "a schedule-free optimiser averages instead: constant", instead="constant")
     elif spec.schedule is None:
         rows.default("schedule", "hyper.schedule", "constant", "the optimiser averages instead", send=True)
@@ -318,7 +341,12 @@ def _added_tokens(rows: Rows, spec: JobSpec) -> None:
 def _length(rows: Rows, spec: JobSpec) -> None:
     if spec.method.type != "rft":
         rows.offer("max_seq_length", "hyper.max_seq_length", None, "the model's context")
+        rows.offer("truncation", "hyper.truncation", "right", "longer rows lose their end, and it is said")
         return
+    if spec.truncation == "drop":
+        rows.keep("truncation", None, rule="as always here: prompts without room for an answer are left out")
+    elif spec.truncation is not None:
+        rows.refuse("truncation", "prompts without room for an answer are left out: drop", instead="drop")
     answer = max_new_tokens(spec)
     if spec.max_seq_length is not None and spec.max_seq_length <= answer:
         room = "set provider_options.local.max_new_tokens"

@@ -196,8 +196,20 @@ def _optimiser(rows: Rows) -> None:
     rows.offer("packing", "packing", True)
     rows.offer("seed", "random_seed", 42)
     rows.refuse_if_asked({"batch_tokens": "Together counts a batch in rows: give batch_size"})
-    schedule = rows.given("schedule")
-    if schedule is None:
+    if rows.given("warmup_steps") == 0:
+        rows.map("warmup_steps", "warmup_ratio", 0.0, "no warm-up")
+    rows.refuse_if_asked({"warmup_steps": "Together takes a share of the steps: give warmup_ratio"})
+    _schedule(rows)
+
+
+def _schedule(rows: Rows) -> None:
+    schedule, least = rows.given("schedule"), rows.given("min_lr_ratio")
+    if schedule in ("polynomial", "warmup_stable_decay"):
+        rows.refuse("schedule", "Together has linear and cosine schedules, and constant as one of these")
+        return
+    if least is not None:
+        rows.keep("min_lr_ratio", "lr_scheduler.lr_scheduler_args.min_lr_ratio")
+    if schedule is None and least is None:
         rows.default("schedule", "lr_scheduler", "cosine", "one half cycle, down to 0")
     elif schedule == "constant":
         flat = {"lr_scheduler_type": "linear", "lr_scheduler_args": {"min_lr_ratio": 1.0}}
@@ -205,10 +217,14 @@ def _optimiser(rows: Rows) -> None:
             "schedule", "lr_scheduler", flat, "a linear schedule that ends at 1.0 x the peak rate stays flat"
         )
     else:
-        args: dict[str, Any] = {"min_lr_ratio": 0.0}
-        if schedule == "cosine":
+        args: dict[str, Any] = {"min_lr_ratio": least or 0.0}
+        if schedule != "linear":
             args["num_cycles"] = 0.5
-        rows.keep("schedule", "lr_scheduler", {"lr_scheduler_type": schedule, "lr_scheduler_args": args})
+        value = {"lr_scheduler_type": schedule or "cosine", "lr_scheduler_args": args}
+        if schedule is None:
+            rows.default("schedule", "lr_scheduler", value, "one half cycle", send=True)
+        else:
+            rows.keep("schedule", "lr_scheduler", value)
 
 
 def _batch(rows: Rows) -> None:

@@ -16,7 +16,7 @@ from orchestrate.costing.size import measure
 from orchestrate.data import TrainingData
 from orchestrate.data.tokens.turns import Earlier
 from orchestrate.local.encoding.encoded import encode_file
-from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.encoding.encoding import Rules, Template
 from orchestrate.local.model.adapters.added_tokens import add_tokens
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.providers.local.provider import LocalProvider
@@ -33,7 +33,7 @@ def test_it_is_trained_as_asked(tmp_path: Path) -> None:
     file.write_text(json.dumps({"messages": [asked[0], said[0], asked[1], said[1]]}) + "\n")
     found: dict[str, list[str]] = {}
     for earlier in get_args(Earlier):
-        rows, report = encode_file(file, of, tmp_path / earlier, max_length=None, earlier=earlier)
+        rows, report = encode_file(file, of, tmp_path / earlier, rules=Rules(earlier=earlier))
         found[earlier] = [
             of.tokenizer.decode([i for i, w in zip(*rows.row(n), strict=True) if w])
             for n in range(rows.examples)
@@ -69,9 +69,7 @@ def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
     provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path)}))
     data = TrainingData.open(spec.train)
     canonical = data.train.write(provider.target, tmp_path)
-    rows, report = encode_file(
-        canonical, Template(tokenizer), tmp_path / "e", max_length=None, earlier=earlier
-    )
+    rows, report = encode_file(canonical, Template(tokenizer), tmp_path / "e", rules=Rules(earlier=earlier))
     assert (report.split > 0) == (earlier == "split")
     translation = provider.translate(spec)
     size = measure(Work("local", provider.profile, spec, data, translation, provider.resolve(spec)))

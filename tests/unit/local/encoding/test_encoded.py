@@ -41,7 +41,7 @@ def written(path: Path, count: int) -> Path:
 
 def test_rows_come_back_as_they_were_encoded(tmp_path: Path, template: Template) -> None:
     path = written(tmp_path / "rows.jsonl", 12)
-    rows, report = encode_file(path, template, tmp_path / "encoded", max_length=None)
+    rows, report = encode_file(path, template, tmp_path / "encoded")
     assert (rows.examples, report.rows, report.dropped) == (12, 12, 0)
     assert isinstance(rows.ids, np.memmap) and isinstance(rows.weights, np.memmap)
     again = Rows.open(tmp_path / "encoded")
@@ -60,11 +60,11 @@ def test_nothing_is_left_of_a_file_that_cannot_be_encoded(tmp_path: Path, templa
     path = written(tmp_path / "rows.jsonl", 3)
     path.write_text(path.read_text() + "{}\n")
     with pytest.raises(DataError, match="row 4"):
-        encode_file(path, template, tmp_path / "encoded", max_length=None)
+        encode_file(path, template, tmp_path / "encoded")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(DataError, match="no row has a token to train on"):
-        encode_file(empty, template, tmp_path / "encoded", max_length=None)
+        encode_file(empty, template, tmp_path / "encoded")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.jsonl", "rows.jsonl"]
 
 
@@ -75,7 +75,7 @@ def test_a_row_more_costs_its_place_in_memory_and_not_its_tokens(tmp_path: Path,
     for count in (100, 500):
         path = written(tmp_path / f"{count}.jsonl", count)
         tracemalloc.start()
-        rows, _ = encode_file(path, template, tmp_path / f"encoded-{count}", max_length=None)
+        rows, _ = encode_file(path, template, tmp_path / f"encoded-{count}")
         for batch in rows.batches(8, 0, 0):
             assert len(batch) <= 8
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -19,7 +19,15 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import DataError
-from orchestrate.local.encoding.encoding import Encoded, Template, decode_row, encode, encode_pair
+from orchestrate.local.encoding.encoding import (
+    SKIPS_THINKING,
+    Encoded,
+    Rules,
+    Template,
+    decode_row,
+    encode,
+    encode_pair,
+)
 
 UNMARKED_CHATML = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
@@ -142,7 +150,7 @@ def test_the_assistants_words_and_the_end_of_its_turn_are_trained_and_nothing_el
     messages = [{"role": m.role, "content": m.text} for m in TALK.messages]
     rendered = of.tokenizer.apply_chat_template(messages, tokenize=False)
     assert encoded.ids == of.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    assert encoded.notes == ()
+    assert encoded.notes == (SKIPS_THINKING,) * ("<think>" in expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -235,14 +243,14 @@ def test_a_tokenizer_without_a_template_gets_chatml() -> None:
 
 def test_train_on_inputs_trains_every_token() -> None:
     of = template(*FAMILIES["chatml"][:3])
-    encoded = encode(TALK, of, train_on_inputs=True)
+    encoded = encode(TALK, of, Rules(train_on_inputs=True))
     assert all(w == 1.0 for w in encoded.weights)
 
 
 def test_a_long_row_is_cut_and_says_how_much() -> None:
     of = template(*FAMILIES["chatml"][:3])
     whole = encode(TALK, of)
-    cut = encode(TALK, of, max_length=10)
+    cut = encode(TALK, of, Rules(max_length=10))
     assert (len(cut.ids), len(cut.weights)) == (10, 10)
     assert cut.truncated == len(whole.ids) - 10
     assert cut.trained == 0

@@ -63,7 +63,7 @@ def test_neither_transformers_nor_torch_is_imported() -> None:
     file = BUNDLED / "orders" / "train.jsonl"
     code = (
         "import sys; from orchestrate.local.encoding.preview import read_preview\n"
-        f"[row] = read_preview({str(file)!r}, {str(TINY)!r}, 1, 1, None, False, {{}}).rows\n"
+        f"[row] = read_preview({str(file)!r}, {str(TINY)!r}, 1, 1, {{}}, {{}}).rows\n"
         "assert row.trained and not {'transformers', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

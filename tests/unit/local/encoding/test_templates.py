@@ -13,7 +13,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, FunctionCall, ToolCall
-from orchestrate.local.encoding.encoding import Encoded, Template, encode
+from orchestrate.local.encoding.encoding import SKIPS_THINKING, Encoded, Template, encode
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
 LLAMA = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]
@@ -75,7 +75,7 @@ def test_the_answers_and_the_ends_of_their_turns_are_trained(family: str) -> Non
     assert "First?" not in text and "Second?" not in text and not text.startswith(tuple(special))
     answers = [part.strip() for part in text.split(end)]
     assert answers[0] == "One answer" and answers[1].endswith("Two answers") and answers[2:] in ([], [""])
-    assert encoded.notes == ()
+    assert encoded.notes == (SKIPS_THINKING,) * ("<think>" in text)
     messages = [{"role": m.role, "content": m.text} for m in TALK]
     rendered = of.tokenizer.apply_chat_template(messages, tokenize=False)
     assert encoded.ids == of.tokenizer(rendered, add_special_tokens=False)["input_ids"]

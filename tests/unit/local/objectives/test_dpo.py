@@ -167,7 +167,5 @@ def test_pairs_are_read_as_the_backend_writes_them(tmp_path: Path) -> None:
         Template(load_tokenizer(TINY)),
         tmp_path / "encoded",
         pairs=True,
-        max_length=None,
-        train_on_inputs=False,
     )
     assert (encoded.examples, report.dropped) == (10, 0)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from orchestrate.local.model.head import Head
-from orchestrate.local.objectives.base import learning_rate
 from orchestrate.local.objectives.losses import Preference, token_losses, weighted_loss
 
 
@@ -75,12 +74,3 @@ def test_the_neighbours_of_dpo_are_their_papers_formulas() -> None:
     assert rpo.item() == pytest.approx(plain.item() + 0.7 * 6.0 / 3)
     normal, _ = Preference(beta=1.0, normalize_by_length=True).loss(policy, reference, lengths)
     assert normal.item() == pytest.approx(-F.logsigmoid(torch.tensor((-6 + 7) / 3 - (-9 + 8) / 2)).item())
-
-
-def test_the_rate_warms_up_and_falls() -> None:
-    cosine = [learning_rate(s, 100, 1.0, 0.1, "cosine") for s in range(100)]
-    assert cosine[:10] == sorted(cosine[:10]) and cosine[0] > 0
-    assert max(cosine) == cosine[10] == 1.0
-    assert cosine[10:] == sorted(cosine[10:], reverse=True) and 0 < cosine[99] < 0.01
-    assert learning_rate(55, 100, 1.0, 0.1, "linear") == pytest.approx(0.5)
-    assert learning_rate(99, 100, 1.0, 0.1, "constant") == 1.0

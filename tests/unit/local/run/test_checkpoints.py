@@ -55,6 +55,17 @@ def test_of_those_to_go_on_from_only_the_newest_stays(tmp_path: Path) -> None:
     assert listed(tmp_path)[0].weights.name == "adapter"
 
 
+def test_of_those_to_keep_only_the_newest_stay_where_a_limit_is_set(tmp_path: Path) -> None:
+    for step, kept in ((1, True), (2, True), (3, True), (4, False)):
+        write(tmp_path, step, kept=kept)
+    prune(tmp_path, limit=2)
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["2", "3", "4"]
+    prune(tmp_path, limit=1)
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["3", "4"]
+    whole, _ = newest_whole(tmp_path)
+    assert whole is not None and whole.progress.step == 4
+
+
 def test_a_step_written_again_replaces_the_earlier_one(tmp_path: Path) -> None:
     write(tmp_path, 5, text=b"old")
     path = write(tmp_path, 5, text=b"new")

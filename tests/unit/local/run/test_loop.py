@@ -456,3 +456,33 @@ def test_packed_seats_do_not_overlap() -> None:
         assert start + n <= 256 and not places & taken
         taken |= places
     assert max(line for line, _ in taken) + 1 <= 1.2 * sum(lengths) / 256 + 1
+
+
+@pytest.mark.slow
+def test_only_the_newest_checkpoints_are_kept_and_a_run_goes_on_from_them(make: Make) -> None:
+    """With rows that are cut at their beginning, a minimal rate, and groups that learn apart."""
+    settings = {"save_total_limit": 2, "checkpoint_steps": 2, "warmup_steps": 2, "min_lr_ratio": 0.5}
+    session = make(
+        "a",
+        adapter={"loraplus_lr_ratio": 4.0},
+        schedule="cosine",
+        truncation="left",
+        max_seq_length=32,
+        **settings,
+    )
+    session.loop.run()
+    kept = [p.name for p in sorted(session.run.checkpoints.glob("step-*"))]
+    assert kept == ["step-00000008", "step-00000010"]
+    [*_, last] = session.run.metrics()
+    values = last.values
+    assert values["learning_rate"] > 0.5 * 2e-3
+    assert values["learning_rate_lora_B"] == pytest.approx(4 * values["learning_rate_lora_A"])
+    whole = values["grad_norm_lora_A"] ** 2 + values["grad_norm_lora_B"] ** 2
+    assert whole == pytest.approx(values["grad_norm"] ** 2, rel=1e-3)
+    shutil.rmtree(session.run.checkpoints / kept[-1])
+    before = weights(session)
+    again = Session(session.run, session.job, lambda: None, lambda _: None)
+    again.loop.restore()
+    assert again.loop.progress.step == 8
+    again.loop.run()
+    assert all(torch.equal(value, weights(again)[name]) for name, value in before.items())

@@ -16,6 +16,7 @@ from orchestrate.local.job import Hyper
 from orchestrate.local.plan import states
 from orchestrate.local.run.optimizers import (
     given_out,
+    group_metrics,
     make_optimizer,
     restore_state,
     set_rate,
@@ -162,6 +163,37 @@ def test_what_is_given_out_is_the_average_and_training_goes_on_to_the_bit() -> N
     for name, value in shown.items():
         assert torch.allclose(value, theirs[name], rtol=1e-6, atol=1e-7)
         assert not torch.allclose(value, trained[name], rtol=1e-4)
+
+
+def test_groups_that_learn_otherwise_are_measured_apart() -> None:
+    """Against norms by torch's own hand."""
+    names = ("x.lora_A.weight", "x.lora_B.weight", "y.lora_B.weight", "x.lora_embedding_A")
+    params = {name: torch.nn.Parameter(torch.zeros(4, 4)) for name in names}
+    hyper = Hyper(learning_rate=1e-3)
+    optimizer = make_optimizer(params, hyper, 16.0)
+    learn(params, 0)
+    found = group_metrics(optimizer, 5e-4)
+
+    def norm(*of: str) -> float:
+        return torch.cat([params[name].grad.flatten() for name in of]).norm().item()  # type: ignore[union-attr]
+
+    assert found == pytest.approx(
+        {
+            "learning_rate_lora_A": 5e-4,
+            "learning_rate_lora_B": 8e-3,
+            "learning_rate_embeddings": 5e-7,
+            "grad_norm_lora_A": norm(names[0]),
+            "grad_norm_lora_B": norm(*names[1:3]),
+            "grad_norm_embeddings": norm(names[3]),
+        }
+    )
+    assert group_metrics(make_optimizer(params, hyper), 5e-4) == {}
+    muon = {"w": params[names[0]], "norm": torch.nn.Parameter(torch.zeros(4))}
+    learn(muon, 0)
+    apart = group_metrics(make_optimizer(muon, Hyper(optimizer="muon")), 1.0)
+    assert set(apart) == {
+        f"{what}_{of}" for what in ("learning_rate", "grad_norm") for of in ("muon", "adamw")
+    }
 
 
 def test_loraplus_is_pefts() -> None:

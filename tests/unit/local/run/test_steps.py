@@ -10,7 +10,8 @@ import pytest
 import torch
 from tests.unit.local.sessions import make_session
 
-from orchestrate.local.objectives.base import learning_rate
+from orchestrate.local.job import Hyper
+from orchestrate.local.run.schedule import learning_rate
 from orchestrate.local.run.session import Session
 
 pytestmark = [
@@ -19,8 +20,9 @@ pytestmark = [
 ]
 
 
-def rates(schedule: str, warmup: float = 0.0, total: int = 100) -> list[float]:
-    return [learning_rate(step, total, 1.0, warmup, schedule) for step in range(total)]
+def rates(schedule: str, warmup: float = 0.0, total: int = 100, **more: Any) -> list[float]:
+    hyper = Hyper(learning_rate=1.0, warmup_ratio=warmup, schedule=schedule, **more)
+    return [learning_rate(step, total, hyper) for step in range(total)]
 
 
 def test_schedules_fall_as_they_are_called() -> None:
@@ -37,19 +39,46 @@ def test_warm_up_rises_to_the_peak_and_never_starts_at_nothing() -> None:
     assert rising[10:] == sorted(rising[10:], reverse=True)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_after_the_warm_up_the_rate_is_that_of_transformers(schedule: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("linear", {}, {"schedule": "linear"}),
+        ("cosine", {}, {"schedule": "cosine"}),
+        ("constant_with_warmup", {}, {"schedule": "constant"}),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.1}, {"schedule": "cosine", "min_lr_ratio": 0.1}),
+        (
+            "polynomial",
+            {"power": 2.0, "lr_end": 0.1},
+            {"schedule": "polynomial", "schedule_power": 2.0, "min_lr_ratio": 0.1},
+        ),
+        (
+            "warmup_stable_decay",
+            {"num_decay_steps": 20, "min_lr_ratio": 0.05},
+            {"schedule": "warmup_stable_decay", "decay_ratio": 0.2, "min_lr_ratio": 0.05},
+        ),
+    ],
+)
+def test_after_the_warm_up_the_rate_is_that_of_transformers(
+    name: str, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
     """Within it theirs is one step behind: the first trains nothing."""
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    name = "constant_with_warmup" if schedule == "constant" else schedule
-    theirs: Any = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
-    factor = theirs.lr_lambdas[0]
-    ours = rates(schedule, warmup=0.1)
-    assert ours[10:] == pytest.approx([factor(step) for step in range(10, 100)])
-    assert [ours[k] for k in range(10)] == pytest.approx([(k + 1) / 11 for k in range(10)])
-    assert [factor(k) for k in range(10)] == pytest.approx([k / 10 for k in range(10)])
+    scheduler: Any = get_scheduler(
+        name, optimizer, num_warmup_steps=10, num_training_steps=100, scheduler_specific_kwargs=theirs
+    )
+    factor = scheduler.lr_lambdas[0]
+    by_ratio, by_steps = rates(warmup=0.1, **ours), rates(warmup_steps=10, **ours)
+    assert by_ratio == by_steps
+    assert by_ratio[10:] == pytest.approx([factor(step) for step in range(10, 100)])
+    assert [by_ratio[k] for k in range(10)] == pytest.approx([(k + 1) / 11 for k in range(10)])
+
+
+def test_a_decay_longer_than_what_the_warm_up_leaves_falls_from_the_peak() -> None:
+    found = rates("warmup_stable_decay", warmup=0.5, decay_ratio=1.0)
+    assert found[50] == 1.0 and found[51] < 1.0 and found[50:] == sorted(found[50:], reverse=True)
+    assert all(0 < rate < 1 for rate in rates("cosine", warmup_steps=200))
 
 
 @pytest.mark.slow

@@ -74,6 +74,8 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"schedule": "constant"}, {"lrScheduler": {"constant": {}}}),
     ({"schedule": "linear"}, {"lrScheduler": {"linear": {}}}),
     ({"schedule": "cosine"}, {"lrScheduler": {"cosine": {}}}),
+    ({"schedule": "cosine", "min_lr_ratio": 0.1}, {"lrScheduler": {"cosine": {"minLrRatio": 0.1}}}),
+    ({"warmup_steps": 5}, {"learningRateWarmupSteps": 5}),
 ]
 OF_THE_OTHERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"adapter": LoRA(r=16, alpha=32, dropout=0.1)}, {"loraRank": 16, "loraAlpha": 32, "loraDropout": 0.1}),
@@ -134,6 +136,9 @@ def test_mapped_with_a_rule(
     ("name", "asked"),
     [
         ("method.train_on_inputs", {"method": SFT(train_on_inputs=True)}),
+        ("schedule", {"schedule": "polynomial"}),
+        ("min_lr_ratio", {"min_lr_ratio": 0.1}),
+        ("decay_ratio", {"schedule": "warmup_stable_decay", "decay_ratio": 0.1}),
         ("method.beta", {"method": DPO(beta=0.5)}),
         ("method.simpo_gamma", {"method": DPO(simpo_gamma=1)}),
         ("method.loss", {"method": DPO(loss="kto")}),

@@ -105,6 +105,25 @@ def test_what_nobody_asked_for_is_not_sent(together: TogetherProvider) -> None:
             {"schedule": "linear"},
             {"lr_scheduler": {"lr_scheduler_type": "linear", "lr_scheduler_args": {"min_lr_ratio": 0.0}}},
         ),
+        (
+            {"schedule": "cosine", "min_lr_ratio": 0.1},
+            {
+                "lr_scheduler": {
+                    "lr_scheduler_type": "cosine",
+                    "lr_scheduler_args": {"min_lr_ratio": 0.1, "num_cycles": 0.5},
+                }
+            },
+        ),
+        (
+            {"min_lr_ratio": 0.1},
+            {
+                "lr_scheduler": {
+                    "lr_scheduler_type": "cosine",
+                    "lr_scheduler_args": {"min_lr_ratio": 0.1, "num_cycles": 0.5},
+                }
+            },
+        ),
+        ({"warmup_steps": 0}, {"warmup_ratio": 0.0}),
         # Nobody asked for evaluations, and each is billed.
         ({"validation": "v.jsonl", "epochs": 4}, {"n_epochs": 4, "n_evals": 0}),
         ({"validation": "v.jsonl", "evals": 4}, {"n_evals": 4}),
@@ -169,6 +188,15 @@ def test_a_constant_rate_is_a_linear_one_that_ends_where_it_began(together: Toge
         ("method.loss", {"method": DPO(loss="kto")}),
         ("method.desirable_weight", {"method": DPO(loss="kto", desirable_weight=2)}),
         ("batch_tokens", {"batch_tokens": 1000}),
+        ("schedule", {"schedule": "polynomial"}),
+        ("schedule", {"schedule": "warmup_stable_decay", "min_lr_ratio": 0.1}),
+        ("min_lr_ratio", {"schedule": "warmup_stable_decay", "min_lr_ratio": 0.1}),
+        ("schedule_power", {"schedule": "polynomial", "schedule_power": 2.0}),
+        ("warmup_steps", {"warmup_steps": 10}),
+        ("truncation", {"truncation": "left"}),
+        ("save_total_limit", {"save_total_limit": 2}),
+        ("method.train_on", {"method": SFT(train_on="last")}),
+        ("method.ignore_empty_think", {"method": SFT(ignore_empty_think=True)}),
         ("adapter.r", {"adapter": LoRA(r=128)}),
         ("adapter.alpha", {"adapter": LoRA(r=8, alpha=1.5)}),
         ("adapter.dora", {"adapter": LoRA(dora=True)}),

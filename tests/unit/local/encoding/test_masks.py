@@ -1,0 +1,173 @@
+"""What of a row is trained, by `train_on`, `ignore_empty_think` and `truncation`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.unit.local.encoding.test_encoding import FAMILIES, TALK, template, trained
+from tests.unit.local.encoding.test_templates import FAMILIES as PUBLISHED
+from tests.unit.local.encoding.test_templates import template as published
+
+from orchestrate.data.rows.examples import (
+    ChatExample,
+    ChatMessage,
+    PreferenceExample,
+    TextExample,
+)
+from orchestrate.local.encoding.encoded import encode_file
+from orchestrate.local.encoding.encoding import (
+    NO_ROLES,
+    SKIPS_THINKING,
+    Encoded,
+    Rules,
+    Template,
+    encode,
+    encode_pair,
+    encode_row,
+)
+
+THINKERS: dict[str, tuple[list[str], str]] = {
+    "qwen3": PUBLISHED["qwen3"],
+    "qwen3_5_think": PUBLISHED["qwen3"],
+    "glm4moe": (["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>"], "<|user|>"),
+}
+"""Templates of models that think, which write an empty block before an answer without thinking."""
+SHORT = ChatExample(
+    messages=[ChatMessage(role="user", content="Q?"), ChatMessage(role="assistant", content="A")]
+)
+
+
+def chatml() -> Template:
+    return template(*FAMILIES["chatml"][:3])
+
+
+@pytest.mark.parametrize("family", THINKERS)
+def test_an_empty_thinking_block_is_trained_with_a_note_or_not_at_all(family: str) -> None:
+    of = published(family, *THINKERS[family])
+    plain, without = encode(SHORT, of), encode(SHORT, of, Rules(ignore_empty_think=True))
+    assert "</think>" in trained(plain, of) and SKIPS_THINKING in plain.notes
+    assert trained(without, of).strip().removesuffix(THINKERS[family][1]) == "A"
+    assert SKIPS_THINKING not in without.notes
+    # The row reads as it did, and so does the prompt with which the model is asked.
+    assert without.ids == plain.ids
+    assert of.tokenizer.decode(of.asked(SHORT.messages[:1])) in of.tokenizer.decode(without.ids)
+
+
+@pytest.mark.parametrize("family", THINKERS)
+def test_thinking_itself_is_trained_whatever_is_said_of_empty_blocks(family: str) -> None:
+    of = published(family, *THINKERS[family])
+    thinks = ChatMessage(role="assistant", content="A", reasoning="Because of it.")
+    row = ChatExample(messages=[SHORT.messages[0], thinks])
+    assert encode(row, of, Rules(ignore_empty_think=True)) == encode(row, of)
+    assert "Because of it." in trained(encode(row, of), of)
+
+
+def test_a_model_that_does_not_think_has_nothing_to_ignore() -> None:
+    of = chatml()
+    assert encode(TALK, of, Rules(ignore_empty_think=True)) == encode(TALK, of)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mistral"])
+def test_it_trains_the_messages_that_were_chosen(family: str) -> None:
+    of, end = template(*FAMILIES[family][:3]), FAMILIES[family][1][-1]
+    last = trained(encode(TALK, of, Rules(train_on="last")), of)
+    assert last.endswith(f"Two answers{end}") and "One" not in last
+    users = trained(encode(TALK, of, Rules(train_on=("user",))), of)
+    assert users.replace(end, "|") in ("First?|Second?|", "Be kind.\n\nFirst?|Second?|")
+    both = trained(encode(TALK, of, Rules(train_on=("assistant", "user"))), of)
+    assert [both.find(word) for word in ("First?", "One", "Second?", "Two")] == sorted(
+        both.find(word) for word in ("First?", "One", "Second?", "Two")
+    )
+    assert -1 not in (both.find(word) for word in ("First?", "One answer", "Second?", "Two answers"))
+    assert encode(TALK, of, Rules(train_on=("assistant",))) == encode(TALK, of)
+
+
+def test_weights_in_the_rows_hold_beside_the_choice() -> None:
+    of = chatml()
+    silent = ChatMessage(role="user", content="Second?", weight=0)
+    row = ChatExample(messages=[*TALK.messages[:3], silent, TALK.messages[4]])
+    assert trained(encode(row, of, Rules(train_on=("user",))), of) == "First?<|im_end|>"
+    muted = ChatExample(messages=[*TALK.messages[:4], ChatMessage(role="assistant", content="Two", weight=0)])
+    assert encode(muted, of, Rules(train_on="last")).trained == 0
+
+
+def test_the_last_answer_of_a_row_that_is_split_is_trained_once() -> None:
+    of = published("qwen3", *PUBLISHED["qwen3"])
+    said = [ChatMessage(role="assistant", content=n, reasoning=f"so {n}") for n in "12"]
+    row = ChatExample(messages=[TALK.messages[1], said[0], TALK.messages[3], said[1]])
+    rows = encode_row(row, of, Rules(train_on="last", earlier="split"))
+    assert ["so 1" in trained(one, of) for one in rows] == [False]
+    users = encode_row(row, of, Rules(train_on=("user", "assistant"), earlier="split"))
+    assert "".join(trained(one, of) for one in users).count("First?") == 1
+
+
+def test_a_row_without_messages_says_that_there_is_nothing_to_choose() -> None:
+    of = chatml()
+    assert NO_ROLES in encode(TextExample(text="To be"), of, Rules(train_on="last")).notes
+    assert NO_ROLES not in encode(TextExample(text="To be"), of).notes
+
+
+# -- rows that are too long ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", range(8, 60, 3))
+def test_what_is_kept_of_a_long_row_is_its_beginning_or_its_end(limit: int) -> None:
+    of = chatml()
+    whole = encode(TALK, of)
+    assert len(whole.ids) < 60
+    right = encode(TALK, of, Rules(max_length=limit))
+    left = encode(TALK, of, Rules(max_length=limit, truncation="left"))
+    assert (right.ids, right.weights) == (whole.ids[:limit], whole.weights[:limit])
+    start = [whole.ids[0]] if whole.ids[0] == of.hub.bos else []
+    assert left.ids == (whole.ids if limit >= len(whole.ids) else start + whole.ids[len(start) - limit :])
+    assert left.truncated == right.truncated == max(0, len(whole.ids) - limit)
+    # Of an answer only the whole is trained: what lost its beginning is context.
+    assert trained(left, of) in ("", "Two answers<|im_end|>", "One answer<|im_end|>Two answers<|im_end|>")
+
+
+def test_a_text_is_trained_from_where_it_was_cut() -> None:
+    of = chatml()
+    whole = encode(TextExample(text="To be or not to be, that is the question"), of)
+    left = encode(
+        TextExample(text="To be or not to be, that is the question"),
+        of,
+        Rules(max_length=9, truncation="left"),
+    )
+    assert left.ids == [whole.ids[0], *whole.ids[-8:]] and left.trained == 8
+    inputs = encode(TALK, of, Rules(max_length=9, truncation="left", train_on_inputs=True))
+    assert all(inputs.weights[1:])
+
+
+def test_both_answers_of_a_pair_follow_on_the_same_text() -> None:
+    of = chatml()
+    pair = PreferenceExample(
+        prompt=[ChatMessage(role="user", content="one two three four five six seven eight nine ten")],
+        preferred=[ChatMessage(role="assistant", content="yes")],
+        rejected=[ChatMessage(role="assistant", content="no and no and no and no and no")],
+    )
+    whole = encode_pair(pair, of)
+    limit = len(whole.rejected.ids) - 5
+    left = encode_pair(pair, of, Rules(max_length=limit, truncation="left"))
+    assert len(left.rejected.ids) == limit
+
+    def prompt(side: Encoded) -> list[int]:
+        return side.ids[: next(n for n, weight in enumerate(side.weights) if weight)]
+
+    assert prompt(left.preferred) == prompt(left.rejected) != prompt(whole.preferred)
+    assert trained(left.preferred, of) == trained(whole.preferred, of)
+    assert trained(left.rejected, of) == trained(whole.rejected, of)
+
+
+def test_rows_over_the_limit_are_left_out_and_counted(tmp_path: Path) -> None:
+    of, file = chatml(), tmp_path / "rows.jsonl"
+    long = {"role": "user", "content": "word " * 60}
+    answer = {"role": "assistant", "content": "yes"}
+    short = {"role": "user", "content": "Q?"}
+    file.write_text("".join(json.dumps({"messages": [m, answer]}) + "\n" for m in (short, long, short)))
+    rows, report = encode_file(file, of, tmp_path / "e", rules=Rules(max_length=40, truncation="drop"))
+    assert (rows.examples, report.too_long, report.dropped, report.truncated_rows) == (2, 1, 0, 0)
+    assert int(rows.lengths.max()) <= 40
+    [(level, told)] = report.messages("train", 40)
+    assert level == "warning" and "1 of 3 rows" in told and "40" in told
