@@ -40,6 +40,13 @@ def cli_env(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The process that commands are forked from is up. Its imports take seconds, which the first command of a
+    session waits for."""
+    command.run(["--version"], cwd=tmp_path_factory.mktemp("warm"), env=dict(os.environ))
+
+
 @pytest.fixture
 def cli(tmp_path: Path, cli_env: dict[str, str], request: pytest.FixtureRequest) -> Cli:
     own = any(request.node.get_closest_marker(name) for name in ("process", "slow"))

@@ -42,7 +42,7 @@ def loaded(words: list[str]) -> None:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, cli_env: dict[str, str]) -> Shell:
+def shell(tmp_path: Path, cli_env: dict[str, str], warm: None) -> Shell:
     about = tmp_path / "packages" / "orchestrate_attic-1.2.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: orchestrate-attic\nVersion: 1.2\n")

@@ -23,12 +23,24 @@ def download_limit(env: Mapping[str, str] | None = None) -> int | None:
     return None if size is None else int(size * 10**9)
 
 
+NF4_PRODUCTS = "ORCHESTRATE_NF4"
+"""`unpacked` or `bitsandbytes`: with which products a small base in NF4 answers."""
+
+
+def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
+    """Whether small models answer by bitsandbytes' own products too. Raises `ConfigError`."""
+    value = (os.environ if env is None else env).get(NF4_PRODUCTS) or "unpacked"
+    if value not in ("unpacked", "bitsandbytes"):
+        raise ConfigError(f"{NF4_PRODUCTS} must be unpacked or bitsandbytes, got {value!r}")
+    return value == "bitsandbytes"
+
+
 MORE_NAMES = "ORCHESTRATE_PASS_ENV"
 """Names, joined by commas, of further variables that children get."""
 PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
-    r"|VLLM_.*|OMP_.*|MKL_.*|OPENBLAS_.*|ONEDNN_.*|LRU_CACHE_CAPACITY|CC|CXX"
+    r"|VLLM_.*|ORCHESTRATE_NF4|OMP_.*|MKL_.*|OPENBLAS_.*|ONEDNN_.*|LRU_CACHE_CAPACITY|CC|CXX"
     r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
     r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
 )

@@ -164,7 +164,8 @@ def test_the_cheapest_gpu_on_which_it_fits_is_taken(hub: Hub, rows: Path, tmp_pa
     [refused] = full.refused
     assert refused.name == "provider_options.gpu" and "fits on no GPU" in str(refused.rule)
     old = found.translate(spec(rows, provider_options={"hf-jobs": {"gpu": "T4"}}))
-    assert "bf16" in str(old.refused[0].rule)
+    [precision] = [row for row in old.settings if row.name == "provider_options.precision"]
+    assert (precision.sent, old.body["precision"]) == ("fp16", "fp16") and "7.5" in str(precision.rule)
     two = found.translate(spec(rows, provider_options={"hf-jobs": {"gpu": "H200:2"}}))
     assert [row.name for row in two.refused] == ["provider_options.gpu"]
 

@@ -75,7 +75,8 @@ class How:
     threads: Annotated[int | None, typer.Option(min=1, help="Of the processor.")] = None
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")] = None
     four_bit: Annotated[
-        bool | None, typer.Option("--four-bit/--no-four-bit", help="Default: as the adapters were trained.")
+        bool | None,
+        typer.Option("--four-bit/--no-four-bit", help="Default: as the adapters were trained, else by size."),
     ] = None
     quantise: Annotated[str, typer.Option("--quantize", help="For llama.cpp.")] = "Q4_K_M"
     engine_args: Annotated[

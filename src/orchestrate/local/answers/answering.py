@@ -16,15 +16,23 @@ import torch
 from orchestrate.data.rows.examples import ChatMessage, UnpairedExample
 from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 from orchestrate.errors import DataError
-from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
-from orchestrate.local.answers.passports import read_passport, table_in, trained_in_four_bit
+from orchestrate.local.answers.loading import (
+    UNPACKED,
+    base_of,
+    is_adapter,
+    talk,
+    too_large,
+    unpacks,
+    whole,
+)
+from orchestrate.local.answers.passports import four_bit_of, read_passport, table_in
 from orchestrate.local.answers.speech import Model, Speech
 from orchestrate.local.encoding.encoding import Template, encode_answer
 from orchestrate.local.model import threads
 from orchestrate.local.model.adapters.apart import changes_base, lies_apart
 from orchestrate.local.model.files import models
 from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.files.quantised import weights_in
+from orchestrate.local.model.files.quantised import NF4, weights_in
 from orchestrate.local.model.loading import load_adapter, pick_device
 from orchestrate.local.model.oom import halving
 from orchestrate.local.model.sampling.batching import Row
@@ -95,8 +103,6 @@ def _encoded(template: Template, row: dict[str, Any]) -> tuple[list[int], list[b
 
 
 MOST_ROWS = 64
-LARGE_MODEL_BYTES = 8 << 30
-"""Larger ones answer in 4 bits, unless their adapter or the caller names a precision."""
 CHOSEN_BY_SIZE = (
     "answered in NF4 (4 bits), because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
 )
@@ -153,8 +159,8 @@ class Answerer:
         """Now: its files may be others by the time that it is taken off."""
         self._replaced = self.whole or (self.adapter is not None and changes_base(self.adapter))
         self.passport = read_passport(self.adapter)
-        known = load["four_bit"] if load.get("four_bit") is not None else trained_in_four_bit(self.passport)
-        self.four_bit = self._too_large() if known is None else known
+        known = four_bit_of(load.get("four_bit"), [self.adapter])
+        self.four_bit = (not self.whole and too_large(self.folder)) if known is None else known
         self.by_size = known is None and self.four_bit
         """Whether nothing but the size of the files chose 4 bits."""
         cut_at = table_in(self.passport, "settings").get("max_seq_length")
@@ -167,9 +173,6 @@ class Answerer:
 
     def _has_packed_experts(self) -> bool:
         return any(experts.held_of(self._base))
-
-    def _too_large(self) -> bool:
-        return not self.whole and self.folder.expanded_bytes > LARGE_MODEL_BYTES
 
     def precision(self, *, base: bool) -> str:
         """Name the precision in which the base or the tuned model answers."""
@@ -233,6 +236,7 @@ class Answerer:
             else:
                 turned = self.sampler.turned(model, fitting, answers, close)
         drawn, precision = iter(enumerate(answers)), self.precision(base=request["base"])
+        unpacked = [UNPACKED] * (precision == NF4 and rounding != "left" and unpacks(self.folder))
         replies: list[dict[str, Any]] = []
         for prompt in asked:
             if not isinstance(prompt, list):
@@ -240,7 +244,7 @@ class Answerer:
                 continue
             number, ids = next(drawn)
             reply: dict[str, Any] = {**self._reply(prompt, ids, tools, most), "precision": precision}
-            reply["notes"] += [ROUNDED_OTHERWISE] * (number in turned)
+            reply["notes"] += [ROUNDED_OTHERWISE] * (number in turned) + unpacked
             replies.append(reply)
         send({"replies": replies})
 

@@ -44,7 +44,8 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
     """Name -> folder of an adapter, or of a whole tuned model, which is then the only one."""
     threads: int | None = None
     device: str | None = None
-    four_bit: bool = False
+    four_bit: bool | None = None
+    """Of the base; `None` is by its size."""
     most_rows: int = 32
     most_tokens: int = 2048
     """Of an answer to a request that does not say."""

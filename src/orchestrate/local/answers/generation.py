@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from orchestrate.errors import DataError
-from orchestrate.local.answers.passports import read_passport, trained_in_four_bit
+from orchestrate.local.answers.passports import four_bit_of
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.engines import expected_device, precision
 from orchestrate.local.model.files.models import ModelFolder, source
@@ -50,7 +50,7 @@ class Generator:
         says."""
         self.model = source(str(model))
         self.adapter = None if adapter is None else str(adapter.resolve())
-        self._load = {
+        self._load: dict[str, Any] = {
             "model": self.model,
             "adapter": self.adapter,
             "threads": threads,
@@ -64,10 +64,7 @@ class Generator:
     @property
     def four_bit(self) -> bool | None:
         """Whether the base is in 4 bits; `None` where its files have to be read to know."""
-        asked = self._load["four_bit"]
-        if asked is not None:
-            return bool(asked)
-        return trained_in_four_bit(read_passport(None if self.adapter is None else Path(self.adapter)))
+        return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property
     def expected_precision(self) -> str | None:

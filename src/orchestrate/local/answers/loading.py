@@ -18,10 +18,28 @@ from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.loading import dequantize, load_base, load_tokenizer
 from orchestrate.local.model.oom import out_of_memory
 from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.settings import environment
 
 SMALL_MODEL_BYTES = 2 << 30
 """Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
 for each token."""
+LARGE_MODEL_BYTES = 8 << 30
+"""Larger bases answer in 4 bits, unless their adapters or the caller name a precision."""
+UNPACKED = (
+    "the 4 bits of its base were unpacked to 16-bit values once, whose products round otherwise than "
+    f"bitsandbytes' own ({environment.NF4_PRODUCTS}=bitsandbytes for those)"
+)
+"""Told of an answer: greedy answers may differ from those of other programs over the same NF4."""
+
+
+def too_large(folder: ModelFolder) -> bool:
+    """Whether a base answers in 4 bits because nobody says otherwise."""
+    return folder.expanded_bytes > LARGE_MODEL_BYTES
+
+
+def unpacks(folder: ModelFolder) -> bool:
+    """Whether NF4 is unpacked once for answering. Raises `ConfigError`."""
+    return folder.expanded_bytes <= SMALL_MODEL_BYTES and not environment.packed_nf4()
 
 
 def is_adapter(folder: Path) -> bool:
@@ -29,8 +47,9 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def base_of(folder: ModelFolder, *, four_bit: bool, device: torch.device) -> Any:
-    """Raises `UsageError` for one that is too large in 16 bits."""
+def base_of(folder: ModelFolder, *, four_bit: bool | None, device: torch.device) -> Any:
+    """`four_bit`: `None` is by its size. Raises `UsageError` for one that is too large in 16 bits."""
+    four_bit = too_large(folder) if four_bit is None else four_bit
     try:
         base = load_base(folder.path, four_bit=four_bit, device=device)
     except Exception as error:
@@ -41,7 +60,7 @@ def base_of(folder: ModelFolder, *, four_bit: bool, device: torch.device) -> Any
             f"it has {text.size(int(folder.expanded_bytes))} of weights",
             fix="for an evaluation: --base-precision nf4, or local=MODEL:nf4",
         ) from error
-    if four_bit and folder.expanded_bytes <= SMALL_MODEL_BYTES:
+    if four_bit and unpacks(folder):
         dequantize(base)
     return base.eval()
 

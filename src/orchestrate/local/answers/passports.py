@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,3 +29,12 @@ def trained_in_four_bit(passport: Mapping[str, Any]) -> bool | None:
     """Whether an adapter was trained on its base in 4 bits; `None` where its passport does not say."""
     adapter = table_in(passport, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
+
+
+def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
+    """Whether the base under these tuned models answers in 4 bits: as asked, else as all of them were
+    trained; `None` where neither says, and its size decides."""
+    if asked is not None:
+        return asked
+    known = [trained_in_four_bit(read_passport(one)) for one in tuned]
+    return None if all(one is None for one in known) else all(known)

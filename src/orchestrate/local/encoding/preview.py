@@ -87,7 +87,7 @@ def read_preview(
 
 def _rules(masking: Mapping[str, Any]) -> Rules:
     given = {name: value for name, value in masking.items() if value is not None}
-    train_on = given.get("train_on", "all")
+    train_on: Any = given.get("train_on", "all")
     return Rules(
         max_length=given.get("max_seq_length"),
         truncation=given.get("truncation", "right"),

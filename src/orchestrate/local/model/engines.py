@@ -13,11 +13,13 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.local import machine
 
 NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
 """Engine -> the module that it needs, and the package that brings it."""
 BF16_CAPABILITY = 8.0
 """From this compute capability on (Ampere, 2020) GPUs multiply in bf16."""
+FP16_CAPABILITY = 7.0
+"""From this one on (Volta, 2017) they multiply faster in fp16 than in 32 bits, and so does 6.0 (P100)."""
 COMPILE_TOKENS = 20_000_000
 """A run of fewer tokens gains less from `torch.compile` than the minutes for which it compiles."""
 
@@ -64,27 +66,29 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
     )
 
 
-def precision(asked: str | None, device: str, *, full: bool = False) -> Choice:
-    """`bf16` or `fp32`: of activations, products, and frozen weights that are not in four bits. `full`: all
-    weights are trained; they are kept in 32 bits, whatever the products have. Raises `UsageError` for an
-    unknown word, `EngineMissing` for what the device does not do."""
+def precision(
+    asked: str | None, device: str, *, full: bool = False, capability: float | None = None
+) -> Choice:
+    """`bf16`, `fp16` or `fp32`: of activations, products, and frozen weights that are not in four bits.
+    `full`: all weights are trained; they are kept in 32 bits, whatever the products have. `capability` is of
+    a GPU elsewhere; by default this machine's is asked. Raises `UsageError` for an unknown word,
+    `EngineMissing` for what the device does not do."""
     if asked not in (None, *PRECISIONS):
         raise UsageError(f"there is no precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":
-        if asked == "bf16":
+        if asked in ("bf16", "fp16"):
             raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
         return Choice("fp32", "all weights are trained, on a CPU")
     if asked not in (None, "auto"):
         return Choice(asked, "asked for by name")
     if device != "cpu":
-        found = machine.capability()
+        found = capability or machine.capability()
         if found is None or found >= BF16_CAPABILITY:
             return Choice("bf16", "the GPU multiplies in it")
-        return Choice(
-            "bf16",
-            f"this GPU (compute capability {found}) has no instructions for bf16: products take several "
-            "times longer than on one of 8.0 or above",
-        )
+        without = f"this GPU (compute capability {found}) has no instructions for bf16"
+        if found >= FP16_CAPABILITY or found == 6.0:
+            return Choice("fp16", f"{without}; the loss is scaled so that small gradients are not lost")
+        return Choice("fp32", f"{without}, and its fp16 is slower than 32 bits")
     if machine.cpu_multiplies_bf16():
         return Choice("bf16", "the CPU multiplies in it")
     return Choice("fp32", "this CPU has no instructions for bf16, and without them it is many times slower")

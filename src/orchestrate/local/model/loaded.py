@@ -50,6 +50,8 @@ class Loaded:
     device: torch.device
     choice: Choice = PLAIN
     precision: Choice = BF16
+    loss_scale: float = 1.0
+    """By which the loss is multiplied before its gradient is taken, for products in fp16."""
     line_limit: int = 0
     """Tokens up to which rows may lie in one line; 0 when the model does not bear it."""
     shares: bool = False

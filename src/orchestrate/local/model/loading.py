@@ -159,7 +159,7 @@ def _narrowed(dtype: torch.dtype) -> Any:
 
 
 _ALONE = Choice("plain", "the weights are spread over several processes")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def pick_device(wanted: str | None) -> torch.device:

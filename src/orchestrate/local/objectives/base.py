@@ -180,9 +180,9 @@ class Objective:
         """Ends what runs beside the training."""
 
     def precision(self) -> AbstractContextManager[Any]:
-        lower = self.loaded.precision.name == "bf16" and self.loaded.inner.dtype == torch.float32
-        if self.loaded.device.type == "cuda" and lower:
-            return torch.autocast("cuda", torch.bfloat16)
+        lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.loaded.precision.name)
+        if self.loaded.device.type == "cuda" and lower and self.loaded.inner.dtype == torch.float32:
+            return torch.autocast("cuda", lower)
         return nullcontext()
 
     def trained_hidden(self, batch: Batch) -> Tensor:
@@ -243,7 +243,7 @@ class Objective:
             else:
                 alone = loss
             if backward:
-                (loss / total).backward()
+                (loss / total * self.loaded.loss_scale).backward()
         return Sums(
             loss=alone.item(),
             correct=correct.item(),

@@ -166,7 +166,7 @@ class PolicyObjective(Objective):
             advantages = rollouts.advantages[part].to(self.loaded.device)
             with self.precision():
                 loss, divergence, correct = self.policy_loss(batch, advantages)
-                (loss / tokens).backward()
+                (loss / tokens * self.loaded.loss_scale).backward()
             shown = {} if divergence is None else {"kl": divergence.item() / tokens * count}
             more = Sums(loss.item() / tokens * count, correct.item(), len(batch.targets), len(part))
             more.tokens, more.shown = batch.tokens, shown

@@ -41,6 +41,10 @@ class Progress(Record, frozen=True, kw_only=True):
     best_step: int | None = None
     best_metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
     """The best evaluation, where its weights are held."""
+    loss_scale: float | None = None
+    """Of products in fp16."""
+    whole_steps: int = 0
+    """Steps since the scale was changed, none of which was too large for fp16."""
     kept: bool = True
     """False for one that only serves to go on from."""
 

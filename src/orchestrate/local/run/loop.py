@@ -35,7 +35,14 @@ from orchestrate.local.run.optimizers import (
 )
 from orchestrate.local.run.parallel import LESS, Peers, Step
 from orchestrate.local.run.rundir import RunDir, now
-from orchestrate.local.run.schedule import learning_rate, random_state, set_random_state, spread
+from orchestrate.local.run.schedule import (
+    FIRST_SCALE,
+    learning_rate,
+    random_state,
+    rescaled,
+    set_random_state,
+    spread,
+)
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048
@@ -184,7 +191,8 @@ class Loop(Kept):
         self.write_weights, self.asked = write_weights, asked
         self.per_epoch = math.ceil(train.examples / self.hyper.batch_size)
         total, window = self.hyper.steps(self.per_epoch), train.window(loaded.line_limit)
-        self.progress = Progress(step=0, total_steps=total, window=window)
+        scale = FIRST_SCALE if loaded.precision.name == "fp16" else None
+        self.progress = Progress(step=0, total_steps=total, window=window, loss_scale=scale)
         self.max_tokens = DEFAULT_TOKENS[loaded.device.type]
         self.max_rows = self.hyper.micro_batch or 1 << 20
         self.parameters = loaded.trainable
@@ -314,11 +322,14 @@ class Loop(Kept):
             set_random_state(random)
         rate = learning_rate(self.progress.step, self.progress.total_steps, self.hyper)
         parameters = list(self.parameters.values())
+        scale = self._unscale(parameters)
         groups = group_metrics(self.optimizer, rate)
         norm = number(torch.nn.utils.clip_grad_norm_(parameters, self.hyper.max_grad_norm))
         values = means(sums)
         # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
-        if self.guard.acceptable(values["loss"], norm, self.progress) and norm > 0:
+        if scale and not self._rescale(norm):
+            pass  # too large for fp16: the next step is tried at half the scale
+        elif self.guard.acceptable(values["loss"], norm, self.progress) and norm > 0:
             set_rate(self.optimizer, rate)
             self.optimizer.step()
             mean = self.progress.loss_mean
@@ -332,17 +343,41 @@ class Loop(Kept):
         )
         speed = sums.tokens / (time.perf_counter() - begun)
         named = {f"train_{k}": v for k, v in values.items()}
-        return {**named, "learning_rate": rate, "grad_norm": norm, **groups, "tokens_per_second": speed}
+        scaled = {"loss_scale": scale} if scale else {}
+        found = {**named, "learning_rate": rate, "grad_norm": norm, **groups, **scaled}
+        return {**found, "tokens_per_second": speed}
+
+    def _unscale(self, parameters: Sequence[torch.nn.Parameter]) -> float | None:
+        """Make the gradients those of the loss itself; the scale that they had, under fp16."""
+        if (scale := self.progress.loss_scale) is not None:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
+        return scale
+
+    def _rescale(self, norm: float) -> bool:
+        """Whether the gradients were within fp16, with the scale of the next step set by that, as
+        torch.amp.GradScaler does. Raises `RunFailed` where no scale does."""
+        p, whole = self.progress, math.isfinite(norm)
+        scale, steps = rescaled(p.loss_scale or 1.0, p.whole_steps, whole=whole)
+        if scale < 1:
+            raise RunFailed(
+                f"step {p.step + 1}: numbers of this model are too large for fp16",
+                fix=f"{option('precision')}: fp32, or a GPU that multiplies in bf16 (8.0 or above)",
+            )
+        self.progress = msgspec.structs.replace(p, loss_scale=scale, whole_steps=steps)
+        return whole
 
     def _gradients(self, batch: list[int]) -> Sums:
         seed = (self.job.seed << 20) + self.progress.step * self.hyper.processes
+        self.loaded.loss_scale = self.progress.loss_scale or 1.0
         if self.sharded is not None:
             most = self.max_tokens, self.max_rows
             return self.sharded.gradients(self.objective, self.train, batch, most, seed)
         if self.group is None:
             return self.objective.gradients(self.train, batch, self.max_tokens, self.max_rows)
         weight = self.objective.weight_of(self.train, batch)
-        asked = Step((), weight, self.max_tokens, self.max_rows, seed)
+        asked = Step((), weight, self.max_tokens, self.max_rows, seed, self.loaded.loss_scale)
         return self.group.gradients(self.objective, self.train, batch, self.parameters, asked)
 
     def _halve(self, batch: list[int], said: str) -> None:

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Step:
     max_tokens: int
     max_rows: int
     seed: int
+    loss_scale: float
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Peers:
     ) -> Sums:
         """As the objective's own; `step` without its shares."""
         shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
-        order = Step(shares, step.total, step.max_tokens, step.max_rows, step.seed)
+        order = replace(step, shares=shares)
         try:
             dist.broadcast_object_list([order], src=0)
             return at_once(objective, rows, parameters, order, 0)
@@ -219,6 +220,7 @@ def at_once(
         _wait(dist.broadcast(parameter.data, 0, async_op=True) for parameter in parameters.values())
     if rank:
         torch.manual_seed(order.seed + rank)
+    objective.loaded.loss_scale = order.loss_scale
     mine, said = Sums(), ""
     try:
         if share := order.shares[rank]:

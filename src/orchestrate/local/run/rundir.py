@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -254,7 +255,8 @@ class RunDir:
         append_line(self.path / "events.jsonl", event.to_json())
 
     def add_metrics(self, step: int, values: dict[str, float], epoch: float | None = None) -> None:
-        point = MetricPoint(step=step, values=values, at=now(), epoch=epoch)
+        finite = {name: value for name, value in values.items() if isfinite(value)}  # JSON has no others
+        point = MetricPoint(step=step, values=finite, at=now(), epoch=epoch)
         append_line(self.path / "metrics.jsonl", point.to_json())
 
     def repair(self, last_step: int) -> None:

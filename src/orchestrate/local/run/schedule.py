@@ -11,6 +11,9 @@ import torch
 
 from orchestrate.local.job import Hyper
 
+FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
+"""Of the loss under fp16, and the steps without an overflow after which it is doubled."""
+
 
 def spread(count: int | None, total: int, every: int) -> set[int]:
     """Steps after which something happens `count` times, evenly, the last step included; `None` is after
@@ -18,6 +21,14 @@ def spread(count: int | None, total: int, every: int) -> set[int]:
     if count is None:
         return {*range(every, total + 1, every), total}
     return {round(total * k / count) for k in range(1, count + 1)} - {0}
+
+
+def rescaled(scale: float, steps: int, *, whole: bool) -> tuple[float, int]:
+    """(The scale of the loss for the next step under fp16, the steps since it was changed), as
+    torch.amp.GradScaler has them. `whole`: all gradients were finite."""
+    if not whole:
+        return scale / 2, 0
+    return (scale * 2, 0) if steps + 1 >= LONG_ENOUGH else (scale, steps + 1)
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -180,7 +180,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         if found.gpu is None:
             return self._on_cpu
         size = machine.memory_bytes if machine else None
-        return {**self._engine_options, **({"gpu_memory_gib": size / 2**30} if size else {})}
+        known = {"gpu_capability": renting.CAPABILITY.get(found.gpu.upper())}
+        return {**self._engine_options, **known, **({"gpu_memory_gib": size / 2**30} if size else {})}
 
     def _plan_options(self, translation: Translation) -> Mapping[str, Any]:
         plan = translation.memory

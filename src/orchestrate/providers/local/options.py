@@ -55,10 +55,10 @@ OPTIONS: Mapping[str, Option] = {
 
 
 def answered(
-    spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool
+    spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
     """(a row for each option, the body with them). `gpu_elsewhere`: the job is planned for a GPU that this
-    machine need not have."""
+    machine need not have, of this `capability` where it is known."""
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
@@ -75,7 +75,7 @@ def answered(
     full = spec.adapter.type == "full"
     choices: dict[str, Callable[[Any], engines.Choice]] = {
         "engine": lambda asked: engines.choose(asked, device),
-        "precision": lambda asked: engines.precision(asked, device, full=full),
+        "precision": lambda asked: engines.precision(asked, device, full=full, capability=capability),
     }
     for key, choose in choices.items():
         asked = rows.pop(key, None)

@@ -28,8 +28,8 @@ MOST_HOURS = 24.0
 DEVICE = "device"
 """The engine's own word for what a machine is chosen by here."""
 ASKED = (*OPTIONS, DEVICE)
-NO_BF16 = ("T4", "V100", "P100")
-"""GPUs that do not multiply in bf16, in which the engine trains: they would be paid for many times over."""
+CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
+"""Compute capability of GPUs that do not multiply in bf16: the engine trains in fp16 there."""
 
 
 class Fit(NamedTuple):
@@ -67,8 +67,6 @@ def fits(
     """Each machine, cheapest for the work first. `operations`: what a type of GPU does of it in a second."""
     found: list[Fit] = []
     for machine in machines:
-        if (machine.gpu or "").upper() in NO_BF16:
-            continue
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
         memory = machine.memory_bytes if machine.gpu else None
         plan, shared = fitting.of_job(model, here, billions=billions, gpu_bytes=memory), None
@@ -88,9 +86,6 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         return None, "the place decides"
     if wanted != "auto":
         gpu, number = (None, 0) if str(wanted).lower() == "none" else gpu_asked(str(wanted))
-        if gpu is not None and gpu.upper() in NO_BF16:
-            told = f"a {gpu} does not multiply in bf16, in which the engine trains"
-            raise UsageError(told, fix="gpu: auto, or a newer one")
         named = [fit for fit in fitting_ones if fit.machine.name == wanted]
         alike = [fit for fit in fitting_ones if _is(fit.machine, gpu) and fit.machine.count == number]
         for fit in [*named, *alike]:

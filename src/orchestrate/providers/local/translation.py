@@ -47,7 +47,8 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     for name, value in own_options.of_machine(options).items():
         rows.send(name, value)
     built = rows.build(model)
-    own, body = own_options.answered(spec, built.body, options.get("gpu_memory_gib") is not None)
+    elsewhere = options.get("gpu_memory_gib") is not None
+    own, body = own_options.answered(spec, built.body, elsewhere, options.get("gpu_capability"))
     whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
     return shares.settled(whole, lambda told: memory(spec, told, options))
 

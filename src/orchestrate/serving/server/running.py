@@ -18,6 +18,7 @@ import msgspec
 from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import HostUnavailable, SetupError, UsageError
 from orchestrate.http.web.server import LOOPBACK, serving
+from orchestrate.local.answers.passports import four_bit_of
 from orchestrate.local.model.files.models import source
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine
@@ -45,7 +46,7 @@ class Terms:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """`None`: as the adapters were trained."""
+    """`None`: as the adapters were trained, else by the base's size."""
     grace_s: float = 30.0
     """For answers under way when it is asked to end."""
 
@@ -117,16 +118,13 @@ def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[
     whole = [t for t in tuned if not t.adapter]
     if whole and len(tuned) > 1:
         raise UsageError(f"{whole[0].name} is a whole tuned model: it is served alone")
-    four_bit = terms.four_bit
-    if four_bit is None:
-        four_bit = bool(tuned) and all(t.four_bit for t in tuned)
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),
         "base_name": whole[0].name if whole else base_name,
         "models": {t.name: str(t.folder) for t in tuned},
         "threads": terms.threads,
         "device": terms.device,
-        "four_bit": four_bit,
+        "four_bit": four_bit_of(terms.four_bit, [t.folder for t in tuned]),
         "most_rows": terms.most_at_once,
         "most_tokens": terms.most_tokens,
     }

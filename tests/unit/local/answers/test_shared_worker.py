@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.paths import TINY
@@ -18,10 +19,12 @@ from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import Generator
-from orchestrate.local.answers import answering
+from orchestrate.local.answers import answering, loading
 from orchestrate.local.answers.answering import Answerer
+from orchestrate.local.answers.engine import Engine, Loading
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.loading import DTYPES
+from orchestrate.serving.server import running
 from orchestrate.types import Message
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -115,8 +118,54 @@ def test_the_base_is_loaded_once(adapters: Adapters) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("large", [True, False])
+def test_a_base_alone_has_the_same_precision_served_and_evaluated(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(loading, "LARGE_MODEL_BYTES", 0)
+    terms = running.Terms(threads=1, device="cpu")
+    told, _ = running.loading_of([], terms, str(TINY))
+    served = Engine(msgspec.convert(told, Loading)).model.state_dict()
+    answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": None})
+    assert answerer.four_bit is large
+    evaluated = answerer.model(True)[0].state_dict()
+    assert served.keys() == evaluated.keys()
+    assert all(torch.equal(value, served[name]) for name, value in evaluated.items())
+
+
+@pytest.mark.slow
+def test_nf4_says_that_it_was_unpacked_and_answers_by_bitsandbytes_where_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The weights of the one are what bitsandbytes makes of the other's."""
+    import bitsandbytes.functional as bnb
+
+    def reply() -> tuple[Answerer, list[str]]:
+        answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": True})
+        sent: list[dict[str, Any]] = []
+        question = {"prompts": [[m.to_dict() for m in ASKED[0]]], "base": True, "max_tokens": 4, "seed": 0}
+        answerer.answer({**question, "temperature": 0.0, "stream": False, "rounding": "told"}, sent.append)
+        return answerer, sent[0]["replies"][0]["notes"]
+
+    unpacked, told = reply()
+    assert loading.UNPACKED in told
+    monkeypatch.setenv("ORCHESTRATE_NF4", "bitsandbytes")
+    packed, told = reply()
+    assert loading.UNPACKED not in told
+    plain = dict(unpacked.model(True)[0].named_modules())
+    found = 0
+    for name, module in packed.model(True)[0].named_modules():
+        if type(module).__name__ == "Linear4bit":
+            stands_for = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            assert torch.equal(stands_for.to(plain[name].weight.dtype), plain[name].weight)
+            found += 1
+    assert found
+
+
+@pytest.mark.slow
 def test_a_large_model_says_that_it_answers_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "LARGE_MODEL_BYTES", 0)
+    monkeypatch.setattr(loading, "LARGE_MODEL_BYTES", 0)
 
     def reply(four_bit: bool | None) -> dict[str, Any]:
         answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": four_bit})

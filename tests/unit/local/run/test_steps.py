@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.unit.local.sessions import make_session
 
+from orchestrate.errors import RunFailed
 from orchestrate.local.job import Hyper
+from orchestrate.local.run import schedule as schedules
 from orchestrate.local.run.schedule import learning_rate
 from orchestrate.local.run.session import Session
 
@@ -105,3 +108,54 @@ def test_clipping_bounds_the_gradient_and_decay_shrinks_the_weights(tmp_path: Pa
     _, decayed = after_one_step("c", weight_decay=0.5)
     # Decay takes rate x decay of each weight; the rest of the step is the same.
     torch.testing.assert_close(decayed, moved, rtol=0, atol=1e-6)
+
+
+def test_the_scale_of_the_loss_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through overflows and runs of steps without one."""
+    monkeypatch.setattr(schedules, "LONG_ENOUGH", 3)
+    theirs = torch.amp.GradScaler("cpu", growth_interval=3)
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scale, steps = schedules.FIRST_SCALE, 0
+    for finite in (False, False, True, True, True, True, False, True, True, True, True, True, True, False):
+        assert scale == theirs.get_scale()
+        theirs.scale(weight.sum()).backward()
+        if not finite:
+            assert weight.grad is not None
+            weight.grad[0] = torch.inf
+        theirs.step(optimizer)
+        theirs.update()
+        optimizer.zero_grad()
+        scale, steps = schedules.rescaled(scale, steps, whole=finite)
+    assert scale == theirs.get_scale()
+
+
+@pytest.mark.slow
+def test_steps_that_are_too_large_for_fp16_change_nothing_and_are_tried_at_half_the_scale(
+    tmp_path: Path,
+) -> None:
+    train = tmp_path / "t.jsonl"
+    talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]
+    train.write_text(f"{json.dumps({'messages': talk})}\n" * 32)
+    lora = {"type": "lora"}
+    session = make_session(
+        tmp_path, train, method={"type": "sft"}, adapter=lora, precision="fp16", hyper={"epochs": 20}
+    )
+    loop = session.loop
+    loop.progress = msgspec.structs.replace(loop.progress, loss_scale=2.0**40)
+    before = {name: value.detach().clone() for name, value in loop.parameters.items()}
+    with pytest.raises(AssertionError, match="stop"):
+        session.loop.asked = lambda: _stop(len(session.run.metrics()) == 1)
+        loop.run()
+    assert all(torch.equal(value, before[name]) for name, value in loop.parameters.items())
+    assert loop.progress.loss_scale == 2.0**39 and loop.progress.step == 1
+    with torch.no_grad():
+        for parameter in loop.parameters.values():
+            parameter.fill_(1e4)  # no scale brings these products into fp16
+    session.loop.asked = lambda: None
+    with pytest.raises(RunFailed, match="fp16"):
+        loop.run()
+
+
+def _stop(now: bool) -> None:
+    assert not now, "stop"
