@@ -302,7 +302,10 @@ def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
     if spec is not None and spec.added_tokens:
         chat["added_tokens"] = spec.added_tokens
     if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
-        chat["earlier_thinking"] = spec.method.earlier_thinking
+        chosen = spec.method.train_on
+        # Where no earlier answer is trained, none gets a row of its own.
+        if chosen != "last" and (not isinstance(chosen, tuple) or "assistant" in chosen):
+            chat["earlier_thinking"] = spec.method.earlier_thinking
     return counting.for_model(
         tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder, chat=chat
     )

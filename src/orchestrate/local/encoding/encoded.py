@@ -112,7 +112,7 @@ class Report:
     truncated_tokens: int = 0
     dropped: int = 0
     too_long: int = 0
-    """Left out because they are over the limit."""
+    """Left out, or split into parts of which some are, because they are over the limit."""
     split: int = 0
     """Rows that were added, so that earlier answers are shown with their thinking."""
     notes: Counter[str] | None = None
@@ -129,8 +129,8 @@ class Report:
         if self.too_long:
             yield (
                 "warning",
-                f"{name}: {self.too_long} of {self.rows} rows are longer than {limit} tokens "
-                "and were left out (truncation: drop)",
+                f"{name}: {self.too_long} of {self.rows} rows, or parts of them, are longer than "
+                f"{limit} tokens and were left out (truncation: drop)",
             )
         if self.dropped:
             yield (
@@ -242,9 +242,7 @@ def encode_file(
             good = [e for e in new if e.trained]
             if len(good) == len(new) or (good and not pairs):
                 written.add(good, example.label if labelled else None)
-            elif any(e.dropped for e in new):
-                report.too_long += 1
-            else:
+            elif not any(e.dropped for e in new):
                 report.dropped += 1
         if not written.rows:
             raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
@@ -273,6 +271,7 @@ def _encode_answer(example: Any, template: Template, rules: Rules) -> Encoded:
 
 def _count(report: Report, new: list[Encoded]) -> None:
     cut = [e.truncated for e in new if e.truncated and not e.dropped]
+    report.too_long += any(e.dropped for e in new)
     report.truncated_rows += bool(cut)
     report.truncated_tokens += sum(cut)
     report.longest = max(report.longest, *(len(e.ids) for e in new))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from tests.unit.local.encoding.test_encoding import QWEN3, template
@@ -47,8 +47,11 @@ def test_it_is_trained_as_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("earlier", get_args(Earlier))
 @pytest.mark.parametrize("added", [(), ("<|note|>", "so so")], ids=["plain", "added"])
+@pytest.mark.parametrize(
+    "more", [{}, {"train_on": "last"}, {"max_seq_length": 60, "truncation": "drop"}], ids=str
+)
 def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
-    tmp_path: Path, earlier: Earlier, added: tuple[str, ...]
+    tmp_path: Path, earlier: Earlier, added: tuple[str, ...], more: dict[str, Any]
 ) -> None:
     model, file = make_family("thinks", tmp_path / "model"), tmp_path / "rows.jsonl"
     chance = random.Random(3)
@@ -61,7 +64,9 @@ def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
                 messages.append({"role": "assistant", "content": "<|note|>yes", **thought})
             out.write(json.dumps({"messages": messages}) + "\n")
     values = {"model": str(model), "train": str(file), "batch_size": 5, "epochs": 1, "max_steps": 99}
-    values |= {"method": {"type": "sft", "earlier_thinking": earlier}}
+    train_on = more.get("train_on", "all")
+    values |= {"method": {"type": "sft", "earlier_thinking": earlier, "train_on": train_on}}
+    values |= {name: value for name, value in more.items() if name != "train_on"}
     spec = JobSpec.parse({**values, **({"added_tokens": added} if added else {})})
     tokenizer = load_tokenizer(model)
     if added:
@@ -69,8 +74,15 @@ def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
     provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path)}))
     data = TrainingData.open(spec.train)
     canonical = data.train.write(provider.target, tmp_path)
-    rows, report = encode_file(canonical, Template(tokenizer), tmp_path / "e", rules=Rules(earlier=earlier))
-    assert (report.split > 0) == (earlier == "split")
+    rules = Rules(
+        earlier=earlier,
+        train_on=train_on,
+        max_length=more.get("max_seq_length"),
+        truncation=more.get("truncation", "right"),
+    )
+    rows, report = encode_file(canonical, Template(tokenizer), tmp_path / "e", rules=rules)
+    assert (report.split > 0) == (earlier == "split" and train_on == "all")
+    assert (report.too_long > 0) == ("truncation" in more)
     translation = provider.translate(spec)
     size = measure(Work("local", provider.profile, spec, data, translation, provider.resolve(spec)))
     assert (size.train_tokens, size.sequences, size.rows) == (rows.tokens, rows.examples, 12)

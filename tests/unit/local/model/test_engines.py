@@ -254,6 +254,8 @@ def test_a_run_has_the_products_that_it_was_given(tmp_path: Path, adapter: str) 
             tmp_path, train, method={"type": "sft"}, ref=name, precision=name, adapter={"type": adapter}
         )
         assert session.loaded.inner.dtype == dtype
+        if name == "fp16":  # at the scale with which it begins, the first step overflows and changes nothing
+            session.loop.progress = msgspec.structs.replace(session.loop.progress, loss_scale=2.0**8)
         session.loop.run()
         losses.append([p.values["train_loss"] for p in session.run.metrics()])
         (event,) = (e for e in session.run.events() if e.type == "precision")
