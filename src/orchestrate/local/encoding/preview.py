@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from orchestrate import catalog
 from orchestrate.data.dataset import Dataset
@@ -17,7 +17,15 @@ from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError, SetupError
-from orchestrate.local.encoding.encoding import Encoded, Rules, Template, encode, encode_answer, encode_pair
+from orchestrate.local.encoding.encoding import (
+    Encoded,
+    Rules,
+    Template,
+    TrainOn,
+    encode,
+    encode_answer,
+    encode_pair,
+)
 from orchestrate.profile import this_machine
 from orchestrate.spec.specfile import template_text
 
@@ -87,12 +95,12 @@ def read_preview(
 
 def _rules(masking: Mapping[str, Any]) -> Rules:
     given = {name: value for name, value in masking.items() if value is not None}
-    train_on: Any = given.get("train_on", "all")
+    train_on = given.get("train_on", "all")
     return Rules(
         max_length=given.get("max_seq_length"),
         truncation=given.get("truncation", "right"),
         train_on_inputs=bool(given.get("train_on_inputs")),
-        train_on=train_on if isinstance(train_on, str) else tuple(train_on),
+        train_on=cast("TrainOn", train_on if isinstance(train_on, str) else tuple(train_on)),
         ignore_empty_think=bool(given.get("ignore_empty_think")),
     )
 
