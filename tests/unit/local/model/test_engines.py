@@ -152,9 +152,7 @@ def test_our_own_engine_has_the_losses_of_the_plain_one(tmp_path: Path) -> None:
         told, _, used = event.message.partition("; in use: ")
         assert told == f"engine {name}: asked for by name"
         assert bool(used) == bool(event.data["in_use"]) == (name == "fused")
-        assert ("loss_scale" in session.run.metrics()[0].values) is (name == "fp16")
-    assert losses[2] == pytest.approx(losses[0], rel=2e-2)
-    assert losses[2] == pytest.approx(losses[1], rel=5e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
 @pytest.mark.skipif(
