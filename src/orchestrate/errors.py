@@ -315,8 +315,10 @@ class OverBudget(OrchestrateError):
         super().__init__(
             f"{provider}: {figure}, {money(high_usd)}, is above {what} {limit(limit_usd)}; {then}", fix=fix
         )
+        self.provider = provider
         self.high_usd = high_usd
         self.limit_usd = limit_usd
+        self.what = what
 
 
 class OutcomeUnknown(OrchestrateError):

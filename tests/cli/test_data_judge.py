@@ -171,7 +171,7 @@ def test_one_rule_for_models_whose_price_is_unknown(
     done = cli(*foreign)
     assert (done.code, "nothing was asked" in done.err) == (2, True), done.err
     limited = cli(*words.format(host.url).split(), "--max-cost", "1")
-    assert (limited.code, "can't be enforced" in limited.err, host.bodies) == (2, True, []), limited.err
+    assert (limited.code, "cannot be enforced" in limited.err, host.bodies) == (6, True, []), limited.err
     host.writes = lambda number, body: "yes"
     cli(*words.format(host.url).split())
     assert host.bodies, "on loopback"

@@ -1,9 +1,11 @@
-"""Who starts a process, listens on a port, or asks a host for answers does it through the one module for it.
+"""Who starts a process, listens on a port, asks a host for answers, or holds money against a limit does it
+through the one module for it.
 What is allowed beside it stands here with its reason: whatever is new, and not here, fails."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,20 @@ ANSWERS = {
 }
 """Who gets answers of a host. What asks many questions asks them by `paid`, which counts and limits them."""
 
+LIMITS = "paid/limits.py"
+PRICES = {
+    "costing/rate.py": "the ends of a rate, and what a number can be",
+    "costing/serving/ways.py": "which way of serving is cheaper",
+    "reports/advice.py": "which offer is cheaper",
+    "reports/quotes.py": "which quote is cheaper",
+    "runs/preparing/quoting.py": "a host's estimate against the quote, for a report",
+    "sandbox/together/host.py": "the stand-in's account has a limit of its own",
+    "spec/methods.py": "what a number can be",
+    "types/allowance.py": "hours, by the price of one",
+}
+"""Who compares sums of money that are no limit."""
+MONEY = re.compile(r"(usd|usd_per_hour|budget|cap)$")
+
 
 def imported(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
@@ -89,3 +105,54 @@ def test_nobody_goes_around(modules: tuple[str, ...], allowed: dict[str, str]) -
 )
 def test_what_asks_many_questions_asks_them_by_the_journal(file: str) -> None:
     assert file in users("orchestrate.paid")
+
+
+def names(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            yield name
+        case ast.BinOp(left=left, right=right):
+            yield from (*names(left), *names(right))
+        case ast.Call(args=args):
+            for arg in args:
+                yield from names(arg)
+        case _:
+            pass
+
+
+def decides_on_money(node: ast.AST) -> bool:
+    """Compares an amount with another one that is no number, or refuses for the sake of a limit."""
+    if isinstance(node, ast.Call):
+        return bool({"OverBudget", "UnknownPrice"} & {*names(node.func)})
+    if not isinstance(node, ast.Compare) or not any(
+        isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops
+    ):
+        return False
+    sides = [node.left, *node.comparators]
+    numbers = any(isinstance(side, ast.Constant) for side in sides)
+    return not numbers and any(MONEY.search(name) for side in sides for name in names(side))
+
+
+def test_nobody_else_holds_money_against_a_limit() -> None:
+    found = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if decides_on_money(node)
+    }
+    assert found == {LIMITS, *PRICES}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("quote.high_usd > left", True),
+        ("left < max(run.allowed_usd, most)", True),
+        ("raise OverBudget(name, high, limit)", True),
+        ("spent - taken >= budget", True),
+        ("limit_usd > 0", False),
+        ("rows > limit", False),
+    ],
+)
+def test_what_decides_on_money_is_seen(line: str, found: bool) -> None:
+    assert any(decides_on_money(node) for node in ast.walk(ast.parse(line))) is found

@@ -44,7 +44,6 @@ from orchestrate.costing.spent.bills import (
 )
 from orchestrate.costing.spent.budget import (
     Spending,
-    UnknownPrice,
     cap_of,
     caps,
     check_budget,
@@ -69,6 +68,7 @@ from orchestrate.costing.training.jobs import (
     spec_of,
     training_rate,
 )
+from orchestrate.paid.limits import UnknownPrice
 
 __all__ = [
     "Accuracy",

@@ -135,6 +135,7 @@ def by_chat(
         price=price,
         own=own,
         place=contender.served_by,
+        backend=contender.provider,
     )
     return Candidate(contender, respondent)
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.routing import BaseRoute
 
 from orchestrate import text
-from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.errors import DataError, OrchestrateError, OverBudget
 from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import (
     Call,
@@ -38,6 +38,7 @@ from orchestrate.http.wire.openai import objects
 from orchestrate.http.wire.openai.objects import metadata_filter, no_place, number, page, page_of
 from orchestrate.http.wire.openai.tuning import CreateJob
 from orchestrate.migration import importing, inventory
+from orchestrate.paid.limits import require_within
 from orchestrate.runs.preparing.prepared import prepare, require
 from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
@@ -355,15 +356,14 @@ class Jobs:
             )
             headers = {"retry-after": _A_JOB_LATER_S}
             raise HostError(429, told, code="too_many_jobs", type="rate_limit_error", headers=headers)
-        if key.budget_usd is None:
-            return
-        if job.quote_usd is None:
-            told = f"there is no price for this, so the budget of the key {key.name} cannot be kept"
-            raise HostError(403, told, code="over_budget")
-        left = key.budget_usd - use.usd
-        if job.quote_usd > left:
-            told = f"the quote's high end, {money(job.quote_usd)}, is above what the key {key.name} has left"
-            raise HostError(403, f"{told}, {money(max(left, left * 0))}", code="over_budget")
+        unknown = "there is no quote" if job.quote_usd is None else None
+        what = f"what the key {key.name} has left,"
+        try:
+            require_within(
+                job.backend, job.quote_usd, key.budget_usd, taken_usd=use.usd, unknown=unknown, what=what
+            )
+        except OverBudget as error:
+            raise refusal_of(error) from error
 
     def _require_contents(self, asked: CreateJob, hashes: Sequence[str]) -> None:
         """Raises `HostError` 404 for a file that was deleted since it was found."""

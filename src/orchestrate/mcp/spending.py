@@ -12,8 +12,9 @@ from mcp.server.mcpserver.resolve import Elicit, Resolve
 from pydantic import BaseModel, Field
 
 from orchestrate.api.orchestrator import Orchestrator
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.mcp.reading import SpecGiven, run_line, told
+from orchestrate.paid.limits import require_within
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
 from orchestrate.runs.hosting.deployment import question
 from orchestrate.text import count, inert, money, quoted
@@ -36,9 +37,8 @@ class Purse:
 
     def require(self, provider: str, high_usd: Decimal) -> None:
         """Raises `OverBudget` for what would go above the limit."""
-        if self.limit_usd is not None and high_usd > self.limit_usd - self.taken_usd:
-            left = self.limit_usd - self.taken_usd
-            raise OverBudget(provider, high_usd, left, what="what is left of --max-cost of this server,")
+        what = "what is left of --max-cost of this server,"
+        require_within(provider, high_usd, self.limit_usd, taken_usd=self.taken_usd, what=what)
 
     def take(self, provider: str, high_usd: Decimal) -> None:
         with self._lock:

@@ -45,6 +45,7 @@ from orchestrate.paid.journal import (
     Unaccounted,
     Unanswered,
 )
+from orchestrate.paid.limits import COMMAND_LIMIT, require_within, reworded
 from orchestrate.types import Message, Record, Reply
 
 Price = Callable[[int, int], Decimal]
@@ -96,6 +97,8 @@ class Respondent:
     """Whether no answer is billed by itself: the machine is the user's own, or is paid for by the hour."""
     place: str = ""
     """Where it answers; that of all models on this machine is empty."""
+    backend: str = ""
+    """Who bills its answers."""
     retry: Retry = ONCE
     """How often a question is sent whose answer may come another time. `ask` itself sends once."""
 
@@ -176,6 +179,14 @@ class Requests:
         self._respondent, self._log, self._purse = respondent, log, purse
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
+        self._holds: dict[str, str] = {}
+        """Of the ledger, by the question under way."""
+        self._account = None if respondent.own else purse.account
+        self._backend = respondent.backend or respondent.name
+        if self._account is not None:
+            if respondent.unpriced:
+                self._account.require_price(self._backend)
+            self._account.settle_left(log.path, log.came_to)
 
     def count(self, questions: Iterable[str]) -> None:
         """Counts what is known of these questions from before."""
@@ -234,11 +245,17 @@ class Requests:
 
     def _reserve(self, batch: Batch) -> None:
         worst = self._respondent.worst_usd(batch)
+        digests, hold = [q.digest for q in batch], ""
         self._purse.reserve(self._respondent.name, worst)
         try:
-            self._log.append(Sent([q.digest for q in batch], worst))
+            if self._account is not None and worst:
+                hold = self._account.hold(self._backend, worst, self._log.path)
+                self._holds[digests[0]] = hold
+            self._log.append(Sent(digests, worst, hold))
         except BaseException:
             self._purse.withdraw(worst)
+            if self._account is not None and hold:
+                self._account.release(hold)  # nothing was sent
             raise
 
     def _answers(self, batch: Batch) -> list[Answer]:
@@ -278,6 +295,10 @@ class Requests:
         finally:
             self._log.lose(digests)  # all that nothing was written down of
             self._settle(worst, digests)
+            hold = self._holds.pop(digests[0], None)
+            if self._account is not None and hold is not None:
+                came_to = self._log.came_to(hold)
+                self._account.settle(hold, worst if came_to is None else came_to)
 
     def _settle(self, held_usd: Decimal, questions: Iterable[str]) -> None:
         costs = self._log.costs(questions, priced=self._respondent.price is not None)
@@ -339,14 +360,16 @@ class Asking:
                 requests.run(round_.supply, round_.receive)
                 round_.require_answers()
             except OverBudget as error:
-                over = OverBudget(
-                    respondent.name,
-                    error.high_usd,
-                    error.limit_usd,
-                    figure="what all answers cost when the next one is as long as it may be",
+                same = f"the same command{_UNFRESH if self.fresh else ''}"
+                own = error.what == COMMAND_LIMIT
+                what = "all answers cost when the next one" if own else "the next answer costs when it"
+                over = reworded(
+                    error,
+                    figure=f"what {what} is as long as it may be",
                     then=round_.state(),
-                    fix=f"the same command{_UNFRESH if self.fresh else ''} with a higher --max-cost "
-                    "goes on from here",
+                    fix=f"{same} with a higher --max-cost goes on from here"
+                    if own
+                    else f"raise the budget (budget_usd), then {same} goes on from here",
                 )
                 tell_lost(over, self.purse.lost())
                 raise over from error
@@ -495,16 +518,14 @@ class _Round:
             raise UsageError(f"{self._respondent.name} refused every question: {first.error}")
 
 
+_UNPRICED = "leave --max-cost out, and limit the number of questions instead (--limit, --max-requests)"
 _UNFRESH = " without --fresh and"
 
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
-    """Raises `UsageError` where a limit is set that cannot hold."""
-    if limit_usd is not None and price is None:
-        raise UsageError(
-            f"The price of {name} is unknown, so --max-cost can't be enforced.",
-            fix="leave --max-cost out, and limit the number of questions instead (--limit, --max-requests)",
-        )
+    """Raises `UnknownPrice` where a limit is set that cannot hold."""
+    unknown = "its price by the token is unknown" if price is None else None
+    require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 
 
 def tell_lost(error: OrchestrateError, lost: Unaccounted) -> None:

@@ -8,17 +8,18 @@ never arrived may have been billed, so it counts its worst price from then on, i
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from orchestrate.core.files import Journal
-from orchestrate.errors import OrchestrateError, OverBudget
+from orchestrate.errors import OrchestrateError
+from orchestrate.paid.limits import require_within
 from orchestrate.text import count, money
 from orchestrate.types import Record
 
@@ -55,6 +56,8 @@ class Sent(msgspec.Struct, tag="sent"):
 
     questions: list[str]
     worst_usd: Decimal
+    hold: str = ""
+    """Of the ledger, where the send is reserved there too."""
 
 
 class Got(msgspec.Struct, tag="got"):
@@ -128,6 +131,8 @@ class AnswerLog:
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
+        self._holds: dict[str, dict[str, Decimal]] = {}
+        self._hold_of: dict[str, str] = {}
         self._lost: dict[str, tuple[int, Decimal]] = {}
         self._lock = threading.Lock()
         for entry in self.entries:
@@ -154,6 +159,11 @@ class AnswerLog:
                 requests, usd = self._lost.get(question, (0, Decimal(0)))
                 self._lost[question] = (requests + 1, usd + worst)
 
+    def came_to(self, hold: str) -> Decimal | None:
+        """What the send of a hold came to, at most; `None` where none is written down."""
+        found = self._holds.get(hold)
+        return None if found is None else sum(found.values(), Decimal(0))
+
     def costs(self, questions: Iterable[str], *, priced: bool = True) -> dict[str, Cost]:
         found: dict[str, Cost] = {}
         for question in questions:
@@ -164,15 +174,21 @@ class AnswerLog:
 
     def _add(self, entry: Any) -> None:
         match entry:
-            case Sent(questions, worst):
+            case Sent(questions, worst, hold):
                 self.lose(questions)
-                self._open |= dict.fromkeys(questions, worst / len(questions))
+                each = dict.fromkeys(questions, worst / len(questions))
+                self._open |= each
+                if hold:
+                    self._holds[hold] = each
+                    self._hold_of |= dict.fromkeys(questions, hold)
             case Got(question, answer):
                 self.answers[question] = answer
                 self._open.pop(question, None)
+                self._held(question, answer.usd or Decimal(0))
             case Unanswered(questions):
                 for question in questions:
                     self._open.pop(question, None)
+                    self._held(question, Decimal(0))
             case Lost(questions):
                 self.lose(questions)
             case Renewed(questions):
@@ -181,6 +197,24 @@ class AnswerLog:
                     self._lost.pop(question, None)
             case _:
                 pass
+
+    def _held(self, question: str, usd: Decimal) -> None:
+        if (hold := self._hold_of.pop(question, None)) is not None:
+            self._holds[hold] = self._holds[hold] | {question: usd}
+
+
+class Account(Protocol):
+    """The ledger of the store, for the requests of one command."""
+
+    def require_price(self, backend: str) -> None: ...
+
+    def hold(self, backend: str, usd: Decimal, log: Path) -> str: ...
+
+    def settle(self, id: str, usd: Decimal) -> None: ...
+
+    def release(self, id: str) -> None: ...
+
+    def settle_left(self, log: Path, came_to: Callable[[str], Decimal | None]) -> None: ...
 
 
 class Touched(msgspec.Struct):
@@ -205,6 +239,8 @@ class Purse:
     most_requests: int | None = None
     scope: str | None = None
     """What makes a command the same as an earlier one, its limit apart: what either asked counts for both."""
+    account: Account | None = None
+    """Where each request is reserved against the budget too."""
     recalled: bool = False
     """Whether what the earlier ones asked is counted."""
     spent_usd: Decimal = Decimal(0)
@@ -220,8 +256,7 @@ class Purse:
         passed."""
         with self._lock:
             would = self.spent_usd + self.held_usd + usd
-            if self.limit_usd is not None and would > self.limit_usd:
-                raise OverBudget(name, would, self.limit_usd)
+            require_within(name, would, self.limit_usd)
             if self.most_requests is not None and self.requests >= self.most_requests:
                 raise NoMoreRequests(f"{name}: {count(self.requests, 'request')} were sent")
             self.held_usd += usd

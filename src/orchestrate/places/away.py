@@ -24,7 +24,6 @@ from orchestrate.errors import (
     NotFound,
     OrchestrateError,
     OutcomeUnknown,
-    OverBudget,
     PermissionRefused,
     ProviderError,
     QuotaExceeded,
@@ -32,6 +31,7 @@ from orchestrate.errors import (
 )
 from orchestrate.local.run import launching, process
 from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.paid.limits import require_within
 from orchestrate.places import claim, depot
 from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Limits, Machine, Place, Placed, Resources, Usage
 from orchestrate.places.depot import Depot
@@ -323,16 +323,14 @@ class AwayPlace(Place):
         hourly, limits = self.price(resources), resources.limits
         if hourly is None:
             return resources
-        if limits.most_usd_per_hour is not None and hourly.usd_per_hour > limits.most_usd_per_hour:
-            told = f"an hour of {hourly.machine}"
-            raise OverBudget(
-                self.name,
-                hourly.usd_per_hour,
-                limits.most_usd_per_hour,
-                what="max_usd_per_hour",
-                figure=told,
-                fix="raise max_usd_per_hour, or choose another gpu",
-            )
+        require_within(
+            self.name,
+            hourly.usd_per_hour,
+            limits.most_usd_per_hour,
+            what="max_usd_per_hour",
+            figure=f"an hour of {hourly.machine}",
+            fix="raise max_usd_per_hour, or choose another gpu",
+        )
         limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
         return msgspec.structs.replace(resources, limits=limits)
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from orchestrate.paid.limits import exceeds
 from orchestrate.places.base import Limits
 from orchestrate.places.depot import StoredRun
 from orchestrate.text import duration, money
@@ -55,7 +56,7 @@ class Switch:
         if silent >= self.limits.silence_s:
             return "silence", f"no report went through for {duration(silent)}"
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
-        if price is not None and cap is not None and price > cap:
+        if exceeds(price, cap):
             return "limit", f"an hour of its machine costs {money(price)}, and may cost {money(cap)}"
         end, whole = self.limits.working_s(self.earlier_s), self.limits.seconds
         used = self.earlier_s + self.used_s

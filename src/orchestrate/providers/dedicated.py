@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import msgspec
 
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import UsageError
+from orchestrate.paid.limits import require_within
 from orchestrate.types import Record, decoding
 
 TO_BE_ASKED = "orchestrate deploy RUN   (shows the hourly price first), or --on here   (its adapter, here)"
@@ -34,7 +35,5 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:
         """Raises `OverBudget` for a price above `max_usd_per_hour`, and for one that is not known."""
-        limit = self.max_usd_per_hour
-        if limit is not None and (per_hour is None or per_hour > limit):
-            figure = "the price of an hour" if per_hour is not None else "a price that is not known"
-            raise OverBudget(provider, per_hour or Decimal(0), limit, what="max_usd_per_hour", figure=figure)
+        limit, figure = self.max_usd_per_hour, "the price of an hour"
+        require_within(provider, per_hour, limit, what="max_usd_per_hour", figure=figure)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from orchestrate.costing import UnknownPrice
-from orchestrate.errors import DataError, OrchestrateError, OverBudget, StoreError, UsageError
+from orchestrate.errors import DataError, OrchestrateError, StoreError, UsageError
+from orchestrate.paid.limits import require_within
 from orchestrate.runs import submit as submission
 from orchestrate.runs.preparing.prepared import prepare
 from orchestrate.runs.submitting.accounts import account_of, is_here
@@ -270,13 +270,12 @@ class QueueServer:
         if prepared.data.digest != entry.digest:
             raise DataError("the training data are not those whose price was agreed to")
         quote = prepared.offer(entry.provider).quote
-        if entry.agreed_usd is not None and quote.unavailable:
-            raise UnknownPrice(entry.provider, entry.agreed_usd, quote.unavailable)
         # What training here takes is estimated anew after each run, and paid to nobody.
         near = self.ft.provider(entry.provider).profile.near
-        high_usd = quote.held_usd  # of what would be refused nothing: the submit below says so
-        if entry.agreed_usd is not None and not near and high_usd > entry.agreed_usd:
-            raise OverBudget(entry.provider, high_usd, entry.agreed_usd, what="what was agreed to,")
+        # Of what would be refused there is none: the submit below says so.
+        high = Decimal(0) if near else quote.held_usd
+        what = "what was agreed to,"
+        require_within(entry.provider, high, entry.agreed_usd, unknown=quote.unavailable, what=what)
         key, limit_usd = _key(entry), entry.max_cost_usd
         asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
         return submission.send(self.ft, prepared, entry.provider, asked)

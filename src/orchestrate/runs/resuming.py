@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from orchestrate.costing import UnknownPrice, of_trial
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import UsageError
+from orchestrate.paid.limits import exceeds, reached, require_within
 from orchestrate.providers.base import Limited, Resumes, capability
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.settings import trust
 from orchestrate.store import transitions
+from orchestrate.store.records.ledger import Limit
 from orchestrate.text import duration, limit, money
 from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
 
@@ -142,7 +143,7 @@ def _at_host(ws: Workspace, handle: TrackedRun, asked: Limits) -> Allowance:
         )
     bill = ws.bill(run, provider.get(run.handle))
     used = Decimal(0) if bill is None else bill.usd
-    if asked.usd is not None and asked.usd <= used:
+    if asked.usd is not None and reached(used, asked.usd):
         least = max(used + _CENT, run.quote.held_usd if run.quote else used)
         raise UsageError(
             f"run {run.id} has cost {money(used)} already, and {limit(asked.usd)} for the whole run "
@@ -157,12 +158,11 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
     if (run.max_cost_usd, run.max_hours) == (wanted.max_usd, wanted.max_hours):
         return  # by the same command, which ended before its end
     most, before = wanted.most_usd, had.most_usd
-    if most is None and ws.settings.budget_usd is not None and not run.sandbox:
-        raise UnknownPrice(run.provider, ws.settings.budget_usd, "its hourly price is unknown")
-    if run.allowed_usd is None and (most is None or before is None or most <= before):
+    if most is None and not run.sandbox:
+        unknown = "its hourly price is unknown"
+        require_within(run.provider, most, ws.settings.budget_usd, unknown=unknown)
+    if run.allowed_usd is None and (before is None or not exceeds(most, before)):
         most = None  # a budget holds it as it did
-    if most is not None:
-        _require_of_sweep(ws, run, max(most, wanted.max_usd or most))
     at = ws.store.clock.now()
     event = Event(
         id=f"orchestrate-limits-{at.isoformat()}",
@@ -178,6 +178,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         most,
         lambda now: transitions.given(now, at, wanted, most),
         ws.settings.budget_usd,
+        limits=[] if most is None else _limits(ws, run, max(most, wanted.max_usd or most)),
         event=event if had != wanted else None,
         figure="what it may cost with the new limit",
     )
@@ -196,26 +197,18 @@ def _catch_up(provider: Limited, run: Run) -> None:
 # -- sweeps ------------------------------------------------------------------------------------------------
 
 
-def _require_of_sweep(ws: Workspace, run: Run, usd: Decimal) -> None:
-    """Raises `OverBudget` where a trial would come above what its sweep may cost."""
+def _limits(ws: Workspace, run: Run, usd: Decimal) -> list[Limit]:
+    """Of a trial: what its sweep may cost."""
     found = ws.store.searches.of_run(run)
-    if found is None or found[0].max_cost_usd is None:
-        return
-    search, trial = found
-    others = [one for one in ws.store.searches.trials(search.id) if one.number != trial.number]
-    runs = {one.id: one for one in ws.store.runs.of_ids(one.run_id for one in others if one.run_id)}
-    taken = sum((of_trial(runs.get(one.run_id or ""), one) for one in others), Decimal(0))
-    left = max(found[0].max_cost_usd - taken, Decimal(0))
-    if usd > left:
-        raise OverBudget(
-            run.provider,
-            usd,
-            left,
-            what="what is left of the sweep's limit,",
-            figure="what it may cost with the new limit",
-            then="the run stays as it is",
-            fix="begin the same sweep again with a higher --max-cost, then this again",
-        )
+    if found is None:
+        return []
+    limit = ws.store.searches.limit(
+        *found,
+        figure="what it may cost with the new limit",
+        then="the run stays as it is",
+        fix="begin the same sweep again with a higher --max-cost, then this again",
+    )
+    return [] if limit is None else [limit._replace(wanted=usd)]
 
 
 def _reopen_trial(ws: Workspace, run: Run) -> None:

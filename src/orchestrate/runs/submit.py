@@ -17,6 +17,7 @@ from orchestrate.runs.submitting.repeats import Submission, already
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.settings import trust
 from orchestrate.spec import specfile
+from orchestrate.store.records.ledger import Limit
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Progress
@@ -52,7 +53,7 @@ def preflight(
         offer.require_fit(strict=strict)
         sandbox = ws.provider(name).sandbox
         budget_usd = None if sandbox else ws.settings.budget_usd
-        used_usd = Decimal(0) if budget_usd is None else ws.store.runs.spending().total_usd + committed_usd
+        used_usd = Decimal(0) if budget_usd is None else ws.store.ledger.spending().total_usd + committed_usd
         check_budget(offer.quote, budget_usd=budget_usd, used_usd=used_usd)
         if not sandbox:
             committed_usd += offer.quote.held_usd
@@ -76,6 +77,7 @@ def of(
     *,
     key: str | None,
     limit_usd: Decimal | None = None,
+    limits: tuple[Limit, ...] = (),
     again: bool = True,
     patient: bool = False,
 ) -> Submission:
@@ -92,6 +94,7 @@ def of(
         quote=offer.quote,
         max_cost_usd=spec.max_cost_usd,
         allowed_usd=allowed_usd,
+        limits=limits,
         idempotency_key=key,
         again=again,
         patient=patient,
@@ -106,7 +109,7 @@ def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
     if found is None or backend.sandbox or ws.settings.budget_usd is None:
         return found
-    left = ws.settings.budget_usd - ws.store.runs.spending().total_usd
+    left = ws.settings.budget_usd - ws.store.ledger.spending().total_usd
     return min(found, max(left, offer.quote.held_usd))
 
 

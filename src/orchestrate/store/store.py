@@ -15,6 +15,7 @@ from orchestrate.store.records.agenda import Agenda, Notifications
 from orchestrate.store.records.deployments import Deployments
 from orchestrate.store.records.experiments import Experiments
 from orchestrate.store.records.history import History
+from orchestrate.store.records.ledger import Ledger
 from orchestrate.store.records.queue import Queue
 from orchestrate.store.records.reviews import Reviews
 from orchestrate.store.records.runs import Runs
@@ -29,6 +30,7 @@ class Store:
         self.clock = self.database.clock
         self.place = self.database.place
         self.leases = Leases(self.database)
+        self.ledger = Ledger(self.database)
         self.runs = Runs(self.database, self.leases)
         self.deployments = Deployments(self.database)
         self.history = History(self.database)

@@ -106,7 +106,7 @@ class Place:
         self.clock.seconds += hours * 3600
 
     def total(self) -> Spending:
-        return self.store.runs.spending()
+        return self.store.ledger.spending()
 
 
 def add_run(place: Place, number: int) -> None:

@@ -234,7 +234,7 @@ def test_a_limit_that_has_come_ends_it_and_is_retried(
 
 def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
     from orchestrate.costing.spent.budget import deployment_spending
-    from orchestrate.store.records.budget import require_budget
+    from orchestrate.store.records.ledger import reserve
 
     up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))
     own = {"sandbox": False, "id": "dep-1", "job_id": "another", "host": "https://host"}
@@ -251,7 +251,7 @@ def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
     endless = deployment_spending(_without_limits(real), now)
     assert round(endless.committed_usd) == 24 * real.usd_per_hour
     with deployed.store.database.writing() as connection, pytest.raises(OverBudget):
-        require_budget(connection, deployed.clock, "together", Decimal(5), first.total_usd + 4)
+        reserve(connection, deployed.clock, "together", Decimal(5), budget_usd=first.total_usd + 4)
 
 
 def _without_limits(deployment: Deployment) -> Deployment:
@@ -267,7 +267,7 @@ def test_terms_that_do_not_hold_make_nothing(deployed: Deployed, hosts: Any, nam
         unpriced = {"shape": "default"}
         with pytest.raises(UsageError, match="no rate is known"):
             deployed.deploy(name, Terms(options=unpriced))
-        with pytest.raises(UsageError, match="cannot be kept"):
+        with pytest.raises(UsageError, match="cannot be enforced"):
             deployed.deploy(name, Terms(options=unpriced, accept_unknown_price=True, max_cost_usd=Decimal(5)))
     assert deployed.record(name) is None and deployed.up(name) == []
 

@@ -349,13 +349,13 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
 
 def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:
     done = ends(store, has_job(store, make(store, quote=quoted("5")), "j1"))
-    assert store.runs.spending() == Spending(committed_usd=Decimal(5))
+    assert store.ledger.spending() == Spending(committed_usd=Decimal(5))
     store.runs.set_bills({done.id: Bill(usd=Decimal("0.1"), origin="total_price")})
     make(store, quote=quoted("0.2"))
     make(store, quote=quoted("900"), sandbox=True)
     gone = make(store, quote=quoted("7"))
     store.runs.apply(gone.id, lambda r: transitions.withdrawn(r, store.clock.now()))
-    assert store.runs.spending() == Spending(spent_usd=Decimal("0.1"), committed_usd=Decimal("0.2"))
+    assert store.ledger.spending() == Spending(spent_usd=Decimal("0.1"), committed_usd=Decimal("0.2"))
     with pytest.raises(OverBudget):
         make(store, quote=quoted("0.71"), budget_usd=Decimal(1))
     make(store, quote=quoted("0.70"), budget_usd=Decimal(1))

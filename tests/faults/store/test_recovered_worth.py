@@ -43,7 +43,7 @@ def recovered(host: ScriptedHost, name: str, folder: Path) -> tuple[Run, Recover
     try:
         with Store.open(f"sqlite:///{folder}/runs.sqlite3") as store:
             report = recover(store, [provider])
-            money = store.runs.spending()
+            money = store.ledger.spending()
             return store.runs.get("last"), report, money.spent_usd + money.committed_usd
     finally:
         provider.close()

@@ -62,7 +62,7 @@ def test_an_estimate_above_the_quotes_high_end_is_refused_when_nobody_agrees(
     assert "--max-cost" in str(caught.value.fix)
     assert host.posts() == 0
     assert store.runs.get("last").phase is SubmitPhase.REFUSED
-    assert store.runs.spending() == Spending()
+    assert store.ledger.spending() == Spending()
 
 
 def test_who_agrees_to_the_estimate_is_asked_once_and_the_budget_counts_it(
@@ -77,7 +77,7 @@ def test_who_agrees_to_the_estimate_is_asked_once_and_the_budget_counts_it(
     wanted = Submission(spec=SPEC, translation=host.translate(SPEC), data=DATA, quote=QUOTE)
     run = Submitter(store, host, agree=agree).submit(wanted)
     assert (asked, run.estimate_usd) == ([Decimal(500)], Decimal(500))
-    assert store.runs.spending() == Spending(committed_usd=Decimal(500))
+    assert store.ledger.spending() == Spending(committed_usd=Decimal(500))
 
 
 def test_a_limit_above_the_estimate_allows_it(store: Store, host: EstimatingHost) -> None:
@@ -143,7 +143,7 @@ def test_an_end_without_a_bill_counts_as_quoted(store: Store, tmp_path: Path, st
     state = next(word for word, known in host.status_map.items() if known is status)
     host.set(str(run.job_id), state=state)
     refresh(store, host, run, bill=lambda *_: None)
-    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+    assert store.ledger.spending() == Spending(committed_usd=Decimal(4))
 
 
 # -- what a host leaves undone -----------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_a_cancel_that_was_answered_and_not_done_is_said_once_and_asked_again(
         assert host.requests.count("cancel") == asked
     [message] = told(store, run, "uncancelled")
     assert "still running" in message and f"orchestrate abandon {run.id}" in message
-    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+    assert store.ledger.spending() == Spending(committed_usd=Decimal(4))
     store.close()
 
 
@@ -194,7 +194,7 @@ def test_a_job_that_was_deleted_at_its_host_is_said_and_keeps_its_share(store: S
     for _ in range(2):
         assert sync(store, lambda _: host).gone == [run.id]
     assert len(told(store, run, "gone")) == 1
-    assert store.runs.spending() == Spending(committed_usd=Decimal(4))
+    assert store.ledger.spending() == Spending(committed_usd=Decimal(4))
     with pytest.raises(NotFound) as caught:
         refresh(store, host, run)
     assert "orchestrate abandon" in str(caught.value.fix)
@@ -250,7 +250,7 @@ def test_a_recovered_run_counts_what_its_host_says_and_what_it_does_not_say_is_t
         report = recover(new, [host])
         assert set(report.recovered) == {run.id, dark.id}
         assert report.unpriced == [dark.id]
-        assert new.runs.spending() == Spending(committed_usd=Decimal("7.5"))
+        assert new.ledger.spending() == Spending(committed_usd=Decimal("7.5"))
 
 
 def test_the_command_holds_one_limit_for_all_and_says_where_it_cannot_act(shop: Shop) -> None:
@@ -308,9 +308,9 @@ def test_a_hosts_cap_is_raised_within_the_budget_and_holds_from_then_on(store: S
         handle.resume(max_cost_usd=110)
     assert store.runs.get(run.id).max_cost_usd == 5 and "resume" not in host.requests
     assert handle.resume(max_cost_usd=9).status is JobStatus.RUNNING
-    assert store.runs.spending() == Spending(committed_usd=Decimal(9))
+    assert store.ledger.spending() == Spending(committed_usd=Decimal(9))
     assert handle.resume(max_cost_usd="7.5").max_cost_usd == Decimal("7.5"), "it need not be paused there"
-    assert store.runs.spending() == Spending(committed_usd=Decimal("7.5"))
+    assert store.ledger.spending() == Spending(committed_usd=Decimal("7.5"))
     assert host.requests.count("resume") == 1
     for tokens, status in ((7, JobStatus.RUNNING), (8, JobStatus.CANCELLED)):
         host.set(str(run.job_id), tokens=tokens)

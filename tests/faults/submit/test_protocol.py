@@ -117,7 +117,7 @@ def test_a_limit_is_kept_before_anything_is_written_or_sent(store: Store, host: 
         submit(store, host, SPEC, DATA, quote=quote, max_cost_usd=Decimal("2.99"))
     with pytest.raises(OverBudget):
         submit(store, host, SPEC, DATA, quote=quote, budget_usd=Decimal("2.99"))
-    with pytest.raises(UsageError, match="limit cannot be kept"):
+    with pytest.raises(UsageError, match="cannot be enforced"):
         no_price = Quote(provider="paper", model="m", unavailable="no rate")
         submit(store, host, SPEC, DATA, quote=no_price, max_cost_usd=Decimal(9))
     assert (host.requests, store.runs.matching()) == ([], [])

@@ -317,7 +317,7 @@ def test_a_trial_without_a_price_is_above_every_limit(shop: Shop) -> None:
     carried = Searching(shop.ft, begun(shop, max_cost_usd=Decimal(100)))
     shop.ft.rates = RateBook(())
     carried.turn()
-    assert "the price is not known" in (carried.stopped or "")
+    assert "the price is unknown" in (carried.stopped or "")
     assert (carried.trials, shop.sent()) == ([], 0)
 
 

@@ -39,7 +39,7 @@ def ends(ft: Orchestrator, handle: RunHandle) -> Decimal:
     limits = read_order(depot(ft, handle)).limits
     assert limits.seconds is not None and limits.usd_per_hour is not None
     assert 0 < (limits.working_s() or 0) < limits.seconds
-    assert ft.store.runs.spending().committed_usd == handle.record.allowed_usd
+    assert ft.store.ledger.spending().committed_usd == handle.record.allowed_usd
     return Decimal(str(limits.seconds)) * limits.usd_per_hour / 3600
 
 

@@ -57,7 +57,7 @@ def test_a_job_under_way_is_a_run_again_and_held_at_its_worst(
     assert (run.ref, run.model, run.job_id) == (REF, "qwen3-8b", REF) and not run.status.terminal
     assert world.minute_usd is not None
     # Two hours; the operator's own clock begins before there is a machine, and ends a quarter later.
-    most = store.runs.spending().committed_usd
+    most = store.ledger.spending().committed_usd
     assert float(most) == pytest.approx(
         float(world.minute_usd * 60) * (2.25 if world.name == "kuberay" else 2), rel=0.01
     )
@@ -86,7 +86,7 @@ def test_what_has_ended_is_found_though_its_host_has_forgotten_it(
     [run_id] = recover(store, [found]).recovered
     run = store.runs.get(run_id)
     assert run.status is JobStatus.SUCCEEDED and run.bill is not None and run.bill.usd > 0
-    assert store.runs.spending().committed_usd == 0
+    assert store.ledger.spending().committed_usd == 0
     found.download(run.handle, tmp_path / "tuned")
     assert (tmp_path / "tuned" / "adapter_model.safetensors").read_bytes() == b"the weights of the end"
     order = Depot(f"file://{tmp_path}/depot").run(REF)

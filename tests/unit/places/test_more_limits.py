@@ -214,20 +214,20 @@ def test_a_budget_has_to_hold_what_it_may_cost_with_the_new_limit(ray: World, tm
     """Of $100, an hour more than the two that it had is $18 in all, and $82 are left for others."""
     with opened(ray, tmp_path, ORCHESTRATE_BUDGET_USD="100") as ft:
         handle = submitted(ft, ray, tmp_path, max_hours=2)
-        quoted = ft.store.runs.spending().total_usd
+        quoted = ft.store.ledger.spending().total_usd
         assert quoted == 12, "the hours that it may have"
         at_its_limit(ft, ray, handle, 7200)
         with pytest.raises(
             OverBudget, match=r"\$100\.20, is above what is left of the budget, \$100"
         ) as over:
             handle.resume(max_hours=16.7)
-        assert over.value.exit_code == 6 and ft.store.runs.spending().total_usd == quoted
+        assert over.value.exit_code == 6 and ft.store.ledger.spending().total_usd == quoted
         assert ft.store.runs.get(handle.id).max_hours is None and len(ray.jobs()) == 1
         handle.resume(max_hours=3)
-        assert ft.store.runs.spending().committed_usd == 18
+        assert ft.store.ledger.spending().committed_usd == 18
         at_its_limit(ft, ray, handle, 0)
         handle.resume(max_hours=2.5)  # lower, and above what was used
-        assert ft.store.runs.spending().committed_usd == 15
+        assert ft.store.ledger.spending().committed_usd == 15
 
 
 def test_a_project_that_nobody_trusts_gives_nothing_more(ray: World, tmp_path: Path) -> None:

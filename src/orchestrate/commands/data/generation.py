@@ -16,9 +16,9 @@ from orchestrate.commands.terminal.console import (
     ended_by_signal,
     err,
     note,
+    orchestrator,
     out,
     require_unpriced,
-    settings_of,
     warn_lost,
 )
 from orchestrate.commands.terminal.options import PayOpt
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrate.data.operations.generate import GenerateReport
     from orchestrate.data.operations.review import ExportReport, ReviewCounts
 
-_EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6}
+_EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6, "budget": 6}
 
 OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 KeyVariableOpt = Annotated[
@@ -104,13 +104,13 @@ def generate(
     )
     author = generation.Writer(model=model, temperature=wish.temperature, **vars(writer))
     target = output or data.beside(seeds, "generated.jsonl")
-    settings = settings_of(context)
-    if generation.unpriced(settings, author):
-        require_unpriced([model], yes=wish.yes)
-    with _progress(rows) as progress:
-        report = generation.generate(
-            settings, seeds, target, author, order, hosts=wish.hosts, progress=progress
-        )
+    with orchestrator(context) as ft:
+        if generation.unpriced(ft.settings, author):
+            require_unpriced([model], yes=wish.yes)
+        with _progress(rows) as progress:
+            report = generation.generate(
+                ft, seeds, target, author, order, hosts=wish.hosts, progress=progress
+            )
     return Output(report, _show, _EXIT[report.stopped])
 
 
@@ -181,7 +181,10 @@ def _show(report: GenerateReport) -> None:
     if report.refused:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
-        why = {"repeating": "the model repeats itself: other seeds, --instructions or --temperature may help"}
+        why = {
+            "repeating": "the model repeats itself: other seeds, --instructions or --temperature may help",
+            "budget": "the budget is used up; raise budget_usd, and the same command goes on",
+        }
         note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
     if report.rows:
         note(f"review them: orchestrate data review {report.output}")

@@ -366,22 +366,21 @@ def _warning(text: str) -> Text:
 
 def _breakdown(breakdown: Breakdown, total: Sum) -> RenderableType:
     groups = breakdown.groups
-    shown = table(breakdown.by, "spent", "committed", "runs", "deployments", "cost not known", right=_NUMBERS)
+    shown = table(breakdown.by, *_NUMBERS, right=_NUMBERS)
     spent, committed = [g.spent_usd for g in groups], [g.committed_usd for g in groups]
     columns = [_column(spent), _column(committed)]
     for g, first, second in zip(groups, *columns, strict=True):
-        shown.add_row(
-            g.key, first, second, count(g.runs), count(g.deployments), count(len(g.unknown) or None)
-        )
+        numbers = (g.runs, g.deployments, g.requests or None, len(g.unknown) or None)
+        shown.add_row(g.key, first, second, *map(count, numbers))
     if len(groups) > 1:
         sums = [_sum(sum(column, Decimal(0))) for column in (spent, committed)]
-        counts = (total.runs, total.deployments, len(total.unknown) or None)
+        counts = (total.runs, total.deployments, total.requests or None, len(total.unknown) or None)
         last = ("total", *sums, *map(count, counts))
         shown.add_row(*(Text(word, style="bold") for word in last))
     return shown
 
 
-_NUMBERS = ("spent", "committed", "runs", "deployments", "cost not known")
+_NUMBERS = ("spent", "committed", "runs", "deployments", "answers", "cost not known")
 
 
 def _column(parts: Sequence[Decimal]) -> list[str]:

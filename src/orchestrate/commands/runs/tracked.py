@@ -24,6 +24,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.tuned.hosting import in_words
 from orchestrate.core.amounts import amount
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
+from orchestrate.paid.limits import exceeds
 from orchestrate.runs.hosting.deployment import NOT_DEPLOYED, uses_of_checkpoint
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.text import limit, money, quoted, rate
@@ -349,7 +350,7 @@ def _bill(run: Run) -> str | None:
         told = f"bill not known; {money(held)} of the budget stays reserved" if held else "bill not known"
         return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
     final = "" if run.bill.final else "an estimate: "
-    over = run.max_cost_usd is not None and run.bill.usd > run.max_cost_usd
+    over = exceeds(run.bill.usd, run.max_cost_usd)
     return f"{final}{money(run.bill.usd)} ({run.bill.origin})" + (", above its limit" if over else "")
 
 

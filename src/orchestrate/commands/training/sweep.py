@@ -26,7 +26,8 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import write_whole
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import UsageError
+from orchestrate.paid.limits import require_within
 from orchestrate.runs import watch as watching
 from orchestrate.text import count, money
 from orchestrate.types import Search, Trial, TrialState
@@ -164,16 +165,15 @@ def _agree(price: Any, search: Search, aim: AimOptions) -> None:
     for why in price.unpriced:
         warn(f"no price: {why}")
     limit_usd = search.max_cost_usd
-    if limit_usd is not None and price.unpriced:
-        raise UsageError("a trial has no price, so the limit cannot be kept", fix="leave --max-cost out")
-    if limit_usd is not None and price.expected_usd > limit_usd:
-        raise OverBudget(
-            "sweep",
-            price.expected_usd,
-            limit_usd,
-            figure="what is expected",
-            fix="fewer trials, or more money",
-        )
+    require_within(
+        "sweep",
+        price.expected_usd,
+        limit_usd,
+        unknown=price.unpriced[0] if price.unpriced else None,
+        unknown_fix="leave --max-cost out",
+        figure="what is expected",
+        fix="fewer trials, or more money",
+    )
     if limit_usd is None and (price.high_usd > 0 or price.unpriced) and not confirm("Begin?", yes=aim.yes):
         raise UsageError(
             "not begun: nobody agreed to the price", fix="add --yes, or --max-cost USD to agree up to a limit"

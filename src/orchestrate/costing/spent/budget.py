@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_FLOOR, Decimal
 
-from orchestrate.errors import OverBudget
+from orchestrate.paid.limits import reached, require_within
 from orchestrate.text import limit, money
 from orchestrate.types import Deployment, Quote, Record, Run, SubmitPhase, Trial, TrialState
 
@@ -66,9 +66,8 @@ def caps(
         return [each_usd] * len(quotes)
     ends = [quote.held_usd for quote in quotes]
     high = sum(ends, Decimal(0))
-    if high > max_cost_usd:
-        names = ", ".join(quote.provider for quote in quotes)
-        raise OverBudget(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
+    names = ", ".join(quote.provider for quote in quotes)
+    require_within(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
     spare = max_cost_usd - high
     parts = [end / high if high else Decimal(1) / len(ends) for end in ends]
     shares = [
@@ -87,41 +86,19 @@ def check_budget(
 ) -> None:
     """Raises `OverBudget` when the quote's high end is above `max_cost_usd`, or above what `used_usd`, spent
     and committed by all runs, leaves of `budget_usd`, or when a limit is set and the price is not known."""
-    if max_cost_usd is None and budget_usd is None:
-        return
-    if reason := quote.why_none or quote.open_end:
-        limit_usd = max_cost_usd if max_cost_usd is not None else budget_usd
-        if quote.open_end:
-            reason = f"the quote does not count {quote.open_end}"
-        raise UnknownPrice(quote.provider, limit_usd or Decimal(0), reason)
-    high_usd = quote.held_usd
-    if max_cost_usd is not None and high_usd > max_cost_usd:
-        raise OverBudget(quote.provider, high_usd, max_cost_usd, what=what)
+    name, high, unknown = quote.provider, quote.held_usd, unpriced(quote)
+    require_within(name, high, max_cost_usd, unknown=unknown, what=what)
     if budget_usd is not None:
-        left = max(budget_usd - used_usd, Decimal(0))
-        if high_usd > left:
-            taken = f"{limit(budget_usd)}, {money(used_usd)} spent and committed"
-            what = f"what is left of the budget ({taken}):"
-            raise OverBudget(quote.provider, high_usd, left, what=what)
+        taken = f"{limit(budget_usd)}, {money(used_usd)} spent and committed"
+        left = f"what is left of the budget ({taken}):"
+        require_within(name, high, budget_usd, taken_usd=used_usd, unknown=unknown, what=left)
 
 
-class UnknownPrice(OverBudget):
-    """A limit is set and the price is not known, so it cannot be kept."""
-
-    def __init__(
-        self,
-        provider: str,
-        limit_usd: Decimal,
-        reason: str,
-        *,
-        fix: str = "give the price (--rate; of a place usd_per_hour, in its options), or drop the limit",
-    ) -> None:
-        super().__init__(provider, limit_usd, limit_usd)
-        self.message = (
-            f"{provider}: a limit of {limit(limit_usd)} is set and the price is not known: {reason}"
-        )
-        self.args = (self.message,)
-        self.fix = fix
+def unpriced(quote: Quote) -> str | None:
+    """Why a quote is no upper bound of what its run costs; `None` where it is one."""
+    if quote.why_none or not quote.open_end:
+        return quote.why_none
+    return f"the quote does not count {quote.open_end}"
 
 
 def cap_of(run: Run) -> Decimal | None:
@@ -190,6 +167,6 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
     if most is not None and (now - deployment.created_at).total_seconds() >= most * 3600:
         return f"its {most.normalize():f} hours are over"
     cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
-    if cap is not None and spent is not None and spent >= cap:
+    if cap is not None and reached(spent, cap):
         return f"it has cost its {limit(cap)}, by the hours that it was up"
     return None

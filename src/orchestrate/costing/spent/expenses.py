@@ -1,5 +1,6 @@
 """What was spent and is committed, by whom and for what: each run is one expense, each deployment one for
-each month in which it was up, and sums of expenses lose no digit."""
+each month in which it was up, answers one for each purpose, backend, month and user. Sums of expenses lose no
+digit."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from orchestrate.types import Deployment, DeploymentState, Record, Run, SubmitPh
 CENT = Decimal("0.01")
 _NANO = Decimal("1e-9")
 NONE = "(none)"
-BY = ("backend", "month", "project", "tag", "person", "account")
+BY = ("backend", "month", "purpose", "project", "tag", "person", "account")
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
@@ -28,7 +29,11 @@ class Expense(Record, frozen=True, kw_only=True):
     exact."""
 
     id: str
-    kind: Literal["run", "deployment"] = "run"
+    kind: Literal["run", "deployment", "answers"] = "run"
+    purpose: str | None = None
+    """Of answers: `evaluation`, `judging` ..."""
+    requests: int = 0
+    """Of answers."""
     backend: str
     account: str | None = None
     month: str
@@ -56,6 +61,8 @@ class Sum(Record, frozen=True, kw_only=True):
     committed_usd: Decimal = Decimal(0)
     runs: int = 0
     deployments: int = 0
+    requests: int = 0
+    """For answers that are billed one by one."""
     unknown: tuple[str, ...] = ()
     """Ids of those whose cost is not known and in neither sum."""
     abandoned: tuple[str, ...] = ()
@@ -176,6 +183,7 @@ def total(expenses: Iterable[Expense], key: str = "total") -> Sum:
         committed_usd=sum((e.committed_usd for e in found), Decimal(0)),
         runs=sum(e.kind == "run" for e in found),
         deployments=len({e.id for e in found if e.kind == "deployment"}),
+        requests=sum(e.requests for e in found),
         unknown=tuple(dict.fromkeys(e.id for e in found if not e.known)),
         abandoned=tuple(dict.fromkeys(e.id for e in found if e.abandoned)),
     )
@@ -191,6 +199,8 @@ def _key(by: str) -> Callable[[Expense], str | None]:
         raise UsageError(
             f"spending is not kept by {by!r}{meant(by, BY)}", fix=f"one of {', '.join(BY)}, or tag:NAME"
         )
+    if by == "purpose":
+        return lambda e: e.purpose or ("training" if e.kind == "run" else e.kind)
     return lambda e: getattr(e, by)
 
 

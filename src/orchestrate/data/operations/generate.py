@@ -61,7 +61,18 @@ from orchestrate.paid.asking import (
     require_price,
     tell_lost,
 )
-from orchestrate.paid.journal import Answer, AnswerLog, Got, Lost, NoMoreRequests, Purse, Sent, Unanswered
+from orchestrate.paid.journal import (
+    Account,
+    Answer,
+    AnswerLog,
+    Got,
+    Lost,
+    NoMoreRequests,
+    Purse,
+    Sent,
+    Unanswered,
+)
+from orchestrate.paid.limits import COMMAND_LIMIT
 from orchestrate.types import Message, Record, Reply, Severity
 
 # Whether a generated row is worth keeping: rightly formed, free of what data must not hold, and new.
@@ -266,6 +277,12 @@ class Order:
     max_requests: int = 100
     max_cost_usd: Decimal | None = None
     price: Price | None = None
+    account: Account | None = None
+    """In the ledger of the store."""
+    backend: str = ""
+    """Who bills its answers."""
+    own: bool = False
+    """Whether no answer is billed."""
     max_tokens: int = 4096
     """Of one answer."""
     rows_per_request: int = 10
@@ -282,7 +299,7 @@ class Order:
 
 class GenerateReport(Record, frozen=True, kw_only=True):
     """The answer of `data generate`. The counts and the cost are of all runs on this output; `stopped` is
-    `rows`, `max-requests`, `max-cost` or `repeating`."""
+    `rows`, `max-requests`, `max-cost`, `budget` or `repeating`."""
 
     output: str
     log: str
@@ -401,6 +418,8 @@ def generate(
         max_tokens=order.max_tokens,
         price=order.price,
         retry=retry or Retry(),
+        backend=order.backend,
+        own=order.own,
     )
     run = _Run(output, data, examples, writer, order, screening, progress)
     before = len(run.state.lines)
@@ -429,7 +448,7 @@ class _Run:
         self.state.barren = 0
         self._begin(data.digest)
         screening.resume(self.state.lines)
-        self._purse = Purse(order.max_cost_usd, order.max_requests)
+        self._purse = Purse(order.max_cost_usd, order.max_requests, account=order.account)
         self._purse.spent_usd = sum(self.state.earlier.values(), Decimal(0))
         self._purse.requests = self.state.requests
         self._stopped = threading.Event()
@@ -462,8 +481,8 @@ class _Run:
         requests.count(self.state.asked)
         try:
             requests.run(self._supply, self._receive)
-        except OverBudget:
-            return "max-cost"
+        except OverBudget as error:
+            return "max-cost" if error.what == COMMAND_LIMIT else "budget"
         except NoMoreRequests:
             return "max-requests"
         except Stopped:

@@ -10,12 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrate.errors import OrchestrateError, OverBudget, SpecError, UsageError
+from orchestrate.errors import OrchestrateError, SpecError, UsageError
 from orchestrate.migration import plan as plans
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.plan import PlannedMove as PlannedMove
 from orchestrate.migration.steps import parity
 from orchestrate.migration.steps.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
+from orchestrate.paid.limits import require_within
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.spec import JobSpec
 from orchestrate.text import joined
@@ -172,15 +173,14 @@ class PreparedPlan:
                     f"{step.entry.run} to {step.entry.to} has no price that a budget can hold: {why}",
                     fix="skip it here, and migrate it alone",
                 )
-        if self.high_usd > self.plan.budget_usd:
-            raise OverBudget(
-                str(self._path),
-                self.high_usd,
-                self.plan.budget_usd,
-                what="its budget_usd",
-                figure="the sum of the high ends of its quotes",
-                fix="skip some of its runs, name cheaper backends, or raise budget_usd",
-            )
+        require_within(
+            str(self._path),
+            self.high_usd,
+            self.plan.budget_usd,
+            what="its budget_usd",
+            figure="the sum of the high ends of its quotes",
+            fix="skip some of its runs, name cheaper backends, or raise budget_usd",
+        )
 
     def run(self, folder: Path, tell: Tell) -> list[Carried]:
         """Submits what is not submitted, waits, compares, and writes a report of each into `folder`. One

@@ -49,7 +49,11 @@ class PreparedProof:
         held = migration.proposal.held_out
         self.old = ""
         names = [migration.old.id, *(handle.id for _, handle in runs)]
-        self._purse = Purse(migration.order.max_cost_usd, scope=f"parity of {names}")
+        self._purse = Purse(
+            migration.order.max_cost_usd,
+            scope=f"parity of {names}",
+            account=ft.store.ledger.account("parity", ft.settings),
+        )
         self._evaluation: PreparedEvaluation | None = None
         if held is None or not good:
             return

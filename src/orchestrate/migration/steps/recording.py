@@ -14,7 +14,7 @@ import msgspec
 from orchestrate.catalog.models import licence_of
 from orchestrate.core import days, files
 from orchestrate.data.files.outputs import require_writable
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.evaluation import recordings
 from orchestrate.evaluation.evaluate import Asked, plan
 from orchestrate.evaluation.held_out import prompts
@@ -24,6 +24,7 @@ from orchestrate.evaluation.recordings import covering
 from orchestrate.migration.inventory import shutdown
 from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import Purse
+from orchestrate.paid.limits import require_within
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.runs.tracked import tracked
 from orchestrate.settings.keys import masked_url
@@ -114,7 +115,7 @@ class PreparedRecording:
         self._covering = covering(found.items, order.most)
         self._source, self._found = masked_url(path), found
         self._silent_on = _silent_on(ft, run)
-        purse = Purse(order.max_cost_usd)
+        purse = Purse(order.max_cost_usd, account=ft.store.ledger.account("recording", ft.settings))
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers", purse, skip_failed=order.skip_failed
         )
@@ -163,12 +164,12 @@ class PreparedRecording:
         """Asks what is missing, and keeps all that is there, however it ends: what was answered is not asked
         again by the same command. Raises `OverBudget` before anything is sent when the expected price is
         above the limit, and what asking raises."""
-        limit, [asked] = self._order.max_cost_usd, [self.plan().asked]
-        if limit is not None and asked.expected_usd is not None and asked.expected_usd > limit:
-            raise OverBudget(
+        [asked] = [self.plan().asked]
+        if asked.expected_usd is not None:
+            require_within(
                 "this recording",
                 asked.expected_usd,
-                limit,
+                self._order.max_cost_usd,
                 figure="the expected price",
                 fix="raise --max-cost, or record fewer prompts with --n",
             )

@@ -15,7 +15,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.catalog import HostModel
-from orchestrate.errors import OverBudget
 from orchestrate.providers.calls.payloads import payload
 from orchestrate.providers.calls.values import (
     NANO,
@@ -336,6 +335,4 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec
     total = usd_of(answer.get("estimatedCost"))
     if total is None:
         return Quote(provider=provider, model=model, unavailable="Fireworks gave no price")
-    if spec.max_cost_usd is not None and total > spec.max_cost_usd:
-        raise OverBudget(provider, total, spec.max_cost_usd, figure="the host's estimate")
     return estimate_quote(provider, model, total, "Fireworks' own estimate (estimateCost)")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate import text as say
 from orchestrate.catalog import HostModel, search
-from orchestrate.errors import OverBudget, QuotaExceeded, UsageError
+from orchestrate.errors import QuotaExceeded, UsageError
 from orchestrate.providers.calls.payloads import payload
 from orchestrate.providers.calls.values import (
     estimate_quote,
@@ -356,8 +356,6 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec
             "nothing was sent",
             fix="add credit at Together, or train fewer tokens",
         )
-    if spec.max_cost_usd is not None and total > spec.max_cost_usd:
-        raise OverBudget(provider, total, spec.max_cost_usd, figure="the host's estimate")
     train = number(answer.get("estimated_train_token_count")) or 0
     evaluated = number(answer.get("estimated_eval_token_count")) or 0
     note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not part of it"

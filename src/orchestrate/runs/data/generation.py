@@ -24,6 +24,7 @@ from orchestrate.runs.privacy import is_near
 
 if TYPE_CHECKING:
     from orchestrate.settings.config import HostConfig, Settings
+    from orchestrate.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +51,15 @@ class Writer:
 def unpriced(settings: Settings, writer: Writer) -> bool:
     """Whether its answers may be billed, and nobody knows at what price. Raises as `Writer.place`."""
     place = writer.place(settings)
-    near = place.sandbox or is_near(settings, place.base_url or place.name, place.name)
-    return not near and completion_price(writer.model, place.base_url) is None
+    return not _near(settings, place) and completion_price(writer.model, place.base_url) is None
+
+
+def _near(settings: Settings, place: HostConfig) -> bool:
+    return place.sandbox or is_near(settings, place.base_url or place.name, place.name)
 
 
 def generate(
-    settings: Settings,
+    ws: Workspace,
     seeds: str,
     output: Path,
     writer: Writer,
@@ -67,11 +71,15 @@ def generate(
     """Rows in the form of `seeds`, each fit for those of `hosts` (backends, by commas) that take all seeds.
     The price is that of the writer's model where it is known. Goes on where an earlier run on this output
     ended. Raises `UsageError` while another process writes it."""
+    settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)
     order = replace(
         order,
         price=completion_price(writer.model, place.base_url),
+        account=ws.store.ledger.account("generation", settings),
+        backend=place.name,
+        own=_near(settings, place),
         hosts=registry.targets(settings, hosts),
     )
     chat = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature)

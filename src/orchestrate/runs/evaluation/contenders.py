@@ -211,6 +211,8 @@ class Contenders:
             price=price,
             retry=wire.retry,
             place=at.address,
+            backend=at.host.name,
+            own=privacy.is_near(self._ft.settings, at.address, at.host.name),
         )
 
         def embed(texts: Sequence[str]) -> list[list[float]]:

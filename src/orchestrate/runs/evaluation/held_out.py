@@ -17,7 +17,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
 from orchestrate.data.files.outputs import require_writable
-from orchestrate.errors import OverBudget, UsageError
+from orchestrate.errors import UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import recordings, rubric
 from orchestrate.evaluation.contenders import Candidate
@@ -37,6 +37,7 @@ from orchestrate.evaluation.pairing import flips
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import Purse
+from orchestrate.paid.limits import require_within
 from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import asked_again
@@ -135,7 +136,7 @@ class PreparedEvaluation:
             handle.check()
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers",
-            purse or Purse(order.max_cost_usd, scope=_scope(runs, dataset.digest, order)),
+            purse or _purse(ft, order, _scope(runs, dataset.digest, order)),
             fresh=order.fresh,
             skip_failed=order.skip_failed,
         )
@@ -251,8 +252,8 @@ class PreparedEvaluation:
         `OverBudget` before anything is sent when the expected price is above the limit, and later when the
         next answer could go over it."""
         limit, expected = self._order.max_cost_usd, self.plan().expected_usd
-        if limit is not None and expected is not None and expected > limit:
-            raise OverBudget("this evaluation", expected, limit, figure="the expected price", fix=_CHEAPER)
+        if expected is not None:
+            require_within("this evaluation", expected, limit, figure="the expected price", fix=_CHEAPER)
         self._asking.progress = progress
         id = f"eval-{self._ft.store.clock.now():%Y%m%d}-{secrets.token_hex(4)}"
         folder = private_folder(self._ft.settings.home / "evaluations" / id)
@@ -273,6 +274,10 @@ class PreparedEvaluation:
             pairing = asked_before(earlier, found, contender.name)
             if pairing is not None:
                 yield asked_again(contender.name, pairing)
+
+
+def _purse(ft: Workspace, order: EvaluationOrder, scope: str) -> Purse:
+    return Purse(order.max_cost_usd, scope=scope, account=ft.store.ledger.account("evaluation", ft.settings))
 
 
 def _scope(runs: Sequence[TrackedRun | str], digest: str, order: EvaluationOrder) -> str:

@@ -167,7 +167,11 @@ def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
         ft.settings.home / "evaluations" / "answers",
-        Purse(terms.max_cost_usd, scope=f"judging of {subject}: {same}"),
+        Purse(
+            terms.max_cost_usd,
+            scope=f"judging of {subject}: {same}",
+            account=ft.store.ledger.account("judging", ft.settings),
+        ),
         skip_failed=terms.skip_failed,
     )
 

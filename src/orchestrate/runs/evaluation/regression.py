@@ -76,7 +76,12 @@ class PreparedRegression:
         same = replace(order, max_cost_usd=None, skip_failed=False)
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers",
-            purse or Purse(order.max_cost_usd, scope=f"regression of {self._handle.id} {checkpoint}: {same}"),
+            purse
+            or Purse(
+                order.max_cost_usd,
+                scope=f"regression of {self._handle.id} {checkpoint}: {same}",
+                account=ft.store.ledger.account("regression", ft.settings),
+            ),
             fresh=order.fresh,
             skip_failed=order.skip_failed,
         )

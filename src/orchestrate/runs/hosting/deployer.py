@@ -24,11 +24,11 @@ from orchestrate.errors import (
     OrchestrateError,
     OtherAccount,
     OutcomeUnknown,
-    OverBudget,
     PermissionRefused,
     ProviderError,
     UsageError,
 )
+from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Deploys, TakesAdapters, capability
 from orchestrate.runs.submitting import accounts
 from orchestrate.store.records import deployments
@@ -384,19 +384,11 @@ class Deployer:
                     f"{name} does not say what an hour of this deployment costs, and no rate is known",
                     fix="--accept-unknown-price   (Python: accept_unknown_price=True)",
                 )
-            if terms.max_cost_usd is not None or terms.max_usd_per_hour is not None:
-                raise UsageError(
-                    f"{name} has no price for this deployment, so a limit in dollars cannot be kept",
-                    fix="limit it by --max-hours",
-                )
-        elif terms.max_usd_per_hour is not None and price > terms.max_usd_per_hour:
-            raise OverBudget(
-                self.provider.name,
-                price,
-                terms.max_usd_per_hour,
-                what="--max-usd-per-hour",
-                figure="the price of an hour",
-            )
+            unknown, fix = "its host does not say what an hour of it costs", "limit it by --max-hours"
+            for limit_usd in (terms.max_cost_usd, terms.max_usd_per_hour):
+                require_within(self.provider.name, price, limit_usd, unknown=unknown, unknown_fix=fix)
+        what, figure = "--max-usd-per-hour", "the price of an hour"
+        require_within(self.provider.name, price, terms.max_usd_per_hour, what=what, figure=figure)
 
 
 def _or_abandon(error: OtherAccount, deployment: Deployment) -> OtherAccount:

@@ -26,6 +26,7 @@ from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
+    from orchestrate.store.records.ledger import AnswerSpending
     from orchestrate.store.store import Store
 
 _AT_ONCE = 8
@@ -159,13 +160,14 @@ class _Books:
     deployments: Sequence[Deployment]
     time_of: Callable[[Deployment], datetime]
     """Now, as a deployment's age counts it."""
+    answers: Sequence[AnswerSpending]
 
     def expenses(self, now: datetime) -> list[Expense]:
         of = {run.id: run for run in self.runs}
         found = [expenses.of_run(run, now) for run in self.runs]
         for one in self.deployments:
             found += expenses.of_deployment(one, of.get(one.run_id), self.time_of(one))
-        return found
+        return found + [one.expense() for one in self.answers]
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class Spender:
             [run for run in self.store.runs.matching() if run.sandbox is sandbox],
             [one for one in self.store.deployments.matching() if one.sandbox is sandbox],
             self.store.deployments.time_of,
+            () if sandbox else self.store.ledger.answers(),
         )
         every = books.expenses(now)
         chosen = expenses.in_month(every, month)

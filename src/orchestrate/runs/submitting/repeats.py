@@ -36,6 +36,7 @@ from orchestrate.store.clock import stamp
 from orchestrate.store.database import schema
 from orchestrate.store.gateway import require_uncancelled
 from orchestrate.store.ids import REF_PATTERN, derived_ref
+from orchestrate.store.records.ledger import Limit
 from orchestrate.store.records.runs import asked_for
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.types import Event, Job, JobHandle, JobStatus, Outcome, Quote, Run, Translation
@@ -133,6 +134,8 @@ class Submission:
     max_cost_usd: Decimal | None = None
     allowed_usd: Decimal | None = None
     """The most that it may cost, where a rented machine ends at that: so much a budget holds for it."""
+    limits: tuple[Limit, ...] = ()
+    """Beside its own limit and the budget."""
     idempotency_key: str | None = None
     again: bool = True
     """Also when a run that is the same (`orchestrate.runs.submitting.repeats`) stands in the way."""

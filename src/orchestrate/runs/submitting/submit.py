@@ -35,6 +35,7 @@ from orchestrate.errors import (
     StoreError,
     UsageError,
 )
+from orchestrate.paid.limits import exceeds, require_within
 from orchestrate.providers.base import EstimatesPrice
 from orchestrate.runs.submitting import accounts, repeats
 from orchestrate.runs.submitting.repeats import Known, Submission, Wish, stored_spec
@@ -80,33 +81,24 @@ class Submitter(Settler):
     def submit(self, asked: Submission, *, progress: Progress | None = None) -> Run:
         """Makes one job and the run that tracks it, or goes on with the run of the idempotency key.
 
-        Raises `OverBudget` before anything is written or sent, `AlreadySubmitted` for a run that is the same
+        Raises `OverBudget` before anything is written or made, `AlreadySubmitted` for a run that is the same
         and in the way, `OutcomeUnknown` when the answer was lost (the run is kept; `settle` or `sync` finds
         the job), `DataError` when a file has changed since it was shown, any other `ProviderError` when the
         host said no.
         """
-        name, quote, limit_usd = self.provider.config.name, asked.quote, asked.max_cost_usd
-        if limit_usd is not None and quote is not None:
-            if quote.high_usd is None:
-                raise UsageError(
-                    f"{name} has no price for this ({quote.why_none}), so the limit cannot be kept",
-                    fix="leave --max-cost out to accept an unknown price",
-                )
-            if quote.high_usd > limit_usd:
-                raise OverBudget(name, quote.high_usd, limit_usd)
         wish = Wish(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
         there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
         intent = Intent(
             spec=asked.spec,
-            provider=name,
+            provider=self.provider.config.name,
             model=_model(asked.spec, self.provider),
             dataset_digest=asked.data.digest,
             host=self.provider.host,
             account=accounts.account_of(self.store, self.provider),
             sandbox=self.provider.sandbox,
-            quote=quote,
+            quote=asked.quote,
             translation=asked.translation,
-            max_cost_usd=limit_usd,
+            max_cost_usd=asked.max_cost_usd,
             allowed_usd=asked.allowed_usd,
             idempotency_key=asked.idempotency_key,
             ref=wish.ref,
@@ -116,6 +108,7 @@ class Submitter(Settler):
             run = self.store.runs.create(
                 intent,
                 budget_usd=self.budget_usd,
+                limits=asked.limits,
                 guard=wish.guard(self.store, again=asked.again, made=there is not None),
             )
         except Known as known:
@@ -281,12 +274,10 @@ class Submitter(Settler):
         """Raises `OverBudget`."""
         name, figure = self.provider.name, "the host's own estimate"
         limit, high = run.max_cost_usd, run.quote.high_usd if run.quote else None
-        if limit is not None and usd > limit:
-            raise OverBudget(name, usd, limit, figure=figure)
-        if limit is None and high is not None and usd > high and not self.agree(live):
-            error = OverBudget(name, usd, high, what="the quote's high end,", figure=figure)
-            error.fix = "if that is not too much: submit again with --max-cost and the estimate"
-            raise error
+        require_within(name, usd, limit, figure=figure)
+        if limit is None and exceeds(usd, high) and not self.agree(live):
+            fix = "if that is not too much: submit again with --max-cost and the estimate"
+            require_within(name, usd, high, what="the quote's high end,", figure=figure, fix=fix)
         self.store.runs.commit(run.id, usd, transitions.estimated(usd), self.budget_usd, lease=lease)
 
     def _send(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.costing import UnknownPrice, of_trial
+from orchestrate.costing.spent.budget import unpriced
 from orchestrate.errors import AuthenticationFailed, DataError, OrchestrateError, OverBudget, SetupError
 from orchestrate.evaluation.metrics import registry
+from orchestrate.paid.limits import UnknownPrice, require_within
 from orchestrate.runs import submit as submission
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 from orchestrate.runs.preparing.prepared import training_data
@@ -151,7 +152,11 @@ class Searching:
             trial, cap = replace(trial, high_usd=quote.held_usd), self._cap(trial, prepared, quote)
             self.ft.store.searches.propose(self.search.id, trial)
             key = self._key(trial)
-            asked = submission.of(self.ft, prepared, name, key=key, limit_usd=cap, patient=True)
+            whole = self.ft.store.searches.limit(self.search, trial, then="no further trial was made")
+            limits = () if whole is None else (whole,)
+            asked = submission.of(
+                self.ft, prepared, name, key=key, limit_usd=cap, limits=limits, patient=True
+            )
             run = submission.send(self.ft, prepared, name, asked)
         except OverBudget as error:
             self.stopped = error.message
@@ -202,20 +207,25 @@ class Searching:
 
     def _affordable(self, trial: Trial, quote: Quote) -> bool:
         """A price that is not known is above every limit."""
-        limit_usd = self.search.max_cost_usd
-        if limit_usd is None:
-            return True
-        left = limit_usd - self.spent_usd(but=trial.number)
-        if reason := quote.unavailable or quote.open_end:
-            self.stopped = UnknownPrice(quote.provider, limit_usd, reason).message
-        elif quote.held_usd > left:
-            what, then = "what is left of the sweep's limit,", "no further trial was made"
-            told = OverBudget(quote.provider, quote.held_usd, left, what=what, then=then).message
+        what, then = "what is left of the sweep's limit,", "no further trial was made"
+        try:
+            require_within(
+                quote.provider,
+                quote.held_usd,
+                self.search.max_cost_usd,
+                taken_usd=self.spent_usd(but=trial.number),
+                unknown=None if quote.refused else unpriced(quote),
+                what=what,
+                then=then,
+            )
+        except UnknownPrice as error:
+            self.stopped = error.message
+        except OverBudget as error:
             if not self._under_way(trial):
-                self.stopped = told
+                self.stopped = error.message
                 return False
             # What those take of the limit that are under way is more than most of them come to cost.
-            self.waits, self._later = told, self.ft.store.clock.uptime().seconds + _SOON_S
+            self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
             return False
         return self.stopped is None
 
@@ -240,11 +250,7 @@ class Searching:
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
         """What its runs have cost, as far as that is known, and may cost yet."""
-        total = Decimal(0)
-        for trial in self.trials:
-            if trial.number != but:
-                total += of_trial(self._run(trial), trial)
-        return total
+        return self.ft.store.searches.spent_usd(self.search.id, but=but)
 
     def _provider(self, trial: Trial) -> str:
         return str(trial.settings.get(PROVIDER, self.search.providers[0]))

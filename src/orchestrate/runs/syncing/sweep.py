@@ -28,6 +28,7 @@ from orchestrate.errors import (
     StoreError,
     UnexpectedAnswer,
 )
+from orchestrate.paid.limits import exceeds
 from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, Pauses, capability
 from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
@@ -205,7 +206,7 @@ def enforce(
     if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
         return None
     so_far = bill(run, job)
-    if so_far is None or so_far.usd <= cap:
+    if so_far is None or not exceeds(so_far.usd, cap):
         return None
     rented, able = isinstance(provider, Limited), Feature.CANCEL in provider.features
     done = "it is being cancelled" if able else f"{provider.title} cannot cancel it, so end it there"
@@ -231,7 +232,7 @@ def enforce(
 def told_at_end(store: Store, run: Run) -> None:
     """Says that an ended run cost more than its cap allowed."""
     cap, bill = run.max_cost_usd, run.bill
-    if cap is None or bill is None or bill.usd <= cap:
+    if cap is None or bill is None or not exceeds(bill.usd, cap):
         return
     usd = money(bill.usd) if bill.final else f"an estimated {money(bill.usd)}"
     event = Event(

@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-VERSION = 5
+VERSION = 6
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -389,7 +389,37 @@ trials = Table(
 )
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {}
+# A send of a question that is under way, at its worst price. `log`: the journal that tells what became of it.
+answer_holds = Table(
+    "answer_holds",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", String(40), nullable=False),
+    Column("log", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("backend", String(255), nullable=False),
+    Column("made_by", String(255), nullable=False),
+    Column("usd", Text, nullable=False),
+)
+
+# What answers came to.
+answer_sums = Table(
+    "answer_sums",
+    metadata,
+    Column("purpose", String(32), primary_key=True),
+    Column("backend", String(255), primary_key=True),
+    Column("month", String(7), primary_key=True),
+    Column("made_by", String(255), primary_key=True),
+    Column("usd", Text, nullable=False),
+    Column("requests", Integer, nullable=False),
+)
+
+
+def _count_answers(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[answer_holds, answer_sums])
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {5: _count_answers}
 """From the schema in the key to the next one, since the first release. A released step is never changed."""
 
 

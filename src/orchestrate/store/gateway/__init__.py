@@ -18,7 +18,7 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.store.clock import stamp
 from orchestrate.store.database import schema
 from orchestrate.store.database.engines import Database
-from orchestrate.store.records.budget import one_at_a_time
+from orchestrate.store.records.ledger import one_at_a_time
 from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
 
 Object = dict[str, Any]

@@ -16,7 +16,7 @@ from orchestrate.store.clock import stamp, time_of
 from orchestrate.store.database import schema
 from orchestrate.store.database.engines import Database
 from orchestrate.store.ids import RUN_PREFIX, new_run_id
-from orchestrate.store.records.budget import require_budget
+from orchestrate.store.records.ledger import reserve_deployment
 from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
 
@@ -174,7 +174,6 @@ def _moved(
 PREFIX = "dep-"
 Change = Callable[[Deployment, datetime], Deployment]
 _READ_EVERY_S = 600.0
-_LESS = "give it fewer hours (--max-hours) or less to cost (--max-cost), or raise the budget"
 
 
 class DeploymentTransition(Record, frozen=True, kw_only=True):
@@ -206,7 +205,7 @@ class Deployments:
         what is left of `budget_usd`, and `UsageError` when its job has one that is not over."""
         deployment = self._read(deployment, deployment.created_at)
         with self._db.writing() as connection:
-            self._reserve(connection, None, deployment, budget_usd)
+            reserve_deployment(connection, self._db.clock, None, deployment, budget_usd)
             try:
                 connection.execute(
                     schema.deployments.insert().values(
@@ -254,7 +253,7 @@ class Deployments:
                 return before
             if after is not before:
                 after = msgspec.structs.replace(after, updated_at=self._db.clock.now())
-                self._reserve(connection, before, after, budget_usd)
+                reserve_deployment(connection, self._db.clock, before, after, budget_usd)
             after = self._read(after, at)
             attempt = row.attempt + new_attempt
             if new_attempt:
@@ -267,27 +266,6 @@ class Deployments:
             if note or (before.state, before.raw_state) != (after.state, after.raw_state):
                 self._append(connection, after, attempt, note)
             return after
-
-    def _reserve(
-        self, connection: Connection, before: Deployment | None, after: Deployment, budget_usd: Decimal | None
-    ) -> None:
-        """The one place where a deployment takes its part of a budget: all that it may cost from now on, less
-        what it held before. Nothing more is taken from one that bills already and will cost no more."""
-        from orchestrate.costing.spent.budget import UnknownPrice, deployment_spending
-
-        if budget_usd is None or after.sandbox:
-            return
-        if after.usd_per_hour is None:
-            reason = "the hourly price of this deployment is unknown"
-            raise UnknownPrice(after.provider, budget_usd, reason, fix="a shape with a price, or no budget")
-        now = self.time_of(after)
-        held = deployment_spending(before, now).committed_usd if before is not None else Decimal(0)
-        wanted = deployment_spending(after, now).committed_usd
-        if wanted and (wanted > held or before is None or before.billing_since is None):
-            figure = "the most that this deployment may cost from now on"
-            require_budget(
-                connection, self._db.clock, after.provider, wanted, budget_usd + held, figure, fix=_LESS
-            )
 
     def _read(self, deployment: Deployment, at: datetime) -> Deployment:
         """With a reading of the clocks for its age at this time."""

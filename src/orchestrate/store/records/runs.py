@@ -23,13 +23,13 @@ from orchestrate.store.database import schema
 from orchestrate.store.database.engines import Database
 from orchestrate.store.database.leases import Lease, Leases
 from orchestrate.store.ids import REF_PREFIX, RUN_PREFIX, new_run_id, ref_of, run_id_of
-from orchestrate.store.records.budget import QUOTED, one_at_a_time, require_budget, total_spending
+from orchestrate.store.records import ledger
 from orchestrate.store.records.history import TRANSLATION, add_events, beside, columns, reopened, word
+from orchestrate.store.records.ledger import Limit
 from orchestrate.store.transitions import UNSENT, billed, submitting, withdrawn
 from orchestrate.types import Bill, Event, JobStatus, Quote, Run, SubmitPhase, Translation
 
 if TYPE_CHECKING:
-    from orchestrate.costing import Spending
     from orchestrate.spec import JobSpec
 
 
@@ -148,11 +148,19 @@ class Runs:
 
     # -- making and changing -------------------------------------------------------------------------------
 
-    def create(self, intent: Intent, *, budget_usd: Decimal | None = None, guard: Guard | None = None) -> Run:
+    def create(
+        self,
+        intent: Intent,
+        *,
+        budget_usd: Decimal | None = None,
+        limits: Sequence[Limit] = (),
+        guard: Guard | None = None,
+    ) -> Run:
         """Writes the intent, unless `guard` raises in the same transaction.
 
-        Raises `OverBudget` when the quote's high end does not fit into what is left of `budget_usd` over all
-        runs and deployments of this store; of processes that ask at once, only those that fit pass."""
+        Raises `OverBudget` when what the run may cost does not fit into its own limit, into `limits` and into
+        what is left of `budget_usd` over all of this store, and `UnknownPrice` when nobody knows what that
+        is; of processes that ask at once, only those that fit pass."""
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
             id=(run_id := run_id_of(intent.ref) if intent.ref else new_run_id(now)),
@@ -176,24 +184,25 @@ class Runs:
         )
         translation = intent.translation
         with suppress(_SameId):
-            return self._insert(run, translation, budget_usd, guard)
+            return self._insert(run, translation, budget_usd, limits, guard)
         # The same millisecond and the same 20 random bits: another draw will not repeat it.
         run_id = new_run_id(now)
         run = msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id))
-        return self._insert(run, translation, budget_usd, guard)
+        return self._insert(run, translation, budget_usd, limits, guard)
 
     def _insert(
-        self, run: Run, translation: Translation | None, budget_usd: Decimal | None, guard: Guard | None
+        self,
+        run: Run,
+        translation: Translation | None,
+        budget_usd: Decimal | None,
+        limits: Sequence[Limit],
+        guard: Guard | None,
     ) -> Run:
         with self._db.writing() as connection:
             if guard is not None:
-                one_at_a_time(connection)
+                ledger.one_at_a_time(connection)
                 guard(connection, run)
-            if budget_usd is not None and not run.sandbox and run.quote is not None:
-                held, figure = max(run.quote.held_usd, run.allowed_usd or Decimal(0)), QUOTED
-                if held > run.quote.held_usd:
-                    figure = "the end of its machine"
-                require_budget(connection, self._db.clock, run.provider, held, budget_usd, figure)
+            ledger.reserve_run(connection, self._db.clock, run, budget_usd, limits)
             self._insert_row(connection, run)
             connection.execute(_APPEND, self._step(run, attempt=0, note="intent"))
             if translation is not None:
@@ -332,19 +341,17 @@ class Runs:
         *,
         lease: Lease | None = None,
         event: Event | None = None,
-        figure: str = QUOTED,
+        limits: Sequence[Limit] = (),
+        figure: str = "the host's own estimate",
     ) -> Run:
         """Changes a run that may cost up to `usd` from then on. Raises `OverBudget` when what that is above
-        what the run has taken already does not fit into what is left of `budget_usd`."""
-        from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
-
+        what the run has taken already does not fit into what is left of `budget_usd`, or all of it not into
+        `limits`."""
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
             run = self._locked(connection, [run_id])[run_id].run
-            taken = spending(run).total_usd
-            if budget_usd is not None and not run.sandbox and usd is not None and usd > taken:
-                require_budget(connection, self._db.clock, run.provider, usd, budget_usd + taken, figure)
+            ledger.reserve_more(connection, self._db.clock, run, usd, budget_usd, limits, figure)
             ((_, after),) = self._apply(connection, [(run_id, change)])
             if event is not None:
                 add_events(self._db, connection, run_id, [event], from_host=False)
@@ -486,11 +493,6 @@ class Runs:
                 query = select(schema.runs.c.record).where(column.in_(wanted[start : start + 500]))
                 found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
         return found
-
-    def spending(self) -> Spending:
-        """The sum of `costing.spending` over all runs and deployments; sandboxes are left out."""
-        with self._db.reading() as connection:
-            return total_spending(connection, self._db.clock)
 
 
 def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:

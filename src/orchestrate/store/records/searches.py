@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 
 from msgspec.structs import replace
-from sqlalchemy import select
+from sqlalchemy import Connection, or_, select
 
 from orchestrate.errors import UsageError
 from orchestrate.store.clock import stamp
 from orchestrate.store.database import schema as tables
 from orchestrate.store.database.engines import Database
+from orchestrate.store.records.ledger import Limit
 from orchestrate.types import Run, Search, Trial
 
 
@@ -58,6 +60,22 @@ class Searches:
         with self._db.reading() as connection:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
+    def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
+        """What its runs have cost, as far as that is known, and may cost yet; without one trial."""
+        with self._db.reading() as connection:
+            return _spent(connection, search_id, but)
+
+    def limit(self, search: Search, trial: Trial, **words: str) -> Limit | None:
+        """What a sweep may cost, for the transaction that makes or changes the run of a trial."""
+        if search.max_cost_usd is None:
+            return None
+        words = {"what": "what is left of the sweep's limit,", **words}
+
+        def taken(connection: Connection) -> Decimal:
+            return _spent(connection, search.id, trial.number)
+
+        return Limit(search.max_cost_usd, taken, words)
+
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
         """The trial whose run it is: its key begins with the search's id."""
         for search in self.all():
@@ -86,3 +104,21 @@ class Searches:
                 record = after.to_json().decode()
                 connection.execute(table.update().where(own).values(record=record))
         return after
+
+
+def _spent(connection: Connection, search_id: str, but: int | None) -> Decimal:
+    from orchestrate.costing import of_trial  # late: listing runs must not pay for the room's import
+
+    table, runs = tables.trials, tables.runs
+    query = select(table.c.record).where(table.c.search_id == search_id)
+    trials = [Trial.from_json(row) for row in connection.execute(query).scalars()]
+    # Also of one whose maker was killed before it wrote down which run it is.
+    keys = [f"{search_id}-{trial.number}" for trial in trials]
+    ids = [trial.run_id for trial in trials if trial.run_id is not None]
+    rows = connection.execute(
+        select(runs.c.record).where(or_(runs.c.idempotency_key.in_(keys), runs.c.id.in_(ids)))
+    ).scalars()
+    found = [Run.from_json(row) for row in rows]
+    of = {run.idempotency_key: run for run in found} | {run.id: run for run in found}
+    each = ((of.get(t.run_id or f"{search_id}-{t.number}"), t) for t in trials if t.number != but)
+    return sum((of_trial(run, trial) for run, trial in each), Decimal(0))

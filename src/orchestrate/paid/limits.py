@@ -1,0 +1,69 @@
+"""Money against a limit: nothing else compares the two, or says that a limit cannot be enforced."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from orchestrate.errors import OverBudget, UsageError
+from orchestrate.text import limit
+
+COMMAND_LIMIT = "--max-cost"
+"""What the limit of one command is called."""
+
+
+class UnknownPrice(OverBudget, UsageError):
+    """A limit is set and the price is unknown, so the limit cannot be enforced."""
+
+    exit_code = OverBudget.exit_code
+
+    def __init__(
+        self,
+        provider: str,
+        limit_usd: Decimal,
+        reason: str,
+        *,
+        fix: str = "give the price (--rate; of a place usd_per_hour, in its options), or drop the limit",
+    ) -> None:
+        super().__init__(provider, limit_usd, limit_usd)
+        told = f"the price is unknown, so the limit of {limit(limit_usd)} cannot be enforced"
+        self.message = f"{provider}: {told}: {reason}"
+        self.args = (self.message,)
+        self.fix = fix
+
+
+def require_within(
+    provider: str,
+    usd: Decimal | None,
+    limit_usd: Decimal | None,
+    *,
+    taken_usd: Decimal = Decimal(0),
+    unknown: str | None = None,
+    unknown_fix: str | None = None,
+    **words: str,
+) -> None:
+    """Raise `OverBudget`, with `words`, when `usd` exceeds what `taken_usd` leaves of a limit, and
+    `UnknownPrice` when `unknown` says why nobody knows what it costs. No limit allows everything."""
+    if limit_usd is None:
+        return
+    if usd is None or unknown is not None:
+        more = {} if unknown_fix is None else {"fix": unknown_fix}
+        raise UnknownPrice(provider, limit_usd, unknown or "nobody says what it costs", **more)
+    left = max(limit_usd - taken_usd, Decimal(0))  # what costs nothing fits into an exceeded one too
+    if usd > left:
+        raise OverBudget(provider, usd, left, **words)
+
+
+def reworded(error: OverBudget, **words: str) -> OverBudget:
+    """The same refusal in the caller's words."""
+    words = {"what": error.what, **words}
+    return OverBudget(error.provider, error.high_usd, error.limit_usd, **words)
+
+
+def exceeds(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
+    """Whether a known amount is above a limit."""
+    return usd is not None and limit_usd is not None and usd > limit_usd
+
+
+def reached(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
+    """Whether a known amount has come to a limit, so that nothing remains of it."""
+    return usd is not None and limit_usd is not None and usd >= limit_usd

@@ -1,0 +1,359 @@
+"""The ledger: what everything of a store costs together, and whether something more fits.
+
+Nothing that may cost money is sent before its worst case is reserved here, in the transaction that writes it
+down: a run, a deployment or a change of one, more for a run, one send of a question. What was billed takes
+the place of what was reserved. Only what provably did not happen is released.
+"""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import Connection, or_, select, text
+
+from orchestrate.paid.limits import exceeds, require_within
+from orchestrate.store.clock import Clock, stamp, time_of
+from orchestrate.store.database import schema
+from orchestrate.store.database.engines import Database
+from orchestrate.types import Deployment, Run
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Spending
+    from orchestrate.costing.spent.expenses import Expense
+    from orchestrate.settings.config import Settings
+
+_LOCK = schema.APPLICATION_ID + 1
+_LESS = "give it fewer hours (--max-hours) or less to cost (--max-cost), or raise the budget"
+_NO_BUDGET = "name a model whose price is known, or run it without a budget (budget_usd)"
+LONGEST_ANSWER = timedelta(days=1)
+"""After which a send that nobody accounted for is under way no more, and counts as billed."""
+
+
+def one_at_a_time(connection: Connection) -> None:
+    """Nobody else spends, or makes a run, until the transaction ends."""
+    if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+
+
+class Limit(NamedTuple):
+    """A limit beside the budget that has to hold in the same transaction."""
+
+    usd: Decimal
+    taken: Callable[[Connection], Decimal]
+    """What everything else takes of it."""
+    words: dict[str, str]
+    """For `OverBudget`."""
+    wanted: Decimal | None = None
+    """What is taken of it, where that is more than of the budget."""
+
+
+def reserve(  # noqa: PLR0913  what is held, and each limit that it is held against
+    connection: Connection,
+    clock: Clock,
+    provider: str,
+    usd: Decimal | None,
+    *,
+    budget_usd: Decimal | None,
+    held_usd: Decimal = Decimal(0),
+    unknown: str | None = None,
+    unknown_fix: str | None = None,
+    limits: Sequence[Limit] = (),
+    **words: str,
+) -> None:
+    """Raise `OverBudget` or `UnknownPrice` unless `usd` fits into what remains of the budget and of each
+    limit, where `held_usd` of it is reserved already. The caller writes it down in the same transaction."""
+    if budget_usd is None and not limits:
+        return
+    one_at_a_time(connection)
+    for limit in limits:
+        wanted, taken = usd if limit.wanted is None else limit.wanted, limit.taken(connection)
+        require_within(provider, wanted, limit.usd, taken_usd=taken, unknown=unknown, **limit.words)
+    if budget_usd is not None:
+        taken = total_spending(connection, clock).total_usd - held_usd
+        words = {"what": "what is left of the budget,", **words}
+        require_within(
+            provider, usd, budget_usd, taken_usd=taken, unknown=unknown, unknown_fix=unknown_fix, **words
+        )
+
+
+def reserve_run(
+    connection: Connection, clock: Clock, run: Run, budget_usd: Decimal | None, limits: Sequence[Limit]
+) -> None:
+    """All that a new run may cost: the high end of its quote, or the end of its machine where that is more.
+    Its own limit holds in a sandbox too."""
+    from orchestrate.costing.spent.budget import unpriced
+
+    quote, name = run.quote, run.provider
+    unknown = "it has no quote" if quote is None else unpriced(quote)
+    high = Decimal(0) if quote is None else quote.held_usd
+    if quote is not None:
+        require_within(name, high, run.max_cost_usd, unknown=quote.why_none)
+    held = max(high, run.allowed_usd or Decimal(0))
+    figure = "the end of its machine" if held > high else "the quote's high end"
+    budget_usd = None if run.sandbox else budget_usd
+    reserve(
+        connection, clock, name, held, budget_usd=budget_usd, unknown=unknown, limits=limits, figure=figure
+    )
+
+
+def reserve_more(
+    connection: Connection,
+    clock: Clock,
+    run: Run,
+    usd: Decimal | None,
+    budget_usd: Decimal | None,
+    limits: Sequence[Limit],
+    figure: str,
+) -> None:
+    """What a run may cost now, where that is more than it has taken; `None`: as much as before."""
+    from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
+
+    taken = spending(run).total_usd
+    if not exceeds(usd, taken):
+        budget_usd = None
+    reserve(
+        connection,
+        clock,
+        run.provider,
+        usd,
+        budget_usd=None if run.sandbox else budget_usd,
+        held_usd=taken,
+        limits=limits,
+        figure=figure,
+    )
+
+
+def reserve_deployment(
+    connection: Connection,
+    clock: Clock,
+    before: Deployment | None,
+    after: Deployment,
+    budget_usd: Decimal | None,
+) -> None:
+    """All that a deployment may cost from now on, less what it held before. Nothing more is taken from one
+    that bills already and will cost no more."""
+    from orchestrate.costing.spent.budget import deployment_spending
+
+    if budget_usd is None or after.sandbox:
+        return
+    now = time_of(after, clock)
+    held = deployment_spending(before, now).committed_usd if before is not None else Decimal(0)
+    wanted = deployment_spending(after, now).committed_usd
+    priced = after.usd_per_hour is not None
+    if priced and before is not None and before.billing_since is not None and wanted <= held:
+        return
+    reserve(
+        connection,
+        clock,
+        after.provider,
+        wanted,
+        budget_usd=budget_usd,
+        held_usd=held,
+        unknown=None if priced else "the hourly price of this deployment is unknown",
+        unknown_fix="a shape with a price, or no budget",
+        figure="the most that this deployment may cost from now on",
+        fix=_LESS,
+    )
+
+
+def total_spending(connection: Connection, clock: Clock) -> Spending:
+    """Runs, deployments as they stand now, and answers."""
+    from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
+
+    table = schema.runs
+    query = select(table.c.bill_usd, table.c.committed_usd).where(
+        ~table.c.sandbox, or_(table.c.bill_usd.is_not(None), table.c.committed_usd.is_not(None))
+    )
+    spent = committed = Decimal(0)
+    for bill, high in connection.execute(query):
+        spent += Decimal(bill or 0)
+        committed += Decimal(high or 0)
+    deployed = _deployed(connection, clock)
+    for answers in _answers(connection):
+        spent += answers.spent_usd
+        committed += answers.held_usd
+    return Spending(spent_usd=spent + deployed.spent_usd, committed_usd=committed + deployed.committed_usd)
+
+
+def _deployed(connection: Connection, clock: Clock) -> Spending:
+    from orchestrate.costing import Spending
+    from orchestrate.costing.spent.budget import deployment_spending
+
+    table = schema.deployments
+    records = connection.execute(select(table.c.record).where(~table.c.sandbox)).scalars()
+    found = [Deployment.from_json(record) for record in records]
+    each = [deployment_spending(one, time_of(one, clock)) for one in found]
+    return Spending(
+        spent_usd=sum((one.spent_usd for one in each), Decimal(0)),
+        committed_usd=sum((one.committed_usd for one in each), Decimal(0)),
+    )
+
+
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+class AnswerSpending(NamedTuple):
+    """What answers of one purpose from one backend cost in a month (`2026-11`, UTC)."""
+
+    purpose: str
+    backend: str
+    month: str
+    made_by: str
+    spent_usd: Decimal
+    """Their bills, and the most of those that did not arrive."""
+    held_usd: Decimal
+    """Of requests under way."""
+    requests: int
+
+    def expense(self) -> Expense:
+        from orchestrate.costing.spent.expenses import Expense, exact
+
+        return Expense(
+            id=f"{self.purpose}-{self.backend}-{self.month}",
+            kind="answers",
+            purpose=self.purpose,
+            requests=self.requests,
+            backend=self.backend,
+            month=self.month,
+            person=self.made_by or None,
+            spent_usd=exact(self.spent_usd),
+            committed_usd=exact(self.held_usd),
+        )
+
+
+def _answers(connection: Connection) -> list[AnswerSpending]:
+    sums, holds = schema.answer_sums, schema.answer_holds
+    found: dict[tuple[str, str, str, str], AnswerSpending] = {}
+    for row in connection.execute(select(sums)):
+        key = (row.purpose, row.backend, row.month, row.made_by)
+        found[key] = AnswerSpending(*key, Decimal(row.usd), Decimal(0), row.requests)
+    for row in connection.execute(select(holds)):
+        key = (row.purpose, row.backend, row.at[:7], row.made_by)
+        known = found.get(key) or AnswerSpending(*key, Decimal(0), Decimal(0), 0)
+        found[key] = known._replace(held_usd=known.held_usd + Decimal(row.usd), requests=known.requests + 1)
+    return list(found.values())
+
+
+class Ledger:
+    """What a store's answers cost, and what all of it costs together."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def spending(self) -> Spending:
+        """All runs, deployments and answers; sandboxes are left out."""
+        with self._db.reading() as connection:
+            return total_spending(connection, self._db.clock)
+
+    def answers(self) -> list[AnswerSpending]:
+        """Those that are billed one by one, by purpose, backend, month and user."""
+        with self._db.reading() as connection:
+            return _answers(connection)
+
+    def account(self, purpose: str, settings: Settings) -> AnswerAccount:
+        """Where one command's answers are reserved, settled and counted, against the budget of `settings`."""
+        return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
+
+
+@dataclass(frozen=True)
+class AnswerAccount:
+    """Two-phase: each send of a question is held at its worst price before it leaves, and settled once it is
+    known what became of it. Safe to use from several threads and processes."""
+
+    _db: Database
+    purpose: str
+    budget_usd: Decimal | None
+    """Of the store: everything that it holds counts."""
+    made_by: str = ""
+    machine: str = field(default_factory=platform.node)
+
+    def require_price(self, backend: str) -> None:
+        """Raise `UnknownPrice` for answers that are billed at an unknown price, where there is a budget."""
+        reason = "nobody says what its answers cost"
+        require_within(backend, None, self.budget_usd, unknown=reason, unknown_fix=_NO_BUDGET)
+
+    def hold(self, backend: str, usd: Decimal, log: Path) -> str:
+        """Reserve the worst price of one send, to be written into `log`. Return the id of the hold. Raise
+        `OverBudget`."""
+        id = secrets.token_hex(8)
+        with self._db.writing() as connection:
+            reserve(
+                connection,
+                self._db.clock,
+                backend,
+                usd,
+                budget_usd=self.budget_usd,
+                figure="what the next answer may cost",
+                fix="raise the budget; the same command then goes on from here",
+            )
+            connection.execute(
+                schema.answer_holds.insert().values(
+                    id=id,
+                    at=stamp(self._db.clock.now()),
+                    log=self._name(log),
+                    purpose=self.purpose,
+                    backend=backend,
+                    made_by=self.made_by,
+                    usd=str(usd),
+                )
+            )
+        return id
+
+    def settle(self, id: str, usd: Decimal) -> None:
+        """Count what a send came to instead of what it held. Once: a second time changes nothing."""
+        table = schema.answer_holds
+        with self._db.writing() as connection:
+            one_at_a_time(connection)  # whoever adds all up sees it held or settled, and never neither
+            row = connection.execute(select(table).where(table.c.id == id)).one_or_none()
+            if row is not None:
+                self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
+
+    def release(self, id: str) -> None:
+        """Of a send that certainly did not leave."""
+        table = schema.answer_holds
+        with self._db.writing() as connection:
+            connection.execute(table.delete().where(table.c.id == id))
+
+    def settle_left(self, log: Path, came_to: Callable[[str], Decimal | None]) -> None:
+        """Settle what a process that was killed left of this log, whose lock the caller has: by what the log
+        knows of each hold, else as billed in full. So too what no command came back for in a day."""
+        table, name = schema.answer_holds, self._name(log)
+        old = stamp(self._db.clock.now() - LONGEST_ANSWER)
+        query = select(table).where(or_(table.c.log == name, table.c.at < old))
+        with self._db.reading() as connection:
+            if connection.execute(query.limit(1)).first() is None:
+                return
+        with self._db.writing() as connection:
+            one_at_a_time(connection)
+            for row in connection.execute(query).all():
+                usd = came_to(row.id) if row.log == name else None
+                usd = Decimal(row.usd) if usd is None else usd
+                self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
+
+    def _settle(
+        self, connection: Connection, id: str, purpose: str, backend: str, made_by: str, usd: Decimal
+    ) -> None:
+        table, holds, now = schema.answer_sums, schema.answer_holds, self._db.clock.now()
+        connection.execute(holds.delete().where(holds.c.id == id))
+        key = {"purpose": purpose, "backend": backend, "month": _month(now), "made_by": made_by}
+        first = self._db.insert(table).values(**key, usd="0", requests=0)
+        connection.execute(first.on_conflict_do_nothing())
+        query = select(table.c.usd, table.c.requests).filter_by(**key)
+        before = connection.execute(query).one()
+        values = {"usd": str(Decimal(before.usd) + usd), "requests": before.requests + 1}
+        connection.execute(table.update().filter_by(**key).values(values))
+
+    def _name(self, log: Path) -> str:
+        """Another machine may have a file of the same path."""
+        return f"{self.machine}:{log.resolve()}"
+
+
+def _month(at: datetime) -> str:
+    return f"{at:%Y-%m}"
