@@ -227,7 +227,7 @@ def test_what_costs_nothing_needs_no_budget(place: Place) -> None:
 
 
 def test_a_price_that_nobody_knows_does_not_fit_into_a_budget(place: Place) -> None:
-    with pytest.raises(OverBudget, match="not known"):
+    with pytest.raises(OverBudget, match="unknown"):
         place.deploy(max_hours=1, accept_unknown_price=True, shape="odd")
     assert place.host.books.up == {}
     place.budget = None

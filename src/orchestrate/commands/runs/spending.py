@@ -366,18 +366,22 @@ def _warning(text: str) -> Text:
 
 def _breakdown(breakdown: Breakdown, total: Sum) -> RenderableType:
     groups = breakdown.groups
-    shown = table(breakdown.by, *_NUMBERS, right=_NUMBERS)
+    names = [name for name in _NUMBERS if name != "answers" or total.requests]
+    shown = table(breakdown.by, *names, right=names)
     spent, committed = [g.spent_usd for g in groups], [g.committed_usd for g in groups]
     columns = [_column(spent), _column(committed)]
     for g, first, second in zip(groups, *columns, strict=True):
-        numbers = (g.runs, g.deployments, g.requests or None, len(g.unknown) or None)
-        shown.add_row(g.key, first, second, *map(count, numbers))
+        shown.add_row(g.key, first, second, *_counts(g, total))
     if len(groups) > 1:
         sums = [_sum(sum(column, Decimal(0))) for column in (spent, committed)]
-        counts = (total.runs, total.deployments, total.requests or None, len(total.unknown) or None)
-        last = ("total", *sums, *map(count, counts))
+        last = ("total", *sums, *_counts(total, total))
         shown.add_row(*(Text(word, style="bold") for word in last))
     return shown
+
+
+def _counts(group: Sum, total: Sum) -> list[str]:
+    answers = [group.requests or None] if total.requests else []
+    return [count(n) for n in (group.runs, group.deployments, *answers, len(group.unknown) or None)]
 
 
 _NUMBERS = ("spent", "committed", "runs", "deployments", "answers", "cost not known")

@@ -1,0 +1,441 @@
+"""One budget, and everything that can cost at random against it: runs, deployments and changes of one,
+answers, trials of a sweep; with answers that are lost, processes that are killed, clocks, and two processes
+on one database. The judge is what the hosts bill: the ledger counts no less, and no more than agreed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
+from orchestrate.paid.asking import Asking, Question, Respondent
+from orchestrate.paid.journal import Answer, Purse
+from orchestrate.spec import JobSpec
+from orchestrate.store import transitions
+from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.records import deployments
+from orchestrate.store.records.ledger import AnswerAccount
+from orchestrate.store.records.runs import Intent
+from orchestrate.store.store import Store
+from orchestrate.types import (
+    Bill,
+    Deployment,
+    DeploymentState,
+    JobError,
+    JobStatus,
+    Message,
+    Quote,
+    Run,
+    Search,
+    SubmitPhase,
+    Trial,
+)
+
+BUDGET, SWEEP = Decimal(40), Decimal(12)
+HOURLY = Decimal(2)
+SPEC = JobSpec(model="m", train="rows.jsonl")
+MEMORY = Path("/dev/shm")
+EVENTS = ("answer", "answer", "lost", "down", "refused", "killed", "killed before", "killed unsent")
+WHO = st.integers(0, 1)
+USD = st.sampled_from([Decimal(n) for n in ("0", "0.5", "3", "11", "60")])
+
+
+class Killed(BaseException):
+    pass
+
+
+@dataclass
+class Moved(Clock):
+    """The machine's time goes on; its wall clock may be set."""
+
+    seconds: float = 0.0
+    off: timedelta = timedelta(0)
+
+    def now(self) -> datetime:
+        return datetime(2026, 11, 1, tzinfo=UTC) + timedelta(seconds=self.seconds) + self.off
+
+    def uptime(self) -> Uptime:
+        return Uptime("one", self.seconds)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@dataclass
+class Host:
+    """What is billed in truth."""
+
+    answers: Decimal = Decimal(0)
+    runs: dict[str, Decimal] = field(default_factory=dict[str, Decimal])
+    """The most that each can still be billed, or what it was."""
+    up_since: dict[str, float] = field(default_factory=dict[str, float])
+    hours: Decimal = Decimal(0)
+
+
+class Money(RuleBasedStateMachine):
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+        self.clock, self.host, self.number = Moved(), Host(), 0
+        url = self.database() or f"sqlite:///{self.folder}/runs.sqlite3"
+        self.stores = [Store.open(url, clock=self.clock) for _ in range(2)]
+        self.search = Search(
+            id="sweep-1",
+            created_at=self.clock.now(),
+            spec={},
+            providers=("paper",),
+            choices={},
+            ranges={},
+            sampler="random",
+            trials=99,
+            max_cost_usd=SWEEP,
+        )
+        self.stores[0].searches.add(self.search)
+
+    @staticmethod
+    def database() -> str | None:
+        """Of another kind than SQLite."""
+        return None
+
+    def teardown(self) -> None:
+        for store in self.stores:
+            store.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # -- runs, trials, resumes -----------------------------------------------------------------------------
+
+    def _create(self, store: Store, usd: Decimal, most: Decimal | None, **values: Any) -> Run | None:
+        priced = usd < 60 or self.number % 2
+        quote = Quote(
+            provider="paper", model="m", high_usd=usd, unavailable=None if priced else "no rate for it"
+        )
+        limits = values.pop("limits", ())
+        intent = Intent(
+            spec=SPEC,
+            provider="paper",
+            dataset_digest="d",
+            host="here",
+            quote=quote,
+            allowed_usd=most,
+            **values,
+        )
+        with contextlib.suppress(OverBudget):
+            run = store.runs.create(intent, budget_usd=BUDGET, limits=limits)
+            assert priced, "a run whose price nobody knows was let in"
+            return run
+        return None
+
+    @rule(who=WHO, usd=USD, most=st.none() | USD, sent=st.sampled_from(("made", "lost", "refused", "killed")))
+    def submit(self, who: int, usd: Decimal, most: Decimal | None, sent: str) -> None:
+        self.number += 1
+        if (run := self._create(self.stores[who], usd, most)) is not None:
+            self._send(self.stores[1 - who], run, max(usd, most or usd), sent)
+
+    @rule(who=WHO, usd=USD, killed=st.booleans())
+    def try_settings(self, who: int, usd: Decimal, killed: bool) -> None:
+        """A trial; `killed` before it is written down which run is its."""
+        self.number += 1
+        store = self.stores[who]
+        trial = Trial(number=self.number, settings={}, high_usd=usd)
+        limit = store.searches.limit(self.search, trial)
+        assert limit is not None
+        key = f"{self.search.id}-{trial.number}"
+        run = self._create(store, usd, None, limits=[limit], idempotency_key=key)
+        if run is None:
+            return
+        store.searches.propose(self.search.id, trial)
+        self._send(store, run, usd, "made")
+        if not killed:
+            store.searches.change(
+                self.search.id, trial.number, lambda t: Trial.from_dict(t.to_dict() | {"run_id": run.id})
+            )
+
+    def _send(self, store: Store, run: Run, usd: Decimal, sent: str) -> None:
+        now = self.clock.now()
+        store.runs.apply(run.id, lambda r: transitions.uploaded(r, now))
+        with store.leases.hold(run.id, 60.0) as lease:
+            store.runs.begin(run.id, lease)
+        if sent == "refused":
+            error = JobError(message="no")
+            store.runs.apply(run.id, lambda r: transitions.refused(r, error, now))
+            return
+        self.host.runs[run.id] = usd  # of a lost answer and of a killed process too
+        if sent == "lost":
+            store.runs.apply(run.id, lambda r: transitions.outcome_unknown(r, now))
+
+    @rule(who=WHO, which=st.integers(0, 9), usd=USD)
+    def give_more(self, who: int, which: int, usd: Decimal) -> None:
+        """As `resume --max-cost`."""
+        store, open_ = self.stores[who], self._open()
+        if not open_:
+            return
+        run = open_[which % len(open_)]
+        found = store.searches.of_run(run)
+        limit = None if found is None else store.searches.limit(*found)
+        with contextlib.suppress(OverBudget):
+            store.runs.commit(
+                run.id,
+                usd,
+                lambda r: Run.from_dict(r.to_dict() | {"allowed_usd": str(usd)}),
+                BUDGET,
+                limits=() if limit is None else [limit],
+            )
+            self.host.runs[run.id] = max(self.host.runs.get(run.id, Decimal(0)), usd)
+
+    @rule(who=WHO, which=st.integers(0, 9), share=st.sampled_from((0, 1, 2)), final=st.booleans())
+    def bill(self, who: int, which: int, share: int, final: bool) -> None:
+        """A run ends and is billed at most what it may cost, or ends and its bill does not come yet."""
+        if not (open_ := self._open()):
+            return
+        store, run = self.stores[who], open_[which % len(open_)]
+        usd = self.host.runs.get(run.id, Decimal(0)) * share / 2
+        self.host.runs[run.id] = usd
+        ended = {"status": JobStatus.SUCCEEDED.value, "phase": SubmitPhase.SUBMITTED.value}
+        store.runs.apply(run.id, lambda r: Run.from_dict(r.to_dict() | ended))
+        if final:
+            store.runs.set_bills({run.id: Bill(usd=usd, origin="host", final=True)})
+
+    def _open(self) -> list[Run]:
+        return [run for run in self.stores[0].runs.matching(active=True) if run.id in self.host.runs]
+
+    # -- deployments ---------------------------------------------------------------------------------------
+
+    @rule(
+        who=WHO,
+        hours=st.sampled_from((None, 1, 4, 30)),
+        sent=st.sampled_from(("up", "lost", "never", "killed")),
+    )
+    def deploy(self, who: int, hours: int | None, sent: str) -> None:
+        self.number += 1
+        store, now = self.stores[who], self.clock.now()
+        made = Deployment(
+            id=store.deployments.new_id(),
+            run_id=f"run-{self.number}",
+            provider="paper",
+            host="here",
+            account=None,
+            job_id=f"job-{self.number}",
+            model="m",
+            state=DeploymentState.INTENT,
+            usd_per_hour=HOURLY,
+            max_hours=None if hours is None else Decimal(hours),
+            created_at=now,
+            updated_at=now,
+        )
+        with contextlib.suppress(OverBudget):
+            store.deployments.add(made, budget_usd=BUDGET)
+            store.deployments.apply(made.id, deployments.creating, new_attempt=True)
+            if sent == "never":
+                store.deployments.apply(made.id, lambda d, at: deployments.never_made(d, "no", at))
+                return
+            self.host.up_since[made.id] = self.clock.seconds
+            if sent == "lost":
+                store.deployments.apply(made.id, lambda d, at: deployments.outcome_unknown(d, "lost", at))
+
+    @rule(who=WHO, which=st.integers(0, 9), hours=st.sampled_from((1, 2, 9, 500)))
+    def change(self, who: int, which: int, hours: int) -> None:
+        """`deploy` again with other limits."""
+        if not self.host.up_since:
+            return
+        id = sorted(self.host.up_since)[which % len(self.host.up_since)]
+        more = {"max_hours": str(hours)}
+        with contextlib.suppress(OverBudget):
+            self.stores[who].deployments.apply(
+                id, lambda d, at: Deployment.from_dict(d.to_dict() | more), budget_usd=BUDGET
+            )
+
+    @rule(who=WHO, which=st.integers(0, 9))
+    def undeploy(self, who: int, which: int) -> None:
+        if self.host.up_since:
+            self._end(self.stores[who], sorted(self.host.up_since)[which % len(self.host.up_since)])
+
+    def _end(self, store: Store, id: str) -> None:
+        store.deployments.apply(id, lambda d, at: deployments.ending(d, "asked to", at))
+        since = self.host.up_since.pop(id)
+        self.host.hours += Decimal(str(self.clock.seconds - since)) / 3600
+        # A list shows that it is gone: what was counted stays counted.
+        store.deployments.apply(
+            id, lambda d, at: deployments._moved(d, at, DeploymentState.ENDED, bills=False, ended_at=at)
+        )
+
+    @rule(seconds=st.sampled_from((1.0, 600.0, 1800.0)))
+    def time_passes(self, seconds: float) -> None:
+        """While somebody watches, who ends what has come to its limit."""
+        self.clock.seconds += seconds
+        self._watch()
+
+    def _watch(self) -> None:
+        from orchestrate.costing.spent.budget import limit_reached
+
+        for id in list(self.host.up_since):
+            one = self.stores[0].deployments.get(id)
+            if limit_reached(one, self.stores[0].deployments.time_of(one)):
+                self._end(self.stores[0], id)
+
+    @rule(days=st.sampled_from((-40, 0, 3)))
+    def set_the_clock(self, days: int) -> None:
+        self.clock.off = timedelta(days=days)
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    @rule(
+        who=WHO,
+        purpose=st.sampled_from(("evaluation", "judging", "recording", "generation")),
+        rows=st.integers(1, 3),
+        events=st.lists(
+            st.sampled_from(
+                ("answer", "answer", "lost", "down", "refused", "killed", "killed before", "killed unsent")
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        limit=st.none() | st.just(Decimal(6)),
+    )
+    def ask(self, who: int, purpose: str, rows: int, events: Sequence[str], limit: Decimal | None) -> None:
+        self._ask(self.stores[who], purpose, rows, list(events), limit)
+
+    def _ask(
+        self, store: Store, purpose: str, rows: int, events: Sequence[str], limit: Decimal | None
+    ) -> None:
+        sent = 0
+        unsent = "killed unsent" in events
+        account = Mortal(AnswerAccount(store.database, purpose, BUDGET), dies_after_hold=unsent)
+
+        def answer(questions: Sequence[Question]) -> list[Answer]:
+            nonlocal sent
+            event = events[sent % len(events)] if events else "answer"
+            sent += 1
+            if event == "refused":
+                raise InvalidRequest("paper", "no", status=400)
+            if event == "killed before":
+                account.die()
+            if event == "down":
+                self.host.answers += 2
+                raise HostUnavailable("paper", "504", status=504)
+            self.host.answers += 2 if event != "answer" else 1
+            if event == "lost":
+                raise HostUnavailable("paper", "reset")
+            if event == "killed":
+                account.die()
+            return [Answer(text="yes", prompt_tokens=1, completion_tokens=0)]
+
+        respondent = Respondent(
+            name="paper/m",
+            identity={"purpose": purpose},
+            ask=answer,
+            price=lambda into, out: Decimal(1 if into == 1 else 2),
+            backend="paper",
+        )
+        asking = Asking(
+            self.folder / "answers", Purse(limit, scope=purpose, account=account), skip_failed=True
+        )
+        questions = [
+            Question(messages=(Message(role="user", content=f"row {self.number} {i} and so on"),))
+            for i in range(rows)
+        ]
+        with contextlib.suppress(OrchestrateError, Killed):
+            asking.ask(respondent, questions)
+
+    # -- what always holds ---------------------------------------------------------------------------------
+
+    @property
+    def billed(self) -> Decimal:
+        """All that is billed by now, or may still be for what is under way."""
+        up = sum((self.clock.seconds - since for since in self.host.up_since.values()), 0.0)
+        hours = self.host.hours + Decimal(str(up)) / 3600
+        return self.host.answers + sum(self.host.runs.values(), Decimal(0)) + hours * HOURLY
+
+    @invariant()
+    def all_that_is_billed_is_counted(self) -> None:
+        told = self.stores[0].ledger.spending()
+        assert told == self.stores[1].ledger.spending()
+        assert told.total_usd >= self.billed - Decimal("0.01"), (told, self.billed, self.host)
+
+    @invariant()
+    def what_was_agreed_holds(self) -> None:
+        """A half hour between two looks may pass a deployment's limit, and one without a limit never ends."""
+        late = Decimal("0.5") * HOURLY * self.number
+        endless = any(d.max_hours is None for d in self.stores[0].deployments.matching())
+        if not endless:
+            assert self.stores[0].ledger.spending().total_usd <= BUDGET + late
+        store = self.stores[0]
+        assert store.searches.spent_usd(self.search.id) <= SWEEP
+
+    @rule()
+    def everything_ends(self) -> None:
+        """Then nothing is held any more but what nobody has billed yet."""
+        store = self.stores[0]
+        for id in list(self.host.up_since):
+            self._end(store, id)
+        for run in store.runs.matching():
+            if run.phase is not SubmitPhase.REFUSED and run.bill is None:
+                usd = self.host.runs.get(run.id, Decimal(0))
+                ended = {"status": JobStatus.SUCCEEDED.value, "phase": SubmitPhase.SUBMITTED.value}
+                store.runs.apply(run.id, lambda r, ended=ended: Run.from_dict(r.to_dict() | ended))
+                store.runs.set_bills({run.id: Bill(usd=usd, origin="host", final=True)})
+                self.host.runs[run.id] = usd
+        for purpose in ("evaluation", "judging", "recording", "generation"):
+            self._ask(store, purpose, 0, (), None)  # whoever opens the log settles what was left of it
+        told = store.ledger.spending()
+        assert told.committed_usd == 0, told
+
+
+class Mortal:
+    """The ledger of a process that may end: then it neither settles nor releases anything."""
+
+    def __init__(self, account: AnswerAccount, *, dies_after_hold: bool) -> None:
+        self.account, self.dies_after_hold, self.dead = account, dies_after_hold, False
+
+    def die(self) -> None:
+        self.dead = True
+        raise Killed
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            if self.dead:
+                raise Killed
+            done = getattr(self.account, name)(*given)
+            if name == "hold" and self.dies_after_hold:
+                self.die()
+            return done
+
+        return call
+
+
+BRIEF = settings(
+    max_examples=8, stateful_step_count=12, deadline=None, derandomize=True, phases=[Phase.generate]
+)
+LONG = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_nothing_is_spent_that_was_not_agreed_to() -> None:
+    run_state_machine_as_test(Money, settings=BRIEF)
+
+
+@pytest.mark.slow
+def test_nothing_is_spent_that_was_not_agreed_to_for_long() -> None:
+    run_state_machine_as_test(Money, settings=LONG)
+
+
+@pytest.mark.slow
+def test_nothing_is_spent_that_was_not_agreed_to_on_postgres(postgres: Any) -> None:
+    class OnPostgres(Money):
+        @staticmethod
+        def database() -> str:
+            return postgres.store()
+
+    run_state_machine_as_test(OnPostgres, settings=settings(BRIEF, max_examples=12, stateful_step_count=25))
