@@ -313,7 +313,7 @@ class Money(RuleBasedStateMachine):
     ) -> None:
         sent = 0
         unsent = "killed unsent" in events
-        account = Mortal(AnswerAccount(store.database, purpose, BUDGET), dies_after_hold=unsent)
+        account: Any = Mortal(AnswerAccount(store.database, purpose, BUDGET), dies_after_hold=unsent)
 
         def answer(questions: Sequence[Question]) -> list[Answer]:
             nonlocal sent

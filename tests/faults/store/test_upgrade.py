@@ -213,8 +213,8 @@ def test_a_store_that_no_step_leads_from_is_refused_as_it_was(older: str, versio
 def test_steps_without_the_first_one_take_none(older: str, next_version: Callable[[], None]) -> None:
     """A later step never runs on a store that an earlier one was for."""
     with Store.open(older) as store, store.database.writing() as connection:
-        connection.execute(schema.meta.update().values(value=str(NOW - 1)))
+        connection.execute(schema.meta.update().values(value=str(min(schema.STEPS) - 1)))
     next_version()
     with pytest.raises(StoreError, match="older version"):
         Store.open(older)
-    assert inside(older) == (str(NOW - 1), 3, False)
+    assert inside(older) == (str(min(schema.STEPS) - 1), 3, False)
