@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from orchestrate.commands import COMMANDS, load
+from orchestrate.commands import COMMANDS, MEANT, load
 from orchestrate.commands.terminal.pages import reworded, reworded_one, worded
 from orchestrate.core.underway import Told, heard_by
 from orchestrate.text import escaped, inert, lookalike
@@ -62,6 +62,15 @@ class LazyGroup(TyperGroup):
             for panel, name, target, help in COMMANDS
         }
         reworded(self)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and (meant := MEANT.get(args[0])):
+            from orchestrate.errors import UsageError
+
+            raise UsageError(
+                f"No such command {args[0]!r}. Did you mean '{meant}'?", fix=f"orchestrate {meant}"
+            )
+        return super().resolve_command(ctx, args)
 
     def get_params(self, ctx: Any) -> Any:
         """With those of the shells' completion, which typer adds later."""

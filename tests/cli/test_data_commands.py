@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -322,3 +323,14 @@ def test_a_column_is_read_left_out_or_told(tmp_path: Path) -> None:
     file.write_text('{"question": "Why?", "answer": "Because.", "mood": "It was a glad one."}\n')
     assert "unread-column" in run(*check, cwd=tmp_path).out
     run(*check, "--strict", cwd=tmp_path, code=1)
+
+
+def test_a_printed_option_is_quoted_where_a_column_has_spaces(cli: Any, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": said, "agent notes": "x", "ticket id": 1, "n": n} for n in range(12)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = cli("data", "check", "t.jsonl", "--json").json["report"]["problems"]
+    [fix] = [one["fix"] for one in problems if one["code"] == "unread-column" and "agent notes" in one["fix"]]
+    words = shlex.split(fix.partition(", if")[0])
+    again = cli("data", "check", "t.jsonl", *words, "--json")
+    assert not [one for one in again.json["report"]["problems"] if one["code"] == "unread-column"], words

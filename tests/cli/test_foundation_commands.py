@@ -13,6 +13,9 @@ import yaml
 from tests.cli.conftest import Cli
 
 from orchestrate.cli import COMMANDS
+from orchestrate.errors import UsageError
+from orchestrate.providers import registry
+from orchestrate.settings import config
 
 
 def test_help_names_every_command(cli: Cli) -> None:
@@ -122,6 +125,62 @@ def test_doctor_and_providers_speak_json(cli: Cli) -> None:
         assert not set(backend["missing"]) & set(backend["features"])
     assert "o4-mini, ended on 2026-10-23" in backends["openai"]["ended"]["rft"]
     assert "openai has no rft any more" in cli("providers").err
+
+
+def test_providers_has_all_that_a_command_takes_and_what_each_needs_here(cli: Cli) -> None:
+    found = {one["name"]: one for one in cli("providers", "--json").json}
+    with pytest.raises(UsageError, match="known: ") as known:
+        registry.chosen(config.load(env={}), ",")
+    assert set(found) == set(known.value.message.partition("known: ")[2].split(", "))
+    assert {"azure", "nebius", "hf-jobs", "ray", "kuberay", "sky"} <= set(found)
+    assert all(one["usable"] is (one["needs"] is None) for one in found.values())
+    assert "orchestrate keys set nebius" in found["nebius"]["needs"]
+    assert "base_url" in found["azure"]["needs"] and "image" in found["kuberay"]["needs"]
+    with_key = cli("providers", "--json", NEBIUS_API_KEY="not-a-key").json
+    assert next(one for one in with_key if one["name"] == "nebius")["usable"] is True
+    shown = cli("providers").out
+    assert all(name in shown for name in found)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("train", "submit"),
+        ("status", "runs"),
+        ("ls", "runs"),
+        ("logs", "events"),
+        ("estimate", "quote"),
+        ("help", "--help"),
+        ("version", "--version"),
+    ],
+)
+def test_the_word_of_another_tool_leads_to_the_command(cli: Cli, word: str, meant: str) -> None:
+    told = cli(word, "--json")
+    error = json.loads(told.err)
+    assert told.code == 2 and error["fix"] == f"orchestrate {meant}" and f"'{meant}'" in error["message"]
+    assert cli(*meant.split(), *(() if meant.startswith("-") else ("--help",))).code == 0
+
+
+@pytest.mark.parametrize("line", ["queue list", "keys ls", "prices ls", "models ls", "gateway keys list"])
+def test_the_usual_words_for_a_list_are_taken(cli: Cli, line: str) -> None:
+    assert cli(*line.split(), "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "own"),
+    [
+        ("queue remove", "queue rm"),
+        ("keys rm", "keys remove"),
+        ("keys revoke", "keys remove"),
+        ("gateway keys remove", "gateway keys revoke"),
+    ],
+)
+def test_the_usual_words_for_removing_are_taken(cli: Cli, line: str, own: str) -> None:
+    told, as_own = (cli(*words.split(), "nothing-there") for words in (line, own))
+    assert (told.code, told.out, told.err) == (as_own.code, as_own.out, as_own.err)
+    assert "nothing-there" in told.err
+    group = own.rpartition(" ")[0].split()
+    assert f" {line.rpartition(' ')[2]} " not in cli(*group, "--help").out, "one word is shown"
 
 
 @pytest.mark.parametrize(

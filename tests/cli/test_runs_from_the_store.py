@@ -17,7 +17,7 @@ from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings import config
 from orchestrate.store.store import Store
-from orchestrate.types import Proof, ProofStage
+from orchestrate.types import JobError, JobStatus, Proof, ProofStage, Run, SubmitPhase
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,26 @@ def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any,
         assert [run["model"] for run in found.json] == models, words
     wrong = cli("runs", "--status", "sleeping")
     assert wrong.code == 2 and "not sent, outcome unknown, submitted" in wrong.err
+
+
+def test_a_failed_run_shows_why(cli: Cli, tmp_path: Path) -> None:
+    at = datetime(2026, 10, 9, tzinfo=UTC)
+    settings = config.load(env={}, home=tmp_path / "home")
+    settings.make_home()
+    with Store.open(settings.store_url) as store:
+        for name, status, error in (
+            ("bad", JobStatus.FAILED, JobError(code="x", message="out of memory at step 3")),
+            ("good", JobStatus.SUCCEEDED, None),
+        ):
+            run = Run(
+                id=f"run-{name}", ref=f"orc-{name}", provider="local", model="m", host="local", spec={},
+                spec_hash="0" * 64, dataset_digest="0" * 64, phase=SubmitPhase.SUBMITTED, error=error,
+                status=status,
+                job_id=name, created_at=at, updated_at=at, finished_at=at,
+            )  # fmt: skip
+            store.runs.restore(run)
+    shown = cli("runs")
+    assert "run-bad failed: out of memory at step 3" in shown.err and "run-good failed" not in shown.err
 
 
 def test_a_report_is_opened_in_the_browser(cli: Cli, project: None, tmp_path: Path) -> None:

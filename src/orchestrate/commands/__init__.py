@@ -146,6 +146,31 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
+MEANT = {
+    "train": "submit",
+    "tune": "submit",
+    "start": "submit",
+    "estimate": "quote",
+    "price": "quote",
+    "cost": "quote",
+    "validate": "check",
+    "status": "runs",
+    "ls": "runs",
+    "list": "runs",
+    "jobs": "runs",
+    "logs": "events",
+    "describe": "show",
+    "stop": "cancel",
+    "kill": "cancel",
+    "evaluate": "eval",
+    "test": "eval",
+    "login": "keys set NAME",
+    "backends": "providers",
+    "help": "--help",
+    "version": "--version",
+}
+"""What people of other tools look for, and the command that does it."""
+
 EXAMPLES = {
     "check": "orchestrate check finetune.yaml --provider openai,together",
     "plan": "orchestrate plan --provider all",

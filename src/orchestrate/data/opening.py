@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import msgspec
@@ -265,7 +266,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         if (shape := known.recognise(row)) is not None:
             votes[shape.name] += 1
     if given and (absent := [f"{w}={c}" for w, c in columns if (c or w) not in given]):
-        how = f"--ignore {absent[0][:-1]}" if absent[0].endswith("=") else f"--map {absent[0]}"
+        how = f"--ignore {quote(absent[0][:-1])}" if absent[0].endswith("=") else f"--map {quote(absent[0])}"
         raise UsageError(
             f"{how}: the first rows of {path} have no such column",
             fix=f"its columns: {_listed(given)}",

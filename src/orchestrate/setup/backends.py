@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate.errors import SetupError
+from orchestrate.errors import MissingExtra, SetupError, UsageError
 from orchestrate.profile import OPTIONS, described, place_plug_ins, places, plug_ins, profile
 from orchestrate.profile import template as template
 from orchestrate.providers import registry
@@ -14,7 +16,44 @@ from orchestrate.settings.hosts import known_profile
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
     from orchestrate.settings.config import Settings
+    from orchestrate.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A backend as it can be used here."""
+
+    name: str
+    title: str
+    provider: Provider | None
+    """`None` where it cannot be made as things are."""
+    needs: str | None
+    """What is missing, and how it is had; `None`: nothing that shows before the first call."""
+
+
+def all_names(settings: Settings) -> list[str]:
+    """All that `-p` takes."""
+    return registry.known(settings)
+
+
+def look(ft: Workspace, name: str) -> Looked:
+    """Asks no host."""
+    made: Provider | None = None
+    kind = ft.settings.hosts.types.get(name, name)
+    title = name if (found := known_profile(kind)) is None else found.title
+    try:
+        made = ft.provider(name)
+        ft.ready(name)
+        if made.profile.place:
+            cast("Any", made).place.require()
+        elif made.profile.near and find_spec("torch") is None:
+            raise MissingExtra("local", "training on this machine", "torch")
+    except (SetupError, UsageError) as error:
+        fix = f": {error.fix}" if error.fix else ""
+        return Looked(name, title, made, f"{error.message}{fix}")
+    return Looked(name, made.title, made, None)
 
 
 class Plugin(Record, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
@@ -239,7 +240,7 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
             by = ", ".join(report.internal_by)
             note(
                 f"{count(report.internal, 'message')} left out that only colleagues saw, by {by} "
-                f"(--ignore {','.join(report.internal_by)} teaches them too)"
+                f"(--ignore {quote(','.join(report.internal_by))} teaches them too)"
             )
         yield str(rows)
 

@@ -22,6 +22,8 @@ from orchestrate.types import JobStatus, Run
 
 _ROOM_FOR_TAGS = 110
 """Characters of a line."""
+_REASONS = 5
+"""Failed runs below the table whose reason is shown."""
 
 
 _ALL = 1_000_000
@@ -111,6 +113,11 @@ def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox
         out.print(SANDBOX)
     cells = _cells(found, chips=not sandbox)
     out.print(filled(cells, right=("step", "took", "cost"), fold=("model", "tags")))
+    failed = [run for run in found if run.status is JobStatus.FAILED and run.error is not None]
+    for run in failed[:_REASONS]:
+        note(f"{run.id} failed: {run.error.message if run.error else ''}")
+    if len(failed) > _REASONS:
+        note(f"and {len(failed) - _REASONS:,} more failed: orchestrate show RUN  says why")
     if deployed:
         note(f"{hourly([one.record for one in deployed])}: orchestrate deployments")
 

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -356,7 +357,8 @@ def _lost(found: Found) -> str:
     way = "" if lost is None else f"orchestrate recover {lost} -p {item.provider}   takes it over; "
     return (
         f"{item.provider} {item.id} may bill {price}, and {found.unaccounted}: {way}"
-        f"orchestrate spending --end-orphans   ends it; --ignore {item.name or item.id}   leaves it out"
+        f"orchestrate spending --end-orphans   ends it; "
+        f"--ignore {quote(item.name or item.id)}   leaves it out"
     )
 
 

@@ -23,6 +23,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
+from orchestrate.commands.terminal.options import Group
 from orchestrate.core.amounts import amount
 from orchestrate.types import GatewayKey
 
@@ -36,7 +37,9 @@ app = typer.Typer(
     no_args_is_help=False,
     help="Serve OpenAI's fine-tuning API over any backend. Clients only change their base URL.",
 )
-keys = typer.Typer(add_completion=False, no_args_is_help=True, help="Who may use the gateway, and for what.")
+keys = typer.Typer(
+    cls=Group, add_completion=False, no_args_is_help=True, help="Who may use the gateway, and for what."
+)
 app.add_typer(keys, name="keys")
 
 

@@ -35,7 +35,9 @@ from orchestrate.text import among, meant
 from orchestrate.types import Feature
 
 if TYPE_CHECKING:
-    from orchestrate.setup.backends import Plugin
+    from datetime import date
+
+    from orchestrate.setup.backends import Looked, Plugin
     from orchestrate.setup.doctor import Check
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
@@ -286,6 +288,10 @@ class Backend(TypedDict):
     features: list[str]
     missing: dict[str, str]
     ended: dict[str, str]
+    usable: bool
+    """Whether nothing is missing here to submit to it."""
+    needs: str | None
+    """What is missing, and how it is had."""
 
 
 @providers.command("list")
@@ -296,7 +302,7 @@ def list_providers(
         bool, typer.Option("--template", help="Print a commented description of a host, to be filled in.")
     ] = False,
 ) -> Output[list[Backend]] | None:
-    """Backends, what each of them can do, and why something is missing."""
+    """All that -p takes: what each backend can do, why something is missing, and what it needs here."""
     from orchestrate.setup import backends as known
 
     if template:
@@ -304,35 +310,45 @@ def list_providers(
         return None
     today = days.today()
     with orchestrator(context) as ft:
-        backends = [ft.provider(name) for name in ft.backends()]
-        also = known.described_only(ft.settings)
-    found = [
-        Backend(
-            name=b.config.name,
-            title=b.title,
-            host=b.host,
-            sandbox=b.sandbox,
-            features=sorted(b.features),
-            missing={f.value: reason for f, reason in b.missing.items()},
-            ended={f.value: reason for f, reason in b.ended(today).items()},
-        )
-        for b in backends
-    ]
-    return Output(found, partial(_show_backends, also=also))
+        asked = ft.backends()
+        found = [_backend(known.look(ft, name), today) for name in known.all_names(ft.settings)]
+    return Output(found, partial(_show_backends, wide=asked))
 
 
-def _show_backends(found: list[Backend], also: Sequence[str]) -> None:
-    shown = table("feature", *(one["name"] for one in found))
+def _backend(one: Looked, today: date) -> Backend:
+    made = one.provider
+    return Backend(
+        name=one.name,
+        title=one.title,
+        host="" if made is None else made.host,
+        sandbox=made is not None and made.sandbox,
+        features=[] if made is None else sorted(made.features),
+        missing={} if made is None else {f.value: reason for f, reason in made.missing.items()},
+        ended={} if made is None else {f.value: reason for f, reason in made.ended(today).items()},
+        usable=one.needs is None,
+        needs=one.needs,
+    )
+
+
+def _show_backends(found: list[Backend], wide: Sequence[str]) -> None:
+    """The features of those that `-p all` asks; of all, what they need."""
+    first = [one for one in found if one["name"] in wide]
+    shown = table("feature", *(one["name"] for one in first))
     for feature in Feature:
-        shown.add_row(feature.value.replace("_", " "), *(_has(one, feature.value) for one in found))
+        shown.add_row(feature.value.replace("_", " "), *(_has(one, feature.value) for one in first))
     out.print(shown)
+    out.print()
+    rows = table("-p", "backend", "to use it here", fold=("to use it here",))
     for one in found:
+        rows.add_row(
+            one["name"], one["title"], Text("ready", "green") if one["usable"] else one["needs"] or ""
+        )
+    out.print(rows)
+    for one in first:
         for feature, reason in one["missing"].items():
             note(f"{one['name']} has no {feature.replace('_', ' ')}: {reason}")
         for feature, reason in one["ended"].items():
             note(f"{one['name']} has no {feature} any more: {reason}")
-    if also:
-        note(f"described, and yours with a key: {', '.join(also)}   (orchestrate keys set NAME)")
 
 
 def _has(backend: Backend, feature: str) -> Text:

@@ -28,16 +28,29 @@ ProviderOpt = Annotated[
 ]
 
 
+_SAME = (("ls", "list"), ("rm", "remove", "revoke"))
+"""Words for one thing: whichever a group has, it takes the others, and shows its own."""
+
+
+class Group(TyperGroup):
+    """A group that takes the usual words for its commands."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        same = next((words for words in _SAME if cmd_name in words), ())
+        names = (cmd_name, *(word for word in same if cmd_name not in self.commands))
+        return next((self.commands[name] for name in names if name in self.commands), None)
+
+
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
     """A group that is this command of it when it is called with nothing but options; with `words` also when
     its first word is no command: `orchestrate models qwen` searches."""
 
-    class ByDefault(TyperGroup):
+    class ByDefault(Group):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             first = next((a for a in args if not a.startswith("-")), None) if words else None
             asks = bool({"-h", "--help"} & {*args[:1]})
             plain = not args or args[0].startswith("-") or words
-            if plain and first not in self.commands and not asks:
+            if plain and (first is None or self.get_command(ctx, first) is None) and not asks:
                 args = [command, *args]
             return super().parse_args(ctx, args)
 

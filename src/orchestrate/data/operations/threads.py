@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import msgspec
@@ -165,7 +166,7 @@ class InternalNotes:
             raise DataError(
                 f"{self._path}: row {n}: {str(value)[:40]!r} in {column} does not say whether customers saw "
                 "the message",
-                fix=f"write true or false, or teach all messages: --ignore {column}",
+                fix=f"write true or false, or teach all messages: --ignore {quote(column)}",
             )
         self.columns.add(column)
         return said is (name in _PRIVATE)

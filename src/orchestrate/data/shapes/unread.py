@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import Any, cast
 
 from msgspec.structs import replace
@@ -129,15 +130,15 @@ def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
             "which no model would see"
         )
         fix = (
-            f"decide: --map FIELD={name} reads it (system, context, input ...), --ignore {name} says that it "
-            "is not to be taught"
+            f"decide: --map {quote(f'FIELD={name}') if ' ' in name else f'FIELD={name}'} reads it (system, "
+            f"context, input ...), --ignore {quote(name)} says that it is not to be taught"
         )
         yield replace(problem("unread-column", message, field=name), fix=fix)
     if rest := sorted(columns.keys() - own.keys()):
         shown = f"{', '.join(rest[:12])}{' ...' if len(rest) > 12 else ''}"
         message = f"not read: {shown} (no text of their own in most rows)"
         found = problem("unread-column", message, field=",".join(rest[:12]))
-        yield replace(found, fix=f"--ignore {','.join(rest[:12])}, if they are notes on the rows")
+        yield replace(found, fix=f"--ignore {quote(','.join(rest[:12]))}, if they are notes on the rows")
 
 
 def strict(found: Problem) -> Problem:
