@@ -166,7 +166,11 @@ def open_counted(
 
 
 def require_rows(data: Facts) -> None:
-    """Raises `DataError` when every row has errors: an empty file would be made of it."""
+    """Raises `DataError` when every row has errors, as an empty file would be made of it, and when rows are
+    kept for test or validation, which the rows that are written would not say."""
+    for found in data.problems:
+        if found.code == "held-out":
+            raise DataError(f"{data.path}: {found.message}", problems=data.problems, fix=found.fix)
     if not data.rows:
         raise DataError(
             f"{data.path} has no good row", problems=data.problems, fix=f"orchestrate data check {data.path}"
@@ -305,6 +309,7 @@ def _listed(names: Counter[str]) -> str:
 def _whole_file(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
     yield from _python_cells(lines, total)
     yield from _hidden(lines, columns, total)
+    yield from _held_out(lines, total)
     for found in unread.told(total.unread, total.written):
         total.counts[found.code] += 1
         yield msgspec.structs.replace(found, source=lines.path)
@@ -322,6 +327,16 @@ def _hidden(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -
             total.counts["hidden-column"] += 1
             text = f"the file's own column {wanted} is not read: {column} was mapped to that name"
             yield msgspec.structs.replace(problem("hidden-column", text), source=lines.path)
+
+
+def _held_out(lines: Source, total: Total) -> Iterator[Problem]:
+    """Rows for test or validation among others; a file that holds nothing else may be just that."""
+    column, counts = unread.held_out_rows(total.unread) or ("", Counter[str]())
+    if 0 < counts.total() < total.written:
+        total.counts["held-out"] += 1
+        shown = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
+        text = f"the column {column} keeps {shown} of {total.written:,} rows, which are read as any other"
+        yield msgspec.structs.replace(problem("held-out", text, field=column), source=lines.path)
 
 
 def _python_cells(lines: Source, total: Total) -> Iterator[Problem]:

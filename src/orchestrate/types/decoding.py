@@ -8,6 +8,7 @@ use of each type is one thread's at a time. Types without a record in them may g
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -37,10 +38,10 @@ def decode(data: bytes | str, *, type: Any) -> Any:
     return msgspec.json.decode(data, type=type)
 
 
-def decoder(type: type[T]) -> msgspec.json.Decoder[T]:
-    """For many rows of one type."""
+def decoder(type: type[T], *, float_hook: Callable[[str], Any] | None = None) -> msgspec.json.Decoder[T]:
+    """For many rows of one type. `float_hook` reads numbers where any value may be."""
     _learn(type)
-    return msgspec.json.Decoder(type)
+    return msgspec.json.Decoder(type, float_hook=float_hook)
 
 
 def _learn(type: Any) -> None:

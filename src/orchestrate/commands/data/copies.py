@@ -46,6 +46,14 @@ class Messages:
             "--assistant", metavar="VALUE", help="Whose messages are answers; * stands for anything."
         ),
     ] = None
+    user: Annotated[
+        list[str] | None,
+        typer.Option("--user", metavar="VALUE", help="Whose messages are the customer's; * is anything."),
+    ] = None
+    left_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", metavar="VALUE", help="Whose messages are left out; * is anything."),
+    ] = None
     text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="What is said.")] = None
     time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When it is said.")] = None
 
@@ -75,6 +83,12 @@ def convert(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what the format can hold, and say what is lost.")
     ] = False,
+    requests: Annotated[
+        str | None,
+        typer.Option(
+            "--requests", metavar="FILE", help="FILE holds a batch's results, and this one its requests."
+        ),
+    ] = None,
     messages: Messages,
     reading: Reading,
 ) -> Output[ConvertReport]:
@@ -88,7 +102,8 @@ def convert(
     if prints_json() and data.is_stdout(target):
         raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
     with (
-        _conversations(file, messages, reading.ignored or ()) as joined,
+        _whole_calls(file, requests) as calls,
+        _conversations(calls, messages, reading.ignored or ()) as joined,
         engine(reading.engine, reading.workers),
         work("converting", BYTES) as progress,
     ):
@@ -203,6 +218,25 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
 
 
 @contextmanager
+def _whole_calls(file: str, requests: str | None) -> Generator[str]:
+    """The file, or a batch's results with their requests."""
+    from orchestrate.runs.data import files as data
+
+    if requests is None:
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        rows = Path(folder) / "batch.jsonl"
+        report = data.join_batch(file, requests, rows)
+        note(f"{count(report.joined, 'result')} joined with their requests")
+        if report.unasked:
+            note(f"{count(report.unasked, 'result')} without a request in {requests}")
+        if report.unanswered:
+            note(f"{count(report.unanswered, 'request')} without a result")
+        yield str(rows)
+
+
+@contextmanager
 def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Generator[str]:
     """The file, or the conversations that its messages make. Tells what is left out of them."""
     from orchestrate.runs.data import files as data
@@ -215,6 +249,8 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
         text=given.text,
         time=given.time,
         ignored=ignored,
+        user=given.user or (),
+        left_out=given.left_out or (),
     )
     if columns is None:
         yield file
@@ -224,6 +260,8 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
         report = data.join(file, columns, rows)
         made = (report.messages, "message"), (report.threads, "thread"), (report.written, "conversation")
         note(", ".join(count(number, one) for number, one in made))
+        for part, senders in report.speakers.items():
+            note(f"{part}: {', '.join(senders)}{' ...' if len(senders) == _SPEAKERS_SHOWN else ''}")
         for what, text in _THREADS.items():
             if number := getattr(report, what):
                 shown = ", ".join(report.shown.get(what, ()))
@@ -252,9 +290,11 @@ _THREADS = {
     "several_agents": "with answers of more than one agent: their styles are learnt as one",
     "empty": "left out: nothing but quotes or a signature",
     "unthreaded": "left out: no thread is named",
+    "other_speakers": "left out: by --leave-out",
     "aside": "left out: not on the best path of its tree",
 }
-_OF_MESSAGES = ("empty", "unthreaded", "aside")
+_OF_MESSAGES = ("empty", "unthreaded", "aside", "other_speakers")
+_SPEAKERS_SHOWN = 5
 
 
 @contextmanager

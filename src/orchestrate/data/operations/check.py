@@ -211,6 +211,8 @@ def _within(one: Opened, split: str) -> list[Problem]:
     found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), one, one)
     if (conflict := _CONFLICTS.get(one.facts.kind)) is not None:
         found += _listed("conflict", conflict, compare.conflicts(one.total, one.facts.kind), one, one)
+    if split == "train":
+        found += _held_out(trained)
     if one.facts.kind == "unpaired":
         found += _balance(trained, split)
     if one.total.formats:
@@ -225,6 +227,15 @@ def _within(one: Opened, split: str) -> list[Problem]:
     if split == "train" and 0 < trained.facts.rows < FEW_ROWS:
         found.append(_whole("few-rows", f"{count(trained.facts.rows, 'row')} to learn from", path))
     return found
+
+
+def _held_out(one: Opened) -> list[Problem]:
+    """A file to train on whose rows are all kept for something else."""
+    column, counts = unread.held_out_rows(one.total.unread) or ("", None)
+    if counts is None or counts.total() < one.total.written:
+        return []
+    kept = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
+    return [_whole("held-out", f"the column {column} keeps all rows: {kept}", one.facts.path)]
 
 
 def _balance(one: Opened, split: str) -> list[Problem]:

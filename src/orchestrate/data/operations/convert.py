@@ -99,8 +99,8 @@ def _dropped(opened: Opened, target: Target) -> list[Problem]:
             f"{broken:,} of {rows:,} rows have errors ({why}) and are left out",
             f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
         )
-    found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == "hidden-column"]
-    found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == "unread-column"]
+    for code in ("held-out", "hidden-column", "unread-column"):
+        found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == code]
     if extra := counts["extra-fields"]:
         add(
             "extra-fields",

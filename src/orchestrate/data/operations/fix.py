@@ -15,8 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
-
 from orchestrate.data.files.outputs import log_beside, require_writable, writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines, sniff
@@ -24,13 +22,17 @@ from orchestrate.data.passes.scan import pieces, ranges
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example
 from orchestrate.data.rows.mojibake import is_damaged
 from orchestrate.data.rows.mojibake import repaired as decoded_anew
+from orchestrate.data.rows.numbers import encode
+from orchestrate.data.rows.problems import CODES
 from orchestrate.data.rows.traits import Trait, examine
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known as shapes
 from orchestrate.data.shapes.chat import alias
 from orchestrate.data.shapes.preferences import TAGS
 from orchestrate.data.shapes.reading import Row, canonical, parse, renamed, repeated_keys, row_of
+from orchestrate.data.shapes.unread import SPLITS, held_out, verdict_of
 from orchestrate.data.targets.dialects import canonical_line
+from orchestrate.errors import DataError
 from orchestrate.types import Record, Severity
 
 _MESSAGE_LISTS = (
@@ -80,7 +82,8 @@ def fix(
     """Writes the repaired copy to `output`, as canonical JSONL, and the log beside it.
 
     Neighbouring messages of one role are joined where one of the `hosts` wants turns to alternate. Raises
-    `DataError` when the file cannot be read as any known format.
+    `DataError` when the file cannot be read as any known format, when no row would be in the copy, and when
+    rows are kept for test or validation, which the copy would not say.
     """
     require_writable(output, path)
     log = log_beside(output, "changes", path)
@@ -91,7 +94,7 @@ def fix(
     line_of = canonical_line
     done = {action: Counter[str]() for action in ("repaired", "left out", "dropped", "not repaired")}
     seen: dict[bytes, int] = {}
-    number = written = 0
+    number = written = kept_out = 0
     with writing(output) as copy, writing(log) as record:
         for start, end in ranges(lines.lines, lines.line_bytes):
             for line in chain.from_iterable(pieces(lines.lines, start, end)):
@@ -106,9 +109,11 @@ def fix(
                 if example is not None:
                     copy.write(line_of(example) + b"\n")
                     written += 1
+                    kept_out += mend.is_held_out
                 for change in mend.changes:
                     record.write(change.to_json() + b"\n")
                     done[change.action][change.code] += 1
+        _require_copy(path, written, kept_out, done["left out"])
     return FixReport(
         path=path,
         output=str(output),
@@ -122,8 +127,25 @@ def fix(
     )
 
 
+def _require_copy(path: str, written: int, kept_out: int, left_out: Mapping[str, int]) -> None:
+    if 0 < kept_out < written:
+        raise DataError(
+            f"{path}: {kept_out:,} of {written:,} rows are for test or validation, "
+            "and the copy would not say so",
+            fix=CODES["held-out"].fix,
+        )
+    if not written:
+        why = ", ".join(f"{code} {n:,}" for code, n in Counter(left_out).most_common(4))
+        raise DataError(
+            f"{path}: no row can be repaired ({why}); no copy was written",
+            fix=f"orchestrate data check {path}  shows what is wrong with each row",
+        )
+
+
 class _Mend:
     """The repairs of one line."""
+
+    is_held_out = False
 
     def __init__(self, number: int) -> None:
         self.changes: list[Change] = []
@@ -158,6 +180,7 @@ class _Mend:
         for p in read.problems:
             if p.code == "extra-fields" and read.example is not None:
                 self.did(p.code, f"{p.field}: {p.message}" if p.field else p.message, "dropped")
+        self.is_held_out = any(held_out(read.unread.get(name)) for name in SPLITS)
         if read.unread and read.example is not None:
             self.did("unread-column", f"unused: {', '.join(sorted(read.unread))}", "dropped")
         if read.example is not None and join and read.traits & Trait.NOT_ALTERNATING:
@@ -183,14 +206,14 @@ class _Mend:
 
     def _clean(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with NUL characters removed and wrongly decoded text put right."""
-        text = msgspec.json.encode(row).decode()
+        text = encode(row).decode()
         if "\\u0000" not in text and "\xc3" not in text and "\xe2" not in text:
             return row
         done: set[str] = set()
         cleaned = _mapped(row, lambda s: _repaired_text(s, done))
         for code in sorted(done):
             self.did(code, "NUL removed" if code == "control-character" else "text decoded again")
-        if is_damaged(msgspec.json.encode(cleaned).decode()):
+        if is_damaged(encode(cleaned).decode()):
             self.did("mojibake", "a part of the damage cannot be undone", "not repaired")
         return cleaned
 
@@ -212,7 +235,7 @@ class _Mend:
         """What was meant as true or false; a grade or a score is nobody's to round."""
         for name in TAGS & row.keys():
             value = row[name]
-            meant = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+            meant = verdict_of(value)
             if meant is not None and not isinstance(value, bool):
                 row[name] = meant
                 self.did("bad-label", f"{name}: {value!r} became {str(meant).lower()}")
@@ -227,7 +250,7 @@ class _Mend:
         if isinstance(content, list):
             self._parts(cast("list[Any]", content), place)
         if isinstance(content, bool | int | float):
-            item["content"] = msgspec.json.encode(content).decode()
+            item["content"] = encode(content).decode()
             self.did("bad-content", f"{place}: {content!r} became text")
         weight = item.get("weight")
         if weight is not None and item.get("role") != "assistant":

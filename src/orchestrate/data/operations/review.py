@@ -21,6 +21,7 @@ from orchestrate.core.files import Journal
 from orchestrate.data.files.outputs import require_writable, writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines, sniff
+from orchestrate.data.rows.numbers import decode, encode
 from orchestrate.data.shapes.reading import reading
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Problem, Record
@@ -197,7 +198,7 @@ class Review:
         if decision == "edited":
             line = " ".join((text or "").splitlines()).encode("utf-8", "surrogatepass")
             self._must_be_good(line)
-            row = msgspec.json.encode(msgspec.json.decode(line)).decode()
+            row = encode(decode(line)).decode()
         elif decision == "accepted":
             standing = self._decisions.of(key)
             if standing is not None and standing.row is not None:

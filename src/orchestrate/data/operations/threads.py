@@ -5,6 +5,7 @@ from __future__ import annotations
 import mailbox
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -184,8 +185,9 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns say what. `assistant` are values of the column `role` (a role, a name, an address), with
-    `*` for anything; all others are users. Without `time` the order is that of the file."""
+    """Which columns say what. `assistant`, `user` and `left_out` are values of the column `role` (a role, a
+    name, an address), with `*` for anything; the first that fits holds. Customers' usual names need not be
+    given. Without `time` the order is that of the file."""
 
     thread: str
     role: str
@@ -194,6 +196,9 @@ class Columns:
     time: str | None = None
     ignored: frozenset[str] = frozenset()
     """Columns that are neither read nor told."""
+    user: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Whose messages are in no conversation."""
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
@@ -221,13 +226,17 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     """Messages that only colleagues saw, by the columns `internal_by`: left out."""
     internal_by: tuple[str, ...]
     shown: dict[str, tuple[str, ...]]
+    speakers: dict[str, tuple[str, ...]]
+    """Whose messages became the assistant's, the user's, and whose were left out; the commonest of each."""
+    other_speakers: int
+    """Messages that were left out as those of `Columns.left_out`."""
     time: str | None
     """The column by which messages are in order; `None` for the order of the file."""
     unread: tuple[str, ...]
     """Columns that hold something and are not read."""
 
 
-def columns_of(
+def columns_of(  # noqa: PLR0913  each is a use of its own
     path: str,
     *,
     thread: str | None = None,
@@ -236,6 +245,8 @@ def columns_of(
     text: str | None = None,
     time: str | None = None,
     ignored: Iterable[str] = (),
+    user: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> Columns | None:
     """What was asked for, in mails with their own columns as the default; `None` where nothing was: rows are
     not single messages then. Raises `UsageError` when it is not enough."""
@@ -248,20 +259,23 @@ def columns_of(
             "to make conversations of messages, it must be known which of them are the answers",
             fix="--thread COLUMN --role COLUMN --assistant VALUE; for an mbox --assistant ADDRESS is enough",
         )
-    return Columns(thread, role, tuple(assistant), text, time, frozenset(ignored))
+    return Columns(
+        thread, role, tuple(assistant), text, time, frozenset(ignored), tuple(user), tuple(left_out)
+    )
 
 
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     """Writes conversations in OpenAI's form; the messages are sorted on disk, not in memory.
 
-    Raises `UsageError` for a column that is not there, `DataError` for a time that cannot be read and where
-    no thread has an answer.
+    Raises `UsageError` for a column that is not there, `DataError` for a time that cannot be read, for
+    speakers of whom it is not known who they are, and where no thread has an answer.
     """
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
         base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
         told = _Told(path, columns)
         base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns, told))
+        told.speakers.require_known()
         found = base.execute(_IN_ORDER)
         with writing(output) as file:
             for thread, messages in groupby(found, key=lambda row: row[0]):
@@ -270,13 +284,9 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
                     file.write(msgspec.json.encode({"messages": talk}) + b"\n")
             report = told.report()
             if not report.written:
-                senders = base.execute(
-                    "SELECT sender, COUNT(*) FROM m GROUP BY sender ORDER BY 2 DESC LIMIT 6"
-                )
-                shown = ", ".join(f"{sender} ({count:,})" for sender, count in senders)
                 raise DataError(
-                    f"no thread of {path} has an answer of {', '.join(columns.assistant)}",
-                    fix=f"--assistant takes a value of {columns.role}: {shown}",
+                    f"no thread of {path} has an answer of {', '.join(columns.assistant)} to a customer",
+                    fix="--user VALUE names the customers, --assistant VALUE those who answer them",
                 )
     return report
 
@@ -319,11 +329,15 @@ def _messages(
             told.unthreaded += 1
             continue
         said = row.get(text)
+        sender = str(row.get(columns.role))
+        at = _seconds(row.get(time), path, n, time) if time else 0.0
+        if told.speakers.count(sender) in (None, LEFT_OUT):
+            continue
         yield (
             str(thread),
-            _seconds(row.get(time), path, n, time) if time else 0.0,
+            at,
             n,
-            str(row.get(columns.role)),
+            sender,
             said if isinstance(said, str) else "",
             msgspec.json.encode([row.get(name) for name in _TREE]).decode() if tree else None,
         )
@@ -359,6 +373,93 @@ def _seconds(value: Any, path: str, n: int, column: str) -> float:
         ) from error
 
 
+_CUSTOMERS = named(
+    "customer client user enduser requester visitor human guest buyer contact consumer shopper caller "
+    "member subscriber patient student prompter person reporter"
+)
+"""Roles of those who ask."""
+ASSISTANT, USER, LEFT_OUT = "assistant", "user", "left out"
+_MOST_SPEAKERS = 10_000
+"""Different ones that are counted."""
+
+
+class _Speakers:
+    """Who a message is of, by the value of its column. What is not known is nobody's to guess: a colleague's
+    note would be taught as a customer's words."""
+
+    def __init__(self, path: str, columns: Columns) -> None:
+        self._path, self._column, self._assistant = path, columns.role, columns.assistant
+        self._rules = [
+            (pattern, part)
+            for part, patterns in (
+                (ASSISTANT, columns.assistant), (LEFT_OUT, columns.left_out), (USER, columns.user)
+            )
+            for pattern in map(_as_pattern, patterns)
+        ]  # fmt: skip
+        self._homes = {p.rpartition("@")[2] for p, part in self._rules if part == ASSISTANT and "@" in p}
+        self._parts: dict[str, str | None] = {}
+        self.counts: Counter[tuple[str | None, str]] = Counter()
+
+    def part_of(self, sender: str) -> str | None:
+        """`None` where it is not known."""
+        name = sender.strip().lower()
+        if name not in self._parts:
+            if len(self._parts) >= _MOST_SPEAKERS:
+                self._parts.clear()
+            self._parts[name] = self._found(name)
+        return self._parts[name]
+
+    def count(self, sender: str) -> str | None:
+        """As `part_of`, for each message once."""
+        part = self.part_of(sender)
+        if len(self.counts) < _MOST_SPEAKERS or (part, sender) in self.counts:
+            self.counts[part, sender] += 1
+        return part
+
+    def _found(self, name: str) -> str | None:
+        for pattern, part in self._rules:
+            if fnmatch(name, pattern):
+                return part
+        if "@" in name:  # an address that is not a colleague's
+            return None if name.rpartition("@")[2] in self._homes else USER
+        return USER if _plain(name) in _CUSTOMERS else None
+
+    def require_known(self) -> None:
+        if all(part != ASSISTANT for part, _ in self.counts):
+            senders = Counter({sender: n for (_, sender), n in self.counts.items()})
+            shown = ", ".join(f"{sender} ({n:,})" for sender, n in senders.most_common(6))
+            raise DataError(
+                f"no thread of {self._path} has an answer of {', '.join(self._assistant)}",
+                fix=f"--assistant takes a value of {self._column}: {shown}",
+            )
+        unknown = Counter({sender: n for (part, sender), n in self.counts.items() if part is None})
+        if not unknown:
+            return
+        shown = ", ".join(f"{sender!r} ({n:,})" for sender, n in unknown.most_common(6))
+        more = f" and {len(unknown) - 6:,} others" if len(unknown) > 6 else ""
+        first = unknown.most_common(1)[0][0]
+        raise DataError(
+            f"{self._path}: the column {self._column} names {shown}{more}, of whom it is not known whether "
+            "they are customers",
+            fix=f"--user {quote(first)} makes their messages the customer's, --leave-out {quote(first)} "
+            "takes them out; both repeat, and * stands for anything",
+        )
+
+    def listed(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for (part, sender), _ in self.counts.most_common():
+            found.setdefault(part or "", []).append(sender)
+        return {part: tuple(senders[:SHOWN]) for part, senders in found.items()}
+
+    def left_out(self) -> int:
+        return sum(n for (part, _), n in self.counts.items() if part == LEFT_OUT)
+
+
+def _as_pattern(value: str) -> str:
+    """Of the marks of `fnmatch` only the star is one here: names may hold the others."""
+    return value.strip().lower().translate(str.maketrans({"[": "[[]", "?": "[?]"}))
+
+
 class _Told:
     """Makes the conversations and counts what is told of them."""
 
@@ -369,9 +470,7 @@ class _Told:
         self.time: str | None = None
         self.unread: set[str] = set()
         self.unthreaded = self._aside = 0
-        # Of the marks of `fnmatch` only the star is one here: names may hold the others.
-        plain = str.maketrans({"[": "[[]", "?": "[?]"})
-        self._assistant = tuple(value.strip().lower().translate(plain) for value in columns.assistant)
+        self.speakers = _Speakers(path, columns)
         self._counts: dict[str, int] = dict.fromkeys(
             (
                 "messages",
@@ -402,10 +501,9 @@ class _Told:
                 self._counts["empty"] += 1
                 continue
             name = sender.strip().lower()
-            answers = any(fnmatch(name, value) for value in self._assistant)
-            if answers:
+            role = self.speakers.part_of(sender) or USER
+            if role == ASSISTANT:
                 agents.add(name)
-            role = "assistant" if answers else "user"
             if talk and talk[-1]["role"] == role:
                 talk[-1]["content"] += f"\n\n{said}"
             else:
@@ -434,6 +532,8 @@ class _Told:
             path=self._path,
             shown=shown,
             time=self.time,
+            speakers=self.speakers.listed(),
+            other_speakers=self.speakers.left_out(),
             unread=tuple(sorted(self.unread - self.internal.columns)),
             internal=self.left_out,
             internal_by=tuple(sorted(self.internal.columns)),

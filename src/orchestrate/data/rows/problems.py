@@ -66,6 +66,11 @@ CODES: dict[str, Code] = {
         "what would be trained is not what the row says",
         "remove it, or for a column: --ignore COLUMN, if the rows are to be trained without it",
     ),
+    "held-out": Code(
+        _E,
+        "rows that a column keeps for test or validation",
+        "write them to files of their own and name those as test and validation, or --ignore the column",
+    ),
     "bad-image": Code(_E, "an image cannot be read", "give a path, a URL or a data: URL for each image"),
     "unused-prompt": Code(
         _E,
@@ -94,6 +99,9 @@ CODES: dict[str, Code] = {
         _I, "functions and function_call are read as tools and tool_calls", "nothing to do"
     ),
     # -- tools
+    "python-types": Code(
+        _I, "types in tools' schemas are Python's, and read as JSON schema's", "nothing to do"
+    ),
     "bad-tool-call": Code(_E, "a tool call is malformed", "give id, type and function {name, arguments}"),
     "bad-arguments": Code(_E, "the arguments of a tool call are not a JSON object", "write valid JSON"),
     "unanswered-call": Code(
@@ -117,7 +125,11 @@ CODES: dict[str, Code] = {
     "side-not-assistant": Code(
         _E, "an answer of the pair is not an assistant message", "give assistant messages only"
     ),
-    "bad-label": Code(_E, "the label is not true or false", "use true or false (--fix maps 0 and 1)"),
+    "bad-label": Code(
+        _E,
+        "the label is not true or false",
+        "use true or false (orchestrate data check FILE --fix maps 0 and 1, good and bad ...)",
+    ),
     "one-label": Code(
         _W, "all answers have the same label", "add the other kind: KTO learns from the difference"
     ),

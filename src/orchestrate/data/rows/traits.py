@@ -354,6 +354,8 @@ class _Unusual:
             self.traits |= traits | (Trait.MANY_IMAGES if self._images > MOST_IMAGES else 0)
 
     def extras(self, i: int, m: ChatMessage) -> None:
+        if m.weight == 0 and m.role != "assistant":
+            m.weight = None  # what holds anyway
         if m.weight is not None:
             self.traits |= Trait.MESSAGE_WEIGHTS | Trait.PARTLY_TRAINED
             m.weight = _whole(m.weight)

@@ -16,10 +16,11 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import ROLES, ChatMessage, FunctionCall, Role, ToolCall
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.parts import loss_of, strays, unfolded
-from orchestrate.data.shapes.unread import MEANING
+from orchestrate.data.shapes.unread import meaning_of
 from orchestrate.types import Problem, decoding
 
 
@@ -93,13 +94,16 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
 
 def number_calls(messages: Sequence[ChatMessage]) -> None:
     """Gives ids to calls without any, those in the text of an answer that a tool's message follows included;
-    the tools' messages take them in turn."""
+    the tools' messages take them by the name of the function, else in turn."""
     taken = {call.id for m in messages for call in m.tool_calls or ()}
-    waiting: list[str] = []
+    waiting: list[ToolCall] = []
     made = 0
     for m, after in zip_longest(messages, messages[1:]):
         if m.role == "tool" and m.tool_call_id in (None, "") and waiting:
-            m.tool_call_id = waiting.pop(0)
+            call = next((c for c in waiting if c.function.name == m.name), waiting[0])
+            waiting.remove(call)
+            m.tool_call_id = call.id
+            m.name = None if m.name == call.function.name else m.name
         if m.role != "assistant":
             continue
         if after is not None and after.role == "tool" and not after.tool_call_id and not m.tool_calls:
@@ -110,7 +114,7 @@ def number_calls(messages: Sequence[ChatMessage]) -> None:
                     made += 1
                 call.id = id
                 taken.add(id)
-                waiting.append(id)
+                waiting.append(call)
 
 
 _MARK = "[TOOL_CALLS]"
@@ -198,8 +202,39 @@ def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Probl
                 if read.role == "function" or isinstance(item.get("function_call"), dict):
                     legacy.join(read)
                 messages.append(read)
+    messages = _answered_apart(messages)
     number_calls(messages)
     return messages, found
+
+
+def _answered_apart(messages: list[ChatMessage]) -> list[ChatMessage]:
+    """One message that holds the results of several calls, as a list in JSON, becomes one for each call."""
+    made: list[ChatMessage] = []
+    for i, m in enumerate(messages):
+        calls = (messages[i - 1].tool_calls if i else None) or []
+        is_alone = m.role == "tool" and messages[i + 1 : i + 2] and messages[i + 1].role != "tool"
+        results = _results(m.text, calls) if is_alone and len(calls) > 1 and not m.tool_call_id else None
+        made += [ChatMessage(role="tool", content=said) for said in results] if results else [m]
+    return made
+
+
+def _results(text: str, calls: Sequence[ToolCall]) -> list[str] | None:
+    """The content of each result, in the order of the calls; `None` for anything else."""
+    try:
+        held: Any = numbers.decode(text) if text.lstrip()[:1] == "[" else None
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    given = cast("list[Any]", held) if isinstance(held, list) else []
+    items = [cast("dict[str, Any]", item) for item in given if isinstance(item, dict) and "content" in item]
+    if len(items) != len(given) or len(items) != len(calls):
+        return None
+    if any(item.keys() - {"tool_call_id", "name", "content", "role"} for item in items):
+        return None
+    names = [item.get("name", call.function.name) for item, call in zip(items, calls, strict=True)]
+    if names != [call.function.name for call in calls]:
+        return None
+    said = [item["content"] for item in items]
+    return [one if isinstance(one, str) else numbers.spaced(one) for one in said]
 
 
 class _LegacyCalls:
@@ -262,10 +297,11 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
             if isinstance(function := cast("dict[str, Any]", call).get("function"), dict):
                 left |= strays(cast("dict[str, Any]", function), _CALL, "tool_calls.function.")
     found: list[Problem] = []
-    for name in sorted(name for name in left if name.rpartition(".")[2] in MEANING):
-        message_ = f"{name} is not read there: {MEANING[name.rpartition('.')[2]]} would be lost"
-        found.append(problem("lost-meaning", message_, field=place))
-        del left[name]
+    for name in sorted(left):
+        if (meaning := meaning_of(name, left[name])) is not None:
+            message_ = f"{name} is not read there: {meaning} would be lost"
+            found.append(problem("lost-meaning", message_, field=place))
+            del left[name]
     if left:
         found.append(problem("extra-fields", f"unused: {', '.join(sorted(left)[:8])}", field=place))
     return found
@@ -318,14 +354,15 @@ def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
     normal: list[dict[str, Any]] = []
     for j, item in enumerate(cast("list[Any]", calls)):
         call = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
-        function: Any = call.get("function")
+        function: Any = call.get("function", call)
         named = cast("dict[str, Any]", function) if isinstance(function, dict) else {}
         arguments: Any = named.get("arguments", "{}")
         if isinstance(arguments, dict):
-            arguments = msgspec.json.encode(arguments).decode()
-        texts = (call.get("id"), named.get("name"), arguments)
+            arguments = numbers.encode(arguments).decode()
+        id: Any = call.get("id")
+        texts = ("" if id is None else id, named.get("name"), arguments)
         if not all(isinstance(text, str) for text in texts):
-            message = "a tool call needs id, function.name and function.arguments as text"
+            message = "a tool call needs function.name and function.arguments, and an id that is text"
             return [problem("bad-tool-call", message, field=f"{place}.tool_calls[{j}]")]
         normal.append({"id": texts[0], "function": {"name": texts[1], "arguments": texts[2]}})
     if normal:
@@ -346,14 +383,57 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
         found.append(problem("lost-meaning", "functions is not read beside tools", field="functions"))
     if isinstance(tools, str):
         try:
-            tools = msgspec.json.decode(tools) if tools.strip() else None
+            tools = numbers.decode(tools) if tools.strip() else None
         except (msgspec.DecodeError, RecursionError):
             return None, [problem("bad-tools", "tools is text but not JSON", field="tools")]
     if tools is None:
         return None, found
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", tools)):
         return None, [*found, problem("bad-tools", "tools is not a list of objects", field="tools")]
-    return [_wrapped(tool) for tool in cast("list[dict[str, Any]]", tools)], found
+    seen: set[str] = set()
+    wrapped = [_with_object(_wrapped(tool), seen) for tool in cast("list[dict[str, Any]]", tools)]
+    read = cast("list[dict[str, Any]]", _json_types(wrapped, seen))
+    if seen:
+        message = f"types of tools are read as JSON schema's: {', '.join(sorted(seen))}"
+        found.append(problem("python-types", message, field="tools"))
+    return read, found
+
+
+_PYTHON = {
+    "dict": "object", "str": "string", "int": "integer", "float": "number", "bool": "boolean",
+    "list": "array", "tuple": "array",
+}  # fmt: skip
+"""Types as Python calls them, in the schemas of some widely used data."""
+_VALUES = frozenset({"default", "enum", "const", "example", "examples"})
+"""Fields of a schema that hold values, not schemas."""
+
+
+def _with_object(tool: dict[str, Any], seen: set[str]) -> dict[str, Any]:
+    """Parameters that are bare properties, each with a type of Python, as the properties of an object."""
+    function: Any = tool.get("function")
+    given: Any = cast("dict[str, Any]", function).get("parameters") if isinstance(function, dict) else None
+    bare = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    types = [cast("dict[str, Any]", p).get("type") if isinstance(p, dict) else None for p in bare.values()]
+    if not types or not all(isinstance(t, str) and t.partition(",")[0] in _PYTHON for t in types):
+        return tool
+    seen.add("parameters without an object")
+    return tool | {"function": function | {"parameters": {"type": "object", "properties": given}}}
+
+
+def _json_types(schema: Any, seen: set[str]) -> Any:
+    if isinstance(schema, list):
+        return [_json_types(item, seen) for item in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for name, value in cast("dict[str, Any]", schema).items():
+        plain = value.removesuffix(", optional") if name == "type" and isinstance(value, str) else ""
+        if plain in _PYTHON:
+            seen.add(plain)
+            made[name] = _PYTHON[plain]
+        else:
+            made[name] = value if name in _VALUES else _json_types(value, seen)
+    return made
 
 
 def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any, cast
 
+from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import ChatExample, PreferenceExample
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
@@ -133,9 +134,7 @@ def _gemini_answer(answer: Row) -> Row:
 
 
 def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
+    return numbers.spaced(value)
 
 
 def _plain(content: list[Row]) -> Any:

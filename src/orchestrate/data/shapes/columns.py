@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from orchestrate.data.rows.examples import ChatExample, PreferenceExample, TextExample
+from orchestrate.data.rows.examples import ChatExample, ChatMessage, PreferenceExample, TextExample
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes import preferences
-from orchestrate.data.shapes.chat import message, unread
+from orchestrate.data.shapes.chat import message, tools_from, unread, written_calls
 from orchestrate.data.shapes.parts import spans_of, strays
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import with_system
@@ -123,7 +123,41 @@ def _segments(row: Row) -> Read:
     return made, unread(left, (), "segments")
 
 
+def _called(row: Row) -> Read:
+    """xLAM's: a query, and the calls that answer it, as text in JSON beside the tools."""
+    tools, found = tools_from(row)
+    calls, wrong = written_calls(row["answers"], 0, "answers")
+    messages = [message("user", row["query"]), ChatMessage(role="assistant", tool_calls=calls)]
+    return ChatExample(messages=with_system(row, messages, found), tools=tools), [*found, *wrong]
+
+
+def _is_called(row: Row) -> bool:
+    return are_text("query", "answers")(row) and bool(row.get("tools")) and row["answers"].lstrip()[:1] == "["
+
+
+def _in_turns(row: Row) -> Read:
+    """Capybara's: a conversation as pairs of input and output."""
+    turns: list[ChatMessage] = []
+    found: list[Problem] = []
+    for i, item in enumerate(cast("list[Any]", row["conversation"])):
+        pair = cast("Row", item) if isinstance(item, dict) else {}
+        place = f"conversation[{i}]"
+        if not are_text("input", "output")(pair):
+            return None, [problem("bad-message", "a turn needs input and output", field=place)]
+        turns += [message("user", pair["input"]), message("assistant", pair["output"])]
+        found += unread(strays(pair, {"input", "output"}, ""), (), place)
+    return ChatExample(messages=with_system(row, turns, found)), found
+
+
+def _is_in_turns(row: Row) -> bool:
+    held: Any = row.get("conversation")
+    turns = cast("list[Any]", held) if isinstance(held, list) else []
+    return bool(turns) and isinstance(turns[0], dict) and "input" in turns[0]
+
+
 SHAPES = (
+    Shape("xlam-calls", "chat", named("query answers tools system"), _is_called, _called),
+    Shape("input-output-turns", "chat", named("conversation system"), _is_in_turns, _in_turns),
     Shape(
         "ranked-answers",
         "preference",

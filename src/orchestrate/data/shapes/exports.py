@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import ChatExample
 from orchestrate.data.rows.problems import problem
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
@@ -35,7 +36,7 @@ def parsed(value: Any) -> Any:
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
     try:
-        return msgspec.json.decode(value)
+        return numbers.decode(value)
     except (msgspec.DecodeError, RecursionError):
         return value
 
@@ -68,7 +69,7 @@ def first_choice(output: Any) -> list[Row]:
     return [kept] if kept else []
 
 
-def _stored(row: Row) -> Read:
+def read_stored(row: Row) -> Read:
     """A stored completion with the messages of its request, which lie beside it or in `request`."""
     request, found = _within(row, "request", {"messages", "tools"})
     response, wrong = _within(row, "response", {"choices"})
@@ -90,7 +91,7 @@ def logged_request(row: Row) -> Row:
 
 def _litellm(row: Row) -> Read:
     response = as_row(parsed(row.get("response")))
-    return _stored({"request": logged_request(row), "response": response})
+    return read_stored({"request": logged_request(row), "response": response})
 
 
 def _is_litellm(row: Row) -> bool:
@@ -104,7 +105,7 @@ def several(held: Row, name: str) -> list[Problem]:
     return [problem("extra-fields", f"only the first of several {name} is read", field=name)]
 
 
-def _responses(row: Row) -> Read:
+def read_responses(row: Row) -> Read:
     """The input and output items of a Response; `previous_response_id` points to turns that are not here."""
     read = {"input", "output", "instructions", "tools", "previous_response_id"}
     request, found = _within(row, "request", read)
@@ -219,7 +220,7 @@ SHAPES = (
         "chat",
         REQUEST | {"request", "response", "input", "output", "instructions", "tools", "previous_response_id"},
         _is_responses,
-        _responses,
+        read_responses,
         NOTES,
     ),
     Shape(
@@ -227,7 +228,7 @@ SHAPES = (
         "chat",
         REQUEST | {"request", "response", "messages", "input_messages", "choices", "tools"},
         _is_stored,
-        _stored,
+        read_stored,
         NOTES,
     ),
 )

@@ -20,11 +20,11 @@ from orchestrate.data.rows.examples import (
     messages_of,
 )
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes import clouds, columns, exports, parts, preferences
+from orchestrate.data.shapes import clouds, columns, exchanges, exports, parts, preferences
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
-from orchestrate.data.shapes.unread import holds_prose, problems_of
+from orchestrate.data.shapes.unread import SPLITS, held_out, holds_prose, problems_of
 from orchestrate.types import Problem, decoding
 
 
@@ -195,6 +195,7 @@ def _has_system(row: Row) -> bool:
 
 SHAPES: tuple[Shape, ...] = (
     *clouds.SHAPES,
+    *exchanges.SHAPES,
     *exports.SHAPES,
     *exports.RECORDERS,
     *columns.SHAPES,
@@ -240,7 +241,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "trl-unpaired",
         "unpaired",
-        named("prompt completion label system tools parallel_tool_calls"),
+        named("prompt completion system tools parallel_tool_calls") | preferences.TAGS,
         preferences.is_trl,
         preferences.trl,
     ),
@@ -354,6 +355,7 @@ def _unread(row: Row, shape: Shape) -> dict[str, Any]:
         return {}
     used = shape.fields | SYSTEM_COLUMNS if "system" in shape.fields else shape.fields
     held = {name: row[name] for name in row.keys() - used if row[name] not in (None, [], {})}
+    held |= {name: row[name] for name in SPLITS & row.keys() if held_out(row[name])}
     return {name: value for name, value in held.items() if name not in shape.notes or holds_prose(value)}
 
 

@@ -7,21 +7,21 @@ Anthropic's blocks, LLaMA-Factory's `{type, value}`, the parts of OpenAI's Respo
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
 
+from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import ChatMessage, ImageUrl, Part
 from orchestrate.data.rows.problems import problem
 from orchestrate.types import Problem
 
-# Which part of a message carries loss, as other trainers write it: swift's `loss`, Axolotl's `train` and
-# `train_detail`, LLaMA-Factory's `loss_weight`, Axolotl's segments.
+# Which part of a message carries loss, as other trainers write it: swift's `loss`, the Tinker cookbook's
+# `trainable`, Axolotl's `train` and `train_detail`, LLaMA-Factory's `loss_weight`, Axolotl's segments.
 
-FLAGS = ("loss", "train")
+FLAGS = ("loss", "train", "trainable")
 """True or false for a whole message."""
 
 Spans = list[tuple[int, int]]
@@ -305,11 +305,11 @@ class _Unfolding:
 
     def _is_trained(self, part: Item) -> bool:
         """A part without a flag goes with its message."""
-        flag: Any = part.get("train", part.get("loss"))
-        if isinstance(flag, bool) and part.get("type") in _TEXTS:
+        flag = next((part[name] for name in FLAGS if isinstance(part.get(name), bool)), None)
+        if flag is not None and part.get("type") in _TEXTS:
             self._flagged = True
             return flag
-        return self._item.get("train", self._item.get("loss")) is not False
+        return all(self._item.get(name) is not False for name in FLAGS)
 
     def messages(self) -> list[Any]:
         rest = {name: value for name, value in self._item.items() if name != "content"} | self._strays
@@ -345,14 +345,14 @@ def image(url: Any, detail: Any = None) -> Item:
 
 def call(id: Any, name: Any, arguments: Any) -> Item:
     """A tool call with arguments given as an object, as text, or not at all."""
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    text = arguments if isinstance(arguments, str) else numbers.spaced(arguments or {})
     return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
 
 
 def _written(value: Any) -> Item | None:
     """LLaMA-Factory's call: the JSON text of a name and arguments."""
     try:
-        made: Any = msgspec.json.decode(value) if isinstance(value, str) else value
+        made: Any = numbers.decode(value) if isinstance(value, str) else value
     except (msgspec.DecodeError, RecursionError):
         return None
     if not isinstance(made, dict) or "name" not in made:

@@ -13,9 +13,10 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
 )
 from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from
+from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, unread
 from orchestrate.data.shapes.shape import Read, Row, are_text
 from orchestrate.data.shapes.sharegpt import conversation, with_system
+from orchestrate.data.shapes.unread import verdict_of
 from orchestrate.types import Problem
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -43,8 +44,8 @@ def implicit(row: dict[str, Any]) -> Pair:
         prompt = [message("user", shared)]
         chosen, rejected = (message("assistant", row[side][len(shared) :]) for side in ("chosen", "rejected"))
         return _pair(row, prompt, [chosen], [rejected], [])
-    chosen, found = messages_from(row["chosen"], "chosen")
-    rejected, wrong = messages_from(row["rejected"], "rejected")
+    chosen, found = side(row["chosen"], "assistant", "chosen")
+    rejected, wrong = side(row["rejected"], "assistant", "rejected")
     return _split(row, chosen, rejected, found + wrong)
 
 
@@ -129,6 +130,9 @@ def _pair(
 def side(value: Any, role: str, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     if isinstance(value, str):
         return [message(role, value)], []
+    if isinstance(value, dict) and isinstance(held := cast("Row", value).get("messages"), list):
+        messages, found = messages_from(held, f"{place}.messages")
+        return messages, [*found, *unread(cast("Row", value), {"messages"}, place)]
     if isinstance(value, dict | list):
         items = cast("list[Any]", value if isinstance(value, list) else [value])
         turns = bool(items) and all(isinstance(item, dict) and "from" in item for item in items)
@@ -161,7 +165,8 @@ TAGS = frozenset({"label", "kto_tag"})
 
 def is_trl(row: Row) -> bool:
     """A column called label that holds a class, say a word, belongs to another task."""
-    return {"prompt", "completion"} <= row.keys() and _may_label(row.get("label"))
+    labels = (row.get("label"), row.get("kto_tag"))
+    return {"prompt", "completion"} <= row.keys() and any(map(_may_label, labels))
 
 
 def is_chat(row: Row) -> bool:
@@ -249,8 +254,7 @@ def _is_tagged(row: Row) -> bool:
 
 def _may_label(value: Any) -> bool:
     """Also what was meant as one: it is an error of the row, and not another format."""
-    words = ("true", "false", "0", "1")
-    return isinstance(value, bool) or (str(value).lower() in words and isinstance(value, str | int | float))
+    return verdict_of(value) is not None
 
 
 def _label(row: Row) -> tuple[bool, list[Problem]]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import (
     ChatExample,
     CompletionExample,
@@ -31,11 +32,13 @@ occurrences: Callable[[bytes, bytes], int] = bytes.count
 with suppress(ImportError):  # an extra, seven times as fast
     from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
 
-_STRICT: dict[str, msgspec.json.Decoder[ChatExample]] = {"openai-chat": decoding.decoder(ChatExample)}
+_STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=numbers.number)}
 """Formats whose clean rows decode straight into the canonical struct."""
 
-_ENCODER = msgspec.msgpack.Encoder(order="deterministic")
-_JSON = msgspec.json.Encoder(order="deterministic")
+_MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
+"""What the patient reading may know better: the call of an answer may lie in a text, a tool's types may be
+Python's."""
+_ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=numbers.digits_of)
 
 
 _NONE: Mapping[str, Any] = {}
@@ -76,9 +79,9 @@ class Reading:
                 traits, found = examine(example)
                 if _may_repeat(line, example):
                     found = [*repeated_keys(line), *found]
-                if not found:
+                if not found and not (traits & Trait.TOOLS and _is_unnumbered(example)):
                     return Row(example, traits)
-                if not any(p.code == "orphan-answer" for p in found):  # its call may lie in a text
+                if found and _MENDED.isdisjoint(p.code for p in found):
                     return _row(example, traits, found)
         return self._patiently(line)
 
@@ -92,6 +95,10 @@ class Reading:
         if _names(line) > _fields(cast("dict[str, Any]", value)) and (repeated := repeated_keys(line)):
             row = msgspec.structs.replace(row, problems=(*repeated, *row.problems))
         return row
+
+
+def _is_unnumbered(example: ChatExample) -> bool:
+    return any(not call.id for m in example.messages for call in m.tool_calls or ())
 
 
 def row_of(value: dict[str, Any], shape: known.Shape) -> Row:
@@ -123,7 +130,7 @@ def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[s
 def parse(line: bytes) -> tuple[Any, Problem | None]:
     """The JSON value of a line, or the problem that hides it."""
     try:
-        return msgspec.json.decode(line), None
+        return numbers.decode(line), None
     except RecursionError:
         return None, problem("too-deep")
     except UnicodeDecodeError as error:
@@ -142,7 +149,7 @@ def _why_not_json(line: bytes, reason: str) -> Problem:
     except RecursionError:
         return problem("too-deep")
     except json.JSONDecodeError as error:
-        return problem("invalid-json", f"{error.msg} at column {error.colno}")
+        return problem("invalid-json", f"{error.msg.removesuffix(' at')} at column {error.colno}")
     except ValueError as error:
         return problem("invalid-json", str(error))
     if _holds_surrogate(value):
@@ -168,7 +175,7 @@ def _may_repeat(line: bytes, example: ChatExample) -> bool:
     named = _names(line)
     if named <= 2 * count + 1:
         return False
-    written = msgspec.json.encode(example)  # with the type of each call, which may be left out
+    written = numbers.encode(example)  # with the type of each call, which may be left out
     return named > _names(written) or line.count(b'"type"') < written.count(b'"type"')
 
 
@@ -219,12 +226,12 @@ def _canonical(value: Any) -> bytes:
     try:
         return _ENCODER.encode(value)
     except OverflowError:  # a number of over 64 bits, in a schema or a grader's field
-        return _JSON.encode(value)
+        return numbers.encode_sorted(value)
 
 
 def json_bytes(example: Example) -> int:
     """Length as a line of compact JSON."""
-    return len(_JSON.encode(example)) + 1
+    return len(numbers.encode_sorted(example)) + 1
 
 
 def canonical_prompt(example: Example) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from shlex import quote
@@ -28,14 +29,86 @@ MEANING = {
     **dict.fromkeys(("video", "videos"), "the films"),
     "attachments": "what is attached",
     **dict.fromkeys(
-        ("train", "train_detail", "loss", "loss_weight", "loss_mask", "loss_spans", "weight", "weights"),
+        (
+            "train",
+            "trainable",
+            "train_detail",
+            "loss",
+            "loss_weight",
+            "loss_mask",
+            "loss_spans",
+            "weight",
+            "weights",
+            "sample_weight",
+            "sample_weights",
+        ),
         "what is to carry loss",
+    ),
+    **dict.fromkeys(
+        ("kto_tag", "feedback", "feedback_rating", "thumbs", "thumbs_up", "thumbs_down"),
+        "whether the answer is a good one",
     ),
     **dict.fromkeys(("tools", "functions"), "the tools"),
     **dict.fromkeys(("role", "parent_id"), "who says it (--thread joins such rows)"),
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "the thinking"),
 }
 """Columns without which a row teaches something else, whatever the format."""
+_JUDGES = frozenset(
+    {
+        "label", "rating", "vote", "score", "reward", "quality", "grade", "verdict", "judgement", "judgment",
+        "preference", "is_good", "good", "is_correct", "correct", "accepted", "approved", "desirable",
+        "preferred", "chosen", "rejected", "liked", "upvoted", "downvoted",
+    }
+)  # fmt: skip
+"""Columns that say whether an answer is a good one when they hold a verdict, and else something else."""
+_GRADES = frozenset({"rating", "score", "reward", "quality", "grade"})
+"""Of those, the ones whose numbers are points on a scale."""
+_VERDICTS = {
+    **dict.fromkeys(
+        (
+            "true", "1", "1.0", "+1", "good", "chosen", "preferred", "accepted", "desirable", "thumbsup",
+            "like", "liked", "upvote", "upvoted", "\U0001f44d",
+        ),
+        True,
+    ),
+    **dict.fromkeys(
+        (
+            "false", "0", "0.0", "-1", "-1.0", "bad", "rejected", "dispreferred", "undesirable", "thumbsdown",
+            "dislike", "disliked", "downvote", "downvoted", "\U0001f44e",
+        ),
+        False,
+    ),
+}  # fmt: skip
+_PERHAPS = frozenset(
+    {
+        "up", "down", "positive", "negative", "correct", "incorrect", "right", "wrong", "pass", "passed",
+        "fail", "failed", "yes", "no", "helpful", "unhelpful",
+    }
+)  # fmt: skip
+"""Verdicts, or classes of the text."""
+_TEXT = frozenset({"text", "loss_spans"})
+_CLASSES = frozenset({"label", "labels", "label_text", "target"})
+"""Answers to a bare text."""
+
+
+def verdict_of(value: Any) -> bool | None:
+    """Whether a label calls its answer good; `None` where it says something else."""
+    return _VERDICTS.get(_plain(value)) if isinstance(value, str | int | float) else None
+
+
+def _plain(value: Any) -> str:
+    text = str(value).strip().lower()
+    return "".join(c for c in text if c not in "_- :") if any(map(str.isalpha, text)) else text
+
+
+def meaning_of(name: str, value: Any) -> str | None:
+    """What would be lost without a column or a field; `None` for one that teaches nothing."""
+    name = name.rpartition(".")[2].lower()
+    if name in _JUDGES:
+        is_scale = name in _GRADES and not isinstance(value, str | bool)
+        is_verdict = verdict_of(value) is not None or (isinstance(value, str) and _plain(value) in _PERHAPS)
+        return "whether the answer is a good one" if is_verdict and not is_scale else None
+    return MEANING.get(name)
 
 
 def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozenset[str]) -> list[Problem]:
@@ -44,14 +117,40 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
     found: list[Problem] = []
     asked = "\n".join(row[n] for n in sorted(_ASKED & used & row.keys()) if isinstance(row[n], str))
     for name, value in sorted(unread.items()):
-        if not value:
+        if value in (None, "", [], {}):
             continue
         if asked and name in _PARTS and not all(text.strip() in asked for text in texts_in(value) or [asked]):
             found.append(problem("unused-prompt", f"{name} is not read", field=name))
-        elif name in MEANING:
-            message = f"{name} is not read in rows of this format: {MEANING[name]} would be lost"
-            found.append(problem("lost-meaning", message, field=name))
+        elif used == _TEXT and name in _CLASSES:
+            found.append(_unanswered(name, value))
+        elif (meaning := meaning_of(name, value)) is not None and not _is_answer(value, row):
+            message = f"{name} is not read in rows of this format: {meaning} would be lost"
+            fix = f"--ignore {name} trains on the rows without it"
+            if verdict_of(value) is not None:
+                fix = f"--map label={name} reads it as KTO's label; {fix}"
+            elif name.startswith("sample_weight"):
+                fix = f"in conversations --map weight={name} reads it; {fix}"
+            found.append(replace(problem("lost-meaning", message, field=name), fix=fix))
     return found
+
+
+def _unanswered(name: str, value: Any) -> Problem:
+    message = f"{name} is not read beside a bare text, which would be trained without its answer"
+    read = f"--map question=text,answer={name} makes it the answer"
+    if not isinstance(value, str):
+        read = f"write the name of each class in place of its number, then {read}"
+    fix = f"{read}; --ignore {name} trains on the text alone"
+    return replace(problem("lost-meaning", message, field=name), fix=fix)
+
+
+def _is_answer(value: Any, row: Mapping[str, Any]) -> bool:
+    """Whether a label only repeats the answer."""
+    answers = [row.get(name) for name in ("completion", "output", "response", "answer")]
+    if isinstance(messages := row.get("messages"), list) and messages and isinstance(messages[-1], dict):
+        answers.append(cast("dict[str, Any]", messages[-1]).get("content"))
+    return isinstance(value, str) and any(
+        isinstance(answer, str) and answer.strip().lower() == value.strip().lower() for answer in answers
+    )
 
 
 def texts_in(value: Any) -> list[str]:
@@ -78,6 +177,19 @@ def holds_prose(value: Any) -> bool:
     return any(map(_is_prose, texts_in(value)))
 
 
+SPLITS = frozenset({"split", "dataset_split", "data_split"})
+"""Columns that say what a row is for."""
+_HELD_OUT = {
+    **dict.fromkeys(("test", "testing", "heldout", "holdout", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation"),
+}
+
+
+def held_out(value: Any) -> str | None:
+    """Test or validation, where that is what a column says."""
+    return _HELD_OUT.get(_plain(value)) if isinstance(value, str) else None
+
+
 MOST_VALUES = 8
 MOST_COLUMNS = 200
 """Of one file; those after them are told under one name."""
@@ -94,8 +206,13 @@ class Column:
     values: set[int] = field(default_factory=set[int])
     """Hashes of some of the values; one alone says the same in every row."""
 
-    def note(self, value: Any, seen: str) -> None:
+    held_out: Counter[str] = field(default_factory=Counter[str])
+    """Of a column of `SPLITS` the rows that are for test or validation."""
+
+    def note(self, name: str, value: Any, seen: str) -> None:
         """`seen` is the text of the row that is read."""
+        if name in SPLITS and (split := held_out(value)) is not None:
+            self.held_out[split] += 1
         texts = [text.strip() for text in texts_in(value)]
         self.rows += 1
         self.own += any(_is_prose(text) and text not in seen for text in texts)
@@ -105,6 +222,7 @@ class Column:
     def add(self, other: Column) -> None:
         self.rows += other.rows
         self.own += other.own
+        self.held_out.update(other.held_out)
         self.values |= set(list(other.values)[: MOST_VALUES - len(self.values)])
 
 
@@ -112,7 +230,7 @@ def note(columns: dict[str, Column], unread: Mapping[str, Any], seen: str) -> No
     """Adds what one row has and does not read; `seen` is the text of it that is read."""
     for name, value in unread.items():
         known = name if name in columns or len(columns) < MOST_COLUMNS else "(others)"
-        columns.setdefault(known, Column()).note(value, seen)
+        columns.setdefault(known, Column()).note(name, value, seen)
 
 
 def with_own_text(columns: dict[str, Column], rows: int) -> dict[str, Column]:
@@ -139,6 +257,11 @@ def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
         message = f"not read: {shown} (no text of their own in most rows)"
         found = problem("unread-column", message, field=",".join(rest[:12]))
         yield replace(found, fix=f"--ignore {quote(','.join(rest[:12]))}, if they are notes on the rows")
+
+
+def held_out_rows(columns: Mapping[str, Column]) -> tuple[str, Counter[str]] | None:
+    """The column by which rows are for test or validation, and how many are for each."""
+    return next(((name, c.held_out) for name, c in columns.items() if c.held_out), None)
 
 
 def strict(found: Problem) -> Problem:

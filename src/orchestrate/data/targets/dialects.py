@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
@@ -22,13 +20,12 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.rows.numbers import encode
 from orchestrate.data.rules import Target
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.profile import Profile
-
-_ENCODER = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
 
 def canonical_line(example: Example) -> bytes:
     """Without the line's end."""
-    return _ENCODER.encode(fields(example, CANONICAL))
+    return encode(fields(example, CANONICAL))
 
 
 def fields(example: Example, dialect: Dialect) -> dict[str, Any]:

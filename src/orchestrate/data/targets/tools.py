@@ -25,6 +25,7 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
     messages_of,
 )
+from orchestrate.data.rows.numbers import encode
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import EVERY_KIND, HostRules, Rule, Target
 from orchestrate.data.shapes.chat import calls_in
@@ -367,7 +368,7 @@ def _sharegpt(example: Example) -> dict[str, Any]:
             turns.append(_weighted({"from": "function_call", "value": _calls(m)}, m))
     row: dict[str, Any] = {"conversations": turns}
     if example.tools:
-        row["tools"] = msgspec.json.encode(example.tools).decode()
+        row["tools"] = encode(example.tools).decode()
     if example.weight is not None:
         row["weight"] = example.weight
     return row
@@ -383,7 +384,7 @@ def _calls(m: ChatMessage) -> str:
         {"name": c.function.name, "arguments": msgspec.Raw((c.function.arguments or "{}").encode())}
         for c in m.tool_calls or ()
     ]
-    return msgspec.json.encode(calls[0] if len(calls) == 1 else calls).decode()
+    return encode(calls[0] if len(calls) == 1 else calls).decode()
 
 
 def _alpaca(example: Example) -> dict[str, Any]:
@@ -465,7 +466,7 @@ def _columns(library: Any, kind: Kind, plain: bool) -> list[tuple[str, Any]]:
 
 def _as_text(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
+        name: encode(value).decode() if isinstance(value, list | dict) else value
         for name, value in row.items()
     }
 

@@ -9,7 +9,6 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
-import msgspec
 from msgspec.structs import replace
 
 from orchestrate.data import rules
@@ -19,6 +18,7 @@ from orchestrate.data.files.sources import source
 from orchestrate.data.opening import paying
 from orchestrate.data.passes.pool import ordered
 from orchestrate.data.passes.scan import Task, ranges, read_rows
+from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import ChatExample, CompletionExample, Example, PreferenceExample
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import Target
@@ -157,7 +157,7 @@ class _Piece:
 def _encoded(piece: _Piece) -> tuple[bytes, int, int, bytes]:
     """The lines of a range for its target, how many they are, how many of them hold what it cannot, and the
     sha256 of each row that was read; pure."""
-    encode, dump = piece.target.encode, msgspec.json.Encoder().encode
+    encode, dump = piece.target.encode, numbers.encode
     _, is_unheld = UNHELD.get(piece.target.name, ("", None))
     lines: list[bytes] = []
     unheld, digests = 0, bytearray()

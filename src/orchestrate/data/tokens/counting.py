@@ -30,6 +30,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import (
     ChatExample,
     ChatMessage,
@@ -269,7 +270,7 @@ class _Sheet:
         fixed = overhead.row + overhead.message * (len(messages) + len(answers))
         marks = 0
         if tools:
-            self._text(msgspec.json.encode(tools).decode(), False)
+            self._text(numbers.encode(tools).decode(), False)
         for i, m in enumerate((*messages, *answers) if answers else messages):
             trained = i >= len(messages) if answers else m.role == "assistant" and m.weight != 0
             marks += trained

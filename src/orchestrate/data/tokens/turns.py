@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows.numbers import encode
 from orchestrate.data.tokens.chat_templates import (
     CHATML,
     Spans,
@@ -201,7 +202,7 @@ class Conversations:
         self, text: str, form: Form, messages: Sequence[ChatMessage], tools: Tools, others: tuple[int, ...]
     ) -> tuple[list[Turn], tuple[str, ...], list[Turn]]:
         """The turns of the assistant, what is odd about them, and the turns of the messages at `others`."""
-        key = (form, others, msgspec.json.encode(tools), *(signature(m) for m in messages))
+        key = (form, others, encode(tools), *(signature(m) for m in messages))
         given = as_form(form, messages)
         if key not in self._known:
             self._known[key] = (form, self._pieces(given, tools, others))

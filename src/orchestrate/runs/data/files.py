@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.data.files.outputs import beside as beside
     from orchestrate.data.files.outputs import is_stdout as is_stdout
     from orchestrate.data.files.outputs import require_writable as require_writable
+    from orchestrate.data.operations.batches import join_batch as join_batch
     from orchestrate.data.operations.check import Options
     from orchestrate.data.operations.check import check as check
     from orchestrate.data.operations.convert import convert as convert
@@ -58,6 +59,7 @@ _PUBLIC = {
     "inspect": "data.operations.inspect",
     "is_stdout": "data.files.outputs",
     "join": "data.operations.threads",
+    "join_batch": "data.operations.batches",
     "on_ray": "data.passes.ray_engine",
     "parse_shares": "data.operations.split",
     "read_preview": "local.encoding.preview",

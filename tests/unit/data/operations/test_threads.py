@@ -77,7 +77,7 @@ def test_what_is_left_out_of_messages_is_told(tmp_path: Path) -> None:
                 ("", "bot [ai]", "An answer to nobody", ""),
             ]
         )
-    report = join(str(file), Columns("ticket", "who", ("Bot [AI]",)), out)
+    report = join(str(file), Columns("ticket", "who", ("Bot [AI]",), user=("ann",)), out)
     assert talks(out) == [[("user", "Where is it?"), ("assistant", "It ships today.")]]
     assert (report.messages, report.unthreaded, report.unread, report.time) == (2, 2, ("channel",), None)
 
@@ -107,10 +107,10 @@ def test_what_only_colleagues_saw_is_no_answer(
         {"t": 1, "who": who, "text": said, column: internal if said == NOTE else seen} for who, said in TICKET
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = join(str(file), Columns("t", "who", ("bo",)), out)
+    report = join(str(file), Columns("t", "who", ("bo",), user=("*",)), out)
     assert talks(out) == [[("user", "Where is it?"), ("assistant", "It ships today.")]]
     assert (report.internal, report.internal_by, report.unread) == (1, (column,), ())
-    everything = join(str(file), Columns("t", "who", ("bo",), ignored=frozenset({column})), out)
+    everything = join(str(file), Columns("t", "who", ("bo",), ignored=frozenset({column}), user=("*",)), out)
     assert talks(out)[0][1] == ("assistant", f"{NOTE}\n\nIt ships today.")
     assert (everything.internal, everything.unread) == (0, ())
 
@@ -120,7 +120,7 @@ def test_a_column_that_may_hide_messages_is_not_guessed(tmp_path: Path) -> None:
     rows = [{"t": 1, "who": who, "text": said, "internal": "team B"} for who, said in TICKET]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="whether customers saw") as refused:
-        join(str(file), Columns("t", "who", ("bo",)), out)
+        join(str(file), Columns("t", "who", ("bo",), user=("*",)), out)
     assert "--ignore internal" in (refused.value.fix or "")
 
 
@@ -206,3 +206,39 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no thread") as refused:
         join(str(file), Columns("thread", "who", ("anna",)), out)
     assert "bo (1)" in (refused.value.fix or "")
+
+
+COLLEAGUES = [
+    ("1", "customer", "Where is my refund?"),
+    ("1", "internal", "He is on the fraud list, do not tell him."),
+    ("1", "supervisor", "Refuse it."),
+    ("1", "agent", "We are looking into it."),
+]
+
+
+def test_who_is_neither_customer_nor_assistant_is_nobodys_to_guess(tmp_path: Path) -> None:
+    file, out = tmp_path / "tickets.jsonl", tmp_path / "out.jsonl"
+    rows = [{"ticket": t, "role": who, "text": said} for t, who, said in COLLEAGUES]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"'internal' \(1\), 'supervisor' \(1\)") as refused:
+        join(str(file), Columns("ticket", "role", ("agent",)), out)
+    assert "--leave-out internal" in (refused.value.fix or "") and not out.exists()
+    report = join(str(file), Columns("ticket", "role", ("agent",), left_out=("internal", "super*")), out)
+    assert talks(out) == [[("user", "Where is my refund?"), ("assistant", "We are looking into it.")]]
+    assert report.other_speakers == 2
+    assert report.speakers == {
+        "user": ("customer",),
+        "left out": ("internal", "supervisor"),
+        "assistant": ("agent",),
+    }
+
+
+def test_a_colleagues_address_is_not_a_customers(tmp_path: Path) -> None:
+    file, out = tmp_path / "tickets.jsonl", tmp_path / "out.jsonl"
+    senders = ("ann@mail.example", "boss@shop.example", "eva@shop.example")
+    rows = [{"t": 1, "who": who, "text": who} for who in senders]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"boss@shop\.example"):
+        join(str(file), Columns("t", "who", ("eva@shop.example",)), out)
+    join(str(file), Columns("t", "who", ("eva@shop.example",), left_out=("*@shop.example",)), out)
+    assert [[role for role, _ in talk] for talk in talks(out)] == [["user", "assistant"]]
