@@ -122,7 +122,7 @@ def test_splits_that_are_there_are_taken_as_they_are(cli: Cli, tmp_path: Path) -
 def test_what_cannot_be_proposed_is_an_error_and_nothing_is_written(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": "x", "b": "y"}\n' * 3)
     unknown = cli("init", "a.jsonl")
-    assert unknown.code == 1 and "--map prompt=COLUMN,completion=COLUMN" in unknown.err
+    assert unknown.code == 1 and "--map question=COLUMN,answer=COLUMN" in unknown.err
     absent = cli("init", "absent.csv")
     assert absent.code == 2 and "absent.csv is not there" in absent.err
     (tmp_path / "finetune.yaml").write_text("mine")
@@ -146,3 +146,65 @@ def test_rows_that_are_left_out_are_told(cli: Cli, tmp_path: Path) -> None:
     made = cli("init", "rows.jsonl", "--for", "local")
     assert made.code == 0 and "10 rows, chat" in made.err, made.err
     assert "1 row with errors not counted: orchestrate data check rows.jsonl" in made.err
+
+
+def own_table(path: Path) -> None:
+    lines = ["Ticket ID,Message body,Team"]
+    lines += [
+        f"{i},The parcel number {i * 7919} to {city} is late,{('east', 'west')[i % 2]}"
+        for i, city in enumerate(CITIES * 4)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_columns_of_ones_own_are_named_where_they_are_needed(cli: Cli, tmp_path: Path) -> None:
+    own_table(tmp_path / "t.csv")
+    refused = cli("init", "t.csv", "--for", "openai")
+    assert refused.code == 1 and "--map question=COLUMN,answer=COLUMN" in refused.err
+    made = cli("init", "t.csv", "--for", "openai", "--map", "question=Message body,answer=Team", "--json")
+    assert made.code == 0, made.err
+    assert made.json["rows"] == 4 * len(CITIES) and made.json["kind"].startswith("chat")
+    spec = tmp_path / "own.yaml"
+    spec.write_text("model: {openai: gpt-4.1-mini}\ntrain: t.csv\n")
+    for command in ("check", "quote", "submit"):
+        told = cli(command, "own.yaml", "--provider", "openai")
+        assert told.code != 0 and "--map" not in told.err
+        if command != "submit":  # which wants a key first
+            assert "columns: {question: COLUMN, answer: COLUMN}" in told.err
+    spec.write_text(spec.read_text() + "columns: {question: Message body, answer: Team, Ticket ID: null}\n")
+    checked = cli("check", "own.yaml", "--provider", "openai", "--json")
+    assert checked.code == 0, checked.err
+    assert "unread-column" not in {p["code"] for p in checked.json["problems"]}
+    asked = cli("advise", "t.csv", "--map", "question=Message body,answer=Team", "--json")
+    assert asked.code == 0 and asked.json["facts"]["rows"] == 4 * len(CITIES)
+
+
+def test_a_fix_of_a_data_command_is_said_as_a_spec_can_do_it(cli: Cli, tmp_path: Path) -> None:
+    messages = '[{"role": "user", "content": "%s?"}, {"role": "assistant", "content": "%s!"}]'
+    chat = f'{{"messages": {messages}, "feedback": "bad"}}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(chat % (city, city) for city in CITIES))
+    (tmp_path / "own.yaml").write_text("model: {openai: gpt-4.1-mini}\ntrain: rows.jsonl\n")
+    checked = cli("check", "own.yaml", "--provider", "openai", "--json")
+    fixes = {p["code"]: p.get("fix") for p in checked.json["problems"]}
+    assert checked.code == 1 and "columns: {feedback: null}" in fixes["lost-meaning"]
+    assert not [fix for fix in fixes.values() if "--ignore" in (fix or "") or "--map" in (fix or "")]
+    with (tmp_path / "own.yaml").open("a") as spec:
+        spec.write("columns: {feedback: null}\n")
+    assert cli("check", "own.yaml", "--provider", "openai").code == 0
+
+
+def test_duplicates_are_told_by_init_and_grouped_by_check(cli: Cli, tmp_path: Path) -> None:
+    chat = '{"messages": [{"role": "user", "content": "%s?"}, {"role": "assistant", "content": "%s!"}]}\n'
+    rows = [chat % (f"{city} {i}", city) for i in range(3) for city in CITIES]
+    (tmp_path / "train.jsonl").write_text("".join(rows + rows))
+    (tmp_path / "validation.jsonl").write_text(chat % ("Lima", "Peru") * 5)
+    made = cli("init", "train.jsonl", "--for", "openai", "-o", "mine.yaml")
+    assert made.code == 0, made.err
+    assert f"{len(rows)} rows of train.jsonl: the row occurs earlier: orchestrate data dedupe" in made.err
+    spec = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    assert spec["train"] == "train.jsonl" and spec["validation"] == "validation.jsonl"
+    assert "orchestrate quote mine.yaml" in made.out
+    checked = cli("check", "mine.yaml", "--provider", "openai")
+    assert len(checked.out.splitlines()) < 20
+    assert "train.jsonl rows" in checked.out and f"{len(rows) - 3} more" in checked.out
+    assert "validation.jsonl rows" in checked.out

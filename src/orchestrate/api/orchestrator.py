@@ -73,14 +73,20 @@ class Orchestrator(Workspace):
         return models.changes(self, provider)
 
     def advise(
-        self, file: str | Path, needs: Needs | None = None, totals: Sequence[Ownership] = ()
+        self,
+        file: str | Path,
+        needs: Needs | None = None,
+        totals: Sequence[Ownership] = (),
+        *,
+        columns: Mapping[str, str] | None = None,
     ) -> Advice:
         """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
         (`orchestrate.runs.preparing.advice.Needs`), with reasons. `totals`, of `quoting.ownership`,
-        add the money. Offline. Raises `DataError` for a file that cannot be read."""
+        add the money; `columns` maps fields to the file's columns. Offline. Raises `DataError` for a file
+        that cannot be read."""
         from orchestrate.runs.preparing import advice
 
-        return advice.advise(self, file, needs or advice.Needs(), totals)
+        return advice.advise(self, file, needs or advice.Needs(), totals, columns=columns)
 
     # -- before spending ------------------------------------------------------------------------------------
 

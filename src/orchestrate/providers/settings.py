@@ -27,6 +27,7 @@ OURS: Mapping[str, str] = {
     "test": "held back by Orchestrate for evaluation; never sent",
     "max_cost_usd": "Orchestrate's own limit, checked before anything is sent",
     "tags": "kept with the run by Orchestrate",
+    "columns": "the files are read by it before anything is sent",
     "private": "whose machines a backend has is looked at before anything is sent",
 }
 """Settings that no backend is told."""

@@ -4,7 +4,8 @@ and only what passes the check is written."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from orchestrate.core.files import write_whole
 from orchestrate.data.files.outputs import splits_of
 from orchestrate.data.opening import columns_of, open_dataset
 from orchestrate.data.operations.split import NAMES, Division, TooFew, split
+from orchestrate.data.rows.problems import CODES, rows_of
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.local import machine
 from orchestrate.local.plan.memory import Setup
@@ -22,7 +24,7 @@ from orchestrate.runs.preparing.prepared import prepare
 from orchestrate.setup.machine import memory_plan
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import count
-from orchestrate.types import Record, Severity
+from orchestrate.types import Problem, Record, Severity
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -68,16 +70,18 @@ def start(
     backends: str = "all",
     *,
     output: Path | None = None,
+    columns: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Started:
     """Writes a spec, by default finetune.yaml beside the data, and, where the rows are not split, the splits
-    into a folder beside them. Raises `DataError` for files that cannot be read, or when no backend takes
-    them."""
+    into a folder beside them. `columns` maps fields to the file's columns; where it is not given, the names
+    of the columns are guessed from. Raises `DataError` for files that cannot be read, or when no backend
+    takes them."""
     folder = place.parent if place.is_file() else place
     path = output or folder / specfile.DEFAULT_NAME
-    given = {"train": place} if place.is_file() else splits_of(place)
+    given = _with_siblings(place) if place.is_file() else splits_of(place)
     train = given.get("train") or next(iter(given.values()))
-    columns = columns_of(str(train))
+    columns = dict(columns) if columns else columns_of(str(train))
     opened = open_dataset(str(train), columns=columns, progress=progress)
     facts, broken = opened.facts, opened.total.written - opened.facts.rows
     if facts.kind not in _METHODS:
@@ -86,12 +90,18 @@ def start(
             fix="orchestrate init FOLDER writes a commented one",
         )
     placed, remarks = _splits(folder, given, columns)
+    if place.is_file() and len(given) > 1:
+        others = " and ".join(file.name for name, file in given.items() if name != "train")
+        remarks.append(f"with {others}, which lies beside it")
     if broken:
         remarks.insert(0, f"{count(broken, 'row')} with errors not counted: orchestrate data check {train}")
     files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
-    spec: dict[str, Any] = {**files, "method": _METHODS[facts.kind], "adapter": "lora", "epochs": 3}
+    mapped = {field: column or None for field, column in columns.items()}
+    own = {"columns": mapped} if mapped and placed.get("train") == train else {}
+    spec: dict[str, Any] = {**files, **own, "method": _METHODS[facts.kind], "adapter": "lora", "epochs": 3}
     path.parent.mkdir(parents=True, exist_ok=True)
-    models, left_out = _models(ft, path.parent, spec, ft.backends(backends))
+    models, left_out, found = _models(ft, path.parent, spec, ft.backends(backends))
+    remarks += _told(found)
     if not models:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DataError(f"no backend takes {place}: {reasons}", fix=f"orchestrate data check {train}")
@@ -113,13 +123,8 @@ def _splits(
     folder: Path, given: Mapping[str, Path], columns: Mapping[str, str]
 ) -> tuple[dict[str, Path], list[str]]:
     """Split -> file: those that are there, or the shares of the one that is."""
-    if len(given) > 1 and not columns:
-        return {n: given[n] for n in NAMES if n in given}, []
     if len(given) > 1:
-        raise DataError(
-            f"the columns of {', '.join(str(path) for path in given.values())} are of no known format",
-            fix="write each with  orchestrate data convert FILE --map FIELD=COLUMN -o NEW,  then init again",
-        )
+        return {n: given[n] for n in NAMES if n in given}, []
     [source] = given.values()
     near = find_spec("rensa") is not None
     target = folder / f"{source.name.partition('.')[0]}.split"
@@ -127,8 +132,6 @@ def _splits(
     try:
         report = split(str(source), division, target, columns=columns)
     except TooFew:
-        if columns:
-            raise
         return {"train": source}, [
             "too few rows to hold some back: all are trained on, and eval needs --test FILE"
         ]
@@ -143,19 +146,22 @@ def _splits(
 
 def _models(
     ft: Workspace, folder: Path, spec: Mapping[str, Any], backends: list[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The first starter with which a backend takes the files, and why there is none for the others."""
+) -> tuple[dict[str, str], dict[str, str], Sequence[Problem]]:
+    """The first starter with which a backend takes the files, why there is none for the others, and what is
+    wrong with the files all the same."""
     models: dict[str, str] = {}
+    of_files: Sequence[Problem] = ()
     left_out: dict[str, str] = {}
     placed = {n: str(folder / v) if n in ("train", "validation", "test") else v for n, v in spec.items()}
     for name in backends:
         for model in _starters(ft.settings.host(name).kind):
             tried = JobSpec.parse({**placed, "model": {name: model}})
             try:
-                problems = prepare(ft, tried, name).problems
+                prepared = prepare(ft, tried, name)
             except OrchestrateError as error:
                 left_out.setdefault(name, error.message)
                 continue
+            problems, of_files = prepared.problems, prepared.of_files
             errors = [p.message for p in problems if p.severity is Severity.ERROR]
             if not errors:
                 models[name] = model
@@ -164,7 +170,32 @@ def _models(
             left_out.setdefault(name, errors[0])
         else:
             left_out.setdefault(name, "none of the usual models can be tuned there")
-    return models, left_out
+    return models, left_out, of_files
+
+
+_TOLD = ("duplicate", "conflict", "near-duplicate", "prompt-leakage", "secret", "personal-data")
+_CURES = {"duplicate": "orchestrate data dedupe {}", "near-duplicate": "orchestrate data dedupe {} --near"}
+
+
+def _told(found: Sequence[Problem]) -> list[str]:
+    """A line for each kind of what the rows should not have."""
+    counts: dict[tuple[str, str], int] = {}
+    for p in found:
+        if p.code in _TOLD and p.source:
+            key = (p.code, p.source)
+            counts[key] = counts.get(key, 0) + rows_of(p)
+    return [
+        f"{count(n, 'row')} of {Path(file).name}: {CODES[code].title}"
+        + (f": {_CURES[code].format(shlex.quote(file))}" if code in _CURES else "")
+        for (code, file), n in counts.items()
+    ]
+
+
+def _with_siblings(file: Path) -> dict[str, Path]:
+    """The file to train on, with the other splits that lie beside it."""
+    beside = splits_of(file.parent)
+    is_one = beside.get("train") == file and len(beside) > 1
+    return {name: beside[name] for name in NAMES if name in beside} if is_one else {"train": file}
 
 
 def _starters(kind: str) -> Iterator[str]:

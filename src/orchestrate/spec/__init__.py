@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -56,6 +57,11 @@ SpecGiven: TypeAlias = "JobSpec | str | PathLike[str]"
 """A spec, or the path of a spec file."""
 
 
+def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
+    """As files are read by a spec's `columns`: a field of no column is not read."""
+    return {field: column or "" for field, column in (columns or {}).items()}
+
+
 class JobSpec(Part):
     """What to train. Raises `SpecError` when built wrongly."""
 
@@ -69,6 +75,11 @@ class JobSpec(Part):
     validation: str | None = Field(default=None, description="Validation data: path or URL")
     test: str | None = Field(
         default=None, description="Held-out rows; read by evaluation and leakage checks only"
+    )
+    columns: dict[str, Annotated[str, Field(min_length=1)] | None] | None = Field(
+        default=None,
+        description="Of the data files: FIELD: COLUMN reads a column under another name, "
+        "COLUMN: null leaves one out",
     )
     method: Method = Field(default=SFT())
     adapter: Adapter = Field(default=LoRA())
@@ -186,7 +197,7 @@ class JobSpec(Part):
         if self.added_tokens is not None and len(set(self.added_tokens)) < len(self.added_tokens):
             raise ValueError("added_tokens names a token twice")
         for provider, fields in self.overrides.items():
-            if wrong := sorted(set(fields) & {"overrides", "train", "validation", "test", "private"}):
+            if wrong := sorted(set(fields) & _SHARED):
                 raise ValueError(
                     f"overrides.{provider} cannot change {wrong[0]}: "
                     + (
@@ -285,6 +296,11 @@ class JobSpec(Part):
         return (TrainFile(path=self.train),) if isinstance(self.train, str) else self.train
 
     @property
+    def renaming(self) -> dict[str, str]:
+        """See `renaming_of`."""
+        return renaming_of(self.columns)
+
+    @property
     def train_told(self) -> str:
         """The training data in one line: `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
         return self.train if isinstance(self.train, str) else " + ".join(file.told for file in self.train)
@@ -313,8 +329,11 @@ class JobSpec(Part):
             raise SpecError("the spec is not valid:", errors=spec_errors(error, cls)) from error
 
 
+_SHARED = frozenset({"overrides", "train", "validation", "test", "columns", "private"})
+"""What no backend has of its own."""
 _LATER = frozenset(
     {
+        "columns",
         "added_tokens",
         "chat_template",
         "chat_template_kwargs",

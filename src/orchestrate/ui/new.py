@@ -35,7 +35,9 @@ _FIRST = (
     "learning_rate",
 )
 _LAST = ("batch_size", "seed", "suffix", "max_cost_usd")
-_WHOLE = ("overrides", "provider_options", "wandb", "early_stopping", "tags", "chat_template_kwargs")
+_WHOLE = (
+    "columns", "overrides", "provider_options", "wandb", "early_stopping", "tags", "chat_template_kwargs",
+)  # fmt: skip
 """Tables, which are written as YAML."""
 _SHOWN = 40
 

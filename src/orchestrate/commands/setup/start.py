@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.commands.data.options import IgnoreOpt, MapOpt, columns_read
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, print_text, warn
 from orchestrate.core.underway import BYTES, work
@@ -34,6 +35,8 @@ def init(
         typer.Option("-o", "--output", help="The spec that is written; default: finetune.yaml there."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
 ) -> Output[list[str]] | Output[Started]:
     """Write a spec. With FILE, or a FOLDER that holds data: one that fits it, with columns, splits and models
     proposed, which passes its first check. With another folder: a commented one. Sends nothing.
@@ -58,7 +61,8 @@ def init(
     if fitting:
         before = _text_of(usual)
         with orchestrator(context) as ft, work("reading", BYTES) as progress:
-            started = starting.start(ft, place, backends, output=output, progress=progress)
+            read = columns_read(columns, ignored)
+            started = starting.start(ft, place, backends, output=output, columns=read, progress=progress)
         _schema(path.parent)
 
         def view(started: Started) -> None:
@@ -67,6 +71,8 @@ def init(
                 _show_difference(usual, before, path)
 
         return Output(started, view)
+    if columns or ignored:
+        raise UsageError("--map and --ignore say how a file is read", fix="orchestrate init FILE --map ...")
     if not place.exists() and place.suffix:
         raise UsageError(f"{place} is not there", fix="orchestrate init FILE, or a FOLDER to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,7 @@ def _show(started: Started) -> None:
     note(f"{started.rows:,} rows, {started.kind}")
     if started.columns:
         told = ",".join(f"{field}={column}" for field, column in started.columns.items())
-        note(f"columns, by their names: {told}   (other ones: orchestrate data convert --map ...)")
+        note(f"columns: {told}   (other ones: --map FIELD=COLUMN)")
     for split, path in started.files.items():
         note(f"{split}: {path}")
     for text in started.remarks:
@@ -118,5 +124,7 @@ def _show(started: Started) -> None:
     for backend, why in started.left_out.items():
         warn(f"{backend} is left out: {why}")
     print_text(started.spec)
-    at = "" if Path(started.spec).parent == Path() else f" {shlex.quote(started.spec)}"
+    from orchestrate.spec import specfile
+
+    at = "" if Path(started.spec) == Path(specfile.DEFAULT_NAME) else f" {shlex.quote(started.spec)}"
     print_text(f"next: orchestrate quote{at}")

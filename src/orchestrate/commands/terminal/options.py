@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,6 +114,11 @@ class SpecOptions:
         if any(value is not None for value in given) or not path.exists():
             raise UsageError("--fix changes the spec's file: give the file, and no settings beside it")
         return path
+
+    @property
+    def named(self) -> str:
+        """The file behind a blank, for a command that is told; empty where it is the default one."""
+        return f" {shlex.quote(str(self.spec))}" if self.spec else ""
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
         """`provider`: the backends for which it is read. Raises `SpecError`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrate.commands.data.options import IgnoreOpt, MapOpt, columns_read
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, warn
 from orchestrate.commands.terminal.options import ServingOptions
@@ -50,6 +51,8 @@ def advise(
         "qwen3.5-9b"
     ),
     needed: NeedOptions,
+    columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
 ) -> Output[Advice]:
     """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
     Offline."""
@@ -72,8 +75,9 @@ def advise(
             target=needed.target,
         )
         use = serving.use()
-        totals = advice.totals(ft, file, model, use, private=needed.private) if use else []
-        found = ft.advise(file, needs, totals)
+        read = columns_read(columns, ignored)
+        totals = advice.totals(ft, file, model, use, private=needed.private, columns=read) if use else []
+        found = ft.advise(file, needs, totals, columns=read)
     return Output(found, partial(_show, name=Path(file).name))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
@@ -25,6 +26,7 @@ from orchestrate.commands.terminal.options import (
     require_used,
 )
 from orchestrate.commands.training.translations import show_translations
+from orchestrate.data.rows.problems import rows_of
 from orchestrate.errors import UsageError
 from orchestrate.settings.keys import hide, masked
 from orchestrate.text import count, money
@@ -220,25 +222,43 @@ def _show_live(prices: Sequence[LivePrice]) -> None:
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
-    """The problems as a table, errors first; long lists are cut and the rest counted."""
+    """The problems as a table, errors first: of each kind in each file the first rows, with how many they
+    are."""
     if not problems:
         return
     order = list(Severity)
-    rows = sorted(problems, key=lambda p: (order.index(p.severity), p.source or "", p.row or 0))
-    shown = table("severity", "code", "row", "field", "what", "backends", right=("row",))
-    for p in rows[:_SHOWN]:
-        what = hide(p.message + (f"\n→ {p.fix}" if p.fix else ""))
+    kinds: dict[tuple[object, ...], list[Problem]] = {}
+    for p in sorted(problems, key=lambda p: (order.index(p.severity), p.source or "", p.row or 0)):
+        alone = p.row is None and rows_of(p) == 1
+        key = (p.severity, p.source, p.code, p.providers, p.message if alone else None)
+        kinds.setdefault(key, []).append(p)
+    shown = table("severity", "code", "where", "what", "backends")
+    for first, *more in list(kinds.values())[:_SHOWN]:
+        what = hide(first.message + (f"\n→ {first.fix}" if first.fix else ""))
         shown.add_row(
-            Text(p.severity.value, _SEVERITY_STYLE[p.severity]),
-            p.code,
-            str(p.row or ""),
-            p.field or "",
+            Text(first.severity.value, _SEVERITY_STYLE[first.severity]),
+            first.code,
+            _where(first, more),
             what,
-            ", ".join(p.providers) or "all",
+            ", ".join(first.providers) or "all",
         )
     out.print(shown)
-    if len(rows) > _SHOWN:
-        note(f"... and {len(rows) - _SHOWN} more; --json prints all")
+    if len(kinds) > _SHOWN:
+        note(f"... and {len(kinds) - _SHOWN} more kinds; --json prints all")
+
+
+_ROWS = 3
+"""Numbers of rows that are shown of a kind."""
+
+
+def _where(first: Problem, more: Sequence[Problem]) -> str:
+    """`train.jsonl rows 18, 19, 25 and 43 more`."""
+    rows = [str(p.row) for p in (first, *more) if p.row is not None]
+    rest = sum(map(rows_of, (first, *more))) - len(rows[:_ROWS])
+    numbers = ", ".join(rows[:_ROWS]) + (f" and {rest:,} more" if rest > 0 else "")
+    file = Path(first.source).name if first.source else ""
+    said = f"row{'s' if len(rows) > 1 else ''} {numbers}" if rows else ""
+    return " ".join(filter(None, (file, said, "" if more else first.field)))
 
 
 def _concerns(problem: Problem, provider: str) -> bool:

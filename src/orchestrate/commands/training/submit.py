@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -93,7 +94,7 @@ def submit(
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by, rates=rate) as ft:
         names = ft.backends(provider)
-        how = Carrying(spending, strict, watch, tell=partial(require_used, ft, rate))
+        how = Carrying(spending, strict, watch, named=asked.named, tell=partial(require_used, ft, rate))
         return carry_out(ft, spec, names, how)
 
 
@@ -106,6 +107,8 @@ class Carrying:
     watch: bool
     repeated: str | None = None
     """The id of a run that has ended and is meant to be made again: it is no reason to ask."""
+    named: str = ""
+    """The file of the spec, as a command that is told names it."""
     tell: Callable[[Prepared], None] | None = None
     """What is to be told, or refused, before anything is asked."""
 
@@ -166,10 +169,12 @@ def require_agreement(
         caps = ft.preflight(prepared, names, strict=how.strict, max_cost_each_usd=each)
     except DataError as error:
         show_problems(error.problems)
+        if error.fix:
+            error.fix = error.fix.replace("orchestrate check", f"orchestrate check{how.named}")
         raise
     quotes = [prepared.offer(name).quote for name in names]
     _announce(ft, names, quotes, caps)
-    _warn_of_rows(prepared, names)
+    _warn_of_rows(prepared, names, how.named)
     limited = spending.max_cost is not None or each is not None
     # A price of nothing that is not the host's own is no reason not to ask, and no limit acts on it.
     unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
@@ -185,7 +190,7 @@ def require_agreement(
 MOST_SORTS = 8
 
 
-def _warn_of_rows(prepared: Prepared, names: list[str]) -> None:
+def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
     """What the files hold that would be trained otherwise than it is written, or not at all: of each sort the
     first."""
     sorts: dict[str, list[Problem]] = {}
@@ -194,10 +199,11 @@ def _warn_of_rows(prepared: Prepared, names: list[str]) -> None:
         if found.severity is Severity.WARNING and found.source and concerned:
             sorts.setdefault(found.code, []).append(found)
     for first, *more in list(sorts.values())[:MOST_SORTS]:
-        place = f"row {first.row}: " if first.row else ""
+        file = Path(first.source or "").name
+        place = f"{file}: row {first.row}: " if first.row else f"{file}: "
         warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
     if sorts:
-        note(f"{count(sum(map(len, sorts.values())), 'warning')} of the data: orchestrate check")
+        note(f"{count(sum(map(len, sorts.values())), 'warning')} of the data: orchestrate check{spec}")
 
 
 def _announce(

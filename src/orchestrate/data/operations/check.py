@@ -15,7 +15,7 @@ from orchestrate.data.operations import review
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
 from orchestrate.data.rows.examples import Kind
-from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.data.rows.problems import KEPT_PER_CODE, more_of, problem
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import unread
 from orchestrate.text import count
@@ -318,7 +318,7 @@ def _listed(code: str, text: str, matches: compare.Matches, rows: Opened, of: Op
         path, row = rows.place(number)
         found.append(_placed(problem(code, text.format(of.named(other)), row=row), path))
     if matches.count > len(found):
-        found.append(_whole(code, f"{matches.count - len(found):,} more like this", rows.facts.path))
+        found.append(_placed(more_of(code, matches.count - len(found)), rows.facts.path))
     return found
 
 

@@ -10,7 +10,7 @@ import heapq
 import mmap
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -90,6 +90,7 @@ def open_mix(
     files: Sequence[TrainFile],
     folder: Path,
     *,
+    columns: Mapping[str, str] | None = None,
     tokenizers: Sequence[str] = (),
     memory: Path | None = None,
     compare: bool = False,
@@ -111,7 +112,9 @@ def open_mix(
             with spooled(spool, f"the mix of {len(files)} files") as out:
                 join = Joined(out.write, union)
                 opened.append(
-                    open_dataset(file.path, memory=memory, compare=compare, content=content, join=join)
+                    open_dataset(
+                        file.path, columns=columns, memory=memory, compare=compare, content=content, join=join
+                    )
                 )
             _require_kind(opened[-1], opened[0])
             parts.append(_part(file, opened[-1], spool))

@@ -31,7 +31,7 @@ from orchestrate.data.rows.content import candidates, confirmed, sifted
 from orchestrate.data.rows.examples import Example, PreferenceExample, RLExample, UnpairedExample, messages_of
 from orchestrate.data.rows.pictures import Picture, pictures
 from orchestrate.data.rows.pictures import add as add_pictures
-from orchestrate.data.rows.problems import KEPT_PER_CODE, problem
+from orchestrate.data.rows.problems import KEPT_PER_CODE, more_of, problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes.reading import (
     Row,
@@ -374,8 +374,7 @@ class Total(Tally):
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():
             if count > shown[code]:
-                message = f"{count - shown[code]:,} more like this"
-                found.append(msgspec.structs.replace(problem(code, message), source=source))
+                found.append(msgspec.structs.replace(more_of(code, count - shown[code]), source=source))
         return tuple(found)
 
     @property

@@ -170,6 +170,21 @@ CODES: dict[str, Code] = {
 }
 
 
+_MORE = " more like this"
+
+
+def more_of(code: str, count: int) -> Problem:
+    """What stands for the rows of a code that are not kept."""
+    return problem(code, f"{count:,}{_MORE}")
+
+
+def rows_of(found: Problem) -> int:
+    """How many rows a problem stands for."""
+    if found.row is None and found.message.endswith(_MORE):
+        return int(found.message.removesuffix(_MORE).replace(",", ""))
+    return 1
+
+
 def problem(
     code: str, message: str | None = None, *, row: int | None = None, field: str | None = None
 ) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -409,8 +410,9 @@ def advice(path: str, row: Mapping[str, Any]) -> str:
         rows = cast("list[Any]", value) if isinstance(value, list) else []
         if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
             return f"the rows lie in the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
-    mapped = guessed(row) or {"prompt": "COLUMN", "completion": "COLUMN"}
-    return f"name the columns: --map {','.join(f'{name}={column}' for name, column in mapped.items())}"
+    mapped = guessed(row) or {"question": "COLUMN", "answer": "COLUMN"}
+    named = shlex.quote(",".join(f"{name}={column}" for name, column in mapped.items()))
+    return f"name the columns: --map {named}"
 
 
 def guessed(row: Mapping[str, Any]) -> dict[str, str] | None:

@@ -125,9 +125,9 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
             found.append(_unanswered(name, value))
         elif (meaning := meaning_of(name, value)) is not None and not _is_answer(value, row):
             message = f"{name} is not read in rows of this format: {meaning} would be lost"
-            fix = f"--ignore {name} trains on the rows without it"
+            fix = f"--ignore {quote(name)} trains on the rows without it"
             if verdict_of(value) is not None:
-                fix = f"--map label={name} reads it as KTO's label; {fix}"
+                fix = f"--map {quote(f'label={name}')} reads it as KTO's label; {fix}"
             elif name.startswith("sample_weight"):
                 fix = f"in conversations --map weight={name} reads it; {fix}"
             found.append(replace(problem("lost-meaning", message, field=name), fix=fix))
@@ -248,8 +248,8 @@ def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
             "which no model would see"
         )
         fix = (
-            f"decide: --map {quote(f'FIELD={name}') if ' ' in name else f'FIELD={name}'} reads it (system, "
-            f"context, input ...), --ignore {quote(name)} says that it is not to be taught"
+            f"decide: --map {quote(f'FIELD={name}')} reads it (system, context, input ...), "
+            f"--ignore {quote(name)} says that it is not to be taught"
         )
         yield replace(problem("unread-column", message, field=name), fix=fix)
     if rest := sorted(columns.keys() - own.keys()):

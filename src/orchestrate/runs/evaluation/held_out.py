@@ -47,6 +47,7 @@ from orchestrate.runs.evaluation.contenders import PLACES, BasePrecision, Conten
 from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.settings.keys import is_masked, masked_url
+from orchestrate.spec import renaming_of
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
 
@@ -129,9 +130,11 @@ class PreparedEvaluation:
             )
         self._ft, self._order = ft, order
         named = [_named(ft, run) for run in runs]
-        dataset = Dataset.open(_test_file(order.test, [handle for handle, _ in named]))
+        handles = [handle for handle, _ in named]
+        columns = _renaming(handles[0]) if handles and order.test is None else None
+        dataset = Dataset.open(_test_file(order.test, handles), columns=columns)
         self._subject = _subject(dataset, order)
-        self._handles = [handle for handle, _ in named]
+        self._handles = handles
         for handle in self._handles:
             handle.check()
         self._asking = Asking(
@@ -208,7 +211,7 @@ class PreparedEvaluation:
             raise UsageError(
                 f"the training rows of {handle.id}, from which --shots takes its examples, are not known"
             )
-        rows = held_out(Dataset.open(train), limit=10_000)
+        rows = held_out(Dataset.open(train, columns=_renaming(handle)), limit=10_000)
         wanted, asked = self._order.shots, self._subject.items
         there = len(making.examples_of(rows.items, asked))
         if there < wanted:
@@ -331,6 +334,11 @@ def _subject(dataset: Dataset, order: EvaluationOrder) -> Subject:
         cluster=order.cluster,
         notes=tuple(_left_out(found)),
     )
+
+
+def _renaming(handle: TrackedRun) -> dict[str, str]:
+    """As the run's spec reads its files."""
+    return renaming_of(handle.record.spec.get("columns"))
 
 
 def _left_out(found: HeldOut) -> list[str]:

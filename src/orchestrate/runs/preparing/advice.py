@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 _EPOCHS = 3
 
 
-def advise(ft: Workspace, file: str | Path, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
+def advise(
+    ft: Workspace,
+    file: str | Path,
+    needs: Needs,
+    totals: Sequence[Ownership] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+) -> Advice:
     """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
-    dataset = Dataset.open(file)
+    dataset = Dataset.open(file, columns=columns)
     found = weigh(advice.measure(dataset), needs, totals)
     if dataset.kind != "rl":
         return found
@@ -41,7 +48,13 @@ def advise(ft: Workspace, file: str | Path, needs: Needs, totals: Sequence[Owner
 
 
 def totals(
-    ft: Workspace, file: str | Path, model: str, use: Use, *, private: bool = False
+    ft: Workspace,
+    file: str | Path,
+    model: str,
+    use: Use,
+    *,
+    private: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Ownership]:
     """The whole cost of tuning an open model for three epochs, and, where a host does not have it, of the
     closed model there that is nearest to it. `private`: on this machine only. Offline."""
@@ -53,7 +66,10 @@ def totals(
         kind = ft.provider(name).profile.kind
         if entry.on(kind) is None and (closed := catalog.closest_closed(entry, kind)):
             chosen[name] = closed.name
-    spec = JobSpec.parse({"model": chosen, "train": str(file), "epochs": _EPOCHS})
+    given = {field: column or None for field, column in (columns or {}).items()}
+    spec = JobSpec.parse(
+        {"model": chosen, "train": str(file), "epochs": _EPOCHS} | ({"columns": given} if given else {})
+    )
     return quoting.ownership(ft, spec, prepare(ft, spec, checked=False).quotes, use, private=private)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import re
+import shlex
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -13,7 +15,14 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from orchestrate import text
-from orchestrate.errors import DataError, MissingExtra, SpecError, TranslationRefused, UsageError
+from orchestrate.errors import (
+    DataError,
+    MissingExtra,
+    OrchestrateError,
+    SpecError,
+    TranslationRefused,
+    UsageError,
+)
 from orchestrate.settings.config import OWN_HOSTS
 from orchestrate.types import (
     Feature,
@@ -116,7 +125,7 @@ class Prepared:
         for shown in (self.data.train, self.data.validation):
             if shown is None or self.marks.get(shown.path) == mark(shown.path):
                 continue
-            if Dataset.open(shown.path).digest != shown.digest:
+            if Dataset.open(shown.path, columns=dict(shown.columns)).digest != shown.digest:
                 raise DataError(
                     f"{shown.path} has changed since it was checked and quoted; nothing was sent",
                     fix="submit again, to see what it costs now",
@@ -231,7 +240,8 @@ def prepare(
     named = (spec.train, spec.validation, spec.test if checked else None)
     marks = {path: mark(path) for path in named if isinstance(path, str)}
     counted = tokenizers if terms.tokens_from is TokensFrom.EXACT else ()
-    opened = _open(spec, counted, ws.settings, checked=checked)
+    with _in_terms_of_a_spec():
+        opened = _open(spec, counted, ws.settings, checked=checked)
     if (mix := opened["train"].mix) is not None:
         marks[mix.facts.path] = mark(mix.facts.path)
     of_files = _of_files(opened, checked=checked)
@@ -246,8 +256,33 @@ def _of_files(opened: Mapping[str, Opened], *, checked: bool) -> list[Problem]:
     """All that is wrong with the files; of a quote, which looks at less, what a submit is refused for."""
     from orchestrate.data.operations.check import problems_of_files
 
-    found = problems_of_files(opened)
+    found = [replace(p, fix=_of_spec(p.fix, p.source)) for p in problems_of_files(opened)]
     return found if checked else [problem for problem in found if problem.severity is Severity.ERROR]
+
+
+_MAPPED = re.compile(r"--map (?:'([^']+)'|(\S+=\S+))")
+_IGNORED = re.compile(r"--ignore (?:'([^']+)'|([^\s,;]+(?:,[^\s,;]+)*))")
+
+
+def _of_spec(fix: str | None, source: str | None = None) -> str | None:
+    """A fix that the data commands give, as the one who has a spec can do it."""
+    if fix is None:
+        return None
+    fix = _MAPPED.sub(lambda m: f"columns: {{{(m[1] or m[2]).replace('=', ': ').replace(',', ', ')}}}", fix)
+    fix = _IGNORED.sub(lambda m: f"columns: {{{(m[1] or m[2]).replace(',', ': null, ')}: null}}", fix)
+    if source and "--fix" in fix and "orchestrate" not in fix:
+        fix = fix.replace("--fix", f"orchestrate data check {shlex.quote(source)} --fix")
+    return fix
+
+
+@contextmanager
+def _in_terms_of_a_spec() -> Generator[None]:
+    try:
+        yield
+    except OrchestrateError as error:
+        if error.fix is not None:
+            error.fix = _of_spec(error.fix)
+        raise
 
 
 def translated(
@@ -296,7 +331,7 @@ def _open(
     from orchestrate.data import opening
     from orchestrate.data.operations.mix import open_mix
 
-    memory = settings.home / "counts"
+    memory, columns = settings.home / "counts", spec.renaming
     splits = {"train": spec.train, "validation": spec.validation, "test": spec.test if checked else None}
     compare = checked or spec.validation is not None
     opened: dict[str | tuple[TrainFile, ...], Opened] = {}
@@ -306,12 +341,18 @@ def _open(
         counted = tokenizers if split != "test" else ()
         if isinstance(given, str):
             opened[given] = opening.open_counted(
-                given, tokenizers=counted, memory=memory, compare=compare, content=checked
+                given, columns=columns, tokenizers=counted, memory=memory, compare=compare, content=checked
             )
         else:
             folder = settings.home / "mixes"
             opened[given] = open_mix(
-                given, folder, tokenizers=counted, memory=memory, compare=compare, content=checked
+                given,
+                folder,
+                columns=columns,
+                tokenizers=counted,
+                memory=memory,
+                compare=compare,
+                content=checked,
             )
     return {split: opened[given] for split, given in splits.items() if given is not None}
 

@@ -83,8 +83,9 @@ def system_message(handle: TrackedRun) -> str | None:
 
     seen: Counter[str | None] = Counter()
     try:
-        train = JobSpec.parse(handle.record.spec).train_files[0].path
-        for example in islice(Dataset.open(train).examples(), _LOOKED_AT):
+        spec = JobSpec.parse(handle.record.spec)
+        data = Dataset.open(spec.train_files[0].path, columns=spec.renaming)
+        for example in islice(data.examples(), _LOOKED_AT):
             first = example.messages[0] if isinstance(example, ChatExample) and example.messages else None
             told = first is not None and first.role in ("system", "developer")
             seen[first.text if told and first is not None else None] += 1

@@ -17,7 +17,7 @@ PROVIDER = "provider"
 """The name under which the backend varies; all others are fields of the spec."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
-_FIXED = ("train", "validation", "test", "tags", "max_cost_usd", "private")
+_FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
 """What does not vary: trials on other rows are no trials of the same thing."""
 
 
