@@ -76,6 +76,7 @@ METHODS = st.one_of(
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "test": st.just("test.jsonl"),
+    "columns": st.just({"prompt": "Message body", "id": None}),
     "method": METHODS,
     "adapter": st.one_of(kind("lora", **LORA), kind("qlora", **LORA), kind("full")).filter(
         lambda a: not (a.get("dora") and a.get("init_lora_weights") == "loftq")

@@ -223,6 +223,7 @@ def test_later_fields_leave_the_hashes_of_earlier_specs_as_they_were() -> None:
         {"optimizer": "adamw"},
         {"adapter": {"rank_pattern": {"q": 1}}},
         {"chat_template": "{{ x }}"},
+        {"columns": {"prompt": "Message body", "id": None}},
         {"chat_template_kwargs": {"enable_thinking": False}},
     ):
         assert JobSpec.parse(full | later).hash() != known.hash()

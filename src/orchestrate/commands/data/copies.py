@@ -134,6 +134,14 @@ class Sides:
         False
     )
     near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True
+    group_by: Annotated[
+        str | None,
+        typer.Option("--group-by", metavar="COLUMN", help="Keep rows with one value together: a customer."),
+    ] = None
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Come near to the shares; rows may move when rows are added."),
+    ] = False
 
 
 @command
@@ -160,16 +168,27 @@ def split(
     ):
         report = data.split(
             file,
-            data.Division(data.parse_shares(shares), sides.seed, sides.near, sides.stratify),
+            data.Division(
+                data.parse_shares(shares),
+                sides.seed,
+                sides.near,
+                sides.stratify,
+                fill=sides.exact,
+                group_by=sides.group_by,
+            ),
             output or data.beside(file, "split"),
             columns=columns_read(reading.columns, reading.ignored),
             workers=reading.workers,
             progress=progress,
         )
-    return Output(report, _show_split)
+    return Output(report, partial(_show_split, shares=data.parse_shares(shares)))
 
 
-def _show_split(report: SplitReport) -> None:
+_OFF = 0.02
+"""A share that is missed by so much is worth a word."""
+
+
+def _show_split(report: SplitReport, shares: tuple[float, ...]) -> None:
     shown = table("split", "rows", "share", "file", right=("rows", "share"))
     for part in report.files:
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
@@ -179,6 +198,10 @@ def _show_split(report: SplitReport) -> None:
     for part in report.files:
         if not part.rows:
             note(f"{part.split} is empty: add rows, give it a larger share, or try another --seed")
+    if report.seed:
+        note(f"seed {report.seed}")
+    if any(abs(part.share - share) > _OFF for part, share in zip(report.files, shares, strict=True)):
+        note("the shares are met roughly, as each row's place depends on the row alone; --exact comes nearer")
 
 
 @command

@@ -71,10 +71,7 @@ def init(
                 _show_difference(usual, before, path)
 
         return Output(started, view)
-    if columns or ignored:
-        raise UsageError("--map and --ignore say how a file is read", fix="orchestrate init FILE --map ...")
-    if not place.exists() and place.suffix:
-        raise UsageError(f"{place} is not there", fix="orchestrate init FILE, or a FOLDER to write to")
+    _require_folder(place, columns, ignored)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(specfile.template(specfile.DEFAULT_NAME), encoding="utf-8")
     settings.write_text(specfile.template(config.CONFIG_NAME), encoding="utf-8")
@@ -85,6 +82,13 @@ def init(
         note(f"next: say in {path} what your data are and which model, then  orchestrate check")
 
     return Output(written, view_template)
+
+
+def _require_folder(place: Path, columns: list[str] | None, ignored: list[str] | None) -> None:
+    if columns or ignored:
+        raise UsageError("--map and --ignore say how a file is read", fix="orchestrate init FILE --map ...")
+    if not place.exists() and place.suffix:
+        raise UsageError(f"{place} is not there", fix="orchestrate init FILE, or a FOLDER to write to")
 
 
 def _schema(folder: Path) -> str:

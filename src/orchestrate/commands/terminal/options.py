@@ -117,7 +117,7 @@ class SpecOptions:
 
     @property
     def named(self) -> str:
-        """The file behind a blank, for a command that is told; empty where it is the default one."""
+        """The spec file after a space, for printed commands; empty for the default file."""
         return f" {shlex.quote(str(self.spec))}" if self.spec else ""
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:

@@ -108,7 +108,7 @@ class Carrying:
     repeated: str | None = None
     """The id of a run that has ended and is meant to be made again: it is no reason to ask."""
     named: str = ""
-    """The file of the spec, as a command that is told names it."""
+    """The spec file, as printed commands name it."""
     tell: Callable[[Prepared], None] | None = None
     """What is to be told, or refused, before anything is asked."""
 

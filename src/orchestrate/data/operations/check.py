@@ -221,6 +221,7 @@ def _within(one: Opened, split: str) -> list[Problem]:
         found.append(_whole("mixed-format", f"the file mixes formats: {shown} rows", path))
     if (balance := _labels(trained)) is not None:
         found.append(_whole("label-imbalance", balance, path))
+    found += [_whole("label-spelling", told, path) for told in _spellings(trained)]
     for file in [name for _, name in one.begins] or [path]:
         if waiting := review.unreviewed(file):
             found.append(_whole("unreviewed", f"{count(waiting, 'generated row')} to be reviewed", file))
@@ -255,13 +256,35 @@ def _balance(one: Opened, split: str) -> list[Problem]:
     return [_whole("labels-unbalanced", message, one.facts.path)]
 
 
+def _are_labels(one: Opened) -> bool:
+    """Whether the answers are few and short: each several times, and nothing else."""
+    labels, rows = one.total.labels, one.facts.rows
+    named = sum(labels.values())
+    return 2 <= len(labels) <= MOST_LABELS and named >= 0.95 * rows
+
+
+def _spellings(one: Opened) -> list[str]:
+    """Labels that are one label to a reader, and several to a model."""
+    if one.facts.kind == "unpaired" or not _are_labels(one):
+        return []
+    alike: dict[str, list[tuple[str, int]]] = {}
+    for label, rows in one.total.labels.most_common():
+        alike.setdefault(" ".join(label.casefold().split()).rstrip(" .!"), []).append((label, rows))
+    if one.facts.rows < 2 * len(alike):
+        return []
+    return [
+        " and ".join(f"{label!r} ({rows:,})" for label, rows in spelled) + " are different answers"
+        for spelled in alike.values()
+        if len(spelled) > 1
+    ]
+
+
 def _labels(one: Opened) -> str | None:
     """Says how uneven the answers are, when they are few and short enough to be labels."""
     if one.facts.kind == "unpaired":
         return None
-    labels, rows = one.total.labels, one.facts.rows
-    named = sum(labels.values())
-    if not 2 <= len(labels) <= min(20, MOST_LABELS) or named < 0.95 * rows or named < 10 * len(labels):
+    labels = one.total.labels
+    if not _are_labels(one) or len(labels) > 20 or sum(labels.values()) < 10 * len(labels):
         return None
     most, least = labels.most_common(1)[0], labels.most_common()[-1]
     if most[1] < 10 * least[1]:

@@ -20,7 +20,7 @@ from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.passes.scan import pieces, ranges
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example
-from orchestrate.data.rows.mojibake import is_damaged
+from orchestrate.data.rows.mojibake import is_about_encodings, is_damaged
 from orchestrate.data.rows.mojibake import repaired as decoded_anew
 from orchestrate.data.rows.numbers import encode
 from orchestrate.data.rows.problems import CODES
@@ -210,11 +210,13 @@ class _Mend:
         if "\\u0000" not in text and "\xc3" not in text and "\xe2" not in text:
             return row
         done: set[str] = set()
-        cleaned = _mapped(row, lambda s: _repaired_text(s, done))
+        is_about = is_about_encodings(text)
+        cleaned = _mapped(row, lambda s: _repaired_text(s, done, decoded=not is_about))
         for code in sorted(done):
             self.did(code, "NUL removed" if code == "control-character" else "text decoded again")
         if is_damaged(encode(cleaned).decode()):
-            self.did("mojibake", "a part of the damage cannot be undone", "not repaired")
+            why = "the row is about encodings" if is_about else "a part of the damage cannot be undone"
+            self.did("mojibake", why, "not repaired")
         return cleaned
 
     def _messages(self, row: dict[str, Any]) -> None:
@@ -315,11 +317,11 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _repaired_text(text: str, done: set[str]) -> str:
+def _repaired_text(text: str, done: set[str], *, decoded: bool) -> str:
     if "\x00" in text:
         text = text.replace("\x00", "")
         done.add("control-character")
-    better = decoded_anew(text)
+    better = decoded_anew(text) if decoded else text
     if better != text:
         done.add("mojibake")
     return better

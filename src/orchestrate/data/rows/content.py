@@ -96,8 +96,22 @@ def _iban(text: bytes) -> bool:
 
 
 def _real_address(text: bytes) -> bool:
-    """Addresses that documentation uses are nobody's."""
-    return not re.search(rb"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)\b", text.lower())
+    """Addresses that documentation uses are nobody's, and a password before a host is no name."""
+    nobody = rb"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)\b"
+    return b"://" not in text and not re.search(nobody, text.lower())
+
+
+def _real_password(text: bytes) -> bool:
+    """What stands for a password in documentation and templates is none."""
+    word = text.removesuffix(b"@").rpartition(b":")[2].lower()
+    return word not in (b"password", b"passwd", b"pass", b"changeme") and word[:1] not in (
+        b"$", b"{", b"<", b"[", b"%", b"*",
+    ) and word.strip(b"x.") != b""  # fmt: skip
+
+
+def _real_number(text: bytes) -> bool:
+    """555-0100 to 555-0199 are kept for films."""
+    return re.search(rb"555[-. ]01\d\d$", text) is None
 
 
 @dataclass(frozen=True)
@@ -141,12 +155,20 @@ _KEYS: tuple[tuple[str, bytes, tuple[bytes, ...]], ...] = (
 PATTERNS: tuple[Pattern, ...] = (
     *(Pattern("secret", what, regex, literals) for what, regex, literals in _KEYS),
     Pattern(
+        "secret",
+        "a password in a URL",
+        rb"://[^\s/:@\"'<>]{0,64}:[^\s/@\"'<>]{2,128}@",
+        (b"://",),
+        _real_password,
+        sieve=rb"://[^\s/:@\"'<>]{0,64}:[^\s/@\"'<>]{2}",
+    ),
+    Pattern(
         "personal-data",
         "an e-mail address",
         rb"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
         (b"@",),
         _real_address,
-        before=rb"[A-Za-z0-9._%+-]{1,64}\Z",
+        before=rb"(?:://[^\s/@]{0,32}:)?[A-Za-z0-9._%+-]{1,64}\Z",
         sieve=rb"[A-Za-z0-9._%+-]@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2}",
     ),
     Pattern(
@@ -170,6 +192,14 @@ PATTERNS: tuple[Pattern, ...] = (
         "personal-data",
         "a phone number",
         rb"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,4}\b",
+    ),
+    Pattern(
+        "personal-data",
+        "a US phone number",
+        rb"(?<![\w.-])(?:1[ .-])?"
+        rb"(?:\([2-9]\d\d\) ?[2-9]\d\d[ .-]|[2-9]\d\d-[2-9]\d\d-|[2-9]\d\d\.[2-9]\d\d\.)\d{4}(?![\w-]|\.\d)",
+        confirm=_real_number,
+        sieve=rb"[2-9]\d\d(?:\) ?|-|\.)[2-9]\d\d[ .-]\d{4}",
     ),
     Pattern("replacement-character", "U+FFFD", "\ufffd".encode(), ("\ufffd".encode(),)),
     Pattern(

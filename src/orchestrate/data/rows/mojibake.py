@@ -52,3 +52,14 @@ def _decoded(run: re.Match[str]) -> str:
         return bytes(_BYTES[char] for char in run.group()).decode()
     except UnicodeDecodeError:
         return run.group()
+
+
+_ABOUT = (
+    r"mojibake|utf-?8|utf-?16|latin-?1|iso[- ]?8859|cp-?125[0-9]|windows-125[0-9]|unicode|charset"
+    r"|character set|encod(?:e|ed|ing|ings)\b|decod(?:e|ed|ing)\b|codec"
+)
+
+
+def is_about_encodings(text: str) -> bool:
+    """Whether a row speaks of encodings: what looks damaged in it may be what it is about."""
+    return _compiled(f"(?i){_ABOUT}").search(text) is not None

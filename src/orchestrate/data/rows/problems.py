@@ -158,6 +158,9 @@ CODES: dict[str, Code] = {
     "near-leakage": Code(_W, "nearly the same row is in another split", "remove it from one"),
     "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one"),
     "label-imbalance": Code(_W, "some answers are far more frequent than others", "balance the labels"),
+    "label-spelling": Code(
+        _W, "labels that differ in case, spaces or a full stop only", "spell each label in one way"
+    ),
     "unreviewed": Code(
         _W, "generated rows that nobody has reviewed", "orchestrate data review FILE, then --export OUT"
     ),

@@ -35,7 +35,7 @@ def exchange(request: Row, response: Row, place: str) -> Read:
     if response.get("role") == "assistant" and response.get("content"):
         return _blocks(request, response)
     why = as_row(response.get("error")).get("message") or ", ".join(sorted(response)[:6]) or "nothing"
-    return None, [problem("bad-message", f"the answer is no message: {str(why)[:80]}", field=place)]
+    return None, [problem("bad-message", f"the answer is not a message: {str(why)[:80]}", field=place)]
 
 
 _MESSAGES = frozenset(

@@ -144,6 +144,15 @@ def test_whole_text_is_not_repaired(tmp_path: Path, text: str) -> None:
     assert Dataset.open(report.output).digest == Dataset.open(file).digest
 
 
+def test_a_row_about_encodings_is_not_repaired(tmp_path: Path) -> None:
+    about = "Why do I see Ã© on my page? It is UTF-8 that was read as Latin-1."
+    file = write([chat(about, "ok"), chat("CafÃ©", "ok")], tmp_path / "a.jsonl")
+    report = fix(file, tmp_path / "out.jsonl")
+    assert report.repaired == report.not_repaired == {"mojibake": 1}
+    written = (tmp_path / "out.jsonl").read_text()
+    assert about in written and "Café" in written
+
+
 def test_damage_beyond_repair_is_logged(tmp_path: Path) -> None:
     """The last byte of a closing quotation mark was thrown away."""
     report = fix(write([chat("â€œSoâ€ he said", "ok")], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")

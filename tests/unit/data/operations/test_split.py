@@ -142,3 +142,39 @@ def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="12 rows in 1 group of nearly equal rows") as caught:
         split(file, Division(SHARES), tmp_path / "out")
     assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()
+
+
+def test_rows_of_one_customer_stay_together(tmp_path: Path) -> None:
+    """By a column of the file that no format reads, also one inside another."""
+    file = tmp_path / "rows.jsonl"
+    with file.open("w") as out:
+        for n in range(120):
+            messages = [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": "yes"}]
+            who = {"customer": f"c{n % 12}", "meta": {"team": n % 8}} if n != 5 else {}
+            out.write(json.dumps({"messages": messages, **who}) + "\n")
+            out.write('{"messages": []}\n' if n == 7 else "")
+    team = {f"question {n}": (n % 12, n % 8) for n in range(120) if n != 5}
+    for column, at in (("customer", 0), ("meta.team", 1)):
+        report = split(
+            str(file), Division((0.5, 0.5), near_duplicates=False, group_by=column), tmp_path / column
+        )
+        sides = [Path(one.path).read_text().splitlines() for one in report.files]
+        asked = [{json.loads(line)["messages"][0]["content"] for line in side} for side in sides]
+        assert sum(map(len, asked)) == 120 and all(asked)
+        values = [{team[question][at] for question in side if question in team} for side in asked]
+        assert not values[0] & values[1]
+    with pytest.raises(UsageError, match="no column shop") as refused:
+        split(str(file), Division((0.5, 0.5), near_duplicates=False, group_by="shop"), tmp_path / "o")
+    assert "customer" in (refused.value.fix or "")
+
+
+def test_a_few_hundred_rows_come_near_to_the_shares(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    with file.open("w") as out:
+        for n in range(300):
+            messages = [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": "yes"}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    report = split(str(file), Division((0.8, 0.1, 0.1), near_duplicates=False, fill=True), tmp_path / "s")
+    assert all(
+        abs(one.share - share) < 0.01 for one, share in zip(report.files, (0.8, 0.1, 0.1), strict=True)
+    )

@@ -32,6 +32,7 @@ ACROSS = {
     "near-leakage",
     "near-duplicate",
     "label-imbalance",
+    "label-spelling",
     "labels-unbalanced",
     "one-label",
     "few-rows",
@@ -197,6 +198,8 @@ def test_secrets_are_not_repeated_in_messages() -> None:
         "mail someone@example.com",
         "the year 2024-12-31 and 10.000.000",
         "a mask-sk-learn word",
+        "call 212-555-0142 in the film, or 1234-567-8901, or version 212.555.1234.1",
+        "postgres://app:${DB_PASSWORD}@db/app and postgres://user:password@localhost/x",
         "@final\n@dataclasses.dataclass",
         "A palavra \u00abIRM\u00c3\u00bb.",
     ],
@@ -206,6 +209,40 @@ def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
     file.write_text(_row("Hi", harmless))
     codes = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
     assert codes == {"few-rows"}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("call (212) 555-7142 today", "personal-data"),
+        ("call 212-456-7890.", "personal-data"),
+        ("1.212.456.7890", "personal-data"),
+        ("postgres://user:pw@host/db", "secret"),
+        ("https://bot:s3cr3t!@git.corp.com/x.git", "secret"),
+        ("redis://:hunter2@cache:6379", "secret"),
+        ("write to ann:ann@mail.com", "personal-data"),
+    ],
+)
+def test_numbers_and_passwords_without_a_mark_are_found(text: str, code: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(_row("Hi", text))
+    found = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+    assert found == {"few-rows", code}
+
+
+def test_spellings_of_one_label_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    labels = ["bug"] * 6 + ["BUG "] * 2 + ["N/A", "n/a", "feature", "feature"]
+    file.write_text("".join(_row(f"ticket {n}", label) for n, label in enumerate(labels)))
+    [bug, none] = [
+        p.message
+        for p in check({"train": str(file)}, Options(hosts=())).problems
+        if p.code == "label-spelling"
+    ]
+    assert bug.startswith("'bug' (6) and 'BUG ' (2)") and "'n/a' (1)" in none
+    file.write_text("".join(_row(f"ticket {n}", f"{label} {n}") for n, label in enumerate(labels)))
+    codes = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+    assert "label-spelling" not in codes, "these are no labels"
 
 
 @pytest.mark.parametrize("escaped", [True, False])
