@@ -14,8 +14,8 @@ import numpy as np
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.metrics.labels import F1, Labels
 from orchestrate.evaluation.scoring import Column, paired
-from orchestrate.evaluation.statistics import paired_interval, wilson
-from orchestrate.evaluation.verdict import Demand, verdicts
+from orchestrate.evaluation.statistics import mcnemar, paired_interval, wilson
+from orchestrate.evaluation.verdict import Demand, rows_to_decide, verdicts
 from orchestrate.types import Measure, Message, MetricUsed
 
 METRIC = MetricUsed(name="exact_match", kind="right-or-wrong")
@@ -25,6 +25,7 @@ CONTENDERS = (1, 2, 5, 10)
 TARGETS = (0.5, 0.8, 0.9, 0.95)
 TARGET_ROWS = (*range(5, 61, 2), 100, 200, 500)
 _NEGLIGIBLE = 1e-7
+TOLD = ((4, 4, 0), (10, 4, 1), (50, 6, 3), (100, 16, 8), (200, 14, 4))
 LABELS = ("a", "b", "c")
 
 
@@ -76,6 +77,18 @@ def wrong_at_the_target(n: int, target: float) -> tuple[float, float]:
     return ship, stop
 
 
+def decided_at_the_rows_told(n: int, gained: int, lost: int, draws: int) -> tuple[int, float]:
+    """The rows that a verdict says would decide, and the share of evaluations of so many that do, where the
+    measured shares are the true ones."""
+    rows = rows_to_decide(paired_interval(gained, lost, n), 0.0)
+    assert rows is not None
+    rng = np.random.default_rng(n)
+    chances = [gained / n, lost / n, 1 - (gained + lost) / n]
+    pairs, times = np.unique(rng.multinomial(rows, chances, size=draws)[:, :2], axis=0, return_counts=True)
+    decided = [mcnemar(g, worse) <= 0.05 for g, worse in pairs.tolist()]
+    return rows, float(times[decided].sum()) / draws
+
+
 def f1_alarms(n: int, draws: int) -> float:
     """Share of comparisons of two equally good models, by f1_macro over labels of 90, 7 and 3%, that show a
     difference."""
@@ -113,6 +126,10 @@ def main() -> None:
     for target in TARGETS:
         shares = [wrong_at_the_target(n, target) for n in TARGET_ROWS]
         print(f"  {target:.0%}: {max(s for s, _ in shares):.1%}  {max(s for _, s in shares):.1%}")
+    print("decided at the rows that a verdict names, should what was measured hold")
+    for n, gained, lost in TOLD:
+        rows, share = decided_at_the_rows_told(n, gained, lost, 10 * draws)
+        print(f"  {gained} gained and {lost} lost of {n}: {rows:,} rows, {share:.0%}")
     print("false alarms of f1_macro at 5%, labels of 90, 7 and 3%")
     for n in (30, 100, 300):
         print(f"  {n:5,} rows: {f1_alarms(n, draws // 5):.1%}")

@@ -96,7 +96,7 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
     """The verdicts, then scores, slices, who answered, broken and fixed items."""
     parts: list[RenderableType] = []
     for v in one.verdicts:
-        parts.append(Text.assemble((v.decision.upper(), _COLOURS[v.decision]), f"  {v.contender}"))
+        parts.append(Text.assemble((v.decision.upper(), _COLOURS[v.decision]), f"  {inert(v.contender)}"))
         parts += [Text(f"  {inert(reason)}") for reason in v.reasons]
         parts.append(Text())
     parts += [Text(what_was_asked(one), style="dim"), listed(SCORE_HEAD, score_rows(one))]

@@ -8,7 +8,13 @@ from functools import cache
 
 import numpy as np
 import pytest
-from benchmarks.verdicts import any_ships_at_the_margin, kept_at_the_margin, wrong_at_the_target
+from benchmarks.verdicts import (
+    TOLD,
+    any_ships_at_the_margin,
+    decided_at_the_rows_told,
+    kept_at_the_margin,
+    wrong_at_the_target,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -118,6 +124,13 @@ def test_what_lies_at_the_margin_is_kept_at_its_level(n: int, margin: float, gai
 @pytest.mark.parametrize("contenders", [1, 10])
 def test_a_margin_is_corrected_for_the_number_of_contenders(contenders: int) -> None:
     assert any_ships_at_the_margin(200, -0.02, contenders, 1000) <= 0.04
+
+
+@pytest.mark.parametrize(("n", "gained", "lost"), TOLD)
+def test_as_many_rows_as_a_verdict_names_decide(n: int, gained: int, lost: int) -> None:
+    """In four of five tries, about, where what was measured is the truth."""
+    rows, share = decided_at_the_rows_told(n, gained, lost, 2000)
+    assert rows > n and share > 0.7
 
 
 @pytest.mark.parametrize(("n", "target"), [(21, 0.5), (11, 0.95), (35, 0.9)])

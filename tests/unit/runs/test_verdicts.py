@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Literal
 import pytest
 from msgspec.structs import replace
 from tests.reviewing import answered, desk_of
+from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator
+from orchestrate.cli import app
 from orchestrate.evaluation.regression.regress import Regression, judged
 from orchestrate.evaluation.scoring import paired
 from orchestrate.evaluation.verdict import Demand, verdicts
@@ -175,3 +178,14 @@ def test_joining_twice_says_nothing_twice(ft: Orchestrator, run_id: str) -> None
     regressed(ft, tuned(run_id), ("languages", 0, 40))
     once = ft.evaluations(run_id)
     assert joined(ft, once) == once and len(once[0].verdicts[0].reasons) == 2
+
+
+def test_show_tells_the_verdict(ft: Orchestrator, run_id: str, tmp_path: Path) -> None:
+    evaluated(ft, tuned(run_id), gained=20)
+    regressed(ft, tuned(run_id), ("languages", 0, 40))
+    home = str(tmp_path / "home")
+    shown = CliRunner().invoke(app, ["--home", home, "show", run_id, "--offline"])
+    assert "do not ship (eval-1)" in " ".join(shown.output.split())
+    told = CliRunner().invoke(app, ["--home", home, "show", run_id, "--offline", "--json"])
+    [verdict] = json.loads(told.stdout)["evaluations"][0]["verdicts"]
+    assert verdict["decision"] == "do not ship"
