@@ -441,8 +441,8 @@ class _Speakers:
         raise DataError(
             f"{self._path}: the column {self._column} names {shown}{more}, of whom it is not known whether "
             "they are customers",
-            fix=f"--user {quote(first)} makes their messages the customer's, --leave-out {quote(first)} "
-            "takes them out; both repeat, and * stands for anything",
+            fix=f"--leave-out {quote(first)} takes their messages out, --user {quote(first)} makes them the "
+            "customer's; both repeat, and * stands for anything",
         )
 
     def listed(self) -> dict[str, tuple[str, ...]]:

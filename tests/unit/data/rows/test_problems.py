@@ -262,6 +262,14 @@ def test_damage_is_found_however_json_spells_it(text: str, code: str, escaped: b
     assert check({"train": str(file)}, Options(hosts=())).files[0].counts == {code: 1}
 
 
+@pytest.mark.parametrize("line", ['{"a": "x}', '{"a": "x\t"}', "{"])
+def test_broken_json_is_told_with_its_column_once(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(_row("Hi", "Ho") + line + "\n")
+    [found] = [p for p in Dataset.open(file).problems if p.code == "invalid-json"]
+    assert " at column " in found.message and "at at" not in found.message
+
+
 def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", "line\nghp_" + "a1B2" * 9))
