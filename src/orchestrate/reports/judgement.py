@@ -346,7 +346,11 @@ def _alone(c: Compared) -> Answer:
         why += f", {gap_words(score.difference)} to {score.difference.against}"
     sure = text.count(score.score.n, "row")
     chosen = c.run.id if _passes(c, score) else None
-    return Answer(run=chosen, sentence=f"{opening} {c.label}: {why}, {sure}{cost}{_forgotten(c)}.")
+    given = [v for v in score.evaluation.verdicts if v.contender == score.contender.name]
+    # The first reason is that of the evaluation, which stands in the sentence.
+    more = given[0].reasons[1:] if given and given[0].decision != "ship" else ()
+    told = "".join(f"; {reason}" for reason in more) or _forgotten(c)
+    return Answer(run=chosen, sentence=f"{opening} {c.label}: {why}, {sure}{cost}{told}.")
 
 
 def _passes(c: Compared, score: RunScore) -> bool | None:

@@ -18,6 +18,7 @@ from orchestrate.cli import app
 from orchestrate.evaluation.regression.regress import Regression, judged
 from orchestrate.evaluation.scoring import paired
 from orchestrate.evaluation.verdict import Demand, verdicts
+from orchestrate.reports.records import Answer
 from orchestrate.runs.evaluation.regression import KIND
 from orchestrate.settings import config
 from orchestrate.store.records.runs import Intent
@@ -99,7 +100,11 @@ def verdict(ft: Orchestrator, run_id: str) -> Verdict:
 
 def chosen(ft: Orchestrator, run_id: str) -> str | None:
     """By `compare`, of the run as it will have ended."""
-    return ft.compare([replace(ft.store.runs.get(run_id), status=JobStatus.SUCCEEDED)]).answer.run
+    return answer(ft, run_id).run
+
+
+def answer(ft: Orchestrator, run_id: str) -> Answer:
+    return ft.compare([replace(ft.store.runs.get(run_id), status=JobStatus.SUCCEEDED)]).answer
 
 
 def test_what_was_forgotten_stops_a_better_model(ft: Orchestrator, run_id: str) -> None:
@@ -140,6 +145,8 @@ def test_parity_with_the_model_it_replaces_counts(
     evaluated(ft, tuned(run_id), gained=20, id="eval-2")
     found = verdict(ft, run_id)
     assert found.decision == decision and any("eval-1" in reason for reason in found.reasons)
+    assert (chosen(ft, run_id) == run_id) == (decision == "ship")
+    assert ("eval-1" in answer(ft, run_id).sentence) == (decision != "ship")
 
 
 @pytest.mark.parametrize(("choice", "decision"), [("right", "do not ship"), ("left", "ship")])
