@@ -99,6 +99,8 @@ class Respondent:
     """Where it answers; that of all models on this machine is empty."""
     backend: str = ""
     """Who bills its answers."""
+    sandbox: bool = False
+    """Whether its price is play money."""
     retry: Retry = ONCE
     """How often a question is sent whose answer may come another time. `ask` itself sends once."""
 
@@ -181,7 +183,7 @@ class Requests:
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
         """Of the ledger, by the question under way."""
-        self._account = None if respondent.own else purse.account
+        self._account = None if respondent.sandbox else purse.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
             if respondent.unpriced:

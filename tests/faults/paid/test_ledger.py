@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
 from orchestrate.paid.asking import Asking, Question, Respondent
 from orchestrate.paid.journal import Answer, Purse
+from orchestrate.paid.limits import UnknownPrice
 from orchestrate.spec import JobSpec
 from orchestrate.store import transitions
 from orchestrate.store.clock import Clock, Uptime
@@ -414,6 +415,38 @@ class Mortal:
             return done
 
         return call
+
+
+def ask(store: Store, folder: Path, **values: Any) -> list[Answer]:
+    """One question, where nothing may be spent."""
+
+    def answer(questions: Sequence[Question]) -> list[Answer]:
+        return [Answer(text="yes") for _ in questions]
+
+    account = AnswerAccount(store.database, "evaluation", Decimal(0))
+    respondent = Respondent(
+        name="paper/m",
+        identity={name: str(value) for name, value in values.items() if name != "price"},
+        ask=answer,
+        **values,
+    )
+    question = Question(messages=(Message(role="user", content="?"),))
+    return Asking(folder / "answers", Purse(account=account)).ask(respondent, [question])
+
+
+def test_a_budget_lets_in_what_is_free_and_nothing_whose_price_is_unknown(
+    store: Store, tmp_path: Path
+) -> None:
+    def price(prompt: int, completion: int) -> Decimal:
+        return Decimal(1)
+
+    assert ask(store, tmp_path, own=True), "on this machine"
+    assert ask(store, tmp_path, sandbox=True, own=True, price=price), "play money"
+    with pytest.raises(UnknownPrice):
+        ask(store, tmp_path)
+    with pytest.raises(OverBudget, match="budget"):
+        ask(store, tmp_path, price=price)
+    assert store.ledger.answers() == []
 
 
 BRIEF = settings(

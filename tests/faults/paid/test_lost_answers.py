@@ -25,6 +25,7 @@ from tests.paths import BUNDLED
 from orchestrate.costing.rates import completion_price
 from orchestrate.data.operations.generate import Entry
 from orchestrate.paid.journal import AnswerLog, Renewed, Sent
+from orchestrate.store.store import Store
 
 MODEL = "gpt-4.1-mini"
 QUESTIONS = 6
@@ -49,6 +50,7 @@ class Place:
     folder: Path
     host: ChatHost
     script: list[Any] = field(default_factory=list[Any])
+    more: dict[str, str] = field(default_factory=dict[str, str])
     killed: threading.Event = field(default_factory=threading.Event)
     reached: threading.Event = field(default_factory=threading.Event)
 
@@ -105,6 +107,7 @@ class Place:
             "OPENAI_API_KEY": "key-of-the-tests",
             "OPENAI_BASE_URL": self.host.url,
             "PATH": "/usr/bin:/bin",
+            **self.more,
         }
 
     @property
@@ -150,3 +153,19 @@ def test_no_command_costs_more_than_its_limit(name: str, script: list[Any], limi
             done = here.run(name, "--max-cost", limit, "--json")
             assert b"Defect" not in done.err and b"Traceback" not in done.err, done.err.decode()
             assert here.billed <= here.counted <= Decimal(limit), (script, done.err.decode())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_budget_holds_for_answers_too(name: str) -> None:
+    """Every second answer is billed and lost, and no command has a limit of its own."""
+    budget = "0.0015" if name == "generate" else "0.0003"
+    with place() as here:
+        here.script, here.more = ["answer", Lost(504)], {"ORCHESTRATE_BUDGET_USD": budget}
+        ends = [here.run(name, "--yes", "--json") for _ in range(3)]
+        assert all(b"Traceback" not in done.err and b"Defect" not in done.err for done in ends), ends
+        assert ends[-1].code == 6, (ends[-1].code, ends[-1].err.decode())
+        with Store.open(f"sqlite:///{here.folder}/home/runs.sqlite3") as store:
+            counted = store.ledger.spending()
+        assert counted.committed_usd == 0
+        assert here.billed <= counted.spent_usd == here.counted <= Decimal(budget), ends[-1].err.decode()

@@ -30,6 +30,7 @@ from orchestrate.errors import (
     StoreError,
     UsageError,
 )
+from orchestrate.paid.limits import UnknownPrice
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.repeats import Submission
 from orchestrate.runs.submitting.submit import Submitter, cancel, settle
@@ -120,6 +121,9 @@ def test_a_limit_is_kept_before_anything_is_written_or_sent(store: Store, host: 
     with pytest.raises(UsageError, match="cannot be enforced"):
         no_price = Quote(provider="paper", model="m", unavailable="no rate")
         submit(store, host, SPEC, DATA, quote=no_price, max_cost_usd=Decimal(9))
+    for quote in (no_price, None):
+        with pytest.raises(UnknownPrice):
+            submit(store, host, SPEC, DATA, quote=quote, budget_usd=Decimal(9))
     assert (host.requests, store.runs.matching()) == ([], [])
 
 

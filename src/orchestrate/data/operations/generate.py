@@ -282,7 +282,7 @@ class Order:
     backend: str = ""
     """Who bills its answers."""
     own: bool = False
-    """Whether no answer is billed."""
+    sandbox: bool = False
     max_tokens: int = 4096
     """Of one answer."""
     rows_per_request: int = 10
@@ -420,6 +420,7 @@ def generate(
         retry=retry or Retry(),
         backend=order.backend,
         own=order.own,
+        sandbox=order.sandbox,
     )
     run = _Run(output, data, examples, writer, order, screening, progress)
     before = len(run.state.lines)

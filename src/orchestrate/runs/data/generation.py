@@ -80,6 +80,7 @@ def generate(
         account=ws.store.ledger.account("generation", settings),
         backend=place.name,
         own=_near(settings, place),
+        sandbox=place.sandbox,
         hosts=registry.targets(settings, hosts),
     )
     chat = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature)

@@ -60,6 +60,11 @@ def other_host(on: str) -> str | None:
     return None if on in PLACES else on
 
 
+def _played(candidate: Candidate) -> Candidate:
+    """Of a sandbox: its price is play money."""
+    return replace(candidate, respondent=replace(candidate.respondent, sandbox=True))
+
+
 class Contenders:
     """Makes candidates; ends with its context what it started on this machine. Starts nothing that bills."""
 
@@ -177,7 +182,8 @@ class Contenders:
             proof=self._proved_at(at.address, at.model),
         )
         own = privacy.is_near(self._ft.settings, at.address, at.host.name)
-        return self._asked(contender, chat, completion_price(at.model, at.host.base_url), own=own)
+        found = self._asked(contender, chat, completion_price(at.model, at.host.base_url), own=own)
+        return _played(found) if at.host.sandbox else found
 
     def _asked(self, contender: Contender, chat: Chat, price: Price | None, *, own: bool) -> Candidate:
         require_price(contender.name, self._limit_usd, price)
@@ -213,6 +219,7 @@ class Contenders:
             place=at.address,
             backend=at.host.name,
             own=privacy.is_near(self._ft.settings, at.address, at.host.name),
+            sandbox=at.host.sandbox,
         )
 
         def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -295,9 +302,11 @@ class Contenders:
         chat = provider.chat(job, base=base, max_tokens=sampling.max_tokens, temperature=sampling.temperature)
         if chat is not None:
             chat = replace(chat, threads=SANDBOX_THREADS) if provider.sandbox else chat
-            return self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
+            found = self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
+            return _played(found) if provider.sandbox else found
         require_price(one.name, self._limit_usd, price)
-        return by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
+        found = by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
+        return _played(found) if provider.sandbox else found
 
     def _host_price(self, handle: TrackedRun, contender: Contender) -> Price | None:
         """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""
