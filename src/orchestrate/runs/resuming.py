@@ -1,8 +1,8 @@
 """A run gone on with: as it was agreed to, or with more hours or money.
 
 A limit is for the whole run. It is written into the store first, where the budget has to hold it, then where
-the run's workers read it, and then one is started: whatever ends this in between, the same again goes on, and
-nothing trains beyond what the budget holds.
+the run's workers read it, and then one is started; a lower limit reaches the workers first. Whatever ends
+this in between, the same again goes on, and nothing trains beyond what the budget holds.
 """
 
 from __future__ import annotations
@@ -124,8 +124,11 @@ def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
             f"run {run.id} is {run.status.value}: its worker keeps the limits that it began with",
             fix=f"orchestrate pause {run.id}, then the same again",
         )
-    _keep(ws, run, had, wanted)
-    provider.allow(run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
+    keep = partial(_keep, ws, run, had, wanted)
+    tell = partial(provider.allow, run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
+    # Whatever ends this in between: no worker may spend more than the budget holds.
+    for step in (tell, keep) if exceeds(had.most_usd, wanted.most_usd) else (keep, tell):
+        step()
 
 
 def _own_usd(run: Run, had: Allowance) -> Decimal | None:

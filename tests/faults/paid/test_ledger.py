@@ -42,6 +42,7 @@ from orchestrate.types import (
     Search,
     SubmitPhase,
     Trial,
+    TrialState,
 )
 
 BUDGET, SWEEP = Decimal(40), Decimal(12)
@@ -155,10 +156,14 @@ class Money(RuleBasedStateMachine):
         limit = store.searches.limit(self.search, trial)
         assert limit is not None
         key = f"{self.search.id}-{trial.number}"
+        store.searches.propose(self.search.id, trial)
         run = self._create(store, usd, None, limits=[limit], idempotency_key=key)
         if run is None:
+            failed = {"state": TrialState.FAILED.value}
+            store.searches.change(
+                self.search.id, trial.number, lambda t: Trial.from_dict(t.to_dict() | failed)
+            )
             return
-        store.searches.propose(self.search.id, trial)
         self._send(store, run, usd, "made")
         if not killed:
             store.searches.change(
@@ -187,6 +192,9 @@ class Money(RuleBasedStateMachine):
         run = open_[which % len(open_)]
         found = store.searches.of_run(run)
         limit = None if found is None else store.searches.limit(*found)
+        quoted = run.quote.held_usd if run.quote else Decimal(0)
+        if (most := max(quoted, usd)) < self.host.runs[run.id]:
+            self.host.runs[run.id] = most  # a worker hears of a lower limit before it is written down
         with contextlib.suppress(OverBudget):
             store.runs.commit(
                 run.id,
@@ -195,7 +203,7 @@ class Money(RuleBasedStateMachine):
                 BUDGET,
                 limits=() if limit is None else [limit],
             )
-            self.host.runs[run.id] = max(self.host.runs.get(run.id, Decimal(0)), usd)
+            self.host.runs[run.id] = most
 
     @rule(who=WHO, which=st.integers(0, 9), share=st.sampled_from((0, 1, 2)), final=st.booleans())
     def bill(self, who: int, which: int, share: int, final: bool) -> None:

@@ -77,10 +77,13 @@ class Searches:
         return Limit(search.max_cost_usd, taken, words)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """The trial whose run it is: its key begins with the search's id."""
+        """The trial whose run it is, also where whoever made it was killed before that was written down: its
+        key is the search's id and the trial's number."""
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
-                found = [trial for trial in self.trials(search.id) if trial.run_id == run.id]
+                found = [
+                    t for t in self.trials(search.id) if run.idempotency_key == f"{search.id}-{t.number}"
+                ]
                 return (search, found[0]) if found else None
         return None
 
