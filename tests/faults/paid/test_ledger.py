@@ -19,6 +19,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from orchestrate.costing import Spending
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
 from orchestrate.paid.asking import Asking, Question, Respondent
 from orchestrate.paid.journal import Answer, Purse
@@ -457,8 +458,28 @@ def test_a_budget_lets_in_what_is_free_and_nothing_whose_price_is_unknown(
     assert store.ledger.answers() == []
 
 
+@pytest.mark.parametrize(
+    ("event", "left", "spent"),
+    [
+        ("killed", "2", "3"),  # sent, and its answer never came: billed in full, then asked once more
+        ("killed before", "2", "3"),
+        ("killed unsent", "2", "3"),  # held, and nobody can tell whether it was sent
+        ("lost", "0", "3"),
+        ("refused", "0", "1"),
+    ],
+)
+def test_the_next_command_settles_what_a_killed_one_left(event: str, left: str, spent: str) -> None:
+    money = Money()
+    store = money.stores[0]
+    money.ask(0, "evaluation", 1, [event], None)
+    assert store.ledger.spending().committed_usd == Decimal(left)
+    money.ask(1, "evaluation", 1, ["answer"], None)
+    assert store.ledger.spending() == Spending(spent_usd=Decimal(spent))
+    money.teardown()
+
+
 BRIEF = settings(
-    max_examples=8, stateful_step_count=12, deadline=None, derandomize=True, phases=[Phase.generate]
+    max_examples=10, stateful_step_count=16, deadline=None, derandomize=True, phases=[Phase.generate]
 )
 LONG = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
