@@ -285,6 +285,19 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
     raise DataError(f"{path}: no row can be read{f': {first}' if first else ', the file is empty'}")
 
 
+def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """The columns of a spec for one of its files: one that is not to be read need not be there."""
+    given = dict(columns or {})
+    if all(given.values()):
+        return given
+    lines = islice(first_lines(source(path).lines), SAMPLE_ROWS)
+    names: set[str] = set()
+    for line in lines:
+        if isinstance(row := parse(line)[0], dict):
+            names |= cast("dict[str, Any]", row).keys()
+    return {field: column for field, column in given.items() if column or field in names}
+
+
 def columns_of(path: str) -> dict[str, str]:
     """The mapping with which a file can be read: none where it needs none. A text with a label beside it is
     a question with its answer. Raises `DataError` when the columns have names that tell nothing."""

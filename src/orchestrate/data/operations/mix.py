@@ -23,7 +23,7 @@ import msgspec
 from orchestrate.core.files import private_folder, write_whole
 from orchestrate.data.files.fetching import spooled
 from orchestrate.data.files.outputs import writing
-from orchestrate.data.opening import Joined, Opened, open_counted, open_dataset
+from orchestrate.data.opening import Joined, Opened, fitting, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError
 from orchestrate.spec.methods import TrainFile
@@ -113,7 +113,12 @@ def open_mix(
                 join = Joined(out.write, union)
                 opened.append(
                     open_dataset(
-                        file.path, columns=columns, memory=memory, compare=compare, content=content, join=join
+                        file.path,
+                        columns=fitting(file.path, columns),
+                        memory=memory,
+                        compare=compare,
+                        content=content,
+                        join=join,
                     )
                 )
             _require_kind(opened[-1], opened[0])

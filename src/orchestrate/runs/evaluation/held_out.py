@@ -17,6 +17,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
 from orchestrate.data.files.outputs import require_writable
+from orchestrate.data.opening import fitting
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import recordings, rubric
@@ -131,8 +132,9 @@ class PreparedEvaluation:
         self._ft, self._order = ft, order
         named = [_named(ft, run) for run in runs]
         handles = [handle for handle, _ in named]
-        columns = _renaming(handles[0]) if handles and order.test is None else None
-        dataset = Dataset.open(_test_file(order.test, handles), columns=columns)
+        test = _test_file(order.test, handles)
+        columns = _renaming(handles[0], test) if handles and order.test is None else None
+        dataset = Dataset.open(test, columns=columns)
         self._subject = _subject(dataset, order)
         self._handles = handles
         for handle in self._handles:
@@ -211,7 +213,7 @@ class PreparedEvaluation:
             raise UsageError(
                 f"the training rows of {handle.id}, from which --shots takes its examples, are not known"
             )
-        rows = held_out(Dataset.open(train, columns=_renaming(handle)), limit=10_000)
+        rows = held_out(Dataset.open(train, columns=_renaming(handle, train)), limit=10_000)
         wanted, asked = self._order.shots, self._subject.items
         there = len(making.examples_of(rows.items, asked))
         if there < wanted:
@@ -336,9 +338,9 @@ def _subject(dataset: Dataset, order: EvaluationOrder) -> Subject:
     )
 
 
-def _renaming(handle: TrackedRun) -> dict[str, str]:
-    """As the run's spec reads its files."""
-    return renaming_of(handle.record.spec.get("columns"))
+def _renaming(handle: TrackedRun, path: str | Path) -> dict[str, str]:
+    """As the run's spec reads one of its files."""
+    return fitting(str(path), renaming_of(handle.record.spec.get("columns")))
 
 
 def _left_out(found: HeldOut) -> list[str]:

@@ -280,8 +280,8 @@ def _in_terms_of_a_spec() -> Generator[None]:
     try:
         yield
     except OrchestrateError as error:
-        if error.fix is not None:
-            error.fix = _of_spec(error.fix)
+        error.message = _of_spec(error.message) or ""
+        error.fix = _of_spec(error.fix)
         raise
 
 
@@ -341,7 +341,12 @@ def _open(
         counted = tokenizers if split != "test" else ()
         if isinstance(given, str):
             opened[given] = opening.open_counted(
-                given, columns=columns, tokenizers=counted, memory=memory, compare=compare, content=checked
+                given,
+                columns=opening.fitting(given, columns),
+                tokenizers=counted,
+                memory=memory,
+                compare=compare,
+                content=checked,
             )
         else:
             folder = settings.home / "mixes"

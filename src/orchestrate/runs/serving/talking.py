@@ -78,13 +78,15 @@ def system_message(handle: TrackedRun) -> str | None:
     """That with which the run's training data begin, where nearly all of the first rows have the same one;
     `None` too where the data are not here any more."""
     from orchestrate.data import Dataset
+    from orchestrate.data.opening import fitting
     from orchestrate.data.rows.examples import ChatExample
     from orchestrate.spec import JobSpec
 
     seen: Counter[str | None] = Counter()
     try:
         spec = JobSpec.parse(handle.record.spec)
-        data = Dataset.open(spec.train_files[0].path, columns=spec.renaming)
+        train = spec.train_files[0].path
+        data = Dataset.open(train, columns=fitting(train, spec.renaming))
         for example in islice(data.examples(), _LOOKED_AT):
             first = example.messages[0] if isinstance(example, ChatExample) and example.messages else None
             told = first is not None and first.role in ("system", "developer")
