@@ -42,9 +42,9 @@ class Retry:
     ) -> T:
         """Calls until it succeeds, a `ProviderError` is not `retryable`, the budget is spent, or `ended` says
         that no other try is wanted."""
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_any
 
-        stop = stop_after_attempt(self.attempts) | self._over
+        stop = stop_any(stop_after_attempt(self.attempts), self._over)
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, ProviderError) and e.retryable),
             wait=self._wait,

@@ -56,7 +56,7 @@ def rerun(
         spec = spec_of(record, names, changes)
         repeated = record.id if record.status.terminal else None
         tell = partial(_tell, record, changes)
-        return carry_out(ft, spec, names, Carrying(spending, strict, watch, repeated, tell))
+        return carry_out(ft, spec, names, Carrying(spending, strict, watch, repeated, tell=tell))
 
 
 def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
