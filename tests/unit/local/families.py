@@ -53,6 +53,16 @@ SMALL_VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+ROUTED = {**EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
 
 SEEING: dict[str, dict[str, Any]] = {
@@ -82,6 +92,62 @@ SEEING: dict[str, dict[str, Any]] = {
 }
 """Models with a vision tower, which are trained and asked in text here; sizes are those of their parts."""
 
+FURTHER: dict[str, dict[str, Any]] = {
+    "afmoe": {**HEADS, **EXPERTS, **SLIDING, "num_dense_layers": 1},
+    "bitnet": {},
+    "deepseek_v2": {**ROUTED, **LATENT, "n_group": 2},
+    "deepseek_v32": {
+        **ROUTED,
+        **LATENT,
+        "n_group": 2,
+        "index_topk": 8,
+        "index_n_heads": 8,
+        "index_head_dim": 16,
+    },
+    "ernie4_5_moe": {
+        **EXPERTS,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_layer_start_index": 1,
+        "moe_num_shared_experts": 1,
+    },
+    "exaone_moe": {**HEADS, **EXPERTS, **SLIDING, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gemma4_text": {
+        **HEADS,
+        **SLIDING,
+        "initializer_range": 0.12,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "num_kv_shared_layers": 0,
+    },
+    "glm": HEADS,
+    "glm4_moe_lite": {**ROUTED, **LATENT},
+    "glm_moe_dsa": {**ROUTED, **LATENT, "index_topk": 8, "index_n_heads": 32, "index_head_dim": 16},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "helium": HEADS,
+    "hunyuan_v1_dense": HEADS,
+    "hunyuan_v1_moe": {**HEADS, "num_experts": 4, "moe_topk": 2},
+    "hy_v3": {**HEADS, **EXPERTS},
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "num_dense_layers": 1,
+    },
+    "minimax_m2": {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 16},
+    "ministral": {**HEADS, **SLIDING},
+    "ministral3": HEADS,
+    "nanochat": {},
+    "olmo3": SLIDING,
+    "qwen3_5_moe_text": {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 64},
+    "solar_open": {**HEADS, **EXPERTS, "n_routed_experts": 4},
+    "vaultgemma": {**HEADS, **SLIDING, "query_pre_attn_scalar": 16},
+    "youtu": LATENT,
+}
+"""Of which most cells are compared where the table is made."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
@@ -192,6 +258,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "starcoder2": {"sliding_window": 16},
     **SEEING,
+    **FURTHER,
 }
 """`model_type` -> what its configuration has beside, or instead of, the usual sizes."""
 

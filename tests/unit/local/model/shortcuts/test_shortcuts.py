@@ -232,3 +232,18 @@ def test_liger_stays_where_the_model_computes_the_same(
     with_liger(monkeypatch, llama=lambda model: seen.append(model))
     session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
     assert session.loaded.choice.name == "liger" and seen == [session.loaded.inner]
+
+
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [("qwen3_5_text", "qwen3_5_text"), ("llama4_text", "llama4_text"), ("qwen2_vl", "qwen2_vl_text")],
+)
+def test_a_family_is_found_by_the_name_of_its_text_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, named: str
+) -> None:
+    """As `MODEL_TYPE_TO_APPLY_LIGER_FN` of liger-kernel 0.8.5 has them."""
+    seen: list[Any] = []
+    with_liger(monkeypatch, **{named: lambda model: seen.append(model)})
+    inner = loading.load_base(make(family, tmp_path / family), four_bit=False, device=torch.device("cpu"))
+    accelerating.use_liger(inner)
+    assert seen == [inner]
