@@ -149,21 +149,22 @@ def check(
     method: str | None = None,
     tokens: TokenCount | None = None,
     context: int | None = None,
+    truncation: str | None = None,
     epochs: int | None = None,
     validation: bool = False,
 ) -> list[Problem]:
     """Each reason for which `host` would refuse or change the dataset, with the first rows concerned.
 
     `method` is sft, dpo, kto or rft; `tokens` a count of the same data, needed for the checks of length;
-    `context` the most tokens that the model trains on; `validation` says that this is the validation file,
-    which has no least number of rows. Problems that are wrong everywhere are found as the rows are read
-    (`data.rows.problems`), not here.
+    `context` the most tokens that the model trains on; `truncation` what longer rows lose; `validation` says
+    that this is the validation file, which has no least number of rows. Problems that are wrong everywhere
+    are found as the rows are read (`data.rows.problems`), not here.
     """
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     found += _kinds(data, host, method)
     found += _sizes(data, host, epochs, validation)
     if tokens is not None:
-        found += _lengths(data, host, tokens, context)
+        found += _lengths(data, host, tokens, context, _LOSE.get(truncation or "right", "cut"))
     return found
 
 
@@ -261,14 +262,19 @@ def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> l
     return found
 
 
-def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None) -> list[Problem]:
+_LOSE = {"left": "cut at their beginning", "drop": "left out"}
+
+
+def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None, lose: str) -> list[Problem]:
     limits = [limit for limit in (host.rules.most_tokens, context) if limit is not None]
     if not limits or tokens.longest <= min(limits):
         return []
     limit = min(limits)
     if tokens.weights:
         long = round(sum(w for n, w in zip(tokens.lengths, tokens.weights, strict=True) if n > limit))
-        message = f"about {count(long, 'row')} are longer than {limit:,} tokens and would be cut, by a sample"
+        message = (
+            f"about {count(long, 'row')} are longer than {limit:,} tokens and would be {lose}, by a sample"
+        )
         fix = "--tokens exact says which; shorten them, or raise max_seq_length where the model allows it"
         return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
     of_a_row = 2 if data.kind == "preference" else 1  # a pair is two sequences
@@ -280,9 +286,8 @@ def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None)
     longest = f"longest {tokens.longest:,}{counted}"
     which = f"{', '.join(map(str, rows))}{' ...' if len(long) > len(rows) else ''}"
     are = "are" if len(long) > 1 else "is"
-    message = (
-        f"{count(len(long), 'row')} {are} longer than {limit:,} tokens and would be cut ({longest}): {which}"
-    )
+    told = f"{count(len(long), 'row')} {are} longer than {limit:,} tokens and would be {lose}"
+    message = f"{told} ({longest}): {which}"
     fix = "shorten them, or raise max_seq_length where the model allows it"
     found = _file_problem(host, data, "too-long", message, fix, Severity.WARNING)
     return [replace(found, row=rows[0])]

@@ -103,6 +103,7 @@ def _of_file(
         method=method_word(spec.method),
         tokens=tokens,
         context=spec.max_seq_length or model.context(spec.method.type),
+        truncation=spec.truncation,
         epochs=spec.epochs,
         validation=validation,
     )

@@ -127,6 +127,13 @@ def test_too_long_for_the_model(tmp_path: Path) -> None:
     (found,) = rules.check(data, to("openai"), tokens=count, context=100)
     assert found.code == "too-long" and "1 row is longer" in found.message and found.row == 10
     assert rules.check(data, to("openai"), tokens=count) == []
+    told = {
+        truncation: rules.check(data, to("local"), tokens=count, context=100, truncation=truncation)[
+            0
+        ].message
+        for truncation in (None, "right", "left", "drop")
+    }
+    assert told[None] == told["right"] and len(set(told.values())) == 3
 
 
 def test_rows_that_are_too_long_are_named_by_the_scan_itself(tmp_path: Path) -> None:

@@ -256,6 +256,7 @@ def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
     wire = f"{inside}lrScheduler"
     if spec.schedule in ("polynomial", "warmup_stable_decay"):
         rows.refuse("schedule", "Fireworks has constant, linear and cosine schedules")
+        rows.refuse_if_asked({"min_lr_ratio": "part of a schedule that Fireworks does not have"})
     elif spec.schedule is None:
         rows.default("schedule", wire, "constant")
         constant = "Fireworks' schedule is constant unless you give one: schedule: cosine or linear"

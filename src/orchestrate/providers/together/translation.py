@@ -206,6 +206,7 @@ def _schedule(rows: Rows) -> None:
     schedule, least = rows.given("schedule"), rows.given("min_lr_ratio")
     if schedule in ("polynomial", "warmup_stable_decay"):
         rows.refuse("schedule", "Together has linear and cosine schedules, and constant as one of these")
+        rows.refuse_if_asked({"min_lr_ratio": "part of a schedule that Together does not have"})
         return
     if least is not None:
         rows.keep("min_lr_ratio", "lr_scheduler.lr_scheduler_args.min_lr_ratio")
