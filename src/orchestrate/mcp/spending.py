@@ -128,7 +128,7 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
 
 
 def _answers_usd(purse: Purse, planned: EvaluationPlan) -> Decimal | None:
-    """The most that the answers cost. Raises `UsageError` where nobody knows it and there is a limit."""
+    """The most that the answers cost. Raises `UsageError` if it is unknown and there is a limit."""
     if planned.high_usd is None and purse.limit_usd is not None:
         raise UsageError(
             "no price by the token is known for these answers, and this server has a limit",

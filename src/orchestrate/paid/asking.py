@@ -112,7 +112,7 @@ class Respondent:
 
     @property
     def unpriced(self) -> bool:
-        """Whether its answers may be billed, and nobody knows at what price."""
+        """Whether its answers may be billed at an unknown price."""
         return self.price is None and not self.own
 
     def worst_usd(self, questions: Sequence[Question]) -> Decimal:

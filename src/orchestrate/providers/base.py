@@ -297,7 +297,7 @@ class Limited(Provider):
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
         """At what the bill ends, whatever the run does: by the limits of the spec, else at the high end of
-        the quote. `None` where nobody knows what an hour costs, or nobody sends a bill."""
+        the quote. `None` if the hourly price is unknown, or nothing is billed."""
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:

@@ -303,7 +303,7 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def why_none(self) -> str | None:
-        """Why it names no price: nobody knows one, or the backend would refuse the job."""
+        """Why it names no price: it is unknown, or the backend would refuse the job."""
         return self.unavailable or (f"would be refused: {self.refused}" if self.refused else None)
 
     @property

@@ -61,7 +61,7 @@ class Asked:
     sum: str | None = None
     usd_per_hour: Decimal | None = None
     unknown: bool = False
-    """A price that nobody knows has to be agreed to by itself."""
+    """An unknown price has to be agreed to separately."""
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
     """The limits that the sum is for, by the names of their fields."""
 

@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "orchestrate"
 MOST = {
     r"falls? silent": 5,
     r"is no (?:list|number|day|file|label|JSON|folder|object)": 14,
-    r"nobody knows": 14,
+    r"nobody knows": 8,
     r"that there are not": 1,
     r"dearer": 5,
     r"by the hour": 35,

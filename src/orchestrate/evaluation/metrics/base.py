@@ -33,7 +33,7 @@ class Context:
     rubric: Rubric = DEFAULT
     """By which judges rate."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """How far a judge agrees with people; may ask it. `None` where nobody knows."""
+    """How far a judge agrees with people; may ask it. `None` if unknown."""
     allow_code: bool = False
     """Whether graders may run code."""
 

@@ -165,7 +165,7 @@ def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | N
 
 
 def active_parameters(model: str, billions: float | None) -> float | None:
-    """That a token goes through, of a folder's or a hub's model; `None` where nobody knows its size."""
+    """That a token goes through, of a folder's or a hub's model; `None` if its size is unknown."""
     found = shape_of(model, billions)
     return None if found is None else float(found[0].active_parameters)
 

@@ -49,7 +49,7 @@ class Writer:
 
 
 def unpriced(settings: Settings, writer: Writer) -> bool:
-    """Whether its answers may be billed, and nobody knows at what price. Raises as `Writer.place`."""
+    """Whether its answers may be billed at an unknown price. Raises as `Writer.place`."""
     place = writer.place(settings)
     return not _near(settings, place) and completion_price(writer.model, place.base_url) is None
 

@@ -89,7 +89,7 @@ class Notifications:
             return list(connection.execute(query).scalars())
 
     def close(self, run_id: str, channel: str) -> None:
-        """Marks it as one of which nobody knows whether it was sent; it is not claimed again."""
+        """Mark it as possibly sent; it is not claimed again."""
         table = schema.notifications
         mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self._db.writing() as connection:
