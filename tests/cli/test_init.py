@@ -179,7 +179,8 @@ def test_columns_of_ones_own_are_named_where_they_are_needed(cli: Cli, tmp_path:
     (tmp_path / "chat.jsonl").write_text(chat)
     spec.write_text(spec.read_text() + "validation: chat.jsonl\n")
     other = cli("check", "own.yaml", "--provider", "openai")
-    assert other.code != 0 and "--map" not in other.err and "chat.jsonl" in other.err
+    assert other.code != 0 and "--map" not in other.err
+    assert "columns: {answer: Team}: the first rows of chat.jsonl" in other.err
     spec.write_text("model: {openai: gpt-4.1-mini}\ntrain: chat.jsonl\ncolumns: {Ticket ID: null}\n")
     assert "no such column" not in cli("check", "own.yaml", "--provider", "openai").err
     asked = cli("advise", "t.csv", "--map", "question=Message body,answer=Team", "--json")

@@ -260,7 +260,7 @@ def _of_files(opened: Mapping[str, Opened], *, checked: bool) -> list[Problem]:
     return found if checked else [problem for problem in found if problem.severity is Severity.ERROR]
 
 
-_MAPPED = re.compile(r"--map (?:'([^']+)'|(\S+=\S+))")
+_MAPPED = re.compile(r"--map (?:'([^']+)'|(\S+=[^\s:;]+))")
 _IGNORED = re.compile(r"--ignore (?:'([^']+)'|([^\s,;]+(?:,[^\s,;]+)*))")
 
 
