@@ -291,6 +291,12 @@ class Deletes(Provider):
     def delete(self, job: JobHandle) -> None: ...
 
 
+class DeletesData(Provider):
+    @abstractmethod
+    def delete_data(self, remote: RemoteDataset) -> None:
+        """Deletes the files that were uploaded; those that are gone already are no error."""
+
+
 class Limited(Provider):
     """Its workers end themselves at a run's own limits of hours and money."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.providers import settings
-from orchestrate.providers.base import Deletes, KeepsCheckpoints, Measures, Pauses, Progress, Resumes
+from orchestrate.providers.base import (
+    Deletes,
+    DeletesData,
+    KeepsCheckpoints,
+    Measures,
+    Pauses,
+    Progress,
+    Resumes,
+)
 from orchestrate.providers.calls.clients import Kept, completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
@@ -232,7 +241,12 @@ class SdkResumes(SdkProvider, Resumes):
         self._ask(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
 
 
-class SdkDeletes(SdkProvider, Deletes):
+class SdkDeletes(SdkProvider, Deletes, DeletesData):
+    def delete_data(self, remote: RemoteDataset) -> None:
+        for file in filter(None, (remote.train_id, remote.validation_id)):
+            with suppress(NotFound):
+                self._wire.read(lambda file=file: self.client.files.delete(file))
+
     def delete(self, job: JobHandle) -> None:
         """Deletes the tuned model. The record of the job stays."""
         tuned = self.get(job).tuned_model

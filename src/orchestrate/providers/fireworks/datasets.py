@@ -96,6 +96,12 @@ class Datasets:
         except NotFound:
             return None
 
+    def delete(self, dataset_id: str) -> None:
+        """One that is gone already is no error."""
+        api = self._client().datasets
+        with suppress(NotFound):
+            self._wire.read(lambda: api.delete(dataset_id, account_id=self._account()))
+
     def fetch(self, dataset_id: str, file: Path) -> None:
         """Its one file, over a signed URL. Raises `NotFound` where it has none."""
         api = self._client().datasets

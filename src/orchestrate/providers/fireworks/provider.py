@@ -21,6 +21,7 @@ from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import (
     Deletes,
+    DeletesData,
     Downloads,
     EstimatesPrice,
     ListsModels,
@@ -89,6 +90,7 @@ class FireworksProvider(
     ShowsRows,
     Resumes,
     Deletes,
+    DeletesData,
     EstimatesPrice,
     ListsModels,
 ):
@@ -282,10 +284,19 @@ class FireworksProvider(
             return
         self._at.act(kind, job.job_id, "resume")
 
+    def delete_data(self, remote: RemoteDataset) -> None:
+        for dataset in filter(None, (remote.train_id, remote.validation_id)):
+            self._datasets.delete(dataset.rsplit("/", 1)[-1])
+
     def delete(self, job: JobHandle) -> None:
+        """Deletes the tuned model, which outlives its job there, and then the job."""
         with suppress(NotFound):
-            _, kind = self._at.find(job)
+            raw, kind = self._at.find(job)
             path, client = self._at.path(kind, job.job_id), self._at.client()
+            if self.status(state_of(raw.get("state"))) is JobStatus.SUCCEEDED:
+                model, account = reading.id_of(reading.tuned_model(raw)), self._at.account()
+                with suppress(NotFound):
+                    self._wire.read(lambda: client.models.delete(model, account_id=account), expect=object)
             self._wire.read(lambda: client.delete(path, cast_to=object), expect=object)
 
     # -- the tuned model -----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from orchestrate.profile import Profile
 from orchestrate.providers import accounts, offline, settings, standing
 from orchestrate.providers.base import (
     Deletes,
+    DeletesData,
     Downloads,
     EstimatesPrice,
     KeepsCheckpoints,
@@ -86,6 +87,7 @@ class TogetherProvider(
     Measures,
     KeepsCheckpoints,
     Deletes,
+    DeletesData,
     EstimatesPrice,
     ListsModels,
 ):
@@ -256,6 +258,11 @@ class TogetherProvider(
     def cancel(self, job: JobHandle) -> None:
         cancel = self._client().fine_tuning.cancel
         self._cancel(job, lambda: self._wire.read(lambda: cancel(job.job_id)))
+
+    def delete_data(self, remote: RemoteDataset) -> None:
+        for file in filter(None, (remote.train_id, remote.validation_id)):
+            with suppress(NotFound):
+                self._wire.read(lambda file=file: self._client().files.delete(file))
 
     def delete(self, job: JobHandle) -> None:
         """Deletes the job and its checkpoints on the host."""
