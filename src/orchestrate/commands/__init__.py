@@ -119,7 +119,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "gateway",
         "servers.gateway:app",
-        "Serve OpenAI's fine-tuning API over any backend.",
+        "Serve the fine-tuning API that your code calls over any backend.",
     ),
     (_SETUP, "mcp", "servers.mcp:mcp", "Give agents tools. They spend only when a person agrees."),
     (

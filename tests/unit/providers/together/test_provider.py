@@ -307,11 +307,12 @@ def test_the_estimate_is_asked_with_what_will_be_sent(host: Host, together: Toge
     }
 
 
-def test_a_price_above_the_budget_is_refused(host: Host, together: TogetherProvider) -> None:
+def test_a_price_above_the_limit_is_named_and_the_submit_compares_it(
+    host: Host, together: TogetherProvider
+) -> None:
     answer = {"estimation_available": True, "estimated_total_price": 5.01, "allowed_to_proceed": True}
     host.on("POST", "/v1/fine-tunes/estimate-price", answer)
-    with pytest.raises(OverBudget):
-        live_price(together, spec(max_cost_usd=5), REMOTE)
+    assert live_price(together, spec(max_cost_usd=5), REMOTE).expected_usd == Decimal("5.01")
 
 
 def test_a_job_that_the_account_may_not_pay_is_refused(host: Host, together: TogetherProvider) -> None:
