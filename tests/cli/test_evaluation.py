@@ -266,7 +266,7 @@ def test_a_price_that_is_unknown_is_told_before_anything_is_paid(cli: Cli, host:
     priced, before = ("--model", f"{host.url}=gpt-4.1-mini", "--max-cost", "1"), len(host.bodies)
     for metric in ("judge", "embedding"):
         done = cli("eval", "--test", rows, *priced, "--metrics", f"{metric}:{host.url}=unheard-of")
-        assert (done.code, len(host.bodies), host.embedded) == (2, before, [])
+        assert (done.code, len(host.bodies), host.embedded) == (6, before, [])
         assert "unheard-of" in done.err and "--max-cost" in done.err
 
 

@@ -526,7 +526,7 @@ _UNFRESH = " without --fresh and"
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
     """Raises `UnknownPrice` where a limit is set that cannot hold."""
-    unknown = "its price by the token is unknown" if price is None else None
+    unknown = "nobody lists one by the token" if price is None else None
     require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 
 
