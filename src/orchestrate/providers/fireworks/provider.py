@@ -164,7 +164,7 @@ class FireworksProvider(
         return self._brought(data, self._datasets.bring, progress, details, validates=validates)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """The host's estimate, of SFT jobs only. Raises `OverBudget` above the spec's limit."""
+        """The host's estimate, of SFT jobs only."""
         model = translation.model
         if spec.method.type != "sft":
             reason = "Fireworks estimates the price of SFT jobs only"
@@ -173,7 +173,7 @@ class FireworksProvider(
         path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
         client = self._at.client()
         answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
-        return reading.estimate(self.name, model, answer, spec)
+        return reading.estimate(self.name, model, answer)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         kind = _KIND_OF[spec.method.type]

@@ -30,7 +30,7 @@ from orchestrate.providers.calls.values import (
 from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, Recalled, Told
 
 if TYPE_CHECKING:
-    from orchestrate.spec import JobSpec
+    pass
 
 KINDS: Mapping[str, str] = {
     "supervised": "supervisedFineTuningJobs",
@@ -330,8 +330,7 @@ def asked_for(job: Job) -> Told:
 # Fireworks' own estimate of a job's price (`:estimateCost`).
 
 
-def estimate(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec) -> Quote:
-    """Raises `OverBudget` above the spec's limit."""
+def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
     total = usd_of(answer.get("estimatedCost"))
     if total is None:
         return Quote(provider=provider, model=model, unavailable="Fireworks gave no price")

@@ -4,8 +4,8 @@
   three requests and takes no options, so the same body is sent by the SDK's client as one POST.
 - A job carries its ref in `suffix`, behind the user's own (`<suffix>-<ref>`, at most 40 characters), which
   comes back in `suffix` and in `model_output_name`.
-- `live_price` asks for the host's estimate and refuses what is above the spec's `max_cost_usd` or above the
-  account's limit; call it between `upload` and `create`.
+- `live_price` asks for the host's estimate and refuses what is above the account's limit; call it
+  between `upload` and `create`.
 """
 
 from __future__ import annotations
@@ -153,12 +153,12 @@ class TogetherProvider(
         return self._brought(data, self._files.bring, progress, details)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
+        """Raises `QuotaExceeded` where the account may not go on."""
         body = self._filled(translation, remote)
         asked = reading.estimated(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
         model = str(asked.get("model") or asked.get("from_checkpoint"))
-        return reading.estimate(self.name, model, answer, spec)
+        return reading.estimate(self.name, model, answer)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         from together.types import FinetuneResponse

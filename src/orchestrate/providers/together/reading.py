@@ -43,7 +43,7 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.spec import JobSpec
+    pass
 
 STATUS_MAP: Mapping[str, JobStatus] = {
     "pending": JobStatus.QUEUED,
@@ -341,8 +341,8 @@ def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
     return {key: body[key] for key in _FIELDS if key in body}
 
 
-def estimate(provider: str, model: str, answer: Mapping[str, Any], spec: JobSpec) -> Quote:
-    """Raises `OverBudget` above the spec's limit and `QuotaExceeded` where the account may not go on."""
+def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
+    """Raises `QuotaExceeded` where the account may not go on."""
     total = money(answer.get("estimated_total_price"))
     if answer.get("estimation_available") is False or total is None:
         reason = text(answer.get("unavailable_reason")) or "Together gave no price"
