@@ -54,6 +54,15 @@ def test_no_runs_is_an_error() -> None:
         compare([])
 
 
+def test_printed_it_is_a_few_lines_with_the_answer_first(run: Make, points: Points) -> None:
+    runs = [run("together"), run("fireworks", dataset_digest="9" * 64)]
+    found = compare(runs, {one.id: points() for one in runs})
+    first, *others = str(found).splitlines()
+    assert first == found.answer.sentence and len(others) == len(found.runs) + len(found.reasons)
+    assert all(any(one.label in line for line in others) for one in found.runs)
+    assert all(any(reason.text in line for line in others) for reason in found.reasons) and found.reasons
+
+
 def test_one_run_twice_is_one(run: Make) -> None:
     assert len(compare([run("together"), run("together")]).runs) == 1
 
