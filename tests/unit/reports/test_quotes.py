@@ -221,3 +221,10 @@ def test_no_total_no_verdict() -> None:
     nothing = Ownership(provider="a", model="m", months=6, training=quote("a"), unavailable="no price")
     assert "No backend" in ownership_verdict([nothing])
     assert "no price" in ownership_markdown([nothing])
+
+
+def test_the_cheapest_is_told_with_epochs_that_differ() -> None:
+    quotes = [quote("a", line("1"), epochs=1), quote("b", line("2"), epochs=3)]
+    assert "1 epoch on a and 3 epochs on b. Set epochs" in verdict(quotes)
+    alike = [replace(one, epochs=3) for one in quotes]
+    assert "Set epochs" not in verdict(alike)

@@ -502,3 +502,9 @@ def test_hours_and_utilisation() -> None:
     one = total("together", "qwen3.5-9b", traffic=busy, utilisation=Decimal("0.5"))
     assert (two.serving[0], one.serving[0]) == ("2", "1")
     assert one.utilisation == pytest.approx(2 * (two.utilisation or 0))
+
+
+def test_a_host_of_adapters_that_trains_here_too_has_its_own_price() -> None:
+    found = total("together", "llama-3.1-8b", portable=True)
+    [nebius] = [way for way in found.elsewhere if way.server.startswith("Nebius")]
+    assert nebius.unavailable is None and nebius.monthly_usd == Decimal("24.637500")  # $0.03 in, $0.09 out
