@@ -42,19 +42,20 @@ class Retry:
     ) -> T:
         """Calls until it succeeds, a `ProviderError` is not `retryable`, the budget is spent, or `ended` says
         that no other try is wanted."""
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_any
+        from tenacity import Retrying, retry_if_exception
 
-        stop = stop_any(stop_after_attempt(self.attempts), self._over)
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, ProviderError) and e.retryable),
             wait=self._wait,
-            stop=lambda state: stop(state) or ended(),
+            stop=lambda state: self._over(state) or ended(),
             sleep=cast("Callable[[float], None]", sleep),
             reraise=True,
         )
         return retrying(call)
 
     def _over(self, state: Any) -> bool:
+        if state.attempt_number >= self.attempts:
+            return True
         tried = state.seconds_since_start if state.attempt_number > 1 else 0.0
         return tried + state.upcoming_sleep >= self.budget_s
 
