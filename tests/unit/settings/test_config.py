@@ -98,8 +98,8 @@ def test_a_field_in_the_wrong_table_is_told_its_own(tmp_path: Path, text: str, f
 READ = re.compile(r'(?<!provider_)options(?:\.get\(|\[)"(\w+)"|"(\w+)" in config\.options')
 NOT_OF_A_HOST = {"temperature", "extra_body", "local", "trainingConfig"}
 """Of a chat request, and of a spec."""
-OF_THE_PROGRAM = {"wandb_api_key", "wandb_base_url", "allow_grader_code"}
-"""From the environment or a flag; a file may not say them."""
+OF_THE_PROGRAM = {"wandb_api_key", "wandb_base_url", "allow_grader_code", "gpu_capability"}
+"""From the environment, a flag, or the machine that is rented; a file may not say them."""
 
 
 def test_each_option_that_is_read_is_named_and_each_named_is_read() -> None:
