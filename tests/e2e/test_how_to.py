@@ -35,6 +35,7 @@ EXPECTED = {
     "own-prices": ["our contract of 2026-11-01", "rates.yaml"],
     "budget": ["$50.00", "above", "bills by the hour"],
     "offline": ["succeeded"],
+    "notifications": ["succeeded"],
     "large-data": ["ready", "median"],
     "json": ["$schema"],
 }

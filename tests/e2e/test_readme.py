@@ -79,6 +79,9 @@ def local_run(folder: Path, env: dict[str, str]) -> str:
 
 def test_the_python_example(project: tuple[Path, dict[str, str]]) -> None:
     folder, env = project
+    env = env | {
+        "ORCHESTRATE_HOME": str(folder / "home of the example")
+    }  # a run of the commands would be the same
     [example] = blocks("python")
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=folder, env=env, capture_output=True, text=True
