@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from tests import loopback
 from tests.paths import TINY
 from tests.unit.serving.conftest import Known, random_adapter, serve
-from tests.waiting import until
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.serving.proof.url import UrlPlace
@@ -527,7 +526,8 @@ def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known,
             place.close()
             for name in ("me", "ci 2", "old"):
                 client_keys.revoke(store, name, by="me")
-            until(lambda: status(key) == 401)
+            time.sleep(1.1)  # the server was not asked meanwhile
+            assert status(key) == 401, "the first request counts"
             assert {status(None), status(moved)} == {401}, "without the last key it is not open to everybody"
         for name in ("nobody", "ci"):
             with pytest.raises(UsageError, match="no key is called"):
@@ -572,6 +572,19 @@ def test_answers_come_in_the_form_that_was_asked_for(client: OpenAI) -> None:
     ):
         with pytest.raises(openai.BadRequestError):
             ask(client, **wrong)
+    patterns = {"allOf": [{"type": "string", "pattern": f"^.*a{n}.*$"} for n in range(40)]}
+    for schema in (patterns, {"enum": ["<|im_end|>"]}, {"type": "object", "properties": {"<|im_end|>": {}}}):
+        form = {"type": "json_schema", "json_schema": {"name": "o", "schema": schema}}
+        with pytest.raises(openai.BadRequestError, match="schema"):
+            ask(client, response_format=form)
+    for function in (
+        {"name": 'f", "x": "'},
+        {"name": ""},
+        {"name": "f", "parameters": {"type": "array"}},
+        None,
+    ):
+        with pytest.raises(openai.BadRequestError):
+            ask(client, tools=[{"type": "function", "function": function}], tool_choice="required")
     assert ask(client).choices[0].message.content, "and it answers on"
 
 

@@ -205,10 +205,10 @@ def _keys(ft: Orchestrator, new: str | None, revoked: str | None) -> None:
 
     if revoked is not None:
         serving.revoke_key(ft, revoked)
-        note(f"the key of {revoked} is no longer taken by servers that start from now on")
+        note(f"Servers refuse the key {revoked} from now on, those that run within a second.")
     if new is not None:
         print_text(serving.new_key(ft, new))
-        note("it is kept as a hash and cannot be shown again; servers that start from now on ask for a key")
+        note("The key is stored as a hash and cannot be shown again. All servers ask for a key from now on.")
 
 
 def _show_added(added: list[Added]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os.path import commonprefix
@@ -27,8 +27,18 @@ from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
 from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.local.encoding.encoding import Template
 
-MOST_BYTES = 256_000
-"""Of the JSON of a form: compiling a larger one holds up everybody else's answers for seconds."""
+_ANNOTATIONS = frozenset({"description", "title", "default", "examples", "$comment", "deprecated"})
+"""What says nothing of an answer."""
+_OF_AN_OBJECT = _ANNOTATIONS | {
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "$defs",
+    "definitions",
+    "$schema",
+    "strict",
+}
 _NAME, _KEY, _VALUE, _KEY_2, _VALUE_2 = "zq1name", "zq2key", "zq3value", "zq4key", "zq5value"
 _ARGUMENTS = re.compile(rf'\{{\s*"{_KEY}"\s*:\s*"{_VALUE}"\s*\}}')
 _SPACE = "WS: /[ \\n]{1,4}/\n"
@@ -78,6 +88,7 @@ class Forms:
         """For one answer to this prompt. Raises `UsageError` for what cannot be held."""
         if self._template.shape.around[0] or "<|message|>" in self._template.chats.source(None):
             raise UsageError("this model writes marks around its answers: they cannot be held to a form")
+        self._require_no_marks(form)
         rules = [_SPACE]
         ways = [] if form.schema is None else [f"%json {self._json(form.schema)}"]
         ways += [self._calling(tool["function"], n, rules) for n, tool in enumerate(form.calls or ())]
@@ -101,11 +112,17 @@ class Forms:
             for opening, closing in shape.thinking
         ]
 
+    def _require_no_marks(self, form: Form) -> None:
+        """Raise `UsageError` for texts with a token that the tokenizer keeps for itself: written as such, it
+        would end the answer or a turn."""
+        marks = [str(token) for token in self._template.tokenizer.added_tokens_decoder.values()]
+        functions = [tool["function"] for tool in form.calls or ()]
+        for text in _texts([form.schema, *(function.get("parameters") for function in functions)]):
+            if found := next((mark for mark in marks if mark and mark in text), None):
+                raise UsageError(f"{found} is a token of this model's own, and cannot be a part of a schema")
+
     def _json(self, schema: Mapping[str, Any]) -> str:
-        text = json.dumps({**schema, "x-guidance": _LAYOUT})
-        if len(text) > MOST_BYTES:
-            raise UsageError(f"a schema takes at most {MOST_BYTES:,} bytes")
-        return text
+        return json.dumps({**schema, "x-guidance": _LAYOUT})
 
     def _calling(self, function: Mapping[str, Any], number: int, rules: list[str]) -> str:
         """One tool's way; `rules` gets those that it needs."""
@@ -124,23 +141,29 @@ class Forms:
         """Arguments one by one, in the order of the schema, each there if it is required."""
         opens, names, closes = apart
         closing = self._literals(closes)
+        unknown = parameters.keys() - _OF_AN_OBJECT
+        required, properties = parameters.get("required", []), parameters.get("properties", {})
+        if unknown or not properties.keys() >= set(required):
+            what = ", ".join(sorted(unknown)) or "required beside properties"
+            raise UsageError(f"this model writes each argument apart, where {what} cannot be kept")
         shared = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
         parts: list[str] = []
-        for place, (name, schema) in enumerate(parameters.get("properties", {}).items()):
-            value, rule = f"value{number}_{place}", f"argument{number}_{place}"
-            end = closing
-            if schema.get("type") == "string" and "enum" not in schema:
+        for place, (name, schema) in enumerate(properties.items()):
+            if not re.fullmatch(r"[\w .:-]+", name) or not isinstance(schema, dict):
+                raise UsageError(f"the argument {name!r} cannot be kept: it takes a plain name and a schema")
+            value, rule, end = f"value{number}_{place}", f"argument{number}_{place}", closing
+            if schema.get("type") != "string":
+                rules.append(f"{value}: %json {self._json({**shared, **schema})}\n")
+            elif (words := _words(schema, closes)) is not None:
+                rules.append(f"{value}: {' | '.join(map(json.dumps, words))}\n")
+            else:
                 # Up to what closes it. Where that is a token of its own, blanks before it are the text's.
                 tokens = [n for n, one in enumerate(closing) if one.startswith("<[")]
                 until = "" if tokens else f"[suffix={json.dumps(closes)}]"
                 rules.append(f"{value}{until}: /{_text(schema)}/\n")
                 end = closing[tokens[0] :] if tokens else []
-            elif schema.get("type") == "string":
-                rules.append(f"{value}: {' | '.join(json.dumps(str(one)) for one in schema['enum'])}\n")
-            else:
-                rules.append(f"{value}: %json {self._json({**shared, **schema})}\n")
             rules.append(f"{rule}: {' '.join([*self._literals(opens + name + names), value, *end])}\n")
-            parts.append(rule if name in parameters.get("required", ()) else f"{rule}?")
+            parts.append(rule if name in required else f"{rule}?")
         return parts
 
     @cached_property
@@ -212,15 +235,53 @@ def _unlike() -> UsageError:
     return UsageError("how this model's chat template writes calls is not known here, so none can be forced")
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """What of a schema an answer may have to repeat."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield str(name)
+            if name not in _ANNOTATIONS:
+                yield from _texts(one)
+
+
+def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
+    """The texts among which one is to be chosen; `None` where it is free. Raises `UsageError`."""
+    if not {"enum", "const"} & schema.keys():
+        return None
+    if unknown := schema.keys() - _ANNOTATIONS - {"type", "enum", "const"}:
+        raise UsageError(f"beside the texts to choose from, {', '.join(sorted(unknown))} cannot be kept")
+    words = [schema["const"]] if "const" in schema else list(schema["enum"])
+    if not words or not all(isinstance(word, str) and closes.strip() not in word for word in words):
+        raise UsageError("the texts to choose from are texts, at least one, without what ends an argument")
+    if "enum" in schema and any(word not in schema["enum"] for word in words):
+        raise UsageError("const is none of the texts of enum")
+    return words
+
+
 def _text(schema: Mapping[str, Any]) -> str:
     """The regular expression of a text that is not written as JSON. Raises `UsageError`."""
-    pattern = str(schema.get("pattern", ""))
-    if pattern:
-        if not (pattern.startswith("^") and pattern.endswith("$")):
-            raise UsageError("here a pattern has to describe the whole text: ^...$")
-        return pattern[1:-1].replace("/", "\\/")
-    least, most = int(schema.get("minLength", 0)), schema.get("maxLength", "")
-    return f"(?s:.{{{least},{most}}})"
+    if unknown := schema.keys() - _ANNOTATIONS - {"type", "pattern", "minLength", "maxLength"}:
+        raise UsageError(
+            f"this model writes each argument apart, where {', '.join(sorted(unknown))} cannot be kept"
+        )
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    if not all(isinstance(n, int) and n >= 0 for n in (least, most or 0)):
+        raise UsageError("minLength and maxLength are whole numbers")
+    pattern = schema.get("pattern")
+    if pattern is None:
+        return f"(?s:.{{{least},{'' if most is None else most}}})"
+    if least or most is not None:
+        raise UsageError("here a pattern cannot be kept beside minLength or maxLength")
+    if not isinstance(pattern, str) or not (pattern.startswith("^") and pattern.endswith("$")):
+        raise UsageError("here a pattern has to describe the whole text: ^...$")
+    if not pattern.isprintable():
+        raise UsageError("here a pattern takes printable characters")
+    return re.sub(r"(\\.)|/", lambda found: found[1] or "\\/", f"(?:{pattern[1:-1]})")
 
 
 def _cut(text: str, key: str, value: str) -> tuple[str, str, str]:
@@ -236,8 +297,8 @@ def _cut(text: str, key: str, value: str) -> tuple[str, str, str]:
 
 def _reason(told: str) -> str:
     """Without the place in a grammar that nobody wrote."""
-    first = told.partition("\n   1 |")[0].strip()
-    return re.sub(r"^at \d+\(\d+\): ", "", " ".join(first.split()))[:600]
+    first = re.split(r"\n\s*\d+ \|", told)[0]
+    return re.sub(r"^at \d+\(\d+\): ", "", " ".join(first.split()))[:400]
 
 
 @dataclass

@@ -10,12 +10,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from orchestrate.http.wire.bodies import HostError
 from orchestrate.http.wire.openai import chat
 from orchestrate.http.wire.openai.chat import Answer, ChatRequest, CompletionRequest, Piece
 from orchestrate.http.wire.openai.objects import error_body
+from orchestrate.serving.server import grammars
 from orchestrate.serving.server.engine import Engine, EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
@@ -32,6 +34,8 @@ class Answering:
 
     async def chat(self, request: Request, asked: ChatRequest, wish: dict[str, Any]) -> Answer:
         """Raises `HostError`."""
+        if wish["form"] is not None:
+            await run_in_threadpool(grammars.require, wish["form"])
         form = ChatForm(asked)
         return await (self._stream(form, [wish]) if asked.stream else self._whole(request, form, [wish]))
 

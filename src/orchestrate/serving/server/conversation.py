@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ def chat_wish(asked: ChatRequest) -> dict[str, Any]:
             raise HostError(400, f"{name} is not supported: {why}", param=name, code="unsupported_parameter")
     tools = None if asked.tool_choice == "none" else asked.tools
     calls = _required(asked.tool_choice, tools)
+    for tool in calls or (tools or () if asked.response_format else ()):
+        _require_plain(tool)
     schema = None if calls else _schema(asked.response_format)
     form = None
     if calls or schema is not None:
@@ -57,13 +60,31 @@ def _schema(asked: dict[str, Any] | None) -> dict[str, Any] | None:
     return cast("dict[str, Any]", schema)
 
 
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def _require_plain(tool: dict[str, Any]) -> None:
+    """Raise `HostError` 400 for a tool that cannot be forced: its name becomes a part of the form."""
+    function: Any = tool.get("function")
+    if tool.get("type") != "function" or not isinstance(function, dict):
+        raise HostError(400, "a tool is of type function, and has a function", param="tools")
+    given = cast("dict[str, Any]", function)
+    if not _TOOL_NAME.fullmatch(str(given.get("name"))):
+        raise HostError(400, "a tool's name takes letters, digits, _, -, . and :", param="tools")
+    parameters: Any = given.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise HostError(400, "parameters of a tool are a JSON schema, which is an object", param="tools")
+    if parameters and cast("dict[str, Any]", parameters).get("type") != "object":
+        raise HostError(400, 'parameters of a tool have "type": "object"', param="tools")
+
+
 def _required(
     choice: str | dict[str, Any] | None, tools: list[dict[str, Any]] | None
 ) -> list[dict[str, Any]]:
     """The tools of which one has to be called. Raises `HostError` 400."""
     if choice in (None, "auto", "none"):
         return []
-    known = [tool for tool in tools or () if tool.get("type") == "function" and "name" in tool["function"]]
+    known = [tool for tool in tools or () if isinstance(tool.get("function"), dict)]
     if choice != "required":
         function: dict[str, Any] | None = choice.get("function") if isinstance(choice, dict) else None
         if not isinstance(function, dict) or set(choice) - {"type", "function"}:  # type: ignore[arg-type]

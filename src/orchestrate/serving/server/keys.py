@@ -23,6 +23,8 @@ from orchestrate.types import GatewayKey
 
 _FRESH_S = 1.0
 """How old what is known of the keys of a server of models may be."""
+_PATIENCE_S = 2.0
+"""For a store that is asked for the keys."""
 NEW_KEY = "orchestrate serve --new-key NAME  makes one"
 _log = logging.getLogger(__name__)
 
@@ -57,10 +59,15 @@ class Clients:
         return self._valid(key) if key and ours else self._stranger(given, self._read())
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """As `admitted`, by what was known a second ago: answers do not wait for a store, or end with it."""
-        if time.monotonic() - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
-            self._at = time.monotonic()
+        """As `admitted`, by what was known a second ago. For a store that does not answer it waits a moment,
+        and goes by what was known last: answers do not end with the store."""
+        now = time.monotonic()
+        if now - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
+            self._at = now
             self._looking = asyncio.create_task(run_in_threadpool(self._look))
+        if self._looking is not None and not self._looking.done():
+            patience = self._at + _PATIENCE_S - now
+            await asyncio.wait({self._looking}, timeout=max(patience, 0.0))
         given = bearer(scope)
         if given and self._admin and compare_digest(hashed(given), hashed(self._admin)):
             return None

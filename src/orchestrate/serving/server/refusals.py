@@ -9,7 +9,7 @@ from orchestrate.http.wire.bodies import HostError
 from orchestrate.serving.server.engine import EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full
 
-_STATUSES = {"model_not_found": 404, "no_numbers": 500, "no_memory": 500, "no_form": 500}
+_STATUSES = {"model_not_found": 404, "no_numbers": 500, "no_memory": 500}
 
 
 @contextmanager
