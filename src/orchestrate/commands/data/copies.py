@@ -181,27 +181,34 @@ def split(
             workers=reading.workers,
             progress=progress,
         )
-    return Output(report, partial(_show_split, shares=data.parse_shares(shares)))
+    return Output(
+        report, partial(_show_split, shares=data.parse_shares(shares), exact=sides.exact or sides.stratify)
+    )
 
 
 _OFF = 0.02
 """A share that is missed by so much is worth a word."""
 
 
-def _show_split(report: SplitReport, shares: tuple[float, ...]) -> None:
+def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) -> None:
     shown = table("split", "rows", "share", "file", right=("rows", "share"))
     for part in report.files:
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
     note(f"{count(report.groups, 'group')} kept whole; {count(report.left_out, 'row')} with errors left out")
     note_rewritten(report)
-    for part in report.files:
-        if not part.rows:
-            note(f"{part.split} is empty: add rows, give it a larger share, or try another --seed")
+    if report.pooled:
+        note(
+            f"the answers of {count(report.pooled, 'group')} are too rare to be in each split: these are "
+            "shared out together, without regard to the answer"
+        )
+    if report.ungrouped:
+        note(f"{count(report.ungrouped, 'row')} without a value in the --group-by column, each on its own")
     if report.seed:
         note(f"seed {report.seed}")
     if any(abs(part.share - share) > _OFF for part, share in zip(report.files, shares, strict=True)):
-        note("the shares are met roughly, as each row's place depends on the row alone; --exact comes nearer")
+        why = "groups stay whole" if exact else "each row's place depends on the row alone"
+        note(f"the shares are met roughly, as {why}" + "; --exact comes nearer" * (not exact))
 
 
 @command

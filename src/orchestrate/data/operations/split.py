@@ -73,10 +73,14 @@ class SplitReport(Record, frozen=True, kw_only=True):
     fields_left_out: int
     """Rows and messages with fields that no training format uses; the files are without these."""
     seed: int = 0
+    pooled: int = 0
+    """With `stratify`, groups whose answer is too rare to be in each split: they are shared out together."""
+    ungrouped: int = 0
+    """With `group_by`, rows without a value, each of which stands alone."""
 
 
 class TooFew(DataError):
-    """There are fewer groups than splits."""
+    """Of few groups a split would get none."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class Division:
     near_duplicates: bool = True
     """Nearly equal rows stay together."""
     stratify: bool = False
-    """Each answer (a label, or a band of answer length) has its share in every split; a row at the boundary
-    may then move when rows are added."""
+    """Each answer (a label, or a band of answer length) has its share in every split, those too rare for that
+    together; a row at the boundary may then move when rows are added."""
     fill: bool = False
     """Of few rows a seed is taken that comes near to the shares, with rows in each split; they may then move
     when rows are added."""
@@ -165,8 +169,8 @@ def split(
     """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`; those that an
     earlier split wrote there are replaced. Raises `UsageError` when one of them is not from a split.
 
-    Raises `DataError`, `TooFew` when there are fewer groups than splits, or `MissingExtra` without rensa
-    while near duplicates stay together.
+    Raises `DataError`, `TooFew` when a split would be empty, or `MissingExtra` without rensa while near
+    duplicates stay together.
     """
     if is_stream(folder) or folder.is_file():
         raise UsageError(f"{folder} is not a folder", fix="give a folder with -o")
@@ -181,8 +185,10 @@ def split(
         for e in data.examples()
     ]
     groups = _conversations(rows)
+    ungrouped = 0
     if division.group_by is not None:
         values = _values(opened, division.group_by)
+        ungrouped = sum(value in _NO_VALUE for value in values)
         for i, leader in enumerate(_conversations_of(values)):
             compare.join(groups, i, leader)
         groups = [compare.root(groups, i) for i in range(len(groups))]
@@ -194,7 +200,10 @@ def split(
         groups = [compare.root(groups, i) for i in range(len(groups))]
     if len(set(groups)) < len(division.shares):
         raise _too_few(path, groups, division)
-    seed, placed = _shared_out(groups, _least(rows, groups), division)
+    keys = _least(rows, groups)
+    seed, placed = _shared_out(groups, keys, division)
+    if empty := [name for i, name in enumerate(names) if i not in placed.values()]:
+        raise _empty(path, empty, len(placed), division)
     folder.mkdir(parents=True, exist_ok=True)
     counts = _write(data.examples(), [placed[group] for group in groups], paths)
     with writing(folder / _MANIFEST) as file:
@@ -212,6 +221,8 @@ def split(
         format=WRITTEN[data.kind],
         fields_left_out=opened.total.fields_left_out,
         seed=seed,
+        pooled=len(_strata(groups, keys, division.shares)[1]) if division.stratify else 0,
+        ungrouped=ungrouped,
     )
 
 
@@ -252,12 +263,13 @@ def _conversations_of(values: Sequence[Any]) -> list[int]:
     """For each row the first row with its value; rows without one are alone."""
     first: dict[bytes, int] = {}
     return [
-        i if value in (None, "") else first.setdefault(encode_sorted(value), i)
+        i if value in _NO_VALUE else first.setdefault(encode_sorted(value), i)
         for i, value in enumerate(values)
     ]
 
 
 _MOST_NAMES = 100
+_NO_VALUE = (None, "")
 
 
 def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
@@ -269,6 +281,19 @@ def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
     return TooFew(
         f"{path}: {count(len(groups), 'row')} in {made} of {of}, which stay whole: a split would be empty",
         fix="add rows that differ" + (", or let nearly equal rows part: --no-near" * near_duplicates),
+    )
+
+
+def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> TooFew:
+    """Where the seed was searched for already, or does not matter, none of these is advised."""
+    least = min(division.shares)
+    fix = "add rows, or give it a larger share"
+    if not division.fill and not division.stratify:
+        fix = f"--exact, which takes a seed that fills each; or {fix}"
+    return TooFew(
+        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')}, kept whole, are few for a "
+        f"share of {least:.0%}",
+        fix=fix,
     )
 
 
@@ -357,18 +382,35 @@ def _stratified(
 ) -> dict[int, int]:
     """Each stratum's groups, in the order of their hashes, fill the splits up to their shares."""
     sizes = Counter(groups)
-    strata: dict[str, list[int]] = defaultdict(list)
-    for group in sizes:
-        strata[keys[group].stratum].append(group)
+    strata, rare = _strata(groups, keys, shares)
     placed: dict[int, int] = {}
-    for members in strata.values():
+    for members in (*strata, rare):
         members.sort(key=lambda group: _uniform(keys[group].key, seed))
-        total, done, into = sum(sizes[group] for group in members), 0, 0
-        for group in members:
-            while into < len(shares) - 1 and done + sizes[group] / 2 > total * sum(shares[: into + 1]):
-                into += 1
-            placed[group] = into
-            done += sizes[group]
+        placed |= zip(members, _filled([sizes[group] for group in members], shares), strict=True)
+    return placed
+
+
+def _strata(
+    groups: Sequence[int], keys: Mapping[int, _Row], shares: Sequence[float]
+) -> tuple[list[list[int]], list[int]]:
+    """The groups of each stratum that has some for each split, and those of all others."""
+    strata: dict[str, list[int]] = defaultdict(list)
+    for group in dict.fromkeys(groups):
+        strata[keys[group].stratum].append(group)
+    fills = {len(s): set(_filled([1] * len(s), shares)) for s in strata.values()}
+    full = [s for s in strata.values() if len(fills[len(s)]) == len(shares)]
+    return full, [group for s in strata.values() if len(fills[len(s)]) < len(shares) for group in s]
+
+
+def _filled(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
+    """The split of each group: one split after the other, up to its share."""
+    total, done, into = sum(sizes), 0, 0
+    placed: list[int] = []
+    for size in sizes:
+        while into < len(shares) - 1 and done + size / 2 > total * sum(shares[: into + 1]):
+            into += 1
+        placed.append(into)
+        done += size
     return placed
 
 

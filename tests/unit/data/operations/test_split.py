@@ -178,3 +178,39 @@ def test_a_few_hundred_rows_come_near_to_the_shares(tmp_path: Path) -> None:
     assert all(
         abs(one.share - share) < 0.01 for one, share in zip(report.files, (0.8, 0.1, 0.1), strict=True)
     )
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("column", [None, "customer"])
+def test_answers_that_are_all_different_are_shared_out_together(
+    tmp_path: Path, fill: bool, column: str | None
+) -> None:
+    """Beside an answer that is common, whose mix is kept."""
+    file = tmp_path / "rows.jsonl"
+    with file.open("w") as out:
+        for n in range(150):
+            said = "refund" if n < 50 else f"answer {n}"
+            messages = [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": said}]
+            who = {"customer": f"c{n // 2}"} if n < 140 else {"customer": None} if n % 2 else {}
+            out.write(json.dumps({"messages": messages, **who}) + "\n")
+    division = Division(SHARES, near_duplicates=False, stratify=True, fill=fill, group_by=column)
+    report = split(str(file), division, tmp_path / "out")
+    assert [one.share for one in report.files] == pytest.approx(SHARES, abs=0.03)
+    common = [Path(one.path).read_text().count('"refund"') for one in report.files]
+    assert common == pytest.approx([40, 5, 5], abs=2)
+    assert report.pooled == (100 if column is None else 55)
+    assert report.ungrouped == (0 if column is None else 10)
+
+
+@pytest.mark.parametrize("stratify", [False, True])
+def test_a_split_that_would_be_empty_is_refused(tmp_path: Path, stratify: bool) -> None:
+    """Three customers of 50 rows each: none is small enough for a tenth."""
+    file = tmp_path / "rows.jsonl"
+    with file.open("w") as out:
+        for n in range(150):
+            messages = [{"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": f"a {n}"}]
+            out.write(json.dumps({"messages": messages, "customer": n % 3}) + "\n")
+    division = Division(SHARES, 1, near_duplicates=False, stratify=stratify, group_by="customer")
+    with pytest.raises(DataError, match="test would be empty"):
+        split(str(file), division, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
