@@ -33,6 +33,15 @@ DECLINED = [
     "I must decline.",
     "I'm going to have to decline this request.",
     "I cannot and will not help with that.",
+    "I'd rather not answer.",
+    "I would prefer not to discuss that.",
+    "It would not be appropriate for me to help with that.",
+    "It isn’t appropriate for me to answer.",
+    "My guidelines prevent me from helping.",
+    "My guidelines don't allow me to do that.",
+    "I am declining this request.",
+    "Helping with that isn't something I can do.",
+    "I cannot in good conscience help.",
 ]
 ANSWERED = [
     "I can't create your invoice until I have the amount.",
@@ -40,6 +49,12 @@ ANSWERED = [
     "I can't give you an exact date yet.",
     "Sales decline in winter; I think they will decline again.",
     "I can't help but admire it.",
+    "I'd rather not wait: the parcel leaves at noon.",
+    "It would not be appropriate for the guest to help.",
+    "Traffic rules prevent accidents.",
+    "Helping with that is something I can do.",
+    "I'd rather answer by mail.",
+    "I am declining in health.",
 ]
 SAME_NUMBER = [
     ("1,000", "1000"),
@@ -107,6 +122,29 @@ def test_what_one_answer_gets(context: Make, metric: str, expected: str, answer:
     [made] = registry.make([metric], context(items))
     [mark] = made.marks([(make_item(expected), Answer(text=answer))])
     assert mark.value == pytest.approx(value)
+
+
+@pytest.mark.parametrize("pattern", ["(a|a)*$", "^(a|aa)+$", r"^(\d|\d\d)+$", "(x|x)*$"])
+def test_a_pattern_that_takes_for_ever_is_refused_before_anything_is_asked(
+    context: Make, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    monkeypatch.setattr(text, "LONGEST_SEARCH", 0.05)
+    with pytest.raises(UsageError, match="takes more than"):
+        registry.make([f"regex:{pattern}"], context([make_item("x")]))
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", r"^(\w+\s?)*$"])
+def test_nested_repetition_ends(context: Make, pattern: str) -> None:
+    [made] = registry.make([f"regex:{pattern}"], context([make_item("x")]))
+    [mark] = made.marks([(make_item("x"), Answer(text="a" * 2000 + "!"))])
+    assert mark.value == 0
+
+
+def test_a_pattern_that_is_slow_for_one_answer_ends(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "LONGEST_SEARCH", 0.05)
+    [made] = registry.make([r"regex:(\u00e9|\u00e9)*$"], context([make_item("x")]))
+    with pytest.raises(UsageError, match="takes more than"):
+        made.marks([(make_item("x"), Answer(text="é" * 2000 + "!"))])
 
 
 def compared(name: str) -> Callable[[str, str], float | None]:

@@ -22,7 +22,17 @@ from orchestrate.reports.records import Answer
 from orchestrate.runs.evaluation.regression import KIND
 from orchestrate.settings import config
 from orchestrate.store.records.runs import Intent
-from orchestrate.types import Contender, Evaluation, JobStatus, Measure, MetricUsed, Rating, Score, Verdict
+from orchestrate.types import (
+    Checkpoint,
+    Contender,
+    Evaluation,
+    JobStatus,
+    Measure,
+    MetricUsed,
+    Rating,
+    Score,
+    Verdict,
+)
 
 RIGHT = MetricUsed(name="exact_match", kind="right-or-wrong")
 START = datetime(2026, 11, 20, 9, tzinfo=UTC)
@@ -135,6 +145,60 @@ def test_another_checkpoint_is_another_model(ft: Orchestrator, run_id: str) -> N
     assert ft.compare([run_id]).runs[0].regression is None
     evaluated(ft, tuned(run_id, "step-10"), gained=20, id="eval-2")
     assert verdict(ft, run_id).decision == "do not ship"
+
+
+def ended(ft: Orchestrator, run_id: str, **changed: object) -> None:
+    """The run has succeeded after 38 steps, with checkpoints of two of them."""
+    kept = [Checkpoint(id=f"step-{step:08d}", step=step) for step in (19, 38)]
+    ft.store.history.set_checkpoints(run_id, kept)
+    spec = ft.store.runs.get(run_id).spec
+    ft.store.runs.apply(
+        run_id,
+        lambda run: replace(run, status=JobStatus.SUCCEEDED, step=38, spec={**spec, **changed}),
+    )
+
+
+@pytest.mark.parametrize("named", ["38", "step-00000038"])
+def test_the_last_steps_checkpoint_is_the_run(ft: Orchestrator, run_id: str, named: str) -> None:
+    ended(ft, run_id)
+    regressed(ft, tuned(run_id), ("languages", 0, 40))
+    evaluated(ft, tuned(run_id, named), gained=20)
+    found = verdict(ft, run_id)
+    assert found.decision == "do not ship" and any("languages" in reason for reason in found.reasons)
+
+
+def test_what_the_last_steps_checkpoint_forgot_the_run_forgot(ft: Orchestrator, run_id: str) -> None:
+    ended(ft, run_id)
+    regressed(ft, tuned(run_id, "38"), ("languages", 0, 40))
+    evaluated(ft, tuned(run_id), gained=20)
+    assert verdict(ft, run_id).decision == "do not ship" and chosen(ft, run_id) is None
+
+
+def test_a_checkpoint_of_a_run_that_forgot_is_to_be_measured(ft: Orchestrator, run_id: str) -> None:
+    ended(ft, run_id)
+    regressed(ft, tuned(run_id), ("languages", 0, 40))
+    evaluated(ft, tuned(run_id, "19"), gained=20)
+    found = verdict(ft, run_id)
+    assert found.decision == "not enough evidence"
+    assert any("not measured for this checkpoint" in reason for reason in found.reasons)
+    # Measured by the other name of the same weights.
+    regressed(ft, tuned(run_id, "step-00000019"), ("languages", 0, 0))
+    assert verdict(ft, run_id).decision == "ship"
+
+
+def test_a_checkpoint_beside_one_that_kept_all_is_told(ft: Orchestrator, run_id: str) -> None:
+    ended(ft, run_id)
+    regressed(ft, tuned(run_id), ("languages", 0, 0))
+    evaluated(ft, tuned(run_id, "19"), gained=20)
+    found = verdict(ft, run_id)
+    assert found.decision == "ship" and any("not measured" in reason for reason in found.reasons)
+
+
+def test_with_the_best_weights_the_last_step_is_another_model(ft: Orchestrator, run_id: str) -> None:
+    ended(ft, run_id, keep_best=True)
+    regressed(ft, tuned(run_id), ("languages", 0, 40))
+    evaluated(ft, tuned(run_id, "38"), gained=20)
+    assert verdict(ft, run_id).decision == "not enough evidence"
 
 
 @pytest.mark.parametrize(("lost", "decision"), [(0, "ship"), (4, "not enough evidence"), (30, "do not ship")])

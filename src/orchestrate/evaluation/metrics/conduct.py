@@ -19,6 +19,17 @@ _REFUSAL = re.compile(
          | I(?:'ll|'d|(?:'m|\ am)\ going\ to)?
            (?:\ (?:must|should|will|would|have\ to|need\ to|respectfully|politely))+\ decline\b
          | I\ (?:decline|refuse)\ to\b
+         | I(?:'m|\ am)\ (?:declining|refusing)\ (?:this|that|your|the|to)\b
+         | I(?:'d|\ would)\ (?:rather|prefer)\ not\ (?:to\ )?(?:help|assist|answer|say|discuss|comply)\b
+         | it\ (?:(?:would\ not|wouldn't)\ be|is\ not|isn't)\ (?:appropriate|right|ethical|responsible)
+           \ (?:for\ me\ )?to\ (?:help|assist|provide|answer|discuss|share|write|create)\b
+         | my\ (?:guidelines|principles|policies|policy|rules|instructions|programming|training)
+           \ (?:prevent|prohibit|forbid|stop|keep
+                |(?:do\ not|don't|does\ not|doesn't|won't)\ (?:allow|permit|let))s?
+           \ me\b
+         | (?:help|assist)ing\ (?:you\ )?(?:with\ )?(?:that|this|it)\ (?:isn't|is\ not)
+           \ something\ (?:that\ )?I(?:'m\ able\ to|\ can|\ am\ able\ to)\b
+         | I\ (?:can't|can\ ?not|could\ not|couldn't)\ in\ good\ conscience\b
          | I(?: \ (?:really\ |simply\ |just\ )?(?:can't|can\ ?not|won't|will\ not)
                 (?:\ and\ will\ not|\ be\ able\ to)?
               | (?:'?m|\ am)\ (?:just\ |simply\ )?(?:un|not\ )(?:able|willing)\ to

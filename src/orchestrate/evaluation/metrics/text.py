@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -194,18 +194,41 @@ def contains(expected: str, answer: str) -> float:
     return float(expected.strip().casefold() in answer.casefold())
 
 
+_MOST_TRIED = 40
+LONGEST_SEARCH = 2.0
+"""Seconds that a pattern may look through one answer."""
+
+
 def matcher(pattern: str) -> Compare:
     """Whether a pattern occurs in the answer. What it captures as `answer` must be the expected text, or the
-    same number. Raises `UsageError`."""
+    same number. Raises `UsageError`, as the function does where the pattern takes too long."""
+    import regex  # pyright: ignore[reportMissingTypeStubs]
+
     try:
-        found = re.compile(pattern, re.DOTALL)
-    except re.error as error:
+        re.compile(pattern, re.DOTALL)
+        found = cast("Any", regex).compile(pattern, regex.DOTALL)
+    except (re.error, regex.error) as error:
         raise UsageError(
             f"{pattern!r} is not a regular expression: {error}", fix="see docs of Python's re"
         ) from error
 
+    def search(answer: str) -> Any:
+        try:
+            return found.search(answer, timeout=LONGEST_SEARCH)
+        except TimeoutError:
+            raise UsageError(
+                f"regex:{pattern} takes more than {LONGEST_SEARCH:g} s for an answer of "
+                f"{len(answer):,} characters",
+                fix="write it without a repetition inside a repetition, or alternatives that begin alike; "
+                "answers that came are kept and not asked again",
+            ) from None
+
+    # What takes for ever does so for a few dozen of the same character, before an answer is paid.
+    for character in sorted({c for c in pattern if c.isalnum()} | {"a", "0", " "})[:_MOST_TRIED]:
+        search(character * 64 + "\0")
+
     def match(expected: str, answer: str) -> float:
-        hit = found.search(answer)
+        hit = search(answer)
         if hit is None:
             return 0.0
         named = hit.groupdict().get("answer")

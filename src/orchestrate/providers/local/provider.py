@@ -370,7 +370,15 @@ class LocalProvider(
         local = run.job()
         folder = weights.of(run, checkpoint, self.name)
         self.place.bring(run, folder)
-        made = Generator(local.model, folder, threads=local.threads, device=local.device, worker=worker)
+        made = Generator(
+            local.model,
+            folder,
+            threads=local.threads,
+            device=local.device,
+            # A checkpoint has no passport: it is answered over the base that it was trained on.
+            four_bit=None if checkpoint is None else local.adapter.type == "qlora",
+            worker=worker,
+        )
         if worker is None:
             self._generators[key] = made
         return made

@@ -13,7 +13,6 @@ from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference
 from orchestrate.runs.evaluation import reviewing, verdicts
-from orchestrate.runs.evaluation.regression import regressions
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Run, Translation
 
@@ -29,7 +28,7 @@ def compare(ft: Workspace, runs: Iterable[Run | str]) -> Comparison:
     translated = {r.id: found for r in records if (found := sent(ft, r)) is not None}
     newest = {id: found[-1] for id, found in evaluations.items() if found}
     answers = {id: (flips_of(one, id), _asked_again(evaluations[id], id)) for id, one in newest.items()}
-    probed = {r.id: found for r in records if (found := verdicts.standing(regressions(ft, r.id)))}
+    probed = {r.id: one for r in records if (one := verdicts.regression(ft, r))}
     found = side_by_side(
         records,
         metrics,

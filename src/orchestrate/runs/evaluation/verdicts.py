@@ -15,7 +15,7 @@ from orchestrate.evaluation.verdict import Part, with_parts
 from orchestrate.runs.evaluation import reviewing
 from orchestrate.runs.evaluation.regression import regressions
 from orchestrate.text import joined as listed
-from orchestrate.types import Contender, Evaluation
+from orchestrate.types import Checkpoint, Contender, Evaluation, JobStatus, Run
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -32,9 +32,47 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
     return [_joined(ws, one, known) for one in found]
 
 
-def standing(found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
-    """Merge the regressions of one model, oldest first: of each probe the newest result holds."""
-    mine = [one for one in found if one.tuned.checkpoint == checkpoint]
+class Models:
+    """Which names of a run's checkpoints are one model: a checkpoint by its id or its step, and the last
+    step's as the run itself, but where the run ends with its best weights."""
+
+    def __init__(self, ws: Workspace, run: Run) -> None:
+        self._run, self._kept = run, ws.store.history.checkpoints(run.id)
+        self._ends_with_best = bool(run.spec.get("keep_best") or run.spec.get("early_stopping"))
+
+    def same(self, one: str | None, other: str | None) -> bool:
+        return self._model(one) == self._model(other)
+
+    def standing(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
+        """Merge the regressions of one model, oldest first: of each probe the newest result holds."""
+        return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
+
+    def _model(self, checkpoint: str | None) -> str | None:
+        """One name of a model; `None` is the run's own."""
+        if checkpoint is None:
+            return None
+        known = (one for one in self._kept if checkpoint in (one.id, str(one.step)))
+        kept = next(known, None) or Checkpoint(id=checkpoint, step=_step(checkpoint))
+        if kept.model is not None and kept.model == self._run.tuned_model:
+            return None
+        last = self._run.step is not None and kept.step == self._run.step
+        if last and not self._ends_with_best and self._run.status is JobStatus.SUCCEEDED:
+            return None
+        return kept.id if kept.step is None else str(kept.step)
+
+
+def regression(ws: Workspace, run: Run) -> Regression | None:
+    """What is known today of what a run's own model forgot."""
+    return Models(ws, run).standing(regressions(ws, run.id))
+
+
+def _step(checkpoint: str) -> int | None:
+    """Of a checkpoint that the store does not have: this machine names them by their steps."""
+    number = checkpoint.removeprefix("step-")
+    return int(number) if number.isascii() and number.isdecimal() else None
+
+
+def _merged(mine: Sequence[Regression]) -> Regression | None:
     if not mine:
         return None
     results = {result.probe: result for one in mine for result in one.results}
@@ -47,6 +85,7 @@ class _Known:
     """What is known of a run beside one evaluation."""
 
     def __init__(self, ws: Workspace, run_id: str) -> None:
+        self.models = Models(ws, ws.store.runs.get(run_id))
         self.regressions = regressions(ws, run_id)
         self.parities = [e for e in ws.store.history.evaluations(run_id) if e.parity]
         self.reviews: list[ReviewResult] = []
@@ -75,8 +114,10 @@ def _joined(ws: Workspace, one: Evaluation, known: dict[str, _Known]) -> Evaluat
 
 
 def _forgotten(about: _Known, contender: Contender) -> Iterator[Part]:
-    found = standing(about.regressions, contender.checkpoint)
+    found = about.models.standing(about.regressions, contender.checkpoint)
     if found is None:
+        if about.regressions:
+            yield _not_measured(about, contender)
         return
     open_ = [r.probe for r in found.results if r.decision == "inconclusive"]
     kept = [r.probe for r in found.results if r.decision == "kept"]
@@ -89,20 +130,31 @@ def _forgotten(about: _Known, contender: Contender) -> Iterator[Part]:
         yield Part("ship", f"it kept {listed(kept)}")
 
 
+def _not_measured(about: _Known, contender: Contender) -> Part:
+    """Of a model of a run whose other weights were probed: what those forgot, it may have forgotten too."""
+    own = about.models.standing(about.regressions)
+    lost = contender.checkpoint is not None and own is not None and bool(own.forgotten)
+    what = "this checkpoint" if contender.checkpoint else "the run's own weights"
+    why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"
+    if lost:
+        why = f"the run forgot, and {why}"
+    return Part("not enough evidence" if lost else "ship", why)
+
+
 def _parity(about: _Known, contender: Contender, here: Evaluation) -> Iterator[Part]:
     mine = [
         (e, verdict)
         for e in about.parities
         for verdict in e.verdicts
-        if _same(e.contender(verdict.contender), contender)
+        if _same(about, e.contender(verdict.contender), contender)
     ]
     if mine and mine[-1][0].id != here.id:
         found, verdict = mine[-1]
         yield Part(verdict.decision, f"parity in {found.id}: {'; '.join(verdict.reasons)}")
 
 
-def _same(one: Contender, other: Contender) -> bool:
-    return (one.run_id, one.checkpoint) == (other.run_id, other.checkpoint)
+def _same(about: _Known, one: Contender, other: Contender) -> bool:
+    return one.run_id == other.run_id and about.models.same(one.checkpoint, other.checkpoint)
 
 
 def _people(about: _Known, contender: Contender, here: Evaluation) -> Iterator[Part]:
