@@ -16,13 +16,16 @@ from tests.paths import TINY
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
+from orchestrate.local.job import Adapter, LocalJob, Supervised
 from orchestrate.local.objectives.isolation import isolation
+from orchestrate.local.run import checkpoints
+from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.local.translation import translate
 from orchestrate.settings import config
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
-from orchestrate.types import Outcome, Setting
+from orchestrate.types import JobHandle, Outcome, Setting
 
 SAME = {
     "type": "string_check",
@@ -372,3 +375,26 @@ def test_stopping_early_needs_evaluations_to_stop_at(asked: dict[str, int], stop
     found = settings({"type": "sft"}, validation="v.jsonl", early_stopping={"patience": 1}, **asked)
     refused = [s.name for s in found.values() if s.outcome is Outcome.REFUSED]
     assert refused == ([] if stops else ["early_stopping"])
+
+
+@pytest.mark.parametrize(("kind", "four_bit"), [("qlora", True), ("lora", False)])
+def test_a_checkpoint_is_answered_over_the_base_of_its_run(tmp_path: Path, kind: Any, four_bit: bool) -> None:
+    provider = LocalProvider(HostConfig(name="local", options={"home": str(tmp_path)}))
+    job = LocalJob(
+        ref="orc-1",
+        model=str(TINY),
+        model_name="tiny",
+        train="t.jsonl",
+        method=Supervised(),
+        adapter=Adapter(type=kind),
+        created_at=now(),
+    )
+    run, _ = RunDir.make(provider.home / "runs", job)
+
+    def fill(draft: Path) -> None:
+        (draft / "adapter").mkdir()
+        (draft / "adapter" / "adapter_config.json").write_text("{}")
+
+    checkpoints.save(run.checkpoints, checkpoints.Progress(step=38, total_steps=38), fill)
+    handle = JobHandle(provider="local", job_id="orc-1")
+    assert provider.generator(handle, checkpoint="38").four_bit is four_bit
