@@ -80,6 +80,14 @@ CODES: dict[str, Code] = {
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),
     "bad-message": Code(_E, "a message has a wrong field", "see the message"),
+    "cut-answer": Code(
+        _E,
+        "the answer was cut at the limit of tokens",
+        "ask again with a larger limit, or leave the row out",
+    ),
+    "refused-answer": Code(
+        _E, "the model refused to answer", "leave the row out, or write the refusal as its content"
+    ),
     "bad-role": Code(
         _E,
         "the role is not known",

@@ -17,6 +17,7 @@ from orchestrate.data.shapes.exports import (
     REQUEST,
     as_list,
     as_row,
+    ended,
     example_of,
     parsed,
     read_responses,
@@ -53,6 +54,7 @@ _ANSWERED = frozenset(
 def _blocks(request: Row, response: Row) -> Read:
     found = unread(strays(request, _MESSAGES | REQUEST | {"system", "messages", "tools"}, ""), (), "request")
     found += unread(strays(response, _ANSWERED | {"content"}, ""), (), "response")
+    found += ended(response.get("stop_reason"))
     messages = [as_row(m) for m in as_list(request.get("messages"))]
     if system := request.get("system"):
         said = text_of(system)

@@ -15,7 +15,7 @@ import msgspec
 
 from orchestrate.data.rows import numbers
 from orchestrate.data.rows.examples import ChatExample
-from orchestrate.data.rows.problems import problem
+from orchestrate.data.rows.problems import CODES, problem
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
 from orchestrate.data.shapes.parts import call, strays, text_of
 from orchestrate.data.shapes.shape import Read, Row, Shape
@@ -69,6 +69,48 @@ def first_choice(output: Any) -> list[Row]:
     return [kept] if kept else []
 
 
+_CUT = {
+    **dict.fromkeys(
+        ("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"), "cut-answer"
+    ),
+    **dict.fromkeys(("content_filter", "refusal"), "refused-answer"),
+}
+"""Why an answer ended, in the words of OpenAI, Anthropic, Gemini and Bedrock, where it is no whole answer."""
+
+
+def ended(*reasons: Any) -> list[Problem]:
+    """An error where an answer did not end by itself."""
+    said = [reason for reason in reasons if isinstance(reason, str) and reason.lower() in _CUT]
+    return [_unlike(_CUT[reason.lower()], reason) for reason in said[:1]]
+
+
+def _unlike(code: str, reason: str) -> Problem:
+    told = CODES[code].title
+    return problem(code, told if reason == "refusal" else f"{told} ({reason})", field="response")
+
+
+def ended_choice(output: Any) -> list[Problem]:
+    """The same of the first choice of a completion."""
+    choices = as_list(as_row(output).get("choices"))
+    first = as_row(choices[0]) if choices else {}
+    message = as_row(first.get("message"))
+    refused = "refusal" if message.get("refusal") and not message.get("content") else None
+    return ended(first.get("finish_reason"), refused)
+
+
+def _ended_response(response: Row) -> list[Problem]:
+    """The same of a Response, whose refusal is a part of its message."""
+    why = as_row(response.get("incomplete_details")).get("reason")
+    if why is None and response.get("status") == "incomplete":
+        why = "length"
+    parts = [
+        as_row(part).get("type")
+        for item in as_list(response.get("output"))
+        for part in as_list(as_row(item).get("content"))
+    ]
+    return ended(why, "refusal" if "refusal" in parts else None)
+
+
 def read_stored(row: Row) -> Read:
     """A stored completion with the messages of its request, which lie beside it or in `request`."""
     request, found = _within(row, "request", {"messages", "tools"})
@@ -79,7 +121,7 @@ def read_stored(row: Row) -> Read:
         return None, [problem("no-messages", message, field="messages")]
     asked = [{n: v for n, v in as_row(m).items() if v is not None and n != "id"} for m in asked]
     answer = first_choice(response)
-    found += [*wrong, *several(response, "choices")]
+    found += [*wrong, *several(response, "choices"), *ended_choice(response)]
     return example_of([*asked, *answer], row.get("tools") or request.get("tools"), "messages", found)
 
 
@@ -125,7 +167,7 @@ def read_responses(row: Row) -> Read:
     left: Row = {}
     for item in (*items, *as_list(response.get("output"))):
         _response_item(as_row(item), messages, thought, left)
-    found += [*wrong, *unread(left, (), "output")]
+    found += [*wrong, *unread(left, (), "output"), *_ended_response(response)]
     if any(thought):
         found.append(problem("lost-meaning", "no answer follows the last thinking", field="output"))
     return example_of(messages, request.get("tools") or response.get("tools"), "input", found)
@@ -298,6 +340,19 @@ def _generated(value: Any) -> Row | None:
     return made | left
 
 
+def _ended_message(value: Any) -> list[Problem]:
+    """An error where LangChain notes of a message or its generation that the answer did not end by itself."""
+    item = as_row(value)
+    message = as_row(item.get("message", item))
+    held = as_row(message.get("kwargs")) or as_row(message.get("data")) or message
+    notes = (as_row(item.get("generation_info")), as_row(held.get("response_metadata")))
+    refused = as_row(held.get("additional_kwargs")).get("refusal") and not held.get("content")
+    return ended(
+        *(note.get(name) for note in notes for name in ("finish_reason", "stop_reason", "stopReason")),
+        "refusal" if refused else None,
+    )
+
+
 class Recorded:
     """Reads the messages of an input or an output; `found` tells what they hold beside."""
 
@@ -314,15 +369,17 @@ class Recorded:
             if len(items) == 1 and isinstance(items[0], list):
                 items = cast("list[Any]", items[0])
             made = [_generated(item) for item in items]
+            self.found += [found for item in items for found in _ended_message(item)]
             return None if None in made or not made else cast("list[Row]", made)
         item = as_row(value)
         if not item:
             return None
         if (one := _message(item)) is not None:
+            self.found += _ended_message(item)
             return [one]
         if "choices" in item:
             self._beside(item, {"choices", *REQUEST}, place)
-            self.found += several(item, "choices")
+            self.found += [*several(item, "choices"), *ended_choice(item)]
             return first_choice(item) or None
         for name in ("messages", "generations", "message", "output"):
             held = self._first(item) if name == "generations" else item.get(name)

@@ -209,6 +209,63 @@ def test_results_of_a_batch_are_joined_with_their_requests(
         join_batch(both, twice, tmp_path / "joined.jsonl")
 
 
+def choice(reason: str, **message: Any) -> dict[str, Any]:
+    return COMPLETION | {
+        "choices": [{"index": 0, "message": REPLY | message, "finish_reason": reason}],
+    }
+
+
+def langchain(**noted: Any) -> dict[str, Any]:
+    said = {"type": "ai", "content": "Oslo.", **noted}
+    return {"inputs": {"messages": [ASK]}, "outputs": {"messages": [said]}}
+
+
+RESPONSE = {
+    "status": "completed",
+    "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Os"}]}],
+}
+REFUSAL = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+
+
+def batch(answer: dict[str, Any]) -> dict[str, Any]:
+    return {"custom_id": "a", "response": {"body": answer}, "batch_request": {"messages": [ASK]}}
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        (batch(choice("length")), "cut-answer"),
+        (batch(choice("content_filter")), "refused-answer"),
+        (batch(choice("stop", content=None, refusal="I can't.")), "refused-answer"),
+        (batch(choice("stop", refusal=None)), None),
+        (
+            {"custom_id": "a", "batch_request": {"messages": [ASK]},
+             "result": {"type": "succeeded", "message": BLOCKS | {"stop_reason": "max_tokens"}}},
+            "cut-answer",
+        ),
+        (LOG | {"request_body": {"messages": [ASK]}, "response_body": choice("length")}, "cut-answer"),
+        (LOG | {"request_body": {"messages": [ASK]}, "response_body": BLOCKS | {"stop_reason": "refusal"}},
+         "refused-answer"),
+        ({"messages": [ASK], **choice("length")}, "cut-answer"),
+        ({"input": "Capital?", **RESPONSE}, None),
+        ({"input": "Capital?", **RESPONSE, "status": "incomplete",
+          "incomplete_details": {"reason": "max_output_tokens"}}, "cut-answer"),
+        ({"input": "Capital?", **RESPONSE, "output": [REFUSAL]}, "refused-answer"),
+        ({"proxy_server_request": {"messages": [ASK]}, "response": choice("length")}, "cut-answer"),
+        ({"inputs": {"messages": [ASK]}, "outputs": choice("length")}, "cut-answer"),
+        (langchain(response_metadata={"finish_reason": "length"}), "cut-answer"),
+        (langchain(response_metadata={"finish_reason": "stop"}), None),
+        (langchain(additional_kwargs={"refusal": "No."}, content=""), "refused-answer"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_was_cut_or_refused_is_not_learnt(
+    tmp_path: Path, row: dict[str, Any], code: str | None
+) -> None:
+    file = write(tmp_path / "rows.jsonl", [row])
+    assert (code in errors(file)) if code else not errors(file)
+    assert Dataset.open(file).rows == (code is None)
+
+
 def test_calls_as_text_beside_a_query_and_pairs_of_input_and_output(tmp_path: Path) -> None:
     """xLAM's and Capybara's rows."""
     tool = {"name": "find", "parameters": {"what": {"type": "str", "description": "It."}}}
