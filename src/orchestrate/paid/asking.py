@@ -188,7 +188,7 @@ class Requests:
         if self._account is not None:
             if respondent.unpriced:
                 self._account.require_price(self._backend)
-            self._account.settle_left(log.path, log.came_to)
+            self._account.catch_up(self._backend, log.path, log.sends)
 
     def count(self, questions: Iterable[str]) -> None:
         """Counts what is known of these questions from before."""

@@ -8,12 +8,12 @@ never arrived may have been billed, so it counts its worst price from then on, i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -88,6 +88,14 @@ class Renewed(msgspec.Struct, tag="renewed"):
 Entry = Sent | Got | Unanswered | Lost | Renewed
 
 
+class Send(NamedTuple):
+    """What a send that the ledger reserved came to, at most."""
+
+    usd: Decimal
+    at: datetime | None
+    """Of its answer."""
+
+
 @dataclass(frozen=True)
 class Unaccounted:
     """Requests whose answers did not arrive, and the most that they may have cost: `None` where no price is
@@ -133,6 +141,7 @@ class AnswerLog:
         self._open: dict[str, Decimal] = {}
         self._holds: dict[str, dict[str, Decimal]] = {}
         self._hold_of: dict[str, str] = {}
+        self._at: dict[str, datetime] = {}
         self._lost: dict[str, tuple[int, Decimal]] = {}
         self._lock = threading.Lock()
         for entry in self.entries:
@@ -159,6 +168,14 @@ class AnswerLog:
                 requests, usd = self._lost.get(question, (0, Decimal(0)))
                 self._lost[question] = (requests + 1, usd + worst)
 
+    @property
+    def sends(self) -> dict[str, Send]:
+        """All that the ledger reserved and this journal was told of, by the ids of their holds."""
+        return {
+            hold: Send(sum(each.values(), Decimal(0)), self._at.get(hold))
+            for hold, each in self._holds.items()
+        }
+
     def came_to(self, hold: str) -> Decimal | None:
         """What the send of a hold came to, at most; `None` where none is written down."""
         found = self._holds.get(hold)
@@ -184,7 +201,7 @@ class AnswerLog:
             case Got(question, answer):
                 self.answers[question] = answer
                 self._open.pop(question, None)
-                self._held(question, answer.usd or Decimal(0))
+                self._held(question, answer.usd or Decimal(0), answer.at)
             case Unanswered(questions):
                 for question in questions:
                     self._open.pop(question, None)
@@ -198,9 +215,11 @@ class AnswerLog:
             case _:
                 pass
 
-    def _held(self, question: str, usd: Decimal) -> None:
+    def _held(self, question: str, usd: Decimal, at: datetime | None = None) -> None:
         if (hold := self._hold_of.pop(question, None)) is not None:
             self._holds[hold] = self._holds[hold] | {question: usd}
+            if at is not None:
+                self._at[hold] = at
 
 
 class Account(Protocol):
@@ -214,7 +233,7 @@ class Account(Protocol):
 
     def release(self, id: str) -> None: ...
 
-    def settle_left(self, log: Path, came_to: Callable[[str], Decimal | None]) -> None: ...
+    def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send]) -> None: ...
 
 
 class Touched(msgspec.Struct):

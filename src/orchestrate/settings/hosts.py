@@ -123,9 +123,10 @@ class HostConfig:
 
     @property
     def sandbox(self) -> bool:
-        """By its key. The keyring holds none of a sandbox, and is not asked."""
+        """By its address, which is always one of this machine, and its key: what another host answers to such
+        a key may be billed. The keyring holds none of a sandbox, and is not asked."""
         known = vars(self)["api_key"]
-        return isinstance(known, Secret) and known.reveal().startswith(SANDBOX_KEY_PREFIX)
+        return self.near and isinstance(known, Secret) and known.reveal().startswith(SANDBOX_KEY_PREFIX)
 
     def require_key(self) -> Secret:
         """The key, to be sent to `base_url` and nowhere else. Raises `MissingKey` with the variable to set,
@@ -174,8 +175,10 @@ class Hosts(Mapping[str, HostConfig]):
     @property
     def sandboxed(self) -> bool:
         """Whether the environment's keys are a sandbox's: then its runs are what is worked on."""
-        keys = [value for name, value in self._env.items() if name.endswith("_API_KEY")]
-        return any(key.startswith(SANDBOX_KEY_PREFIX) for key in keys)
+        exported = any(key.startswith(SANDBOX_KEY_PREFIX) for key in self._env.values())
+        return exported and any(
+            (host := self[name]).sandbox and host.key_variable in self._env for name in self
+        )
 
     @property
     def types(self) -> dict[str, str]:

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -22,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from orchestrate.costing import Spending
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
 from orchestrate.paid.asking import Asking, Question, Respondent
-from orchestrate.paid.journal import Answer, Purse
+from orchestrate.paid.journal import Answer, AnswerLog, Purse
 from orchestrate.paid.limits import UnknownPrice
 from orchestrate.spec import JobSpec
 from orchestrate.store import transitions
@@ -475,6 +477,77 @@ def test_the_next_command_settles_what_a_killed_one_left(event: str, left: str, 
     assert store.ledger.spending().committed_usd == Decimal(left)
     money.ask(1, "evaluation", 1, ["answer"], None)
     assert store.ledger.spending() == Spending(spent_usd=Decimal(spent))
+    money.teardown()
+
+
+def test_a_restored_store_counts_what_the_journals_know_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    money = Money()
+    database, backup = money.folder / "runs.sqlite3", money.folder / "backup.sqlite3"
+    money.ask(0, "evaluation", 1, ["answer"], None)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("VACUUM INTO ?", [str(backup)])
+    money.number, money.clock.seconds = 1, timedelta(days=40).total_seconds()
+    money.ask(0, "evaluation", 3, ["answer", "lost", "refused"], None)
+    known = money.stores[0].ledger.spending()
+    assert known.total_usd == money.host.answers
+    for store in money.stores:
+        store.close()
+    for part in money.folder.glob("runs.sqlite3*"):
+        part.unlink()
+    backup.rename(database)
+    money.stores = [Store.open(f"sqlite:///{database}", clock=money.clock) for _ in range(2)]
+    restored = money.stores[0].ledger.spending()
+    assert restored.spent_usd == 1
+
+    settle: Callable[..., None] = AnswerAccount._settle
+    settled: list[str] = []
+
+    def killed_at_the_second(account: AnswerAccount, connection: Any, id: str, *given: Any) -> None:
+        settle(account, connection, id, *given)
+        settled.append(id)
+        if len(settled) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerAccount, "_settle", killed_at_the_second)
+        money._ask(money.stores[0], "evaluation", 0, (), None)
+    assert len(settled) == 2
+    assert money.stores[1].ledger.spending() == restored, "all of it at once, or nothing"
+
+    [path] = (money.folder / "answers").glob("*.jsonl")
+    log = AnswerLog(path)
+    both = [AnswerAccount(store.database, "evaluation", BUDGET) for store in money.stores]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: one.catch_up("paper", path, log.sends), both))
+    assert money.stores[0].ledger.spending() == known
+    for who in (0, 1, 0):
+        money._ask(money.stores[who], "evaluation", 0, (), None)
+    assert money.stores[0].ledger.spending() == known
+    money.teardown()
+
+
+def test_what_a_restored_store_forgot_is_counted_before_more_is_reserved(tmp_path: Path) -> None:
+    """In the month of the answer; a store that is new counts all that its journals were told."""
+    money = Money()
+    money.ask(0, "evaluation", 3, ["answer"], None)
+    [path] = (money.folder / "answers").glob("*.jsonl")
+    [asked] = money.stores[0].ledger.answers()
+    with Store.open(f"sqlite:///{tmp_path}/new.sqlite3", clock=money.clock) as store:
+        account = AnswerAccount(store.database, "evaluation", Decimal("4.5"))
+        respondent = Respondent(
+            name="paper/m",
+            identity={"purpose": "evaluation"},
+            ask=lambda questions: [Answer(text="yes", usd=Decimal(1)) for _ in questions],
+            price=lambda into, out: Decimal(2),
+            backend="paper",
+        )
+        question = Question(messages=(Message(role="user", content="another"),))
+        asking = Asking(path.parent, Purse(account=account))
+        with pytest.raises(OverBudget):
+            asking.ask(respondent, [question])
+        [found] = store.ledger.answers()
+        real_month = f"{datetime.now(UTC):%Y-%m}"
+        assert found == asked._replace(month=real_month)
     money.teardown()
 
 

@@ -19,6 +19,7 @@ from tests import command
 from tests.faults.submitting import leave, make_at_once, make_runs
 
 from orchestrate.errors import StoreError
+from orchestrate.paid.journal import Send
 from orchestrate.spec import JobSpec
 from orchestrate.store.database import schema
 from orchestrate.store.database.engines import sqlite_tables
@@ -28,7 +29,7 @@ from orchestrate.store.store import Store
 
 NOW, NEXT = schema.VERSION, schema.VERSION + 1
 SPEC = JobSpec(model="m", train="rows.jsonl")
-PINNED = {6: "fb77df87928ef5c5449b698948700bb369c5a33a7e36bc819440f75e6e58c6bb"}
+PINNED = {7: "7a89ede577455ff787bd99f90074b7bb01b8a863f19f015ca12d096f014f292b"}
 """The hash of the tables by schema."""
 
 
@@ -40,7 +41,7 @@ def test_tables_that_change_have_a_new_version() -> None:
 
 def test_a_store_from_before_answers_were_counted_counts_them(older: str) -> None:
     with Store.open(older) as store, store.database.writing() as connection:
-        for table in (schema.answer_holds, schema.answer_sums):
+        for table in (schema.answer_holds, schema.answer_sums, schema.answers_ended):
             table.drop(connection)
         connection.execute(schema.meta.update().values(value="5"))
     with Store.open(older) as store:
@@ -48,6 +49,19 @@ def test_a_store_from_before_answers_were_counted_counts_them(older: str) -> Non
         account = AnswerAccount(store.database, "evaluation", None)
         account.settle(account.hold("openai", Decimal(2), Path("log.jsonl")), Decimal(1))
         assert store.ledger.spending().spent_usd == 1
+
+
+def test_answers_counted_before_it_was_kept_which_are_not_counted_again(older: str) -> None:
+    with Store.open(older) as store, store.database.writing() as connection:
+        schema.answers_ended.drop(connection)
+        connection.execute(schema.meta.update().values(value="6"))
+    with Store.open(older) as store:
+        account, log = AnswerAccount(store.database, "evaluation", None), Path("log.jsonl")
+        account.catch_up("openai", log, {"0123456789abcdef": Send(Decimal(5), None)})
+        assert store.ledger.answers() == []
+        account.catch_up("openai", log, {f"send-{n}": Send(Decimal(1), None) for n in range(1200)})
+        account.catch_up("openai", log, {f"send-{n}": Send(Decimal(1), None) for n in range(1201)})
+        assert store.ledger.spending().spent_usd == 1201
 
 
 # -- an upgrade to a schema that is to come ----------------------------------------------------------------

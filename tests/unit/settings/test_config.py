@@ -153,12 +153,21 @@ def test_the_key_file_is_private_and_a_public_one_is_refused(tmp_path: Path) -> 
         config.read_keys(path)
 
 
-def test_a_sandbox_key_marks_the_host(tmp_path: Path) -> None:
-    settings = config.load(
-        env=env_of(tmp_path, OPENAI_API_KEY="sandbox-of-another-0123", TOGETHER_API_KEY="real-key"),
-        cwd=tmp_path,
-    )
-    assert settings.host("openai").sandbox and not settings.host("together").sandbox
+@pytest.mark.parametrize(
+    ("url", "key", "sandbox"),
+    [
+        ("http://127.0.0.1:8765/v1", "sandbox-of-another-0123", True),
+        ("http://127.0.0.1:8765/v1", "real-key", False),
+        ("https://llm.example/v1", "sandbox-of-another-0123", False),
+        (None, "sandbox-of-another-0123", False),
+    ],
+)
+def test_a_sandbox_is_on_this_machine_and_has_a_key_of_one(
+    tmp_path: Path, url: str | None, key: str, sandbox: bool
+) -> None:
+    given = {"OPENAI_API_KEY": key} | ({"OPENAI_BASE_URL": url} if url else {})
+    settings = config.load(env=env_of(tmp_path, **given), cwd=tmp_path)
+    assert (settings.host("openai").sandbox, settings.hosts.sandboxed) == (sandbox, sandbox)
 
 
 def test_a_further_host_can_be_configured(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_this_machine_may_be_named_by_a_trusted_file_but_not_after_another_host(
         host(tmp_path, OPENAI_API_KEY=used).require_key()
 
 
-def test_a_key_of_the_sandbox_goes_anywhere_and_is_tied_to_nothing(tmp_path: Path) -> None:
+def test_a_key_of_the_sandbox_goes_to_any_sandbox_and_is_tied_to_nothing(tmp_path: Path) -> None:
     for port in (1, 2):
         url = f"http://127.0.0.1:{port}/v1"
         found = host(tmp_path, OPENAI_API_KEY="sandbox-abcdef0123456789", OPENAI_BASE_URL=url)

@@ -180,7 +180,7 @@ def _show_key(made: KeyMade) -> None:
 @keys.command("ls")
 @command
 def ls(context: typer.Context) -> Output[list[KeyShown]]:
-    """All keys, with what their jobs take and what they may."""
+    """All keys, with what they open, what their jobs take and what they may."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -190,7 +190,7 @@ def ls(context: typer.Context) -> Output[list[KeyShown]]:
 
 
 def _show_keys(found: list[KeyShown]) -> None:
-    shown = table("name", "project", "state", "used", "jobs going on", "may")
+    shown = table("name", "opens", "project", "state", "used", "jobs going on", "may")
     for key in found:
         state = "revoked" if key.revoked_at else f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "-"
         used = text.money(key.used_usd)
@@ -199,18 +199,23 @@ def _show_keys(found: list[KeyShown]) -> None:
         limits = [*key.backends, *key.models, *(f"{name}={target}" for name, target in key.map.items())]
         limits += [f"{key.per_minute} requests a minute"] if key.per_minute else []
         limits += [f"{key.concurrent} jobs at once"] if key.concurrent else []
-        shown.add_row(key.name, key.project, state, used, str(key.open_jobs), ", ".join(limits) or "all")
+        may, open_jobs, project = ", ".join(limits) or "all", str(key.open_jobs), key.project
+        if key.opens == "serve":
+            project = used = open_jobs = "-"
+            may = "ask what serve and ab serve put up"
+        shown.add_row(key.name, key.opens, project, state, used, open_jobs, may)
     out.print(shown)
 
 
 @keys.command("revoke")
 def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Of the key.")]) -> None:
-    """Take a key no more, from its next request on. Its jobs go on."""
+    """Take a key no more, from its next request on. Jobs of a key of the gateway go on."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
-        service.revoke_key(ft, name)
-    note(f"the key {name} is not taken any more; its jobs go on (orchestrate runs)")
+        key = service.revoke_key(ft, name)
+    jobs = "" if key.opens == "serve" else "; its jobs go on (orchestrate runs)"
+    note(f"the key {name} is not taken any more{jobs}")
 
 
 @app.command("log")

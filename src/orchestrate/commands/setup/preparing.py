@@ -10,7 +10,6 @@ from functools import partial
 from json import dumps as json_line
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
-from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
@@ -95,7 +94,7 @@ def keys_set(
         config.write_key(path, name, key)
         place = str(path)
     note(f"{name}: {config.Secret(key)} kept in {place}")
-    if host is None or host.base_url is None or key.startswith(config.SANDBOX_KEY_PREFIX):
+    if host is None or host.base_url is None or _is_sandbox(host, key):
         return
     if host.url_from_file:
         note(f"{host.base_url} comes from {settings.config_file}")
@@ -108,10 +107,9 @@ def keys_set(
 def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | None) -> None:
     """A real key that would be tied to this machine, as where a sandbox's exports are still set, is kept only
     when that is meant. Raises `UsageError`."""
-    url = host.base_url if host is not None else None
-    local = url is not None and config.is_loopback(urlsplit(url).hostname or "")
-    if not local or key.startswith(config.SANDBOX_KEY_PREFIX):
+    if host is None or not host.near or _is_sandbox(host, key):
         return
+    url = host.base_url
     told = f"the base URL of {name} is {url}, on this machine (a sandbox?), and the key would be tied to it"
     if not sys.stdin.isatty():
         raise UsageError(
@@ -120,6 +118,10 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
         )
     if not typer.confirm(f"{told}. Keep it?", err=True):
         raise UsageError("nothing was written")
+
+
+def _is_sandbox(host: config.HostConfig, key: str) -> bool:
+    return host.changed(api_key=config.Secret(key)).sandbox
 
 
 class Key(TypedDict):

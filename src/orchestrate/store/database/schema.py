@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-VERSION = 6
+VERSION = 7
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -415,11 +415,23 @@ answer_sums = Table(
 )
 
 
+# The holds that were settled or released: a journal tells more than once what became of its sends.
+answers_ended = Table(
+    "answers_ended",
+    metadata,
+    Column("hold", String(64), primary_key=True),
+)
+
+
 def _count_answers(connection: Connection) -> None:
     metadata.create_all(connection, tables=[answer_holds, answer_sums])
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {5: _count_answers}
+def _keep_ended(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[answers_ended])
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {5: _count_answers, 6: _keep_ended}
 """From the schema in the key to the next one, since the first release. A released step is never changed."""
 
 

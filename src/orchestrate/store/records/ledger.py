@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import platform
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,11 +27,15 @@ from orchestrate.types import Deployment, Run
 if TYPE_CHECKING:
     from orchestrate.costing import Spending
     from orchestrate.costing.spent.expenses import Expense
+    from orchestrate.paid.journal import Send
     from orchestrate.settings.config import Settings
 
 _LOCK = schema.APPLICATION_ID + 1
 _LESS = "give it fewer hours (--max-hours) or less to cost (--max-cost), or raise the budget"
 _NO_BUDGET = "name a model whose price is known, or run it without a budget (budget_usd)"
+_KEPT = "send-"
+"""How the ids of holds begin whose end is kept."""
+_AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
 """After which a send that nobody accounted for is under way no more, and counts as billed."""
 
@@ -282,7 +286,7 @@ class AnswerAccount:
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
         """Reserve the worst price of one send, to be written into `log`. Return the id of the hold. Raise
         `OverBudget`."""
-        id = secrets.token_hex(8)
+        id = _KEPT + secrets.token_hex(8)
         with self._db.writing() as connection:
             reserve(
                 connection,
@@ -317,32 +321,43 @@ class AnswerAccount:
 
     def release(self, id: str) -> None:
         """Of a send that certainly did not leave."""
-        table = schema.answer_holds
         with self._db.writing() as connection:
-            connection.execute(table.delete().where(table.c.id == id))
+            self._end(connection, id)
 
-    def settle_left(self, log: Path, came_to: Callable[[str], Decimal | None]) -> None:
-        """Settle what a process that was killed left of this log, whose lock the caller has: by what the log
-        knows of each hold, else as billed in full. So too what no command came back for in a day."""
-        table, name = schema.answer_holds, self._name(log)
+    def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send]) -> None:
+        """Settle what this log, whose lock the caller has, knows and this store does not: what a process that
+        was killed left, and all that was asked since the backup that this store was restored from. A hold of
+        this log that it was not told of counts in full, as does what no command came back for in a day."""
+        holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)
-        query = select(table).where(or_(table.c.log == name, table.c.at < old))
+        left = select(holds).where(or_(holds.c.log == name, holds.c.at < old))
         with self._db.reading() as connection:
-            if connection.execute(query.limit(1)).first() is None:
+            if connection.execute(left.limit(1)).first() is None and not _unknown(connection, sends):
                 return
         with self._db.writing() as connection:
             one_at_a_time(connection)
-            for row in connection.execute(query).all():
-                usd = came_to(row.id) if row.log == name else None
-                usd = Decimal(row.usd) if usd is None else usd
+            for row in connection.execute(left).all():
+                came_to = sends.get(row.id) if row.log == name else None
+                usd = Decimal(row.usd) if came_to is None else came_to.usd
                 self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
+            for id in _unknown(connection, sends):
+                usd, at = sends[id]
+                self._settle(connection, id, self.purpose, backend, self.made_by, usd, at)
 
     def _settle(
-        self, connection: Connection, id: str, purpose: str, backend: str, made_by: str, usd: Decimal
+        self,
+        connection: Connection,
+        id: str,
+        purpose: str,
+        backend: str,
+        made_by: str,
+        usd: Decimal,
+        at: datetime | None = None,
     ) -> None:
-        table, holds, now = schema.answer_sums, schema.answer_holds, self._db.clock.now()
-        connection.execute(holds.delete().where(holds.c.id == id))
-        key = {"purpose": purpose, "backend": backend, "month": _month(now), "made_by": made_by}
+        table = schema.answer_sums
+        self._end(connection, id)
+        month = _month(at or self._db.clock.now())
+        key = {"purpose": purpose, "backend": backend, "month": month, "made_by": made_by}
         first = self._db.insert(table).values(**key, usd="0", requests=0)
         connection.execute(first.on_conflict_do_nothing())
         query = select(table.c.usd, table.c.requests).filter_by(**key)
@@ -350,10 +365,26 @@ class AnswerAccount:
         values = {"usd": str(Decimal(before.usd) + usd), "requests": before.requests + 1}
         connection.execute(table.update().filter_by(**key).values(values))
 
+    def _end(self, connection: Connection, id: str) -> None:
+        holds, ended = schema.answer_holds, schema.answers_ended
+        connection.execute(holds.delete().where(holds.c.id == id))
+        connection.execute(self._db.insert(ended).values(hold=id).on_conflict_do_nothing())
+
     def _name(self, log: Path) -> str:
         """Another machine may have a file of the same path."""
         return f"{self.machine}:{log.resolve()}"
 
 
+def _unknown(connection: Connection, sends: Mapping[str, Send]) -> list[str]:
+    """The sends that are neither held nor ended here. Those of before it was kept what ended are none."""
+    known: set[str] = set()
+    told = [id for id in sends if id.startswith(_KEPT)]
+    for start in range(0, len(told), _AT_ONCE):
+        some = told[start : start + _AT_ONCE]
+        for column in (schema.answers_ended.c.hold, schema.answer_holds.c.id):
+            known.update(connection.execute(select(column).where(column.in_(some))).scalars())
+    return [id for id in told if id not in known]
+
+
 def _month(at: datetime) -> str:
-    return f"{at:%Y-%m}"
+    return f"{at.astimezone(UTC):%Y-%m}"
