@@ -334,3 +334,14 @@ def test_a_printed_option_is_quoted_where_a_column_has_spaces(cli: Any, tmp_path
     words = shlex.split(fix.partition(", if")[0])
     again = cli("data", "check", "t.jsonl", *words, "--json")
     assert not [one for one in again.json["report"]["problems"] if one["code"] == "unread-column"], words
+
+
+def test_an_error_about_joined_results_names_the_users_file(cli: Any, tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": "Oslo."}
+    answered = {"response": {"body": {"choices": [{"message": message, "finish_reason": "length"}]}}}
+    (tmp_path / "asked.jsonl").write_text(
+        json.dumps({"custom_id": "a", "body": {"messages": [{"role": "user", "content": "?"}]}}) + "\n"
+    )
+    (tmp_path / "results.jsonl").write_text(json.dumps({"custom_id": "a", **answered}) + "\n")
+    done = cli("data", "convert", "results.jsonl", "--requests", "asked.jsonl", "--to", "openai")
+    assert "results.jsonl" in done.out + done.err and "batch.jsonl" not in done.out + done.err

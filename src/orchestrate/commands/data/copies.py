@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
 from orchestrate.commands.data.options import FileArg, OutputOpt, Reading, columns_read, engine
 from orchestrate.commands.data.views import note_rewritten
@@ -19,9 +20,9 @@ from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, out, prints_json, settings_of, table
 from orchestrate.core.underway import BYTES, work
-from orchestrate.errors import MissingExtra, UsageError
+from orchestrate.errors import DataError, MissingExtra, OrchestrateError, UsageError
 from orchestrate.text import count
-from orchestrate.types import Severity
+from orchestrate.types import Problem, Severity
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.convert import ConvertReport
@@ -116,6 +117,7 @@ def convert(
             workers=reading.workers,
             progress=progress,
         )
+    report = replace(report, path=file, losses=tuple(_of(loss, joined, file) for loss in report.losses))
     return Output(report, partial(_show_converted, tell=note if data.is_stdout(target) else out.print))
 
 
@@ -263,7 +265,8 @@ def _whole_calls(file: str, requests: str | None) -> Generator[str]:
             note(f"{count(report.unasked, 'result')} without a request in {requests}")
         if report.unanswered:
             note(f"{count(report.unanswered, 'request')} without a result")
-        yield str(rows)
+        with _named(rows, file):
+            yield str(rows)
 
 
 @contextmanager
@@ -310,7 +313,8 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
                 f"{count(report.internal, 'message')} left out that only colleagues saw, by {by} "
                 f"(--ignore {quote(','.join(report.internal_by))} teaches them too)"
             )
-        yield str(rows)
+        with _named(rows, file):
+            yield str(rows)
 
 
 _THREADS = {
@@ -325,6 +329,28 @@ _THREADS = {
 }
 _OF_MESSAGES = ("empty", "unthreaded", "aside", "other_speakers")
 _SPEAKERS_SHOWN = 5
+
+
+@contextmanager
+def _named(rows: Path, file: str) -> Generator[None]:
+    """An error about rows that were made of a file names that file."""
+    try:
+        yield
+    except OrchestrateError as error:
+        error.message = error.message.replace(str(rows), file)
+        error.fix = error.fix and error.fix.replace(str(rows), file)
+        if isinstance(error, DataError):
+            error.problems = tuple(_of(problem, str(rows), file) for problem in error.problems)
+        raise
+
+
+def _of(problem: Problem, rows: str, file: str) -> Problem:
+    return replace(
+        problem,
+        message=problem.message.replace(rows, file),
+        fix=problem.fix and problem.fix.replace(rows, file),
+        source=problem.source and problem.source.replace(rows, file),
+    )
 
 
 @contextmanager

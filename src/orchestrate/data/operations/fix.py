@@ -20,7 +20,7 @@ from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.passes.scan import pieces, ranges
 from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example
-from orchestrate.data.rows.mojibake import is_about_encodings, is_damaged
+from orchestrate.data.rows.mojibake import holds_both, is_about_encodings, is_damaged
 from orchestrate.data.rows.mojibake import repaired as decoded_anew
 from orchestrate.data.rows.numbers import encode
 from orchestrate.data.rows.problems import CODES
@@ -44,6 +44,7 @@ _MESSAGE_LISTS = (
     "chosen",
     "rejected",
 )
+_TURN_LISTS = ("conversations", "conversation")
 
 
 class Change(Record, frozen=True, kw_only=True):
@@ -210,12 +211,12 @@ class _Mend:
         if "\\u0000" not in text and "\xc3" not in text and "\xe2" not in text:
             return row
         done: set[str] = set()
-        is_about = is_about_encodings(text)
+        is_about = is_about_encodings(text) or holds_both(text)
         cleaned = _mapped(row, lambda s: _repaired_text(s, done, decoded=not is_about))
         for code in sorted(done):
             self.did(code, "NUL removed" if code == "control-character" else "text decoded again")
         if is_damaged(encode(cleaned).decode()):
-            why = "the row is about encodings" if is_about else "a part of the damage cannot be undone"
+            why = "the row is about such damage" if is_about else "a part of the damage cannot be undone"
             self.did("mojibake", why, "not repaired")
         return cleaned
 
@@ -229,9 +230,21 @@ class _Mend:
                     for i, item in enumerate(cast("list[Any]", items)):
                         if isinstance(item, dict):
                             self._message(cast("dict[str, Any]", item), f"{name}[{i}]")
+            for name in _TURN_LISTS:
+                turns: Any = holder.get(name)
+                for i, turn in enumerate(cast("list[Any]", turns) if isinstance(turns, list) else ()):
+                    if isinstance(turn, dict):
+                        self._turn(cast("dict[str, Any]", turn), f"{name}[{i}]")
         messages: Any = row.get("messages")
         if isinstance(messages, list) and "preferred_output" not in row:
             self._cut(cast("list[Any]", messages), row)
+
+    def _turn(self, item: dict[str, Any], place: str) -> None:
+        """Of a conversation as ShareGPT writes it."""
+        role = alias(item.get("from", item.get("role")))
+        if item.get("weight") is not None and role is not None and role != "assistant":
+            del item["weight"]
+            self.did("weight-on-input", f"{place}: weight removed")
 
     def _label(self, row: dict[str, Any]) -> None:
         """What was meant as true or false; a grade or a score is nobody's to round."""

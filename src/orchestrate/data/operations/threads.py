@@ -389,13 +389,15 @@ class _Speakers:
 
     def __init__(self, path: str, columns: Columns) -> None:
         self._path, self._column, self._assistant = path, columns.role, columns.assistant
-        self._rules = [
+        rules = [
             (pattern, part)
             for part, patterns in (
                 (ASSISTANT, columns.assistant), (LEFT_OUT, columns.left_out), (USER, columns.user)
             )
             for pattern in map(_as_pattern, patterns)
         ]  # fmt: skip
+        self._rules = sorted(rules, key=lambda rule: ("*" in rule[0]) + (rule[0] == "*"))
+        """A name before a pattern, and last what stands for anybody."""
         self._homes = {p.rpartition("@")[2] for p, part in self._rules if part == ASSISTANT and "@" in p}
         self._parts: dict[str, str | None] = {}
         self.counts: Counter[tuple[str | None, str]] = Counter()

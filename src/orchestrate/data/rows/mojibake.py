@@ -54,6 +54,13 @@ def _decoded(run: re.Match[str]) -> str:
         return run.group()
 
 
+def holds_both(text: str) -> bool:
+    """Whether a damaged word is there in its right form too: the damage is what the text is about."""
+    words = {word for word in re.findall(r"\w*[^\x00-\x7f\s]+\w*", text) if "\xc3" in word or "\xe2" in word}
+    right = {repaired(word) for word in words} - words
+    return any(word in text for word in right if any(map(str.isalpha, word)))
+
+
 _ABOUT = (
     r"mojibake|utf-?8|utf-?16|latin-?1|iso[- ]?8859|cp-?125[0-9]|windows-125[0-9]|unicode|charset"
     r"|character set|encod(?:e|ed|ing|ings)\b|decod(?:e|ed|ing)\b|codec"

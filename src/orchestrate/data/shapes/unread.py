@@ -45,7 +45,7 @@ MEANING = {
         "what is to carry loss",
     ),
     **dict.fromkeys(
-        ("kto_tag", "feedback", "feedback_rating", "thumbs", "thumbs_up", "thumbs_down"),
+        ("kto_tag", "feedback", "feedback_rating", "user_feedback", "thumbs", "thumbs_up", "thumbs_down"),
         "whether the answer is a good one",
     ),
     **dict.fromkeys(("tools", "functions"), "the tools"),
@@ -87,7 +87,7 @@ _PERHAPS = frozenset(
 )  # fmt: skip
 """Verdicts, or classes of the text."""
 _TEXT = frozenset({"text", "loss_spans"})
-_CLASSES = frozenset({"label", "labels", "label_text", "target"})
+_CLASSES = frozenset({"label", "labels", "label_text", "target", "category", "sentiment"})
 """Answers to a bare text."""
 
 
@@ -101,9 +101,46 @@ def _plain(value: Any) -> str:
     return "".join(c for c in text if c not in "_- :") if any(map(str.isalpha, text)) else text
 
 
+_LOSS = "what is to carry loss"
+_SIGNS: dict[str, tuple[bool, str]] = {
+    **dict.fromkeys(("masked", "mask", "ignore", "skip", "no_loss"), (True, _LOSS)),
+    **dict.fromkeys(
+        ("trained", "is_trained", "train_on", "calculate_loss", "supervised", "learn", "loss_scale"),
+        (False, _LOSS),
+    ),
+    **dict.fromkeys(
+        ("flagged", "deleted", "toxic", "hallucination"), (True, "whether the answer is a good one")
+    ),
+    **dict.fromkeys(
+        ("is_test", "is_validation", "is_eval"), (True, "that the row is kept for test or validation")
+    ),
+}
+"""Fields that say something when they are true, or when they are false."""
+_POINTS = frozenset({"reward", "upvotes"})
+"""Numbers that call an answer a bad one below zero."""
+
+
+def _sign_of(name: str, value: Any) -> str | None:
+    if name in _POINTS and isinstance(value, int | float) and value < 0:
+        return "whether the answer is a good one"
+    if name == "status" and _plain(value) in ("accepted", "rejected"):
+        return "whether the answer is a good one"
+    if name == "metadata" and isinstance(value, dict):
+        held = cast("dict[str, Any]", value)
+        if any(held_out(held.get(split)) for split in SPLITS):
+            return "that the row is kept for test or validation"
+    if name in _SIGNS and isinstance(value, str | int | float):
+        says, meaning = _SIGNS[name]
+        true = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+        return meaning if true.get(_plain(value)) is says else None
+    return None
+
+
 def meaning_of(name: str, value: Any) -> str | None:
     """What would be lost without a column or a field; `None` for one that teaches nothing."""
     name = name.rpartition(".")[2].lower()
+    if (sign := _sign_of(name, value)) is not None:
+        return sign
     if name in _JUDGES:
         is_scale = name in _GRADES and not isinstance(value, str | bool)
         is_verdict = verdict_of(value) is not None or (isinstance(value, str) and _plain(value) in _PERHAPS)
@@ -177,7 +214,7 @@ def holds_prose(value: Any) -> bool:
     return any(map(_is_prose, texts_in(value)))
 
 
-SPLITS = frozenset({"split", "dataset_split", "data_split"})
+SPLITS = frozenset({"split", "dataset_split", "data_split", "subset", "fold"})
 """Columns that say what a row is for."""
 _HELD_OUT = {
     **dict.fromkeys(("test", "testing", "heldout", "holdout", "eval", "evaluation"), "test"),

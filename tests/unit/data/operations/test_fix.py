@@ -153,6 +153,21 @@ def test_a_row_about_encodings_is_not_repaired(tmp_path: Path) -> None:
     assert about in written and "Café" in written
 
 
+def test_a_row_that_holds_the_right_form_too_is_not_repaired(tmp_path: Path) -> None:
+    both = chat("Why do I see Ã© instead of é in MySQL?", "ok")
+    report = fix(
+        write([both, chat("What is cafÃ©?", "It is café."), chat("CafÃ©", "é")], tmp_path / "a.jsonl"),
+        tmp_path / "o.jsonl",
+    )
+    assert report.repaired == {"mojibake": 1} and report.not_repaired == {"mojibake": 2}
+
+
+def test_a_weight_on_a_question_of_sharegpt_is_removed(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "a?", "weight": 1}, {"from": "gpt", "value": "b", "weight": 1}]
+    report = fix(write([json.dumps({"conversations": turns})], tmp_path / "a.jsonl"), tmp_path / "o.jsonl")
+    assert report.written == 1 and report.repaired == {"weight-on-input": 1}
+
+
 def test_damage_beyond_repair_is_logged(tmp_path: Path) -> None:
     """The last byte of a closing quotation mark was thrown away."""
     report = fix(write([chat("â€œSoâ€ he said", "ok")], tmp_path / "a.jsonl"), tmp_path / "out.jsonl")

@@ -233,6 +233,13 @@ def test_who_is_neither_customer_nor_assistant_is_nobodys_to_guess(tmp_path: Pat
     }
 
 
+def test_a_star_leaves_those_who_are_named(tmp_path: Path) -> None:
+    file, out = tmp_path / "tickets.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"t": 1, "who": w, "text": w}) + "\n" for w in ("customer", "eva")))
+    join(str(file), Columns("t", "who", ("*",), user=("customer",)), out)
+    assert talks(out) == [[("user", "customer"), ("assistant", "eva")]]
+
+
 def test_a_colleagues_address_is_not_a_customers(tmp_path: Path) -> None:
     file, out = tmp_path / "tickets.jsonl", tmp_path / "out.jsonl"
     senders = ("ann@mail.example", "boss@shop.example", "eva@shop.example")

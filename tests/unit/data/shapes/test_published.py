@@ -310,7 +310,8 @@ def test_a_boolean_tag_beside_a_prompt_is_the_label(tmp_path: Path) -> None:
     [
         {"feedback": "thumbs_down"}, {"feedback": 0}, {"thumbs": "down"}, {"thumbs_up": False},
         {"sample_weight": 0.1}, {"sample_weight": 0}, {"rating": "bad"}, {"is_correct": False},
-        {"label": "incorrect"}, {"weight": 0},
+        {"label": "incorrect"}, {"weight": 0}, {"status": "rejected"}, {"is_test": True}, {"reward": -0.5},
+        {"upvotes": -3}, {"flagged": True}, {"user_feedback": "thumbs_down"}, {"metadata": {"split": "test"}},
     ],
     ids=str,
 )  # fmt: skip
@@ -323,7 +324,18 @@ def test_a_column_that_judges_or_weighs_a_row_is_read_or_an_error(
     assert ignored.rows == 3
 
 
-@pytest.mark.parametrize("column", [{"label": "billing"}, {"rating": 4}, {"label": "answer 0"}], ids=str)
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"label": "billing"},
+        {"rating": 4},
+        {"label": "answer 0"},
+        {"status": "done"},
+        {"skip": False},
+        {"reward": 2},
+    ],
+    ids=str,
+)
 def test_a_class_a_grade_and_the_answer_again_are_no_verdict(tmp_path: Path, column: dict[str, Any]) -> None:
     assert not errors(write(tmp_path / "rows.jsonl", [pair(0) | column]))
 
@@ -344,6 +356,20 @@ def test_an_answer_that_is_not_to_be_trained_is_not(tmp_path: Path) -> None:
     assert [m.weight for m in example.messages if m.role == "assistant"] == [0, None]
     asked = {"messages": [ASK | {"trainable": True}, REPLY]}
     assert errors(write(tmp_path / "rows.jsonl", [asked])) == {"lost-meaning"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"loss_scale": 0}, {"masked": True}, {"ignore": 1}, {"is_trained": False}, {"learn": "false"}],
+    ids=str,
+)
+def test_a_message_that_asks_not_to_be_trained_is_an_error(tmp_path: Path, said: dict[str, Any]) -> None:
+    assert errors(write(tmp_path / "rows.jsonl", [{"messages": [ASK, REPLY | said]}])) == {"lost-meaning"}
+
+
+@pytest.mark.parametrize("column", ["subset", "fold"])
+def test_rows_of_a_held_out_part_are_not_trained_on(tmp_path: Path, column: str) -> None:
+    assert errors(write(tmp_path / "rows.jsonl", [pair(0) | {column: "holdout"}])) == {"held-out"}
 
 
 def test_rows_for_test_are_not_trained_on(tmp_path: Path) -> None:
