@@ -72,7 +72,7 @@ def test_limits_and_mistakes_have_their_exit_codes(cli: Cli, host: ChatHost) -> 
     dear = cli(*base, "--model", "gpt-4.1-mini", "--max-cost", "0.0001", "--json")
     assert dear.code == 6 and dear.json["stopped"] == "max-cost" and len(host.bodies) == 1
     unknown = cli(*base, "--model", "writer", "--max-cost", "1")
-    assert unknown.code == 2 and "price" in unknown.err
+    assert unknown.code == 6 and "price" in unknown.err
     keyless = cli(*base, "--model", "writer", "--key-variable", "WRITER_KEY")
     assert keyless.code == 3 and "WRITER_KEY" in keyless.err
     plain = ("--base-url", "http://models.example/v1", "--key-variable", "WRITER_KEY")

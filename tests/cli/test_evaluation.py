@@ -226,7 +226,7 @@ def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_pat
 @pytest.mark.slow
 def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     unknown = cli("eval", "--test", rows, *models(host, "good"), "--max-cost", "1", "--fresh")
-    assert unknown.code == 2 and "price" in unknown.err and "--max-cost" in unknown.err
+    assert unknown.code == 6 and "price" in unknown.err and "--max-cost" in unknown.err
     priced = {"OPENAI_BASE_URL": host.url, "OPENAI_API_KEY": "a-key-of-tests"}
     before = len(host.bodies)
     dear = cli("eval", "--test", rows, "--model", "gpt-4o-mini", "--max-cost", "0.00001", **priced)

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -16,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrate.data.rows.problems import file_of
 from orchestrate.errors import (
     DataError,
     NotFound,
@@ -85,7 +85,7 @@ def with_file_names(message: str, names: Mapping[str, str]) -> str:
 
 
 def _problem(problem: Problem) -> str:
-    file = Path(problem.source).name if problem.source else ""
+    file = file_of(problem)
     row = "" if problem.row is None else f"row {problem.row}"
     place = ", ".join(part for part in (file, row) if part)
     field = f"{problem.field}: " if problem.field else ""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
@@ -26,7 +25,7 @@ from orchestrate.commands.terminal.options import (
     require_used,
 )
 from orchestrate.commands.training.translations import show_translations
-from orchestrate.data.rows.problems import rows_of
+from orchestrate.data.rows.problems import file_of, rows_of
 from orchestrate.errors import UsageError
 from orchestrate.settings.keys import hide, masked
 from orchestrate.text import count, money
@@ -256,7 +255,7 @@ def _where(first: Problem, more: Sequence[Problem]) -> str:
     rows = [str(p.row) for p in (first, *more) if p.row is not None]
     rest = sum(map(rows_of, (first, *more))) - len(rows[:_ROWS])
     numbers = ", ".join(rows[:_ROWS]) + (f" and {rest:,} more" if rest > 0 else "")
-    file = Path(first.source).name if first.source else ""
+    file = file_of(first)
     said = f"row{'s' if len(rows) > 1 else ''} {numbers}" if rows else ""
     return " ".join(filter(None, (file, said, "" if more else first.field)))
 

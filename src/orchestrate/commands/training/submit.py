@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +30,7 @@ from orchestrate.commands.terminal.options import RateOpt, SpecOptions, require_
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.core import days
 from orchestrate.core.amounts import amount
+from orchestrate.data.rows.problems import file_of
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.text import count, limit, money, quoted
 from orchestrate.types import JobStatus, Problem, Quote, Severity
@@ -199,7 +199,7 @@ def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
         if found.severity is Severity.WARNING and found.source and concerned:
             sorts.setdefault(found.code, []).append(found)
     for first, *more in list(sorts.values())[:MOST_SORTS]:
-        file = Path(first.source or "").name
+        file = file_of(first)
         place = f"{file}: row {first.row}: " if first.row else f"{file}: "
         warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
     if sorts:

@@ -6,6 +6,8 @@ Codes are stable: scripts may match on them. A problem that concerns only some h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from orchestrate.types import Problem, Severity
 
@@ -209,3 +211,9 @@ def problem(
         field=field,
         fix=known.fix,
     )
+
+
+def file_of(problem: Problem) -> str:
+    """The name of a problem's file, empty for none. Of an address without its query, which may be a secret."""
+    source = problem.source or ""
+    return Path(urlsplit(source).path if "://" in source else source).name
