@@ -62,7 +62,7 @@ class Going:
     """How it goes on."""
 
     auto: Annotated[
-        bool, typer.Option("--auto/--no-auto", help="Carry the rule out by itself: ramp, ship, roll back.")
+        bool, typer.Option("--auto/--no-auto", help="Apply the rule automatically: ramp, ship or roll back.")
     ] = False
     every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 60.0
     user_header: Annotated[

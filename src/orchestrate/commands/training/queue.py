@@ -70,7 +70,7 @@ def add(
     What is submitted later is what was agreed to: other data or a dearer quote are held, and told.
     """
     if spending.key is not None:
-        raise UsageError("an entry of the queue is submitted once by itself; it takes no --idempotency-key")
+        raise UsageError("an entry of the queue is submitted once, so it takes no --idempotency-key")
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)
