@@ -202,7 +202,7 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     if report.pooled:
         note(
             f"the answers of {count(report.pooled, 'group')} are too rare to be in each split: these are "
-            "shared out together, without regard to the answer"
+            "shared out as one, without regard to the answer"
         )
     if report.ungrouped:
         note(f"{count(report.ungrouped, 'row')} without a value in the --group-by column, each on its own")
