@@ -290,17 +290,24 @@ def _file(
     )
 
 
+def chat_of(spec: JobSpec) -> dict[str, Any]:
+    """What of a spec changes how a model's own tokenizer reads a row. Raises `SpecError` for a template that
+    cannot be read."""
+    chat: dict[str, Any] = {}
+    if spec.chat_template is not None:
+        chat["chat_template"] = template_text(spec.chat_template)
+    if spec.chat_template_kwargs:
+        chat["chat_template_kwargs"] = spec.chat_template_kwargs
+    if spec.added_tokens:
+        chat["added_tokens"] = spec.added_tokens
+    return chat
+
+
 def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
     """The name of the best counter on this machine, for `Dataset.tokens`; with the chat template of a
     `spec`, and what else of it changes what a row is read as. Raises `SpecError` for a template that cannot
     be read."""
-    chat: dict[str, Any] = {}
-    if spec is not None and spec.chat_template is not None:
-        chat["chat_template"] = template_text(spec.chat_template)
-    if spec is not None and spec.chat_template_kwargs:
-        chat["chat_template_kwargs"] = spec.chat_template_kwargs
-    if spec is not None and spec.added_tokens:
-        chat["added_tokens"] = spec.added_tokens
+    chat = {} if spec is None else chat_of(spec)
     if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
         chosen = spec.method.train_on
         # Where no earlier answer is trained, none gets a row of its own.

@@ -245,7 +245,7 @@ def encode_file(
             elif not any(e.dropped for e in new):
                 report.dropped += 1
         if not written.rows:
-            raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate data check")
+            raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate check SPEC")
     rows = Rows.open(folder, pairs=pairs, labelled=labelled)
     if rows is None:
         raise OSError(f"{folder} cannot be read back")

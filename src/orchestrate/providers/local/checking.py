@@ -6,15 +6,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrate import catalog, costing
+from orchestrate.costing.size import chat_of
 from orchestrate.data.rows.examples import RLExample
-from orchestrate.errors import ConfigError, MissingExtra, OrchestrateError, UsageError
+from orchestrate.data.rules import METHOD_KINDS
+from orchestrate.errors import ConfigError, DataError, MissingExtra, OrchestrateError, UsageError
+from orchestrate.local.encoding.encoding import Rules
+from orchestrate.local.encoding.looking import Looked, look
 from orchestrate.local.job import DEFAULT_SAMPLES
 from orchestrate.local.model.files import models
 from orchestrate.local.objectives import grading
 from orchestrate.local.run import launching
 from orchestrate.providers.local import naming
 from orchestrate.providers.local.translation import max_new_tokens, memory
-from orchestrate.spec import RFT
+from orchestrate.spec import RFT, SFT, method_word
 from orchestrate.text import count, size
 from orchestrate.types import MemoryPlan, Problem, Severity, TokensFrom, Translation
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from orchestrate.data import Dataset, TrainingData
+    from orchestrate.data.facts import TokenCount
     from orchestrate.spec import JobSpec
 
 
@@ -42,6 +47,8 @@ def problems(
         return
     if spec.continue_from is None:
         yield from _names(name, spec, translation)
+    yield from warming(name, spec, data)
+    yield from untrained(name, spec, data)
     yield from _memory(spec, data, translation, options)
 
 
@@ -117,6 +124,111 @@ def _memory(
             fix="; then ".join(plan.advice) or None,
         )
     ]
+
+
+MOST_LONG = 2_000
+"""Rows over the limit that are encoded to see what is left of them."""
+
+
+def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
+    """Data of which no row has a token to train on, at which training would end, and long rows whose answer
+    is cut off, where the model's tokenizer is at hand."""
+    try:
+        model = catalog.resolve(spec.model_for("local"), "local")
+    except UsageError:
+        return  # the translation's row of the model says so
+    counter = costing.tokenizer_for(model, spec)
+    kinds = METHOD_KINDS[method_word(spec.method)]
+    if spec.method.type == "rft" or not counter.startswith("hf:"):
+        return
+    limit = spec.max_seq_length or model.context(spec.method.type)
+    for dataset in (data.train, data.validation):
+        if dataset is None or dataset.kind not in kinds or dataset.tokens_from is TokensFrom.NONE:
+            continue
+        long = _over(dataset, dataset.tokens(counter), limit)
+        try:
+            found = look(dataset, counter, chat_of(spec), _rules(spec, limit), frozenset(long[:MOST_LONG]))
+        except DataError:
+            continue  # a row that the template refuses is told as such
+        yield from _without_tokens(name, spec, dataset, found, long, limit)
+
+
+def _over(dataset: Dataset, count: TokenCount, limit: int | None) -> list[int]:
+    """Numbers of the rows that are longer; none of a sample."""
+    if limit is None or count.weights:
+        return []
+    sides = 2 if dataset.kind == "preference" else 1
+    places = {i // sides for i, length in enumerate(count.lengths) if length > limit}
+    return [dataset.number(place) for place in sorted(places) if place < dataset.rows]
+
+
+def _rules(spec: JobSpec, limit: int | None) -> Rules:
+    truncation, method = spec.truncation or "right", spec.method
+    if not isinstance(method, SFT):
+        return Rules(max_length=limit, truncation=truncation)
+    return Rules(
+        max_length=limit,
+        truncation=truncation,
+        train_on_inputs=bool(method.train_on_inputs),
+        train_on=method.train_on or "all",
+        earlier=method.earlier_thinking or "train",
+        ignore_empty_think=bool(method.ignore_empty_think),
+    )
+
+
+def _without_tokens(
+    name: str, spec: JobSpec, dataset: Dataset, found: Looked, long: list[int], limit: int | None
+) -> Iterator[Problem]:
+    shorter = "raise max_seq_length, shorten the prompts, or keep the answers with  truncation: left"
+    if not found.trains:
+        chosen = "give an answer a weight, or choose other messages with method.train_on"
+        yield Problem(
+            code="nothing-to-train",
+            message=f"no row of {dataset.path} has a token to train on: "
+            + (
+                "nothing of an answer is left within " + count(limit or 0, "token")
+                if long
+                else "none of its messages is trained"
+            ),
+            severity=Severity.ERROR,
+            field="max_seq_length" if long else "method",
+            providers=(name,),
+            fix=shorter if long else chosen,
+            source=dataset.path,
+        )
+    elif found.lost and spec.truncation != "drop":
+        of = f" of the first {MOST_LONG:,} that are longer" if len(long) > MOST_LONG else ""
+        yield Problem(
+            code="answer-lost",
+            message=f"{count(len(found.lost), 'row')}{of} would be left out: cut at {limit:,} tokens, "
+            "nothing of the answer is left",
+            severity=Severity.WARNING,
+            row=found.lost[0],
+            providers=(name,),
+            fix=shorter,
+            source=dataset.path,
+        )
+
+
+def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
+    """A warm-up that is not over when the run is."""
+    if spec.warmup_steps is None or spec.packing or spec.method.type == "rft":
+        return
+    batch = spec.batch_size if isinstance(spec.batch_size, int) else 16
+    per_epoch = max(1, -(-data.train.rows // batch))
+    most = spec.max_steps
+    if most is None or spec.epochs is not None:
+        most = min(per_epoch * (spec.epochs or 3), most or per_epoch * (spec.epochs or 3))
+    if spec.warmup_steps >= most:
+        yield Problem(
+            code="rate-never-peaks",
+            message=f"the warm-up of {count(spec.warmup_steps, 'step')} is not over when the run is, after "
+            f"about {count(most, 'step')}: the learning rate never reaches its peak",
+            severity=Severity.WARNING,
+            field="warmup_steps",
+            providers=(name,),
+            fix=f"fewer than {most:,}, or warmup_ratio, a share of the steps",
+        )
 
 
 # -- reinforcement -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.paths import TINY
 
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
-from orchestrate.errors import ConfigError
+from orchestrate.errors import ConfigError, SpecError
 from orchestrate.local.job import Adapter, LocalJob, Supervised
 from orchestrate.local.objectives.isolation import isolation
 from orchestrate.local.run import checkpoints
@@ -398,3 +398,49 @@ def test_a_checkpoint_is_answered_over_the_base_of_its_run(tmp_path: Path, kind:
     checkpoints.save(run.checkpoints, checkpoints.Progress(step=38, total_steps=38), fill)
     handle = JobHandle(provider="local", job_id="orc-1")
     assert provider.generator(handle, checkpoint="38").four_bit is four_bit
+
+
+LONG = "word " * 300
+
+
+def of_rows(ready: Check, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    provider, spec, data = ready(rows, **{"method": {"type": "sft"}, **more})
+    return {p.code: p for p in provider.check(spec, data, provider.translate(spec))}
+
+
+def test_prompts_that_leave_nothing_of_the_answers_are_told_before(ready: Check) -> None:
+    rows = chats(20)
+    for one in rows:
+        one["messages"][0]["content"] += LONG
+    found = of_rows(ready, rows, max_seq_length=64)
+    assert found["nothing-to-train"].severity.value == "error"
+    assert "nothing-to-train" not in of_rows(ready, rows, max_seq_length=64, truncation="left")
+    # Some of them.
+    found = of_rows(ready, chats(20)[:4] + rows[4:6], max_seq_length=64)
+    assert "nothing-to-train" not in found
+    assert (found["answer-lost"].row, found["answer-lost"].message[:6]) == (5, "2 rows")
+    assert "answer-lost" not in of_rows(ready, chats(20), max_seq_length=64)
+
+
+def test_a_choice_of_messages_that_chooses_none_is_told_before(ready: Check) -> None:
+    silent = chats(20)
+    for one in silent:
+        one["messages"][-1]["weight"] = 0
+    for rows, train_on in ((chats(20), ["tool"]), (silent, "last"), (silent, "all")):
+        found = of_rows(ready, rows, method={"type": "sft", "train_on": train_on})
+        assert found["nothing-to-train"].severity.value == "error"
+    rows = [*silent[:19], *chats(1)]
+    assert "nothing-to-train" not in of_rows(ready, rows, method={"type": "sft", "train_on": "last"})
+
+
+@pytest.mark.parametrize(("steps", "told"), [(1000, True), (6, True), (5, False)])
+def test_a_warm_up_longer_than_the_run_is_told(ready: Check, steps: int, told: bool) -> None:
+    found = of_rows(ready, chats(20), warmup_steps=steps)  # 2 steps to an epoch
+    assert ("rate-never-peaks" in found) is told
+
+
+def test_shares_of_the_steps_add_up() -> None:
+    shares = {"schedule": "warmup_stable_decay", "decay_ratio": 0.5}
+    JobSpec.parse({"model": "m", "train": "t.jsonl", "warmup_ratio": 0.5, **shares})
+    with pytest.raises(SpecError, match="together at most 1"):
+        JobSpec.parse({"model": "m", "train": "t.jsonl", "warmup_ratio": 0.6, **shares})
