@@ -228,7 +228,9 @@ class JobSpec(Part):
             if getattr(self, name) is not None and self.schedule != schedule:
                 raise ValueError(f"{name} belongs to  schedule: {schedule}  and to no other: leave it out")
         if (self.warmup_ratio or 0) + (self.decay_ratio or 0) > 1:
-            raise ValueError("warmup_ratio and decay_ratio are shares of the same steps: together at most 1")
+            raise ValueError(
+                "warmup_ratio and decay_ratio are shares of the same steps: their sum is at most 1"
+            )
         return self
 
     def model_for(self, provider: str) -> str:

@@ -442,5 +442,5 @@ def test_a_warm_up_longer_than_the_run_is_told(ready: Check, steps: int, told: b
 def test_shares_of_the_steps_add_up() -> None:
     shares = {"schedule": "warmup_stable_decay", "decay_ratio": 0.5}
     JobSpec.parse({"model": "m", "train": "t.jsonl", "warmup_ratio": 0.5, **shares})
-    with pytest.raises(SpecError, match="together at most 1"):
+    with pytest.raises(SpecError, match="sum is at most 1"):
         JobSpec.parse({"model": "m", "train": "t.jsonl", "warmup_ratio": 0.6, **shares})
