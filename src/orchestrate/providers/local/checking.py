@@ -142,12 +142,16 @@ def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]
     if spec.method.type == "rft" or not counter.startswith("hf:"):
         return
     limit = spec.max_seq_length or model.context(spec.method.type)
+    rules = _rules(spec, limit)
     for dataset in (data.train, data.validation):
         if dataset is None or dataset.kind not in kinds or dataset.tokens_from is TokensFrom.NONE:
             continue
-        long = _over(dataset, dataset.tokens(counter), limit)
+        tokens = dataset.tokens(counter)
+        long = _over(dataset, tokens, limit)
+        if tokens.trained_tokens and not long and rules.train_on == "all":
+            continue  # the count says enough: no row is read again
         try:
-            found = look(dataset, counter, chat_of(spec), _rules(spec, limit), frozenset(long[:MOST_LONG]))
+            found = look(dataset, counter, chat_of(spec), rules, frozenset(long[:MOST_LONG]))
         except DataError:
             continue  # a row that the template refuses is told as such
         yield from _without_tokens(name, spec, dataset, found, long, limit)
