@@ -214,6 +214,6 @@ def problem(
 
 
 def file_of(problem: Problem) -> str:
-    """The name of a problem's file, empty for none. Of an address its query is left out: it may be a secret."""
+    """The name of a problem's file, empty for none. Of an address its query is left out: it may be secret."""
     source = problem.source or ""
     return Path(urlsplit(source).path if "://" in source else source).name
