@@ -344,4 +344,6 @@ def test_an_error_about_joined_results_names_the_users_file(cli: Any, tmp_path: 
     )
     (tmp_path / "results.jsonl").write_text(json.dumps({"custom_id": "a", **answered}) + "\n")
     done = cli("data", "convert", "results.jsonl", "--requests", "asked.jsonl", "--to", "openai")
-    assert done.code == 1 and "results.jsonl" in done.out + done.err and "batch.jsonl" not in done.out + done.err
+    assert (
+        done.code == 1 and "results.jsonl" in done.out + done.err and "batch.jsonl" not in done.out + done.err
+    )

@@ -30,7 +30,7 @@ from orchestrate.data.shapes import known as shapes
 from orchestrate.data.shapes.chat import alias
 from orchestrate.data.shapes.preferences import TAGS
 from orchestrate.data.shapes.reading import Row, canonical, parse, renamed, repeated_keys, row_of
-from orchestrate.data.shapes.unread import SPLITS, held_out, verdict_of
+from orchestrate.data.shapes.unread import kept_for, verdict_of
 from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError
 from orchestrate.types import Record, Severity
@@ -181,7 +181,7 @@ class _Mend:
         for p in read.problems:
             if p.code == "extra-fields" and read.example is not None:
                 self.did(p.code, f"{p.field}: {p.message}" if p.field else p.message, "dropped")
-        self.is_held_out = any(held_out(read.unread.get(name)) for name in SPLITS)
+        self.is_held_out = any(kept_for(name, value) for name, value in read.unread.items())
         if read.unread and read.example is not None:
             self.did("unread-column", f"unused: {', '.join(sorted(read.unread))}", "dropped")
         if read.example is not None and join and read.traits & Trait.NOT_ALTERNATING:

@@ -25,7 +25,7 @@ from orchestrate.data.shapes import clouds, columns, exchanges, exports, parts, 
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
 from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
 from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
-from orchestrate.data.shapes.unread import SPLITS, held_out, holds_prose, problems_of
+from orchestrate.data.shapes.unread import SPLITS, holds_prose, kept_for, problems_of
 from orchestrate.types import Problem, decoding
 
 
@@ -356,7 +356,7 @@ def _unread(row: Row, shape: Shape) -> dict[str, Any]:
         return {}
     used = shape.fields | SYSTEM_COLUMNS if "system" in shape.fields else shape.fields
     held = {name: row[name] for name in row.keys() - used if row[name] not in (None, [], {})}
-    held |= {name: row[name] for name in SPLITS & row.keys() if held_out(row[name])}
+    held |= {name: row[name] for name in SPLITS & row.keys() if kept_for(name, row[name])}
     return {name: value for name, value in held.items() if name not in shape.notes or holds_prose(value)}
 
 

@@ -111,9 +111,6 @@ _SIGNS: dict[str, tuple[bool, str]] = {
     **dict.fromkeys(
         ("flagged", "deleted", "toxic", "hallucination"), (True, "whether the answer is a good one")
     ),
-    **dict.fromkeys(
-        ("is_test", "is_validation", "is_eval"), (True, "that the row is kept for test or validation")
-    ),
 }
 """Fields that say something when they are true, or when they are false."""
 _POINTS = frozenset({"reward", "upvotes"})
@@ -125,10 +122,6 @@ def _sign_of(name: str, value: Any) -> str | None:
         return "whether the answer is a good one"
     if name == "status" and _plain(value) in ("accepted", "rejected"):
         return "whether the answer is a good one"
-    if name == "metadata" and isinstance(value, dict):
-        held = cast("dict[str, Any]", value)
-        if any(held_out(held.get(split)) for split in SPLITS):
-            return "that the row is kept for test or validation"
     if name in _SIGNS and isinstance(value, str | int | float):
         says, meaning = _SIGNS[name]
         true = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -227,6 +220,20 @@ def held_out(value: Any) -> str | None:
     return _HELD_OUT.get(_plain(value)) if isinstance(value, str) else None
 
 
+_KEPT = {"is_test": "test", "is_eval": "test", "is_validation": "validation"}
+"""Columns that say so when they are true."""
+
+
+def kept_for(name: str, value: Any) -> str | None:
+    """Test or validation, where a column says that its row is kept for it."""
+    if name == "metadata" and isinstance(value, dict):
+        held = cast("dict[str, Any]", value)
+        return next((split for n in sorted(held) if (split := kept_for(n, held[n]))), None)
+    if name in _KEPT:
+        return _KEPT[name] if value is True or value == 1 or _plain(value) == "true" else None
+    return held_out(value) if name in SPLITS else None
+
+
 MOST_VALUES = 8
 MOST_COLUMNS = 200
 """Of one file; those after them are told under one name."""
@@ -248,7 +255,7 @@ class Column:
 
     def note(self, name: str, value: Any, seen: str) -> None:
         """`seen` is the text of the row that is read."""
-        if name in SPLITS and (split := held_out(value)) is not None:
+        if (split := kept_for(name, value)) is not None:
             self.held_out[split] += 1
         texts = [text.strip() for text in texts_in(value)]
         self.rows += 1

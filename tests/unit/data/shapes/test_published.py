@@ -310,8 +310,8 @@ def test_a_boolean_tag_beside_a_prompt_is_the_label(tmp_path: Path) -> None:
     [
         {"feedback": "thumbs_down"}, {"feedback": 0}, {"thumbs": "down"}, {"thumbs_up": False},
         {"sample_weight": 0.1}, {"sample_weight": 0}, {"rating": "bad"}, {"is_correct": False},
-        {"label": "incorrect"}, {"weight": 0}, {"status": "rejected"}, {"is_test": True}, {"reward": -0.5},
-        {"upvotes": -3}, {"flagged": True}, {"user_feedback": "thumbs_down"}, {"metadata": {"split": "test"}},
+        {"label": "incorrect"}, {"weight": 0}, {"status": "rejected"}, {"reward": -0.5},
+        {"upvotes": -3}, {"flagged": True}, {"user_feedback": "thumbs_down"},
     ],
     ids=str,
 )  # fmt: skip
@@ -367,9 +367,14 @@ def test_a_message_that_asks_not_to_be_trained_is_an_error(tmp_path: Path, said:
     assert errors(write(tmp_path / "rows.jsonl", [{"messages": [ASK, REPLY | said]}])) == {"lost-meaning"}
 
 
-@pytest.mark.parametrize("column", ["subset", "fold"])
-def test_rows_of_a_held_out_part_are_not_trained_on(tmp_path: Path, column: str) -> None:
-    assert errors(write(tmp_path / "rows.jsonl", [pair(0) | {column: "holdout"}])) == {"held-out"}
+@pytest.mark.parametrize(
+    "column",
+    [{"subset": "holdout"}, {"fold": "eval"}, {"is_test": True}, {"metadata": {"split": "test"}}],
+    ids=str,
+)
+def test_rows_of_a_held_out_part_are_not_trained_on(tmp_path: Path, column: dict[str, Any]) -> None:
+    file = write(tmp_path / "rows.jsonl", [pair(0) | column])
+    assert errors(file) == {"held-out"} and not errors(file, "test")
 
 
 def test_rows_for_test_are_not_trained_on(tmp_path: Path) -> None:
