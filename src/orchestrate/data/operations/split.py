@@ -14,7 +14,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import isclose, isfinite
 from pathlib import Path
@@ -184,24 +184,14 @@ def split(
         _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if division.stratify else "")
         for e in data.examples()
     ]
-    groups = _conversations(rows)
-    ungrouped = 0
-    if division.group_by is not None:
-        values = _values(opened, division.group_by)
-        ungrouped = sum(value in _NO_VALUE for value in values)
-        for i, leader in enumerate(_conversations_of(values)):
-            compare.join(groups, i, leader)
-        groups = [compare.root(groups, i) for i in range(len(groups))]
-    if division.near_duplicates:
-        task = Task(opened.source.lines, 0, 0, data.format, data.columns)
-        leaders = compare.clusters(compare.signatures(task, opened.source.line_bytes, workers))
-        for i, leader in enumerate(leaders):
-            compare.join(groups, i, leader)
-        groups = [compare.root(groups, i) for i in range(len(groups))]
+    groups, ungrouped = _grouped(opened, rows, division, workers)
     if len(set(groups)) < len(division.shares):
         raise _too_few(path, groups, division)
     keys = _least(rows, groups)
     seed, placed = _shared_out(groups, keys, division)
+    plain = division.group_by is None and not division.stratify
+    if plain and len(set(placed.values())) < len(names):  # by chance, of a small file
+        seed, placed = _shared_out(groups, keys, replace(division, fill=True))
     if empty := [name for i, name in enumerate(names) if i not in placed.values()]:
         raise _empty(path, empty, len(placed), division)
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +214,25 @@ def split(
         pooled=len(_strata(groups, keys, division.shares)[1]) if division.stratify else 0,
         ungrouped=ungrouped,
     )
+
+
+def _grouped(
+    opened: Opened, rows: Sequence[_Row], division: Division, workers: int | None
+) -> tuple[list[int], int]:
+    """The group of each row, all of which goes to one split, and how many rows have no value to group by."""
+    groups, ungrouped, leaders = _conversations(rows), 0, list[list[int]]()
+    if division.group_by is not None:
+        values = _values(opened, division.group_by)
+        ungrouped = sum(value in _NO_VALUE for value in values)
+        leaders.append(_conversations_of(values))
+    if division.near_duplicates:
+        task = Task(opened.source.lines, 0, 0, opened.facts.format, opened.facts.columns)
+        leaders.append(compare.clusters(compare.signatures(task, opened.source.line_bytes, workers)))
+    for found in leaders:
+        for i, leader in enumerate(found):
+            compare.join(groups, i, leader)
+        groups = [compare.root(groups, i) for i in range(len(groups))]
+    return groups, ungrouped
 
 
 def _values(opened: Opened, column: str) -> list[Any]:

@@ -101,7 +101,7 @@ class Shape(Record, frozen=True, kw_only=True):
 
     @classmethod
     def like(cls, parameters: float) -> Shape:
-        """A usual shape of this size, for a model whose configuration is not at hand."""
+        """A usual shape of this size, for a model whose configuration is unknown here."""
         known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
         rest = parameters - known.embedding_parameters
         per_layer = (known.parameters - known.embedding_parameters) / known.layers

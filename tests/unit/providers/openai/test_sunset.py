@@ -30,7 +30,8 @@ def seen_on(today: date, folder: Path, *, sandbox: bool) -> tuple[list[Problem],
     spec, data = JobSpec(model="gpt-4o-mini", train=str(path)), TrainingData.open(str(path))
     model = catalog.resolve("gpt-4o-mini", "openai", today)
     key = Secret(f"{SANDBOX_KEY_PREFIX}key") if sandbox else None
-    provider = OpenAIProvider(HostConfig(name="openai", api_key=key))
+    at = "http://127.0.0.1:9/v1" if sandbox else None
+    provider = OpenAIProvider(HostConfig(name="openai", api_key=key, base_url=at))
     translation = provider.translate(spec)
     found = checking.check(provider, spec, data, translation, today=today)
     quote = costing.quote_tokens_job(
