@@ -42,7 +42,7 @@ def require_within(
     **words: str,
 ) -> None:
     """Raise `OverBudget`, with `words`, when `usd` exceeds what `taken_usd` leaves of a limit, and
-    `UnknownPrice` when `unknown` says why nobody knows what it costs. No limit allows everything."""
+    `UnknownPrice` when `unknown` says why the price is unknown. No limit allows everything."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:

@@ -26,7 +26,7 @@ Tell = Callable[[HostError], Response]
 """A refusal in the form of one API."""
 Admit = Callable[[Scope], Awaitable[object]]
 """Looks at the key that a request brings. Raises `HostError` 401."""
-Answer = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 """A route."""
 
 _log = logging.getLogger(__name__)

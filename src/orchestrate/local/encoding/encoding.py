@@ -8,10 +8,10 @@ none at a row's end, the tokenizer's own is put there.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -152,6 +152,20 @@ class Rules:
     train_on: TrainOn = "all"
     earlier: Earlier = "train"
     ignore_empty_think: bool = False
+
+    @classmethod
+    def of(cls, method: Mapping[str, Any], max_length: int | None, truncation: Truncation | None) -> Rules:
+        """By the settings of a method, as a spec or a job has them: what is not there, or `None`, is as by
+        default."""
+        train_on = method.get("train_on") or "all"
+        return cls(
+            max_length=max_length,
+            truncation=truncation or "right",
+            train_on_inputs=bool(method.get("train_on_inputs")),
+            train_on=cast("TrainOn", train_on if isinstance(train_on, str) else tuple(train_on)),
+            earlier=method.get("earlier_thinking") or "train",
+            ignore_empty_think=bool(method.get("ignore_empty_think")),
+        )
 
     @property
     def roles(self) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from orchestrate import catalog
 from orchestrate.data.dataset import Dataset
@@ -21,7 +21,6 @@ from orchestrate.local.encoding.encoding import (
     Encoded,
     Rules,
     Template,
-    TrainOn,
     encode,
     encode_answer,
     encode_pair,
@@ -50,7 +49,7 @@ def read_preview(
     tokenizer = opened(_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.template or CHATML
-    rules = _rules(masking)
+    rules = Rules.of(masking, masking.get("max_seq_length"), masking.get("truncation"))
     template = Template(replace(tokenizer, template=with_settings(own, settings)))
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
@@ -91,18 +90,6 @@ def read_preview(
             encoded = encode(example, template, rules)
             add(number, example, encoded)
     return PreviewReport(path=file, model=model, rows=tuple(rows))
-
-
-def _rules(masking: Mapping[str, Any]) -> Rules:
-    given = {name: value for name, value in masking.items() if value is not None}
-    train_on = given.get("train_on", "all")
-    return Rules(
-        max_length=given.get("max_seq_length"),
-        truncation=given.get("truncation", "right"),
-        train_on_inputs=bool(given.get("train_on_inputs")),
-        train_on=cast("TrainOn", train_on if isinstance(train_on, str) else tuple(train_on)),
-        ignore_empty_think=bool(given.get("ignore_empty_think")),
-    )
 
 
 def _has_images(example: Example) -> bool:

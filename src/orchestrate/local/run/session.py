@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -21,9 +22,9 @@ from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import space
 from orchestrate.local.encoding.encoded import Rows, encode_file
-from orchestrate.local.encoding.encoding import Rules, Template, Truncation
+from orchestrate.local.encoding.encoding import Rules, Template
 from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
-from orchestrate.local.job import LocalJob, Method, Preferences, Reinforcement, Supervised
+from orchestrate.local.job import LocalJob, Preferences, Reinforcement
 from orchestrate.local.model import threads
 from orchestrate.local.model.adapters.added_tokens import add_tokens
 from orchestrate.local.model.adapters.starts import Beginning
@@ -356,7 +357,7 @@ class Session:
             folder,
             pairs=pairs,
             labelled=labelled,
-            rules=rules_of(method, self.limit, self.job.hyper.truncation),
+            rules=Rules.of(msgspec.structs.asdict(method), self.limit, self.job.hyper.truncation),
         )
         for level, message in report.messages(name, self.limit):
             self.run.add_event(message, level=level, type="data")
@@ -433,20 +434,6 @@ class Session:
             self.run.add_event(
                 f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
             )
-
-
-def rules_of(method: Method, limit: int | None, truncation: Truncation) -> Rules:
-    """What of a row is read and trained, by the job's settings."""
-    if not isinstance(method, Supervised):
-        return Rules(max_length=limit, truncation=truncation)
-    return Rules(
-        max_length=limit,
-        truncation=truncation,
-        train_on_inputs=bool(method.train_on_inputs),
-        train_on=method.train_on or "all",
-        earlier=method.earlier_thinking or "train",
-        ignore_empty_think=bool(method.ignore_empty_think),
-    )
 
 
 def nothing() -> None:

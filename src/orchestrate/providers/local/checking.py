@@ -18,7 +18,7 @@ from orchestrate.local.objectives import grading
 from orchestrate.local.run import launching
 from orchestrate.providers.local import naming
 from orchestrate.providers.local.translation import max_new_tokens, memory
-from orchestrate.spec import RFT, SFT, method_word
+from orchestrate.spec import RFT, method_word
 from orchestrate.text import count, size
 from orchestrate.types import MemoryPlan, Problem, Severity, TokensFrom, Translation
 
@@ -142,7 +142,7 @@ def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]
     if spec.method.type == "rft" or not counter.startswith("hf:"):
         return
     limit = spec.max_seq_length or model.context(spec.method.type)
-    rules = _rules(spec, limit)
+    rules = Rules.of(spec.method.model_dump(), limit, spec.truncation)
     for dataset in (data.train, data.validation):
         if dataset is None or dataset.kind not in kinds or dataset.tokens_from is TokensFrom.NONE:
             continue
@@ -164,20 +164,6 @@ def _over(dataset: Dataset, count: TokenCount, limit: int | None) -> list[int]:
     sides = 2 if dataset.kind == "preference" else 1
     places = {i // sides for i, length in enumerate(count.lengths) if length > limit}
     return [dataset.number(place) for place in sorted(places) if place < dataset.rows]
-
-
-def _rules(spec: JobSpec, limit: int | None) -> Rules:
-    truncation, method = spec.truncation or "right", spec.method
-    if not isinstance(method, SFT):
-        return Rules(max_length=limit, truncation=truncation)
-    return Rules(
-        max_length=limit,
-        truncation=truncation,
-        train_on_inputs=bool(method.train_on_inputs),
-        train_on=method.train_on or "all",
-        earlier=method.earlier_thinking or "train",
-        ignore_empty_think=bool(method.ignore_empty_think),
-    )
 
 
 def _without_tokens(

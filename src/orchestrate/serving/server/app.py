@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from orchestrate.http.web.edge import Answer, Keyed, bearer, edge, no_model, told
+from orchestrate.http.web.edge import Endpoint, Keyed, bearer, edge, no_model, told
 from orchestrate.http.wire.bodies import Body, HostError, json_body, parse
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
 from orchestrate.http.wire.openai.objects import page
@@ -120,7 +120,7 @@ class Api:
 
     # -- answers -------------------------------------------------------------------------------------------
 
-    def _counted(self, answer: Answer) -> Answer:
+    def _counted(self, answer: Endpoint) -> Endpoint:
         """Requests by model and status, for the metrics."""
 
         async def counted(request: Request) -> Response:
