@@ -33,6 +33,7 @@ OWN = {
     "orchestrate.data.tokens.lengths": "escaped words",
     "orchestrate.evaluation.metrics.text": "the pattern of a `regex:` metric, which the user gives",
     "orchestrate.evaluation.regression.probes": "a probe's own pattern",
+    "orchestrate.local.answers.forms": "escaped tokens",
     "orchestrate.local.model.adapters.names": "target modules that the user names",
     "orchestrate.local.plan.memory": "target modules that the user names",
     "orchestrate.local.plan.sizes": "target modules that the user names",

@@ -227,7 +227,8 @@ class Forms:
         added = {str(token): id for id, token in self._template.tokenizer.added_tokens_decoder.items()}
         if not added:
             return [json.dumps(text)] if text else []
-        pieces = re.split("(" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + ")", text)
+        either = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
+        pieces = re.split(f"({either})", text)
         return [f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece]
 
 

@@ -7,7 +7,6 @@ none at a row's end, the tokenizer's own is put there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -104,10 +103,13 @@ class Template:
             start, end = turn.spans[0]
             before, said = shown.text[:start].rstrip(), shown.text[start:end]
             for opening, closing in self.shape.thinking:
-                begun = "" if before.endswith(opening) else re.escape(opening)
-                block = re.match(rf"\s*{begun}\s*{re.escape(closing)}\s*", said)
-                if block is not None:
-                    until = start + block.end()
+                begun = "" if before.endswith(opening) else opening.strip()
+                rest = said.lstrip()
+                if not rest.startswith(begun):
+                    continue
+                rest = rest.removeprefix(begun).lstrip()
+                if rest.startswith(closing.strip()):
+                    until = end - len(rest.removeprefix(closing.strip()).lstrip())
                     found |= {n for n, (a, b) in enumerate(offsets) if start <= a < b <= until and weights[n]}
                     break
         return frozenset(found)
