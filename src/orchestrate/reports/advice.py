@@ -19,7 +19,8 @@ from typing import Any, cast
 
 from orchestrate import text
 from orchestrate.costing import Ownership, cheapest
-from orchestrate.data import Dataset
+from orchestrate.data import Dataset, goals
+from orchestrate.data.goals import FEW_SHOT_ROWS, Goal, Volume
 from orchestrate.data.rows.examples import (
     ChatExample,
     CompletionExample,
@@ -57,6 +58,39 @@ class Facts(Record, frozen=True, kw_only=True):
     """Words of an answer that occur in its prompt, mean."""
     duplicate_share: float
     """Rows of which an equal one came before."""
+    calls_tools: bool = False
+
+    @property
+    def labels(self) -> int:
+        """Distinct answers of a classification, else 0."""
+        return self.distinct_answers if self.distinct_answers <= LABELS and self.distinct_share < 0.5 else 0
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the answers are JSON with the same keys."""
+        return self.json_share >= CONSISTENT and self.same_keys_share >= CONSISTENT
+
+    @property
+    def knowing(self) -> bool:
+        """Whether the answers carry knowledge: their words are not in the prompts, and few of them are equal."""
+        return (
+            self.copied_share < KNOWLEDGE_COPIED
+            and self.distinct_share > 0.8
+            and self.answer_tokens > KNOWLEDGE_TOKENS
+        )
+
+    def volume(self, goal: Goal | None = None) -> Volume:
+        """Where the rows stand for a goal; without one, for the goal that they show."""
+        if goal is not None:
+            return goals.volume(goal, self.rows, labels=self.labels)
+        return goals.inferred(
+            self.rows,
+            labels=self.labels,
+            tools=self.calls_tools,
+            keyed=self.keyed,
+            knowing=self.knowing,
+            bare=self.kind == "text",
+        )
 
 
 def measure(dataset: Dataset, tokenizer: str = "o200k") -> Facts:
@@ -84,6 +118,7 @@ def measure(dataset: Dataset, tokenizer: str = "o200k") -> Facts:
         distinct_share=len(seen.answers) / answers,
         copied_share=seen.copied / answers,
         duplicate_share=1 - len(seen.digests) / max(1, seen.rows),
+        calls_tools=dataset.content.tools,
     )
 
 
@@ -155,12 +190,6 @@ def _joined(said: Iterable[tuple[str, str]], *roles: str) -> str:
 
 MIN_ROWS = 10
 """OpenAI refuses fewer (fine-tuning guide); Fireworks refuses fewer than 3."""
-FEW_ROWS = 100
-"""Fewer are better shown in the prompt. OpenAI's fine-tuning guide: clear improvements from 50 to 100
-examples on, by task."""
-MANY_ROWS = 500
-"""A tune of fewer is weak: DSPy's guide to tuning (lebsral/dspy-programming-not-prompting-lms-skills) and
-en-blog.yuv.ai/posts/fine-tuning-2026 both ask for 500."""
 NEAR_TARGET = 0.8
 """Of the target: where prompting reaches it, better prompts come first. Tianpan's decision framework, as
 skywriter.app/n/ai-ops-weekly cites it, and theneuralbase.com, signs that prompting will solve it."""
@@ -204,6 +233,8 @@ class Needs(Record, frozen=True, kw_only=True):
     """Of the base model with the user's prompt, on held-out rows. `n` is 0 where only the value is known."""
     target: float | None = None
     """The score that is good enough."""
+    goal: Goal | None = None
+    """What the tune is to teach; without it, what the rows show."""
 
 
 class Vote(Record, frozen=True, kw_only=True):
@@ -229,6 +260,8 @@ class Advice(Record, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     would_change: tuple[str, ...]
     facts: Facts
+    volume: Volume
+    """How many rows the goal takes, and where the file stands."""
     totals: tuple[Ownership, ...] = ()
     """Whole costs of what can be tuned, where traffic is known."""
 
@@ -245,8 +278,9 @@ class Advice(Record, frozen=True, kw_only=True):
 
 def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
     """Weighs the ways. `totals` are whole costs against prompting a base model, where traffic is known."""
+    volume = facts.volume(needs.goal)
     votes = [
-        *_by_rows(facts),
+        *_by_rows(volume),
         *_by_score(needs),
         *_by_answers(facts),
         *_by_prompt(facts),
@@ -273,6 +307,7 @@ def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advi
         warnings=tuple(_warnings(facts)),
         would_change=tuple(dict.fromkeys(v.turns for v in votes if ranked[0].way in v.ways and v.points > 0)),
         facts=facts,
+        volume=volume,
         totals=tuple(totals),
     )
 
@@ -294,20 +329,21 @@ def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
     return out
 
 
-def _by_rows(facts: Facts) -> Iterable[Vote]:
-    if facts.rows >= MANY_ROWS:
+def _by_rows(volume: Volume) -> Iterable[Vote]:
+    rows, goal = volume.rows, volume.goal.value
+    if volume.enough:
         yield Vote(
             ways=_TUNING,
             points=2,
-            reason=f"{facts.rows:,} rows, {MANY_ROWS} or more",
-            turns=f"fewer than {MANY_ROWS} good rows",
+            reason=f"{rows:,} rows, {volume.least:,} or more for the goal {goal}",
+            turns=f"fewer than {volume.least:,} good rows",
         )
         return
-    few = facts.rows < FEW_ROWS
-    mark = FEW_ROWS if few else MANY_ROWS
-    words = "show the best in the prompt" if few else "a tune of so few is weak"
-    reason = f"{facts.rows} rows, fewer than {mark}: {words}"
-    yield Vote(ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark} rows or more")
+    few = rows < FEW_SHOT_ROWS
+    mark = FEW_SHOT_ROWS if few else volume.least
+    words = "show the best in the prompt" if few else f"a tune of so few teaches the goal {goal} weakly"
+    reason = f"{rows:,} rows, fewer than {mark:,}: {words}"
+    yield Vote(ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark:,} rows or more")
     yield Vote(ways=_TUNING, points=-2 if few else -1, reason=reason, turns="")
 
 
@@ -350,7 +386,7 @@ def _by_score(needs: Needs) -> Iterable[Vote]:
 
 
 def _by_answers(facts: Facts) -> Iterable[Vote]:
-    if facts.json_share >= CONSISTENT and facts.same_keys_share >= CONSISTENT:
+    if facts.keyed:
         yield Vote(
             ways=_TUNING,
             points=1,
@@ -363,19 +399,14 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
             reason="structured outputs can enforce that format without tuning",
             turns="a format that a JSON schema cannot express",
         )
-    if 0 < facts.distinct_answers <= LABELS and facts.distinct_share < 0.5:
+    if facts.labels:
         yield Vote(
             ways=_TUNING,
             points=2,
             reason=f"{facts.distinct_answers} distinct answers, {LABELS} or fewer: a classification",
             turns="free answers",
         )
-    knowing = (
-        facts.copied_share < KNOWLEDGE_COPIED
-        and facts.distinct_share > 0.8
-        and facts.answer_tokens > KNOWLEDGE_TOKENS
-    )
-    if knowing:
+    if facts.knowing:
         reason = (
             f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they hardly repeat: "
             "they carry knowledge, which tuning teaches badly"
@@ -408,7 +439,7 @@ def _by_needs(needs: Needs) -> Iterable[Vote]:
         )
         yield Vote(
             ways=(Way.TUNE_OWN,),
-            points=3,
+            points=1,
             reason="the data may not leave your machines",
             turns="a contract under which a host may hold it",
         )

@@ -14,6 +14,7 @@ from orchestrate import catalog
 from orchestrate.core.files import write_whole
 from orchestrate.data.files.outputs import splits_of
 from orchestrate.data.opening import columns_of, open_dataset
+from orchestrate.data.operations.check import volume_of
 from orchestrate.data.operations.split import NAMES, Division, TooFew, split
 from orchestrate.data.rows.problems import CODES, rows_of
 from orchestrate.errors import DataError, OrchestrateError
@@ -95,6 +96,8 @@ def start(
         remarks.append(f"with {others}, which lies beside it")
     if broken:
         remarks.insert(0, f"{count(broken, 'row')} with errors not counted: orchestrate data check {train}")
+    if not (volume := volume_of(opened)).enough:
+        remarks.append(str(volume))
     files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
     mapped = {field: column or None for field, column in columns.items()}
     own = {"columns": mapped} if mapped and placed.get("train") == train else {}

@@ -13,6 +13,7 @@ import pytest
 
 from orchestrate.costing import BasePrice, Ownership, Served
 from orchestrate.data import Dataset
+from orchestrate.data.goals import Goal
 from orchestrate.reports.advice import Advice, Facts, Needs, Way, advise, measure
 from orchestrate.types import Quote, QuoteLine, Score
 
@@ -229,15 +230,56 @@ def test_what_is_left_to_win_is_told() -> None:
     [
         (30, Way.FEW_SHOT, "+2 30 rows, fewer than 100"),
         (99, Way.FEW_SHOT, "+2 99 rows, fewer than 100"),
-        (100, Way.FEW_SHOT, "+1 100 rows, fewer than 500: a tune of so few is weak"),
-        (499, Way.FEW_SHOT, "a tune of so few is weak"),
-        (500, Way.TUNE_HOSTED, "+2 500 rows, 500 or more"),
+        (100, Way.FEW_SHOT, "+1 100 rows, fewer than 300"),
+        (299, Way.FEW_SHOT, "+1 299 rows, fewer than 300"),
+        (300, Way.TUNE_HOSTED, "+2 300 rows, 300 or more"),
     ],
 )
 def test_rows_by_the_guides(rows: int, best: Way, reason: str) -> None:
     found = advise(facts(rows=rows), Needs())
     assert found.best.way is best
     assert any(reason in text for text in found.best.reasons)
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_thirty_rows_are_shown_in_the_prompt_wherever_they_may_go(private: bool, gpu: bool) -> None:
+    few = facts(rows=30, json_share=1.0, same_keys_share=1.0)
+    assert advise(few, Needs(private=private, own_gpu=gpu)).best.way is Way.FEW_SHOT
+
+
+_GUIDE = {  # as published: rows that are usual for each
+    "format": (300, 500),
+    "domain": (1_000, 5_000),
+    "capability": (5_000, 50_000),
+}
+
+
+@pytest.mark.parametrize(("goal", "rows"), _GUIDE.items())
+def test_a_given_goal_has_its_volume(goal: str, rows: tuple[int, int]) -> None:
+    for n in (rows[0] - 1, rows[0]):
+        found = advise(facts(rows=n), Needs(goal=Goal(goal)))
+        assert (found.volume.least, found.volume.most, found.volume.why) == (*rows, None)
+        assert found.volume.enough is (n == rows[0])
+        assert (points(found, Way.TUNE_HOSTED) > points(found, Way.FEW_SHOT)) is (n == rows[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "goal", "least"),
+    [
+        ({"distinct_answers": 3, "distinct_share": 0.003}, Goal.CLASSIFICATION, 1_000),
+        ({"distinct_answers": 40, "distinct_share": 0.04}, Goal.CLASSIFICATION, 4_000),
+        ({"calls_tools": True}, Goal.TOOL_USE, 300),
+        ({"json_share": 1.0, "same_keys_share": 1.0}, Goal.FORMAT, 300),
+        ({"copied_share": 0.1}, Goal.DOMAIN, 1_000),
+        ({"kind": "text"}, Goal.DOMAIN, 1_000),
+        ({}, Goal.STYLE, 300),
+    ],
+)
+def test_the_goal_is_inferred_from_the_rows_and_said(changes: dict[str, Any], goal: Goal, least: int) -> None:
+    found = advise(facts(**changes), Needs()).volume
+    assert (found.goal, found.least) == (goal, least)
+    assert found.why and found.why in str(found)
 
 
 def test_privacy_leaves_prompting_to_local_models() -> None:

@@ -13,6 +13,7 @@ from orchestrate.commands.data.options import IgnoreOpt, MapOpt, columns_read
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, warn
 from orchestrate.commands.terminal.options import ServingOptions
+from orchestrate.data.goals import Goal
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 
@@ -39,6 +40,7 @@ class NeedOptions:
     target: Annotated[
         float | None, typer.Option(metavar="SHARE", help="The score that is good enough: 0.9.")
     ] = None
+    goal: Annotated[Goal | None, typer.Option(help="What to teach. Default: what the rows show.")] = None
 
 
 @command
@@ -73,6 +75,7 @@ def advise(
             own_gpu=needed.own_gpu,
             base_score=advice.base_score(ft, needed.evaluated) if needed.evaluated else score,
             target=needed.target,
+            goal=needed.goal,
         )
         use = serving.use()
         read = columns_read(columns, ignored)
@@ -91,6 +94,7 @@ def _show(found: Advice, name: str) -> None:
         f"{f.copied_share:.0%} of their words are in the prompts; {f.json_share:.0%} are JSON; "
         f"{f.duplicate_share:.0%} of the rows repeat",
     )
+    out.print(str(found.volume))
     for text in found.warnings:
         warn(text)
     close = ", but it is close" if found.close else ""

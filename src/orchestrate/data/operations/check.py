@@ -8,8 +8,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from orchestrate.data import rules
+from orchestrate.data import goals, rules
 from orchestrate.data.facts import TokenCount
+from orchestrate.data.goals import Volume
 from orchestrate.data.opening import Opened, count_tokens, open_counted
 from orchestrate.data.operations import review
 from orchestrate.data.passes import compare
@@ -21,7 +22,6 @@ from orchestrate.data.shapes import unread
 from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
-FEW_ROWS = 300
 MOST_UNBALANCED = 4
 """Rows of one label over those of the other that are told."""
 SPLITS = ("train", "validation", "test")
@@ -225,9 +225,17 @@ def _within(one: Opened, split: str) -> list[Problem]:
     for file in [name for _, name in one.begins] or [path]:
         if waiting := review.unreviewed(file):
             found.append(_whole("unreviewed", f"{count(waiting, 'generated row')} to be reviewed", file))
-    if split == "train" and 0 < trained.facts.rows < FEW_ROWS:
-        found.append(_whole("few-rows", f"{count(trained.facts.rows, 'row')} to learn from", path))
+    if split == "train" and trained.facts.rows and not (volume := volume_of(trained)).enough:
+        found.append(_whole("few-rows", str(volume), path))
     return found
+
+
+def volume_of(one: Opened) -> Volume:
+    """Where a file that was read stands for the goal that its rows show."""
+    rows, kind = one.facts.rows, one.facts.kind
+    labels = len(one.total.labels) if kind != "unpaired" and _are_labels(one) else 0
+    repeated = labels if rows >= 2 * labels else 0
+    return goals.inferred(rows, labels=repeated, tools=one.facts.content.tools, bare=kind == "text")
 
 
 def _held_out(one: Opened) -> list[Problem]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from orchestrate.data import goals
 from orchestrate.types import Problem, Severity
 
 KEPT_PER_CODE = 100
@@ -174,9 +175,7 @@ CODES: dict[str, Code] = {
     "unreviewed": Code(
         _W, "generated rows that nobody has reviewed", "orchestrate data review FILE, then --export OUT"
     ),
-    "few-rows": Code(
-        _I, "few rows", "300-500 teach a format, 1,000-5,000 a domain, 5,000 or more a capability"
-    ),
+    "few-rows": Code(_I, "few rows for what they teach", goals.volumes_told()),
     "rl-ends-with-answer": Code(
         _E, "the prompt ends with an assistant message", "end with the user's message"
     ),

@@ -123,7 +123,8 @@ def test_what_is_wrong_is_told_of_the_files_not_of_the_mix(tmp_path: Path) -> No
     }
     assert told[("conflict", b, 3)].endswith(f"the prompt of row 5 of {a} with another answer")
     assert told[("leakage", v, 2)].endswith(f"also in train, row 1 of {b}")
-    assert [p.message for p in found if p.code == "few-rows"] == ["18 rows to learn from"]
+    [few] = [p.message for p in found if p.code == "few-rows"]
+    assert "18 rows here" in few
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""How many rows a goal takes: one table for `advise`, `init` and `check`.
+
+The volumes of format, domain and capability are those of the guides that practitioners cite: 300-500,
+1,000-5,000 and 5,000-50,000 rows. Yandex asks for 1,000 rows, and 100 of each class, to tune a classifier
+(yandex.cloud, tuning classification models). No guide that was read names a volume for tool calls or for
+style: both are taken as a format, which is what they teach.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from orchestrate.text import count
+from orchestrate.types import Record
+
+FEW_SHOT_ROWS = 100
+"""Fewer are better shown in the prompt. OpenAI's fine-tuning guide: clear improvements from 50 to 100
+examples on, by task."""
+_ROWS_OF_A_LABEL = 100
+_GUIDE = "guides to fine-tuning"
+
+
+class Goal(StrEnum):
+    """What the tune is to teach."""
+
+    FORMAT = "format"
+    STYLE = "style"
+    DOMAIN = "domain"
+    CAPABILITY = "capability"
+    CLASSIFICATION = "classification"
+    TOOL_USE = "tool-use"
+
+
+_VOLUMES: dict[Goal, tuple[int, int, str]] = {
+    Goal.FORMAT: (300, 500, _GUIDE),
+    Goal.STYLE: (300, 500, f"{_GUIDE}, as for a format; no volume is published for style"),
+    Goal.DOMAIN: (1_000, 5_000, _GUIDE),
+    Goal.CAPABILITY: (5_000, 50_000, _GUIDE),
+    Goal.CLASSIFICATION: (1_000, 1_000, "Yandex, tuning classification models"),
+    Goal.TOOL_USE: (300, 500, f"{_GUIDE}, as for a format; no volume is published for tool calls"),
+}
+
+
+class Volume(Record, frozen=True, kw_only=True):
+    """Where a file stands for its goal."""
+
+    goal: Goal
+    why: str | None = None
+    """What in the rows it was inferred from; `None` where it was given."""
+    rows: int
+    least: int
+    """Fewer rows teach the goal weakly."""
+    most: int
+    """More rows than this are rarely needed; equal to `least` where no upper end is published."""
+    source: str
+
+    @property
+    def enough(self) -> bool:
+        return self.rows >= self.least
+
+    @property
+    def wanted(self) -> str:
+        """As in `300-500 rows`."""
+        return (
+            f"{self.least:,} rows or more"
+            if self.most <= self.least
+            else f"{self.least:,}-{self.most:,} rows"
+        )
+
+    def __str__(self) -> str:
+        if self.rows < FEW_SHOT_ROWS:
+            stands = f"below {FEW_SHOT_ROWS} they work better as examples in the prompt"
+        elif not self.enough:
+            stands = f"{self.least - self.rows:,} more are needed"
+        elif self.rows > self.most > self.least:
+            stands = "more than usual: the best half may do as well"
+        else:
+            stands = "enough"
+        inferred = f" (inferred: {self.why})" if self.why else ""
+        here = count(self.rows, "row")
+        return f"goal {self.goal.value}{inferred}: {self.wanted} are usual, {here} here, {stands}"
+
+
+def volume(goal: Goal, rows: int, *, labels: int = 0, why: str | None = None) -> Volume:
+    """Where `rows` stand for a goal. `labels`: how many different answers a classification has."""
+    least, most, source = _VOLUMES[goal]
+    if goal is Goal.CLASSIFICATION:
+        least = most = max(least, _ROWS_OF_A_LABEL * labels)
+    return Volume(goal=goal, why=why, rows=rows, least=least, most=most, source=source)
+
+
+def inferred(
+    rows: int,
+    *,
+    labels: int = 0,
+    tools: bool = False,
+    keyed: bool = False,
+    knowing: bool = False,
+    bare: bool = False,
+) -> Volume:
+    """The goal that the rows show. `labels`: how many different short answers there are, where they repeat;
+    `tools`: they call tools; `keyed`: the answers are JSON with the same keys; `knowing`: the answers carry
+    facts that are not in their prompts; `bare`: text without prompts. A new capability shows in no row: it
+    must be given."""
+    if labels:
+        return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
+    if tools:
+        return volume(Goal.TOOL_USE, rows, why="the rows call tools")
+    if keyed:
+        return volume(Goal.FORMAT, rows, why="the answers are JSON with the same keys")
+    if bare:
+        return volume(Goal.DOMAIN, rows, why="text without prompts")
+    if knowing:
+        return volume(Goal.DOMAIN, rows, why="the answers hold facts that the prompts do not")
+    return volume(Goal.STYLE, rows, why="free answers without one format")
+
+
+def volumes_told() -> str:
+    """The table in one line."""
+    return ", ".join(
+        f"{volume(goal, 0).wanted.removesuffix(' rows').removesuffix(' rows or more')} {what}"
+        for goal, what in (
+            (Goal.FORMAT, "rows teach a format"),
+            (Goal.DOMAIN, "a domain"),
+            (Goal.CAPABILITY, "a capability"),
+            (Goal.CLASSIFICATION, "and 100 of each label a classification"),
+        )
+    )
