@@ -1,12 +1,12 @@
-"""Who starts a process, listens on a port, asks a host for answers, or holds money against a limit does it
-through the one module for it.
+"""Who starts a process, listens on a port, asks a host for answers, holds money against a limit, or refuses
+what nobody agreed to pay does it through the one module for it.
 What is allowed beside it stands here with its reason: whatever is new, and not here, fails."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,29 @@ PRICES = {
 }
 """Who compares sums of money that are no limit."""
 MONEY = re.compile(r"(usd|usd_per_hour|budget|cap)$")
+
+CONSENT = {
+    "paid/consent.py": "the one way, to a price",
+    "commands/data/record.py": "to the terms of a model's host",
+    "commands/evaluation/ab.py": "to what a missing outcome counts as",
+    "commands/runs/deleting.py": "to what cannot be undone",
+    "commands/runs/spending.py": "to an end of what bills",
+    "commands/setup/preparing.py": "to the address of a key",
+    "commands/training/submit.py": "to a second run of the same",
+    "mcp/spending.py": "a no to what is put by it, ends included",
+    "serving/agreements.py": "to a licence",
+}
+"""Who refuses because nobody agreed."""
+AGREED = re.compile(r"^(_?confirm\w*|_?agree[sd]?|_?ticked|accepted|accept_\w+|consent\w*|yes)$")
+UNKNOWN_PRICES = {
+    LIMITS: "the one way, where there is a limit",
+    "commands/runs/spending.py": "no budget was set",
+    "costing/rates/__init__.py": "what a number can be",
+    "runs/submit.py": "it could be known: the rows were not counted",
+    "sandbox/fireworks/host.py": "what the host answers",
+}
+"""Who refuses because an amount is unknown."""
+NO_PRICE = re.compile(r"^(why_none|unavailable|unpriced|open_end)$")
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -156,3 +179,82 @@ def test_nobody_else_holds_money_against_a_limit() -> None:
 )
 def test_what_decides_on_money_is_seen(line: str, found: bool) -> None:
     assert any(decides_on_money(node) for node in ast.walk(ast.parse(line))) is found
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+
+
+def every_name(node: ast.AST) -> set[str]:
+    return {
+        part.id if isinstance(part, ast.Name) else part.attr
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name | ast.Attribute)
+    }
+
+
+def refuses(node: ast.AST) -> ast.expr | None:
+    """The condition under which it raises."""
+    raises = isinstance(node, ast.If) and any(isinstance(part, ast.Raise) for part in node.body)
+    return node.test if raises and isinstance(node, ast.If) else None
+
+
+def wants_consent(node: ast.AST) -> bool:
+    """Raises where nobody said yes, by a flag, a form or a question, or for want of an agreed price."""
+    if isinstance(node, ast.Raise):
+        return any("nobody agreed to" in text and "price" in text for text in texts(node))
+    if (test := refuses(node)) is None:
+        return False
+    ticked = any(isinstance(part, ast.Constant) and part.value == "unknown" for part in ast.walk(test))
+    form = ticked and "first" in every_name(test)
+    return form or any(AGREED.search(name) for name in every_name(test) | set(texts(test)))
+
+
+def wants_a_price(node: ast.AST) -> bool:
+    """Raises where an amount is unknown."""
+    if (test := refuses(node)) is None:
+        return False
+    missing = (
+        name
+        for part in ast.walk(test)
+        if isinstance(part, ast.Compare) and isinstance(part.ops[0], ast.Is)
+        for name in names(part.left)
+    )
+    return any(map(MONEY.search, missing)) or any(map(NO_PRICE.search, every_name(test) - {"self"}))
+
+
+@pytest.mark.parametrize(
+    ("decides", "allowed"),
+    [(wants_consent, CONSENT), (wants_a_price, UNKNOWN_PRICES)],
+    ids=["consent", "price"],
+)
+def test_nobody_else_refuses_for_the_price(
+    decides: Callable[[ast.AST], bool], allowed: dict[str, str]
+) -> None:
+    found = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if decides(node)
+    }
+    assert found == allowed.keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "consent", "price"),
+    [
+        ("if high > 0 and not confirm('Begin?', yes=yes):\n raise UsageError('not begun')", True, False),
+        ("if limit is None and first(form, 'unknown') != '1':\n raise UsageError('no')", True, False),
+        ("if hour is None and not terms.accept_unknown_price:\n raise UsageError('no')", True, False),
+        ("raise UsageError('not sent: nobody agreed to the price')", True, False),
+        ("if quote.high_usd is None and limit_usd is not None:\n raise UsageError('no')", False, True),
+        ("if quote.why_none or budget:\n raise UsageError('no')", False, True),
+        ("if 'unknown' in state:\n raise UsageError('no')", False, False),
+        ("if spent_usd > 0:\n print(spent_usd)", False, False),
+    ],
+)
+def test_what_refuses_for_the_price_is_seen(line: str, consent: bool, price: bool) -> None:
+    nodes = list(ast.walk(ast.parse(line)))
+    assert (any(map(wants_consent, nodes)), any(map(wants_a_price, nodes))) == (consent, price)

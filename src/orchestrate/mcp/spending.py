@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import UsageError
 from orchestrate.mcp.reading import SpecGiven, run_line, told
-from orchestrate.paid.limits import require_within
+from orchestrate.paid.consent import require_hourly_price
+from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
 from orchestrate.runs.hosting.deployment import question
 from orchestrate.text import count, inert, money, quoted
@@ -64,8 +65,7 @@ def _submitting(ft: Orchestrator, purse: Purse) -> Tool:
         prepared = ft.prepare(asked, name)
         ft.preflight(prepared, name)
         quote = prepared.offer(name).quote
-        if quote.high_usd is None and purse.limit_usd is not None:
-            raise UsageError(f"{name} has no price for this, and this server has a limit: {quote.why_none}")
+        require_price(name, quote.high_usd, purse.limit_usd, quote.why_none)
         purse.require(name, quote.held_usd)
         price = quoted(quote)
         sandbox = "SANDBOX, nothing is billed. " if ft.provider(name).sandbox else ""
@@ -129,11 +129,8 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
 
 def _answers_usd(purse: Purse, planned: EvaluationPlan) -> Decimal | None:
     """The most that the answers cost. Raises `UsageError` if it is unknown and there is a limit."""
-    if planned.high_usd is None and purse.limit_usd is not None:
-        raise UsageError(
-            "no price by the token is known for these answers, and this server has a limit",
-            fix="orchestrate eval RUN   in a terminal",
-        )
+    unknown, fix = "these answers have no known price by the token", "orchestrate eval RUN   in a terminal"
+    require_price("evaluate", planned.high_usd, purse.limit_usd, unknown, fix)
     return planned.high_usd
 
 
@@ -143,11 +140,9 @@ def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
         if not 0 < max_hours <= 24 * 31:
             raise UsageError(f"max_hours is above 0 and at most a month; got {max_hours:g}")
         offer = ft.run(run).deployment_offer(max_hours=max_hours)
-        if offer.most_usd is None:
-            raise UsageError(
-                "the price of an hour is not known", fix=f"orchestrate deploy {offer.run_id}  in a terminal"
-            )
-        return offer, offer.most_usd
+        fix = f"orchestrate deploy {offer.run_id}  in a terminal"
+        require_hourly_price(offer.provider, offer.most_usd, accepted=False, fix=fix)
+        return offer, offer.most_usd or Decimal(0)
 
     def ask_deploy(run: str, max_hours: float, ctx: Context) -> Elicit[Agreement]:
         offer, most_usd = offered(run, max_hours)

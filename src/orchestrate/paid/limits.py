@@ -53,6 +53,18 @@ def require_within(
         raise OverBudget(provider, usd, left, **words)
 
 
+def require_price(
+    provider: str,
+    usd: Decimal | None,
+    limit_usd: Decimal | None,
+    unknown: str | None = None,
+    unknown_fix: str | None = None,
+) -> None:
+    """Raise `UnknownPrice` for an unknown amount where there is a limit; a known one is not compared."""
+    if usd is None:
+        require_within(provider, usd, limit_usd, unknown=unknown, unknown_fix=unknown_fix)
+
+
 def reworded(error: OverBudget, **words: str) -> OverBudget:
     """The same refusal in the caller's words."""
     words = {"what": error.what, **words}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
-from orchestrate.paid.limits import exceeds, reached, require_within
+from orchestrate.paid.limits import exceeds, reached, require_price
 from orchestrate.providers.base import Limited, Resumes, capability
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.settings import trust
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.tracked import TrackedRun
     from orchestrate.workspace import Workspace
 
+_NO_HOURLY_PRICE = "its hourly price is unknown"
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
 """After which the lease of a process that was killed is free; between two looks at that of another."""
@@ -108,11 +109,8 @@ def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
         max_hours=had.max_hours if asked.hours is None else float(asked.hours),
         max_usd=_own_usd(run, had) if asked.usd is None else asked.usd,
     )
-    if asked.usd is not None and had.usd_per_hour is None:
-        raise UsageError(
-            f"the hourly price on {provider.name} is unknown, so a cost limit cannot be enforced",
-            fix=f"orchestrate resume {run.id} --max-hours HOURS",
-        )
+    fix = f"orchestrate resume {run.id} --max-hours HOURS"
+    require_price(provider.name, had.usd_per_hour, asked.usd, _NO_HOURLY_PRICE, fix)
     if wanted.used_up:
         raise UsageError(
             f"run {run.id} has used {_used(had)} already, and {_told(wanted)} for the whole run "
@@ -162,8 +160,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         return  # by the same command, which ended before its end
     most, before = wanted.most_usd, had.most_usd
     if most is None and not run.sandbox:
-        unknown = "its hourly price is unknown"
-        require_within(run.provider, most, ws.settings.budget_usd, unknown=unknown)
+        require_price(run.provider, most, ws.settings.budget_usd, _NO_HOURLY_PRICE)
     if run.allowed_usd is None and (before is None or not exceeds(most, before)):
         most = None  # a budget holds it as it did
     at = ws.store.clock.now()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -15,6 +16,7 @@ from starlette.routing import Route
 
 from orchestrate.core.amounts import amount
 from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.paid.consent import require_consent
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.runs.hosting.deployment import question
 from orchestrate.text import count, money, rate
@@ -182,8 +184,7 @@ def _done(handle: RunHandle, name: str, form: Form) -> str:
             for field in ("max_usd_per_hour", "max_cost_usd", "max_hours")
             if (amount := number(form, field)) is not None
         }
-        agreed = first(form, "accept_unknown_price") == "1"
-        up = handle.deploy(accept_unknown_price=agreed, **limits)
+        up = handle.deploy(accept_unknown_price=ticked(form, "accept_unknown_price"), **limits)
         return f"{up.id} is {up.state.value}"
     if name == "resume":
         resumed = handle.resume(
@@ -195,6 +196,13 @@ def _done(handle: RunHandle, name: str, form: Form) -> str:
         return "the host shows none" if gone is None else f"{gone.id} is {gone.state.value}"
     after: Run = getattr(handle, name)()
     return f"{after.id} is {after.status.value}"
+
+
+TICK = "tick that you agree to it, on its page"
+
+
+def ticked(form: Form, name: str) -> bool:
+    return first(form, name) == "1"
 
 
 def number(form: Form | Mapping[str, str], name: str) -> Decimal | None:
@@ -240,8 +248,8 @@ def evaluate_routes(site: Site) -> list[Route]:
         limit = number(form, "max_cost_usd")
         if not test:
             raise UsageError("name the held-out rows")
-        if limit is None and first(form, "unknown") != "1":
-            raise UsageError("nobody agreed to a price that is not known", fix="tick that on its page")
+        agreed = partial(ticked, form, "unknown")
+        require_consent(limit, agreed, otherwise="nothing was asked", limited=limit is not None, fix=TICK)
         subject = f"{handle.id}@{checkpoint}" if checkpoint else handle.id
         site.work.begin(handle.id, "evaluate", lambda: _evaluated(site, subject, test, limit))
         return f"/runs/{handle.id}"

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import DataError, OrchestrateError, SetupError, UsageError
+from orchestrate.paid.consent import require_consent
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Outcome, Run, Severity
 from orchestrate.ui import actions
@@ -203,9 +205,10 @@ def _submit(site: Site, form: Form) -> str:
     except ValueError as error:
         raise UsageError("the form holds no spec: begin again") from error
     limit = actions.number(form, "max_cost_usd")
-    if limit is None and first(form, "unknown") != "1":
-        raise UsageError("nobody agreed to a price that is not known", fix="tick that, or set max_cost_usd")
-    again = first(form, "again") == "1"
+    agreed = partial(actions.ticked, form, "unknown")
+    fix = f"{actions.TICK}, or set max_cost_usd"
+    require_consent(limit, agreed, otherwise="not submitted", limited=limit is not None, fix=fix)
+    again = actions.ticked(form, "again")
     run = site.ft.submit(
         spec,
         first(form, "provider"),

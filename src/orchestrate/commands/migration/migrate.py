@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from orchestrate.commands.terminal.options import RateOpt, ServingOptions, model
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
+from orchestrate.paid.consent import require_consent
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
@@ -311,8 +313,9 @@ def _carry_out_plan(
     plan.require_budget()
     if dry:
         return None
-    if plan.new and not confirm(f"Submit {text.count(len(plan.new), 'run')}?", yes=spending.yes):
-        raise UsageError("nothing was submitted: nobody agreed to the price", fix="add --yes")
+    if plan.new:
+        agreed = partial(confirm, f"Submit {text.count(len(plan.new), 'run')}?", yes=spending.yes)
+        require_consent(plan.high_usd or None, agreed, otherwise="nothing was submitted", fix="add --yes")
     with goes_on("what was submitted goes on; the same command goes on from here, and submits nothing twice"):
         done = plan.run(path.with_suffix(".reports"), note)
     return Output(done, _show_carried, 1 if any(one.problem for one in done) else 0)

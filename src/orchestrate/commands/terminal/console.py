@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from decimal import Decimal
+from functools import partial
 from textwrap import wrap
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
@@ -29,6 +30,7 @@ from orchestrate.core.files import FULL
 from orchestrate.core.progress import stage
 from orchestrate.core.tables import Listing
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
+from orchestrate.paid.consent import require_consent
 from orchestrate.settings.keys import hide
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Record, Run
@@ -404,11 +406,13 @@ def goes_on(how: str) -> Generator[None]:
 def require_agreed(
     question: str, *, high_usd: Decimal | None, unpriced: bool, limited: bool, yes: bool
 ) -> None:
-    """The one rule for answers that may cost money: somebody agrees, or they have a limit. `unpriced`: they
-    may be billed at an unknown price. Raises `UsageError`."""
-    costs = unpriced if high_usd is None else high_usd > 0
-    if costs and not limited and not confirm(question, yes=yes):
-        raise UsageError("nothing was asked", fix="--yes" + (", or --max-cost USD" if high_usd else ""))
+    """For answers that may cost money. `unpriced`: they may be billed at an unknown price. Raises
+    `UsageError`."""
+    fix = {} if high_usd else {"fix": "add --yes"}
+    unpriced, agreed = high_usd is None and unpriced, partial(confirm, question, yes=yes)
+    require_consent(
+        high_usd, agreed, otherwise="nothing was asked", unpriced=unpriced, limited=limited, **fix
+    )
 
 
 def require_unpriced(names: Sequence[str], *, yes: bool) -> None:

@@ -31,7 +31,8 @@ from orchestrate.commands.training.planning import show_problems
 from orchestrate.core import days
 from orchestrate.core.amounts import amount
 from orchestrate.data.rows.problems import file_of
-from orchestrate.errors import DataError, OrchestrateError, UsageError
+from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.paid.consent import require_consent
 from orchestrate.text import count, limit, money, quoted
 from orchestrate.types import JobStatus, Problem, Quote, Severity
 
@@ -178,12 +179,13 @@ def require_agreement(
     limited = spending.max_cost is not None or each is not None
     # A price of nothing that is not the host's own is no reason not to ask, and no limit acts on it.
     unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
-    spends = unpriced or any(q.high_usd is None or q.high_usd > 0 for q in quotes)
-    if spends and (unpriced or not limited) and not confirm("Submit?", yes=spending.yes):
-        raise UsageError(
-            "not submitted: nobody agreed to the price",
-            fix="add --yes, or --max-cost USD to agree up to a limit",
-        )
+    require_consent(
+        sum((q.high_usd or Decimal(0) for q in quotes), Decimal(0)),
+        partial(confirm, "Submit?", yes=spending.yes),
+        otherwise="not submitted",
+        unpriced=unpriced or any(q.high_usd is None for q in quotes),
+        limited=limited and not unpriced,
+    )
     return caps
 
 

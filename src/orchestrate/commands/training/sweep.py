@@ -27,6 +27,7 @@ from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
+from orchestrate.paid.consent import require_consent
 from orchestrate.paid.limits import require_within
 from orchestrate.runs import watch as watching
 from orchestrate.text import count, money
@@ -174,10 +175,13 @@ def _agree(price: Any, search: Search, aim: AimOptions) -> None:
         figure="what is expected",
         fix="fewer trials, or more money",
     )
-    if limit_usd is None and (price.high_usd > 0 or price.unpriced) and not confirm("Begin?", yes=aim.yes):
-        raise UsageError(
-            "not begun: nobody agreed to the price", fix="add --yes, or --max-cost USD to agree up to a limit"
-        )
+    require_consent(
+        price.high_usd,
+        partial(confirm, "Begin?", yes=aim.yes),
+        otherwise="not begun",
+        unpriced=bool(price.unpriced),
+        limited=limit_usd is not None,
+    )
 
 
 def _carry_out(ft: Orchestrator, carried: Searching) -> None:

@@ -18,6 +18,7 @@ from orchestrate.commands.terminal.console import RunArg, confirm, err, note, or
 from orchestrate.commands.tuned.exporting import show_proof
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
+from orchestrate.paid.consent import require_consent, require_hourly_price
 from orchestrate.runs.hosting.deployment import ending, price
 from orchestrate.runs.hosting.deployment import limits as ends_by
 from orchestrate.text import duration, money, rate
@@ -123,18 +124,16 @@ def deploy(
         host = to or handle.record.provider
         asked = {name: limits[name] for name in ("max_cost_usd", "max_hours")}
         offer = handle.deployment_offer(to, **asked, **options)
-        if offer.usd_per_hour is None and not terms.accept_unknown_price:
-            raise UsageError(
-                f"not deployed: what an hour of it costs on {host} is not known", fix="--accept-unknown-price"
-            )
+        accepted = terms.accept_unknown_price
+        require_hourly_price(host, offer.usd_per_hour, accepted=accepted)
         what = offer.model if host == handle.record.provider else f"the adapter of {handle.id}"
         err.print(f"{host} bills a deployment of {what} at {price(offer)}.")
         err.print(ending(offer))
-        if not confirm("Deploy?", yes=yes):
-            raise UsageError("not deployed: nobody agreed to the price", fix="add --yes")
+        agreed = partial(confirm, "Deploy?", yes=yes)
+        require_consent(offer.most_usd or None, agreed, otherwise="not deployed", fix="add --yes")
         if limits["max_usd_per_hour"] is None:
             limits["max_usd_per_hour"] = offer.usd_per_hour  # what was agreed to
-        given: dict[str, Any] = {**limits, "accept_unknown_price": terms.accept_unknown_price, **options}
+        given: dict[str, Any] = {**limits, "accept_unknown_price": accepted, **options}
         deployment = handle.deploy(to, **given)
         if deployment.record.limited:
             _watched(ft.settings)

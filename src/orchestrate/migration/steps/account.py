@@ -16,7 +16,7 @@ from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.plan import PlannedMove as PlannedMove
 from orchestrate.migration.steps import parity
 from orchestrate.migration.steps.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
-from orchestrate.paid.limits import require_within
+from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.spec import JobSpec
 from orchestrate.text import joined
@@ -167,12 +167,9 @@ class PreparedPlan:
         """Raises `OverBudget` before anything is sent, and `UsageError` for a quote without a price."""
         for step in self.new:
             [target] = step.migration.proposal.targets
-            if target.quote is None or target.quote.why_none or target.quote.open_end:
-                why = target.quote.why_none or target.quote.open_end if target.quote else "no quote"
-                raise UsageError(
-                    f"{step.entry.run} to {step.entry.to} has no price that a budget can hold: {why}",
-                    fix="skip it here, and migrate it alone",
-                )
+            why = target.quote.why_none or target.quote.open_end if target.quote else "it has no quote"
+            what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here, and migrate it alone"
+            require_price(what, None if why else Decimal(0), self.plan.budget_usd, why, fix)
         require_within(
             str(self._path),
             self.high_usd,

@@ -28,6 +28,7 @@ from orchestrate.errors import (
     ProviderError,
     UsageError,
 )
+from orchestrate.paid.consent import require_hourly_price
 from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Deploys, TakesAdapters, capability
 from orchestrate.runs.submitting import accounts
@@ -379,11 +380,7 @@ class Deployer:
             if getattr(terms, option) == 0:
                 raise UsageError(f"{option} must be above 0: at 0 nothing can be deployed")
         if price is None:
-            if not terms.accept_unknown_price:
-                raise UsageError(
-                    f"{name} does not say what an hour of this deployment costs, and no rate is known",
-                    fix="--accept-unknown-price   (Python: accept_unknown_price=True)",
-                )
+            require_hourly_price(name, price, accepted=terms.accept_unknown_price)
             unknown, fix = "its host does not say what an hour of it costs", "limit it by --max-hours"
             for limit_usd in (terms.max_cost_usd, terms.max_usd_per_hour):
                 require_within(self.provider.name, price, limit_usd, unknown=unknown, unknown_fix=fix)
@@ -413,7 +410,7 @@ def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: dat
         "usd_per_hour": price,
         "options": {**deployment.options, **terms.options},
     }
-    agreed = msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})
+    after = msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})
     again = f"orchestrate undeploy {deployment.run_id}   (it waits until it is gone), then deploy again"
     if deployment.state is DeploymentState.ENDING:
         raise UsageError(
@@ -429,15 +426,15 @@ def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: dat
                 f"{', '.join(other)} cannot be changed while it is",
                 fix=again,
             )
-    if (come := limit_reached(agreed, at)) is not None:
-        hours, usd = _hours(agreed, at), spent_usd(agreed, at)
+    if (come := limit_reached(after, at)) is not None:
+        hours, usd = _hours(after, at), spent_usd(after, at)
         cost = "" if usd is None else f" and has cost about {money(usd)}"
         raise UsageError(
             f"the deployment of {deployment.run_id} would be ended at once: {come}. It was made "
             f"{duration(float(hours) * 3600)} ago{cost}",
             fix=f"a higher --max-hours or --max-cost (each counts from when it was made), or {again}",
         )
-    return agreed
+    return after
 
 
 def _hours(deployment: Deployment, at: datetime) -> Decimal:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Connection, or_, select, text
 
-from orchestrate.paid.limits import exceeds, require_within
+from orchestrate.paid.limits import exceeds, require_price, require_within
 from orchestrate.store.clock import Clock, stamp, time_of
 from orchestrate.store.database import schema
 from orchestrate.store.database.engines import Database
@@ -280,8 +280,7 @@ class AnswerAccount:
 
     def require_price(self, backend: str) -> None:
         """Raise `UnknownPrice` for answers that are billed at an unknown price, where there is a budget."""
-        reason = "nobody says what its answers cost"
-        require_within(backend, None, self.budget_usd, unknown=reason, unknown_fix=_NO_BUDGET)
+        require_price(backend, None, self.budget_usd, "nobody says what its answers cost", _NO_BUDGET)
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
         """Reserve the worst price of one send, to be written into `log`. Return the id of the hold. Raise

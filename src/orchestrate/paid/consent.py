@@ -1,0 +1,44 @@
+"""Consent to a price: nothing else decides who has to be asked, or says that nobody agreed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+from orchestrate.errors import UsageError
+from orchestrate.paid.limits import COMMAND_LIMIT
+
+
+def require_consent(
+    usd: Decimal | None,
+    agreed: Callable[[], bool],
+    *,
+    otherwise: str,
+    unpriced: bool | None = None,
+    limited: bool = False,
+    fix: str = f"add --yes, or {COMMAND_LIMIT} USD to agree up to a limit",
+) -> None:
+    """Raise `UsageError` unless somebody agrees to what may cost money. `agreed` is called only where it
+    may: the highest price is above 0, or `unpriced`, which no price means unless it is False. `limited`: a
+    limit was given, which agrees to all that it allows. `otherwise` names what did not happen."""
+    unpriced = usd is None if unpriced is None else unpriced
+    costs = unpriced or (usd is not None and usd > 0)
+    if costs and not limited and not agreed():
+        raise UsageError(f"{otherwise}: nobody agreed to the price", fix=fix)
+
+
+def require_hourly_price(
+    host: str,
+    usd_per_hour: Decimal | None,
+    *,
+    accepted: bool,
+    fix: str = "--accept-unknown-price   (Python: accept_unknown_price=True)",
+) -> None:
+    """Raise `UsageError` for a deployment at an unknown price, unless somebody accepted that."""
+    require_consent(
+        Decimal(0),
+        lambda: accepted,
+        otherwise=f"not deployed: what an hour of it costs on {host} is unknown",
+        unpriced=usd_per_hour is None,
+        fix=fix,
+    )
