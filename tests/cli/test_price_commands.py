@@ -297,3 +297,23 @@ def test_advise_weighs_hours_and_the_closed_model(cli: Cli, project: Path) -> No
     private = cli(*asked, "--private").json["totals"]
     assert {t["provider"] for t in private} == {"local"}
     assert all(t["elsewhere"] == [] for t in private)
+
+
+def test_a_sweep_varies_around_what_a_plan_suggests(cli: Cli, tmp_path: Path) -> None:
+    """Nobody agrees to it here: what it would try is counted before."""
+    for name, first, n in (("t.jsonl", 0, 60), ("v.jsonl", 60, 20)):
+        said = [
+            [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"a {i}"}]
+            for i in range(first, first + n)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps({"messages": one}) + "\n" for one in said))
+    spec = {"model": "qwen3-8b", "train": "t.jsonl", "validation": "v.jsonl", "learning_rate": 1e-5}
+    (tmp_path / "finetune.yaml").write_text(json.dumps(spec))
+    [proposed] = cli("plan", "-p", "together", "--suggest", "--json").json
+    values = {one["name"]: one for one in proposed["settings"]}
+    assert values["learning_rate"]["now"] == 1e-5 < values["learning_rate"]["value"]
+    begun = cli("sweep", "-p", "together", "--suggest")
+    assert begun.code != 0 and "9 trials" in begun.err  # three ranks, three rates
+    assert cli("sweep", "-p", "together", "--suggest", "--grid", "epochs=1,2").code == 2
+    assert cli("sweep", "--suggest").code == 2
+    assert cli("plan", "--suggest", "--fix").code == 2

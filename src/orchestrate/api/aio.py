@@ -202,6 +202,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     data = _in_thread(Orchestrator.data)
     prepare = _in_thread(Orchestrator.prepare)
     plan = _in_thread(Orchestrator.plan)
+    suggest = _in_thread(Orchestrator.suggest)
     check = _in_thread(Orchestrator.check)
     quote = _in_thread(Orchestrator.quote)
     submit = _then(Orchestrator.submit, _Threaded[Orchestrator]._run)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.runs.preparing.earlier import Earlier
     from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.runs.preparing.suggesting import Suggestion
     from orchestrate.runs.spending.accounts import SpendingReport
     from orchestrate.runs.spending.orphans import Orphan, OrphanReport
     from orchestrate.runs.syncing.sweep import SyncReport
@@ -130,6 +131,13 @@ class Orchestrator(Workspace):
         from orchestrate.runs.preparing import prepared
 
         return prepared.plan(self, _spec(spec), provider, measured=measured)
+
+    def suggest(self, spec: SpecGiven, provider: Backends = "all") -> list[Suggestion]:
+        """Rank, alpha, learning rate, epochs and batch size for the spec's rows and model, one for each
+        backend, each with its reason and source. Reads the data; offline. Raises `DataError`."""
+        from orchestrate.runs.preparing import suggesting
+
+        return suggesting.suggest(self, _spec(spec), provider)
 
     def check(self, spec: SpecGiven, provider: Backends = "all") -> Listing[Problem]:
         """Every reason for which one of the backends would refuse, each naming the backends. Offline."""

@@ -72,7 +72,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
     @property
     def knowing(self) -> bool:
-        """Whether the answers carry knowledge: their words are not in the prompts, and few of them are equal."""
+        """Whether the answers carry knowledge: their words are not in the prompts, and few are equal."""
         return (
             self.copied_share < KNOWLEDGE_COPIED
             and self.distinct_share > 0.8

@@ -34,6 +34,7 @@ from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 if TYPE_CHECKING:
     from orchestrate.costing import Ownership
     from orchestrate.runs.preparing.quoting import LivePrice
+    from orchestrate.runs.preparing.suggesting import Suggestion
 
 _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _SHOWN = 40
@@ -99,9 +100,18 @@ def plan(
     all: Annotated[
         bool, typer.Option("--all", help="Every setting, with the field that carries it, asked for or not.")
     ] = False,
-) -> Output[list[Translation]]:
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Propose rank, rate, epochs and batch, with reasons.")
+    ] = False,
+) -> Output[list[Translation]] | Output[list[Suggestion]]:
     """What each setting of the spec becomes on each backend, and the memory that training takes where it is
     yours. Offline; exit code 2 when one is refused."""
+    if suggest:
+        if strict or gpu_memory is not None or fix or all:
+            raise UsageError("--suggest stands alone", fix="orchestrate plan --suggest")
+        with orchestrator(context) as ft:
+            spec = asked.read(provider)
+            return Output(ft.suggest(spec, backends_of(ft, spec, provider)), _show_suggestions)
     with orchestrator(context) as ft:
         if gpu_memory is not None:
             local = {**ft.settings.local, "gpu_memory_gib": _gib(gpu_memory)}
@@ -115,6 +125,21 @@ def plan(
     refused = any(t.inexact if strict else t.refused for t in translations)
     shown = [Translation.from_dict(masked(translation.to_dict())) for translation in translations]
     return Output(shown, lambda _: show_translations(translations, all=all), 2 if refused else 0)
+
+
+def _show_suggestions(found: list[Suggestion]) -> None:
+    for one in found:
+        shown = table("setting", "proposed", "now", "try too", "why")
+        for setting in one.settings:
+            near = ", ".join(f"{value:g}" for value in setting.neighbors)
+            now = "-" if setting.now is None else str(setting.now)
+            why = Text.assemble(setting.reason, (f"\n{setting.source}", "dim"))
+            shown.add_row(setting.name, f"{setting.value:g}", now, near, why)
+        out.print(Text.assemble((one.provider, "bold"), f"  {one.model}"))
+        out.print(shown)
+        for left in one.left_out:
+            note(f"{one.provider}: not proposed: {left}")
+    note("next: orchestrate sweep --suggest tries the neighbors, within one budget")
 
 
 def _gib(given: str) -> float:

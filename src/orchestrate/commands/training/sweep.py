@@ -35,7 +35,9 @@ from orchestrate.types import Search, Trial, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.sweep.space import Space
     from orchestrate.runs.sweep.trials import Searching
+    from orchestrate.spec import JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,9 @@ class SpaceOptions:
         list[str] | None,
         typer.Option("--range", metavar="NAME=LOW:HIGH[:log]", help="Bounds of a number; repeatable."),
     ] = None
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Vary rank and rate around what plan --suggest proposes.")
+    ] = False
     sampler: Annotated[str, typer.Option(metavar="NAME", help="grid, random or tpe.")] = "grid"
     trials: Annotated[
         int, typer.Option(min=0, help="At most so many; default: the whole grid, or 20.", show_default=False)
@@ -136,7 +141,12 @@ def _begun(
 ) -> Search:
     from orchestrate.runs.sweep import searching, space
 
-    varied = space.parse(vary.grid or (), vary.ranges or ())
+    if vary.suggest:
+        if vary.grid or vary.ranges or provider is None:
+            raise UsageError("--suggest chooses what varies: give --provider, and no --grid or --range")
+        spec, varied = _suggested(ft, asked.read(provider), provider)
+    else:
+        spec, varied = None, space.parse(vary.grid or (), vary.ranges or ())
     if (provider is None) == (space.PROVIDER not in varied.choices):
         raise UsageError("name the backend once: --provider NAME, or --grid provider=A,B")
     order = searching.Order(
@@ -152,8 +162,29 @@ def _begun(
         max_cost_usd=amount(aim.max_cost, "--max-cost"),
         seed=vary.seed,
     )
-    spec = asked.read(provider or "all")
+    spec = spec or asked.read(provider or "all")
     return searching.begin(ft, spec, ft.backends(provider) if provider else [], order)
+
+
+def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec, Space]:
+    """The spec with what is proposed for it, and the neighbors that vary."""
+    from orchestrate.runs.sweep import space
+    from orchestrate.spec import JobSpec
+
+    backends = ft.backends(provider)
+    if len(backends) != 1:
+        raise UsageError("--suggest is for one backend", fix="--provider NAME")
+    [found] = ft.suggest(spec, backends)
+    if not found.choices:
+        raise UsageError(f"nothing to vary is proposed for {provider}: {'; '.join(found.left_out)}")
+    fixed = {name: value for name, value in found.values.items() if name not in found.choices}
+    fixed.pop("adapter.alpha", None)  # it follows the rank
+    for one in found.settings:
+        note(f"{one.name} {one.value:g}: {one.reason} ({one.source})")
+    plain = spec.on(backends[0]).asked()
+    if "learning_rate" in found.choices:
+        plain.pop("learning_rate_multiplier", None)
+    return JobSpec.parse(space.applied(plain, fixed)), space.Space(found.choices)
 
 
 def _agree(price: Any, search: Search, aim: AimOptions) -> None:
