@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.gateway.calls import Call, parsed, read, refusal_of, streamed
+from orchestrate.gateway.calls import Call, endpoint, parsed, read, refusal_of, streamed
 from orchestrate.gateway.models import Models
 from orchestrate.http.wire.bodies import HostError, parse
 from orchestrate.http.wire.openai import chat, responses
@@ -134,6 +134,7 @@ class Answers:
             streamed("/v1/chat/completions", "POST", self.chat),
             streamed("/v1/completions", "POST", self.complete),
             streamed("/v1/responses", "POST", self.respond),
+            endpoint("/v1/embeddings", "POST", _no_embeddings),
         ]
 
     async def chat(self, call: Call) -> Response:
@@ -207,6 +208,12 @@ class Answers:
         if asked.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return responses.written(asked, await self._chat(call, parse(ChatRequest, body), body))
+
+
+def _no_embeddings(call: Call) -> Any:
+    del call
+    told = "The gateway serves no embeddings: ask their own host, with a client that has its own base URL"
+    raise HostError(404, told, code="not_served")
 
 
 def _limit(host: Chat) -> str:

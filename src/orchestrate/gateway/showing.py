@@ -293,16 +293,17 @@ def _metric_events(
 def checkpoints(
     job: GatewayJob, run: Run, told: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
-    """Newest first. The last one is the model itself."""
+    """Newest first, one for each step, also where a host keeps it as an adapter and as a merged model. The
+    last one is the model itself."""
     rows = {row["step"]: row for row in objects.metric_rows(points)}
-    known = [(point.step, point) for point in told if point.step is not None]
-    last = max((step for step, _ in known), default=None)
+    known = {point.step: point for point in told if point.step is not None}
+    last = max(known, default=None)
     done = run.status is JobStatus.SUCCEEDED
     found: list[dict[str, Any]] = []
     if done and not known:
         step = run.total_steps or max(rows, default=1)
-        known, last = [(step, Checkpoint(id="", step=step))], step
-    for step, point in reversed(known):
+        known, last = {step: Checkpoint(id="", step=step)}, step
+    for step, point in sorted(known.items(), reverse=True):
         name = job.tuned if done and step == last else objects.step_model(job.tuned, step)
         at = point.created_at or run.finished_at or run.updated_at
         metrics = {"step": step, **rows.get(step, {})}

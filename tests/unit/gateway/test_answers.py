@@ -126,9 +126,11 @@ def test_a_response_and_its_stream_are_the_chat(openai: OpenAI, name: str) -> No
     whole = openai.responses.create(model=name, input="order 17", max_output_tokens=12, temperature=0)
     assert whole.output_text == chat.choices[0].message.content
     with openai.responses.stream(model=name, input="order 17", max_output_tokens=12, temperature=0) as stream:
-        kinds = [event.type for event in stream]
+        events = list(stream)
+        kinds = [event.type for event in events]
         last = stream.get_final_response() if kinds[-1] == "response.completed" else None
     assert kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete")
+    assert "usage" not in events[0].response.model_fields_set  # an object, where there is one
     if last is not None:
         assert last.output_text == whole.output_text and ("nano" not in name or last.usage)
 

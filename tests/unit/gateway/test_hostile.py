@@ -46,6 +46,7 @@ PATHS = [
     ("POST", "chat/completions"),
     ("POST", "completions"),
     ("POST", "responses"),
+    ("POST", "embeddings"),
     ("PATCH", "models"),
     ("POST", "nowhere"),
 ]

@@ -43,6 +43,7 @@ def test_a_whole_life_on_a_host(gateway: Gateway, openai: OpenAI, model: str) ->
     assert table[0].startswith("step,") and len(table) > 1
     points = openai.fine_tuning.jobs.checkpoints.list(job.id).data
     assert points and points[0].fine_tuned_model_checkpoint == done.fine_tuned_model
+    assert len({point.step_number for point in points}) == len(points)
     assert done.fine_tuned_model in [one.id for one in openai.models.list()]
     [run] = [run for run in gateway.ft.runs() if run.record.tags.get("team") == model]
     assert run.record.status.value == "succeeded" and run.record.provider == MODELS[model]["backend"]

@@ -12,7 +12,7 @@ from tests.unit.serving.conftest import random_adapter
 from tests.unit.serving.gguf import QUESTION, Made, file_of, ollama_of, peft_of
 from tests.unit.serving.test_ollama import rendered_by_go
 
-from orchestrate.errors import UsageError
+from orchestrate.errors import SetupError, UsageError
 from orchestrate.local.weights.asking import ask_all
 from orchestrate.serving.export.forms import export, quantise, scripts_in
 from orchestrate.serving.proof.folder import FolderPlace
@@ -86,6 +86,14 @@ def test_a_vocabulary_that_llama_cpp_cuts_otherwise_is_refused(tmp_path: Path) -
     with pytest.raises(UsageError, match="does not know how this model's tokenizer cuts text"):
         export(tuned, "gguf", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_package_that_the_scripts_need_is_named_with_its_fix(tmp_path: Path) -> None:
+    (tmp_path / "convert_hf_to_gguf.py").write_text("import a_package_of_nobody.parts\n")
+    asked = {"model": str(TINY), "target": str(tmp_path / "x.gguf"), "outtype": "f16"}
+    with pytest.raises(SetupError) as told:
+        ask_all([{"task": "convert", "llama_cpp": str(tmp_path), **asked}], module="conversion")
+    assert told.value.fix == "pip install a_package_of_nobody"
 
 
 def test_an_unknown_quantisation_is_refused(made: Made, tmp_path: Path) -> None:

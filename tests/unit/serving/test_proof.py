@@ -21,7 +21,7 @@ from orchestrate.serving.proof.heard import Asked, Heard
 from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.types import Canary, JobHandle, Message, Probe, Proof, ProofStage, Reply, Sheet
+from orchestrate.types import Canary, JobHandle, Message, Probe, Proof, ProofStage, Reply, Said, Sheet
 from orchestrate.types.proof import badge
 
 pytestmark = [
@@ -227,6 +227,31 @@ def test_bytes_that_are_no_text_are_told_in_other_ways_and_are_no_other_answer(
     )
     proof = verify(replace(known.sheet, canaries=canaries), Text(told), run_id="r")
     assert proof.state == state, proof
+
+
+class Numbers(Text):
+    """A place whose log-probabilities of the tuned model lie `apart` from the trainer's."""
+
+    def __init__(self, apart: float) -> None:
+        super().__init__(lambda text: text)
+        self._apart = apart
+
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
+        known = [c.base if base else c.tuned for c in canaries]
+        return [[value + (0 if base else self._apart) for value in said.logprobs] for said in known]
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens", "state"),
+    [("bf16 on nf4", 3, "passed"), ("bfloat16", 300, "failed"), ("fp32", 3, "failed")],
+)
+def test_a_few_tokens_may_lie_a_step_of_bf16_apart(
+    precision: str, tokens: int, state: str, known: Known
+) -> None:
+    said = Said(text="one", ids=(5,) * tokens, logprobs=(-0.5,) * tokens, pieces=(b"x",) * tokens, ended=True)
+    canary = replace(known.sheet.canaries[0], tuned=said, base=replace(said, text="two"))
+    sheet = replace(known.sheet, canaries=(canary,), precision=precision, noise=0.0)
+    assert states(verify(sheet, Numbers(0.0292), run_id="r"))["distance"] == state
 
 
 LISTED: dict[str, Any] = {"data": [{"id": "tuned", "owned_by": "vllm"}]}

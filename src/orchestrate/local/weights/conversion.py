@@ -84,6 +84,12 @@ def _run(llama_cpp: str, script: str, arguments: Sequence[str]) -> None:
     except SystemExit as ended:
         if ended.code:
             raise UsageError(f"{script} ended with {ended.code}") from ended
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0] or str(error)
+        raise SetupError(
+            f"llama.cpp's {script} needs the package {package!r}, which is not installed",
+            fix=f"pip install {package}",
+        ) from error
     except NotImplementedError as error:
         raise UsageError(
             f"llama.cpp cannot convert this model: {error}", fix="a newer llama.cpp may"

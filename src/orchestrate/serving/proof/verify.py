@@ -3,12 +3,14 @@
 1. The place asks the model with the very token ids with which it was trained.
 2. Canaries, prompts that base and tuned model answer in their own ways, are answered as the tuned model does.
 3. The log-probabilities of these answers lie no further from the trainer's than twice as far as the base's do
-   there; where none are told, the answers agree, with an interval.
+   there (at least 0.01 nats a token), and in bf16 one step of a logit more, shared among the tokens that were
+   compared; where none are told, the answers agree, with an interval.
 4. An answer ends at the end of its turn, neither before nor behind.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -21,6 +23,9 @@ from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 
 LEAST_FLOOR = 0.01
 """Nats a token. Two engines in the same precision lie about 0.004 apart."""
+BF16_STEP = 0.0625
+"""Between two neighboring bf16 values from 8 to 16, where the logits of likely tokens lie. Two right engines
+may round one token that far apart; over many tokens it averages out."""
 AGREEMENT = 0.9
 """The share of answers that must be able to agree where log-probabilities are not told: the interval's high
 end."""
@@ -171,19 +176,29 @@ def _alike(one: Sequence[object], other: Sequence[object]) -> int:
 
 def _distance(sheet: Sheet, place: Place, answers: Sequence[Heard]) -> ProofStage:
     canaries = sheet.canaries
-    tuned = _apart([c.tuned for c in canaries], place.scores(canaries, base=False))
-    base = _apart([c.base for c in canaries], place.scores(canaries, base=True))
+    tuned, tokens = _apart([c.tuned for c in canaries], place.scores(canaries, base=False))
+    base, _ = _apart([c.base for c in canaries], place.scores(canaries, base=True))
     if tuned is None or base is None:
         return _agreement(canaries, answers, tuned)
     floor = max(base, sheet.noise, LEAST_FLOOR)
-    figures: dict[str, float] = {"nats a token": round(tuned, 5), "floor": round(floor, 5)}
-    told = f"{tuned:.4f} nats a token from the trainer's numbers; the base lies {base:.4f} apart there"
-    if tuned <= 2 * floor:
+    step = BF16_STEP if sheet.precision.startswith(("bf16", "bfloat16")) else 0.0
+    limit = 2 * floor + step / math.sqrt(tokens)
+    figures: dict[str, float] = {
+        "nats a token": round(tuned, 5),
+        "floor": round(floor, 5),
+        "limit": round(limit, 5),
+        "tokens": tokens,
+    }
+    told = (
+        f"{tuned:.4f} nats a token from the trainer's numbers over {count(tokens, 'token')}; "
+        f"the base lies {base:.4f} apart there"
+    )
+    if tuned <= limit:
         return ProofStage(name="distance", state="passed", detail=told, figures=figures)
     return ProofStage(
         name="distance",
         state="failed",
-        detail=f"{told}, so at most {2 * floor:.4f} were expected",
+        detail=f"{told}, so at most {limit:.4f} was expected",
         fix="the weights are not those that were trained: another adapter or checkpoint, another scale, or "
         "merged "
         "into quantised weights",
@@ -191,17 +206,19 @@ def _distance(sheet: Sheet, place: Place, answers: Sequence[Heard]) -> ProofStag
     )
 
 
-def _apart(known: Sequence[Said], seen: Sequence[Sequence[float | None]] | None) -> float | None:
-    """The mean distance over all tokens that are told; `None` for fewer than one of each answer."""
+def _apart(known: Sequence[Said], seen: Sequence[Sequence[float | None]] | None) -> tuple[float | None, int]:
+    """The mean distance over all tokens that are told, and how many; `None` for fewer than one of each
+    answer."""
     if seen is None:
-        return None
+        return None, 0
     pairs = [
         (a, b)
         for said, values in zip(known, seen, strict=True)
         for a, b in zip(said.logprobs, values, strict=False)
         if b is not None
     ]
-    return sum(abs(a - b) for a, b in pairs) / len(pairs) if len(pairs) >= len(known) else None
+    enough = pairs and len(pairs) >= len(known)
+    return sum(abs(a - b) for a, b in pairs) / len(pairs) if enough else None, len(pairs)
 
 
 def _agreement(canaries: Sequence[Canary], heard: Sequence[Heard], apart: float | None) -> ProofStage:

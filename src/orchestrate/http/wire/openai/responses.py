@@ -266,7 +266,7 @@ def _response(
         "max_output_tokens": asked.max_output_tokens,
         "text": {"format": {"type": "text"}, **_given(asked.text)},
         "reasoning": asked.reasoning.model_dump() if asked.reasoning else None,
-        "usage": None if usage is None else _usage(usage),
+        **({} if usage is None else {"usage": _usage(usage)}),
     }
 
 
