@@ -62,6 +62,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     rate = fields(Rate, without=("provider", "undated", "own"))
     host = fields(HostModel)
     host["properties"]["tunable"] = {"enum": [True, False, "unconfirmed"], "default": True}  # yes and no
+    host["properties"]["deployable"] = {"type": "boolean", "default": True}
     defaults = {**host, "required": []}
     model = fields(Model)
     model["properties"]["hosts"] = {"type": "object", "additionalProperties": host}

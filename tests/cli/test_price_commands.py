@@ -317,3 +317,23 @@ def test_a_sweep_varies_around_what_a_plan_suggests(cli: Cli, tmp_path: Path) ->
     assert cli("sweep", "-p", "together", "--suggest", "--grid", "epochs=1,2").code == 2
     assert cli("sweep", "--suggest").code == 2
     assert cli("plan", "--suggest", "--fix").code == 2
+
+
+def test_how_a_tuned_model_is_served_is_said_before_paying(cli: Cli, project: Path) -> None:
+    """Together does not serve what is tuned from a base whose id ends in -Reference."""
+    named = {"openai": "gpt-4.1-mini", "together": "llama-3.3-70b", "fireworks": "llama-3.3-70b"}
+    (project / "served.yaml").write_text(json.dumps({"model": named, "train": "train.jsonl"}))
+    checked = cli("check", "served.yaml", "--json", **ALWAYS_OPEN).json
+    assert checked["served"] == {
+        "openai": "by the token",
+        "together": "only downloaded",
+        "fireworks": "on dedicated GPUs, billed hourly",
+    }
+    [why] = [p for p in checked["problems"] if p["providers"] == ["together"] and p["code"] == "model"]
+    assert why["severity"] == "warning" and "-Reference" in why["message"]
+    quoted = cli(
+        "quote", "served.yaml", "--traffic", "20k req/day, 900 in, 150 out", "--json", **ALWAYS_OPEN
+    ).json
+    assert {q["provider"]: q["served"] for q in quoted["quotes"] if q["served"]} == checked["served"]
+    [ours] = [total for total in quoted["ownership"] if total["provider"] == "together"]
+    assert ours["monthly_usd"] is None and ours["elsewhere"]

@@ -43,6 +43,10 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What the host itself names as the replacement, where it has announced the end."""
     successor_note: str | None = None
     """What a reader of its price should know."""
+    deployable: Literal["yes", "no"] = "yes"
+    """Whether the host serves what is tuned from it; `no`: it can only be downloaded."""
+    deploy_note: str | None = None
+    """Where that is known from."""
     note: str | None = None
     sources: tuple[str, ...] = ()
 
@@ -162,8 +166,9 @@ def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
 
 def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str]) -> dict[str, Any]:
     merged = {**defaults, **host}
-    if isinstance(merged.get("tunable"), bool):  # YAML reads yes and no as booleans
-        merged["tunable"] = "yes" if merged["tunable"] else "no"
+    for name in ("tunable", "deployable"):
+        if isinstance(merged.get(name), bool):  # YAML reads yes and no as booleans
+            merged[name] = "yes" if merged[name] else "no"
     merged["sources"] = [sources[key] for key in merged["sources"]]
     return merged
 

@@ -138,6 +138,11 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
         warnings.append(
             f"{provider} may not tune {model.name}: {host.note or 'only seen among its inference models'}"
         )
+    if host.deployable == "no":
+        warnings.append(
+            f"{provider} tunes {model.name} and does not serve the tuned model: download it "
+            f"({host.deploy_note})"
+        )
     return ModelOnHost(
         provider=provider,
         id=name if base else host.id,

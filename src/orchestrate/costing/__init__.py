@@ -28,6 +28,7 @@ from orchestrate.costing.serving.ownership import (
     default_base,
     own,
     rents,
+    served_as,
     serving_terms,
 )
 from orchestrate.costing.serving.ways import Traffic
@@ -89,6 +90,7 @@ __all__ = [
     "gpu_memory_gb",
     "cheapest",
     "own",
+    "served_as",
     "serving_terms",
     "worst_confidence",
     "BillDifference",

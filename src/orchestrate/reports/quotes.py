@@ -81,6 +81,8 @@ def _remarks(quote: Quote) -> list[str]:
         found.append(quote.undecided)
     else:
         found += [f"minimum applied: {text.money(e.usd)} on top" for e in topped]
+    if quote.served:
+        found.append(quote.served if quote.served == "only downloaded" else f"served {quote.served}")
     return [*found, *quote.warnings]
 
 

@@ -250,6 +250,8 @@ class Quote(Record, frozen=True, kw_only=True):
     """Why the backend would refuse the job as it is."""
     unlisted: str | None = None
     """That nothing says that the host tunes the model at all."""
+    served: str | None = None
+    """How the backend serves a model tuned from this base: by the token, on dedicated GPUs, or only downloaded."""
     rows: int | None = None
     """To train on."""
     epochs: int | None = None
@@ -294,6 +296,7 @@ class Quote(Record, frozen=True, kw_only=True):
             "rows": self.rows,
             "epochs": self.epochs,
             "train_seconds": self.train_seconds,
+            "served": self.served,
             "why_not": self.why_none or self.unlisted,
         }
 

@@ -72,7 +72,7 @@ def month_on_gpus(
 CASES = [
     # host, model, requests a day, tokens in, tokens out, months, hours a day
     ("together", "qwen3.5-9b", 20_000, 900, 150, 6, 24.0),
-    ("together", "llama-3.3-70b", 300_000, 900, 150, 12, 24.0),
+    ("fireworks", "llama-3.3-70b", 300_000, 900, 150, 12, 24.0),
     ("together", "gpt-oss-120b", 150_000, 2000, 500, 3, 24.0),
     ("fireworks", "qwen3-32b", 1000, 300, 800, 6, 8.0),
     ("fireworks", "qwen3-235b-a22b", 90_000, 4000, 60, 1, 12.0),

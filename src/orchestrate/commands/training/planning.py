@@ -47,6 +47,8 @@ GpuHoursOpt = Annotated[
 class Checked(TypedDict):
     backends: list[str]
     problems: list[Problem]
+    served: dict[str, str]
+    """Of each backend of which it is known: how a tuned model is served there."""
 
 
 class Quoted(TypedDict):
@@ -68,7 +70,8 @@ def check(
         prepared = ft.prepare(spec, backends_of(ft, spec, provider))
     problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
     wrong = any(p.severity is Severity.ERROR for p in problems)
-    return Output(Checked(backends=backends, problems=problems), _show_checked, int(wrong))
+    served = {offer.provider: offer.quote.served for offer in prepared.offers if offer.quote.served}
+    return Output(Checked(backends=backends, problems=problems, served=served), _show_checked, int(wrong))
 
 
 def _show_checked(checked: Checked) -> None:
@@ -77,7 +80,9 @@ def _show_checked(checked: Checked) -> None:
     for name in checked["backends"]:
         errors = [p for p in problems if p.severity is Severity.ERROR and _concerns(p, name)]
         verdict = (count(len(errors), "error"), "red") if errors else ("ready", "green")
-        out.print(Text.assemble(f"{name}: ", verdict))
+        way = checked["served"].get(name)
+        later = f"  the tuned model: {way if way == 'only downloaded' else f'served {way}'}" if way else ""
+        out.print(Text.assemble(f"{name}: ", verdict, ("" if errors else later, "dim")))
 
 
 @command

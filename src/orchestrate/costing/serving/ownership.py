@@ -340,7 +340,24 @@ def own(
     return msgspec.structs.replace(period.total(told(serving)), elsewhere=tuple(elsewhere))
 
 
+def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:
+    """How the backend serves what it tunes from this base, in a few words; `None` where nobody knows."""
+    if resolved.host is not None and resolved.host.deployable == "no":
+        return "only downloaded"
+    if profile.near:
+        return "on this machine"
+    if token_rates(prices, resolved) is not None:
+        return "by the token"
+    if gpu_rates(prices, "deployment"):
+        return "on dedicated GPUs, billed hourly"
+    return "only downloaded" if portable else None
+
+
 def _hosted(profile: Profile, resolved: ModelOnHost, use: Use, prices: Prices) -> Serving | str:
+    if resolved.host is not None and resolved.host.deployable == "no":
+        return (
+            f"{profile.title} does not serve what is tuned from {resolved.name}: {resolved.host.deploy_note}"
+        )
     if (tokens := token_rates(prices, resolved)) is not None:
         return by_tokens(use.traffic, *tokens)
     rates = gpu_rates(prices, "deployment")

@@ -390,6 +390,14 @@ def _offer(
         if not translation.model and translation.refused:
             raise SpecError(str(translation.refused[0].rule))
         problems = provider.check(spec, data, translation)
+        told = {problem.message for problem in problems}
+        problems += [
+            Problem(
+                code="model", message=warning, severity=Severity.WARNING, field="model", providers=(name,)
+            )
+            for warning in provider.resolve(spec).warnings
+            if warning not in told
+        ]
         if terms.tokens_from is TokensFrom.NONE:
             quote = Quote(provider=name, model=translation.model, unavailable=UNCOUNTED)
         else:
@@ -404,16 +412,17 @@ def _offer(
         reason = f"{error.message}: {error.fix}"
         quote = Quote(provider=name, model=spec.model_for(name), unavailable=reason)
     found = tuple(merged([*of_files, *problems]))
-    told = replace(
+    quote = replace(
         quote,
         refused=_why_refused(found),
         unlisted=_unlisted(provider, spec),
+        served=_served(ws, provider, spec),
         rows=data.train.rows,
         epochs=size.epochs_of(translation, provider.profile, data.train.rows),
         batch_size=size.batch_of(translation),
         tokens_from=_counted_from(provider, spec, data, terms.tokens_from),
     )
-    return Offer(name, spec, translation, found, told)
+    return Offer(name, spec, translation, found, quote)
 
 
 def _counted_from(provider: Provider, spec: JobSpec, data: TrainingData, wanted: TokensFrom) -> TokensFrom:
@@ -442,6 +451,19 @@ def _unlisted(provider: Provider, spec: JobSpec) -> str | None:
     except SpecError:
         return None
     return None if model.host else f"{provider.name} is not known to tune {model.id}"
+
+
+def _served(ws: Workspace, provider: Provider, spec: JobSpec) -> str | None:
+    """How a tuned model is served there; `None` where nobody knows."""
+    from orchestrate import costing
+    from orchestrate.providers.base import Downloads
+
+    try:
+        resolved = provider.resolve(spec)
+    except SpecError:
+        return None
+    prices = costing.Prices(provider.prices, ws.rates)
+    return costing.served_as(provider.profile, resolved, prices, portable=isinstance(provider, Downloads))
 
 
 def _why_refused(problems: Sequence[Problem]) -> str | None:
