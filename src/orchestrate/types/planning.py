@@ -251,7 +251,7 @@ class Quote(Record, frozen=True, kw_only=True):
     unlisted: str | None = None
     """That nothing says that the host tunes the model at all."""
     served: str | None = None
-    """How the backend serves a model tuned from this base: by the token, on dedicated GPUs, or only downloaded."""
+    """How the backend serves what is tuned from this base: by the token, on dedicated GPUs, or not."""
     rows: int | None = None
     """To train on."""
     epochs: int | None = None
