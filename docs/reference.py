@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import orchestrate
-from orchestrate import JobSpec, Orchestrator, costing, errors
+from orchestrate import JobSpec, Orchestrator, costing, errors, profile
 from orchestrate.cli import COMMANDS, LazyCommand
 from orchestrate.commands import EXAMPLES
 from orchestrate.commands.setup.schema import names, of
+from orchestrate.profile import OPTIONS, Profile
 from orchestrate.settings import config
 from orchestrate.spec import specfile
 
@@ -400,7 +401,124 @@ def _listed(names: str | Sequence[str] | None) -> str:
     return names if isinstance(names, str) else ", ".join(names or ())
 
 
+# -- configuration ------------------------------------------------------------------------------------------
+
+OPTION_TEXTS: Mapping[str, str] = {
+    "home": "Folder for this backend's data files and runs. Default: the home folder.",
+    "prices": "Backend whose prices apply here.",
+    "retry_budget_s": "Seconds to keep retrying reads.",
+    "api_version": "Azure API version. Without it: Azure's v1 API.",
+    "deployment": "Deployment to ask in place of the tuned model, as on Azure.",
+    "headers": "Table of headers to send with each request.",
+    "multipart_bytes": "Upload files above this size in parts.",
+    "part_bytes": "Size of a part.",
+    "device": "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.",
+    "gpu_memory_gib": "Memory of a GPU in GiB, in place of the measured or listed one.",
+    "threads": "CPU threads. Default: as many as measure fastest.",
+    "gpu": "GPU type and count (`H100:2`), `auto` or `none`.",
+    "spot": "`true` rents interruptible machines.",
+    "max_hours": "Most hours of a run, all attempts together. Default: 24.",
+    "max_usd_per_hour": "Highest hourly price of a machine.",
+    "silence_minutes": "Restart a worker that has not reported for so long. Default: 10.",
+    "min_processes": "Fewest processes to continue with (`ray`).",
+    "depot": "Storage folder that both machines can reach: `s3://`, `gs://`, `hf://` or `file://`.",
+    "pass_env": "Environment variables to pass on to workers.",
+    "image": "Container image.",
+    "namespace": "Namespace or organization to run in.",
+    "cloud": "Anyscale cloud.",
+    "project": "Anyscale project.",
+    "instance": "Machine type, as the cloud calls it.",
+    "usd_per_hour": "Hourly price of a machine, when no list tells it.",
+    "context": "Kubernetes context.",
+    "cpus": "CPU cores.",
+    "memory": "Memory, as Kubernetes writes it.",
+    "node_selector": "Kubernetes labels of the nodes to use.",
+    "packages": "`pinned` (default) installs the versions of this machine; `image` uses its own.",
+    "ray_version": "Ray version of the cluster.",
+    "secret": "Kubernetes Secret whose keys become the worker's environment.",
+    "address": "Address of the Ray cluster.",
+    "disk_gb": "Disk size in GB.",
+    "infra": "Cloud, region or cluster, as SkyPilot writes it.",
+    "python": "Python of SkyPilot's environment.",
+    "server": "SkyPilot API server.",
+    "resource": "Azure resource that deploys.",
+    "resource_group": "Its resource group.",
+    "subscription": "Its subscription.",
+    "base_deployment": "Deployment of the base model, for comparisons with it.",
+}
+"""Option of any backend -> what it does."""
+
+
+def options_of(known: Profile) -> list[str]:
+    """Every option that `[hosts.NAME.options]` takes for this backend."""
+    return sorted({*OPTIONS, *(known.options or ())})
+
+
+def configuration() -> str:
+    from orchestrate.gateway.terms import Target, _Table
+    from orchestrate.settings import environment, hosts
+
+    kinds = [*profile.built_in(), *profile.places(), *profile.described()]
+    known = [profile.profile(kind) for kind in kinds]
+    variables = [
+        (one.kind, kind, f"`{name}`")
+        for one in known
+        if not one.near
+        for kind, name in (
+            ("key", "" if one.keyless else one.key_variable or f"{_word(one.kind)}_API_KEY"),
+            ("address", f"{_word(one.kind)}_BASE_URL" if not one.place else ""),
+            ("account", one.account_variable),
+            ("organization", one.organization_variable),
+            ("project", one.project_variable),
+            ("webhook secret", one.webhook_variable),
+            ("deployment token", f"{_word(one.kind)}_MANAGEMENT_TOKEN" if one.management_login else ""),
+            ("deployment address", f"{_word(one.kind)}_MANAGEMENT_URL" if one.management_login else ""),
+        )
+        if name
+    ]
+    parts = [
+        "# Configuration keys and variables",
+        "Every key of `orchestrate.toml` and every environment variable. "
+        "[How to configure](../configuration.md) shows what to do with them.",
+        "## orchestrate.toml",
+        table(("key", "what it does"), ((f"`{k}`", v) for k, v in config.TOP_LEVEL.items())),
+        "## [hosts.NAME]",
+        table(("key", "what it does"), ((f"`{k}`", v) for k, v in hosts.HOST_FIELDS.items())),
+        "## [hosts.NAME.options]",
+        table(
+            ("option", "what it does", "backends"),
+            (
+                (f"`{name}`", told, "all" if len(of) == len(known) else ", ".join(of))
+                for name, told in OPTION_TEXTS.items()
+                if (of := [one.kind for one in known if name in options_of(one)])
+            ),
+        ),
+        "## [gateway]",
+        table(("key", "type"), ((f"`{name}`", _type(one)) for name, one in _Table.model_fields.items())),
+        "Each `[gateway.models.NAME]` takes:",
+        table(("key", "type"), ((f"`{name}`", _type(one)) for name, one in Target.model_fields.items())),
+        "## Environment variables",
+        table(("variable", "what it does"), ((f"`{k}`", v) for k, v in environment.VARIABLES.items())),
+        "## Variables of hosts",
+        "A host of your own, `[hosts.NAME]`, reads `NAME_API_KEY` and `NAME_BASE_URL`.",
+        table(("backend", "what", "variable"), iter(variables)),
+        "`WANDB_API_KEY` and `WANDB_BASE_URL` go to backends that log to Weights & Biases; `HF_TOKEN` and "
+        "`HF_HUB_OFFLINE` are read by the Hugging Face libraries; `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE` "
+        "and `SSL_CERT_DIR` by every HTTP client.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _word(kind: str) -> str:
+    return kind.upper().replace("-", "_")
+
+
+def _type(one: Any) -> str:
+    return str(getattr(one.annotation, "__name__", one.annotation)).replace("NoneType", "None")
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "configuration": configuration,
     "commands": commands,
     "spec": spec,
     "json": json_output,

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.cli.conftest import Cli
 
 from orchestrate.sandbox import running
@@ -104,3 +106,63 @@ def test_what_is_in_use_or_not_at_a_host_stays(cli: Cli, sandbox: Sandbox, tmp_p
     assert cli("delete", "run-elsewhere", "--yes").code == 3, "no key"
     assert cli("delete", "run-elsewhere", "--yes", **sandbox.env).code in (3, 4), "another account"
     assert not any(deletions(sandbox, host) for host in MODELS)
+
+
+def listed(cli: Cli, sandbox: Sandbox, host: str) -> dict[str, dict[str, Any]]:
+    told = cli("stored", "-p", host, "--json", **sandbox.env)
+    assert told.code == 0, told.err
+    [account] = told.json
+    return {item["id"]: item for item in account["items"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", MODELS)
+def test_a_file_and_a_model_go_by_their_ids_unless_something_uses_them(
+    cli: Cli, project: Path, sandbox: Sandbox, host: str
+) -> None:
+    before = set(listed(cli, sandbox, host))
+    run = cli("submit", "-p", host, "--yes", "--watch", "--json", **sandbox.env).json[0]
+    made = {id: item for id, item in listed(cli, sandbox, host).items() if id not in before}
+    assert {item["run_id"] for item in made.values()} == {run["id"]}
+    [file] = [id for id, item in made.items() if item["kind"] == "file"]
+    [model] = [id for id, item in made.items() if item["kind"] == "model"]
+    assert all(item["created_at"] for item in made.values())
+    assert (made[file]["bytes"] is None) is (host == "fireworks"), "Fireworks lists no sizes"
+
+    store_file = config.load(env={}, home=project / "home").store_url
+    with Store.open(store_file) as store:
+        other = store.runs.get(run["id"], sandboxes=True)
+        again = replace(
+            other, id="run-again", ref="orc-again", status=JobStatus.RUNNING, job_id="job-again",
+            phase=SubmitPhase.SUBMITTED, finished_at=None,
+        )  # fmt: skip
+        store.runs.restore(again)
+    sandbox.clear_requests()
+    used = cli("delete", file, "--yes", **sandbox.env)
+    assert used.code == 2 and "run-again is running" in used.err, used.err
+    with Store.open(store_file) as store:
+        store.runs.apply("run-again", lambda run: replace(run, status=JobStatus.CANCELLED))
+    asked = cli("delete", file, **sandbox.env)
+    assert asked.code == 2 and deletions(sandbox, host) == [], "nobody agreed"
+    assert file in asked.err and "can't be undone" in " ".join(asked.err.split())
+
+    for id in (file, model):
+        # The answer is lost after the host has deleted: it is asked again, and says 404.
+        sandbox.fault(host, "lost_answer", method="DELETE")
+        done = cli("delete", id, "--yes", "--json", **sandbox.env)
+        assert done.code == 0 and done.json[0]["ids"] == [id], done.err
+        assert done.json[0]["run_id"] in (run["id"], "run-again")
+        assert id not in listed(cli, sandbox, host)
+        gone = len(deletions(sandbox, host))
+        twice = cli("delete", id, "--yes", "--json", **sandbox.env)
+        assert (twice.code, twice.json) == (0, []) and len(deletions(sandbox, host)) == gone
+    unknown = cli("delete", f"{file}-of-another-account", "--yes", **sandbox.env)
+    assert unknown.code == 2 and "another account" in unknown.err
+    assert cli("submit", "-p", host, "--yes", "--again", "--watch", **sandbox.env).code == 0, "uploads anew"
+
+
+def test_an_account_that_cannot_be_read_is_a_gap(cli: Cli, sandbox: Sandbox) -> None:
+    assert [one["keyless"] for one in cli("stored", "-p", "openai", "--json").json] == [True]
+    sandbox.fault("openai", "error", path="/v1/files", status=403)
+    told = cli("stored", "-p", "openai", "--json", **sandbox.env)
+    assert told.code == 4 and told.json[0]["partial"] and told.json[0]["listed"], told.err

@@ -47,6 +47,8 @@ from orchestrate.types import (
     Reply,
     Sheet,
     Standing,
+    Storage,
+    StoredItem,
     Told,
     Translation,
 )
@@ -294,7 +296,18 @@ class Deletes(Provider):
 class DeletesData(Provider):
     @abstractmethod
     def delete_data(self, remote: RemoteDataset) -> None:
-        """Deletes the files that were uploaded; those that are gone already are no error."""
+        """Delete the uploaded files. A file that is already deleted is not an error."""
+
+
+class ListsStored(Provider):
+    @abstractmethod
+    def stored(self) -> Storage:
+        """List every file and tuned model that the account keeps, whoever made it. Raises `ProviderError`
+        when the host lists nothing at all."""
+
+    @abstractmethod
+    def delete_stored(self, item: StoredItem) -> None:
+        """Delete it for good. An item that is already deleted is not an error."""
 
 
 class Limited(Provider):
@@ -496,6 +509,7 @@ FEATURES: Mapping[Feature, type[Provider]] = {
 _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     ShowsRows: ("rendered rows", "it does not show which tokens it makes of rows"),
     HandsOutFiles: ("data files", "it does not hand out the files of its jobs"),
+    ListsStored: ("list of stored files", "its API does not list or delete what an account keeps"),
     ListsModels: ("list of models", "its API does not say which models it tunes"),
     TakesAdapters: ("place for others' adapters", "{title} serves what it has trained itself"),
 }

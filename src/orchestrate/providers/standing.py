@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from orchestrate.errors import ProviderError
-from orchestrate.types import Billing, JobStatus, Standing
+from orchestrate.providers.calls.values import text, when, whole
+from orchestrate.types import Billing, JobStatus, Standing, Storage, StoredItem
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
+
+T = TypeVar("T")
 
 
 def jobs(
@@ -54,7 +57,36 @@ def joined(
 ) -> Billing:
     """Several lists; one that cannot be read does not hide the others. Raises `ProviderError` when none
     can."""
-    items: list[Standing] = []
+    items, failed = _read_lists(parts)
+    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
+    return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))
+
+
+def stored(
+    provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
+) -> Storage:
+    """Join the lists of what an account keeps, as `joined` does for what bills."""
+    items, failed = _read_lists(parts)
+    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
+    return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
+
+
+def file_of(provider: str, raw: Mapping[str, Any]) -> StoredItem:
+    """Read an entry of a list of files as OpenAI and Together write it."""
+    return StoredItem(
+        provider=provider,
+        kind="file",
+        id=str(raw["id"]),
+        name=text(raw.get("filename")),
+        bytes=whole(raw.get("bytes")),
+        created_at=when(raw.get("created_at")),
+        expires_at=when(raw.get("expires_at")),
+        note=text(raw.get("purpose")),
+    )
+
+
+def _read_lists(parts: Mapping[str, Callable[[], Iterable[T]]]) -> tuple[tuple[T, ...], list[str]]:
+    items: list[T] = []
     failed: dict[str, ProviderError] = {}
     for name, ask in parts.items():
         try:
@@ -63,11 +95,4 @@ def joined(
             failed[name] = error
     if len(failed) == len(parts):
         raise next(iter(failed.values()))
-    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
-    return Billing(
-        items=tuple(items),
-        partial=bool(failed),
-        unseen=tuple(
-            [f"{name} could not be asked for: {error.message}" for name, error in failed.items()] + untold
-        ),
-    )
+    return tuple(items), [f"{name} could not be asked for: {error.message}" for name, error in failed.items()]

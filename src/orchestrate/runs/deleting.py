@@ -1,24 +1,39 @@
-"""What a run has left at its host, and deleting it there: the tuned model and the uploaded rows."""
+"""List and delete what hosts keep: uploaded files and tuned models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, cast
 
-from orchestrate.errors import SetupError, UsageError
-from orchestrate.providers.base import Deletes, DeletesData, capability
+import msgspec
+
+from orchestrate.core.underway import work
+from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
+from orchestrate.profile import Profile
+from orchestrate.providers.base import (
+    Deletes,
+    DeletesData,
+    Deploys,
+    ListsStored,
+    Provider,
+    capability,
+)
 from orchestrate.runs.submitting import accounts
-from orchestrate.types import Record, RemoteDataset, Run
+from orchestrate.text import joined
+from orchestrate.types import Record, RemoteDataset, Run, StoredItem
 from orchestrate.workspace import Workspace
 
 DELETED = "deleted"
 """Records of the store: what was deleted at a host, by the run that it was of."""
+_AT_ONCE = 8
 
 
 class Stored(Record, frozen=True, kw_only=True):
-    """One thing that a host keeps of a run."""
+    """One thing that a host keeps, or kept until it was deleted."""
 
-    run_id: str
+    run_id: str | None
+    """The run of this store that it belongs to."""
     provider: str
     host: str
     kind: Literal["model", "data"]
@@ -26,15 +41,41 @@ class Stored(Record, frozen=True, kw_only=True):
     """As the host calls it; of a model its job where the host deletes both."""
 
 
+class AccountStorage(Record, frozen=True, kw_only=True):
+    """One account and what it keeps, as its host lists it."""
+
+    provider: str
+    host: str
+    account: str | None = None
+    listed: bool
+    """Whether the host gave at least one list."""
+    reason: str | None = None
+    """Why the host was not asked, or did not answer."""
+    keyless: bool = False
+    """Its key is not set."""
+    items: tuple[StoredItem, ...] = ()
+    unseen: tuple[str, ...] = ()
+    partial: bool = False
+    """Whether a list that the host has could not be read."""
+
+    @property
+    def gap(self) -> bool:
+        """Whether the account may keep something that is not listed here."""
+        return self.partial or not (self.listed or self.keyless)
+
+
+# -- of runs -----------------------------------------------------------------------------------------------
+
+
 def everything(ws: Workspace, *, sandbox: bool = False) -> list[Stored]:
-    """What is known to be at any host of the runs of this store, newest first. Nothing is asked."""
+    """List what the store knows to be at hosts, newest run first. No host is asked."""
     runs = ws.store.runs.matching(sandbox=sandbox)
     return [one for run in runs if not _own(ws, run) for one in _known(ws, run)]
 
 
 def stored(ws: Workspace, run: Run) -> list[Stored]:
-    """What is known to be at the host. Nothing is asked. Raises `UsageError` for a run with nothing there,
-    or whose things are in use."""
+    """List what the store knows to be at a run's host. No host is asked. Raises `UsageError` for a run with
+    nothing there, or whose things are in use."""
     if _own(ws, run):
         raise UsageError(
             f"nothing of run {run.id} was uploaded to a host: it is on machines of your own",
@@ -50,6 +91,10 @@ def _own(ws: Workspace, run: Run) -> bool:
         profile = ws.provider(run.provider).profile
     except SetupError:
         return False
+    return _is_own(profile)
+
+
+def _is_own(profile: Profile) -> bool:
     return profile.near or bool(profile.place)
 
 
@@ -59,13 +104,13 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
     if run.job_id is not None and "model" not in gone:
         found.append(_stored(run, "model", (run.tuned_model or run.job_id,)))
     if (remote := _uploaded(ws, run)) is not None:
-        found.append(_stored(run, "data", tuple(filter(None, (remote.train_id, remote.validation_id)))))
+        found.append(_stored(run, "data", _files(remote)))
     return found
 
 
 def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
-    """Delete at the host what `stored` lists, and write each down as it is done; a second call does what is
-    left. Raises `MissingKey`, `OtherAccount`, `Unsupported` and `ProviderError`."""
+    """Delete at the host what `stored` lists, and record each deletion as it happens. A second call deletes
+    the rest. Raises `MissingKey`, `OtherAccount`, `Unsupported` and `ProviderError`."""
     store, done, found = ws.store, list[Stored](), stored(ws, run)
     provider = ws.ready(run.provider)
     accounts.require(store, provider, run)
@@ -85,6 +130,10 @@ def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _:
 
 def _stored(run: Run, kind: Literal["model", "data"], ids: tuple[str, ...]) -> Stored:
     return Stored(run_id=run.id, provider=run.provider, host=run.host, kind=kind, ids=ids)
+
+
+def _files(remote: RemoteDataset) -> tuple[str, ...]:
+    return tuple(filter(None, (remote.train_id, remote.validation_id)))
 
 
 def _uploaded(ws: Workspace, run: Run) -> RemoteDataset | None:
@@ -107,3 +156,143 @@ def _require_unused(ws: Workspace, run: Run) -> None:
                 f"run {other.id} is {other.status.value} and trains on the same uploaded rows",
                 fix=f"wait for it, or orchestrate cancel {other.id}",
             )
+
+
+# -- of accounts -------------------------------------------------------------------------------------------
+
+
+def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
+    """Ask each account what it keeps. Accounts on your own machines are left out, and sandboxes unless
+    `sandbox` asks for them alone. A host that fails is reported in its record and hides no other."""
+    runs = _owners(ws, sandbox)
+    with ThreadPoolExecutor(_AT_ONCE, "stored") as threads, work("asking the hosts what they keep"):
+        found = list(threads.map(lambda name: _asked(ws, name, sandbox, runs), names))
+    return [one for one in found if one is not None]
+
+
+def _owners(ws: Workspace, sandbox: bool) -> Mapping[tuple[str, str], str]:
+    """The newest run that each file, model or job belongs to, by host and id."""
+    found: dict[tuple[str, str], str] = {}
+    uploads: dict[object, RemoteDataset | None] = {}
+    for run in reversed(ws.store.runs.matching(sandbox=sandbox)):
+        content = (run.provider, run.host, run.account, run.dataset_digest)
+        if content not in uploads:
+            uploads[content] = _uploaded(ws, run)
+        remote = uploads[content]
+        for id in (run.tuned_model, run.job_id, *(_files(remote) if remote else ())):
+            if id is not None:
+                found[run.host, id] = run.id
+    return found
+
+
+def _asked(
+    ws: Workspace, name: str, sandbox: bool, runs: Mapping[tuple[str, str], str]
+) -> AccountStorage | None:
+    one = AccountStorage(provider=name, host=name, listed=False)
+    try:
+        backend = ws.provider(name)
+        if _is_own(backend.profile):
+            return None
+        one = msgspec.structs.replace(one, host=backend.host)
+        backend = ws.ready(name)
+        if backend.sandbox is not sandbox:
+            return None
+        storage = capability(backend, ListsStored).stored()
+        account = backend.account().id
+    except MissingKey as error:
+        return msgspec.structs.replace(one, reason=error.message, keyless=True)
+    except OrchestrateError as error:
+        return msgspec.structs.replace(one, reason=error.message)
+    items = tuple(
+        msgspec.structs.replace(
+            item, run_id=runs.get((backend.host, item.id)) or runs.get((backend.host, item.job_id or ""))
+        )
+        for item in storage.items
+    )
+    return msgspec.structs.replace(
+        one, listed=True, account=account, items=items, unseen=storage.unseen, partial=storage.partial
+    )
+
+
+def find(
+    ws: Workspace, id: str, names: Sequence[str], *, sandbox: bool = False
+) -> tuple[AccountStorage, StoredItem]:
+    """Find a file or model by its host's id. Raises `UsageError` when no account or several have it."""
+    asked = account_storage(ws, names, sandbox=sandbox)
+    found = {
+        (one.host, item.kind, item.id): (one, item)
+        for one in asked
+        for item in one.items
+        if item.is_called(id)
+    }
+    if not found:
+        seen = joined([one.provider for one in asked if one.listed]) or "no account"
+        missed = [f"{one.provider} ({one.reason or '; '.join(one.unseen)})" for one in asked if one.gap]
+        also = f"; could not read: {joined(missed)}" if missed else ""
+        raise UsageError(
+            f"no run, file or model is called {id!r} (asked: {seen}{also}): it may be in another account, or "
+            "deleted already",
+            fix="orchestrate stored   lists what each account keeps",
+        )
+    if len(found) > 1:
+        several = joined([f"{item.kind} {item.id} at {one.provider}" for one, item in found.values()])
+        raise UsageError(f"{id!r} fits several: {several}", fix="give the full id, and --provider")
+    return next(iter(found.values()))
+
+
+def deleted(ws: Workspace, id: str) -> Stored | None:
+    """What a run of this store had under this id until it was deleted from here."""
+    records = ws.store.history.records(DELETED)
+    return next((Stored.from_dict(one.data) for one in reversed(records) if id in one.data["ids"]), None)
+
+
+def delete_item(ws: Workspace, item: StoredItem) -> Stored:
+    """Delete one file or model that `find` found, and forget uploads that used it. Raises `UsageError` while
+    it is in use, and `ProviderError`."""
+    store, provider = ws.store, ws.ready(item.provider)
+    require_item_unused(ws, provider, item)
+    capability(provider, ListsStored).delete_stored(item)
+    kind = "data" if item.kind == "file" else "model"
+    done = Stored(run_id=item.run_id, provider=provider.name, host=provider.host, kind=kind, ids=(item.id,))
+    for run in store.runs.matching(provider=provider.name, host=provider.host):
+        remote = _uploaded(ws, run)
+        if remote is not None and item.id in _files(remote):
+            store.history.forget_upload(run.provider, run.host, run.account, remote.digest)
+    if item.run_id is not None:
+        store.history.add_record(item.run_id, DELETED, done)
+    return done
+
+
+def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> None:
+    """Raises `UsageError` while a job that has not ended uses it, of this store or not, or it is deployed."""
+    for run in ws.store.runs.matching(active=True, provider=provider.name, host=provider.host):
+        remote = _uploaded(ws, run)
+        if remote is not None and item.id in _files(remote):
+            raise UsageError(
+                f"run {run.id} is {run.status.value} and trains on {item.id}",
+                fix=f"wait for it, or orchestrate cancel {run.id}",
+            )
+    names = {item.id, item.id.rpartition("/")[2], item.job_id or item.id}
+    for job in provider.list():
+        if not job.status.terminal and job.handle.job_id not in names and _names(job.payload, names):
+            raise UsageError(
+                f"job {job.handle.job_id} at {provider.title} is {job.raw_status.lower()} and uses {item.id}",
+                fix="wait for it, or cancel it",
+            )
+    deployed = [one.model for one in ws.store.deployments.matching(over=False)]
+    if item.kind == "model" and isinstance(provider, Deploys) and item.job_id is not None:
+        deployed += [item.id for one in provider.deployments() if one.job_id == item.job_id.lower()]
+    if item.id in deployed:
+        fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take its deployment down first"
+        raise UsageError(f"{item.id} is deployed", fix=fix)
+
+
+def _names(value: object, names: set[str]) -> bool:
+    """Whether a job, as its host tells it, names one of these anywhere."""
+    if isinstance(value, str):
+        return value in names or value.rpartition("/")[2] in names
+    if isinstance(value, Mapping):
+        return any(_names(part, names) for part in cast("Mapping[str, Any]", value).values())
+    if isinstance(value, list | tuple):
+        return any(_names(part, names) for part in cast("Sequence[Any]", value))
+    return False

@@ -46,7 +46,17 @@ OWN_HOSTS = "ORCHESTRATE_OWN_HOSTS"
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
 """Of the home folder."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_TOP_LEVEL = {"home", "store", "budget_usd", "log_level", "hosts", "local", "gateway", "queue"}
+TOP_LEVEL: Mapping[str, str] = {
+    "home": "Folder for the store, local runs, data files and downloads. Relative to the file.",
+    "store": "URL of the run store: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.",
+    "budget_usd": "Spending limit in US dollars for everything in this store.",
+    "log_level": f"Least severe log messages to print: {', '.join(_LOG_LEVELS)}.",
+    "hosts": "A table for each backend, `[hosts.NAME]`.",
+    "local": "Options of the backend `local`.",
+    "gateway": "Settings of `orchestrate gateway`.",
+    "queue": "How many runs may be open at once, by backend: `NAME = 2`.",
+}
+"""Key of `orchestrate.toml` -> what it does."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,7 @@ def load(
     named = named_file(config_file, env)
     path = named or project_file(cwd)
     values = read_toml(path) if path else {}
-    reject_unknown(values, _TOP_LEVEL, str(path), "")
+    reject_unknown(values, TOP_LEVEL, str(path), "")
     base = path.parent if path else Path.cwd()
     home_dir = (
         home or _given(env.get("ORCHESTRATE_HOME")) or _given(values.get("home"), base) or _default_home()

@@ -8,6 +8,28 @@ from collections.abc import Mapping
 
 from orchestrate.errors import ConfigError
 
+VARIABLES: Mapping[str, str] = {
+    "ORCHESTRATE_HOME": "Folder for the store, local runs, data files and downloads, like `--home`.",
+    "ORCHESTRATE_STORE": "URL of the run store, like `--store`.",
+    "ORCHESTRATE_CONFIG": "Configuration file to read in place of the nearest `orchestrate.toml`.",
+    "ORCHESTRATE_KEYS": "File for API keys. What you trust lies in the same folder.",
+    "ORCHESTRATE_BUDGET_USD": "Spending limit in US dollars, in place of `budget_usd`.",
+    "ORCHESTRATE_LOG_LEVEL": "Least severe log messages to print, in place of `log_level`.",
+    "ORCHESTRATE_BY": "Who makes runs. Default: `user@machine`.",
+    "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. Private specs may go there.",
+    "ORCHESTRATE_ALLOW_GRADER_CODE": "`1` lets graders written in Python run, like `--allow-grader-code`.",
+    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Largest model download in gigabytes. Default: what its base should need.",
+    "ORCHESTRATE_NF4": "`bitsandbytes` answers small 4-bit models with its kernels. Default: `unpacked`.",
+    "ORCHESTRATE_PASS_ENV": "Further variables for worker processes, comma-separated.",
+    "ORCHESTRATE_NOTIFY_URL": "Webhook to call when a run ends.",
+    "ORCHESTRATE_NOTIFY_SECRET": "Secret that signs those webhooks.",
+    "ORCHESTRATE_NOTIFY_COMMAND": "Command to run when a run ends.",
+    "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
+    "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret that signs the gateway's webhooks.",
+    "ORCHESTRATE_TODAY": "Date to assume (`2027-01-07`) for prices, closing days and models.",
+}
+"""Our environment variables and what each does. Variables of hosts are in their profiles."""
+
 VARIABLE = "ORCHESTRATE_MAX_DOWNLOAD_GB"
 
 

@@ -33,21 +33,23 @@ from orchestrate.settings.keys import SANDBOX_KEY_PREFIX, Secret, from_keyring, 
 from orchestrate.text import meant
 
 _log = logging.getLogger(__name__)
-HOST_FIELDS = {
-    "type",
-    "profile",
-    "base_url",
-    "key_variable",
-    "account_id",
-    "organization",
-    "project",
-    "timeout_s",
-    "options",
+HOST_FIELDS: Mapping[str, str] = {
+    "type": "Backend whose class this host uses, when the name is your own. `openai-compatible` for a host "
+    "that a YAML file describes.",
+    "profile": "Name of that YAML file. Default: the host's name.",
+    "base_url": "Address of the API. Needs `orchestrate keys trust` before a key is sent to it.",
+    "key_variable": "Environment variable that holds the key. Default: `NAME_API_KEY`.",
+    "account_id": "Account id, on hosts that need one.",
+    "organization": "Organization id.",
+    "project": "Project id.",
+    "timeout_s": "Seconds before a request times out. Default: 60.",
+    "options": "Options of this backend, `[hosts.NAME.options]`.",
 }
+"""Key of `[hosts.NAME]` -> what it does."""
 
 _BELOW = dict.fromkeys(OPTIONS | BY_SDK | AWAY, "it belongs to [hosts.NAME.options]")
 _ABOVE = {
-    **dict.fromkeys(HOST_FIELDS - {"options"}, "it belongs to [hosts.NAME] itself"),
+    **dict.fromkeys(HOST_FIELDS.keys() - {"options"}, "it belongs to [hosts.NAME] itself"),
     "wandb_api_key": "keys are kept out of files: export WANDB_API_KEY=...",
     "wandb_base_url": "the W&B key goes there: export WANDB_BASE_URL=...",
     "allow_grader_code": "whoever runs it allows it: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",

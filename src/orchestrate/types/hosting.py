@@ -48,6 +48,42 @@ class Billing(Record, frozen=True, kw_only=True):
     """Whether one of them is a list that the host has and that could not be read now."""
 
 
+class StoredItem(Record, frozen=True, kw_only=True):
+    """One file or model that an account keeps, as the host lists it."""
+
+    provider: str
+    kind: Literal["file", "model"]
+    id: str
+    """The host's own."""
+    name: str | None = None
+    """The file's name, or what people call the model there."""
+    bytes: int | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    """When the host deletes it, where it says so."""
+    job_id: str | None = None
+    """The job that made the model."""
+    usd_per_month: Decimal | None = None
+    """What keeping it costs, on a host that bills for storage."""
+    run_id: str | None = None
+    """The run of this store that it belongs to."""
+    note: str | None = None
+
+    def is_called(self, name: str) -> bool:
+        """Return whether `name` means this item: its id, the last part of it, or its job's id."""
+        return name in (self.id, self.id.rpartition("/")[2], self.job_id)
+
+
+class Storage(Record, frozen=True, kw_only=True):
+    """What one account keeps, and what of it the host did not list."""
+
+    items: tuple[StoredItem, ...] = ()
+    unseen: tuple[str, ...] = ()
+    """What could not be listed, a sentence each."""
+    partial: bool = False
+    """Whether a list that the host has could not be read now."""
+
+
 ADAPTER_JOB = "adapter"
 """The kind of the `JobHandle` under which a host has an adapter that was uploaded to it: no job of it made
 it."""

@@ -11,8 +11,10 @@ import pytest
 from tests.paths import ROOT
 
 import orchestrate
+from orchestrate import profile
 from orchestrate.cli import COMMANDS
 from orchestrate.costing import built_in
+from orchestrate.settings import config, environment, hosts
 from orchestrate.spec import JobSpec
 
 FOLDER = ROOT / "docs" / "reference"
@@ -27,7 +29,7 @@ def script() -> Any:
     return module
 
 
-NAMES = ("commands", "spec", "json", "python", "errors", "translations", "prices")
+NAMES = ("configuration", "commands", "spec", "json", "python", "errors", "translations", "prices")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,6 +56,26 @@ def test_every_command_field_and_error_is_there() -> None:
     assert [name for name, told in rows.items() if len(told) < 20] == [], "each has its cause and way out"
     public = [name for name in orchestrate.__all__ if name not in raised and name != "__version__"]
     assert [name for name in public if f"## {name}\n" not in text("python")] == []
+
+
+INTERNAL = {"BOOT", "CODE", "DEPOT", "HIDDEN", "MODULE", "REF", "REPORT_S", "START_S"}
+"""What a worker on another machine is started with."""
+
+
+def test_every_key_option_and_variable_is_there(script: Any) -> None:
+    told = text("configuration")
+    read: set[str] = set()
+    for path in (ROOT / "src" / "orchestrate").rglob("*.py"):
+        read |= set(re.findall(r"\bORCHESTRATE_[A-Z0-9_]*[A-Z0-9]\b", path.read_text(encoding="utf-8")))
+    unlisted = read - {f"ORCHESTRATE_{name}" for name in INTERNAL} - set(environment.VARIABLES)
+    assert unlisted == set()
+    for kind in [*profile.built_in(), *profile.places(), *profile.described()]:
+        known = profile.profile(kind)
+        assert [name for name in script.options_of(known) if name not in script.OPTION_TEXTS] == [], kind
+        named = (known.key_variable, known.account_variable, known.organization_variable)
+        assert [name for name in named if name and f"`{name}`" not in told] == [], kind
+    for name in [*config.TOP_LEVEL, *hosts.HOST_FIELDS, *environment.VARIABLES]:
+        assert f"| `{name}` |" in told
 
 
 def test_every_price_is_there() -> None:

@@ -1,4 +1,4 @@
-"""delete: what a run has left at its host goes."""
+"""delete, stored: what hosts keep of runs and accounts."""
 
 from __future__ import annotations
 
@@ -9,51 +9,130 @@ import typer
 
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import SANDBOX, confirm, err, note, orchestrator, out, table
+from orchestrate.commands.terminal.console import (
+    SANDBOX,
+    confirm,
+    err,
+    note,
+    orchestrator,
+    out,
+    table,
+    warn,
+)
+from orchestrate.commands.terminal.options import ProviderOpt
 from orchestrate.core.tables import Listing
 from orchestrate.errors import HostUnavailable, UsageError
-from orchestrate.runs.deleting import Stored
-from orchestrate.text import count
+from orchestrate.runs.deleting import AccountStorage, Stored
+from orchestrate.store.ids import RUN_PREFIX
+from orchestrate.text import count, joined, money, size
+from orchestrate.types import Run
+from orchestrate.workspace import Workspace
+
+_ONE = {"data": "file", "model": "model"}
+
+
+@command
+def stored(
+    context: typer.Context,
+    *,
+    provider: ProviderOpt = "all",
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Ask sandboxes instead.")] = False,
+) -> Output[list[AccountStorage]]:
+    """Ask every configured account which files and tuned models it keeps, whoever made them.
+
+    Lists id, size, age, storage price where the host bills for it, and the run each belongs to. Exit code 4
+    when an account could not be read in full."""
+    from orchestrate.runs import deleting
+
+    with orchestrator(context) as ft:
+        names = ft.backends(provider)
+        found = deleting.account_storage(ft, names, sandbox=sandbox or bool(ft.settings.hosts.sandboxed))
+        gaps = any(one.gap for one in found)
+        return Output(found, _show_kept, HostUnavailable.exit_code if gaps else 0)
 
 
 @command
 def delete(
     context: typer.Context,
-    run: Annotated[
+    what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]",
-            help="A run that has ended. Without one: list what is known to be at hosts.",
+            metavar="[RUN|FILE|MODEL]",
+            help="A run that has ended, or the host's id of a file or tuned model. Without one: list what "
+            "the store knows to be at hosts.",
             autocompletion=completing.runs,
         ),
     ] = None,
     *,
+    provider: ProviderOpt = "all",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="List what is in sandboxes instead.")] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="List or search sandboxes instead.")] = False,
 ) -> Output[list[Stored]]:
-    """Delete a run's tuned model and its uploaded rows at the host, for good. The run stays in the store."""
+    """Delete a run's tuned model and uploaded rows at its host, or one file or model by its id, for good.
+
+    Refuses what is deployed or still used by a job. The run stays in the store."""
     from orchestrate.runs import deleting
 
     with orchestrator(context) as ft:
-        if run is None:
-            found = deleting.everything(ft, sandbox=sandbox or bool(ft.settings.hosts.sandboxed))
-            return Output(found, _show)
-        record = ft.record(run)
-        ws = ft.home_of(record)
-        found = deleting.stored(ws, record)
-        if not found:
-            return Output(found, lambda _: note(f"nothing of run {record.id} is known to be at a host"))
-        if record.sandbox:
-            err.print(SANDBOX)
-        err.print(_listed(found))
-        where = ws.provider(record.provider).title
-        if not confirm(f"Delete {count(len(found), 'thing')} at {where} for good?", yes=yes):
-            raise UsageError("nothing was deleted: nobody agreed", fix="add --yes")
-        done = deleting.delete(ws, record, lambda one: note(f"deleted: {one.kind} {', '.join(one.ids)}"))
+        inside = sandbox or bool(ft.settings.hosts.sandboxed)
+        if what is None:
+            return Output(deleting.everything(ft, sandbox=inside), _show)
+        try:
+            record = ft.record(what)
+        except UsageError:
+            if what in ("last", "latest") or what.startswith(RUN_PREFIX):
+                raise
+            return _delete_item(ft, what, ft.backends(provider), sandbox=inside, yes=yes)
+        return _delete_run(ft, record, yes=yes)
+
+
+def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]]:
+    from orchestrate.runs import deleting
+
+    ws = ft.home_of(record)
+    found = deleting.stored(ws, record)
+    if not found:
+        return Output(found, lambda _: note(f"nothing of run {record.id} is known to be at a host"))
+    if record.sandbox:
+        err.print(SANDBOX)
+    err.print(_listed(found))
+    where = ws.provider(record.provider).title
+    _require_agreed(f"Delete {count(len(found), 'thing')} at {where} for good?", yes=yes)
+    done = deleting.delete(ws, record, lambda one: note(f"deleted: {one.kind} {', '.join(one.ids)}"))
     left = [one for one in found if one not in done]
     for one in left:
         note(f"not deleted, as {one.provider} has no call for it: {one.kind} {', '.join(one.ids)}")
     return Output(done, lambda _: None, HostUnavailable.exit_code if left else 0)
+
+
+def _delete_item(
+    ft: Workspace, id: str, names: Sequence[str], *, sandbox: bool, yes: bool
+) -> Output[list[Stored]]:
+    from orchestrate.runs import deleting
+
+    try:
+        account, item = deleting.find(ft, id, names, sandbox=sandbox)
+    except UsageError:
+        if (gone := deleting.deleted(ft, id)) is None:
+            raise
+        told = f"{_ONE[gone.kind]} {id} at {gone.provider} was deleted already"
+        return Output(list[Stored](), lambda _: note(told))
+    provider = ft.provider(item.provider)
+    deleting.require_item_unused(ft, provider, item)
+    if provider.sandbox:
+        err.print(SANDBOX)
+    err.print(_kept([account], only=item.id))
+    where = f"{provider.title} ({account.host}, account {account.account})"
+    _require_agreed(f"Delete the {item.kind} {item.id} at {where} for good?", yes=yes)
+    done = deleting.delete_item(ft, item)
+    note(f"deleted: {item.kind} {item.id}")
+    return Output([done], lambda _: None)
+
+
+def _require_agreed(question: str, *, yes: bool) -> None:
+    question = f"{question} This can't be undone."
+    if not confirm(question, yes=yes):
+        raise UsageError(f"nothing was deleted, nobody agreed: {question}", fix="add --yes")
 
 
 def _show(found: Sequence[Stored]) -> None:
@@ -61,11 +140,52 @@ def _show(found: Sequence[Stored]) -> None:
         note("nothing of a run of this store is known to be at a host")
         return
     out.print(_listed(found))
-    note("orchestrate delete RUN  deletes what is there of it")
+    note("orchestrate delete RUN  deletes what is there of it; orchestrate stored  asks the hosts")
 
 
 def _listed(found: Sequence[Stored]) -> Listing:
     shown = table("run", "at", "what", "id", fold=("id",))
     for one in found:
-        shown.add_row(one.run_id, f"{one.provider} ({one.host})", one.kind, ", ".join(one.ids))
+        shown.add_row(one.run_id or "", f"{one.provider} ({one.host})", one.kind, ", ".join(one.ids))
+    return shown
+
+
+def _show_kept(found: Sequence[AccountStorage]) -> None:
+    items = [item for one in found for item in one.items]
+    if items:
+        out.print(_kept(found))
+        sizes = [item.bytes for item in items if item.bytes is not None]
+        files = sum(item.kind == "file" for item in items)
+        some = f", {size(sum(sizes))} where the host tells sizes" if sizes else ""
+        note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
+        note("orchestrate delete ID  deletes one for good")
+    else:
+        note("no account that answered keeps a file or a tuned model")
+    for one in found:
+        if one.gap and not one.listed:
+            warn(f"{one.provider} could not be read: {one.reason}")
+        for line in one.unseen:
+            (warn if one.partial else note)(f"{one.provider}: {line}")
+    if keyless := [one.provider for one in found if one.keyless]:
+        note(f"not asked, no key: {joined(keyless)}")
+
+
+def _kept(found: Sequence[AccountStorage], only: str | None = None) -> Listing:
+    names = ("at", "what", "id", "name", "size", "made", "deleted by host", "run")
+    items = [item for one in found for item in one.items if only in (None, item.id)]
+    prices = any(item.usd_per_month is not None for item in items)
+    shown = table(*names, *(["$/month"] if prices else []), right=("size",), fold=("id", "name"))
+    for item in items:
+        price = [money(item.usd_per_month)] if prices else []
+        shown.add_row(
+            item.provider,
+            item.kind,
+            item.id,
+            item.name or item.note or "",
+            "" if item.bytes is None else size(item.bytes),
+            "" if item.created_at is None else f"{item.created_at:%Y-%m-%d}",
+            "" if item.expires_at is None else f"{item.expires_at:%Y-%m-%d}",
+            item.run_id or "",
+            *price,
+        )
     return shown

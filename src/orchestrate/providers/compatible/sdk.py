@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
-from orchestrate.providers import settings
+from orchestrate.providers import settings, standing
 from orchestrate.providers.base import (
     Deletes,
     DeletesData,
     KeepsCheckpoints,
+    ListsStored,
     Measures,
     Pauses,
     Progress,
@@ -30,7 +31,7 @@ from orchestrate.providers.calls.clients import Kept, completions, connect, wire
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.calls.pages import made_since
 from orchestrate.providers.calls.payloads import Unreadable, redact_text
-from orchestrate.providers.calls.values import plain
+from orchestrate.providers.calls.values import plain, when
 from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
 from orchestrate.providers.files.transfer import MOST_FILE_BYTES, fetch_by_id
@@ -44,6 +45,8 @@ from orchestrate.types import (
     MetricPoint,
     Recalled,
     RemoteDataset,
+    Storage,
+    StoredItem,
     Told,
     Translation,
 )
@@ -241,7 +244,33 @@ class SdkResumes(SdkProvider, Resumes):
         self._ask(job, self.client.fine_tuning.jobs.resume, lambda status: status in going)
 
 
-class SdkDeletes(SdkProvider, Deletes, DeletesData):
+class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
+    def stored(self) -> Storage:
+        return standing.stored(self, {"files": self._stored_files, "models": self._stored_models})
+
+    def _stored_files(self) -> Iterator[StoredItem]:
+        for page in self._wire.pages(lambda: self.client.files.list()):
+            yield from (standing.file_of(self.name, plain(file)) for file in page.data)
+
+    def _stored_models(self) -> Iterator[StoredItem]:
+        """The tuned models of the account among all models that its key can use."""
+        jobs = {job.tuned_model: job.handle.job_id for job in self.list() if job.tuned_model}
+        for page in self._wire.pages(lambda: self.client.models.list()):
+            for model in page.data:
+                if model.id.startswith("ft:") or model.id in jobs:
+                    yield StoredItem(
+                        provider=self.name,
+                        kind="model",
+                        id=model.id,
+                        created_at=when(model.created),
+                        job_id=jobs.get(model.id),
+                    )
+
+    def delete_stored(self, item: StoredItem) -> None:
+        source = self.client.files if item.kind == "file" else self.client.models
+        with suppress(NotFound):
+            self._wire.read(lambda: source.delete(item.id))
+
     def delete_data(self, remote: RemoteDataset) -> None:
         for file in filter(None, (remote.train_id, remote.validation_id)):
             with suppress(NotFound):

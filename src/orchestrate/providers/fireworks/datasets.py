@@ -24,10 +24,11 @@ from orchestrate.errors import (
 )
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.values import plain, table, text, whole
+from orchestrate.providers.calls.values import items, plain, table, text, when, whole
 from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.fireworks import reading
 from orchestrate.providers.hosted import awaited, refused
+from orchestrate.types import StoredItem
 
 if TYPE_CHECKING:
     import httpx
@@ -101,6 +102,21 @@ class Datasets:
         api = self._client().datasets
         with suppress(NotFound):
             self._wire.read(lambda: api.delete(dataset_id, account_id=self._account()))
+
+    def stored(self) -> Iterator[StoredItem]:
+        """Every dataset of the account. The host lists how many rows each has, not its size."""
+        api, account = self._client().datasets, self._account()
+        for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
+            for raw in items(page):
+                count = whole(raw.get("exampleCount"))
+                yield StoredItem(
+                    provider=self._wire.provider,
+                    kind="file",
+                    id=str(raw["name"]),
+                    name=text(raw.get("displayName")),
+                    created_at=when(raw.get("createTime")),
+                    note=None if count is None else f"{count} rows",
+                )
 
     def fetch(self, dataset_id: str, file: Path) -> None:
         """Its one file, over a signed URL. Raises `NotFound` where it has none."""

@@ -25,6 +25,7 @@ from orchestrate.providers.base import (
     Downloads,
     EstimatesPrice,
     ListsModels,
+    ListsStored,
     Measures,
     Progress,
     Resumes,
@@ -33,7 +34,7 @@ from orchestrate.providers.base import (
 )
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.calls.pages import made_since
-from orchestrate.providers.calls.values import items, table, text
+from orchestrate.providers.calls.values import items, table, text, when
 from orchestrate.providers.files import archives
 from orchestrate.providers.fireworks import reading
 from orchestrate.providers.fireworks.connection import PAGE, Connection
@@ -67,6 +68,8 @@ from orchestrate.types import (
     Recalled,
     RemoteDataset,
     Standing,
+    Storage,
+    StoredItem,
     Told,
     Translation,
 )
@@ -91,6 +94,7 @@ class FireworksProvider(
     Resumes,
     Deletes,
     DeletesData,
+    ListsStored,
     EstimatesPrice,
     ListsModels,
 ):
@@ -287,6 +291,36 @@ class FireworksProvider(
     def delete_data(self, remote: RemoteDataset) -> None:
         for dataset in filter(None, (remote.train_id, remote.validation_id)):
             self._datasets.delete(dataset.rsplit("/", 1)[-1])
+
+    def stored(self) -> Storage:
+        return standing.stored(
+            self, {"datasets": self._datasets.stored, "models": self._stored_models}, "how large they are"
+        )
+
+    def _stored_models(self) -> Iterator[StoredItem]:
+        client, account = self._at.client(), self._at.account()
+        for page in self._wire.pages(
+            lambda: client.models.list(account_id=account, page_size=PAGE), omits_empty=True
+        ):
+            for raw in items(page):
+                job = text(raw.get("fineTuningJob"))
+                yield StoredItem(
+                    provider=self.name,
+                    kind="model",
+                    id=str(raw["name"]),
+                    name=text(raw.get("displayName")),
+                    created_at=when(raw.get("createTime")),
+                    job_id=reading.id_of(job) if job else None,
+                )
+
+    def delete_stored(self, item: StoredItem) -> None:
+        id = reading.id_of(item.id)
+        if item.kind == "file":
+            self._datasets.delete(id)
+            return
+        client, account = self._at.client(), self._at.account()
+        with suppress(NotFound):
+            self._wire.read(lambda: client.models.delete(id, account_id=account), expect=object)
 
     def delete(self, job: JobHandle) -> None:
         """Deletes the tuned model, which outlives its job there, and then the job."""

@@ -28,6 +28,7 @@ from orchestrate.providers.base import (
     EstimatesPrice,
     KeepsCheckpoints,
     ListsModels,
+    ListsStored,
     Measures,
     Progress,
     TakesAdapters,
@@ -68,6 +69,8 @@ from orchestrate.types import (
     Quote,
     Recalled,
     RemoteDataset,
+    Storage,
+    StoredItem,
     Told,
     Translation,
 )
@@ -88,6 +91,7 @@ class TogetherProvider(
     KeepsCheckpoints,
     Deletes,
     DeletesData,
+    ListsStored,
     EstimatesPrice,
     ListsModels,
 ):
@@ -263,6 +267,37 @@ class TogetherProvider(
         for file in filter(None, (remote.train_id, remote.validation_id)):
             with suppress(NotFound):
                 self._wire.read(lambda file=file: self._client().files.delete(file))
+
+    def stored(self) -> Storage:
+        return standing.stored(
+            self,
+            {"files": self._stored_files, "models": self._stored_models},
+            "checkpoints apart from their job's model, with which they are deleted",
+        )
+
+    def _stored_files(self) -> Iterator[StoredItem]:
+        listed = self._wire.entries(lambda: self._client().files.list(), "data")
+        return (standing.file_of(self.name, raw) for raw in listed)
+
+    def _stored_models(self) -> Iterator[StoredItem]:
+        for job in self.list():
+            if job.tuned_model:
+                yield StoredItem(
+                    provider=self.name,
+                    kind="model",
+                    id=job.tuned_model,
+                    created_at=job.finished_at or job.created_at,
+                    job_id=job.handle.job_id,
+                    note=f"tuned from {job.model}" if job.model else None,
+                )
+
+    def delete_stored(self, item: StoredItem) -> None:
+        """A model goes with its job, which the host deletes as one."""
+        with suppress(NotFound):
+            if item.kind == "file":
+                self._wire.read(lambda: self._client().files.delete(item.id))
+            else:
+                self._wire.read(lambda: self._client().fine_tuning.delete(item.job_id or item.id))
 
     def delete(self, job: JobHandle) -> None:
         """Deletes the job and its checkpoints on the host."""
