@@ -412,7 +412,7 @@ OPTION_TEXTS: Mapping[str, str] = {
     "headers": "Table of headers to send with each request.",
     "multipart_bytes": "Upload files above this size in parts.",
     "part_bytes": "Size of a part.",
-    "device": "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.",
+    "device": "`cpu` or `cuda`. Default: the GPU, where there is one.",
     "gpu_memory_gib": "Memory of a GPU in GiB, in place of the measured or listed one.",
     "threads": "CPU threads. Default: as many as measure fastest.",
     "gpu": "GPU type and count (`H100:2`), `auto` or `none`.",
@@ -479,7 +479,7 @@ def configuration() -> str:
     parts = [
         "# Configuration keys and variables",
         "Every key of `orchestrate.toml` and every environment variable. "
-        "[How to configure](../configuration.md) shows what to do with them.",
+        "[Configure](../how-to/configuration.md) shows what to do with them.",
         "## orchestrate.toml",
         table(("key", "what it does"), ((f"`{k}`", v) for k, v in config.TOP_LEVEL.items())),
         "## [hosts.NAME]",

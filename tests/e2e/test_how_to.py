@@ -37,6 +37,11 @@ EXPECTED = {
     "offline": ["succeeded"],
     "notifications": ["succeeded"],
     "large-data": ["ready", "median"],
+    "prepare-data": ["openai-chat", "track 1", "3 good", "⟦It is on its way.<|im_end|>⟧"],
+    "configuration": ["of $100", "budget"],
+    "team": ["succeeded"],
+    "troubleshooting": ["overhead", "together"],
+    "privacy": ["model", "file-", "SANDBOX"],
     "json": ["$schema"],
 }
 """What somebody who follows a page sees."""
