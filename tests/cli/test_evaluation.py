@@ -199,6 +199,31 @@ def test_a_model_that_takes_no_temperature_is_asked_without_and_that_is_told_onc
     assert again["notes"] == told["notes"] and len(host.bodies) == begun + len(sent)
 
 
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+def test_answers_are_asked_for_in_a_format_that_is_a_part_of_their_key(
+    cli: Cli, host: ChatHost, rows: str, tmp_path: Path
+) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    (tmp_path / "object.json").write_text('{"type": "json_object"}')
+    asked = ("eval", "--test", rows, "--limit", "4", *models(host, "good"), "--json")
+    sent: list[Any] = []
+    for more in ((), ("--response-format", "schema.json"), ("--response-format", "object.json")):
+        begun = len(host.bodies)
+        told = cli(*asked, *more).json
+        assert len(host.bodies) == begun + 4, "each format has answers of its own"
+        [format] = {json.dumps(body.get("response_format")) for body in host.bodies[begun:]}
+        assert told["sampling"]["response_format"] == json.loads(format)
+        sent.append(json.loads(format))
+        cli(*asked, *more)
+        assert len(host.bodies) == begun + 4
+    named = {"name": "answer", "schema": SCHEMA, "strict": True}
+    assert sent == [None, {"type": "json_schema", "json_schema": named}, {"type": "json_object"}]
+    (tmp_path / "broken.json").write_text('{"type": "json_schema"}')
+    assert cli(*asked, "--response-format", "broken.json").code == 2
+
+
 @pytest.mark.slow
 def test_asking_afresh_says_whether_the_host_changed_the_model(cli: Cli, host: ChatHost, rows: str) -> None:
     asked = ("eval", "--test", rows, *models(host, "moving"), "--json")

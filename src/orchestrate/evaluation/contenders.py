@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.core.retries import Retry
+from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.items import Answer, Item
 from orchestrate.paid.asking import Price, Question, Respondent, answer_of, one_at_a_time
@@ -159,6 +160,7 @@ def by_generator(
                 seed=sampling.seed + sample,
                 tools=list(same[0].tools) or None,
                 rounding="told" if sampling.temperature == 0 else "left",
+                schema=schema_of(sampling.response_format),
             )
             answers |= {q.digest: _told(r) for q, r in zip(same, replies, strict=True)}
         return [answers[q.digest] for q in questions]
@@ -209,7 +211,8 @@ def fingerprint(model: str) -> str:
 
 
 def _way(sampling: Sampling) -> dict[str, Any]:
-    return {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+    format = {} if sampling.response_format is None else {"response_format": sampling.response_format}
+    return {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, **format}
 
 
 def _json(value: Any) -> bytes:

@@ -110,6 +110,7 @@ def what_was_asked(evaluation: Evaluation) -> str:
         said += f", in {text.count(evaluation.clusters or 0, 'group')} by {evaluation.cluster}"
     way = evaluation.sampling
     how = "greedy" if not way.temperature else f"temperature {way.temperature:g}"
+    how += "" if way.response_format is None else f", held to {way.response_format['type']}"
     times = f", {way.samples} samples each" if way.samples > 1 else ""
     return f"{said}, {how}{times}, {evaluation.created_at:%Y-%m-%d %H:%M} UTC"
 

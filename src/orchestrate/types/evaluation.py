@@ -67,6 +67,8 @@ class Sampling(Record, frozen=True, kw_only=True):
     batch: int | None = None
     """On this machine: rows that are answered together; 1 answers each as it is answered alone, to the
     bit."""
+    response_format: dict[str, Any] | None = None
+    """To which each answer is held, as the chat completions API takes it."""
 
 
 class Contender(Record, frozen=True, kw_only=True):

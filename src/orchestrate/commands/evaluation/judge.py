@@ -18,6 +18,7 @@ from orchestrate.commands.terminal.console import note, orchestrator, out, print
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.core.amounts import amount
 from orchestrate.core.underway import work
+from orchestrate.data.response_formats import read_format
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
 from orchestrate.types import Evaluation, Sampling
@@ -92,6 +93,12 @@ class Rows:
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="On this machine: rows answered together; 1 answers as chat does."),
+    ] = None
+    response_format: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Hold answers to JSON: response_format of the API, or a JSON schema."
+        ),
     ] = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask again what was answered before: has the host changed it?")
@@ -205,6 +212,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
             max_tokens=rows.max_tokens,
             seed=rows.seed,
             batch=rows.batch,
+            response_format=None if rows.response_format is None else read_format(rows.response_format),
         ),
         rubric=decision.rubric,
         rated=decision.rated,

@@ -16,6 +16,7 @@ import torch
 from orchestrate.data.rows.examples import ChatMessage, UnpairedExample
 from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 from orchestrate.errors import DataError
+from orchestrate.local.answers.forms import Form, Forms, Held
 from orchestrate.local.answers.loading import (
     UNPACKED,
     base_of,
@@ -167,6 +168,7 @@ class Answerer:
         self.trained_length: int | None = cut_at if isinstance(cut_at, int) else None
         self.template, self.sampler = talk(self.adapter, self.folder, self.device)
         self.sampler.shares = True
+        self._forms: Forms | None = None
 
     def _lies_apart(self) -> bool:
         return self.adapter is None or (not self.whole and lies_apart(self.adapter))
@@ -209,7 +211,7 @@ class Answerer:
         fitting = [prompt for prompt in asked if isinstance(prompt, list)]
         model, adapter = self.model(request["base"])
         rounding = request.get("rounding", "left")
-        looks = rounding != "left" and rounds(model, self.device)
+        looks = rounding != "left" and rounds(model, self.device) and request.get("form") is None
         watch = self._watch(tools, send) if request["stream"] and fitting else None
 
         def draw(rows: int, prompts: list[list[int]] = fitting) -> list[list[int]]:
@@ -225,6 +227,7 @@ class Answerer:
                 close=close if looks else None,
             )
 
+        self.sampler.holds = None if request.get("form") is None else self._form(request["form"])
         self.sampler.fitting_rows = self.fitting_rows
         with adapter, torch.inference_mode():
             answers = draw(request.get("batch") or MOST_ROWS)
@@ -247,6 +250,13 @@ class Answerer:
             reply["notes"] += [ROUNDED_OTHERWISE] * (number in turned) + unpacked
             replies.append(reply)
         send({"replies": replies})
+
+    def _form(self, asked: dict[str, Any]) -> Callable[[Sequence[int]], Held]:
+        """What holds the answer to a prompt to a form. Raises `UsageError`, `MissingExtra`."""
+        if self._forms is None:
+            self._forms = Forms(self.template, self.sampler.stops)
+        forms, form = self._forms, decoding.convert(asked, Form)
+        return lambda prompt: forms.held(form, prompt)
 
     def likelihoods(self, request: dict[str, Any], send: Send) -> None:
         model, adapter = self.model(request["base"])

@@ -45,6 +45,7 @@ _SPACE = "WS: /[ \\n]{1,4}/\n"
 _LAYOUT = {"whitespace_pattern": "[ \\n\\t\\r]{0,64}"}
 """Between parts of JSON. Without an end a model may write blanks for ever."""
 _ANYTHING: dict[str, Any] = {"type": "object"}
+_KEPT = 32
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,9 +84,23 @@ class Forms:
             raise UsageError("with a slow tokenizer answers cannot be held to a form")
         ends = [id for id in stops if id < len(tokenizer)]
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=ends)
+        self._compiled: dict[bytes, Any] = {}
+        """The grammars of the last forms."""
 
     def held(self, form: Form, prompt: Sequence[int]) -> Held:
         """For one answer to this prompt. Raises `UsageError` for what cannot be held."""
+        key = msgspec.json.encode(form)
+        if key not in self._compiled:
+            while len(self._compiled) >= _KEPT:
+                self._compiled.pop(next(iter(self._compiled)))
+            self._compiled[key] = self._matcher(form)
+        matcher = self._compiled[key].deep_copy()
+        asked = self._template.hub.decode(prompt[-64:]).rstrip()
+        pairs = [pair for pair in self._pairs if pair[2] in self._template.chats.source(None)]
+        within = next((closing for _, closing, opening in pairs if asked.endswith(opening)), None)
+        return Held(matcher, self._tokens.vocab_size, tuple((o, c) for o, c, _ in pairs), closing=within)
+
+    def _matcher(self, form: Form) -> Any:
         if self._template.shape.around[0] or "<|message|>" in self._template.chats.source(None):
             raise UsageError("this model writes marks around its answers: they cannot be held to a form")
         self._require_no_marks(form)
@@ -98,10 +113,7 @@ class Forms:
         matcher = self._lib.LLMatcher(self._tokens, compiled, log_level=0)
         if matcher.is_error():
             raise UsageError(_reason(matcher.get_error()))
-        asked = self._template.hub.decode(prompt[-64:]).rstrip()
-        pairs = [pair for pair in self._pairs if pair[2] in self._template.chats.source(None)]
-        within = next((closing for _, closing, opening in pairs if asked.endswith(opening)), None)
-        return Held(matcher, self._tokens.vocab_size, tuple((o, c) for o, c, _ in pairs), closing=within)
+        return matcher
 
     @cached_property
     def _pairs(self) -> list[tuple[tuple[int, ...], tuple[int, ...], str]]:

@@ -128,7 +128,7 @@ class Generator:
                 raise reply
         return [reply for reply in replies if isinstance(reply, Reply)]
 
-    def attempt(
+    def attempt(  # noqa: PLR0913  each is a setting of its own
         self,
         prompts: Sequence[Prompt],
         *,
@@ -139,15 +139,18 @@ class Generator:
         tools: list[dict[str, Any]] | None = None,
         batch: int | None = None,
         rounding: Rounding = "left",
+        schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """As `generate`, with the reason in the place of each reply that there cannot be. `rounding`, for
         temperature 0: that a batch of 16-bit products turned a reply is `told` in its notes, or replies that
-        it may have turned are `mended`: asked for again, alone."""
+        it may have turned are `mended`: asked for again, alone. `schema`: of the JSON that each reply is
+        held to, or a call of one of `tools`."""
         if not prompts:
             return []
         question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
         with self._worker.holding(self._load) as worker:
-            worker.send("prompts", {**question, "batch": batch, "rounding": rounding})
+            form = None if schema is None else {"schema": schema, "calls": tools or None}
+            worker.send("prompts", {**question, "batch": batch, "rounding": rounding, "form": form})
             return [_reply(told) for told in worker.receive()["replies"]]
 
     def stream(

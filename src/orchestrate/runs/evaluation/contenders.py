@@ -161,7 +161,10 @@ class Contenders:
 
     def _of_model(self, written: str) -> Candidate:
         if written.startswith(recordings.WRITTEN):
-            return recordings.candidate(recordings.find(self._ft.store, written))
+            found = recordings.find(self._ft.store, written)
+            if found.sampling.response_format != self._sampling.response_format:
+                raise UsageError(f"{written} was not recorded with this --response-format")
+            return recordings.candidate(found)
         host, equals, model = written.partition("=")
         if equals and host == this_machine().kind:
             return self._plain_here(model, written)
@@ -187,6 +190,8 @@ class Contenders:
 
     def _asked(self, contender: Contender, chat: Chat, price: Price | None, *, own: bool) -> Candidate:
         require_price(contender.name, self._limit_usd, price)
+        if (format := self._sampling.response_format) is not None:
+            chat = replace(chat, options={**chat.options, "response_format": format})
         if self._logprobs:
             chat = chat.with_logprobs()
         if not self._stream:
@@ -242,7 +247,9 @@ class Contenders:
 
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
         """A model that judges or grades, by the same words."""
-        sampling = msgspec.structs.replace(self._sampling, max_tokens=max_tokens, temperature=temperature)
+        sampling = msgspec.structs.replace(
+            self._sampling, max_tokens=max_tokens, temperature=temperature, response_format=None
+        )
         other = Contenders(self._ft, sampling, self._on, self._key_variable, limit_usd=self._limit_usd)
         other._private, other._worker = self._private, self._worker
         self._open.callback(other.close)
@@ -305,6 +312,8 @@ class Contenders:
             found = self._asked(one, chat if asked is None else replace(chat, model=asked), price, own=own)
             return _played(found) if provider.sandbox else found
         require_price(one.name, self._limit_usd, price)
+        if sampling.response_format is not None:
+            raise UsageError(f"{provider.name} cannot be asked with --response-format", fix="--on here")
         found = by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
         return _played(found) if provider.sandbox else found
 

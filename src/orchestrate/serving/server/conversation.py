@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
+from orchestrate.data.response_formats import schema_of
+from orchestrate.errors import UsageError
 from orchestrate.http.wire.bodies import HostError
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
 
@@ -46,18 +48,10 @@ def chat_wish(asked: ChatRequest) -> dict[str, Any]:
 
 def _schema(asked: dict[str, Any] | None) -> dict[str, Any] | None:
     """Of the answer's JSON. Raises `HostError` 400."""
-    kind = "text" if asked is None else asked.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    given: dict[str, Any] = asked or {}
-    told: Any = given.get("json_schema") if kind == "json_schema" else None
-    schema: Any = cast("dict[str, Any]", told).get("schema") if isinstance(told, dict) else None
-    if not isinstance(schema, dict):
-        words = "it takes text, json_object, or json_schema with a name and a schema, which is an object"
-        raise HostError(400, words, param="response_format")
-    return cast("dict[str, Any]", schema)
+    try:
+        return schema_of(asked)
+    except UsageError as error:
+        raise HostError(400, error.message, param="response_format") from error
 
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

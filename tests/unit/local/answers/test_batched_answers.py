@@ -116,6 +116,14 @@ def test_answers_that_16_bits_turn_can_be_mended(tmp_path: Path) -> None:
     assert asked_at_once(loaded, rounding="mended") == alone
 
 
+def test_answers_are_held_to_a_schema_alone_and_together() -> None:
+    loaded = Loaded(TINY, torch.float32)
+    form = {"schema": {"enum": ["left", "right"]}, "calls": None}
+    together = asked_at_once(loaded, form=form, rounding="told")
+    assert {json.loads(said) for said in together} <= {"left", "right"}
+    assert together == asked_at_once(loaded, form=form, batch=1)
+
+
 def test_where_memory_runs_out_half_as_many_are_answered_together() -> None:
     loaded = Loaded(TINY, torch.float32)
     wanted = asked_at_once(loaded)

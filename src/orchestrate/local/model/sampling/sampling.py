@@ -13,12 +13,12 @@ import msgspec
 import torch
 
 from orchestrate.data.rows.examples import ChatExample, ChatMessage
-from orchestrate.errors import RunFailed
+from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.encoding.encoding import Template, encode
 from orchestrate.local.model.files.models import ModelFolder
 from orchestrate.local.model.sampling import caches, rounding
 from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Read, Row
-from orchestrate.local.model.sampling.drawing import NO_MEMORY, Drawn, Luck
+from orchestrate.local.model.sampling.drawing import NO_FORM, NO_MEMORY, Drawn, Holds, Luck
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
@@ -41,6 +41,8 @@ class Sampler:
     """Whether what all prompts of a batch begin with is read once."""
     fitting_rows: int | None = None
     """As many as memory did for, once it has run out."""
+    holds: Callable[[Sequence[int]], Holds] | None = None
+    """What holds the answer to a prompt to its form."""
     _bears_padding: bool | None = None
     _bears_sharing: bool | None = None
     _beginning: tuple[list[int], Any] | None = None
@@ -75,7 +77,7 @@ class Sampler:
                 str(place),
                 AS_IT_IS,
                 list(prompt),
-                Luck(temperature),
+                Luck(temperature, held=None if self.holds is None else self.holds(prompt)),
                 self.room(prompt, max_tokens),
                 frozenset(self.stops),
                 self.others,
@@ -199,6 +201,8 @@ class Sampler:
 def _require_token(drawn: Drawn) -> None:
     if drawn.failed == NO_MEMORY:
         raise torch.OutOfMemoryError("this machine has not enough memory to answer this prompt, even alone")
+    if drawn.failed == NO_FORM:
+        raise UsageError("the schema takes too much work to keep an answer to it: make it simpler")
     if drawn.failed:
         raise RunFailed("the model gives no finite numbers: its weights are broken, or overflow here")
 

@@ -1,0 +1,43 @@
+"""`response_format`, as the chat completions API takes it: which JSON an answer has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.errors import UsageError
+
+
+def schema_of(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the schema that a format holds answers to; `None` for text. Raises `UsageError`."""
+    kind = "text" if given is None else given.get("type")
+    if given is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    named: Any = given.get("json_schema") if kind == "json_schema" else None
+    schema: Any = cast("dict[str, Any]", named).get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        raise UsageError(
+            "response_format takes text, json_object, or json_schema with a name and a schema, "
+            "which is an object"
+        )
+    return cast("dict[str, Any]", schema)
+
+
+def read_format(path: Path) -> dict[str, Any]:
+    """Read a format, or a bare JSON schema, from a JSON file. Raises `UsageError`."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is not a response format: {error}",
+            fix='give a JSON file with {"type": "json_object"}, json_schema as the API takes it, or a schema',
+        ) from error
+    if "json_schema" not in found and found.get("type") not in ("text", "json_object", "json_schema"):
+        found = {"type": "json_schema", "json_schema": {"name": "answer", "schema": found, "strict": True}}
+    schema_of(found)
+    return found
