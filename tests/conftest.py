@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from tests import forking, key_scan
 from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
 from tests.workers import Nursery
+
+from orchestrate.local.run.process import importing
 
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 """No test looks into the keyring of the one who runs it."""
@@ -38,6 +41,8 @@ REPEATED = (
     ("tests/unit/places/", {"sky", "hf-jobs", "kuberay", "anyscale"}, ()),
 )
 """What shows the same of another database, host or place as of the first one: it runs in the slow half."""
+
+loading = ExitStack()
 
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
 
@@ -130,7 +135,8 @@ def quick_python() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # until all is imported and found: hardly anything of it is garbage
+    # Until all is imported and found: hardly anything of it is garbage, and no compiler of torch is needed.
+    loading.enter_context(importing())
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Keys(), "key-scan")
@@ -159,7 +165,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is there by now is there to the end: no collection of garbage has to look through it."""
     gc.freeze()
-    gc.enable()
+    loading.close()
 
 
 @pytest.hookimpl(trylast=True)  # after the workers of xdist have ended

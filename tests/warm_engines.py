@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from importlib import import_module
 
-gc.disable()  # until all is there: hardly anything of it is garbage
-for _name in (
+from orchestrate.local.run.process import importing
+
+_NAMES = (
     "peft",
     "orchestrate.local.answers.answering",
     "orchestrate.local.answers.engine",
@@ -15,6 +15,7 @@ for _name in (
     "orchestrate.local.run.worker",
     "orchestrate.local.weights.conversion",
     "orchestrate.local.weights.worker",
-):
-    import_module(_name)
-gc.enable()
+)
+with importing():
+    for _name in _NAMES:
+        import_module(_name)

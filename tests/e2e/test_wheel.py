@@ -88,9 +88,19 @@ def link(installed: Path, extra: str) -> None:
 
 def link_files(found: Distribution, site: Path) -> None:
     for file in found.files or ():
-        if file.parts[0] != "..":  # its commands
-            (site / file).parent.mkdir(parents=True, exist_ok=True)
-            (site / file).symlink_to(file.locate())
+        if (
+            file.parts[0] != ".." and "__pycache__" not in file.parts
+        ):  # neither its commands nor what is linked below
+            here, there = site / file, Path(str(file.locate()))
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(there)
+            cached = here.with_name("__pycache__")
+            if (
+                file.suffix == ".py"
+                and not cached.exists()
+                and (compiled := there.with_name("__pycache__")).exists()
+            ):
+                cached.symlink_to(compiled)  # to compile all of torch once more takes a minute
 
 
 def test_every_step_after_a_submit_without_a_key(typed: Typed) -> None:

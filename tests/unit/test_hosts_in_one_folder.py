@@ -5,15 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
+from tests import sources
 
 from orchestrate.data.shapes.known import BY_NAME
 from orchestrate.profile import DESCRIBED, built_in, described, this_machine
 
-SOURCE = ROOT / "src" / "orchestrate"
 HOME = this_machine().kind
 AWAY = [kind for kind in [*built_in(), *described()] if kind != HOME]
 FORMATS = "|".join(sorted(BY_NAME, key=len, reverse=True))
@@ -27,11 +25,10 @@ def mentions(text: str) -> bool:
     return bool(NAMED.search(re.sub(f"{FORMATS}|{DESCRIBED}", "", text)) or AS_BACKEND.search(text))
 
 
-def in_code(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def in_code(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
     """Line and text of each string, aside from docstrings and the help of commands, and of each import of a
     host's folder."""
     quiet: set[int] = set()
-    nodes = list(ast.walk(tree))
     for node in nodes:
         if isinstance(node, ast.Expr):
             quiet.add(id(node.value))  # docstrings, of fields too
@@ -72,20 +69,18 @@ def standing_for_backend(node: ast.AST) -> Iterator[tuple[int, str]]:
                 yield value.lineno, f"{word}: {HOME}"
 
 
-def shared() -> Iterator[Path]:
-    for path in sorted(SOURCE.rglob("*.py")):
-        room, _, rest = path.relative_to(SOURCE).as_posix().partition("/")
+def shared() -> Iterator[str]:
+    for path in sources.nodes():
+        room, _, rest = path.partition("/")
         if room == "catalog" or (room in ("providers", "sandbox") and rest.partition("/")[0] in built_in()):
             continue
-        if not path.is_relative_to(SOURCE / "http" / "wire"):  # the formats of an API, whoever speaks it
+        if not path.startswith("http/wire/"):  # the formats of an API, whoever speaks it
             yield path
 
 
 def test_no_shared_module_names_a_host() -> None:
     found = [
-        f"{path.relative_to(ROOT)}:{line}: {text[:80]!r}"
-        for path in shared()
-        for line, text in in_code(ast.parse(path.read_text(encoding="utf-8")))
+        f"{path}:{line}: {text[:80]!r}" for path in shared() for line, text in in_code(sources.nodes()[path])
     ]
     assert not found, "\n".join(found)
 
@@ -105,7 +100,7 @@ def test_no_shared_module_names_a_host() -> None:
     ],
 )
 def test_a_host_that_is_named_is_found(code: str) -> None:
-    assert list(in_code(ast.parse(code)))
+    assert list(in_code([*ast.walk(ast.parse(code))]))
 
 
 @pytest.mark.parametrize(
@@ -119,4 +114,4 @@ def test_a_host_that_is_named_is_found(code: str) -> None:
     ],
 )
 def test_what_is_no_host_is_let_through(code: str) -> None:
-    assert not list(in_code(ast.parse(code)))
+    assert not list(in_code([*ast.walk(ast.parse(code))]))

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 import pytest
-from tests.paths import ROOT
-
-SOURCE = ROOT / "src" / "orchestrate"
+from tests import sources
 
 PROCESSES = {
     "core/child.py": "the one way: a child that is asked",
@@ -90,8 +88,8 @@ UNKNOWN_PRICES = {
 NO_PRICE = re.compile(r"^(why_none|unavailable|unpriced|open_end)$")
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -99,14 +97,22 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+@cache
+def imports() -> dict[str, set[str]]:
+    return {file: set(imported(nodes)) for file, nodes in sources.nodes().items()}
+
+
 def users(*modules: str) -> set[str]:
     """Files that import one of the modules, or a part of one."""
 
-    def takes(path: Path) -> bool:
-        names = set(imported(ast.parse(path.read_text(encoding="utf-8"))))
+    def takes(names: set[str]) -> bool:
         return any(name == module or name.startswith(f"{module}.") for name in names for module in modules)
 
-    return {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if takes(path)}
+    return {file for file, names in imports().items() if takes(names)}
+
+
+def where(decides: Callable[[ast.AST], object]) -> set[str]:
+    return {file for file, nodes in sources.nodes().items() if any(map(decides, nodes))}
 
 
 @pytest.mark.parametrize(
@@ -157,13 +163,7 @@ def decides_on_money(node: ast.AST) -> bool:
 
 
 def test_nobody_else_holds_money_against_a_limit() -> None:
-    found = {
-        path.relative_to(SOURCE).as_posix()
-        for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if decides_on_money(node)
-    }
-    assert found == {LIMITS, *PRICES}
+    assert where(decides_on_money) == {LIMITS, *PRICES}
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,7 @@ def wants_a_price(node: ast.AST) -> bool:
 def test_nobody_else_refuses_for_the_price(
     decides: Callable[[ast.AST], bool], allowed: dict[str, str]
 ) -> None:
-    found = {
-        path.relative_to(SOURCE).as_posix()
-        for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if decides(node)
-    }
-    assert found == allowed.keys()
+    assert where(decides) == allowed.keys()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import ast
 import re
 
 import pytest
-from tests.paths import ROOT
+from tests import sources
 
 from orchestrate.commands import COMMANDS
 
-SOURCE = ROOT / "src" / "orchestrate"
 MOST = {
     r"falls? silent": 5,
     r"is no (?:list|number|day|file|label|JSON|folder|object)": 14,
@@ -80,12 +79,12 @@ VERBS = frozenset(
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    found: list[str] = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(" ".join(node.value.split()))
-    return found
+    return [
+        " ".join(node.value.split())
+        for nodes in sources.nodes().values()
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 @pytest.mark.parametrize("phrase", MOST)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.paths import ROOT
+from tests import sources
 
 from orchestrate.errors import ProjectNotTrusted
 from orchestrate.places.kinds._skypilot.asking import credentials
@@ -20,18 +20,22 @@ WHOLE = {
     "runs/watching/background.py": "the watcher is Orchestrate itself, which asks the hosts",
 }
 """Who gives the whole environment on, and why."""
-STARTS = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_call", "check_output")}
+STARTS = ("Popen", "run", "call", "check_call", "check_output")
 
 
 def test_every_process_is_given_an_environment() -> None:
-    source, whole = ROOT / "src" / "orchestrate", set[str]()
-    for file in source.rglob("*.py"):
-        text = file.read_text()
+    whole = set[str]()
+    for file, nodes in sources.nodes().items():
+        text = (sources.SOURCE / file).read_text(encoding="utf-8")
         if "**os.environ" in text and "env=" in text:
-            whole.add(str(file.relative_to(source)))
-        for call in ast.walk(ast.parse(text)):
-            if isinstance(call, ast.Call):
-                started = ast.unparse(call.func) in STARTS
+            whole.add(file)
+        for call in nodes:
+            if (
+                isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Attribute)
+                and call.func.attr in STARTS
+            ):
+                started = isinstance(call.func.value, ast.Name) and call.func.value.id == "subprocess"
                 named = {keyword.arg for keyword in call.keywords}
                 assert not started or "env" in named, f"{file}:{call.lineno}"
     assert {name for name in whole if "sandbox/__init__" not in name} == WHOLE.keys()
