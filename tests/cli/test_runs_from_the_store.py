@@ -147,6 +147,8 @@ def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any,
     ):
         found = cli("runs", "--json", *words)
         assert [run["model"] for run in found.json] == models, words
+    for width in ("20", "60", "80", "100", "160"):
+        assert {"team=ml", "team=ops"} <= set(cli("runs", COLUMNS=width).out.split()), width
     wrong = cli("runs", "--status", "sleeping")
     assert wrong.code == 2 and "not sent, outcome unknown, submitted" in wrong.err
 

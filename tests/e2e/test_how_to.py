@@ -37,6 +37,7 @@ EXPECTED = {
     "offline": ["succeeded"],
     "notifications": ["succeeded"],
     "large-data": ["ready", "median"],
+    "answers": ["check", "python"],
     "prepare-data": ["openai-chat", "track 1", "3 good", "⟦It is on its way.<|im_end|>⟧"],
     "configuration": ["of $100", "budget"],
     "team": ["succeeded"],

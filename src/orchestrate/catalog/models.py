@@ -223,7 +223,8 @@ def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[
 
 
 def search(query: str = "", provider: str | None = None) -> list[Model]:
-    """Models whose names hold every word of `query`, in catalog order; with `provider` those it offers."""
+    """Return the models whose names hold every word of `query`, in catalog order; with `provider` those it
+    offers. The words `vision` and `images` mean models that take images."""
     words = query.lower().split()
     return [
         model
@@ -234,7 +235,8 @@ def search(query: str = "", provider: str | None = None) -> list[Model]:
 
 
 def _haystack(model: Model) -> str:
-    return " ".join([model.name, model.title or "", *model.aliases, *model.ids.values()]).lower()
+    takes = ["vision images"] if model.vision else []
+    return " ".join([model.name, model.title or "", *model.aliases, *model.ids.values(), *takes]).lower()
 
 
 def alternatives(model: Model, provider: str | None = None) -> list[Model]:

@@ -1,4 +1,4 @@
-"""What a team stands to lose: each tuned model, when it falls silent, what it cost, and what can be made
+"""What a team stands to lose: each tuned model, when it is shut down, what it cost, and what can be made
 again."""
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Inventory(Record, frozen=True, kw_only=True):
     """Of the runs whose cost is known."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """Day -> models that fall silent on it, soonest first."""
+    """Day -> models that are shut down on it, soonest first."""
     data_here: int
     data_gone: int
 

@@ -11,7 +11,7 @@ from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import method_word
-from orchestrate.text import count
+from orchestrate.text import count, joined
 from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 
 if TYPE_CHECKING:
@@ -115,7 +115,13 @@ def _of_file(
         and model.host is not None
         and not model.model.vision
     ):
-        fix = "pick a model with vision, or remove the images"
+        seeing = [
+            one.name
+            for one in catalog.search(provider=provider.kind)
+            if one.vision and one.hosts[provider.kind].tunable != "no"
+        ]
+        some = f": {joined(seeing)}" if seeing else f" ({provider.title} tunes none that is known)"
+        fix = f"pick a model that takes images{some}; or remove the images"
         text = f"{model.name} takes no images"
         found.append(_problem(target.name, "no-vision", text, fix=fix, source=dataset.path))
     return found

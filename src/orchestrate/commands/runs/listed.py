@@ -20,8 +20,6 @@ from orchestrate.runs.hosting.deployment import DeploymentHandle, hourly
 from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run
 
-_ROOM_FOR_TAGS = 110
-"""Characters of a line."""
 _REASONS = 5
 """Failed runs below the table whose reason is shown."""
 
@@ -123,7 +121,7 @@ def _show(found: Sequence[Run], deployed: Sequence[DeploymentHandle], *, sandbox
 
 
 def _cells(found: Sequence[Run], *, chips: bool) -> dict[str, list[str | Text]]:
-    """The columns; none is empty from top to bottom, or has no room."""
+    """The columns; none is empty from top to bottom. Those without room go below their row."""
     now = datetime.now(UTC)
     cells: dict[str, list[str | Text]] = {
         "run": [run.id for run in found],
@@ -138,7 +136,7 @@ def _cells(found: Sequence[Run], *, chips: bool) -> dict[str, list[str | Text]]:
     }
     if not any(cells["step"]):
         del cells["step"]
-    if out.width < _ROOM_FOR_TAGS or not any(cells["tags"]):
+    if not any(cells["tags"]):
         del cells["tags"]
     return cells
 

@@ -49,7 +49,7 @@ class Carried(Record, frozen=True, kw_only=True):
 def proposed(
     ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
-    """For every run that succeeded and whose model falls silent on an announced day, the soonest first; of
+    """For every run that succeeded and whose model is shut down on an announced day, the soonest first; of
     runs that were trained with the very same settings on the same data, the newest. `priced` gets what each
     would be submitted as. Offline. Raises `ConfigError` for a backend that isn't set up here."""
     for name in ft.backends(list(order.to)):

@@ -74,7 +74,7 @@ class RecordPlan(Record, frozen=True, kw_only=True):
 
 
 class Due(Record, frozen=True, kw_only=True):
-    """A tuned model that falls silent, and what of it is recorded."""
+    """A tuned model that will be shut down, and what of it is recorded."""
 
     run_id: str
     provider: str
@@ -257,7 +257,7 @@ def named(ft: Workspace, name: str) -> Recording:
 
 
 def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
-    """Every tuned model of the store that falls silent on an announced day, the soonest first."""
+    """Every tuned model of the store that is shut down on an announced day, the soonest first."""
     now = today or days.today()
     found: list[Due] = []
     for run in ft.store.runs.matching(status=JobStatus.SUCCEEDED):

@@ -17,6 +17,7 @@ from tests.sending import create, live_price, upload
 from tests.targets import to
 from tests.unit.providers.loopback import Answer, Asked, Host
 
+from orchestrate import catalog
 from orchestrate.core.zstd import zstd
 from orchestrate.data import TrainingData
 from orchestrate.errors import (
@@ -881,3 +882,21 @@ def test_the_project_is_found_from_the_key(host: Host, together: TogetherProvide
     finally:
         provider.close()
     assert host.asked[-1].path == f"{PROJECT}/endpoints"
+
+
+def test_images_for_a_model_without_vision_name_those_that_take_them(
+    together: TogetherProvider, tmp_path: Path
+) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "t.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+
+    def refusals(model: str) -> list[str | None]:
+        spec = JobSpec(model=model, train=str(tmp_path / "t.jsonl"))
+        found = together.check(spec, TrainingData.open(str(spec.train)), together.translate(spec))
+        return [problem.fix for problem in found if problem.code == "no-vision"]
+
+    [fix] = refusals("qwen3.5-9b")
+    taking = [model.name for model in catalog.search("vision", "together")]
+    assert taking and all(name in (fix or "") for name in taking)
+    assert [refusals(name) for name in taking] == [[] for _ in taking]
