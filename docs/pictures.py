@@ -1,8 +1,8 @@
-"""Makes the picture of the README from the report of a finished `make demo`, and those of docs/safety.md and
-docs/ui.md from sandboxes of their own.
+"""Makes the pictures of the documentation: the report of a finished `make demo`, pages of the UI, and what
+commands print.
 
 python docs/pictures.py              # needs Chromium on the PATH for the report's picture and the page's
-python docs/pictures.py spending     # that one alone; so does `ui`
+python docs/pictures.py spending     # that one alone; so does `ui`, and `terminal` for all of TERMINALS
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from orchestrate import JobSpec
 from orchestrate.api.orchestrator import Orchestrator
@@ -114,12 +115,65 @@ def spending() -> Path:
     return path
 
 
+TERMINALS = {
+    "quote": ("quote --provider openai,together,fireworks,local",),
+    "plan": ("plan --provider together,local",),
+    "check": ("data check train.jsonl", "data inspect train.jsonl"),
+    "preview": ("data preview train.jsonl --model tiny-chat",),
+    "train": ("submit --provider local --set max_steps=24 --yes --watch", "runs"),
+    "eval": ("eval last --limit 20",),
+    "stored": (
+        "sandbox run --no-train --speed 1000 -- orchestrate submit -p together --yes --watch",
+        "sandbox run --no-train --speed 1000 -- orchestrate stored -p together",
+    ),
+    "queue": ("queue add -p local --set max_steps=2 --yes", "queue ls"),
+}
+"""Picture -> the commands, in their order, of which it shows the last one's output."""
+
+
+def terminal() -> Path:
+    """What commands print, in the folder of the demo's files."""
+    program = Path(sys.executable).with_name("orchestrate")
+    path = IMAGES
+    with tempfile.TemporaryDirectory() as folder:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATE_")}
+        env |= {"ORCHESTRATE_HOME": f"{folder}/home", "ORCHESTRATE_KEYS": f"{folder}/keys.toml"}
+        env |= {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+        env |= {"COLUMNS": "120", "FORCE_COLOR": "1", "HF_HUB_OFFLINE": "1", "ORCHESTRATE_BY": "ana@lab"}
+        project = Path(folder, "orders")
+        project.mkdir()
+        steps = [("", "demo --files-only ."), ("", "keys trust --project"), *_lines()]
+        for name, line in steps:
+            words = [str(program), *line.split()]
+            done = subprocess.run(words, cwd=project, env=env, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{line}\n{done.stdout}{done.stderr}")
+            if name:
+                path = _drawn(name, line, done.stdout or done.stderr)
+    return path
+
+
+def _lines() -> list[tuple[str, str]]:
+    """Each command, with the picture that it makes if it is the last of one."""
+    return [(name if line == lines[-1] else "", line) for name, lines in TERMINALS.items() for line in lines]
+
+
+def _drawn(name: str, line: str, printed: str) -> Path:
+    with Path(os.devnull).open("w") as nowhere:
+        console = Console(record=True, width=120, file=nowhere, force_terminal=True, highlight=False)
+        console.print(Text(f"$ orchestrate {line}", style="bold green"))
+        console.print(Text.from_ansi(printed.replace(str(Path.home()), "~")), soft_wrap=True)
+    path = IMAGES / f"{name}.svg"
+    console.save_svg(str(path), title=f"orchestrate {line.split()[0]}")
+    return path
+
+
 def _turn(asked: str, answered: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
 
 
 if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
-    pictures = {"report": report, "spending": spending, "ui": ui}
+    pictures = {"report": report, "spending": spending, "ui": ui, "terminal": terminal}
     for make in [pictures[name] for name in sys.argv[1:] or pictures]:
         print(make().relative_to(ROOT))

@@ -165,8 +165,12 @@ def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = Fals
     """Ask each account what it keeps. Accounts on your own machines are left out, and sandboxes unless
     `sandbox` asks for them alone. A host that fails is reported in its record and hides no other."""
     runs = _owners(ws, sandbox)
+
+    def ask(name: str) -> AccountStorage | None:
+        return _asked(ws, name, sandbox, runs)
+
     with ThreadPoolExecutor(_AT_ONCE, "stored") as threads, work("asking the hosts what they keep"):
-        found = list(threads.map(lambda name: _asked(ws, name, sandbox, runs), names))
+        found = list(threads.map(ask, names))
     return [one for one in found if one is not None]
 
 
