@@ -111,6 +111,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
     rendered = _in_thread(RunHandle.rendered)
     cancel = _in_thread(RunHandle.cancel)
     abandon = _in_thread(RunHandle.abandon)
+    annotate = _in_thread(RunHandle.annotate)
     pause = _in_thread(RunHandle.pause)
     resume = _in_thread(RunHandle.resume)
     download = _in_thread(RunHandle.download)

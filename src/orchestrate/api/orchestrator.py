@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.api.run import RunHandle
 from orchestrate.core.underway import work
 from orchestrate.runs.hosting.deployment import DeploymentHandle
+from orchestrate.store.records.listing import RunQuery
 from orchestrate.types import JobStatus, Listing, Problem, Quote, Run, Translation
 from orchestrate.workspace import Backends as Backends
 from orchestrate.workspace import Workspace, scope_of
@@ -266,19 +267,39 @@ class Orchestrator(Workspace):
         """A run by its id, the beginning of one, or `last`. Raises `UsageError` when none or several fit."""
         return self._handle(self.record(run_id))
 
-    def runs(
+    def runs(  # noqa: PLR0913  each is a filter of its own
         self,
         *,
         provider: str | None = None,
-        status: JobStatus | None = None,
+        status: JobStatus | str | None = None,
         limit: int = 100,
         sandbox: bool | None = None,
+        search: str = "",
+        model: str = "",
+        tag: str = "",
+        archived: bool | None = None,
+        sort: str = "-created",
+        after: str = "",
     ) -> Listing[RunHandle]:
-        """Newest first. `sandbox` asks for the runs of sandboxes, or for the others; by default there are
-        none of a sandbox, unless the keys at hand are one's."""
-        wanted = [status] if status else None
-        scope = scope_of(self.settings) if sandbox is None else sandbox
-        found = self.store.runs.matching(provider=provider, status=wanted, limit=limit, sandbox=scope)
+        """List runs, newest first. The database filters and sorts them.
+
+        `sandbox` asks for the runs of sandboxes, or for the others; by default there are none of a sandbox,
+        unless the keys at hand are one's. `search`: words that name a run; `model`: a part of its name;
+        `tag`: `NAME` or `NAME=VALUE`; `archived`: only archived runs, or only the others. `sort`: created,
+        name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME, with `-` in front from the
+        largest to the smallest. `after`: the id of the last run of the page before. Raises `UsageError` for
+        an unknown status or order."""
+        query = RunQuery(
+            words=search,
+            provider=provider or "",
+            status=status or "",
+            model=model,
+            tag=tag,
+            sandbox=scope_of(self.settings) if sandbox is None else sandbox,
+            archived=archived,
+            sort=sort,
+        )
+        found = self.store.listing.page(query, limit=limit, after=after)
         return Listing(self._handle(record) for record in found)
 
     def active_runs(self) -> Listing[RunHandle]:

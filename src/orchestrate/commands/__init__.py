@@ -44,6 +44,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "pause", "runs.tracked:pause", "Pause a run on backends that support it."),
     (_RUNS, "resume", "runs.tracked:resume", "Resume a paused or interrupted run."),
     (_RUNS, "abandon", "runs.tracked:abandon", "Give up a run you can't reach, and free its budget."),
+    (_RUNS, "note", "runs.tracked:annotate", "Write a note about a run, or archive it."),
     (_RUNS, "sync", "runs.follow:sync", "Update all runs and resolve requests that got no answer."),
     (_RUNS, "worker", "runs.worker:worker", "Watch all runs and notify when one ends."),
     (
@@ -198,6 +199,7 @@ EXAMPLES = {
     "cancel": "orchestrate cancel last",
     "delete": "orchestrate delete last",
     "stored": "orchestrate stored --provider openai,together",
+    "note": 'orchestrate note last "lower rate, same rows" --archive',
     "pause": "orchestrate pause last",
     "resume": "orchestrate resume last",
     "abandon": 'orchestrate abandon last --reason "the account was closed"',

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from orchestrate.types import JobStatus, MetricPoint, Run, SubmitPhase
 
-_STAGES = {
+STAGES = {
     SubmitPhase.INTENT: "not sent",
     SubmitPhase.UPLOADED: "not sent",
     SubmitPhase.SUBMITTING: "outcome unknown",
@@ -17,11 +17,12 @@ _STAGES = {
     SubmitPhase.SUBMITTED: "submitted",
     SubmitPhase.REFUSED: "refused",
 }
+"""The word for where a submit stands, before its host was asked for a status."""
 
 
 def stage(run: Run) -> str:
     """The status as last seen; before the host was asked for it, how far the submit came."""
-    return _STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
+    return STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
 
 
 def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:

@@ -206,7 +206,7 @@ def csv_text(comparison: ComparedRuns) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=names, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _safe(value) for name, value in record.items()} for record in records)
+    writer.writerows({name: safe_cell(value) for name, value in record.items()} for record in records)
     return out.getvalue()
 
 
@@ -251,7 +251,7 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
     return record
 
 
-def _safe(value: Any) -> Any:
+def safe_cell(value: Any) -> Any:
     """A spreadsheet takes a text that begins with one of these for a formula; an apostrophe keeps it a
     text."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):

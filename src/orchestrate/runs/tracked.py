@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import private_folder
 from orchestrate.core.underway import BYTES, work
@@ -36,6 +38,9 @@ from orchestrate.types import (
     Reply,
     Run,
 )
+
+_NOTE = 2000
+"""Characters of a note at most."""
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.preview import RowTokens
@@ -214,6 +219,22 @@ class TrackedRun:
             self.id, lambda run: transitions.abandoned(run, reason.strip(), at), note=f"abandoned: {reason}"
         )
         runs.close(self.id)
+        return self.record
+
+    def annotate(self, *, note: str | None = None, archived: bool | None = None) -> Run:
+        """Writes a note about the run (an empty text removes it), or archives it: lists leave out archived
+        runs unless asked for them. Nothing is asked of its host, and what it bills counts as before. Raises
+        `UsageError` for a note of more than 2,000 characters."""
+        if note is not None and len(note) > _NOTE:
+            raise UsageError(f"a note has at most {_NOTE:,} characters (got {len(note):,})")
+
+        def change(run: Run) -> Run:
+            text = run.note if note is None else note.strip() or None
+            return msgspec.structs.replace(
+                run, note=text, archived=run.archived if archived is None else archived
+            )
+
+        self.record = self._ws.store.runs.apply(self.id, change)
         return self.record
 
     def _here(self, able: type[P]) -> P:

@@ -16,6 +16,7 @@ from orchestrate.store.records.deployments import Deployments
 from orchestrate.store.records.experiments import Experiments
 from orchestrate.store.records.history import History
 from orchestrate.store.records.ledger import Ledger
+from orchestrate.store.records.listing import Listing
 from orchestrate.store.records.queue import Queue
 from orchestrate.store.records.reviews import Reviews
 from orchestrate.store.records.runs import Runs
@@ -32,6 +33,7 @@ class Store:
         self.leases = Leases(self.database)
         self.ledger = Ledger(self.database)
         self.runs = Runs(self.database, self.leases)
+        self.listing = Listing(self.database)
         self.deployments = Deployments(self.database)
         self.history = History(self.database)
         self.watching = Agenda(self.database, self.leases)

@@ -326,6 +326,10 @@ class Run(Record, frozen=True, kw_only=True):
     abandoned: str | None = None
     """Why its user gave the run up, whatever its host does: it is not asked about and takes nothing of a
     budget but its last bill."""
+    note: str | None = None
+    """What its user wrote about it."""
+    archived: bool = False
+    """Left out of lists unless they ask for it; what it costs or bills counts as before."""
 
     def __str__(self) -> str:
         mark = " SANDBOX" if self.sandbox else ""

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -21,6 +20,7 @@ from orchestrate.text import money
 from orchestrate.types import Evaluation, MetricPoint, Run
 from orchestrate.ui.curves import AXES, charts
 from orchestrate.ui.site import Copy, Site, compact, name_of
+from orchestrate.ui.table import flat
 
 FEW = 12
 """So many are compared in every respect; each two of them are."""
@@ -87,23 +87,13 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-def flat(values: Mapping[str, Any], under: str = "") -> dict[str, str]:
-    """Settings by their dotted names."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= flat(cast("dict[str, Any]", value), f"{under}{name}.")
-        elif value is not None:
-            found[under + name] = compact(value)
-    return found
-
-
 def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
     """The names of what differs, and a line for each run."""
     settings: list[dict[str, str]] = []
     for run in runs:
         spec = {name: value for name, value in run.spec.items() if name not in _NOT_SETTINGS}
-        settings.append({"backend": run.provider, **flat(spec), "data": run.dataset_digest[:12]})
+        shown = {name: compact(value) for name, value in flat(spec).items()}
+        settings.append({"backend": run.provider, **shown, "data": run.dataset_digest[:12]})
     names = list(dict.fromkeys(name for found in settings for name in found))
     differ = [name for name in names if len({found.get(name) for found in settings}) > 1]
     last = site.ft.store.history.last_points([run.id for run in runs])

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
-from urllib.parse import urlencode
+from typing import Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from orchestrate.errors import UsageError
 from orchestrate.http.web import pages
-from orchestrate.types import JobStatus, MetricPoint, Run
-from orchestrate.ui.site import Copy, Site
+from orchestrate.store.records.listing import STATUSES, RunQuery
+from orchestrate.types import MetricPoint, Run
+from orchestrate.ui.site import Form, Site, first
+from orchestrate.ui.table import DEFAULT, Wanted, as_csv, as_json, choices, groups_of, headings
 
-MOST = 1000
-"""Runs on the page, unless more are asked for."""
 _AT_ONCE = 100
 """Runs that the page comes with; it asks for the others once these are shown."""
 _LOOK_S = 1.0
@@ -31,117 +29,52 @@ _SPARKED, _SPARK = 128, 32
 _WIDTH, _HEIGHT = 80.0, 16.0
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which runs are shown."""
-
-    words: str = ""
-    status: str = ""
-    provider: str = ""
-    tag: str = ""
-    sandbox: bool = False
-    limit: int = MOST
-
-    @classmethod
-    def of(cls, request: Request) -> Self:
-        """Raises `UsageError` for what is no filter."""
-        given = request.query_params
-        status, limit = given.get("status", ""), given.get("limit") or str(MOST)
-        if status not in ("", *JobStatus):
-            raise UsageError(f"runs have no status {status!r}; known: {', '.join(JobStatus)}")
-        if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) > 0):
-            raise UsageError(f"the most runs that are shown is a whole number above 0; got {limit!r}")
-        return cls(
-            words=given.get("q", "").strip(),
-            status=status,
-            provider=given.get("provider", ""),
-            tag=given.get("tag", ""),
-            sandbox=bool(given.get("sandbox")),
-            limit=int(limit[:9]),
-        )
-
-    def fits(self, run: Run) -> bool:
-        """Whether it has all words, in any of what names it, and the tag, as `name` or `name=value`."""
-        name, equals, value = self.tag.partition("=")
-        if self.tag and (name not in run.tags or (equals and run.tags[name] != value)):
-            return False
-        if not self.words:
-            return True
-        tags = " ".join(f"{name}={value}" for name, value in run.tags.items())
-        named = (run.id, run.provider, run.model, run.spec.get("suffix"), run.job_id, run.made_by, tags)
-        hay = " ".join(str(part) for part in named if part).casefold()
-        return all(word in hay for word in self.words.casefold().split())
-
-    def shows(self, run: Run, *, sandboxed: bool) -> bool:
-        """As `found` chooses them, of a run that has just changed."""
-        if not self.fits(run) or (self.provider and run.provider != self.provider):
-            return False
-        if self.status and run.status.value != self.status:
-            return False
-        return run.sandbox if self.sandbox else sandboxed or not run.sandbox
-
-    def found(self, site: Site) -> list[Run]:
-        status = JobStatus(self.status) if self.status else None
-        narrowed = bool(self.words or self.tag)
-        handles = site.ft.runs(
-            provider=self.provider or None,
-            status=status,
-            limit=max(self.limit, 100_000) if narrowed else self.limit,
-            sandbox=self.sandbox or None,
-        )
-        return [handle.record for handle in handles if self.fits(handle.record)][: self.limit]
-
-    @property
-    def query(self) -> str:
-        asked = {"q": self.words, "status": self.status, "provider": self.provider, "tag": self.tag}
-        given = {name: value for name, value in asked.items() if value}
-        if self.sandbox:
-            given["sandbox"] = "1"
-        if self.limit != MOST:
-            given["limit"] = str(self.limit)
-        return urlencode(given)
-
-    @property
-    def copy(self) -> Copy:
-        flags, arguments = "", ""
-        for name, value in (("provider", self.provider), ("status", self.status)):
-            if value:
-                flags += f" --{name} {value}"
-                arguments += (
-                    f"{name}=JobStatus.{value.upper()}, " if name == "status" else f"{name}={value!r}, "
-                )
-        if self.sandbox:
-            flags, arguments = f"{flags} --sandbox", f"{arguments}sandbox=True, "
-        imported = "JobStatus, Orchestrator" if self.status else "Orchestrator"
-        return Copy(
-            command=f"orchestrate runs{flags} --limit {self.limit}",
-            python=f"from orchestrate import {imported}\n\nwith Orchestrator() as ft:\n"
-            f"    for run in ft.runs({arguments}limit={self.limit}):\n        print(run)",
-        )
-
-
 def routes(site: Site) -> list[Route]:
+    listing = site.ft.store.listing
+
+    def part(wanted: Wanted, after: str, limit: int, before: Run | None) -> dict[str, Any]:
+        query = wanted.of_site(site)
+        found = listing.page(query, limit=limit, after=after)
+        numbers = listing.groups(query) if wanted.group else []
+        return {
+            "wanted": wanted,
+            "columns": wanted.shown(),
+            "runs": found,
+            "headings": headings(found, wanted.group, numbers, before),
+        }
+
     def page(request: Request) -> Response:
         wanted = Wanted.of(request)
-        found = wanted.found(site)
-        elsewhere = 0 if found or wanted.sandbox else len(site.ft.runs(sandbox=True))
+        shown = part(wanted, wanted.after, min(_AT_ONCE, wanted.limit), None)
+        found, tags = shown["runs"], listing.tags()
+        offered = choices(found, tags, wanted)
+        elsewhere = 0 if found or wanted.sandbox else listing.count(RunQuery(sandbox=True))
         return site.page(
             request,
             "runs.html",
             here="runs",
             copy=wanted.copy,
-            wanted=wanted,
-            runs=found[:_AT_ONCE],
-            total=len(found),
-            statuses=[status.value for status in JobStatus],
+            **shown,
+            total=listing.count(wanted.of_site(site)),
+            offered=offered,
+            default=DEFAULT,
+            groups=groups_of(offered),
+            statuses=STATUSES,
             providers=sorted({run.provider for run in found} | {*site.ft.backends()}),
-            tags=sorted({f"{name}={value}" for run in found for name, value in run.tags.items()}),
+            tags=sorted(f"{name}={value}" if value else name for name, value in tags),
             elsewhere=elsewhere,
             since=site.ft.store.clock.now().isoformat(),
         )
 
     def rest(request: Request) -> Response:
-        return site.page(request, "rest.html", runs=Wanted.of(request).found(site)[_AT_ONCE:])
+        """What follows the rows that the page came with."""
+        wanted = Wanted.of(request)
+        before = listing.page(wanted.of_site(site), limit=1, ids=[wanted.after])
+        return site.page(
+            request,
+            "rest.html",
+            **part(wanted, wanted.after, max(0, wanted.limit - _AT_ONCE), (*before, None)[0]),
+        )
 
     def sparks(request: Request) -> Response:
         ids = request.query_params.getlist("run")[:200]
@@ -152,11 +85,55 @@ def routes(site: Site) -> list[Route]:
         wanted, since = Wanted.of(request), since_of(request)
         return pages.event_stream(_changes(request, site, wanted, since))
 
+    def as_file(request: Request, kind: str) -> Response:
+        query = Wanted.of(request).of_site(site)
+        content = as_csv(site, query) if kind == "csv" else as_json(listing.each(query))
+        return StreamingResponse(
+            content,
+            media_type="text/csv; charset=utf-8" if kind == "csv" else "application/json",
+            headers={"content-disposition": f'attachment; filename="runs.{kind}"'},
+        )
+
     return [
         Route("/", page, methods=["GET"]),
         Route("/rest", rest, methods=["GET"]),
         Route("/sparks", sparks, methods=["GET"]),
         Route("/changes", stream, methods=["GET"]),
+        Route("/runs.csv", lambda request: as_file(request, "csv"), methods=["GET"]),
+        Route("/runs.json", lambda request: as_file(request, "json"), methods=["GET"]),
+        *_archive(site),
+    ]
+
+
+def _archive(site: Site) -> list[Route]:
+    """Archiving what was selected, after a page that names it, and notes."""
+
+    def confirm(request: Request) -> Response:
+        ids = list(dict.fromkeys(request.query_params.getlist("run")))
+        runs = site.ft.store.runs.of_ids(ids)
+        return site.page(
+            request,
+            "archive.html",
+            here="runs",
+            copy=None,
+            runs=runs,
+            back=bool(runs) and all(run.archived for run in runs),
+        )
+
+    def act(_: Request, form: Form) -> str:
+        for run_id in form.get("run", ()):
+            site.ft.run(run_id).annotate(archived=first(form, "archived") == "1")
+        return "/"
+
+    def write(request: Request, form: Form) -> str:
+        handle = site.ft.run(request.path_params["run"])
+        handle.annotate(note=first(form, "note").replace("\r\n", "\n"))
+        return f"/runs/{handle.id}"
+
+    return [
+        Route("/archive", confirm, methods=["GET"]),
+        site.action("/archive", act),
+        site.action("/runs/{run}/note", write),
     ]
 
 
@@ -171,19 +148,20 @@ def since_of(request: Request) -> datetime:
 
 async def _changes(request: Request, site: Site, wanted: Wanted, since: datetime) -> AsyncIterator[str]:
     """The rows that changed, each time some did."""
-    sandboxed = site.ft.settings.hosts.sandboxed
+    query, columns = wanted.of_site(site), wanted.shown()
 
     def look() -> str | None:
         nonlocal since
         changed = site.ft.store.watching.changed(since)
         since = max([since, *(run.updated_at for run in changed)])
-        shown = [run for run in changed if wanted.shows(run, sandboxed=sandboxed)]
+        some = [run.id for run in changed[-_AT_ONCE:]]
+        shown = site.ft.store.listing.page(query, limit=_AT_ONCE, ids=some)[::-1] if some else []
         if not shown:
             return None
         base, now = request.scope.get("root_path", ""), datetime.now(UTC)
         points = site.ft.store.history.sampled([run.id for run in shown], _SPARKED)
         sparked = [(run, spark(points[run.id])) for run in shown]
-        rows = [site.part("rows.html", "row", run, base, now, *drawn) for run, drawn in sparked]
+        rows = [site.part("rows.html", "row", run, base, now, columns, *drawn) for run, drawn in sparked]
         return told(html="".join(rows), since=since.isoformat())
 
     async for event in repeated(request, site, look):

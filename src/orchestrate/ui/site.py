@@ -18,7 +18,7 @@ from functools import cache
 from hmac import compare_digest
 from importlib.resources import files
 from mimetypes import guess_type
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
 import jinja2
@@ -263,6 +263,7 @@ def _templates() -> jinja2.Environment:
         seconds_taken=progress.seconds_taken,
         cost_so_far=progress.cost_so_far,
         name=name_of,
+        value_of=value_of,
         version=_version(),
     )
     return env
@@ -271,6 +272,19 @@ def _templates() -> jinja2.Environment:
 def name_of(run: Run) -> str:
     """What its user calls it, where there is such a name."""
     return run.spec.get("suffix") or run.id
+
+
+def value_of(run: Run, name: str) -> Any:
+    """A setting, a tag or what runs are grouped by; `None` where the run has none."""
+    kind, dot, inner = name.partition(".")
+    if dot and kind == "tag":
+        return run.tags.get(inner)
+    if dot and kind == "spec":
+        value: Any = run.spec
+        for part in inner.split("."):
+            value = cast("dict[str, Any]", value).get(part) if isinstance(value, dict) else None
+        return value
+    return {"backend": run.provider, "model": run.model, "status": progress.stage(run)}[name]
 
 
 def _plain(value: Any) -> Any:

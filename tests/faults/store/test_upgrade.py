@@ -24,12 +24,13 @@ from orchestrate.spec import JobSpec
 from orchestrate.store.database import schema
 from orchestrate.store.database.engines import sqlite_tables
 from orchestrate.store.records.ledger import AnswerAccount
+from orchestrate.store.records.listing import RunQuery
 from orchestrate.store.records.runs import Intent
 from orchestrate.store.store import Store
 
 NOW, NEXT = schema.VERSION, schema.VERSION + 1
 SPEC = JobSpec(model="m", train="rows.jsonl")
-PINNED = {7: "7a89ede577455ff787bd99f90074b7bb01b8a863f19f015ca12d096f014f292b"}
+PINNED = {8: "3958a947dcbabd69fee03625840ad0fb7103f404438695dee068030aa7375def"}
 """The hash of the tables by schema."""
 
 
@@ -62,6 +63,26 @@ def test_answers_counted_before_it_was_kept_which_are_not_counted_again(older: s
         account.catch_up("openai", log, {f"send-{n}": Send(Decimal(1), None) for n in range(1200)})
         account.catch_up("openai", log, {f"send-{n}": Send(Decimal(1), None) for n in range(1201)})
         assert store.ledger.spending().spent_usd == 1201
+
+
+def test_runs_from_before_the_database_listed_them_are_found(store_url: str) -> None:
+    with Store.open(store_url) as store:
+        for n in range(3):
+            spec = SPEC.model_copy(update={"suffix": f"s{n}", "tags": {"team": f"t{n}"}})
+            store.runs.create(Intent(spec=spec, provider="paper", dataset_digest="d" * 64, host="here"))
+        with store.database.writing() as connection:
+            schema.run_tags.drop(connection)
+            for index in ("runs_listed", "runs_by_change"):
+                connection.execute(text(f"DROP INDEX {index}"))
+            for column in ("title", "model", "cost", "archived", "words"):
+                connection.execute(text(f"ALTER TABLE runs DROP COLUMN {column}"))
+            connection.execute(text("CREATE INDEX runs_by_age ON runs (created_at)"))
+            connection.execute(schema.meta.update().values(value="7"))
+    for _ in range(2):
+        with Store.open(store_url) as store:
+            for query in (RunQuery(tag="team=t1"), RunQuery(words="s1"), RunQuery(words="team=t1 paper")):
+                assert [run.spec["suffix"] for run in store.listing.page(query, limit=5)] == ["s1"]
+            assert store.listing.count(RunQuery(archived=False)) == 3 and store.verify() == []
 
 
 # -- an upgrade to a schema that is to come ----------------------------------------------------------------

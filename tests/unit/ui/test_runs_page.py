@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from orchestrate import Orchestrator
 from orchestrate.cli import app as command
 from orchestrate.types import JobStatus
+from orchestrate.ui.site import Site
 
 
 def shown(web: TestClient, query: str = "") -> Parsed:
@@ -68,9 +71,12 @@ def test_the_command_on_the_page_finds_the_same_runs(
 
 def test_a_page_comes_with_its_first_runs_and_asks_for_the_others(web: TestClient, make_run: MakeRun) -> None:
     made = [make_run(f"run-{n}").id for n in range(105)]
-    page, rest = shown(web), Parsed(web.get("/rest").text)
+    page = shown(web)
+    rest = Parsed(web.get(f"/rest?after={page.rows[-1]}").text)
     assert page.rows + rest.rows == made[::-1] and len(rest.rows) == 5
-    assert "105 runs" in page.texts and "5 more are coming" in page.texts
+    assert "105 runs" in page.text and "5 more are coming" in page.text
+    [link] = [link for link in page.links if "after=" in link]
+    assert shown(web, link.removeprefix("/")).rows == rest.rows, "without scripts, by a link"
 
 
 def test_an_empty_store_says_the_next_command(web: TestClient) -> None:
@@ -103,4 +109,69 @@ def test_curves_in_rows_are_the_losses(web: TestClient, make_run: MakeRun) -> No
 
 def test_a_wrong_filter_is_told(web: TestClient) -> None:
     answer = web.get("/?status=done")
-    assert answer.status_code == 404 and "no status &#39;done&#39;; known: submitting" in answer.text
+    assert answer.status_code == 404 and "no status &#39;done&#39;; known: not sent" in answer.text
+    assert web.get("/?sort=record").status_code == web.get("/?col=spec.a'b").status_code == 404
+
+
+def test_the_head_sorts_and_the_address_says_how(web: TestClient, three: list[str]) -> None:
+    tickets, mails, orders = three
+    head = {link.rpartition("sort=")[2]: link for link in shown(web).links if "sort=" in link}
+    assert {"name", "status", "-cost", "loss"} <= set(head)
+    assert shown(web, head["name"].removeprefix("/")).rows == [mails, orders, tickets]
+    page = shown(web, "?sort=name")
+    assert "?sort=-name" in [link.removeprefix("/") for link in page.links], "a second click turns it round"
+    assert shown(web, "?sort=-cost").rows == [mails, tickets, orders], "what is not known comes last"
+    assert 'aria-sort="ascending"' in web.get("/?sort=name").text
+    assert web.get("/?sort=name").text.count("data-fixed") == 1, "a new run has no place at its top"
+
+
+def test_columns_and_groups_are_chosen_in_the_address(web: TestClient, three: list[str]) -> None:
+    page = shown(web, "?col=status&col=spec.train&col=tag.team&group=status&sort=name")
+    assert page.rows == [three[2], three[0], three[1]], "failed, running, succeeded"
+    for told in ("status: failed", "1 run", "train", "rows.jsonl", "search"):
+        assert told in page.texts, f"{told} of {page.texts}"
+    assert "c-cost" not in web.get("/?col=status").text and "c-cost" in web.get("/").text
+    assert page.fields["col"], "the choice can be changed without scripts"
+    assert shown(web, "?group=tag.team").rows[0] == three[1], "runs without the tag come last"
+
+
+def test_the_table_is_a_file(web: TestClient, make_run: MakeRun, three: list[str]) -> None:
+    make_run(
+        "alpha", settings={"learning_rate": 1e-4, "tags": {"=cmd": "@x"}}, tags={"=cmd": "@x"}, note="-2"
+    )
+    records = web.get("/runs.json?sort=name").json()
+    assert [record["spec"]["suffix"] for record in records] == ["alpha", "mails", "orders", "tickets"]
+    rows = list(csv.DictReader(io.StringIO(web.get("/runs.csv?sort=name").text)))
+    assert [row["run"] for row in rows] == [record["id"] for record in records]
+    assert rows[0]["spec.learning_rate"] == "0.0001" and rows[1]["tag.team"] == "search"
+    assert rows[1]["billed_usd"] == "2.50"
+    assert not [cell for cell in rows[0].values() if cell[:1] in ("=", "@", "-", "+")], "no formula"
+    assert web.get("/runs.json?q=nothing").json() == [] and web.get("/runs.csv?q=nothing").text == ""
+
+
+def test_runs_are_archived_after_a_page_that_names_them_and_put_back(
+    web: TestClient, site: Site, ft: Orchestrator, three: list[str]
+) -> None:
+    tickets, mails, orders = three
+    asked = Parsed(web.get("/archive", params={"run": [tickets, mails]}).text)
+    assert "Archive 2 runs?" in asked.text and asked.posts == ["/archive"]
+    form = {"run": [tickets, mails], "archived": "1"}
+    assert web.post("/archive", data=form).status_code == 403, "without the word of the page"
+    web.post("/archive", data={**form, "word": site.word})
+    assert shown(web).rows == [orders] and shown(web, "?archived=1").rows == [mails, tickets]
+    assert "Put back 1 run?" in Parsed(web.get("/archive", params={"run": [mails]}).text).text
+    web.post("/archive", data={"run": [mails], "archived": "0", "word": site.word})
+    assert shown(web).rows == [orders, mails]
+    assert ft.run(tickets).record.archived and ft.store.runs.get(tickets).updated_at < ft.store.clock.now()
+
+
+def test_a_note_is_kept_shown_and_found(web: TestClient, site: Site, three: list[str]) -> None:
+    note = f"lower rate\r\n{MARKUP}"
+    web.post(f"/runs/{three[0]}/note", data={"word": site.word, "note": note})
+    page = Parsed(web.get(f"/runs/{three[0]}").text)
+    assert page.own == [] and MARKUP in page.text and "lower rate" in page.text
+    assert shown(web, "?q=lower").rows == [three[0]]
+    assert MARKUP in shown(web, "?col=note").text
+    web.post(f"/runs/{three[0]}/note", data={"word": site.word, "note": " "})
+    assert shown(web, "?q=lower").rows == []
+    assert web.post(f"/runs/{three[0]}/note", data={"word": site.word, "note": "x" * 2001}).status_code == 404

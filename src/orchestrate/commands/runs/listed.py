@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, cast
@@ -14,51 +13,21 @@ from rich.text import Text
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import SANDBOX, filled, note, orchestrator, out, stage_text
-from orchestrate.core.progress import cost_so_far, seconds_taken, stage
+from orchestrate.core.progress import cost_so_far, seconds_taken
 from orchestrate.errors import UsageError
 from orchestrate.runs.hosting.deployment import DeploymentHandle, hourly
+from orchestrate.store.records.listing import STATUSES
 from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run
 
 _REASONS = 5
 """Failed runs below the table whose reason is shown."""
-
-
-_ALL = 1_000_000
-_WORDS = (
-    "not sent",
-    "outcome unknown",
-    "submitted",
-    *(s.value for s in JobStatus if s is not JobStatus.SUBMITTING),
-)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """Which runs are listed, by what is shown of them."""
-
-    status: str | None
-    model: str | None
-    tag: str | None
-
-    def __post_init__(self) -> None:
-        if self.status is not None and self.status not in _WORDS:
-            raise UsageError(f"no status is called {self.status!r}{among(self.status, _WORDS)}")
-
-    @property
-    def any(self) -> bool:
-        return any(value is not None for value in (self.status, self.model, self.tag))
-
-    def fits(self, run: Run) -> bool:
-        name, equals, value = (self.tag or "").partition("=")
-        tags = cast("dict[str, str]", run.spec.get("tags") or {})
-        tagged = self.tag is None or (name in tags and (not equals or str(tags[name]) == value))
-        named = self.model is None or self.model.lower() in run.model.lower()
-        return tagged and named and (self.status is None or stage(run) == self.status)
+_MOST_ELSEWHERE = 1000
+"""So many runs of sandboxes are counted where no other run is found."""
 
 
 @command
-def runs(
+def runs(  # noqa: PLR0913  each is an option
     context: typer.Context,
     provider: Annotated[
         str | None,
@@ -75,32 +44,56 @@ def runs(
         typer.Option(help="Only models with this in their name.", autocompletion=completing.models),
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Only with this tag.")] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help="Only with these words in an id, name, model, job, tag or note."),
+    ] = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN",
+            help="created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME; "
+            "with - in front from the largest to the smallest.",
+        ),
+    ] = "-created",
+    archived: Annotated[bool, typer.Option("--archived", help="The archived runs instead.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 30,
     sandbox: Annotated[
         bool, typer.Option("--sandbox", help="The runs of sandboxes instead; inside one they are among all.")
     ] = False,
 ) -> Output[list[Run]]:
-    """All runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
+    """List runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
+    if status is not None and status not in STATUSES:
+        raise UsageError(f"no status is called {status!r}{among(status, STATUSES)}")
+    narrowed = any((status, model, tag, search, archived))
     with orchestrator(context) as ft:
-        wanted = _Wanted(status, model, tag)
-        asked = partial(ft.runs, provider=provider, limit=_ALL if wanted.any else limit)
-        found = [run.record for run in asked(sandbox=sandbox or None) if wanted.fits(run.record)][:limit]
-        elsewhere = 0 if found or sandbox else sum(wanted.fits(r.record) for r in asked(sandbox=True))
+        asked = partial(
+            ft.runs,
+            provider=provider,
+            status=status,
+            model=model or "",
+            tag=tag or "",
+            search=search or "",
+            archived=archived,
+        )
+        found = [run.record for run in asked(limit=limit, sort=sort, sandbox=sandbox or None)]
+        elsewhere = 0 if found or sandbox else len(asked(limit=_MOST_ELSEWHERE, sandbox=True))
         deployed = ft.deployments()
 
     def view(_: list[Run]) -> None:
         if found:
             _show(found, deployed, sandbox=sandbox)
         else:
-            note(_nothing(provider, wanted, elsewhere))
+            note(_nothing(provider, elsewhere, narrowed=narrowed))
 
     return Output(found, view)
 
 
-def _nothing(provider: str | None, wanted: _Wanted, elsewhere: int) -> str:
+def _nothing(provider: str | None, elsewhere: int, *, narrowed: bool) -> str:
     if elsewhere:
-        return f"no runs but {count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox"
-    if provider is None and not wanted.any:
+        more = "at least " if elsewhere == _MOST_ELSEWHERE else ""
+        return f"no runs but {more}{count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox"
+    if provider is None and not narrowed:
         return "no runs yet: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""
     return f"no run matches{guess}; orchestrate runs  lists all"

@@ -106,6 +106,8 @@ def _show(record: RunShown, deployed: str | None) -> None:
         "limit": _limits(record),
         "would bill" if record.sandbox else "bill": _bill(record),
         "abandoned": record.abandoned,
+        "note": record.note,
+        "archived": "yes" if record.archived else None,
         "created": f"{record.created_at:%Y-%m-%d %H:%M:%S} UTC",
         "made by": record.made_by,
         "idempotency key": record.idempotency_key,
@@ -299,6 +301,27 @@ def abandon(
                 f"its deployment {r.host_id or r.id} may go on at {r.host} and bill{hourly}; end it there: "
                 f"nothing here will ask about it again{counted}"
             )
+
+
+@command
+def annotate(
+    context: typer.Context,
+    run: RunArg,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note; '' removes it.")] = None,
+    archive: Annotated[
+        bool | None, typer.Option("--archive/--unarchive", help="Leave it out of lists, or put it back.")
+    ] = None,
+) -> Output[Run]:
+    """Write a note about a run, or archive it. Asks no host; what the run bills counts as before."""
+    with orchestrator(context) as ft:
+        handle = ft.run(run)
+        if text is not None or archive is not None:
+            handle.annotate(note=text, archived=archive)
+    return Output(handle.record, _show_note)
+
+
+def _show_note(run: Run) -> None:
+    out.print(Text(f"{run.id}{' (archived)' if run.archived else ''}: {run.note or 'no note'}"))
 
 
 def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:

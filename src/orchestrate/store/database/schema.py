@@ -7,7 +7,8 @@ the whole `Run`, the other columns are what is searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy import (
     DDL,
@@ -21,12 +22,22 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
     event,
+    false,
+    inspect,
+    select,
+    text,
 )
 
-metadata = MetaData()
+from orchestrate.core.progress import cost_so_far
+from orchestrate.types import Run
 
-VERSION = 7
+metadata = MetaData()
+_CELL, _WORDS = 100, 360
+"""Characters of a cell and of the searched text: an entry of an index has at most 2,704 bytes on Postgres."""
+
+VERSION = 8
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -36,6 +47,10 @@ meta = Table(
     Column("key", String(64), primary_key=True),
     Column("value", Text, nullable=False),
 )
+
+LISTED = (
+    "provider", "status", "phase", "sandbox", "archived", "title", "model", "cost", "updated_at", "words",
+)  # fmt: skip
 
 runs = Table(
     "runs",
@@ -64,10 +79,27 @@ runs = Table(
     Column("account", Text),
     Column("idempotency_key", String(255)),
     Column("made_by", Text),
-    Index("runs_by_age", "created_at"),
+    # What lists show, filter and sort by; `listing.listed` fills it in.
+    Column("title", Text, nullable=False, server_default=""),
+    Column("model", Text, nullable=False, server_default=""),
+    Column("cost", Float),
+    Column("archived", Boolean, nullable=False, server_default=false()),
+    Column("words", Text, nullable=False, server_default=""),
+    # All of a list but its records: whatever is filtered or sorted by is read from here.
+    Index("runs_listed", "created_at", "id", *LISTED),
+    Index("runs_by_change", "updated_at"),
     Index("runs_open", "closed", "provider"),
     Index("runs_by_job", "provider", "job_id"),
     Index("runs_by_key", "idempotency_key", unique=True),
+)
+
+run_tags = Table(
+    "run_tags",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("name", String(100), primary_key=True),
+    Column("value", String(100), nullable=False),
+    Index("run_tags_by_name", "name", "value", "run_id"),
 )
 
 transitions = Table(
@@ -423,6 +455,32 @@ answers_ended = Table(
 )
 
 
+def listed(run: Run) -> dict[str, Any]:
+    """The columns of a run that only lists read."""
+    cost = cost_so_far(run)
+    named = (run.id, run.provider, run.model, run.spec.get("suffix"), run.job_id, run.made_by)
+    tags = [f"{name}={value}" for name, value in run.tags.items()]
+    return {
+        "title": str(run.spec.get("suffix") or run.id)[:_CELL],
+        "model": run.model[:_CELL],
+        "cost": None if cost is None else float(cost),
+        "archived": run.archived,
+        "words": " ".join(str(part) for part in (*named, *tags, run.note) if part).casefold()[:_WORDS],
+    }
+
+
+def write_tags(connection: Connection, of: Sequence[Run]) -> None:
+    """The tags of runs as rows, in the place of those that were there."""
+    connection.execute(run_tags.delete().where(run_tags.c.run_id.in_([run.id for run in of])))
+    rows = {
+        (run.id, name[:_CELL]): {"run_id": run.id, "name": name[:_CELL], "value": value[:_CELL]}
+        for run in of
+        for name, value in run.tags.items()
+    }
+    if rows:
+        connection.execute(run_tags.insert(), list(rows.values()))
+
+
 def _count_answers(connection: Connection) -> None:
     metadata.create_all(connection, tables=[answer_holds, answer_sums])
 
@@ -431,7 +489,36 @@ def _keep_ended(connection: Connection) -> None:
     metadata.create_all(connection, tables=[answers_ended])
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {5: _count_answers, 6: _keep_ended}
+def _list_by_the_database(connection: Connection) -> None:
+    """Columns, indexes and a table for lists of runs, filled in for the runs that are there."""
+    known = {column["name"] for column in inspect(connection).get_columns("runs")}
+    kinds = {"title": "TEXT NOT NULL DEFAULT ''", "model": "TEXT NOT NULL DEFAULT ''", "cost": "FLOAT"}
+    kinds |= {"archived": "BOOLEAN NOT NULL DEFAULT false", "words": "TEXT NOT NULL DEFAULT ''"}
+    for name, kind in kinds.items():
+        if name not in known:
+            connection.execute(text(f"ALTER TABLE runs ADD COLUMN {name} {kind}"))
+    connection.execute(text("DROP INDEX IF EXISTS runs_by_age"))
+    metadata.create_all(connection, tables=[run_tags])
+    last = ""
+    page = (
+        select(runs.c.id, runs.c.record).where(runs.c.id > bindparam("last")).order_by(runs.c.id).limit(500)
+    )
+    while rows := connection.execute(page, {"last": last}).all():
+        found = [Run.from_json(row.record) for row in rows]
+        fill = runs.update().where(runs.c.id == bindparam("changed"))
+        connection.execute(fill, [{"changed": run.id, **listed(run)} for run in found])
+        write_tags(connection, found)
+        last = rows[-1].id
+    for index in runs.indexes:
+        if index.name in ("runs_listed", "runs_by_change"):
+            index.create(connection, checkfirst=True)
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {
+    5: _count_answers,
+    6: _keep_ended,
+    7: _list_by_the_database,
+}
 """From the schema in the key to the next one, since the first release. A released step is never changed."""
 
 

@@ -60,6 +60,7 @@ def columns(run: Run, clock: Clock) -> dict[str, Any]:
         "idempotency_key": run.idempotency_key,
         "made_by": run.made_by,
         "record": run.to_json().decode(),
+        **schema.listed(run),
     }
 
 

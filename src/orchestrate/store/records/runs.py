@@ -224,6 +224,8 @@ class Runs:
             connection.execute(_INSERT, {"id": run.id, **columns(run, self._db.clock)})
         except IntegrityError as error:
             raise _SameId from error
+        if run.tags:
+            schema.write_tags(connection, [run])
 
     def apply(
         self,
@@ -307,6 +309,8 @@ class Runs:
             held[run_id] = _Row(after, attempt, requested)
             row = rows.setdefault(run_id, {"changed": run_id})
             row |= {"attempt": attempt, **columns(after, self._db.clock)}
+            if after.tags != before.tags:
+                schema.write_tags(connection, [after])
             if after.phase is SubmitPhase.REFUSED or reopened(before, after):
                 # What was sent, and refused or withdrawn after it, is looked for once more: it may have been
                 # done all the same.

@@ -41,7 +41,7 @@ function put(html, holder) {  // each element takes the place of the one with it
       for (const box of old.querySelectorAll(":checked")) part.querySelector("input")?.setAttribute("checked", "");
       if (old.classList.contains("at")) part.classList.add("at");
       old.replaceWith(part);
-    } else if (part.tagName === "TR" && body) body.prepend(part);
+    } else if (part.tagName === "TR" && body && !holder.dataset.fixed) body.prepend(part);
     htmx.process(part);
   }
 }
