@@ -32,20 +32,9 @@ _WIDTH, _HEIGHT = 80.0, 16.0
 def routes(site: Site) -> list[Route]:
     listing = site.ft.store.listing
 
-    def part(wanted: Wanted, after: str, limit: int, before: Run | None) -> dict[str, Any]:
-        query = wanted.of_site(site)
-        found = listing.page(query, limit=limit, after=after)
-        numbers = listing.groups(query) if wanted.group else []
-        return {
-            "wanted": wanted,
-            "columns": wanted.shown(),
-            "runs": found,
-            "headings": headings(found, wanted.group, numbers, before),
-        }
-
     def page(request: Request) -> Response:
         wanted = Wanted.of(request)
-        shown = part(wanted, wanted.after, min(_AT_ONCE, wanted.limit), None)
+        shown = _part(site, wanted, min(_AT_ONCE, wanted.limit))
         found, tags = shown["runs"], listing.tags()
         offered = choices(found, tags, wanted)
         elsewhere = 0 if found or wanted.sandbox else listing.count(RunQuery(sandbox=True))
@@ -70,11 +59,8 @@ def routes(site: Site) -> list[Route]:
         """What follows the rows that the page came with."""
         wanted = Wanted.of(request)
         before = listing.page(wanted.of_site(site), limit=1, ids=[wanted.after])
-        return site.page(
-            request,
-            "rest.html",
-            **part(wanted, wanted.after, max(0, wanted.limit - _AT_ONCE), (*before, None)[0]),
-        )
+        more = max(0, wanted.limit - _AT_ONCE)
+        return site.page(request, "rest.html", **_part(site, wanted, more, before[0] if before else None))
 
     def sparks(request: Request) -> Response:
         ids = request.query_params.getlist("run")[:200]
@@ -85,9 +71,35 @@ def routes(site: Site) -> list[Route]:
         wanted, since = Wanted.of(request), since_of(request)
         return pages.event_stream(_changes(request, site, wanted, since))
 
+    return [
+        Route("/", page, methods=["GET"]),
+        Route("/rest", rest, methods=["GET"]),
+        Route("/sparks", sparks, methods=["GET"]),
+        Route("/changes", stream, methods=["GET"]),
+        *_files(site),
+        *_archive(site),
+    ]
+
+
+def _part(site: Site, wanted: Wanted, limit: int, before: Run | None = None) -> dict[str, Any]:
+    """Rows of the table, and the headings among them; `before` is the run in the row above."""
+    query, listing = wanted.of_site(site), site.ft.store.listing
+    found = listing.page(query, limit=limit, after=wanted.after)
+    numbers = listing.groups(query) if wanted.group else []
+    return {
+        "wanted": wanted,
+        "columns": wanted.shown(),
+        "runs": found,
+        "headings": headings(found, wanted.group, numbers, before),
+    }
+
+
+def _files(site: Site) -> list[Route]:
+    """The table as CSV and JSON, in the order and with the filters of its address."""
+
     def as_file(request: Request, kind: str) -> Response:
         query = Wanted.of(request).of_site(site)
-        content = as_csv(site, query) if kind == "csv" else as_json(listing.each(query))
+        content = as_csv(site, query) if kind == "csv" else as_json(site.ft.store.listing.each(query))
         return StreamingResponse(
             content,
             media_type="text/csv; charset=utf-8" if kind == "csv" else "application/json",
@@ -95,13 +107,8 @@ def routes(site: Site) -> list[Route]:
         )
 
     return [
-        Route("/", page, methods=["GET"]),
-        Route("/rest", rest, methods=["GET"]),
-        Route("/sparks", sparks, methods=["GET"]),
-        Route("/changes", stream, methods=["GET"]),
         Route("/runs.csv", lambda request: as_file(request, "csv"), methods=["GET"]),
         Route("/runs.json", lambda request: as_file(request, "json"), methods=["GET"]),
-        *_archive(site),
     ]
 
 
