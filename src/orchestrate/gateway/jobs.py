@@ -42,6 +42,7 @@ from orchestrate.paid.limits import require_within
 from orchestrate.runs.preparing.prepared import prepare, require
 from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
+from orchestrate.store.clock import Clock
 from orchestrate.store.gateway import Request, Use
 from orchestrate.text import count, money
 from orchestrate.types import Feature, GatewayJob, GatewayKey, JobStatus, Run
@@ -72,6 +73,12 @@ class _Known:
     """Imported ones by their host's id, newest first."""
     models: dict[str, Run] = field(default_factory=dict[str, Run])
     """Old name -> the run that answers in its place."""
+
+
+def until(clock: Clock, begun_s: float) -> float:
+    """Until when something is fresh that was read from `begun_s` until now."""
+    now = clock.uptime().seconds
+    return now + max(_FRESH_S, _SHARE * (now - begun_s))
 
 
 class Outside:
@@ -134,8 +141,7 @@ class Outside:
             clock = self._ft.store.clock
             if (begun := clock.uptime().seconds) >= self._known.until_s:
                 jobs, models = self._read()
-                now = clock.uptime().seconds
-                self._known = _Known(now + max(_FRESH_S, _SHARE * (now - begun)), jobs, models)
+                self._known = _Known(until(clock, begun), jobs, models)
             return self._known
 
     def _read(self) -> tuple[dict[str, Run], dict[str, Run]]:

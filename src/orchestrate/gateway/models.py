@@ -7,9 +7,12 @@ import secrets
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+import msgspec
 from msgspec.structs import replace
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from orchestrate import catalog
@@ -17,7 +20,7 @@ from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint, no_model, not_tuned
 from orchestrate.gateway.grader_trials import SECONDS, tried
-from orchestrate.gateway.jobs import PROJECT, Outside
+from orchestrate.gateway.jobs import PROJECT, Outside, until
 from orchestrate.http.wire.bodies import HostError, parse
 from orchestrate.http.wire.openai import objects
 from orchestrate.http.wire.openai.objects import page_of, page_with_ends
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
+_MOST_LISTS = 256
+"""Of models, each for keys of the same limits."""
 TRIALS = 2
 """Graders that are tried out at once: each may take a processor and a gigabyte for its time."""
 _GRADERS = "/v1/fine_tuning/alpha/graders"
@@ -45,11 +50,31 @@ _CREATED = 1_721_260_800
 """2024-07-18, of the names that are mapped."""
 
 
+@dataclass(frozen=True)
+class _Made:
+    job: GatewayJob
+    """Without what was asked for."""
+    shown: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _List:
+    body: bytes
+    changes: int
+    """Of jobs, when it was made."""
+    until_s: float
+    """Other gateways of the store may have changed something by then."""
+
+
 class Models:
     def __init__(self, ft: Workspace, told: terms.Terms, outside: Outside) -> None:
         self._ft, self._terms, self._outside = ft, told, outside
         self._jobs, self._objects = ft.store.gateway_jobs, ft.store.gateway_objects
         self._trials = threading.BoundedSemaphore(TRIALS)
+        self._listing = threading.Lock()
+        self._lists: dict[bytes, _List] = {}
+        self._ended: dict[str, tuple[int, _Made | None]] = {}
+        """Jobs that have ended: the hash of the record that was read, and the model that answers."""
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -66,16 +91,46 @@ class Models:
     # -- models --------------------------------------------------------------------------------------------
 
     def listed(self, call: Call) -> Any:
-        bases = [self._base(name, call.key) for name in terms.names(self._terms.models, call.key)]
-        found = self._jobs.listed(call.project)
-        runs = {run.id: run for run in self._ft.store.runs.of_ids(j.run_id for j in found if j.run_id)}
-        ours = [(job, run) for job in found if (run := runs.get(job.run_id or ""))]
-        tuned = [
-            self._tuned(job, run)
-            for job, run in (*ours, *self._outside.models(call.key))
-            if _answers(job, run) and _may(call.key, job)
-        ]
-        return {"object": "list", "data": [*bases, *tuned]}
+        """Written once until something changes: it has no pages, and a thousand models take their time."""
+        key, changes = call.key, self._jobs.changes
+        scope = msgspec.json.encode((key.project, key.models, key.backends, key.map))
+        begun = self._ft.store.clock.uptime().seconds
+        kept = self._lists.get(scope)
+        if kept is None or kept.changes != changes or begun >= kept.until_s:
+            with self._listing:
+                body = msgspec.json.encode({"object": "list", "data": self._models_of(key)})
+            kept = _List(body, changes, until(self._ft.store.clock, begun))
+            if len(self._lists) >= _MOST_LISTS:
+                self._lists.clear()
+            self._lists[scope] = kept
+        return Response(kept.body, media_type="application/json")
+
+    def _models_of(self, key: GatewayKey) -> list[dict[str, Any]]:
+        bases = [self._base(name, key) for name in terms.names(self._terms.models, key)]
+        ours = [made for made in self._made_in(key.project) if _may(key, made.job)]
+        outside = [self._tuned(j, run) for j, run in self._outside.models(key) if _may(key, j)]
+        return [*bases, *(made.shown for made in ours), *outside]
+
+    def _made_in(self, project: str) -> list[_Made]:
+        """The tuned models of a project that answer, newest first. What became of a job is read once."""
+        records = self._jobs.records(project)
+        new = {
+            id: text
+            for id, text in records
+            if (known := self._ended.get(id)) is None or known[0] != hash(text)
+        }
+        jobs = [job for text in new.values() if (job := GatewayJob.from_json(text)).ended_at is not None]
+        runs = {run.id: run for run in self._ft.store.runs.of_ids(job.run_id for job in jobs if job.run_id)}
+        for job in jobs:
+            run = runs.get(job.run_id or "")
+            if run is None or not run.status.terminal:
+                continue
+            made = None
+            if _answers(job, run):
+                made = _Made(replace(job, asked={}, spec={}, notes=()), self._tuned(job, run))
+            self._ended[job.id] = hash(new[job.id]), made
+        found = (self._ended.get(id, (0, None))[1] for id, _ in records)
+        return [made for made in found if made is not None]
 
     def retrieve(self, call: Call) -> Any:
         id = call.path("id")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -78,6 +78,17 @@ class How:
         bool | None,
         typer.Option("--four-bit/--no-four-bit", help="Default: as the adapters were trained, else by size."),
     ] = None
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option(help="Of products and weights that are not in 4 bits. Default: what suits the device."),
+    ] = None
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Answer requests of temperature 0 one by one: the same to the bit in any company. Slower.",
+        ),
+    ] = False
     quantise: Annotated[str, typer.Option("--quantize", help="For llama.cpp.")] = "Q4_K_M"
     engine_args: Annotated[
         list[str] | None,
@@ -184,6 +195,8 @@ def _terms(where: Where, how: How) -> serving.Terms:
         threads=how.threads,
         device=how.device,
         four_bit=how.four_bit,
+        precision=how.precision,
+        batch_invariant=how.batch_invariant,
     )
 
 

@@ -22,7 +22,7 @@ from orchestrate.local.model import threads
 from orchestrate.local.model.adapters.added_tokens import rows_of
 from orchestrate.local.model.adapters.apart import changes_base
 from orchestrate.local.model.files import models
-from orchestrate.local.model.loading import add_adapter, load_adapter, pick_device
+from orchestrate.local.model.loading import DTYPES, add_adapter, load_adapter, pick_device
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
 from orchestrate.local.model.sampling.drawing import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck
 
@@ -46,6 +46,12 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None = None
     four_bit: bool | None = None
     """Of the base; `None` is by its size."""
+    precision: str | None = None
+    """Of products and of weights that are not in 4 bits: bf16, fp16, fp32; `None` takes what suits the
+    device."""
+    batch_invariant: bool = False
+    """Rows of temperature 0 are read and answered alone, so that they have to the bit the answers that
+    `eval --batch 1` gets, whoever else is answered at the time."""
     most_rows: int = 32
     most_tokens: int = 2048
     """Of an answer to a request that does not say."""
@@ -98,10 +104,11 @@ class Engine:
         tuned = [Path(f) for f in loading.models.values() if not is_adapter(Path(f))]
         if tuned and len(loading.models) > 1:
             raise UsageError("a whole tuned model is served alone: it shares no weights with others")
+        dtype = None if loading.precision is None else DTYPES[loading.precision]
         if tuned:
-            self.model = whole(tuned[0], self.device)
+            self.model = whole(tuned[0], self.device, dtype)
         else:
-            self.model = base_of(self.folder, four_bit=loading.four_bit, device=self.device)
+            self.model = base_of(self.folder, four_bit=loading.four_bit, device=self.device, dtype=dtype)
         self.batching = Batching(self.model, most_rows=loading.most_rows)
         if tuned:
             [name] = loading.models
@@ -183,8 +190,9 @@ class Engine:
             )
         return found
 
-    def rows(self, wish: Wish, prompt: list[int]) -> tuple[Row, list[Speech]]:
-        """The row of a request with its copies, and their speeches. Raises `Refused`."""
+    def rows(self, wish: Wish, prompt: list[int]) -> tuple[list[Row], list[Speech]]:
+        """The rows of a request that are read, the first with its copies, and the speeches of all. Raises
+        `Refused`."""
         model = self._model(wish.model)
         if not prompt:
             raise Refused("the prompt is empty", "invalid_prompt")
@@ -198,6 +206,7 @@ class Engine:
                 f"{wish.max_tokens or 1} were asked for",
                 "context_length_exceeded",
             )
+        alone = self.loading.batch_invariant and wish.temperature == 0
         held = None if wish.form is None else self._held(model, wish.form, prompt)
         rows = [
             Row(
@@ -208,6 +217,7 @@ class Engine:
                 room,
                 frozenset(model.sampler.stops),
                 model.sampler.others,
+                alone=alone,
             )
             for n in range(wish.n)
         ]
@@ -224,8 +234,10 @@ class Engine:
             )
             for n, row in enumerate(rows)
         ]
+        if alone:
+            return rows, speeches
         rows[0].copies = rows[1:]
-        return rows[0], speeches
+        return rows[:1], speeches
 
     def _held(self, model: Model, form: Form, prompt: list[int]) -> Held:
         try:
@@ -254,12 +266,12 @@ class Engine:
         )
 
     def add(self, wish: Wish, prompt: list[int], send: Send) -> None:
-        row, speeches = self.rows(wish, prompt)
+        rows, speeches = self.rows(wish, prompt)
         for speech in speeches:
             self._speeches[id(speech.row)] = speech
         told = {"prompt_ids": prompt} if wish.tells_ids else {}
         send({"id": wish.id, "prompt_tokens": len(prompt), **told})
-        self.batching.waiting.append(row)
+        self.batching.waiting += rows
 
     @torch.inference_mode()
     def step(self, send: Send) -> None:

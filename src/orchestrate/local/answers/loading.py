@@ -47,11 +47,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def base_of(folder: ModelFolder, *, four_bit: bool | None, device: torch.device) -> Any:
-    """`four_bit`: `None` is by its size. Raises `UsageError` for one that is too large in 16 bits."""
+def base_of(
+    folder: ModelFolder, *, four_bit: bool | None, device: torch.device, dtype: torch.dtype | None = None
+) -> Any:
+    """`four_bit`: `None` is by its size; `dtype`: `None` is what suits the device. Raises `UsageError` for a
+    base that is too large in 16 bits."""
     four_bit = too_large(folder) if four_bit is None else four_bit
     try:
-        base = load_base(folder.path, four_bit=four_bit, device=device)
+        base = load_base(folder.path, four_bit=four_bit, device=device, dtype=dtype)
     except Exception as error:
         if four_bit or not out_of_memory(error):
             raise
@@ -65,9 +68,9 @@ def base_of(folder: ModelFolder, *, four_bit: bool | None, device: torch.device)
     return base.eval()
 
 
-def whole(folder: Path, device: torch.device) -> Any:
+def whole(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """A whole tuned model."""
-    return load_base(folder, four_bit=False, device=device).eval()
+    return load_base(folder, four_bit=False, device=device, dtype=dtype).eval()
 
 
 def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[Template, Sampler]:

@@ -150,6 +150,11 @@ def serve(
         with running.serve(tuned, ft.settings.home, ft.store, terms, base=choice.base) as up:
             yield Up(up.url, engine, tuple(up.models), tuple(tuned), key=up.api.admin_key, why=why)
         return
+    if terms.precision is not None or terms.batch_invariant:
+        raise UsageError(
+            f"--precision and --batch-invariant are for --engine transformers; {engine} has flags of its own",
+            fix="--engine transformers, or --engine-arg FLAG",
+        )
     if not tuned:
         raise UsageError(f"{engine} serves tuned models here: name a run")
     make = _vllm if engine == "vllm" else _llama_cpp

@@ -47,6 +47,10 @@ class Terms:
     device: str | None = None
     four_bit: bool | None = None
     """`None`: as the adapters were trained, else by the base's size."""
+    precision: str | None = None
+    """Of products and of weights that are not in 4 bits; `None` takes what suits the device."""
+    batch_invariant: bool = False
+    """Whether rows of temperature 0 are answered alone, as `eval --batch 1` does."""
     grace_s: float = 30.0
     """For answers under way when it is asked to end."""
 
@@ -125,6 +129,8 @@ def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[
         "threads": terms.threads,
         "device": terms.device,
         "four_bit": four_bit_of(terms.four_bit, [t.folder for t in tuned]),
+        "precision": terms.precision,
+        "batch_invariant": terms.batch_invariant,
         "most_rows": terms.most_at_once,
         "most_tokens": terms.most_tokens,
     }

@@ -239,6 +239,8 @@ class Use:
 class GatewayJobs:
     def __init__(self, db: Database) -> None:
         self._db = db
+        self.changes = 0
+        """How often this process changed a job: whoever keeps something of jobs looks again when it moves."""
 
     def known(self, request: Request) -> GatewayJob | None:
         """The job of a request that came before. Raises `OtherRequest`."""
@@ -371,6 +373,14 @@ class GatewayJobs:
                     break
         return found
 
+    def records(self, project: str) -> list[tuple[str, str]]:
+        """The id and the JSON of each job, newest first: who knows a text already need not read it."""
+        table = schema.gateway_jobs
+        query = select(table.c.id, table.c.record).where(table.c.project == project)
+        with self._db.reading() as connection:
+            rows = connection.execute(query.order_by(table.c.at.desc(), table.c.id.desc()))
+            return [(row.id, row.record) for row in rows]
+
     def unended(self) -> list[GatewayJob]:
         """Of all projects, oldest first: those about which there is something to do."""
         table = schema.gateway_jobs
@@ -381,7 +391,9 @@ class GatewayJobs:
     def change(self, id: str, change: Callable[[GatewayJob], GatewayJob]) -> GatewayJob:
         """In one transaction: `change` sees the job as it is now. Raises `KeyError`."""
         with self._db.writing() as connection:
-            return self._change(connection, id, change)
+            changed = self._change(connection, id, change)
+        self.changes += 1
+        return changed
 
     def request_cancel(self, id: str) -> GatewayJob:
         """Of the job and of its run, in one transaction. Raises `KeyError`."""
@@ -389,6 +401,7 @@ class GatewayJobs:
             one_at_a_time(connection)  # before the row, as `take`: else the two wait for one another
             job = self._change(connection, id, lambda job: replace(job, cancel_asked=True))
             request_cancel(self._db, connection, job.run_key)
+        self.changes += 1
         return job
 
     def _change(

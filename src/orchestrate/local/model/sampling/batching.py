@@ -147,6 +147,8 @@ class Row:
     """Tokens that end it."""
     others: tuple[tuple[int, ...], ...] = ()
     """What begins somebody else's turn, which ends it too."""
+    alone: bool = False
+    """Whether it shares no pass with others. In 16 bits company rounds sums otherwise."""
     copies: list[Row] = field(default_factory=list["Row"])
     """Other answers to the same prompt, which is read once."""
     ids: list[int] = field(default_factory=list[int])
@@ -371,7 +373,9 @@ class Batching:
         return None if logits is None else Read(logits, cache, torch.ones_like(ids))
 
     def _batch_of(self, row: Row) -> str:
-        """Rows of adapters that PEFT cannot mix are answered apart."""
+        """Rows of adapters that PEFT cannot mix are answered apart, each row alone that wants to be."""
+        if row.alone:
+            return f"alone {id(row)}"
         if row.adapter == AS_IT_IS:
             return AS_IT_IS
         return "" if self._lies and self._mixes(row.adapter) else row.adapter

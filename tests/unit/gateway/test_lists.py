@@ -1,0 +1,70 @@
+"""The list of models costs the same however many jobs there are, and is never out of date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from sqlalchemy import event
+from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows
+
+from orchestrate.sandbox.server import Sandbox
+from orchestrate.store.gateway import Request, hashed
+from orchestrate.types import GatewayJob, GatewayKey
+
+JOBS = 300
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterator[Gateway]:
+    with gateway_of(tmp_path_factory.mktemp("home"), sandbox.env) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def many(gateway: Gateway) -> GatewayJob:
+    """A job that succeeded, and as many more like it."""
+    with gateway.client() as openai:
+        file = openai.files.create(file=("t.jsonl", rows(mark="many")), purpose="fine-tune").id
+        done = ended(openai, openai.fine_tuning.jobs.create(model=ASKED, training_file=file).id)
+    jobs = gateway.ft.store.gateway_jobs
+    first = jobs.get(done.id)
+    assert first is not None and done.status == "succeeded"
+    for n in range(JOBS):
+        one = replace(first, id=f"ftjob-{n:024}", tuned=f"{first.tuned}-{n}")
+        jobs.take(one, Request(first.key, hashed(str(n)), 0, None), lambda use: None)
+    jobs.change(first.id, lambda job: replace(job, tries=job.tries + 1))
+    return first
+
+
+def test_a_list_that_is_asked_for_again_reads_no_job(gateway: Gateway, many: GatewayJob) -> None:
+    executed: list[str] = []
+
+    @event.listens_for(gateway.ft.store.database.engine, "before_cursor_execute")
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        executed.append(statement)
+
+    with gateway.client() as openai:
+        first = [model.id for model in openai.models.list()]
+        assert sum(name.startswith(many.tuned) for name in first) == JOBS + 1
+        executed.clear()
+        assert [model.id for model in openai.models.list()] == first
+    assert not [one for one in executed if "FROM gateway_jobs" in one or "FROM runs" in one]
+
+
+def test_what_is_deleted_or_of_another_key_is_not_in_a_list_that_was_kept(
+    gateway: Gateway, many: GatewayJob
+) -> None:
+    gone = f"{many.tuned}-7"
+    with gateway.client() as openai:
+        assert gone in [model.id for model in openai.models.list()]
+        openai.models.delete(gone)
+        left = [model.id for model in openai.models.list()]
+        assert gone not in left and f"{many.tuned}-8" in left
+    limited = gateway.ft.store.gateway_keys.add(
+        GatewayKey(name="one", models=(many.tuned,), created_at=gateway.ft.store.clock.now()), by="test"
+    )
+    with gateway.client(limited) as openai:
+        assert [model.id for model in openai.models.list()] == [many.tuned]
