@@ -94,6 +94,19 @@ def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
     return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
 
 
+def most_usd(entry: QueueEntry) -> Decimal | None:
+    """What an entry may cost as it was agreed to; `None` without a limit."""
+    bounds = [usd for usd in (entry.max_cost_usd, entry.agreed_usd) if usd is not None]
+    return max(bounds) if bounds else None
+
+
+def about(entry: QueueEntry) -> str:
+    """What an entry waits for, its run and its note."""
+    after = entry.state is QueueState.WAITING and entry.after
+    words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
+    return "; ".join(word for word in words if word)
+
+
 def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
     """Why an entry does not go from here, though it may from where its backend is."""
     try:

@@ -18,7 +18,7 @@ from orchestrate.errors import UsageError
 from orchestrate.runs import queue as queueing
 from orchestrate.runs import watch as watching
 from orchestrate.text import count, limit
-from orchestrate.types import QueueEntry, QueueState
+from orchestrate.types import QueueEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,8 +122,8 @@ def _show(entries: list[QueueEntry], paused: bool) -> None:
         "backend": [entry.provider for entry in entries],
         "model": [str(entry.spec.get("model", "")) for entry in entries],
         "state": [entry.state.value for entry in entries],
-        "limit": [_limit(entry) for entry in entries],
-        "about": [_about(entry) for entry in entries],
+        "limit": [_limit(queueing.most_usd(entry)) for entry in entries],
+        "about": [queueing.about(entry) for entry in entries],
     }
     out.print(filled(columns, right=("limit",), fold=("model", "about")))
 
@@ -209,12 +209,5 @@ def _show_changed(changed: list[QueueEntry]) -> None:
         note(f"{entry.id} is {entry.state.value}")
 
 
-def _limit(entry: QueueEntry) -> str:
-    bounds = [usd for usd in (entry.max_cost_usd, entry.agreed_usd) if usd is not None]
-    return limit(max(bounds, default=Decimal(0))) if bounds else "none"
-
-
-def _about(entry: QueueEntry) -> str:
-    after = entry.state is QueueState.WAITING and entry.after
-    words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
-    return "; ".join(word for word in words if word)
+def _limit(usd: Decimal | None) -> str:
+    return "none" if usd is None else limit(usd)
