@@ -143,8 +143,8 @@ class Answers:
 
     async def _chat(self, call: Call, asked: ChatRequest, body: Mapping[str, Any]) -> chat.Answer:
         call.about(asked.model)
-        _, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
-        if self._ft.provider(run.provider).profile.near:
+        job, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
+        if self._models.answers_here(asked.model, job, run):
             wish = {**chat_wish(asked), "model": name_of(run, step)}
             answering = await self._engines.answering(run, step)
             return await answering.chat(call.request, asked, wish)
@@ -156,8 +156,8 @@ class Answers:
     async def complete(self, call: Call) -> Response:
         asked = parse(CompletionRequest, parsed(await read(call.request)))
         call.about(asked.model)
-        _, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
-        if not self._ft.provider(run.provider).profile.near:
+        job, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
+        if not self._models.answers_here(asked.model, job, run):
             told = f"{run.provider} is asked for chats only: /v1/chat/completions"
             raise HostError(422, told, code="unsupported", param="model")
         wishes = [{**wish, "model": name_of(run, step)} for wish in completion_wishes(asked)]
@@ -182,7 +182,9 @@ class Answers:
             host = provider.chat(run.handle)
         except UsageError as error:  # these serve a tuned model where it is deployed only
             error.fix = (
-                f"on the gateway's machine, after it has shown the hourly price: orchestrate deploy {run.id}"
+                "on the gateway's machine, after it has shown the hourly price: "
+                f"orchestrate deploy {run.id}\n"
+                'or, answered there without a price: on = "here" for its name in [gateway.models]'
             )
             refusal = refusal_of(error)
             refusal.code, refusal.param = "model_not_deployed", "model"

@@ -39,6 +39,7 @@ from orchestrate.http.wire.openai.objects import metadata_filter, no_place, numb
 from orchestrate.http.wire.openai.tuning import CreateJob
 from orchestrate.migration import importing, inventory
 from orchestrate.paid.limits import require_within
+from orchestrate.providers.base import Deploys
 from orchestrate.runs.preparing.prepared import prepare, require
 from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
@@ -280,7 +281,7 @@ class Jobs:
             files=hashes,
             file_names=tuple(file["filename"] for file in files),
             quote_usd=quote.high_usd,
-            notes=(*wish.notes, _quoted(prepared, backend)),
+            notes=(*wish.notes, _quoted(prepared, backend), *self._to_be_asked(name, backend)),
         )
         self._reached("before-taken")
         job, new = self._jobs.take(job, request, lambda use: self._allow(call, asked, use, job))
@@ -288,6 +289,16 @@ class Jobs:
         if new:
             self._submitting.take(job, prepared)
         return self._answer(call, job)
+
+    def _to_be_asked(self, name: str, backend: str) -> list[str]:
+        """What has to happen before a client can ask the tuned model."""
+        provider = self._ft.provider(backend)
+        if not isinstance(provider, Deploys) or terms.answers_here(name, name, self._terms.models):
+            return []
+        return [
+            f"{provider.title} answers for a tuned model once its operator has deployed it, which is billed: "
+            "orchestrate deploy RUN"
+        ]
 
     def _wish(
         self, call: Call, asked: CreateJob

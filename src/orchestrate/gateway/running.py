@@ -30,6 +30,7 @@ from orchestrate.http.web.edge import edge
 from orchestrate.http.web.server import serving
 from orchestrate.http.wire.bodies import HostError
 from orchestrate.http.wire.openai.objects import MAX_FILE
+from orchestrate.providers.base import Downloads, capability
 from orchestrate.serving.server.keys import Clients
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import full
@@ -218,6 +219,9 @@ def serve(
             ft.backends(target.backend)
         else:
             ft.store.runs.get(target.run)
+        if target.on == "here":
+            backend = target.backend or ft.store.runs.get(str(target.run)).provider
+            capability(ft.provider(backend), Downloads)
     contents = Contents(private_folder(terms.files), ft.store)
     outside = Outside(ft, terms.models)
     files, models = Files(ft.store, contents), Models(ft, terms, outside)

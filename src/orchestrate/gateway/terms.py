@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,6 +31,9 @@ class Target(BaseModel):
     """A tuned model, by its run, in the place of `backend` and `model`: it is asked, and trained on."""
     alias: str | tuple[str, ...] = ()
     """Further names for the same."""
+    on: Literal["host", "here"] = "host"
+    """Where tuned models of this name answer: at their host, or on the gateway's machine, which downloads
+    them and their base."""
     base_learning_rate: float | None = Field(default=None, gt=0)
     """What a learning-rate multiplier of 1 means; without it the backend says."""
     settings: dict[str, Any] = {}
@@ -121,6 +124,12 @@ def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Targ
     if found is None or general is None or not general.settings.get("private"):
         return found
     return found.model_copy(update={"settings": {**found.settings, "private": True}})
+
+
+def answers_here(asked: str, base: str, models: Mapping[str, Target]) -> bool:
+    """Whether the configuration has a tuned model, asked by this name and made of this base, answer here."""
+    found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
+    return found is not None and found.on == "here"
 
 
 def _named(asked: str, known: Mapping[str, Target]) -> Target | None:

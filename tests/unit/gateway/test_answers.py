@@ -12,9 +12,10 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 from tests.paths import TINY
-from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows
+from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, rows
 from tests.unit.serving.conftest import random_adapter
 
+from orchestrate.errors import Unsupported
 from orchestrate.http.wire.openai.chat import ChatRequest
 from orchestrate.providers.files import downloads
 from orchestrate.sandbox.server import Sandbox
@@ -71,13 +72,7 @@ def tuned_here(gateway: Gateway, folder: Path) -> str:
     run = replace(source.record, id=id, ref=ref_of(id), idempotency_key=f"ftjob-{id}", **own)
     ft.store.runs.restore(run)
     ft.store.runs.close(run.id)
-    artifact = Artifact(
-        kind="adapter", folder=str(folder), files=(), base_model=str(TINY), provider="local", job_id="job"
-    )
-    kept = ft.settings.home / "models" / run.id
-    kept.parent.mkdir(exist_ok=True)
-    kept.symlink_to(folder)
-    downloads.write(kept, artifact)
+    downloaded(gateway, run.id, folder)
     name = f"ft:{LOCAL}:orchestrate::{id[-8:]}"
     job = GatewayJob(
         id=f"ftjob-{id}",
@@ -96,6 +91,17 @@ def tuned_here(gateway: Gateway, folder: Path) -> str:
 
     ft.store.gateway_jobs.take(job, Request("local", id), lambda use: None)
     return name
+
+
+def downloaded(gateway: Gateway, run_id: str, folder: Path) -> None:
+    """An adapter lies where `download` puts that of a run."""
+    artifact = Artifact(
+        kind="adapter", folder=str(folder), files=(), base_model=str(TINY), provider="local", job_id="job"
+    )
+    kept = gateway.ft.settings.home / "models" / run_id
+    kept.parent.mkdir(exist_ok=True)
+    kept.symlink_to(folder)
+    downloads.write(kept, artifact)
 
 
 ASK: list[Any] = [{"role": "user", "content": "order 17"}]
@@ -290,3 +296,29 @@ def test_tools_of_a_response_are_those_of_a_chat() -> None:
     last: Any = read[-1]
     assert last.type == "response.completed" and last.response.output == whole.output
     assert [event.sequence_number for event in read] == list(range(len(read)))
+
+
+def test_a_hosts_model_is_answered_here_where_the_configuration_says_so(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    models = {ASKED: {**MODELS[ASKED], "on": "here"}, "other": MODELS[ASKED]}
+    with gateway_of(tmp_path, sandbox.env, {"models": models}) as found, found.client() as client:
+        file = client.files.create(file=("t.jsonl", rows(mark="here")), purpose="fine-tune").id
+        made = [client.fine_tuning.jobs.create(model=m, training_file=file, seed=7) for m in models]
+        here, other = [ended(client, job.id) for job in made]
+        job = found.ft.store.gateway_jobs.get(here.id)
+        assert job is not None and job.run_id is not None
+        downloaded(found, job.run_id, random_adapter(tmp_path / "a", 1))
+        said = client.chat.completions.create(model=here.fine_tuned_model, messages=ASK, max_tokens=4)
+        assert said.usage and said.usage.completion_tokens
+        with pytest.raises(sdk.UnprocessableEntityError) as told:
+            client.chat.completions.create(model=other.fine_tuned_model, messages=ASK)
+        assert told.value.code == "model_not_deployed"
+        events = [client.fine_tuning.jobs.list_events(job.id, limit=100).data for job in made]
+        assert [any("orchestrate deploy" in e.message for e in each) for each in events] == [False, True]
+
+
+def test_a_backend_that_gives_no_files_cannot_be_answered_here(sandbox: Sandbox, tmp_path: Path) -> None:
+    models = {ASKED: {"backend": "openai", "model": "gpt-4.1-nano", "on": "here"}}
+    with pytest.raises(Unsupported), gateway_of(tmp_path, sandbox.env, {"models": models}):
+        pass
