@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 
 from orchestrate.commands.data.copies import convert, dedupe, split
+from orchestrate.commands.data.curve import curve
 from orchestrate.commands.data.generation import generate, review
 from orchestrate.commands.data.judging import from_review, judge
 from orchestrate.commands.data.options import (
@@ -230,3 +231,4 @@ app.command()(review)
 app.command()(from_record)
 app.command()(from_review)
 app.command()(judge)
+app.command()(curve)

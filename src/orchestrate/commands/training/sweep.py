@@ -130,9 +130,9 @@ def sweep(
             yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
             return
         search = _begun(ft, asked, vary, aim, provider)
-        _agree(searching.price(ft, search), search, aim)
+        agree(searching.price(ft, search), search, yes=aim.yes)
         carried = trials.Searching(ft, search)
-        _carry_out(ft, carried)
+        carry_out(ft, carried)
         yield from _end(carried, seen.output)
 
 
@@ -187,7 +187,7 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
     return JobSpec.parse(space.applied(plain, fixed)), space.Space(found.choices)
 
 
-def _agree(price: Any, search: Search, aim: AimOptions) -> None:
+def agree(price: Any, search: Search, *, yes: bool) -> None:
     """To the price of the whole, before anything is sent."""
     again = f", then {search.survivors} in full" if search.survivors else ""
     err.print(
@@ -208,14 +208,14 @@ def _agree(price: Any, search: Search, aim: AimOptions) -> None:
     )
     require_consent(
         price.high_usd,
-        partial(confirm, "Begin?", yes=aim.yes),
+        partial(confirm, "Begin?", yes=yes),
         otherwise="not begun",
         unpriced=bool(price.unpriced),
         limited=limit_usd is not None,
     )
 
 
-def _carry_out(ft: Orchestrator, carried: Searching) -> None:
+def carry_out(ft: Orchestrator, carried: Searching) -> None:
     shown, waited = dict[int, Trial](), list[str]()
     watcher = watching.watcher(ft)
     watcher.feed = None  # what waits in the queue is not this command's

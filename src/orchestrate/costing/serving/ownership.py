@@ -341,7 +341,7 @@ def own(
 
 
 def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:
-    """How the backend serves what it tunes from this base, in a few words; `None` where nobody knows."""
+    """How the backend serves what it tunes from this base, in a few words; `None` where it is not known."""
     if resolved.host is not None and resolved.host.deployable == "no":
         return "only downloaded"
     if profile.near:

@@ -153,7 +153,8 @@ def _part(file: TrainFile, opened: Opened, spool: Path) -> _Part:
     rows = opened.facts.rows
     whole, share = int(file.weight), file.weight % 1
     chance = random.Random(f"{file.seed}")  # noqa: S311  which rows, not secrets
-    places = sorted(chance.sample(range(rows), round(share * rows))) if rows else []
+    # Of all rows in an order of their own: what a smaller share has, a larger one has too.
+    places = sorted(chance.sample(range(rows), rows)[: round(share * rows)])
     taken = whole * rows + len(places)
     if not taken:
         raise DataError(

@@ -454,7 +454,7 @@ def _unlisted(provider: Provider, spec: JobSpec) -> str | None:
 
 
 def _served(ws: Workspace, provider: Provider, spec: JobSpec) -> str | None:
-    """How a tuned model is served there; `None` where nobody knows."""
+    """How a tuned model is served there; `None` where it is not known."""
     from orchestrate import costing
     from orchestrate.providers.base import Downloads
 

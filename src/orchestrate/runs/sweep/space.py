@@ -15,6 +15,8 @@ from orchestrate.types import Search
 
 PROVIDER = "provider"
 """The name under which the backend varies; all others are fields of the spec."""
+SHARE = "share"
+"""The name under which the share of the training rows varies; those of a smaller one are in the larger."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
 _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
@@ -106,17 +108,21 @@ def _range(pair: str) -> tuple[str, Range]:
 
 
 def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """The spec's plain values with a trial's settings, on a share of its training rows: a seeded sample."""
+    """The spec's plain values with a trial's settings, on a share of its training rows: a seeded sample.
+    Raises `UsageError` for a share that is none."""
     import copy
 
     values = copy.deepcopy(dict(spec))
     for name, value in settings.items():
-        if name != PROVIDER:
+        if name not in (PROVIDER, SHARE):
             specfile.put(values, name, value)
-    if share < 1:
+    own = settings.get(SHARE, 1)
+    if not isinstance(own, int | float) or not 0 < own <= 1:
+        raise UsageError(f"share is above 0 and at most 1; got {own!r}")
+    if share * own < 1:
         files: Any = values["train"]
         each = cast("list[Any]", files) if isinstance(files, list) else [files]
-        values["train"] = [_sampled(one, share, seed) for one in each]
+        values["train"] = [_sampled(one, share * own, int(settings.get("seed", seed))) for one in each]
     return values
 
 

@@ -1,0 +1,122 @@
+"""data curve: is it worth more rows?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import note, orchestrator, out, table, warn
+from orchestrate.commands.terminal.options import SpecOptions
+from orchestrate.core.amounts import amount
+from orchestrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrate.runs.sweep.curve import Curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """What is measured."""
+
+    shares: Annotated[
+        str,
+        typer.Option(
+            metavar="S1,S2", help="Shares of the training rows, up to 1; each has the smaller ones in it."
+        ),
+    ] = "0.125,0.25,0.5,1"
+    seeds: Annotated[
+        int, typer.Option(min=1, max=20, help="Runs at each share: their spread goes into the intervals.")
+    ] = 1
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
+    ] = "validation_loss"
+    test: Annotated[str | None, typer.Option(metavar="FILE", help="The rows of eval: targets.")] = None
+    more: Annotated[int, typer.Option(min=1, help="How many rows more are weighed.")] = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How the runs are made."""
+
+    max_parallel: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="For all runs: none is made that could go above it.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+
+
+@command
+def curve(
+    context: typer.Context,
+    *,
+    asked: SpecOptions,
+    provider: Annotated[
+        str, typer.Option("--provider", "-p", help="The backend.", autocompletion=completing.backend)
+    ],
+    points: Points,
+    limits: Limits,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the picture."),
+    ] = None,
+) -> Iterator[Output[Curve]]:
+    """Train on shares of the rows, evaluate each on the same held-out rows, and say what more rows would be
+    worth. A sweep as any other: priced first, within one budget; the same command again goes on with it.
+
+    Example: orchestrate data curve finetune.yaml -p local --target eval:exact_match --max-cost 5
+    """
+    from orchestrate.commands.training.sweep import agree, carry_out
+    from orchestrate.runs.preparing.prepared import training_data
+    from orchestrate.runs.sweep import curve as curves
+    from orchestrate.runs.sweep import searching, trials
+
+    if output is not None and output.suffix.lower() != ".html":
+        raise UsageError(f"{output.name}: the picture is a page", fix="-o curve.html")
+    space = curves.space_of(_shares(points.shares), points.seeds)
+    with orchestrator(context) as ft:
+        spec = asked.read(provider)
+        rows = training_data(ft, spec).train.rows
+        order = searching.Order(
+            space=space,
+            target=points.target,
+            test=points.test,
+            max_parallel=limits.max_parallel,
+            max_cost_usd=amount(limits.max_cost, "--max-cost"),
+        )
+        search = searching.begin(ft, spec, ft.backends(provider), order)
+        agree(searching.price(ft, search), search, yes=limits.yes)
+        carried = trials.Searching(ft, search)
+        carry_out(ft, carried)
+        found = curves.curve(carried, rows, points.more)
+        if carried.stopped:
+            warn(carried.stopped)
+        if output is not None and found.sizes:
+            output.write_text(curves.page(found), encoding="utf-8")
+            note(f"written: {output}")
+        yield Output(found, _show, 0 if found.more is not None else 1)
+
+
+def _shares(given: str) -> list[float]:
+    try:
+        return [float(one) for one in given.split(",")]
+    except ValueError:
+        raise UsageError(f"--shares takes numbers joined by commas; got {given!r}") from None
+
+
+def _show(found: Curve) -> None:
+    from orchestrate.runs.sweep import curve as curves
+
+    shown = table(*curves.HEAD, right=curves.HEAD[:5])
+    for row in curves.cells(found):
+        shown.add_row(*row)
+    out.print(shown)
+    for line in curves.told(found):
+        out.print(line)
+    for remark in found.remarks:
+        note(remark)

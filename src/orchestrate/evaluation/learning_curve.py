@@ -1,0 +1,146 @@
+"""What more rows would be worth: a power law through the scores of models trained on shares of them.
+
+A score becomes what is lost, y = a + b (n/N)^-c: a is what no number of rows removes, b what is left to
+learn, c how fast (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017, find c between
+0.07 and 0.35 over whole domains; one task may be steeper, so 0.05 to 1.5 is looked at here). All curves that
+the points allow are weighed, so that few and noisy points give wide intervals; none is picked.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from orchestrate.types import Record
+
+LEVEL = 0.9
+"""Of the intervals."""
+_Z = 1.645
+"""Half of such an interval in standard errors."""
+_POWERS = [0.05 * 1.06**k for k in range(59)]  # 0.05 to 1.5
+_EACH = 200
+"""Curves that are drawn of each power."""
+_DRAWS = 4000
+
+
+class Measured(NamedTuple):
+    """One model: rows it was trained on, what it lost, and the standard error of that; `None` where it is
+    not known, as of a loss."""
+
+    rows: int
+    lost: float
+    error: float | None
+
+
+class Gain(Record, frozen=True, kw_only=True):
+    """What a step from some rows to others is worth, in the score's own unit; positive is better."""
+
+    rows_before: int
+    rows_after: int
+    value: float
+    """The median of what the points allow."""
+    low: float | None = None
+    high: float | None = None
+    """Of an interval of 90%; `None` where no error is known."""
+
+
+def measured_gain(before: Measured, after: Measured) -> Gain:
+    """Between two models that were both evaluated."""
+    value, errors = before.lost - after.lost, (before.error, after.error)
+    gain = Gain(rows_before=before.rows, rows_after=after.rows, value=value)
+    if errors[0] is None or errors[1] is None:
+        return gain
+    width = _Z * math.hypot(errors[0], errors[1])
+    return Gain(
+        rows_before=before.rows, rows_after=after.rows, value=value, low=value - width, high=value + width
+    )
+
+
+def speeds_up(points: Sequence[Measured]) -> bool:
+    """Whether the last step brought clearly more for each doubling of the rows than the one before it, which
+    no power law does."""
+    first, second, last = sorted(points)[-3:]
+    earlier, later = (
+        (a.lost - b.lost) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))
+    )
+    errors = math.hypot(*(point.error or 0.0 for point in (first, second, second, last)))
+    return later > max(earlier, 0.0) * 1.2 + _Z * errors
+
+
+class _Drawn(NamedTuple):
+    scale: float
+    power: float
+
+
+class Law:
+    """The curves that the points allow."""
+
+    def __init__(self, points: Sequence[Measured], *, seed: int = 0) -> None:
+        """Raises `ValueError` for fewer than three sizes."""
+        if len({point.rows for point in points}) < 3:
+            raise ValueError("a curve needs three sizes or more")
+        self.rows = max(point.rows for point in points)
+        self._draws = _drawn(points, self.rows, random.Random(seed))  # noqa: S311  not for secrets
+
+    def gain(self, before: int, after: int) -> Gain:
+        """From so many rows to so many."""
+        found = sorted(
+            one.scale * ((before / self.rows) ** -one.power - (after / self.rows) ** -one.power)
+            for one in self._draws
+        )
+        at = [found[round(share * (len(found) - 1))] for share in ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)]
+        return Gain(rows_before=before, rows_after=after, low=at[0], value=at[1], high=at[2])
+
+
+def _drawn(points: Sequence[Measured], most: int, chance: random.Random) -> list[_Drawn]:
+    """Curves in proportion to how well they fit; before, every power was as likely, and every floor and
+    every scale from 0."""
+    worst, best = max(point.lost for point in points), min(point.lost for point in points)
+    # Where no error is known, those from 1% to half of what the points differ by are looked at.
+    spread = (worst - best) or abs(best) or 1.0
+    whole = all(point.error for point in points)
+    errors = [0.0] if whole else [spread * 0.01 * 50 ** (k / 7) for k in range(8)]
+    found: list[tuple[float, _Drawn]] = []  # log weight
+    for power in _POWERS:
+        shapes = [(point.rows / most) ** -power for point in points]
+        for error in errors:
+            weights = [1 / (point.error or error) ** 2 for point in points]
+            fit = _line(shapes, [point.lost for point in points], weights)
+            evidence = (
+                sum(map(math.log, weights)) / 2 - fit.missed / 2 + math.log(fit.floor_error * fit.scale_error)
+            )
+            for _ in range(_EACH):
+                scale = chance.gauss(fit.scale, fit.scale_error)
+                floor = chance.gauss(fit.level - scale * fit.center, fit.floor_error)
+                if scale > 0 and floor > 0:  # no curve gets worse with more rows, or better than perfect
+                    found.append((evidence, _Drawn(scale, power)))
+    if not found:
+        return [_Drawn(0.0, 1.0)]
+    heaviest = max(weight for weight, _ in found)
+    return [
+        one
+        for one in chance.choices([d for _, d in found], [math.exp(w - heaviest) for w, _ in found], k=_DRAWS)
+    ]
+
+
+class _Line(NamedTuple):
+    """Through weighted points: level + scale (x - center), whose two errors are independent."""
+
+    level: float
+    floor_error: float
+    scale: float
+    scale_error: float
+    center: float
+    missed: float
+
+
+def _line(xs: Sequence[float], ys: Sequence[float], weights: Sequence[float]) -> _Line:
+    whole = sum(weights)
+    center = sum(w * x for w, x in zip(weights, xs, strict=True)) / whole
+    level = sum(w * y for w, y in zip(weights, ys, strict=True)) / whole
+    across = sum(w * (x - center) ** 2 for w, x in zip(weights, xs, strict=True))
+    scale = sum(w * (x - center) * (y - level) for w, x, y in zip(weights, xs, ys, strict=True)) / across
+    missed = sum(w * (y - level - scale * (x - center)) ** 2 for w, x, y in zip(weights, xs, ys, strict=True))
+    return _Line(level, whole**-0.5, scale, across**-0.5, center, missed)

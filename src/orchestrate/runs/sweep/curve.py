@@ -1,0 +1,213 @@
+"""Is it worth more rows? The runs of a search over shares of the training rows, and a curve through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from html import escape
+from itertools import groupby
+from statistics import mean, variance
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.learning_curve import Gain, Law, Measured, measured_gain, speeds_up
+from orchestrate.runs.sweep.searching import LOSS
+from orchestrate.runs.sweep.space import SHARE, Space
+from orchestrate.text import money
+from orchestrate.types import Record, Trial, TrialState
+
+if TYPE_CHECKING:
+    from orchestrate.runs.sweep.trials import Searching
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+_Z = 1.96
+"""Half of a 95% interval in standard errors."""
+
+
+class Size(Record, frozen=True, kw_only=True):
+    """What was measured with so many rows."""
+
+    rows: int
+    share: float
+    score: float
+    """The mean of its runs."""
+    low: float | None = None
+    """Of the 95% interval of one run's score; `None` for a loss."""
+    high: float | None = None
+    usd: Decimal | None = None
+    """The mean bill of its runs; `None` while one is not known."""
+    runs: tuple[str, ...]
+
+
+class Curve(Record, frozen=True, kw_only=True):
+    """The scores by rows, and what other numbers of rows would be worth."""
+
+    sweep: str
+    target: str
+    higher_is_better: bool
+    sizes: tuple[Size, ...]
+    more: Gain | None = None
+    """From all rows to those with as many more as was asked."""
+    half: Gain | None = None
+    """From half the rows to all."""
+    half_saves_usd: Decimal | None = None
+    """What half the rows would have cost less to train on."""
+    why_none: str | None = None
+    """Why nothing can be said of other numbers."""
+    remarks: tuple[str, ...] = ()
+
+
+def space_of(shares: Sequence[float], seeds: int) -> Space:
+    """Raises `UsageError`."""
+    kept = tuple(sorted(set(shares)))
+    if len(kept) < 3 or kept[-1] != 1 or kept[0] <= 0:
+        raise UsageError(
+            "a curve takes three shares or more, above 0 and up to 1", fix="--shares 0.125,0.25,0.5,1"
+        )
+    return Space({SHARE: kept} | ({"seed": tuple(range(seeds))} if seeds > 1 else {}))
+
+
+def curve(searching: Searching, rows: int, more: int) -> Curve:
+    """Of the trials that were scored. `rows`: of the training data; `more`: how many more are weighed."""
+    search, higher = searching.search, searching.maximise
+    trials = [trial for trial in searching.trials if trial.state is TrialState.SCORED]
+    sizes = tuple(_sizes(searching, trials, rows))
+    found = Curve(sweep=search.id, target=search.target, higher_is_better=higher, sizes=sizes)
+    remarks = [
+        f"{trial.settings[SHARE]:.1%} of the rows: {trial.state.value}: {trial.note or 'no run yet'}"
+        for trial in searching.trials
+        if trial.state is not TrialState.SCORED
+    ]
+    if "seed" not in search.choices:
+        remarks.append("one seed: how much a run differs from the next is not in the intervals (--seeds 3)")
+    try:
+        points = _measured(trials, rows, higher=higher)
+        law = Law(points)
+    except ValueError as error:
+        return replace(found, why_none=str(error), remarks=tuple(remarks))
+    if speeds_up(points):
+        remarks.append(
+            "each doubling of the rows still brings more than the last: more rows may be worth more"
+        )
+    by_rows = {point.rows: point for point in points}
+    middle, top = by_rows.get(round(0.5 * rows)), by_rows.get(rows)
+    by_share = {size.share: size for size in sizes}
+    whole, half = by_share.get(1.0), by_share.get(0.5)
+    saves = (
+        whole.usd - half.usd if whole and half and whole.usd is not None and half.usd is not None else None
+    )
+    return replace(
+        found,
+        more=law.gain(rows, rows + more),
+        half=measured_gain(middle, top) if middle and top else law.gain(max(1, rows // 2), rows),
+        half_saves_usd=saves,
+        remarks=tuple(remarks),
+    )
+
+
+def _by_share(trials: Sequence[Trial]) -> list[tuple[float, list[Trial]]]:
+    ordered = sorted(trials, key=lambda trial: float(trial.settings[SHARE]))
+    return [(share, list(same)) for share, same in groupby(ordered, key=lambda t: float(t.settings[SHARE]))]
+
+
+def _sizes(searching: Searching, trials: Sequence[Trial], rows: int) -> Iterator[Size]:
+    for share, same in _by_share(trials):
+        records = searching.ft.store.runs.of_ids(trial.run_id for trial in same if trial.run_id)
+        bills = [run.bill.usd for run in records if run.bill is not None]
+        lows = [trial.score_low for trial in same if trial.score_low is not None]
+        highs = [trial.score_high for trial in same if trial.score_high is not None]
+        yield Size(
+            rows=round(share * rows),
+            share=share,
+            score=mean(trial.score or 0.0 for trial in same),
+            low=mean(lows) if lows else None,
+            high=mean(highs) if highs else None,
+            usd=sum(bills, Decimal(0)) / len(bills) if len(bills) == len(same) else None,
+            runs=tuple(trial.run_id or "" for trial in same),
+        )
+
+
+def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measured]:
+    """One for each share. Its error has both parts: of the rows that were asked, and of seeds, which is taken
+    to be the same for all shares. Raises `ValueError`."""
+    groups = _by_share(trials)
+    scores = [(share, [trial.score or 0.0 for trial in same]) for share, same in groups]
+    if higher and any(score > 1 for _, found in scores for score in found):
+        raise ValueError("the best that this metric can be is not known")
+    spreads = [(len(found) - 1, variance(found)) for _, found in scores if len(found) > 1]
+    freedom = sum(n for n, _ in spreads)
+    between = sum(n * var for n, var in spreads) / freedom if freedom else 0.0
+    found: list[Measured] = []
+    for (share, same), (_, values) in zip(groups, scores, strict=True):
+        widths = [
+            (trial.score_high - trial.score_low) / (2 * _Z)
+            for trial in same
+            if trial.score_low is not None and trial.score_high is not None
+        ]
+        asked = mean(width**2 for width in widths) if widths else 0.0
+        error = math.sqrt(asked + between / len(values)) or None
+        lost = 1 - mean(values) if higher else mean(values)
+        found.append(Measured(round(share * rows), lost, error))
+    return found
+
+
+def told(found: Curve) -> list[str]:
+    """Sentences: what more rows are worth, and what half of them would have lost and saved."""
+    if found.more is None or found.half is None:
+        return [f"nothing can be said of other numbers of rows: {found.why_none}"]
+    more, half = found.more, found.half
+    added = more.rows_after - more.rows_before
+    less = found.half_saves_usd
+    saved = f", and cost {money(less)} less" if less is not None and less > 0 else ""
+    return [
+        f"{added:,} more rows are worth {_step(found, more)}",
+        f"half the rows lose {_step(found, half)}{saved}",
+    ]
+
+
+def _step(found: Curve, gain: Gain) -> str:
+    scale, unit, digits = (1, f" of {LOSS}", 3) if found.target == LOSS else (100, " points", 1)
+    low, high = (f"{scale * (end or 0.0):.{digits}f}" for end in (gain.low, gain.high))
+    if gain.low is None or gain.high is None:
+        return f"{scale * gain.value:.{digits}f}{unit}"
+    return f"{scale * gain.value:.{digits}f}{unit} ({low} to {high})"
+
+
+def page(found: Curve) -> str:
+    """A page of its own: the picture, the sentences and the numbers."""
+    from orchestrate.reports import charts, html
+
+    name = found.target
+    points = tuple((float(size.rows), size.score) for size in found.sizes)
+    picture = charts.lines(
+        [charts.Series(label=name, points=points, style=0)],
+        title=f"{name} by rows",
+        x_name="rows trained on",
+        y_name=name,
+    )
+    body = [f"<h1>{escape(name)} by rows</h1>", *(f"<p>{escape(line)}.</p>" for line in told(found))]
+    body += [f"<p>{escape(remark)}</p>" for remark in found.remarks]
+    body.append(html.figure("Learning curve", picture, f"{found.sweep}: the same held-out rows for all"))
+    body.append(html.table(HEAD, list(cells(found))))
+    return html.document(f"{name} by rows", "\n".join(body))
+
+
+HEAD = ("rows", "share", "score", "95% interval", "cost", "runs")
+
+
+def cells(found: Curve) -> Iterator[list[str]]:
+    """Of a table with `HEAD`."""
+    for size in found.sizes:
+        interval = "" if size.low is None or size.high is None else f"{size.low:.3f} to {size.high:.3f}"
+        usd = "" if size.usd is None else money(size.usd)
+        yield [
+            f"{size.rows:,}",
+            f"{size.share:.1%}",
+            f"{size.score:.4g}",
+            interval,
+            usd,
+            ", ".join(size.runs),
+        ]
