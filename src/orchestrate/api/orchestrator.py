@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.runs.preparing.earlier import Earlier
     from orchestrate.runs.preparing.prepared import Prepared
-    from orchestrate.runs.preparing.suggesting import Suggestion
     from orchestrate.runs.spending.accounts import SpendingReport
     from orchestrate.runs.spending.orphans import Orphan, OrphanReport
+    from orchestrate.runs.sweep.suggesting import Suggestion
     from orchestrate.runs.syncing.sweep import SyncReport
     from orchestrate.setup.models import ModelChanges
     from orchestrate.spec import JobSpec, SpecGiven
@@ -136,7 +136,7 @@ class Orchestrator(Workspace):
     def suggest(self, spec: SpecGiven, provider: Backends = "all") -> list[Suggestion]:
         """Rank, alpha, learning rate, epochs and batch size for the spec's rows and model, one for each
         backend, each with its reason and source. Reads the data; offline. Raises `DataError`."""
-        from orchestrate.runs.preparing import suggesting
+        from orchestrate.runs.sweep import suggesting
 
         return suggesting.suggest(self, _spec(spec), provider)
 

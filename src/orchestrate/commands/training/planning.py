@@ -34,7 +34,7 @@ from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 if TYPE_CHECKING:
     from orchestrate.costing import Ownership
     from orchestrate.runs.preparing.quoting import LivePrice
-    from orchestrate.runs.preparing.suggesting import Suggestion
+    from orchestrate.runs.sweep.suggesting import Suggestion
 
 _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _SHOWN = 40

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import catalog
 from orchestrate.costing import size
 from orchestrate.runs.preparing import prepared
+from orchestrate.runs.sweep import space
 from orchestrate.types import Outcome, Record
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _batch(spec: JobSpec, seen: int) -> Suggested:
 
 def _held(ws: Workspace, name: str, spec: JobSpec, model: str, proposed: Sequence[Suggested]) -> Suggestion:
     """Those that the backend takes as they are."""
-    from orchestrate.runs.sweep import space
+
     from orchestrate.spec import JobSpec
 
     values: dict[str, Any] = {one.name: one.value for one in proposed}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrate import Orchestrator
-from orchestrate.runs.preparing.suggesting import Suggestion
+from orchestrate.runs.sweep.suggesting import Suggestion
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 
@@ -59,7 +59,7 @@ def test_full_tuning_gets_a_tenth(tmp_path: Path) -> None:
 
 def test_the_rank_holds_the_trained_tokens(tmp_path: Path) -> None:
     """On a model so small that many words exceed it."""
-    tiny = str(Path(__file__).parents[3] / "src" / "orchestrate" / "bundled" / "tiny-chat")
+    tiny = str(Path(__file__).parents[4] / "src" / "orchestrate" / "bundled" / "tiny-chat")
     few, many = (suggested(tmp_path, "local", model=tiny, rows=400, words=n) for n in (8, 400))
     assert few.values["adapter.r"] == 16 < many.values["adapter.r"]
     for one in (few, many):
