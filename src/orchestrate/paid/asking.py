@@ -44,6 +44,7 @@ from orchestrate.paid.journal import (
     Touched,
     Unaccounted,
     Unanswered,
+    lock_of,
 )
 from orchestrate.paid.limits import COMMAND_LIMIT, require_within, reworded
 from orchestrate.types import Message, Record, Reply
@@ -188,7 +189,8 @@ class Requests:
         if self._account is not None:
             if respondent.unpriced:
                 self._account.require_price(self._backend)
-            self._account.catch_up(self._backend, log.path, log.sends)
+            self._account.catch_up(self._backend, log.path, log.sends, found=log.found)
+            log.begin()
 
     def count(self, questions: Iterable[str]) -> None:
         """Counts what is known of these questions from before."""
@@ -453,7 +455,7 @@ class Asking:
     def _opened(self, respondent: Respondent) -> Generator[AnswerLog]:
         private_folder(self.folder)
         path = self._path(respondent)
-        with locked(path.with_suffix(".lock"), keep=False) as held:
+        with locked(lock_of(path), keep=False) as held:
             if not held:
                 raise UsageError(
                     f"another command is asking {respondent.name} the same way", fix="wait until it has ended"

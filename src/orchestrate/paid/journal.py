@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from orchestrate.core.files import Journal
+from orchestrate.core.files import Journal, opener
 from orchestrate.errors import OrchestrateError
 from orchestrate.paid.limits import require_within
 from orchestrate.text import count, money
-from orchestrate.types import Record
+from orchestrate.types import Record, decoding
 
 
 class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -130,12 +130,19 @@ class Cost:
         return self.answer_usd + (self.lost.usd or Decimal(0))
 
 
+def lock_of(log: Path) -> Path:
+    """Whoever appends to a journal holds this lock file."""
+    return log.with_suffix(".lock")
+
+
 class AnswerLog:
     """All that one respondent was ever asked. Whoever appends to it holds its lock."""
 
     def __init__(self, path: Path, more: Any = None) -> None:
-        """`more`: types of further entries, which are `entries` alone. Raises `DataError` for a file that is
-        no such journal."""
+        """`more`: types of further entries, which are `entries` alone; `Any` takes all. Raises `DataError`
+        for a file that is no such journal."""
+        self.found = path.exists()
+        """Whether it was there, so that what it does not know was never written into it."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
@@ -155,6 +162,12 @@ class AnswerLog:
     @property
     def entries(self) -> list[Any]:
         return self._journal.entries
+
+    def begin(self) -> None:
+        """Have the file, before anything is held for what will be written into it."""
+        if not self.found:
+            with open(self.path, "ab", opener=opener):
+                pass
 
     def append(self, entry: Any) -> None:
         with self._lock:
@@ -212,6 +225,8 @@ class AnswerLog:
                 for question in questions:
                     self.answers.pop(question, None)
                     self._lost.pop(question, None)
+            case {"type": "sent" | "got" | "unanswered" | "lost" | "renewed"}:
+                self._add(decoding.convert(entry, Entry))
             case _:
                 pass
 
@@ -233,7 +248,9 @@ class Account(Protocol):
 
     def release(self, id: str) -> None: ...
 
-    def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send]) -> None: ...
+    def catch_up(
+        self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False
+    ) -> None: ...
 
 
 class Touched(msgspec.Struct):

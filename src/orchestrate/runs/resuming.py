@@ -91,9 +91,8 @@ def _sent(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
             fix=f"orchestrate cancel {run.id}, then submit again with others",
         )
     intent = run.phase is SubmitPhase.INTENT
-    return Submitter(ws.store, handle.provider).resume(
-        run, training_data(ws, stored_spec(run)) if intent else None
-    )
+    submitter = Submitter(ws.store, handle.provider, budget_usd=ws.settings.budget_usd)
+    return submitter.resume(run, training_data(ws, stored_spec(run)) if intent else None)
 
 
 def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 from orchestrate import __version__
 from orchestrate.core.packages import require_recent
 from orchestrate.core.underway import work
+from orchestrate.costing import spending
 from orchestrate.errors import OrchestrateError, SetupError
 from orchestrate.local import machine as hardware
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
 from orchestrate.runs.hosting.deployment import hourly
+from orchestrate.runs.syncing import leftovers
 from orchestrate.setup import backends
-from orchestrate.text import count, size
+from orchestrate.text import count, money, size
 from orchestrate.types import Record
 from orchestrate.workspace import scope_of
 
@@ -106,6 +108,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
     yield from _disk(ft.settings.home)
     runs = count(len(ft.store.runs.matching(limit=1000, sandbox=scope_of(ft.settings))), "run")
     yield Check(check="store", ok=True, detail=f"{ft.store.place}, {runs}")
+    yield from _left(ft)
     if deployed := ft.store.deployments.matching(over=False):
         unproven = [one for one in deployed if one.state.unproven]
         doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
@@ -115,6 +118,22 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
             detail=hourly(deployed) + doubt,
             fix="orchestrate sync" if unproven else "orchestrate deployments",
         )
+
+
+def _left(ft: Workspace) -> Iterator[Check]:
+    """What processes that have ended left held in the budget."""
+    runs, answers = leftovers.unsent(ft.store), leftovers.answers(ft.store)
+    held = [spending(run).total_usd for run in runs] + answers
+    if not held:
+        return
+    what = [count(len(runs), "run") + " that nothing was sent of"] if runs else []
+    what += [count(len(answers), "answer") + " of commands that have ended"] if answers else []
+    yield Check(
+        check="held",
+        ok=False,
+        detail=f"{money(sum(held))} of the budget is held for {' and '.join(what)}",
+        fix="orchestrate sync   (releases what was certainly not sent, and counts the rest)",
+    )
 
 
 def _asked(ft: Workspace, name: str) -> Check:

@@ -65,6 +65,8 @@ def uploaded(run: Run, at: datetime) -> Run:
 def submitting(run: Run, at: datetime) -> Run:
     """A create request is about to be sent; from here on a job may exist."""
     _require(run, SubmitPhase.SUBMITTING, SubmitPhase.UPLOADED)
+    if run.released:
+        raise ImpossibleTransition(f"run {run.id} holds nothing of the budget, so it cannot be sent")
     return _with(run, at, phase=SubmitPhase.SUBMITTING)
 
 
@@ -96,6 +98,17 @@ def outcome_unknown(run: Run, at: datetime) -> Run:
         return run
     _require(run, SubmitPhase.OUTCOME_UNKNOWN, SubmitPhase.SUBMITTING)
     return _with(run, at, phase=SubmitPhase.OUTCOME_UNKNOWN)
+
+
+def released(run: Run, at: datetime) -> Run:
+    """What it holds of a budget is free: nothing of it was sent, and nobody is at it."""
+    _require(run, run.phase, *UNSENT)
+    return run if run.released else _with(run, at, released=True)
+
+
+def held(run: Run, at: datetime) -> Run:
+    """It is to be sent after all, and holds what it held."""
+    return _with(run, at, released=False) if run.released else run
 
 
 def not_made(run: Run, at: datetime) -> Run:

@@ -323,6 +323,8 @@ class Run(Record, frozen=True, kw_only=True):
     imported: bool = False
     """Made without this store, and taken into it from the host's list: once it has ended no budget counts
     it."""
+    released: bool = False
+    """Whoever submitted it ended before anything was sent: it takes nothing of a budget until it is sent."""
     abandoned: str | None = None
     """Why its user gave the run up, whatever its host does: it is not asked about and takes nothing of a
     budget but its last bill."""

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from sqlalchemy import event
 
 from orchestrate.costing import Spending
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
@@ -29,6 +30,7 @@ from orchestrate.paid.limits import UnknownPrice
 from orchestrate.spec import JobSpec
 from orchestrate.store import transitions
 from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store.database import schema
 from orchestrate.store.records import deployments
 from orchestrate.store.records.ledger import AnswerAccount
 from orchestrate.store.records.runs import Intent
@@ -387,6 +389,10 @@ class Money(RuleBasedStateMachine):
         store = self.stores[0]
         assert store.searches.spent_usd(self.search.id) <= SWEEP
 
+    @invariant()
+    def the_kept_sums_are_those_of_all_rows(self) -> None:
+        assert not self.stores[0].ledger.recount()
+
     @rule()
     def everything_ends(self) -> None:
         """Then nothing is held any more but what nobody has billed yet."""
@@ -417,10 +423,10 @@ class Mortal:
         raise Killed
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*given: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
             if self.dead:
                 raise Killed
-            done = getattr(self.account, name)(*given)
+            done = getattr(self.account, name)(*given, **more)
             if name == "hold" and self.dies_after_hold:
                 self.die()
             return done
@@ -465,7 +471,7 @@ def test_a_budget_lets_in_what_is_free_and_nothing_whose_price_is_unknown(
     [
         ("killed", "2", "3"),  # sent, and its answer never came: billed in full, then asked once more
         ("killed before", "2", "3"),
-        ("killed unsent", "2", "3"),  # held, and nobody can tell whether it was sent
+        ("killed unsent", "2", "1"),  # held, and its journal proves that it was not sent
         ("lost", "0", "3"),
         ("refused", "0", "1"),
     ],
@@ -549,6 +555,29 @@ def test_what_a_restored_store_forgot_is_counted_before_more_is_reserved(tmp_pat
         real_month = f"{datetime.now(UTC):%Y-%m}"
         assert found == asked._replace(month=real_month)
     money.teardown()
+
+
+def test_no_answer_adds_up_all_runs(store: Store, tmp_path: Path) -> None:
+    """However many there are: what they take is kept. What something else changed is found and mended."""
+    quote = Quote(provider="paper", model="m", high_usd=Decimal("0.1"))
+    for _ in range(3):
+        store.runs.create(Intent(spec=SPEC, provider="paper", dataset_digest="d", host="here", quote=quote))
+    account, said = AnswerAccount(store.database, "evaluation", Decimal("0.35")), list[str]()
+
+    def heard(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        said.append(statement)
+
+    event.listen(store.database.engine, "before_cursor_execute", heard)
+    event.listen(store.database._writer, "before_cursor_execute", heard)
+    with pytest.raises(OverBudget):
+        account.hold("paper", Decimal("0.06"), tmp_path / "log.jsonl")
+    account.settle(account.hold("paper", Decimal("0.05"), tmp_path / "log.jsonl"), Decimal("0.02"))
+    assert said and not [statement for statement in said if "FROM runs" in statement]
+    assert store.ledger.spending() == Spending(spent_usd=Decimal("0.02"), committed_usd=Decimal("0.3"))
+    with store.database.writing() as connection:
+        connection.execute(schema.runs.update().values(committed_usd="0.2"))
+    assert (store.ledger.recount(), store.ledger.recount()) == (True, False)
+    assert store.ledger.spending().committed_usd == Decimal("0.6")
 
 
 BRIEF = settings(

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, text
 from tests import command
 from tests.faults.submitting import leave, make_at_once, make_runs
 
+from orchestrate.costing import Spending
 from orchestrate.errors import StoreError
 from orchestrate.paid.journal import Send
 from orchestrate.spec import JobSpec
@@ -27,10 +28,11 @@ from orchestrate.store.records.ledger import AnswerAccount
 from orchestrate.store.records.listing import RunQuery
 from orchestrate.store.records.runs import Intent
 from orchestrate.store.store import Store
+from orchestrate.types import Quote
 
 NOW, NEXT = schema.VERSION, schema.VERSION + 1
 SPEC = JobSpec(model="m", train="rows.jsonl")
-PINNED = {8: "3958a947dcbabd69fee03625840ad0fb7103f404438695dee068030aa7375def"}
+PINNED = {9: "4dd44f5c8ce88e6f95cbc525aa8dd5c46096b53e97e699338c5873c23b64d818"}
 """The hash of the tables by schema."""
 
 
@@ -83,6 +85,25 @@ def test_runs_from_before_the_database_listed_them_are_found(store_url: str) -> 
             for query in (RunQuery(tag="team=t1"), RunQuery(words="s1"), RunQuery(words="team=t1 paper")):
                 assert [run.spec["suffix"] for run in store.listing.page(query, limit=5)] == ["s1"]
             assert store.listing.count(RunQuery(archived=False)) == 3 and store.verify() == []
+
+
+def test_a_store_from_before_sums_were_kept_adds_them_up(older: str) -> None:
+    quote = Quote(provider="openai", model="m", high_usd=Decimal("0.1"))
+    with Store.open(older) as store:
+        for _ in range(3):
+            store.runs.create(
+                Intent(spec=SPEC, provider="openai", dataset_digest="d", host="here", quote=quote)
+            )
+        known = store.ledger.spending()
+        with store.database.writing() as connection:
+            schema.kept_sums.drop(connection)
+            connection.execute(text("ALTER TABLE answer_holds DROP COLUMN log_bytes"))
+            connection.execute(schema.meta.update().values(value="8"))
+    with Store.open(older) as store:
+        assert store.ledger.spending() == known == Spending(committed_usd=Decimal("0.3"))
+        assert not store.ledger.recount()
+        account = AnswerAccount(store.database, "evaluation", None)
+        account.release(account.hold("openai", Decimal(2), Path("log.jsonl")))
 
 
 # -- an upgrade to a schema that is to come ----------------------------------------------------------------

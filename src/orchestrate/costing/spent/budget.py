@@ -33,6 +33,8 @@ def spending(run: Run) -> Spending:
     is known: where a host bills nothing for a failure, the bill says so."""
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
+    if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
+        return Spending()
     if run.bill is not None and (run.bill.final or run.status.terminal):
         return Spending(spent_usd=run.bill.usd)
     if run.abandoned is not None:

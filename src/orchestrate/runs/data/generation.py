@@ -16,6 +16,7 @@ from orchestrate.data.operations import generate as generating
 from orchestrate.data.operations.generate import GenerateReport as GenerateReport
 from orchestrate.data.operations.generate import Order as Order
 from orchestrate.errors import UsageError
+from orchestrate.paid.journal import lock_of
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
 from orchestrate.providers.chat.completions import chat_with
@@ -84,7 +85,7 @@ def generate(
         hosts=registry.targets(settings, hosts),
     )
     chat = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature)
-    with locked(output.with_name(f".{output.name}.lock"), keep=False) as held:
+    with locked(lock_of(generating.log_of(output)), keep=False) as held:
         if not held:
             raise UsageError(f"another command is writing {output}", fix="wait for it, or give another -o")
         return generating.generate(

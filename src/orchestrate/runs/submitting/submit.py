@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.core.underway import BYTES, work
+from orchestrate.costing import spending
 from orchestrate.errors import (
     DataError,
     InvalidRequest,
@@ -167,6 +168,8 @@ class Submitter(Settler):
                 raise OutcomeUnknown(self.provider.name, run.ref, "an earlier attempt is not settled yet")
             if run.phase not in UNSENT:
                 return run
+            if run.released:
+                run = self._held_again(run, asked, lease)
             if again:
                 if there := self._there(run):
                     return there
@@ -177,6 +180,20 @@ class Submitter(Settler):
             remote = self._uploaded(run, sent, data, progress, lease)
             self._ask_price(run, sent, remote, lease)
             return self._send(run, sent, remote, lease, again=again)
+
+    def _held_again(self, run: Run, asked: Submission | None, lease: Lease) -> Run:
+        """Of a budget, before anything is sent. Raises `OverBudget`."""
+        now = self.store.clock.now()
+        held = transitions.held(run, now)
+        return self.store.runs.commit(
+            run.id,
+            spending(held).total_usd,
+            lambda run: transitions.held(run, now),
+            self.budget_usd,
+            lease=lease,
+            limits=asked.limits if asked else (),
+            figure="what it may cost",
+        )
 
     def _agreed(self, run: Run, spec: JobSpec, asked: Submission | None) -> Translation:
         """Return what the run was agreed to with, as it was stored: a later version may translate the same

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from orchestrate import costing
-from orchestrate.costing import cap_of
+from orchestrate.costing import cap_of, spending
 from orchestrate.errors import (
     NotFound,
     OrchestrateError,
@@ -34,7 +35,9 @@ from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.runs.syncing.leftovers import settle_answers
 from orchestrate.store import transitions
+from orchestrate.store.database.leases import LeaseHeld
 from orchestrate.store.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.text import count, limit, money
@@ -50,6 +53,7 @@ _NAMED = (
     "not_made",
     "unsettled",
     "unsent",
+    "released",
     "elsewhere",
     "gone",
     "uncancelled",
@@ -59,7 +63,10 @@ _NAMED = (
     "capped",
 )
 
-_WORDS = {"elsewhere": "in another account, or this key has no right to see them"}
+_WORDS = {
+    "released": "not held in the budget until they are sent",
+    "elsewhere": "in another account, or this key has no right to see them",
+}
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +90,10 @@ class SyncReport(msgspec.Struct, kw_only=True):
     """Runs of which it is too early to tell."""
     unsent: list[str] = []
     """Runs whose submit was interrupted before anything was sent. They can be sent again."""
+    released: list[str] = []
+    """Of these the runs that are left so: they take nothing of the budget any more, until they are sent."""
+    settled: int = 0
+    """Answers that commands left under way which have ended since, and that are counted or released now."""
     elsewhere: list[str] = []
     """Runs of another account than that of the key, or that the key has no right to see: nothing was
     concluded about them."""
@@ -121,6 +132,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
                 what = _WORDS.get(name, name.replace("_", " "))
                 parts.append(f"{what}: {', '.join(runs)}")
         parts += self.hosting
+        if self.settled:
+            parts.append(f"settled: {count(self.settled, 'answer')} of commands that have ended")
         if self.ending:
             parts.append(f"asked to end, and still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
@@ -311,6 +324,9 @@ def sync(
         except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
             told = f"a defect in this backend ({type(error).__name__}: {error})"
             report.failed(name, UnexpectedAnswer(name, told))
+    if wanted is None:
+        report.settled = settle_answers(store)
+        store.ledger.recount()
     return report
 
 
@@ -465,8 +481,20 @@ class _Sweep:
                 submitter.adopt(run, handles)
                 self.report.adopted.append(run.id)
                 self.report.unsent = [run_id for run_id in self.report.unsent if run_id != run.id]
+            elif run.phase in UNSENT and waited >= self.timing.settle_s(self.provider):
+                self._release(run)
             elif run.phase is SubmitPhase.REFUSED and waited >= self.timing.settle_s(self.provider):
                 self.store.runs.close(run.id)
+
+    def _release(self, run: Run) -> None:
+        """Under its lease: whoever wakes up at it later finds that it was lost, and sends nothing."""
+        if not spending(run).total_usd:
+            return
+        with suppress(LeaseHeld), self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
+            now = self.store.clock.now()
+            with suppress(transitions.ImpossibleTransition):
+                self.store.runs.apply(run.id, lambda run: transitions.released(run, now), lease=lease)
+                self.report.released.append(run.id)
 
     def _settle(self, run: Run) -> None:
         self.report.asked += 1

@@ -37,7 +37,7 @@ metadata = MetaData()
 _CELL, _WORDS = 100, 360
 """Characters of a cell and of the searched text: an entry of an index has at most 2,704 bytes on Postgres."""
 
-VERSION = 8
+VERSION = 9
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -432,6 +432,9 @@ answer_holds = Table(
     Column("backend", String(255), nullable=False),
     Column("made_by", String(255), nullable=False),
     Column("usd", Text, nullable=False),
+    # The bytes of the journal then: it only grows, so one that has them and does not know the send proves
+    # that nothing was sent. Nothing in what was held before this was kept.
+    Column("log_bytes", Integer),
 )
 
 # What answers came to.
@@ -452,6 +455,16 @@ answers_ended = Table(
     "answers_ended",
     metadata,
     Column("hold", String(64), primary_key=True),
+)
+
+# What all runs, and all deployments that are over, take together: one row, changed with each of them. A store
+# has it once the first of them has changed.
+kept_sums = Table(
+    "kept_sums",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("spent_usd", Text, nullable=False),
+    Column("committed_usd", Text, nullable=False),
 )
 
 
@@ -514,10 +527,18 @@ def _list_by_the_database(connection: Connection) -> None:
             index.create(connection, checkfirst=True)
 
 
+def _keep_sums(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[kept_sums])
+    known = {column["name"] for column in inspect(connection).get_columns(answer_holds.name)}
+    if "log_bytes" not in known:  # a store of before the answers were counted got it with its table
+        connection.execute(text("ALTER TABLE answer_holds ADD COLUMN log_bytes INTEGER"))
+
+
 STEPS: dict[int, Callable[[Connection], None]] = {
     5: _count_answers,
     6: _keep_ended,
     7: _list_by_the_database,
+    8: _keep_sums,
 }
 """From the schema in the key to the next one, since the first release. A released step is never changed."""
 

@@ -16,7 +16,7 @@ from orchestrate.store.clock import stamp, time_of
 from orchestrate.store.database import schema
 from orchestrate.store.database.engines import Database
 from orchestrate.store.ids import RUN_PREFIX, new_run_id
-from orchestrate.store.records.ledger import reserve_deployment
+from orchestrate.store.records.ledger import Taken, count, reserve_deployment
 from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
 
@@ -224,6 +224,7 @@ class Deployments:
                     f"run {deployment.run_id} is being deployed already", fix="orchestrate deployments"
                 ) from error
             self._append(connection, deployment, 0, note)
+            count(connection, [], [Taken.by_deployment(deployment)])
 
     def apply(
         self,
@@ -265,6 +266,7 @@ class Deployments:
             )
             if note or (before.state, before.raw_state) != (after.state, after.raw_state):
                 self._append(connection, after, attempt, note)
+            count(connection, [Taken.by_deployment(before)], [Taken.by_deployment(after)])
             return after
 
     def _read(self, deployment: Deployment, at: datetime) -> Deployment:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import platform
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, or_, select, text
 
@@ -171,33 +171,104 @@ def total_spending(connection: Connection, clock: Clock) -> Spending:
     """Runs, deployments as they stand now, and answers."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
 
-    table = schema.runs
-    query = select(table.c.bill_usd, table.c.committed_usd).where(
-        ~table.c.sandbox, or_(table.c.bill_usd.is_not(None), table.c.committed_usd.is_not(None))
-    )
-    spent = committed = Decimal(0)
-    for bill, high in connection.execute(query):
-        spent += Decimal(bill or 0)
-        committed += Decimal(high or 0)
-    deployed = _deployed(connection, clock)
+    kept = connection.execute(_KEPT_SUMS).one_or_none()
+    spent, committed = _added_up(connection) if kept is None else _taken(kept)
+    for deployed in _deployed(connection, clock, over=False):
+        spent += deployed.spent_usd
+        committed += deployed.committed_usd
     for answers in _answers(connection):
         spent += answers.spent_usd
         committed += answers.held_usd
-    return Spending(spent_usd=spent + deployed.spent_usd, committed_usd=committed + deployed.committed_usd)
+    return Spending(spent_usd=spent, committed_usd=committed)
 
 
-def _deployed(connection: Connection, clock: Clock) -> Spending:
-    from orchestrate.costing import Spending
+def _deployed(connection: Connection, clock: Clock, *, over: bool) -> list[Spending]:
     from orchestrate.costing.spent.budget import deployment_spending
 
     table = schema.deployments
-    records = connection.execute(select(table.c.record).where(~table.c.sandbox)).scalars()
-    found = [Deployment.from_json(record) for record in records]
-    each = [deployment_spending(one, time_of(one, clock)) for one in found]
-    return Spending(
-        spent_usd=sum((one.spent_usd for one in each), Decimal(0)),
-        committed_usd=sum((one.committed_usd for one in each), Decimal(0)),
+    query = select(table.c.record).where(~table.c.sandbox, table.c.over == over)
+    found = [Deployment.from_json(record) for record in connection.execute(query).scalars()]
+    return [deployment_spending(one, time_of(one, clock)) for one in found]
+
+
+# -- sums that are kept: to add up all runs for each answer takes longer the more of them there are ----------
+
+
+class Taken(NamedTuple):
+    """What one thing takes of the sums."""
+
+    spent_usd: Decimal = Decimal(0)
+    committed_usd: Decimal = Decimal(0)
+
+    @classmethod
+    def by_run(cls, row: Mapping[str, Any]) -> Taken:
+        """By the columns of its row."""
+        if row["sandbox"]:
+            return cls()
+        return cls(Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0))
+
+    @classmethod
+    def by_deployment(cls, deployment: Deployment | None) -> Taken:
+        """Once it is over: until then it is asked what it takes, as it grows by the hour."""
+        from orchestrate.costing.spent.budget import deployment_spending
+
+        if deployment is None or not deployment.state.over:
+            return cls()
+        return cls(deployment_spending(deployment, deployment.updated_at).spent_usd)
+
+
+_SUMS = "all"
+_KEPT_SUMS = select(schema.kept_sums.c.spent_usd, schema.kept_sums.c.committed_usd)
+_FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOTHING")
+
+
+def count(connection: Connection, before: Iterable[Taken], after: Iterable[Taken]) -> None:
+    """Keep the sums, in the transaction that changes what they are the sums of. The last lock that it takes:
+    so nobody waits for one another."""
+    spent = committed = Decimal(0)
+    for sign, some in ((-1, before), (1, after)):
+        for taken in some:
+            spent += sign * taken.spent_usd
+            committed += sign * taken.committed_usd
+    if not spent and not committed:
+        return
+    if connection.execute(_FIRST, {"name": _SUMS}).rowcount:
+        recount(connection)  # with what has changed
+        return
+    table = schema.kept_sums
+    known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
+    connection.execute(
+        table.update().values(
+            spent_usd=f"{known.spent_usd + spent:f}", committed_usd=f"{known.committed_usd + committed:f}"
+        )
     )
+
+
+def _taken(row: Any) -> Taken:
+    return Taken(Decimal(row.spent_usd), Decimal(row.committed_usd))
+
+
+def recount(connection: Connection) -> bool:
+    """Add the sums up anew, which mends what something else than this program changed: whether it did."""
+    new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
+    known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
+    sums = _added_up(connection)
+    values = {"spent_usd": f"{sums.spent_usd:f}", "committed_usd": f"{sums.committed_usd:f}"}
+    connection.execute(schema.kept_sums.update().values(values))
+    return not new and sums != known
+
+
+def _added_up(connection: Connection) -> Taken:
+    runs, deployments = schema.runs, schema.deployments
+    query = select(runs.c.sandbox, runs.c.bill_usd, runs.c.committed_usd).where(
+        ~runs.c.sandbox, or_(runs.c.bill_usd.is_not(None), runs.c.committed_usd.is_not(None))
+    )
+    each = [Taken.by_run(row) for row in connection.execute(query).mappings()]
+    ended = select(deployments.c.record).where(~deployments.c.sandbox, deployments.c.over)
+    each += [
+        Taken.by_deployment(Deployment.from_json(record)) for record in connection.execute(ended).scalars()
+    ]
+    return Taken(*(sum(column, Decimal(0)) for column in zip(*each, strict=True)))
 
 
 # -- answers -----------------------------------------------------------------------------------------------
@@ -256,10 +327,33 @@ class Ledger:
         with self._db.reading() as connection:
             return total_spending(connection, self._db.clock)
 
+    def recount(self) -> bool:
+        """Add up anew what all runs and ended deployments take. Return whether the sums had gone wrong."""
+        with self._db.writing() as connection:
+            one_at_a_time(connection)
+            return recount(connection)
+
     def answers(self) -> list[AnswerSpending]:
         """Those that are billed one by one, by purpose, backend, month and user."""
         with self._db.reading() as connection:
             return _answers(connection)
+
+    def left(self) -> dict[Path, dict[str, Decimal]]:
+        """What is held for answers under way, by the journal on this machine that tells what became of them,
+        and by the id of the hold."""
+        found: dict[Path, dict[str, Decimal]] = {}
+        here, holds = f"{platform.node()}:", schema.answer_holds
+        with self._db.reading() as connection:
+            for row in connection.execute(select(holds.c.id, holds.c.log, holds.c.usd)):
+                if row.log.startswith(here):
+                    log = Path(row.log.removeprefix(here))
+                    found.setdefault(log, {})[row.id] = Decimal(row.usd)
+        return found
+
+    def settle_left(self, log: Path, sends: Mapping[str, Send]) -> None:
+        """What is held for one journal, whose lock the caller has, and that knows of these sends."""
+        known = {id: sends[id] for id in self.left().get(log, {}) if id in sends}
+        AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
     def account(self, purpose: str, settings: Settings) -> AnswerAccount:
         """Where one command's answers are reserved, settled and counted, against the budget of `settings`."""
@@ -305,6 +399,7 @@ class AnswerAccount:
                     backend=backend,
                     made_by=self.made_by,
                     usd=str(usd),
+                    log_bytes=_size(log) or 0,
                 )
             )
         return id
@@ -323,10 +418,11 @@ class AnswerAccount:
         with self._db.writing() as connection:
             self._end(connection, id)
 
-    def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send]) -> None:
+    def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
         """Settle what this log, whose lock the caller has, knows and this store does not: what a process that
-        was killed left, and all that was asked since the backup that this store was restored from. A hold of
-        this log that it was not told of counts in full, as does what no command came back for in a day."""
+        was killed left, and all that was asked since the backup that this store was restored from. What it
+        was not told of was never sent, where it was `found` and nothing of it is missing; else it counts in
+        full, as does what no command came back for in a day."""
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)
         left = select(holds).where(or_(holds.c.log == name, holds.c.at < old))
@@ -336,7 +432,11 @@ class AnswerAccount:
         with self._db.writing() as connection:
             one_at_a_time(connection)
             for row in connection.execute(left).all():
-                came_to = sends.get(row.id) if row.log == name else None
+                own = row.log == name
+                came_to = sends.get(row.id) if own else None
+                if own and found and came_to is None and _never_sent(row.log_bytes, log):
+                    self._end(connection, row.id)
+                    continue
                 usd = Decimal(row.usd) if came_to is None else came_to.usd
                 self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
             for id in _unknown(connection, sends):
@@ -372,6 +472,20 @@ class AnswerAccount:
     def _name(self, log: Path) -> str:
         """Another machine may have a file of the same path."""
         return f"{self.machine}:{log.resolve()}"
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _never_sent(log_bytes: int | None, log: Path) -> bool:
+    """Of a hold that its journal does not know: each send is written into it before it leaves, and nothing is
+    ever taken out of it. One that is shorter than it was then is an older copy."""
+    size = _size(log)
+    return log_bytes is not None and size is not None and size >= log_bytes
 
 
 def _unknown(connection: Connection, sends: Mapping[str, Send]) -> list[str]:

@@ -83,7 +83,10 @@ def named(db: Database, name: str, *, sandboxes: bool = True) -> list[Run]:
 
 # What is looked for and changed is a parameter: to build a statement takes longer than to run it.
 _LOCKED = (
-    select(schema.runs.c.id, schema.runs.c.attempt, schema.runs.c.cancel_requested, schema.runs.c.record)
+    select(
+        *(schema.runs.c[name] for name in ("id", "attempt", "cancel_requested", "record")),
+        *(schema.runs.c[name] for name in ("sandbox", "bill_usd", "committed_usd")),
+    )
     .where(schema.runs.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(schema.runs.c.id)
     .with_for_update()
@@ -105,6 +108,8 @@ class _Row(NamedTuple):
     run: Run
     attempt: int
     cancel_requested: bool
+    taken: ledger.Taken
+    """Of the sums, by its row."""
 
 
 class Equal(TypedDict, total=False):
@@ -220,12 +225,14 @@ class Runs:
             raise UsageError(f"run {run.id} is in this store already") from None
 
     def _insert_row(self, connection: Connection, run: Run) -> None:
+        row = {"id": run.id, **columns(run, self._db.clock)}
         try:
-            connection.execute(_INSERT, {"id": run.id, **columns(run, self._db.clock)})
+            connection.execute(_INSERT, row)
         except IntegrityError as error:
             raise _SameId from error
         if run.tags:
             schema.write_tags(connection, [run])
+        ledger.count(connection, [], [ledger.Taken.by_run(row)])
 
     def apply(
         self,
@@ -274,8 +281,13 @@ class Runs:
         for start in range(0, len(wanted), _AT_ONCE):
             rows = connection.execute(_LOCKED, {"ids": wanted[start : start + _AT_ONCE]})
             found |= {
-                run_id: _Row(Run.from_json(record), attempt, requested)
-                for run_id, attempt, requested, record in rows
+                row["id"]: _Row(
+                    Run.from_json(row["record"]),
+                    row["attempt"],
+                    row["cancel_requested"],
+                    ledger.Taken.by_run(row),
+                )
+                for row in rows.mappings()
             }
         for run_id in wanted:
             if run_id not in found:
@@ -296,7 +308,7 @@ class Runs:
         rows: dict[str, dict[str, Any]] = {}
         said: list[dict[str, Any]] = []
         for run_id, change in sorted(changes, key=lambda pair: pair[0]):
-            before, attempt, requested = held[run_id]
+            before, attempt, requested, taken = held[run_id]
             after = change(before)
             steps.append((before, after))
             if after is before:
@@ -306,7 +318,7 @@ class Runs:
                 up = self._db.clock.uptime()
                 stamped = {"run_id": run_id, "attempt": attempt, "boot": up.boot, "uptime": up.seconds}
                 connection.execute(_STAMP, stamped)
-            held[run_id] = _Row(after, attempt, requested)
+            held[run_id] = _Row(after, attempt, requested, taken)
             row = rows.setdefault(run_id, {"changed": run_id})
             row |= {"attempt": attempt, **columns(after, self._db.clock)}
             if after.tags != before.tags:
@@ -322,6 +334,9 @@ class Runs:
                 connection.execute(_CHANGE, some)
         if said:
             connection.execute(_APPEND, said)
+        ledger.count(
+            connection, (held[id].taken for id in rows), (ledger.Taken.by_run(row) for row in rows.values())
+        )
         return steps
 
     def _step(self, run: Run, attempt: int, note: str | None) -> dict[str, Any]:

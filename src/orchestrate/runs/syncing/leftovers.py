@@ -1,0 +1,55 @@
+"""What processes that have ended left held in the budget: answers under way, runs that were never sent."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrate.core.files import locked
+from orchestrate.costing import spending
+from orchestrate.errors import DataError
+from orchestrate.paid.journal import AnswerLog, lock_of
+from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.store.transitions import UNSENT
+from orchestrate.types import Run
+
+if TYPE_CHECKING:
+    from orchestrate.store.store import Store
+
+
+def unsent(store: Store) -> list[Run]:
+    """Runs that hold a share of the budget, that nothing was sent of, and that nobody is at."""
+    return [
+        run
+        for run in store.runs.matching(active=True)
+        if run.phase in UNSENT and spending(run).total_usd and not store.leases.held(lease_name(run))
+    ]
+
+
+def answers(store: Store) -> list[Decimal]:
+    """At what each answer is held that no command waits for any more."""
+    return [usd for _, holds in _left(store) for usd in holds.values()]
+
+
+def settle_answers(store: Store) -> int:
+    """Count what may have been sent, by its journal, and release what certainly was not. Return how many."""
+    done = 0
+    for log, holds in _left(store):
+        with suppress(DataError, OSError):  # it stays held, and counts in full after a day
+            store.ledger.settle_left(log, AnswerLog(log, Any).sends)
+            done += len(holds)
+    return done
+
+
+def _left(store: Store) -> Generator[tuple[Path, dict[str, Decimal]]]:
+    """Journals that no command writes into, with what is held for them. Each is locked while it is looked
+    at."""
+    for log in store.ledger.left():
+        if not log.exists():
+            continue
+        with suppress(OSError), locked(lock_of(log), keep=False) as free:
+            if free and (holds := store.ledger.left().get(log)):
+                yield log, holds
