@@ -209,7 +209,7 @@ class Taken(NamedTuple):
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> Taken:
-        """Once it is over: until then it is asked what it takes, as it grows by the hour."""
+        """Once it is over. Until then it takes more all the time."""
         from orchestrate.costing.spent.budget import deployment_spending
 
         if deployment is None or not deployment.state.over:
