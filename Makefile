@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal --durations=40 --durations-min=1
+PYTEST := $(BIN)/python -m pytest --dist worksteal --durations=40 --durations-min=1
 # The tests start hundreds of processes; where bytecode is not kept, each of them compiles all of src again.
 export PYTHONDONTWRITEBYTECODE :=
 # Matrices of tiny models: more threads for one wait longer for one another than they calculate.
@@ -30,10 +30,10 @@ demo: $(VENV)/.sandbox
 	$(BIN)/orchestrate demo .demo
 
 test: env
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -n 3 -m 'not slow'
 
 test-slow: env
-	$(PYTEST) -m slow
+	$(PYTEST) -n 4 -m slow # much of it waits: for a lease to run out, a cluster to notice a death
 
 # Engines and clients of others, some gigabytes of them, each in an environment of its own under .outside/.
 test-outside: env
@@ -47,7 +47,7 @@ lint: env
 	$(BIN)/lint-imports
 
 check: lint
-	$(PYTEST) -m 'not slow' --cov --cov-report=
+	$(PYTEST) -n 3 -m 'not slow' --cov --cov-report=
 
 docs: env
 	$(BIN)/python docs/reference.py

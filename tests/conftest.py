@@ -44,6 +44,27 @@ REPEATED = (
 
 loading = ExitStack()
 
+LONG = (
+    "tests/unit/places/test_ray_workers.py",
+    "tests/e2e/test_wheel.py",
+    "tests/e2e/test_examples.py",
+    "tests/faults/local/test_workers.py",
+    "tests/unit/places/test_anyscale.py",
+    "tests/e2e/test_readme.py",
+    "tests/faults/local/test_resume.py",
+    "tests/e2e/test_demo.py",
+    "tests/cli/test_tuned_models.py",
+    "tests/faults/local/test_processes.py",
+    "tests/unit/places/test_ray.py",
+    "tests/faults/test_soak.py",
+    "tests/unit/sandbox/training/test_training.py",
+    "tests/e2e/test_tutorial.py",
+    "tests/unit/places/test_hf_jobs.py",
+    "tests/unit/serving/test_gguf.py",
+)
+"""What takes minutes, the longest first: each worker begins with some of it, so that none is left with it, or
+with a second making of what its tests share, when the others have ended."""
+
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
 
 
@@ -135,8 +156,11 @@ def quick_python() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Until all is imported and found: hardly anything of it is garbage, and no compiler of torch is needed.
-    loading.enter_context(importing())
+    if (
+        getattr(config.option, "dist", "no") == "no"
+    ):  # the tests are found here, not in workers of this process
+        # Until all is imported: hardly anything of it is garbage, and no compiler of torch is needed.
+        loading.enter_context(importing())
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Keys(), "key-scan")
@@ -162,8 +186,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker("slow")
 
 
-def pytest_collection_finish() -> None:
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """In an order in which the share that each worker is first given, an equal number of tests, begins with
+    its part of `LONG`."""
+    hands: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    rest: list[pytest.Item] = []
+    of_files = {file: list[pytest.Item]() for file in LONG}
+    for item in items:
+        of_files.get(item.nodeid.partition("::")[0], rest).append(item)
+    for number, found in enumerate(of_files.values()):
+        turn, place = divmod(number, workers)  # there and back: the longest with the shortest
+        hands[place if turn % 2 == 0 else workers - 1 - place] += found
+    rest.reverse()
+    ordered: list[pytest.Item] = []
+    for left, hand in zip(range(workers, 0, -1), hands, strict=True):
+        share = (len(items) - len(ordered)) // left
+        ordered += hand + [rest.pop() for _ in range(min(share - len(hand), len(rest)))]
+    return ordered + rest[::-1]
+
+
+@pytest.hookimpl(tryfirst=True)  # before a worker tells what it has found
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is there by now is there to the end: no collection of garbage has to look through it."""
+    if workers := getattr(session.config, "workerinput", {}).get("workercount"):
+        session.items[:] = dealt(session.items, workers)
     gc.freeze()
     loading.close()
 

@@ -20,9 +20,9 @@ def test_a_soak_loses_and_doubles_nothing(
     url = postgres.database() if postgres else f"sqlite:///{tmp_path}/store/runs.sqlite3"
     with sandbox.running(home=tmp_path / "sandbox", train=False, waits=WAITS) as hosts:
         soak = Soak(tmp_path / "soak", url, hosts, seed=7, slots=6, postgres=postgres)
-        soak.run(20.0)
+        soak.run(10.0)
         while not (soak.done["killed"] and soak.done["submit"] and soak.faults.total()):
-            soak.run(10.0)  # a busy machine did too little in the time
+            soak.run(5.0)  # a busy machine did too little in the time
         soak.settle()
         books = soak.audit()
     for name, row in books.items():
