@@ -23,7 +23,8 @@ from orchestrate import JobSpec, Orchestrator
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings import config
-from orchestrate.types import Event, Verdict
+from orchestrate.store.records.runs import Intent
+from orchestrate.types import Event, MetricPoint, Verdict
 from orchestrate.ui.server import serving
 
 pytestmark = pytest.mark.slow
@@ -196,6 +197,42 @@ def test_curves_are_smoothed_zoomed_and_put_on_other_axes(
     page.locator('[data-chart="axis"]').select_option("minutes")
     expect(page.get_by_role("img", name=re.compile("^loss over minutes"))).to_be_visible()
     assert tab.wrong == []
+    tab.page.close()
+
+
+def test_many_curves_are_colored_and_the_one_under_the_pointer_is_named(
+    browser: Browser, url: str, ft: Orchestrator, rows: Path
+) -> None:
+    spec = JobSpec(model="qwen3-8b", train=str(rows.with_name("good.jsonl")))
+    ids: list[str] = []
+    for n in range(14):
+        own = spec.model_copy(update={"suffix": f"many-{n}", "seed": n % 3})
+        intent = Intent(spec=own, provider="together", dataset_digest="d" * 64, host="here", sandbox=True)
+        ids.append(ft.store.runs.create(intent).id)
+        points = [MetricPoint(step=s, values={"train_loss": n + 1.0}) for s in range(1, 2 if n == 13 else 20)]
+        ft.store.history.add_metrics(ids[-1], points)
+    tab = Tab(browser, url, "desktop", "light")
+    page = tab.open("compare?" + "&".join(f"run={one}" for one in ids))
+    plot = page.get_by_role("img", name=re.compile("^loss over steps"))
+    canvas = plot.locator("canvas:not(.above)")
+    expect(canvas).to_be_visible()
+    plain = canvas.evaluate("canvas => canvas.toDataURL()")
+    page.locator('[data-chart="color"]').select_option("seed")
+    expect(page.locator("#colors span")).to_have_text(["0", "1", "2"])
+    assert canvas.evaluate("canvas => canvas.toDataURL()") != plain
+    before = canvas.evaluate("canvas => canvas.toDataURL()")
+    box = plot.locator(".u-over").bounding_box()
+    assert box is not None
+    for share, name in ((0.02, "many-13"), (0.5, "many-12")):  # the highest ones: of one point, and of all
+        for down in range(0, 60, 6):
+            page.mouse.move(box["x"] + box["width"] * share, box["y"] + down)
+            if page.locator("figure small").first.inner_text() == name:
+                break
+        expect(page.locator("figure small").first).to_have_text(name)
+    assert canvas.evaluate("canvas => canvas.toDataURL()") == before, "a pointer redraws none of them"
+    tab.sound()
+    for one in ids:
+        ft.run(one).annotate(archived=True)
     tab.page.close()
 
 

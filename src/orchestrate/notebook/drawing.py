@@ -129,9 +129,9 @@ def bar(share: float, label: str) -> str:
 
 
 def curve(values: Sequence[float], label: str, width: int = 320, height: int = 48) -> str:
-    """A line without axes; nothing where there are fewer than two values that can be drawn."""
+    """A line without axes, a dot where there is one value; nothing where there is none that can be drawn."""
     finite = [v for v in values if v == v and abs(v) != float("inf")]
-    if len(finite) < 2:
+    if not finite:
         return ""
     step = -(-len(finite) // width)
     kept = [sum(part) / len(part) for part in (finite[i : i + step] for i in range(0, len(finite), step))]
@@ -140,10 +140,13 @@ def curve(values: Sequence[float], label: str, width: int = 320, height: int = 4
     places = (
         f"{2 + i * across:.1f},{2 + (height - 4) * (1 - (v - low) / span):.1f}" for i, v in enumerate(kept)
     )
+    drawn = list(places)
+    drawn += drawn if len(drawn) == 1 else []
     return (
         f'<svg role="img" aria-label="{text(label)}" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" style="display:block"><polyline fill="none" stroke="currentColor" '
-        f'stroke-width="1.5" points="{" ".join(places)}"/></svg>'
+        f'stroke-linecap="round" stroke-width="{1.5 if len(kept) > 1 else 5}" '
+        f'points="{" ".join(drawn)}"/></svg>'
     )
 
 

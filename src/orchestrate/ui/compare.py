@@ -76,6 +76,13 @@ def routes(site: Site) -> list[Route]:
         only = None if len(runs) <= FEW else _OF_MANY
         return pages.json(charts(named, axis if axis in AXES else AXES[0], most, only))
 
+    def colors(request: Request) -> Response:
+        """The value of one setting of each run, by the labels of the curves."""
+        name, runs = request.query_params.get("by", ""), asked(request)
+        values = [settings.get(name, "") for settings in _settings(runs)]
+        labels = _labels(runs)
+        return pages.json({"values": dict(zip(labels, values, strict=True)), "order": _ordered(values)})
+
     def report(request: Request) -> Response:
         html = site.ft.compare(asked(request)).render("html")
         return HTMLResponse(html, headers={"content-security-policy": _policy(html)})
@@ -83,17 +90,37 @@ def routes(site: Site) -> list[Route]:
     return [
         Route("/compare", page, methods=["GET"]),
         Route("/compare/curves", curves, methods=["GET"]),
+        Route("/compare/colors", colors, methods=["GET"]),
         Route("/compare/report", report, methods=["GET"]),
     ]
 
 
-def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
-    """The names of what differs, and a line for each run."""
-    settings: list[dict[str, str]] = []
+def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What each run was made with, and what it came to, by dotted names."""
+    found: list[dict[str, str]] = []
     for run in runs:
         spec = {name: value for name, value in run.spec.items() if name not in _NOT_SETTINGS}
         shown = {name: compact(value) for name, value in flat(spec).items()}
-        settings.append({"backend": run.provider, **shown, "data": run.dataset_digest[:12]})
+        tags = {f"tag {name}": value for name, value in run.tags.items()}
+        found.append({"backend": run.provider, **shown, "data": run.dataset_digest[:12], **tags})
+    return found
+
+
+def _ordered(values: Sequence[str]) -> list[str]:
+    """Each once: numbers by their size, and what is not set at the end."""
+
+    def place(value: str) -> tuple[bool, bool, float, str]:
+        try:
+            return value == "", False, float(value), value
+        except ValueError:
+            return value == "", True, 0.0, value
+
+    return sorted(set(values), key=place)
+
+
+def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
+    """The names of what differs, and a line for each run."""
+    settings = _settings(runs)
     names = list(dict.fromkeys(name for found in settings for name in found))
     differ = [name for name in names if len({found.get(name) for found in settings}) > 1]
     last = site.ft.store.history.last_points([run.id for run in runs])
@@ -126,11 +153,13 @@ def _labelled(
     runs: Sequence[Run], points: Mapping[str, Sequence[MetricPoint]]
 ) -> dict[str, Sequence[MetricPoint]]:
     """By their names, or where those are not one run's only, by their ids."""
+    return {label: points[run.id] for label, run in zip(_labels(runs), runs, strict=True)}
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
     names = [name_of(run) for run in runs]
     times = Counter(names)
-    return {
-        name if times[name] == 1 else run.id: points[run.id] for name, run in zip(names, runs, strict=True)
-    }
+    return [name if times[name] == 1 else run.id for name, run in zip(names, runs, strict=True)]
 
 
 def _policy(html: str) -> str:

@@ -19,16 +19,25 @@ CHARTS: Mapping[str, tuple[str, ...]] = {
     "learning rate": ("learning_rate",),
     "gradient norm": ("grad_norm",),
     "tokens a second": ("tokens_per_second",),
+    "GPU use, %": ("gpu_use_percent",),
+    "GPU memory, GiB": ("gpu_memory_bytes",),
+    "GPU temperature, °C": ("gpu_temperature_c",),
 }
 """What is drawn together, by the name of its chart. What a host tells beside has a chart of its own."""
+_UNITS = {"gpu_memory_bytes": 2.0**30}
+"""What values are divided by."""
 _BESIDE = ("tokens", "result_step", "result_valid_loss")
-_PLACES = 1500
+PLACES = 1500
 """On an axis; a screen has hardly more."""
+READ = 20_000
+"""Points that are read of one run: of a longer one those at even distances."""
 
 
 @dataclass(frozen=True)
 class Curve:
     label: str
+    run: str
+    """The label of its run, which its curves in all charts share."""
     places: Sequence[float]
     values: Sequence[float]
 
@@ -36,7 +45,7 @@ class Curve:
 def charts(
     runs: Mapping[str, Sequence[MetricPoint]],
     axis: str,
-    most: int = _PLACES,
+    most: int = PLACES,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The charts of some runs, by their labels, as the page's script draws them; `only` some of their names.
@@ -49,11 +58,18 @@ def charts(
             curve
             for label, points in runs.items()
             for metric in metrics
-            if (curve := _curve(points, metric, axis, _label(label, metric, metrics, alone=len(runs) == 1)))
+            if (
+                curve := _curve(
+                    points, metric, axis, _label(label, metric, metrics, alone=len(runs) == 1), label
+                )
+            )
         ]
         if curves:
             places, lines = aligned(curves, most)
-            series = [{"label": c.label, "values": line} for c, line in zip(curves, lines, strict=True)]
+            series = [
+                {"label": c.label, "run": c.run, "values": line}
+                for c, line in zip(curves, lines, strict=True)
+            ]
             found.append({"name": name, "axis": axis, "places": places, "series": series})
     return found
 
@@ -89,8 +105,9 @@ def _label(label: str, metric: str, metrics: Sequence[str], *, alone: bool) -> s
     return kind if alone else f"{label}, {kind}" if len(metrics) > 1 else label
 
 
-def _curve(points: Sequence[MetricPoint], metric: str, axis: str, label: str) -> Curve | None:
+def _curve(points: Sequence[MetricPoint], metric: str, axis: str, label: str, run: str) -> Curve | None:
     begun = next((p.at for p in points if p.at), None)
+    unit = _UNITS.get(metric, 1.0)
     places: list[float] = []
     values: list[float] = []
     for point in points:
@@ -102,8 +119,8 @@ def _curve(points: Sequence[MetricPoint], metric: str, axis: str, label: str) ->
             place = (point.at - begun).total_seconds() / 60 if point.at and begun else None
         if value is not None and place is not None and isfinite(value) and isfinite(place):
             places.append(place)
-            values.append(value)
-    return Curve(label, places, values) if places else None
+            values.append(value / unit)
+    return Curve(label, run, places, values) if places else None
 
 
 def _rounded(value: float | None) -> float | None:

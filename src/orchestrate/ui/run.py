@@ -24,7 +24,7 @@ from orchestrate.types import Checkpoint, Event, Feature, JobStatus, Outcome, Ru
 from orchestrate.types.proof import newest
 from orchestrate.types.serving import Merged
 from orchestrate.ui import actions, new
-from orchestrate.ui.curves import AXES, charts
+from orchestrate.ui.curves import AXES, READ, charts
 from orchestrate.ui.runs import repeated, told
 from orchestrate.ui.site import Copy, Note, Site
 
@@ -70,7 +70,8 @@ def routes(site: Site) -> list[Route]:
         if axis not in AXES:
             raise UsageError(f"there is no axis {axis!r}; known: {', '.join(AXES)}")
         handle = site.ft.run(request.path_params["run"])
-        return pages.json(charts({handle.id: handle.metrics()}, axis))
+        points = site.ft.store.history.sampled([handle.id], READ)
+        return pages.json(charts({handle.id: points[handle.id]}, axis))
 
     def stream(request: Request) -> Response:
         return pages.event_stream(_changes(request, site, site.ft.run(request.path_params["run"])))

@@ -200,6 +200,11 @@ def spark(points: Sequence[MetricPoint]) -> tuple[str, str]:
         return "", ""
     size = max(1, -(-len(finite) // _SPARK))
     cells = [sum(c) / len(c) for c in (finite[i : i + size] for i in range(0, len(finite), size))]
+    if len(cells) == 1:  # a line of one point would not be seen
+        return (
+            f"{_WIDTH / 2 - 3:.1f},{_HEIGHT / 2:.1f} {_WIDTH / 2 + 3:.1f},{_HEIGHT / 2:.1f}",
+            f"{finite[-1]:.4f}",
+        )
     low, span = min(cells), (max(cells) - min(cells)) or 1.0
     step = _WIDTH / max(1, len(cells) - 1)
     line = " ".join(

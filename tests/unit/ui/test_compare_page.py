@@ -51,6 +51,21 @@ def test_many_are_compared_by_their_settings_and_curves_alone(web: TestClient, m
     assert len(loss["series"]) == 13 and len(loss["places"]) <= 200
 
 
+def test_curves_are_colored_by_a_setting(web: TestClient, make_run: MakeRun) -> None:
+    rates = (2e-4, 1e-5, 2e-4)
+    ids = [make_run(f"run-{n}", settings={"learning_rate": r}, points=2).id for n, r in enumerate(rates)]
+    odd = make_run("odd", points=2, tags={"team": "search"}).id
+    told = web.get("/compare/colors", params={**query(*ids, odd), "by": "learning_rate"}).json()
+    assert told["values"] == {"run-0": "0.0002", "run-1": "1e-05", "run-2": "0.0002", "odd": ""}
+    assert told["order"] == ["1e-05", "0.0002", ""], "by size, and what is not set last"
+    loss = web.get("/compare/curves", params=query(*ids, odd)).json()[0]
+    assert [s["run"] for s in loss["series"]] == list(told["values"])
+    by_tag = web.get("/compare/colors", params={**query(*ids, odd), "by": "tag team"}).json()
+    assert by_tag["order"] == ["search", ""]
+    page = Parsed(web.get("/compare", params=query(*ids, odd)).text)
+    assert {"learning_rate", "tag team"} <= set(page.texts)
+
+
 def test_the_report_is_let_show_its_own_style_and_nothing_else(web: TestClient, make_run: MakeRun) -> None:
     ids = [make_run(MARKUP[:0] + name, model=MARKUP, **ended()).id for name in ("one", "two")]
     answer = web.get("/compare/report", params=query(*ids))

@@ -161,7 +161,7 @@ def test_curves_over_each_axis(web: TestClient, make_run: MakeRun, axis: str, pl
     run = make_run(points=3)
     loss, rate = web.get(f"/runs/{run.id}/curves", params={"axis": axis}).json()
     assert (loss["name"], loss["axis"], loss["places"]) == ("loss", axis, places)
-    assert loss["series"] == [{"label": "train", "values": [1.99, 1.98, 1.97]}]
+    assert loss["series"] == [{"label": "train", "run": run.id, "values": [1.99, 1.98, 1.97]}]
     assert rate["name"] == "learning rate"
 
 
@@ -174,11 +174,24 @@ def test_what_is_no_number_is_left_out_of_a_curve() -> None:
     assert (chart["places"], chart["series"][0]["values"]) == ([0, 3], [1.0, 2.0])
 
 
+def test_what_the_worker_tells_of_its_gpu_is_drawn(
+    web: TestClient, ft: Orchestrator, make_run: MakeRun
+) -> None:
+    run = make_run(points=2)
+    load = {"gpu_use_percent": 93.0, "gpu_memory_bytes": 3.0 * 2**30, "gpu_temperature_c": 61.0}
+    ft.store.history.add_metrics(run.id, [MetricPoint(step=2, values=load)])
+    found = {c["name"]: c["series"][0]["values"] for c in web.get(f"/runs/{run.id}/curves").json()}
+    assert found["GPU memory, GiB"] == [3.0] and found["GPU use, %"] == [93.0]
+    assert found["GPU temperature, °C"] == [61.0]
+
+
 def test_long_curves_become_means_over_equal_parts() -> None:
     numpy = pytest.importorskip("numpy")
     places = list(range(1, 10_001))
     values = [float(n % 7) for n in places]
-    at, [line, sparse] = aligned([Curve("a", places, values), Curve("b", [1, 10_000], [5.0, 6.0])], 100)
+    at, [line, sparse] = aligned(
+        [Curve("a", "a", places, values), Curve("b", "b", [1, 10_000], [5.0, 6.0])], 100
+    )
     hand = numpy.array(values).reshape(100, 100).mean(axis=1)
     assert len(at) == 100 and numpy.allclose([v for v in line if v is not None], hand, atol=0.07)
     assert sparse[0] == 5.0 and sparse[-1] == 6.0 and set(sparse[1:-1]) == {None}

@@ -107,6 +107,13 @@ def test_curves_in_rows_are_the_losses(web: TestClient, make_run: MakeRun) -> No
     assert [y for _, y in points] == sorted(y for _, y in points), "the loss falls from top to bottom"
 
 
+def test_a_curve_of_one_point_is_seen(web: TestClient, make_run: MakeRun) -> None:
+    run = make_run(points=1)
+    line, last = web.get("/sparks", params={"run": run.id}).json()[run.id]
+    (x0, y0), (x1, y1) = [tuple(map(float, pair.split(","))) for pair in line.split()]
+    assert last == "1.9900" and x1 > x0 and y0 == y1
+
+
 def test_a_wrong_filter_is_told(web: TestClient) -> None:
     answer = web.get("/?status=done")
     assert answer.status_code == 404 and "no status &#39;done&#39;; known: not sent" in answer.text

@@ -39,7 +39,9 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     size = max(1, -(-len(finite) // width))
     cells = [sum(c) / len(c) for c in (finite[i : i + size] for i in range(0, len(finite), size))]
     low, high = min(cells), max(cells)
-    span = (high - low) or 1.0
+    if high == low:
+        return _BARS[len(_BARS) // 2] * len(cells)
+    span = high - low
     return "".join(_BARS[round((v - low) / span * (len(_BARS) - 1))] for v in cells)
 
 
