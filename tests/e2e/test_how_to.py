@@ -13,7 +13,11 @@ from tests import command
 from tests.documented import SHELL, Snippet, environment, snippets
 from tests.paths import ROOT
 
-PAGES = [*sorted((ROOT / "docs" / "how-to").glob("*.md")), ROOT / "docs" / "json.md"]
+PAGES = [
+    *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+    ROOT / "docs" / "json.md",
+    ROOT / "docs" / "guide.md",
+]
 
 
 @pytest.mark.slow
@@ -30,6 +34,7 @@ def test_the_page(page: Path, tmp_path: Path) -> None:
 
 
 EXPECTED = {
+    "guide": ["goal format", "adapter.r", "served on dedicated GPUs", "Over 6 months"],
     "switch-backend": ["nothing is refused", "SANDBOX", "together "],
     "first-qlora": ["train_loss", "4 steps"],
     "own-prices": ["our contract of 2026-11-01", "rates.yaml"],

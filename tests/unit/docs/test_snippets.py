@@ -46,6 +46,7 @@ RUN_BY = {
     "docs/ui.md": "tests/e2e/test_pages.py",
     "docs/how-to/": "tests/e2e/test_how_to.py",
     "docs/json.md": "tests/e2e/test_how_to.py",
+    "docs/guide.md": "tests/e2e/test_how_to.py",
     "examples/": "tests/e2e/test_examples.py",
     "docs/reference/": "tests/unit/docs/test_reference.py",
 }
