@@ -38,17 +38,22 @@ WITHOUT_EFFECT = re.compile(
 
 
 def main(extra: str) -> int:
-    what = ["install", "-e", f"{ROOT}[{extra}]"]
+    return install("-e", f"{ROOT}[{extra}]")
+
+
+def install(*what: str, into: Path = Path(sys.prefix)) -> int:
+    """Into an environment, by default this Python's. Returns an exit code."""
     given = configured()
+    python = str(into / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     if given is None:
         note("pip is configured in ways that uv is not")
     elif run(*PIP, "install", "-q", "--upgrade", "--target", str(PLACE), "uv"):
         note("uv can't be had")
-    elif run(*uv(), *what, **given):
+    elif run(*uv(), "install", *what, **given, VIRTUAL_ENV=str(into)):
         note("uv failed")
     else:
         return 0
-    return run(*PIP, *what)
+    return run(python, *PIP[1:], "install", *what)
 
 
 def note(why: str) -> None:
@@ -75,7 +80,7 @@ def configured() -> dict[str, str] | None:
     if listed.returncode:
         return None
     # As pip has it: the best version of all indexes, not that of the first that knows the package.
-    found = {"UV_INDEX_STRATEGY": "unsafe-best-match", "VIRTUAL_ENV": sys.prefix}
+    found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for section in ("global", "install", ":env:"):  # each stands above those before it
         for line in listed.stdout.splitlines():
             place, _, value = line.partition("=")

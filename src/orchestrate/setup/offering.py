@@ -25,6 +25,28 @@ def formats() -> list[str]:
     return [*registry.known(config.load()), *FORMATS]
 
 
+def exports() -> list[str]:
+    from orchestrate.serving.export.forms import FORMS
+
+    return [*FORMS]
+
+
+def settings() -> list[str]:
+    """Fields of a spec as `--set` takes them, with each value where there are few."""
+    from orchestrate.spec.specfile import json_schema
+
+    schema = json_schema()
+    found: list[str] = []
+    for name, field in schema["properties"].items():
+        kinds = [field, *field.get("anyOf", ())]
+        words = [word for kind in kinds for word in kind.get("enum", ())]
+        plain = any(kind.get("type") == "boolean" for kind in kinds)
+        found += [f"{name}={word}" for word in (*words, *(("true", "false") if plain else ()))] or [
+            f"{name}="
+        ]
+    return sorted(found)
+
+
 def runs(most: int = 50) -> list[Run]:
     """The newest first."""
     settings = config.load()

@@ -53,8 +53,8 @@ Suffix = Annotated[
 ]
 
 
-SpecGiven: TypeAlias = "JobSpec | str | PathLike[str]"
-"""A spec, or the path of a spec file."""
+SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
+"""A spec, the path of a spec file, or what such a file holds."""
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
@@ -319,8 +319,17 @@ class JobSpec(Part):
 
     @classmethod
     def of(cls, given: SpecGiven) -> JobSpec:
-        """Return the spec itself, or that of a file. Raises `SpecError`."""
-        return given if isinstance(given, JobSpec) else cls.load(given)
+        """Return the spec itself, or that of a file or of plain values. Raises `SpecError`."""
+        if isinstance(given, JobSpec):
+            return given
+        if isinstance(given, (str, PathLike)):
+            return cls.load(given)
+        if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            kind = type(given).__name__
+            raise SpecError(f"a spec is a JobSpec, the path of a spec file, or a mapping (got {kind})")
+        from orchestrate.spec import specfile
+
+        return specfile.build(given)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> JobSpec:

@@ -7,22 +7,19 @@ import ast
 import importlib
 import json
 import re
-import shlex
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 import yaml
 from tests.documented import SHELL, Snippet, snippets
 from tests.paths import ROOT
-from typer.main import get_command
+from tests.printed import parsed, words_of
 
 from orchestrate import Orchestrator
-from orchestrate.cli import app
 from orchestrate.settings import config
 
 PAGES = [
@@ -52,32 +49,6 @@ RUN_BY = {
 }
 """Page, or folder of pages -> the test that runs what stands on it, or makes the page from the code."""
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-
-
-def parsed(words: Sequence[str]) -> None:
-    """As the command line reads it, without doing it. Raises what it would tell."""
-    at: Any = get_command(app)
-    context: Any = at.make_context("orchestrate", list(words))
-    while hasattr(at, "resolve_command"):
-        rest = [*getattr(context, "_protected_args", ()), *context.args]
-        if not rest:
-            return
-        name, at, rest = at.resolve_command(context, rest)
-        if not rest and words[-1] == name:  # a command by its name alone
-            return
-        context = at.make_context(name, rest, parent=context)
-
-
-def words_of(line: str) -> list[str]:
-    """Up to where a shell takes over."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="|>&;")
-    lexer.whitespace_split, lexer.commenters = True, ""
-    words: list[str] = []
-    for word in lexer:
-        if not word.strip("|>&;"):
-            break
-        words.append(word)
-    return words
 
 
 def commands(page: Path) -> Iterator[str]:

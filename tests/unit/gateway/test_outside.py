@@ -46,7 +46,7 @@ def told(command: list[str], folder: Path, env: dict[str, str]) -> dict[str, Any
 
 
 def life(gateway: Gateway, name: str, model: str, data: Path, **more: str) -> dict[str, Any]:
-    command = [outside.program(name), str(CLIENTS / f"{name}_life.py"), model, str(data)]
+    command = [outside.program(name), str(CLIENTS / f"{name.replace('-', '_')}_life.py"), model, str(data)]
     return told(command, data.parent, env(gateway, data.parent, **more))
 
 
@@ -74,6 +74,20 @@ def test_llamaindex(gateway: Gateway, model: str, data: Path) -> None:
     assert found["status"] == "succeeded" and found["model"].startswith(f"ft:{model}:")
     assert found["window"] > 100_000, "it looks the asked model's window up"
     assert (found["refused"], found["gave_up"]) == (chat_refusal(model), True)
+
+
+def test_langchain(gateway: Gateway, model: str, data: Path) -> None:
+    found = life(gateway, "langchain", model, data)
+    assert found["status"] == "succeeded" and found["model"].startswith(f"ft:{model}:")
+    assert found["refused"] == chat_refusal(model)
+    assert model in HOSTED or (found["text"], found["streamed"], found["said"]) == (True, True, [True] * 3)
+
+
+def test_pydantic_ai(gateway: Gateway, model: str, data: Path) -> None:
+    found = life(gateway, "pydantic-ai", model, data)
+    assert found["status"] == "succeeded" and found["model"].startswith(f"ft:{model}:")
+    assert found["refused"] == chat_refusal(model)
+    assert model in HOSTED or found["said"] == [True] * 6
 
 
 def test_wandb(gateway: Gateway, model: str, data: Path) -> None:

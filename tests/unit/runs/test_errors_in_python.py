@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate import JobSpec, LoRA, Orchestrator
-from orchestrate.errors import DataError, MissingKey, OrchestrateError, SpecError
+from orchestrate import JobSpec, JobStatus, LoRA, Orchestrator
+from orchestrate.errors import DataError, MissingKey, OrchestrateError, SpecError, UsageError
 from orchestrate.settings import config
 
 
@@ -44,6 +44,19 @@ def test_a_spec_file_is_taken_wherever_a_spec_is(folder: Path) -> None:
             ft.submit(path, "together")
         with pytest.raises(SpecError, match="there is no spec at"):
             ft.quote(folder / "other.yaml", "together")
+        values = {"model": "qwen3.5-9b", "train": str(folder / "train.jsonl"), "epochs": 2}
+        assert ft.quote(values, "together") == ft.quote(spec, "together")
+        with pytest.raises(SpecError, match="epochss: unknown field"):
+            ft.quote({**values, "epochss": 1}, "together")
+        with pytest.raises(SpecError, match="got int"):
+            ft.quote(3, "together")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_status_is_named_by_its_word(folder: Path) -> None:
+    with opened(folder) as ft:
+        assert ft.runs(status="succeeded") == ft.runs(status=JobStatus.SUCCEEDED) == []
+        with pytest.raises(UsageError, match="succeded"):
+            ft.runs(status="succeded")
 
 
 def test_a_traceback_has_the_problems_and_what_to_do(folder: Path) -> None:

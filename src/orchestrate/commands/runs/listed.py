@@ -36,7 +36,9 @@ def runs(  # noqa: PLR0913  each is an option
     status: Annotated[
         str | None,
         typer.Option(
-            metavar="WORD", help="Only this status, as it is shown: running, failed, 'not sent' ..."
+            metavar="WORD",
+            help="Only this status, as it is shown: running, failed, 'not sent' ...",
+            autocompletion=completing.statuses,
         ),
     ] = None,
     model: Annotated[

@@ -177,7 +177,7 @@ def _show_key(made: KeyMade) -> None:
     note("it is kept as a hash and cannot be shown again; gateways of this store take it from now on")
 
 
-@keys.command("ls")
+@keys.command("list")
 @command
 def ls(context: typer.Context) -> Output[list[KeyShown]]:
     """All keys, with what they open, what their jobs take and what they may."""

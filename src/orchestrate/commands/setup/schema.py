@@ -16,6 +16,7 @@ import typer
 from orchestrate.commands import COMMANDS, load
 from orchestrate.commands.terminal.command import Output
 from orchestrate.commands.terminal.console import ErrorLine, note, print_json, print_text
+from orchestrate.commands.terminal.options import same_words
 from orchestrate.errors import UsageError
 from orchestrate.text import meant
 
@@ -30,8 +31,10 @@ def names() -> list[str]:
 
 def of(command: str) -> dict[str, Any]:
     """Raises `UsageError` for a command that has no `--json`."""
-    # What a group does when only its name is given.
-    named = next((n for n in (command, f"{command} list", f"{command} ls") if n == _ERROR or _body(n)), None)
+    group, _, word = command.rpartition(" ")
+    # What a group does when only its name is given, and the other words for the same.
+    tried = (command, f"{command} list", *(f"{group} {other}".strip() for other in same_words(word)))
+    named = next((name for name in tried if name == _ERROR or _body(name)), None)
     if named is None:
         raise UsageError(
             f"no schema is called {command!r}{meant(command, names())}", fix="orchestrate schema  lists them"

@@ -50,6 +50,27 @@ def formats(incomplete: str) -> list[str]:
     return []
 
 
+def statuses(incomplete: str) -> list[str]:
+    """Of runs, as they are shown."""
+    from orchestrate.store.records.listing import STATUSES
+
+    return _beginning(incomplete, STATUSES)
+
+
+def exports(incomplete: str) -> list[str]:
+    """What a model is exported to."""
+    from orchestrate.setup import offering
+
+    return _beginning(incomplete, offering.exports())
+
+
+def settings(incomplete: str) -> list[str]:
+    """NAME=VALUE of a spec: the names, and the values of those that have few."""
+    from orchestrate.setup import offering
+
+    return _beginning(incomplete, offering.settings())
+
+
 def _backends() -> list[str]:
     with suppress(OrchestrateError, OSError):
         from orchestrate.setup import offering

@@ -29,17 +29,20 @@ ProviderOpt = Annotated[
 ]
 
 
-_SAME = (("ls", "list"), ("rm", "remove", "revoke"))
+_SAME = (("list", "ls"), ("remove", "rm", "revoke"))
 """Words for one thing: whichever a group has, it takes the others, and shows its own."""
+
+
+def same_words(word: str) -> tuple[str, ...]:
+    """The word, and the others that a group takes for it."""
+    return (word, *(other for words in _SAME if word in words for other in words if other != word))
 
 
 class Group(TyperGroup):
     """A group that takes the usual words for its commands."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        same = next((words for words in _SAME if cmd_name in words), ())
-        names = (cmd_name, *(word for word in same if cmd_name not in self.commands))
-        return next((self.commands[name] for name in names if name in self.commands), None)
+        return next((self.commands[name] for name in same_words(cmd_name) if name in self.commands), None)
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
@@ -87,7 +90,13 @@ class SpecOptions:
     method: Annotated[str | None, typer.Option("--method", help="sft, dpo or rft.")] = None
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")] = None
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the spec.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any field of the spec.",
+            autocompletion=completing.settings,
+        ),
     ] = None
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="At a place: a type of GPU, auto or none.", metavar="TYPE")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.syncing.sweep import SyncReport
 
 app = typer.Typer(
-    cls=by_default("ls"),
+    cls=by_default("list"),
     help="Runs that wait for a place: each goes when its backend has room and what it comes after has "
     "succeeded. `worker`, `watch` and `queue run` submit them.",
 )
@@ -99,7 +99,7 @@ def _show_added(made: list[QueueEntry]) -> None:
     note("it goes while one of these runs: orchestrate queue run, worker, watch")
 
 
-@app.command("ls")
+@app.command("list")
 @command
 def list_entries(
     context: typer.Context,
@@ -130,7 +130,7 @@ def _show(entries: list[QueueEntry], paused: bool) -> None:
 
 @app.command()
 @command
-def rm(context: typer.Context, entries: Names) -> Output[list[QueueEntry]]:
+def remove(context: typer.Context, entries: Names) -> Output[list[QueueEntry]]:
     """Take entries out; what has its run already is ended by `cancel`."""
     return _each(context, entries, queueing.remove)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     confirm,
@@ -62,7 +63,14 @@ def export(
     *,
     run: ModelArg,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")],
-    to: Annotated[str, typer.Option("--to", help="peft, merged, gguf, gguf-lora, ollama, vllm, hub.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="peft, merged, gguf, gguf-lora, ollama, vllm, hub.",
+            autocompletion=completing.exports,
+        ),
+    ],
     how: How,
     prove: Annotated[
         bool, typer.Option(help="Load the result and prove that it is what was trained.")

@@ -2,7 +2,7 @@
 
     [hosts.mine]
     type = "openai-compatible"
-    profile = "azure"                       # or another file of `orchestrate providers --profiles`
+    profile = "azure"                       # or another name of `orchestrate providers`
     base_url = "https://NAME.openai.azure.com"
     [hosts.mine.options]
     api_version = "2025-04-01-preview"      # without it: Azure's v1 API, with base_url .../openai/v1

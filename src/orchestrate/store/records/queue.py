@@ -99,7 +99,7 @@ class Queue:
 
 def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
     if not found:
-        return UsageError(f"the queue has no entry {name!r}", fix="orchestrate queue ls --all")
+        return UsageError(f"the queue has no entry {name!r}", fix="orchestrate queue list --all")
     some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
     fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
     less = f": a part of an id has at least {_LEAST} characters" if short else ": it has to fit one alone"
