@@ -179,9 +179,13 @@ class Workspace:
         return backend
 
     def record(self, run_id: str) -> Run:
-        """What is stored of a run, by its id, the beginning of one, or `last`. Raises `UsageError` when none
-        or several fit."""
-        return self.store.runs.get(run_id, sandboxes=self.settings.hosts.sandboxed)
+        """What is stored of a run, by its id, the beginning of one, or `last`, which in a sandbox is a run of
+        it or of this machine. Raises `UsageError` when none or several fit."""
+        if not self.settings.hosts.sandboxed:
+            return self.store.runs.get(run_id, sandboxes=False)
+        from orchestrate.profile import this_machine
+
+        return self.store.runs.get(run_id, near=this_machine().kind)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
         """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""

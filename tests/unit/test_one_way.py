@@ -71,6 +71,7 @@ CONSENT = {
     "commands/runs/deleting.py": "to what cannot be undone",
     "commands/runs/spending.py": "to an end of what bills",
     "commands/setup/preparing.py": "to the address of a key",
+    "commands/terminal/console.py": "on a terminal, to what a script does unasked: ending or resuming a run",
     "commands/training/submit.py": "to a second run of the same",
     "mcp/spending.py": "a no to what is put by it, ends included",
     "serving/agreements.py": "to a licence",

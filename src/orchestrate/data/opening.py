@@ -290,12 +290,23 @@ def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
     given = dict(columns or {})
     if all(given.values()):
         return given
-    lines = islice(first_lines(source(path).lines), SAMPLE_ROWS)
+    names = _names_in(path)
+    return {field: column for field, column in given.items() if column or field in names}
+
+
+def fitting_if_there(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """As `fitting`, for a file that the spec does not name: nothing where it has other columns."""
+    if not columns or not {column for column in columns.values() if column} <= _names_in(path):
+        return {}
+    return fitting(path, columns)
+
+
+def _names_in(path: str) -> set[str]:
     names: set[str] = set()
-    for line in lines:
+    for line in islice(first_lines(source(path).lines), SAMPLE_ROWS):
         if isinstance(row := parse(line)[0], dict):
             names |= cast("dict[str, Any]", row).keys()
-    return {field: column for field, column in given.items() if column or field in names}
+    return names
 
 
 def columns_of(path: str) -> dict[str, str]:

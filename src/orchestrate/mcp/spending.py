@@ -18,6 +18,7 @@ from orchestrate.paid.consent import require_hourly_price
 from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
 from orchestrate.runs.hosting.deployment import question
+from orchestrate.runs.tracked import ending_question
 from orchestrate.text import count, inert, money, quoted
 from orchestrate.types import DeploymentOffer
 
@@ -166,9 +167,7 @@ def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
 def _ending(ft: Orchestrator, _purse: Purse) -> Tool:
     def ask_end(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
-        now = f"{handle.record.provider}, {handle.status.value}"
-        question = f"End {handle.id} ({now})? It cannot go on after that."
-        return put(ctx, question, f"orchestrate cancel {handle.id}")
+        return put(ctx, ending_question(handle.record), f"orchestrate cancel {handle.id}")
 
     def cancel(run: str, agreed: Annotated[Agreement, Resolve(told(ask_end))]) -> dict[str, Any]:
         """End a run for good: the person is asked."""

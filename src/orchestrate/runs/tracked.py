@@ -13,6 +13,7 @@ import msgspec
 
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import private_folder
+from orchestrate.core.progress import cost_so_far, stage
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.providers.base import (
@@ -25,6 +26,7 @@ from orchestrate.providers.base import (
     capability,
 )
 from orchestrate.runs.hosting.deployment import DeploymentHandle, deployer_of, require_open, used
+from orchestrate.text import money
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -47,6 +49,28 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Progress, Provider
     from orchestrate.runs.trackers.records import Logged
     from orchestrate.workspace import Workspace
+
+
+def ending_question(run: Run) -> str:
+    """What a person agrees to who ends a run."""
+    so_far = cost_so_far(run)
+    cost = f", {money(so_far)} so far" if so_far else ""
+    now = f"{run.model} on {run.provider}, {stage(run)}{cost}"
+    return f"{_play(run)}Cancel {run.id} ({now})? It can't go on after that."
+
+
+def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
+    """What a person agrees to who lets a run go on."""
+    most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
+    high = None if run.quote is None else run.quote.high_usd
+    cost = "Its price is unknown." if high is None else f"In all it costs up to {money(high)}."
+    if most is not None:
+        cost = f"In all it costs at most {money(most)}, its limit."
+    return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
+
+
+def _play(run: Run) -> str:
+    return "SANDBOX, nothing is billed. " if run.sandbox else ""
 
 
 class TrackedRun:

@@ -347,6 +347,20 @@ def test_checkpoints_uploads_and_evaluations_come_back(store: Store) -> None:
     assert store.history.evaluations(other.id) == [both]
 
 
+def test_last_in_a_sandbox_is_no_real_run_of_a_host(store: Store) -> None:
+    tried, here, real = make(store, sandbox=True), make(store, "near"), make(store)
+    assert store.runs.get("last").id == store.runs.get("last", sandboxes=False).id == real.id
+    assert store.runs.get("last", near="near").id == here.id, "a run of this machine is one of both"
+    assert store.runs.get("last", near="other").id == tried.id
+    assert store.runs.get(real.id, near="other").id == real.id, "by its id it is found"
+
+
+def test_only_real_runs_are_no_last_of_a_sandbox(store: Store) -> None:
+    real = make(store)
+    with pytest.raises(UsageError, match=real.id):
+        store.runs.get("last", near="near")
+
+
 def test_money_is_counted_once_and_to_the_digit(store: Store) -> None:
     done = ends(store, has_job(store, make(store, quote=quoted("5")), "j1"))
     assert store.ledger.spending() == Spending(committed_usd=Decimal(5))

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec.structs import replace
 
-from orchestrate.commands.data.options import FileArg, OutputOpt, Reading, columns_read, engine
+from orchestrate.commands.data.options import FileArg, OutputOpt, Reading, engine
 from orchestrate.commands.data.views import note_rewritten
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, out, prints_json, settings_of, table
+from orchestrate.commands.terminal.options import columns_read
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import DataError, MissingExtra, OrchestrateError, UsageError
 from orchestrate.text import count

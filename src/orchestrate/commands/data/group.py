@@ -16,20 +16,17 @@ from orchestrate.commands.data.generation import generate, review
 from orchestrate.commands.data.judging import from_review, judge
 from orchestrate.commands.data.options import (
     FileArg,
-    IgnoreOpt,
-    MapOpt,
     ModelOpt,
     OutputOpt,
     Reading,
     TokenizerOpt,
-    columns_read,
     engine,
 )
 from orchestrate.commands.data.record import from_record
 from orchestrate.commands.data.views import show_check, show_inspect, show_preview
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import note, orchestrator, settings_of
-from orchestrate.commands.terminal.options import TokensOpt
+from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, TokensOpt, columns_read
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,10 @@ from typing import Annotated
 import typer
 
 from orchestrate.commands.terminal.console import note
+from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt
 from orchestrate.errors import UsageError
 
 FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
-MapOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; may be repeated or comma-separated."
-    ),
-]
-IgnoreOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ignore", metavar="COLUMN", help="Do not read COLUMN; may be repeated or comma-separated."
-    ),
-]
 WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
@@ -46,15 +35,6 @@ class Reading:
     ignored: IgnoreOpt = None
     workers: WorkersOpt = None
     engine: EngineOpt = "local"
-
-
-def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
-    """A field of no column is not read."""
-    pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
-    if any(not (wanted and column) for wanted, _, column in pairs):
-        raise UsageError("--map takes FIELD=COLUMN, for example --map prompt=question,completion=answer")
-    left_out = {name.strip(): "" for item in ignored or () for name in item.split(",") if name.strip()}
-    return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import typer
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, warn
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, PayOpt, SkipFailedOpt, columns_read
 from orchestrate.core.amounts import amount
 from orchestrate.core.underway import work
 from orchestrate.data.response_formats import read_format
@@ -79,6 +79,8 @@ class Rows:
     test: Annotated[
         str | None, typer.Option("--test", help="Held-out rows; default: the spec's test file.")
     ] = None
+    columns: MapOpt = None
+    ignored: IgnoreOpt = None
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, from the first.")] = None
     cluster: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Rows with the same value belong together.")
@@ -195,6 +197,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
 
     return EvaluationOrder(
         test=rows.test,
+        columns=columns_read(rows.columns, rows.ignored) or None,
         metrics=decision.metrics or ["auto"],
         base=rivals.base,
         base_precision=rivals.base_precision,

@@ -17,6 +17,7 @@ from orchestrate.commands.terminal.console import (
     note,
     orchestrator,
     out,
+    require_go_ahead,
     stage_text,
     table,
     warn,
@@ -231,12 +232,20 @@ def _show_checkpoints(found: list[Checkpoint]) -> None:
     out.print(shown)
 
 
+YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; without a terminal nothing is asked.")]
+
+
 @command
-def cancel(context: typer.Context, run: RunArg) -> Iterator[Output[Run]]:
+def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator[Output[Run]]:
     """End a run. What was trained so far is billed by most hosts. Exit code 5: it is not known yet whether it
     has a job, which is ended as soon as it is found."""
+    from orchestrate.runs.tracked import ending_question
+
     with orchestrator(context) as ft:
-        after = ft.run(run).cancel()
+        handle = ft.run(run)
+        if not handle.record.status.terminal:
+            require_go_ahead(ending_question(handle.record), yes=yes)
+        after = handle.cancel()
     unsettled = after.phase in UNSETTLED
     yield Output(after, _show_status, OutcomeUnknown.exit_code if unsettled else 0)
     if unsettled:
@@ -266,12 +275,17 @@ def resume(
             min=0, help="At a place: other hours for the whole run, those that it has used included."
         ),
     ] = None,
+    yes: YesOpt = False,
 ) -> Iterator[Output[Run]]:
     """Go on with a paused or interrupted run, within its limits or with others."""
     from orchestrate.runs.queue import crowded
+    from orchestrate.runs.tracked import resuming_question
 
     with orchestrator(context) as ft:
-        after = ft.run(run).resume(max_cost_usd=amount(max_cost, "--max-cost"), max_hours=max_hours)
+        handle, limit_usd = ft.run(run), amount(max_cost, "--max-cost")
+        if not handle.record.status.terminal:
+            require_go_ahead(resuming_question(handle.record, limit_usd), yes=yes)
+        after = handle.resume(max_cost_usd=limit_usd, max_hours=max_hours)
         yield Output(after, _show_status)
         if told := crowded(ft, after):
             note(told)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.data.options import IgnoreOpt, MapOpt, columns_read
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, print_text, warn
+from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, columns_read
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import UsageError
 from orchestrate.settings import config

@@ -429,6 +429,13 @@ def warn_lost(requests: int, usd: Decimal | None) -> None:
         warn(str(lost))
 
 
+def require_go_ahead(question: str, *, yes: bool) -> None:
+    """Ask before something that a script may do without a word: only on a terminal. Raises `UsageError` for a
+    no."""
+    if sys.stdin.isatty() and not confirm(question, yes=yes):
+        raise UsageError("nothing was done")
+
+
 def confirm(question: str, *, yes: bool) -> bool:
     """Asks on a terminal; without one the answer is no, unless `--yes` was given."""
     if yes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,6 +185,29 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
     if other := [name for name in names if not spec.names_model_for(name)]:
         note(f"without {', '.join(other)}: the spec names no model there")
     return [name for name in names if name not in other]
+
+
+MapOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; may be repeated or comma-separated."
+    ),
+]
+IgnoreOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="COLUMN", help="Do not read COLUMN; may be repeated or comma-separated."
+    ),
+]
+
+
+def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
+    """A field of no column is not read."""
+    pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
+    if any(not (wanted and column) for wanted, _, column in pairs):
+        raise UsageError("--map takes FIELD=COLUMN, for example --map prompt=question,completion=answer")
+    left_out = {name.strip(): "" for item in ignored or () for name in item.split(",") if name.strip()}
+    return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
 PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]

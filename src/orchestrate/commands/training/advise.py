@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.data.options import IgnoreOpt, MapOpt, columns_read
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, warn
-from orchestrate.commands.terminal.options import ServingOptions
+from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, ServingOptions, columns_read
 from orchestrate.data.goals import Goal
 from orchestrate.errors import UsageError
 from orchestrate.text import count

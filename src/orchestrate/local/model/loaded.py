@@ -83,6 +83,12 @@ class Loaded:
         """By name, in a fixed order."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def parameters(self) -> int:
+        """Of the whole model; a weight that is packed in 4 bits counts as what it is expanded to."""
+        packed = ((p, getattr(p, "quant_state", None)) for p in self.model.parameters())
+        return sum(p.numel() if state is None else state.shape.numel() for p, state in packed)
+
     def computed(self, compute: Callable[[], T]) -> T:
         """What is computed with the model's weights, its output layer's too."""
         return compute() if self.root is None else self.root(compute)

@@ -188,7 +188,7 @@ class Session:
     @property
     def summary(self) -> str:
         facts = self.facts
-        share = facts["trainable_parameters"] / max(sum(p.numel() for p in self.loaded.model.parameters()), 1)
+        share = facts["trainable_parameters"] / max(self.loaded.parameters, 1)
         return (
             f"{facts['rows']} rows, {facts['tokens_per_epoch']} tokens per epoch, {facts['steps']} steps, "
             f"{facts['trainable_parameters']:,} trainable parameters ({share:.1%}), "

@@ -52,6 +52,27 @@ def problems(
     yield from _memory(spec, data, translation, options)
 
 
+def to_download(name: str, translation: Translation) -> Iterator[Problem]:
+    """A base that this machine does not have yet: a warning where it may not be fetched."""
+    if any(row.name == "model" for row in translation.refused):
+        return
+    try:
+        if not models.to_download(translation.model):
+            return
+    except (UsageError, ConfigError):
+        return  # `problems` says so
+    offline = models.offline()
+    yield Problem(
+        code="model-to-download",
+        message=f"{translation.model} is not on this machine; "
+        + (f"it can't be downloaded{offline}" if offline else "the run downloads it first"),
+        severity=Severity.WARNING if offline else Severity.INFO,
+        field="model",
+        providers=(name,),
+        fix=f"hf download {translation.model}",
+    )
+
+
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
     """A setting that is refused for names that the model does not have is a problem once."""
     more = list(more)

@@ -66,6 +66,8 @@ class PlannedProvider(PlansTraining):
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
             found += checking.reinforcement_problems(self.name, spec, data)
+        if self.profile.near:
+            found += checking.to_download(self.name, translation)
         return checking.joined(
             found, checking.problems(self.name, spec, data, translation, self._plan_options(translation))
         )

@@ -17,7 +17,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
 from orchestrate.data.files.outputs import require_writable
-from orchestrate.data.opening import fitting
+from orchestrate.data.opening import fitting, fitting_if_there
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import recordings, rubric
@@ -62,6 +62,8 @@ class EvaluationOrder:
 
     test: str | Path | None = None
     """Held-out rows; default: the first run's own."""
+    columns: Mapping[str, str] | None = None
+    """Field -> column of the rows, as `--map` names them; default: the spec's, where the rows have them."""
     metrics: Sequence[str] = ("auto",)
     """As in `orchestrate.evaluation.metrics.registry`; the first one decides."""
     base: bool = True
@@ -133,7 +135,9 @@ class PreparedEvaluation:
         named = [_named(ft, run) for run in runs]
         handles = [handle for handle, _ in named]
         test = _test_file(order.test, handles)
-        columns = _renaming(handles[0], test) if handles and order.test is None else None
+        columns = order.columns
+        if columns is None and handles:
+            columns = _renaming(handles[0], test, named=order.test is None)
         dataset = Dataset.open(test, columns=columns)
         self._subject = _subject(dataset, order)
         self._handles = handles
@@ -338,9 +342,10 @@ def _subject(dataset: Dataset, order: EvaluationOrder) -> Subject:
     )
 
 
-def _renaming(handle: TrackedRun, path: str | Path) -> dict[str, str]:
-    """As the run's spec reads one of its files."""
-    return fitting(str(path), renaming_of(handle.record.spec.get("columns")))
+def _renaming(handle: TrackedRun, path: str | Path, *, named: bool = True) -> dict[str, str]:
+    """As the run's spec reads one of its files, or one that it does not name and that has its columns."""
+    columns = renaming_of(handle.record.spec.get("columns"))
+    return fitting(str(path), columns) if named else fitting_if_there(str(path), columns)
 
 
 def _left_out(found: HeldOut) -> list[str]:

@@ -38,9 +38,9 @@ _SOME = 5
 """So many runs are named when a name fits several."""
 
 
-def one(db: Database, name: str, *, sandboxes: bool) -> Run:
+def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
     """See `Runs.get`."""
-    found = named(db, name, sandboxes=sandboxes)
+    found = named(db, name, sandboxes=sandboxes, near=near)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -48,6 +48,11 @@ def one(db: Database, name: str, *, sandboxes: bool) -> Run:
             raise UsageError(
                 f"{name!r} would be {hidden[0].id}, a run of the sandbox: it has to be called by its id",
                 fix=f"{hidden[0].id}, or the whole command as orchestrate sandbox run -- orchestrate ...",
+            )
+        if near is not None and (real := named(db, name)):
+            raise UsageError(
+                f"{name!r} would be {real[0].id}, a run outside the sandbox: it has to be called by its id",
+                fix=f"{real[0].id}, or the command without orchestrate sandbox run --",
             )
         if name in _NEWEST:
             raise UsageError("there is no run yet", fix="orchestrate submit  makes one")
@@ -57,11 +62,13 @@ def one(db: Database, name: str, *, sandboxes: bool) -> Run:
     raise UsageError(f"{name!r} fits several runs: {some}{more}", fix="give more of the id")
 
 
-def named(db: Database, name: str, *, sandboxes: bool = True) -> list[Run]:
+def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
     """The runs that the name may mean, by the closest of its meanings that fits any."""
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
+    if near is not None:
+        meant = newest.where(table.c.sandbox | (table.c.provider == near))
     exact = (table.c.id, table.c.ref, table.c.job_id)
     bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
     tries: list[Select[Any]] = [meant.limit(1)] if name in _NEWEST else []
@@ -412,11 +419,12 @@ class Runs:
 
     # -- finding -------------------------------------------------------------------------------------------
 
-    def get(self, name: str, *, sandboxes: bool = True) -> Run:
+    def get(self, name: str, *, sandboxes: bool = True, near: str | None = None) -> Run:
         """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
-        newest), or `last`; without `sandboxes` that and the suffix mean no run of one. Raises `UsageError`
-        when there is none or more than one."""
-        return one(self._db, name.strip(), sandboxes=sandboxes)
+        newest), or `last`; without `sandboxes` that and the suffix mean no run of one, with `near` only
+        those of sandboxes and of the backend of that name. Raises `UsageError` when there is none or more
+        than one."""
+        return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
 
     def matching(
         self,

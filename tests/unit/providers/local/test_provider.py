@@ -297,6 +297,30 @@ def test_a_model_that_cannot_be_trained_is_told_before(ready: Check, tmp_path: P
     assert not errors_of(ready)
 
 
+def test_a_model_that_must_be_downloaded_is_told_before(
+    ready: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def told(model: str) -> list[tuple[str, str | None]]:
+        provider, spec, data = ready(chats(20), method={"type": "sft"}, model=model)
+        found = provider.check(spec, data, provider.translate(spec))
+        return [(p.severity.value, p.fix) for p in found if p.code == "model-to-download"]
+
+    fetch = "hf download someone/small"
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert told("someone/small") == [("info", fetch)]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert told("someone/small") == [("warning", fetch)]
+    kept = tmp_path / "cache" / "models--someone--small"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(TINY, kept / "snapshots" / ("0" * 40))
+    assert told("someone/small") == told(str(TINY)) == []
+
+
 def test_what_the_template_does_with_rows_is_told_before(ready: Check, tmp_path: Path) -> None:
     """A row that training would end at, and words that it would not see."""
     model = tmp_path / "strict"

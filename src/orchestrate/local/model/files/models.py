@@ -199,6 +199,28 @@ def here(model: str) -> ModelFolder | None:
     return None
 
 
+def to_download(model: str) -> bool:
+    """Whether a hub's model is not on this machine, or not whole. Raises what `here` does."""
+    if here(model) is not None:
+        return False
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        return True
+    hub: Any = huggingface_hub
+    try:
+        open_folder(Path(hub.snapshot_download(model, local_files_only=True)), hub_id=model)
+    except (LocalEntryNotFoundError, HFValidationError, UsageError, OSError):
+        return True
+    return False
+
+
+def offline() -> str:
+    """Why no model can be downloaded, after a space; empty where nothing forbids it."""
+    return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+
+
 def _missing_shards(path: Path) -> list[str]:
     """Files that the index names and that are not there."""
     try:
@@ -273,9 +295,8 @@ def _download(model: str) -> str:
 
 
 def _unreachable(model: str) -> ConfigError:
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return ConfigError(
-        f"{model} is not on this machine and the hub cannot be reached{offline}",
+        f"{model} is not on this machine and the hub cannot be reached{offline()}",
         fix=f"connect once and run  hf download {model} , or give the path of a model folder",
     )
 

@@ -270,6 +270,14 @@ def test_eva_is_pefts(tmp_path: Path, rows: Path) -> None:
 
 
 @pytest.mark.slow
+def test_weights_in_four_bits_count_as_what_they_are(tmp_path: Path, rows: Path) -> None:
+    packed = session(tmp_path, rows, {"type": "qlora"})
+    plain = session(tmp_path, rows, {"type": "lora"}, ref="plain")
+    share = packed.summary.partition("trainable parameters (")[2].partition(")")[0]
+    assert packed.loaded.parameters == plain.loaded.parameters and share in plain.summary
+
+
+@pytest.mark.slow
 def test_loftq_makes_up_for_what_4_bits_lose_as_well_as_its_rank_can(tmp_path: Path, rows: Path) -> None:
     """By the theorem of Eckart and Young: what is left is what the smaller singular values hold."""
     import bitsandbytes.functional as bnb
