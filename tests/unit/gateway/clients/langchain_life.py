@@ -35,13 +35,16 @@ chat = ChatOpenAI(model=job.fine_tuned_model, temperature=0, max_tokens=24, time
 try:
     told["text"] = isinstance(chat.invoke([HumanMessage("q 1")]).content, str)
     told["streamed"] = any(chunk.response_metadata for chunk in chat.stream("q 1"))
+    roomy = ChatOpenAI(model=job.fine_tuned_model, temperature=0, max_tokens=400, timeout=240)
     for method in ("json_schema", "function_calling"):
-        told["said"].append(
-            isinstance(chat.with_structured_output(Answer, method=method).invoke("q 1"), Answer)
-        )
-    held = chat.with_structured_output(Answer, method="json_mode", include_raw=True)
-    raw = held.invoke("Answer in JSON with a boolean called ok.")["raw"]
-    told["said"].append(isinstance(raw.content, str) and raw.content.lstrip().startswith("{"))
+        held = roomy.with_structured_output(Answer, method=method)
+        told["said"].append(isinstance(held.invoke("q 1"), Answer))
+    try:
+        held = chat.with_structured_output(Answer, method="json_mode", include_raw=True)
+        said = held.invoke("Answer in JSON with a boolean called ok.")["raw"].content
+    except openai.LengthFinishReasonError as cut:  # an object of a tiny model need not come to its end
+        said = cut.completion.choices[0].message.content
+    told["said"].append(said.lstrip().startswith("{"))
 except openai.APIStatusError as error:
     told["refused"] = error.code
 print(json.dumps(told))

@@ -25,7 +25,7 @@ while job.status not in ("succeeded", "failed", "cancelled"):
     time.sleep(0.2)
     job = client.fine_tuning.jobs.retrieve(job.id)
 told = {"status": job.status, "model": job.fine_tuned_model, "refused": None, "said": []}
-settings = {"max_tokens": 24, "temperature": 0}
+settings = {"max_tokens": 400, "temperature": 0}
 try:
     for way in (OpenAIChatModel, OpenAIResponsesModel):
         tuned = way(job.fine_tuned_model)
