@@ -24,6 +24,14 @@ _REASONS = 5
 """Failed runs below the table whose reason is shown."""
 _MOST_ELSEWHERE = 1000
 """So many runs of sandboxes are counted where no other run is found."""
+StatusOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD",
+        help="Only this status, as it is shown: running, failed, 'not sent' ...",
+        autocompletion=completing.statuses,
+    ),
+]
 
 
 @command
@@ -33,14 +41,7 @@ def runs(  # noqa: PLR0913  each is an option
         str | None,
         typer.Option("--provider", "-p", help="Only this backend.", autocompletion=completing.backend),
     ] = None,
-    status: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD",
-            help="Only this status, as it is shown: running, failed, 'not sent' ...",
-            autocompletion=completing.statuses,
-        ),
-    ] = None,
+    status: StatusOpt = None,
     model: Annotated[
         str | None,
         typer.Option(help="Only models with this in their name.", autocompletion=completing.models),
