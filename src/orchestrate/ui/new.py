@@ -37,10 +37,6 @@ _FIRST = (
     "learning_rate",
 )
 _LAST = ("batch_size", "seed", "suffix", "max_cost_usd")
-_WHOLE = (
-    "columns", "overrides", "provider_options", "wandb", "early_stopping", "tags", "chat_template_kwargs",
-)  # fmt: skip
-"""Tables, which are written as YAML."""
 _SHOWN = 40
 
 
@@ -54,6 +50,8 @@ class Field:
     kind: str = "text"
     needed: bool = False
     low: float | None = None
+    table: bool = False
+    """Written as YAML."""
 
 
 def fields() -> tuple[list[Field], list[Field]]:
@@ -64,20 +62,33 @@ def fields() -> tuple[list[Field], list[Field]]:
         if name in ("method", "adapter"):
             found |= _tagged(name, part, schema["$defs"])
         else:
-            found[name] = _field(name, part, needed=name in schema["required"])
+            found[name] = _field(name, part, schema["$defs"], needed=name in schema["required"])
     common = [name for name in (*_FIRST, *_LAST) if name in found]
     return [found[name] for name in common], [one for name, one in found.items() if name not in common]
 
 
-def _field(name: str, part: Mapping[str, Any], *, needed: bool = False) -> Field:
-    kinds: list[Mapping[str, Any]] = [*part.get("anyOf", ()), part]
-    words = next((tuple(map(str, one["enum"])) for one in kinds if "enum" in one), ())
-    types = [one.get("type") for one in kinds]
+def _field(name: str, part: Mapping[str, Any], defs: Mapping[str, Any], *, needed: bool = False) -> Field:
+    kinds = _kinds(part, defs)
+    # A kind that takes any text beside the words takes all of them.
+    free = any(one.get("type") == "string" and "enum" not in one for one in kinds)
+    words = () if free else tuple(str(word) for one in kinds for word in one.get("enum", ()))
+    types = {one.get("type") for one in kinds}
     if not words and "boolean" in types:
         words = ("true", "false")
     low = next((one[key] for one in kinds for key in ("minimum", "exclusiveMinimum") if key in one), None)
-    number = {"integer", "number"} & {*types}
-    return Field(name, part.get("description", ""), words, "number" if number else "text", needed, low)
+    table = not free and bool({"object", "array"} & types)
+    number = not table and not free and bool({"integer", "number"} & types)
+    kind = "number" if number else "text"
+    return Field(name, part.get("description", ""), words, kind, needed, low, table)
+
+
+def _kinds(part: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a value may be, with the definitions that the schema only names."""
+    found: list[Mapping[str, Any]] = []
+    for one in cast("list[Mapping[str, Any]]", part.get("anyOf") or part.get("oneOf") or [part]):
+        named = one.get("$ref")
+        found += _kinds(defs[str(named).rpartition("/")[2]], defs) if named else [one]
+    return found
 
 
 def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Field]:
@@ -89,7 +100,7 @@ def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dic
         for inner, one in kinds[place.rpartition("/")[2]]["properties"].items():
             dotted = f"{name}.{inner}"
             if inner != "type" and dotted not in found:
-                found[dotted] = _field(dotted, {**one, "description": f"of {word}"})
+                found[dotted] = _field(dotted, {**one, "description": f"of {word}"}, kinds)
     return found
 
 
@@ -166,7 +177,6 @@ def routes(site: Site) -> list[Route]:
             given={"provider": backends[0], **given},
             common=common,
             others=others,
-            tables=_WHOLE,
             backends=backends,
             models=[model.name for model in site.ft.models()],
             checked=checked(site, {"provider": backends[0], **given}),

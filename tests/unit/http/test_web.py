@@ -283,7 +283,7 @@ def test_no_part_of_an_answer_waits_until_the_part_before_it_is_acknowledged() -
 
 
 def test_a_page_holds_the_shared_parts_and_another_nonce_each_time() -> None:
-    app = Starlette(routes=[pages.page("/", "orchestrate.data.operations", "review.html")])
+    app = Starlette(routes=[pages.page("/", "orchestrate.data.operations", "review_rows.html")])
     with server.serving(app) as root:
         first, second = loopback.get(root), loopback.get(root)
     assert "LOOK" not in first.text and "SHARED" not in first.text and "function ask(" in first.text

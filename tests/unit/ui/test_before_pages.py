@@ -22,6 +22,7 @@ from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app as command
 from orchestrate.runs.preparing import quoting
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.ui.new import fields
 from orchestrate.ui.server import app, serving
 from orchestrate.ui.site import Site
 
@@ -127,6 +128,17 @@ def test_the_form_has_every_setting_of_the_spec(web: TestClient) -> None:
     for name in JobSpec.model_fields:
         assert name in names or f'name="{name}"' in html or f'name="{name}.type"' in html, name
     assert 'name="adapter.r"' in html and 'name="method.beta"' in html
+
+
+def test_fields_offer_what_the_spec_takes() -> None:
+    common, others = fields()
+    found = {one.name: one for one in [*common, *others]}
+    assert found["method.train_on"].table is found["truncation"].table is False
+    assert found["truncation"].words == ("right", "left", "drop")
+    assert "warmup_stable_decay" in found["schedule"].words and "adamw" in found["optimizer"].words
+    assert found["warmup_steps"].kind == found["save_total_limit"].kind == "number"
+    assert found["method.ignore_empty_think"].words == ("true", "false")
+    assert found["early_stopping"].table and found["adapter.rank_pattern"].table and found["tags"].table
 
 
 def test_what_becomes_of_it_and_what_it_costs_stand_beside(

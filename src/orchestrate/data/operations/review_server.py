@@ -68,7 +68,10 @@ def review_routes(
         with lock:
             return act(review, asked)
 
-    return [pages.page(path, __package__ or "", "review.html", back=back), pages.action(path, Asked, answer)]
+    return [
+        pages.page(path, __package__ or "", "review_rows.html", back=back),
+        pages.action(path, Asked, answer),
+    ]
 
 
 def act(review: Review, asked: Asked) -> dict[str, Any]:
