@@ -105,6 +105,21 @@ class Table:
         return lines
 
 
+class Seconds:
+    """Adds up what the tests of a file took, with what they share: `LONG` is kept by it."""
+
+    def __init__(self) -> None:
+        self.of_files: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        file = report.nodeid.partition("::")[0]
+        self.of_files[file] = self.of_files.get(file, 0.0) + report.duration
+
+    def lines(self) -> list[str]:
+        most = sorted(self.of_files.items(), key=lambda found: -found[1])[:40]
+        return [f"{seconds:>8.1f}s {file}" for file, seconds in most if seconds >= 5]
+
+
 class Keys:
     """Fails the session when a key is in a file that it wrote, or in what a test printed or logged."""
 
@@ -163,6 +178,7 @@ def pytest_configure(config: pytest.Config) -> None:
         loading.enter_context(importing())
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
+        config.pluginmanager.register(Seconds(), "seconds")
         config.pluginmanager.register(Keys(), "key-scan")
     else:
         forking.shared = config.workerinput["python"]
@@ -226,7 +242,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    table, keys = (config.pluginmanager.get_plugin(name) for name in ("jobs-table", "key-scan"))
+    names = ("jobs-table", "key-scan", "seconds")
+    table, keys, seconds = map(config.pluginmanager.get_plugin, names)
+    if seconds is not None and (lines := seconds.lines()):
+        terminalreporter.section("files that took longest, of all workers together")
+        for line in lines:
+            terminalreporter.write_line(line)
     if table is not None and table.rows:
         terminalreporter.section("jobs under faults")
         for line in table.lines():
