@@ -25,6 +25,11 @@ Object = dict[str, Any]
 FILE, UPLOAD, PART, PERMISSION = "file", "upload", "part", "permission"
 """Kinds."""
 
+_MAY_BE_THERE = {
+    phase.value for phase in (SubmitPhase.SUBMITTING, SubmitPhase.SUBMITTED, SubmitPhase.OUTCOME_UNKNOWN)
+}
+"""Phases in which a host may have the job."""
+
 
 def unstorable(id: str) -> bool:
     """Whether nothing can be kept under it: no text of Postgres has the character 0."""
@@ -318,9 +323,10 @@ class GatewayJobs:
             job = GatewayJob.from_json(row.record) if row.open else None
             going = job is not None and job.ended_at is None
             count += going
-            if row.phase not in (None, SubmitPhase.REFUSED.value):
-                usd += Decimal(row.bill_usd or 0) + Decimal(row.committed_usd or 0)
-            elif job is not None and going:  # a refused run has the next one behind it
+            known = Decimal(row.bill_usd or 0) + Decimal(row.committed_usd or 0)
+            if known or row.phase in _MAY_BE_THERE:
+                usd += known
+            elif job is not None and going:  # it will be sent, or again where it was refused
                 usd += job.quote_usd or Decimal(0)
         return Use(usd, count)
 

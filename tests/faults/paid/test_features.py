@@ -1,0 +1,414 @@
+"""One budget, and the features as users call them at random against it: submit, resume, queue, sweep, deploy,
+the gateway, an agent's tools. Answers are lost, processes end by SIGKILL, clocks jump, two processes share a
+store. The judge is what the host has: counted is no less than it may bill, and no more than was agreed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from tests.faults.paid.test_ledger import MEMORY, WHO, Killed, Moved
+from tests.faults.paper_host import PaperHost
+from tests.faults.submitting import write_rows
+
+from orchestrate import JobSpec, Orchestrator
+from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OutcomeUnknown
+from orchestrate.gateway.submitting import Submitting
+from orchestrate.mcp.reading import SpecGiven
+from orchestrate.mcp.spending import Agreement, Purse, _submitting
+from orchestrate.paid.limits import require_within
+from orchestrate.providers.base import Deploys, Resumes
+from orchestrate.runs import queue as queueing
+from orchestrate.runs.queue import QueueServer
+from orchestrate.runs.sweep import searching, space
+from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.trials import Searching
+from orchestrate.settings import config
+from orchestrate.store.gateway import Request, Use
+from orchestrate.store.store import Store
+from orchestrate.store.transitions import UNSENT
+from orchestrate.types import (
+    Endpoint,
+    Feature,
+    GatewayJob,
+    JobHandle,
+    JobStatus,
+    Quote,
+    RemoteDataset,
+    Standing,
+    Translation,
+)
+
+BUDGET, SWEEP, KEY, AGENT = Decimal(40), Decimal(12), Decimal(9), Decimal(8)
+HOURLY = Decimal(2)
+HIGH = {1: Decimal("0.5"), 2: Decimal(3), 3: Decimal(11), 4: Decimal(60)}
+"""By the epochs; with five nobody knows a price."""
+EPOCHS, WHICH = st.integers(1, 5), st.integers(0, 9)
+SENT = st.sampled_from(("ok", "ok", "lost", "refused", "down", "killed before", "killed after"))
+KILLED = st.booleans()
+
+
+class Bank(PaperHost, Deploys, Resumes):
+    """What it has in truth is in files, so that it outlives the processes that asked it."""
+
+    features = PaperHost.features | {Feature.DEPLOY, Feature.RESUME}
+
+    def __init__(self, folder: Path, clock: Moved) -> None:
+        super().__init__(folder, timeout_s=1.0)
+        self.clock, self.fault, self.by_signal = clock, "ok", False
+
+    def quote(self, spec: JobSpec, *_: Any, **__: Any) -> Quote:
+        high = HIGH.get(int(spec.epochs or 1))
+        if high is None:
+            return Quote(provider=self.name, model="m", unavailable="no rate for it")
+        return Quote(provider=self.name, model="m", low_usd=high / 4, expected_usd=high / 2, high_usd=high)
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        most = HIGH.get(int(spec.epochs or 1), Decimal(1000))
+        return self._faulty(ref, lambda: self.add(ref, most=str(most), agreed=str(most), state="running"))
+
+    def _faulty(self, ref: str, done: Callable[[], Any]) -> Any:
+        fault, self.fault = self.fault, "ok"
+        if fault == "refused":
+            raise InvalidRequest(self.name, "no", status=400)
+        if fault == "down":
+            raise HostUnavailable(self.name, "full", status=503, retry_after_s=3600)
+        if fault == "killed before":
+            self._die()
+        made = done()
+        if fault == "killed after":
+            self._die()
+        if fault == "lost":
+            raise OutcomeUnknown(self.name, ref, "reset")
+        return made
+
+    def _die(self) -> None:
+        if self.by_signal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise Killed
+
+    def resume(self, job: JobHandle) -> None:
+        """It was running all the time."""
+
+    # -- deployments
+
+    @property
+    def books(self) -> dict[str, Any]:
+        file = self.folder / "books.json"
+        return json.loads(file.read_text()) if file.exists() else {"up": {}, "hours": 0.0}
+
+    def _book(self, **values: Any) -> None:
+        (self.folder / "books.json").write_text(json.dumps(self.books | values))
+
+    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal:
+        return HOURLY
+
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        up = self.books["up"]
+        self._faulty(job.job_id, lambda: self._book(up={job.job_id: self.clock.seconds, **up}))
+        return Endpoint(provider=self.name, id=job.job_id, model="m", state="up", usd_per_hour=HOURLY)
+
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        there = job.job_id in self.books["up"]
+        return Endpoint(provider=self.name, id=job.job_id, model="m", state="up") if there else None
+
+    def undeploy(self, job: JobHandle) -> None:
+        books = self.books
+        since = books["up"].pop(job.job_id, self.clock.seconds)
+        self._book(up=books["up"], hours=books["hours"] + (self.clock.seconds - since) / 3600)
+
+    def deployments(self) -> Iterator[Standing]:
+        if self.fault == "down":
+            raise HostUnavailable(self.name, "no answer")
+        for job in self.books["up"]:
+            yield Standing(
+                provider=self.name,
+                kind="deployment",
+                id=job,
+                state="up",
+                bills=True,
+                usd_per_hour=HOURLY,
+                job_id=job,
+            )
+
+    # -- the judge
+
+    @property
+    def billed(self) -> Decimal:
+        """All that is billed by now, or may still be for what is under way."""
+        jobs = sum((Decimal(job.get("cost", job["most"])) for job in self.jobs()), Decimal(0))
+        up = sum(self.clock.seconds - since for since in self.books["up"].values())
+        return jobs + Decimal(str(self.books["hours"] + up / 3600)) * HOURLY
+
+
+class Features(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+        self.clock, self.number = Moved(), 0
+        self.bank = Bank(self.folder / "host", self.clock)
+        self.rows = write_rows(self.folder / "rows.jsonl")
+        (self.folder / "valid.jsonl").write_text(self.rows.read_text().replace("What is", "Say what is"))
+        named = self.folder / "orchestrate.toml"
+        named.write_text('[hosts.paper]\ntype = "together"\n[queue]\npaper = 9\n')
+        self.settings = config.load(
+            env={"ORCHESTRATE_BUDGET_USD": str(BUDGET), "ORCHESTRATE_KEYS": str(self.folder / "none")},
+            config_file=named,
+            home=self.folder / "home",
+        )
+        self.url = self.database() or f"sqlite:///{self.folder}/runs.sqlite3"
+        self.shops = [self.open() for _ in range(2)]
+        order = Order(space=space.parse(["epochs=1,2,3"], []), max_parallel=3, max_cost_usd=SWEEP)
+        spec = self.spec(1).model_copy(update={"validation": str(self.folder / "valid.jsonl")})
+        self.search = searching.begin(self.shops[0], spec, ["paper"], order)
+        self.purses = [Purse(AGENT), Purse(AGENT)]
+
+    @staticmethod
+    def database() -> str | None:
+        """Of another kind than SQLite."""
+        return None
+
+    def open(self) -> Orchestrator:
+        ft = Orchestrator(self.settings)
+        ft._opened._store = Store.open(self.url, clock=self.clock)
+        ft._opened._providers["paper"] = self.bank
+        return ft
+
+    def teardown(self) -> None:
+        for ft in self.shops:
+            ft.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def spec(self, epochs: int) -> JobSpec:
+        return JobSpec(model="m", train=str(self.rows), epochs=epochs, seed=self.number)
+
+    def do(self, who: int, act: Callable[[Orchestrator], Any], fault: str = "ok", fork: bool = False) -> None:
+        """By one of two processes, or by a third one that the signal may end in the middle."""
+        self.number += 1
+        self.bank.fault = fault
+        if not fork:
+            with contextlib.suppress(OrchestrateError, Killed):
+                act(self.shops[who])
+        elif (child := os.fork()) == 0:
+            self.bank.by_signal = True
+            with contextlib.suppress(BaseException):
+                act(self.open())
+            os._exit(0)
+        else:
+            os.waitpid(child, 0)
+        self.bank.fault = "ok"
+
+    # -- what costs ----------------------------------------------------------------------------------------
+
+    @rule(who=WHO, epochs=EPOCHS, limit=st.sampled_from((None, 2, 11)), fault=SENT, fork=KILLED)
+    def submit(self, who: int, epochs: int, limit: int | None, fault: str, fork: bool) -> None:
+        def act(ft: Orchestrator) -> None:
+            ft.submit(self.spec(epochs), "paper", max_cost_usd=limit, again=True)
+            assert epochs < 5, "a run whose price nobody knows was sent"
+
+        self.do(who, act, fault, fork)
+
+    @rule(who=WHO, which=WHICH, fault=SENT, fork=KILLED)
+    def resume(self, who: int, which: int, fault: str, fork: bool) -> None:
+        """What was interrupted before it was sent."""
+        if unsent := [run for run in self._open() if run.phase in UNSENT]:
+            id = unsent[which % len(unsent)].id
+            self.do(who, lambda ft: ft.run(id).resume(), fault, fork)
+
+    @rule(who=WHO, which=WHICH, usd=st.sampled_from((1, 5, 30)))
+    def give_more(self, who: int, which: int, usd: int) -> None:
+        """As `resume --max-cost`: from then on the job may cost so much, where it had a limit before."""
+        if running := [run for run in self._open() if run.job_id and run.max_cost_usd is not None]:
+            run = running[which % len(running)]
+
+            def act(ft: Orchestrator) -> None:
+                ft.run(run.id).resume(max_cost_usd=usd)
+                most = Decimal(next(job["most"] for job in self.bank.jobs(run.ref)))
+                self.bank.set(str(run.job_id), most=str(max(most, Decimal(usd))))
+
+            self.do(who, act)
+
+    @rule(who=WHO, epochs=EPOCHS)
+    def queue(self, who: int, epochs: int) -> None:
+        def act(ft: Orchestrator) -> None:
+            queueing.add(ft, ft.prepare(self.spec(epochs), "paper"), "paper", again=True)
+
+        self.do(who, act)
+
+    @rule(who=WHO, fault=SENT, fork=KILLED)
+    def serve_the_queue(self, who: int, fault: str, fork: bool) -> None:
+        self.do(who, lambda ft: QueueServer(ft).turn(), fault, fork)
+
+    @rule(who=WHO, fault=SENT, fork=KILLED)
+    def search_on(self, who: int, fault: str, fork: bool) -> None:
+        self.do(who, lambda ft: Searching(ft, self.search).turn(), fault, fork)
+
+    @rule(who=WHO, epochs=EPOCHS, fault=SENT)
+    def agent(self, who: int, epochs: int, fault: str) -> None:
+        given = SpecGiven(settings=self.spec(epochs).asked())
+        tool = lambda ft: _submitting(ft, self.purses[who])(given, "paper", Agreement(answer="yes"))  # noqa: E731
+        self.do(who, tool, fault)
+
+    @rule(who=WHO, epochs=EPOCHS, fault=SENT, fork=KILLED)
+    def gateway(self, who: int, epochs: int, fault: str, fork: bool) -> None:
+        """A job of a key with a limit, by a worker that may end in the middle; the next one goes on."""
+        number = self.number
+        up = self.clock.uptime()
+        job = GatewayJob(
+            id=f"ftjob-{number}",
+            boot=up.boot,
+            uptime_s=up.seconds,
+            key="team",
+            project="p",
+            created_at=self.clock.now(),
+            asked={},
+            tuned=f"ft:m:{number}",
+            untuned="m",
+            backend="paper",
+            spec=self.spec(epochs).asked(),
+            quote_usd=HIGH.get(epochs),
+        )
+        request = Request("team", f"{number}", 0, f"{number}")
+
+        def allow(use: Use) -> None:
+            require_within("paper", job.quote_usd, KEY, taken_usd=use.usd)
+
+        def act(ft: Orchestrator) -> None:
+            ft.store.gateway_jobs.take(job, request, allow)
+            self._work(ft, job.id)
+
+        self.do(who, act, fault, fork)
+
+    @rule(who=WHO, fault=SENT)
+    def gateway_goes_on(self, who: int, fault: str) -> None:
+        def act(ft: Orchestrator) -> None:
+            for job in ft.store.gateway_jobs.unended():
+                self._work(ft, job.id)
+
+        self.do(who, act, fault)
+
+    def _work(self, ft: Orchestrator, id: str) -> None:
+        terms: Any = SimpleNamespace(threads=1, webhook_url=None, webhook_secret=None)
+        nobody: Any = SimpleNamespace(wake=lambda: None, release=lambda _: None)
+        Submitting(ft, terms, nobody, nobody)._work(id)
+
+    @rule(
+        who=WHO, which=WHICH, hours=st.sampled_from((1, 3, 9, 500)), fault=SENT, fork=KILLED, undeploy=KILLED
+    )
+    def deploy(self, who: int, which: int, hours: int, fault: str, fork: bool, undeploy: bool) -> None:
+        """Also again, with other limits."""
+        done = self.shops[0].store.runs.matching(status=JobStatus.SUCCEEDED)
+        if not done:
+            return
+        id = done[which % len(done)].id
+        if undeploy:
+            self.do(who, lambda ft: ft.run(id).undeploy())
+        else:
+            self.do(who, lambda ft: ft.run(id).deploy(max_hours=hours), fault, fork)
+
+    # -- what happens --------------------------------------------------------------------------------------
+
+    def _open(self) -> list[Any]:
+        return self.shops[0].store.runs.matching(active=True)
+
+    @rule(which=WHICH, share=st.sampled_from((0, 1, 2)), who=WHO)
+    def a_job_ends(self, which: int, share: int, who: int) -> None:
+        if running := [job for job in self.bank.jobs() if "cost" not in job]:
+            job = running[which % len(running)]
+            cost = str(Decimal(job["most"]) * share / 2)
+            self.bank.set(job["id"], state="done", cost=cost, model=f"tuned-{job['id']}")
+            self.do(who, lambda ft: ft.sync())
+
+    @rule(seconds=st.sampled_from((1.0, 600.0, 1800.0)), who=WHO, down=st.booleans())
+    def time_passes(self, seconds: float, who: int, down: bool) -> None:
+        self.clock.seconds += seconds
+        self.do(who, lambda ft: ft.sync(), "down" if down and seconds < 2 else "ok")
+
+    @rule(days=st.sampled_from((-40, 0, 3)))
+    def set_the_clock(self, days: int) -> None:
+        self.clock.off = timedelta(days=days)
+
+    # -- what always holds ---------------------------------------------------------------------------------
+
+    @invariant()
+    def all_that_may_be_billed_is_counted(self) -> None:
+        counted = self.shops[1].store.ledger.spending().total_usd
+        assert counted >= self.bank.billed - Decimal("0.01"), (counted, self.bank.billed)
+        assert not self.shops[0].store.ledger.recount()
+
+    @invariant()
+    def no_more_than_was_agreed(self) -> None:
+        """A half hour between two looks may pass the limit of a deployment."""
+        store = self.shops[0].store
+        late = Decimal("0.5") * HOURLY * len(store.deployments.matching())
+        assert store.ledger.spending().total_usd <= BUDGET + late
+        assert store.searches.spent_usd(self.search.id) <= SWEEP
+        assert all(purse.taken_usd <= AGENT for purse in self.purses)
+        refs = [job["ref"] for job in self.bank.jobs()]
+        assert len(refs) == len(set(refs)), "a job was made twice"
+
+    @invariant()
+    def a_key_keeps_its_limit(self) -> None:
+        store = self.shops[0].store
+        mine = {run.ref for run in store.runs.matching() if (run.idempotency_key or "").startswith("ftjob-")}
+        jobs = [job for job in self.bank.jobs() if job["ref"] in mine]
+        # What a person raised by hand is on the run, not on the key.
+        assert sum((Decimal(job["agreed"]) for job in jobs if "cost" not in job), Decimal(0)) <= KEY
+
+    @rule()
+    def everything_ends(self) -> None:
+        """Then nothing is held any more."""
+        for _ in range(4):
+            self.clock.seconds += 900.0
+            for job in self.bank.jobs():
+                if "cost" not in job:
+                    self.bank.set(job["id"], state="done", cost=job["most"], model=f"tuned-{job['id']}")
+            for one in self.shops[0].store.deployments.matching(over=False):
+                with contextlib.suppress(OrchestrateError):
+                    self.shops[0].run(one.run_id).undeploy()
+            self.shops[1].sync()
+        told = self.shops[0].store.ledger.spending()
+        assert told.committed_usd == 0, [
+            (run.id, run.phase, run.status, run.bill) for run in self.shops[0].store.runs.matching()
+        ]
+        assert self.bank.books["up"] == {}
+        assert told.spent_usd >= self.bank.billed - Decimal("0.01")
+
+
+BRIEF = settings(
+    max_examples=4, stateful_step_count=14, deadline=None, derandomize=True, phases=[Phase.generate]
+)
+LONG = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_nothing_is_spent_that_was_not_agreed_to() -> None:
+    run_state_machine_as_test(Features, settings=BRIEF)
+
+
+@pytest.mark.slow
+def test_nothing_is_spent_that_was_not_agreed_to_for_long() -> None:
+    run_state_machine_as_test(Features, settings=LONG)
+
+
+@pytest.mark.slow
+def test_nothing_is_spent_that_was_not_agreed_to_on_postgres(postgres: Any) -> None:
+    class OnPostgres(Features):
+        @staticmethod
+        def database() -> str:
+            return postgres.store()
+
+    run_state_machine_as_test(OnPostgres, settings=settings(BRIEF, max_examples=6, stateful_step_count=25))
