@@ -120,8 +120,8 @@ TERMINALS = {
     "plan": ("plan --provider together,local",),
     "check": ("data check train.jsonl", "data inspect train.jsonl"),
     "preview": ("data preview train.jsonl --model tiny-chat",),
-    "train": ("submit --provider local --set max_steps=24 --yes --watch", "runs"),
-    "eval": ("eval last --limit 20",),
+    "train": ("submit --provider local --set epochs=3 --yes --watch", "runs"),
+    "eval": ("eval last --limit 40",),
     "stored": (
         "sandbox run --no-train --speed 1000 -- orchestrate submit -p together --yes --watch",
         "sandbox run --no-train --speed 1000 -- orchestrate stored -p together",
@@ -149,7 +149,8 @@ def terminal() -> Path:
             if done.returncode:
                 sys.exit(f"{line}\n{done.stdout}{done.stderr}")
             if name:
-                path = _drawn(name, line, done.stdout or done.stderr)
+                printed = (done.stdout or done.stderr).replace(str(ROOT / "src/orchestrate"), "~")
+                path = _drawn(name, line, printed.replace(folder, "~"))
     return path
 
 
@@ -162,7 +163,7 @@ def _drawn(name: str, line: str, printed: str) -> Path:
     with Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=120, file=nowhere, force_terminal=True, highlight=False)
         console.print(Text(f"$ orchestrate {line}", style="bold green"))
-        console.print(Text.from_ansi(printed.replace(str(Path.home()), "~")), soft_wrap=True)
+        console.print(Text.from_ansi(printed), soft_wrap=True)
     path = IMAGES / f"{name}.svg"
     console.save_svg(str(path), title=f"orchestrate {line.split()[0]}")
     return path

@@ -145,6 +145,14 @@ def page() -> str:
 
 TEXT = """# How far one GPU goes
 
+Look up how large a model trains on which GPU, how long a billion tokens take there, and what they
+cost. For your own model and rows:
+
+<!-- parsed, not run: another page runs it -->
+```sh
+orchestrate local memory qwen3-8b
+```
+
 By `python docs/scaling.py`, from the memory plan, the speeds and the dated rates of which quotes are made.
 The GPU's speed in a training step is taken as 35 to 45% of its dense bf16 peak as its maker states it, 4
 operations for each weight and token where the base is frozen, 6 where all weights are trained. None of
@@ -185,11 +193,12 @@ of these alone fits: {unfit}. In shares each of eight GPUs holds {spread}.
   35.6 GB on each of two GPUs, where each holds the activations of its own rows and what it gathers; the plan
   has {two} for two.
 - Hours: the usual 6 x N x D counts 4.9e19 operations for 8.2B and 10^9 tokens; at 40% of an H100's 989
-  TFLOP/s that is 35 hours. With a frozen base a third of it is not done.
+  TFLOP/s that is 35 hours. With LoRA the gradients of the base's weights, a third of
+  those operations, are skipped.
 
 ## What could not be run here
 
-No GPU and no account was at hand. A Ray cluster ran for real, of one head with two CPUs, its worker and its
+No GPU and no account was available. A Ray cluster ran for real, of one head with two CPUs, its worker and its
 head killed on the way; and one of two nodes with a CPU each, both on one machine, on which two workers of Ray
 Train trained what one process trains, each step's loss to a thousandth of itself, and of which a worker, the
 job and a node were killed. Of Hugging Face Jobs the real client ran against a stand-in for its HTTP, with
