@@ -1,7 +1,7 @@
 """What a host that speaks OpenAI's fine-tuning API takes and how, read from its YAML file.
 
-`profiles/template.yaml` explains each field. A description is data: what it says wrongly is told with file
-and field, and nothing of it is run.
+`profiles/template.yaml` explains each field. A description is data: what it says wrongly is reported with
+file and field, and nothing of it is run.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
 
 
 class Deployment(Table, frozen=True, kw_only=True):
-    """How a tuned model is put up, where it does not answer by itself. Paths and bodies hold `{name}`,
+    """How a tuned model is put up, where it does not answer on its own. Paths and bodies hold `{name}`,
     `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own options."""
 
     url: str | None = None
@@ -148,7 +148,7 @@ class Deployment(Table, frozen=True, kw_only=True):
     root: str = ""
     """In the place of the base URL's path."""
     login: str = ""
-    """How the key of this API is got, where it is another one than that of training; it is read from the
+    """How the key of this API is got, where it is not that of training; it is read from the
     variable NAME_MANAGEMENT_TOKEN."""
     options: dict[str, str] = {}
     """What `[hosts.NAME.options]` has to say, and what it is."""
@@ -159,11 +159,11 @@ class Deployment(Table, frozen=True, kw_only=True):
     list: Listed
     remove: Request
     bills: dict[str, bool | None] = {}
-    """Whether a deployment in this state bills by the hour."""
+    """Whether a deployment in this state bills hourly."""
     up: tuple[str, ...] = ()
     """The states in which it answers."""
     tuned: str = ""
-    """A text in the name of a tuned model, by which those of base models are told apart."""
+    """A text in the name of a tuned model, by which those of base models are distinguished."""
     answers_as: str = "name"
     """What is asked: the deployment's own `name`, or the `model` that the list names."""
     adapters: AdapterUpload | None = None
@@ -186,7 +186,7 @@ class Described(Table, frozen=True, kw_only=True):
     """The paths that the base URL may end in; the stand-in serves all of them."""
     key_header: str | None = None
     account: str = "key"
-    """`key`: whose jobs these are is told by the key's fingerprint; `address`: by the base URL."""
+    """`key`: whose jobs these are is recognized by the key's fingerprint; `address`: by the base URL."""
     ref: str = "suffix"
     """Where a job carries the tag by which it is found again: `suffix` or `metadata`."""
     suffix: Suffix = Suffix()

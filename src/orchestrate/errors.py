@@ -283,7 +283,7 @@ class TranslationRefused(OrchestrateError):
 
 
 class Unsupported(OrchestrateError):
-    """The backend lacks a feature, for the `reason` that is told: `orchestrate providers`."""
+    """The backend lacks a feature, for the `reason` that is shown: `orchestrate providers`."""
 
     exit_code = 2
 

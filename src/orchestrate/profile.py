@@ -138,7 +138,7 @@ class Profile:
 
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
-    """The lines of a job that is billed by tokens; `None`: the backend quotes by itself."""
+    """The lines of a job that is billed by tokens; `None`: the backend quotes on its own."""
     picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
     """Least, likely and most tokens of an image on a model, by the host's id of it; `None` where no rule is
     published: then images are in no quote, which says so."""

@@ -28,7 +28,7 @@ Backends = str | Sequence[str]
 
 
 def scope_of(settings: Settings) -> bool | None:
-    """Which runs are meant: those of no sandbox, unless the keys at hand are one's; then all."""
+    """Which runs are meant: those of no sandbox, unless the current keys are one's; then all."""
     return None if settings.hosts.sandboxed else False
 
 
@@ -188,7 +188,8 @@ class Workspace:
         return self.store.runs.get(run_id, near=this_machine().kind)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
-        """What a run cost, or has cost so far, from the best source at hand; `None` when nothing is known."""
+        """What a run cost, or has cost so far, from the best available source; `None` when nothing is
+        known."""
         from orchestrate.costing import bill_run
 
         backend, now = self.provider(run.provider), self.store.clock.now()

@@ -162,7 +162,7 @@ def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
         standing=tuple(Found(item=one, foreign=False, idle=False) for one in (job, ended)),
         usd_per_hour=Decimal(0),
     )
-    told = "nothing bills by the hour on 1 account asked; 1 job under way, among what is committed"
+    told = "nothing bills hourly on 1 account asked; 1 job under way, among what is committed"
     assert headline(report).endswith(told)
 
 

@@ -38,7 +38,7 @@ EXPECTED = {
     "switch-backend": ["nothing is refused", "SANDBOX", "together "],
     "first-qlora": ["train_loss", "4 steps"],
     "own-prices": ["our contract of 2026-11-01", "rates.yaml"],
-    "budget": ["$50.00", "above", "bills by the hour"],
+    "budget": ["$50.00", "above", "bills hourly"],
     "offline": ["succeeded"],
     "notifications": ["succeeded"],
     "large-data": ["ready", "median"],

@@ -1,5 +1,5 @@
-"""A tuned model against its base among real users: a stable share of them, evidence that may be looked at at
-any time, a rule that was written down before.
+"""A tuned model against its base among real users: a stable share of them, evidence that may be looked at
+anytime, a rule that was written down before.
 
     from orchestrate.ab import Experiment
 

@@ -1,7 +1,7 @@
 """From who was given what, and what came of it, to what each metric shows.
 
 The unit is a user in a phase, who counts once, with a value that is settled when it is counted: then evidence
-that was there at any time is not taken back. Users are compared with those who had the same chance: those who
+that was there earlier is not taken back. Users are compared with those who had the same chance: those who
 are new in a phase with the new ones, and those of the base who came back with those of the base who came
 back, some of whom the larger share gave the tuned model.
 """
@@ -248,7 +248,7 @@ def _folded(how: str, values: Sequence[float]) -> float:
 
 
 def ratio_p(exposures: Iterable[Exposure]) -> float:
-    """Of the split of users as it was planned, valid at any time."""
+    """Of the split of users as it was planned, valid anytime."""
     labels = Labels()
     for one in exposures:
         if 0 < one.chance < 1:

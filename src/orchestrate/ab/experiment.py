@@ -373,7 +373,7 @@ class Experiment:
     # -- what it shows -------------------------------------------------------------------------------------
 
     def report(self) -> ExperimentReport:
-        """All of it as it stands. It may be looked at at any time, as often as one likes."""
+        """All of it as it stands. It may be looked at as often as you like."""
         now = self._kept.clock.now()
         phases, exposures = self.phases(), self._kept.exposures(self.id)
         phase, alpha = phases[-1], alphas(self.plan)

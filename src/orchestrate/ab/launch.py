@@ -43,7 +43,7 @@ ARMS: tuple[Arm, Arm] = ("base", "tuned")
 @dataclass(frozen=True, kw_only=True)
 class ABTerms:
     """How a proxy runs. `names`: further host names by which it may be asked; `origins`: sites whose pages
-    may ask it; `every_s`: between two looks of the rule, where it is carried out by itself."""
+    may ask it; `every_s`: between two looks of the rule, where it is carried out on its own."""
 
     host: str = server.LOOPBACK
     port: int = 8000
@@ -105,7 +105,7 @@ def serve(
     tell: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
     """The proxy of an experiment for as long as the block lasts. Runs of this machine are served behind it.
-    With `terms.auto` the rule is carried out by itself, and `tell` hears of what was done. Raises
+    With `terms.auto` the rule is carried out on its own, and `tell` hears of what was done. Raises
     `UsageError` without keys for an address that others can reach, and what finding the models does."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     clients = keys.Clients(ft.store, "serve")

@@ -1,8 +1,8 @@
 """One model to the outside, two behind it: an OpenAI-compatible proxy that gives each user their arm's model,
 lets the base answer where the tuned one fails, and records what came of it.
 
-The user is told by the header `x-user-id`, or by `safety_identifier` or `user` in the body. A request without
-one is answered by the base, and is no part of the experiment.
+The user is identified by the header `x-user-id`, or by `safety_identifier` or `user` in the body. A request
+without one is answered by the base, and is no part of the experiment.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _KEPT = ("content-type", "retry-after")
 """Headers of an answer that go on to the client."""
 _FAILURES, _COOL_S = 3, 10.0
 _USED_S = 60.0
-"""Between two times that whoever keeps a model up is told of its use."""
+"""Between two times that whoever keeps a model up is notified of its use."""
 _TAIL = 16_384
 
 
@@ -155,7 +155,7 @@ def says_error(data: bytes) -> bool:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    """Empty for what is no JSON object."""
+    """Empty for anything but a JSON object."""
     try:
         found: Any = json.loads(data)
     except (ValueError, RecursionError):

@@ -176,7 +176,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
         await self.close()
 
     async def close(self) -> None:
-        """As `Orchestrator.close`. What still runs in a thread ends by itself."""
+        """As `Orchestrator.close`. What still runs in a thread ends on its own."""
         await self.call(self.sync_api.close)
         self.threads.shutdown(wait=False)
 

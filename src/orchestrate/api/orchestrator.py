@@ -285,7 +285,7 @@ class Orchestrator(Workspace):
         """List runs, newest first. The database filters and sorts them.
 
         `sandbox` asks for the runs of sandboxes, or for the others; by default there are none of a sandbox,
-        unless the keys at hand are one's. `search`: words that name a run; `model`: a part of its name;
+        unless the current keys are one's. `search`: words that name a run; `model`: a part of its name;
         `tag`: `NAME` or `NAME=VALUE`; `archived`: only archived runs, or only the others. `sort`: created,
         name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME, with `-` in front from the
         largest to the smallest. `after`: the id of the last run of the page before. Raises `UsageError` for
@@ -325,7 +325,7 @@ class Orchestrator(Workspace):
         account what bills or could, made from here or not. `by`: one or more of
         `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`; `month` as `2026-11`. `sandbox` reports the
         sandboxes' play money instead. `offline` asks no host. `ignore` has the ids (or their last parts) or
-        names of deployments that are meant to stand and are not idle. What could not be asked is told in
+        names of deployments that are meant to stand and are not idle. What could not be asked is reported in
         the report; raises `UsageError` for an unknown month or grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender

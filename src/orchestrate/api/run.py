@@ -56,7 +56,7 @@ class RunHandle(TrackedRun):
         **options: Any,
     ) -> DeploymentHandle:
         """Puts the tuned model on GPUs of its host, or its adapter, which is uploaded, `to` another one;
-        bills by the hour until `undeploy`. A second call completes what an earlier one began.
+        bills hourly until `undeploy`. A second call completes what an earlier one began.
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
         `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so

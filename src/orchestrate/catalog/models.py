@@ -340,7 +340,7 @@ def licence(id: str) -> Licence:
     """By the hub's name for it; one that is not listed asks for nothing."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
-        entry["asks"] = ["nobody has read it for this catalog: read it before you go on"]
+        entry["asks"] = ["it was not read for this catalog: read it before you go on"]
     return decoding.convert({"id": id, **entry}, Licence)
 
 

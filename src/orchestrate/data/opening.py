@@ -44,7 +44,7 @@ from orchestrate.types import Problem, TokensFrom
 PARALLEL_BYTES = 24 << 20
 """Smaller files are read by this process: starting workers would take longer."""
 SAMPLE_ROWS = 200
-"""Rows from which the format is told."""
+"""Rows from which the format is recognized."""
 
 
 Progress = Callable[[int, int], None]
@@ -178,7 +178,7 @@ def require_rows(data: Facts) -> None:
 
 
 def _loads(tokenizer: str) -> bool:
-    """A tokenizer that cannot be loaded is told where its count is needed."""
+    """A tokenizer that cannot be loaded is reported where its count is needed."""
     try:
         counter(tokenizer)
     except OrchestrateError:
@@ -225,7 +225,7 @@ def paying(workers: int | None, size: int) -> int | None:
 
 
 _SNIFFED = 64 << 20
-"""The longest line by which a format is told."""
+"""The longest line by which a format is recognized."""
 
 
 def first_lines(path: str) -> Iterator[bytes]:

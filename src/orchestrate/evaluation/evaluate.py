@@ -245,7 +245,7 @@ def _counted(candidate: Candidate, answers: Sequence[Answer], lost: Unaccounted)
 
 
 def _hours(candidate: Candidate, seconds: Sequence[float]) -> Decimal | None:
-    """Of a deployment that is billed by the hour: what its answers took, so many at a time."""
+    """Of a deployment that is billed hourly: what its answers took, so many at a time."""
     if candidate.contender.usd_per_hour is None or not seconds:
         return None
     at_once = min(candidate.respondent.parallel, len(seconds))

@@ -82,7 +82,7 @@ class Reading:
         }
 
     def list_backends(self) -> list[dict[str, Any]]:
-        """Backends that can train, what each can do, and whether its key is at hand."""
+        """Backends that can train, what each can do, and whether its key is available."""
         backends = [self._ft.provider(name) for name in self._ft.backends()]
         return [
             {

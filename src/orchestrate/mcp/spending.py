@@ -153,7 +153,7 @@ def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
     def deploy(
         run: str, max_hours: float, agreed: Annotated[Agreement, Resolve(told(ask_deploy))]
     ) -> dict[str, Any]:
-        """Put a tuned model on GPUs of its host, ended after `max_hours`. BILLS BY THE HOUR until then or
+        """Put a tuned model on GPUs of its host, ended after `max_hours`. BILLS HOURLY until then or
         `undeploy`: the person is asked, with the price."""
         require(agreed)
         offer, most_usd = offered(run, max_hours)

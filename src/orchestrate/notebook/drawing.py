@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Styles stand in the tags, as notebooks that are not trusted lose their style sheets.
 
 MOST_ROWS = 60
-"""Of a table; how many more there are is told below it."""
+"""Of a table; how many more there are is stated below it."""
 _LONGEST = 400
 """Characters of a cell."""
 _EDGE = "1px solid rgba(128,128,128,.45)"

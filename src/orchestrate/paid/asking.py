@@ -95,7 +95,7 @@ class Respondent:
     max_tokens: int = 512
     price: Price | None = None
     own: bool = False
-    """Whether no answer is billed by itself: the machine is the user's own, or is paid for by the hour."""
+    """Whether no answer is billed on its own: the machine is the user's own, or is rented hourly."""
     place: str = ""
     """Where it answers; that of all models on this machine is empty."""
     backend: str = ""

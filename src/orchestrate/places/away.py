@@ -177,16 +177,16 @@ class AwayPlace(Place):
         needs. Called when none is there. Errors as `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
-        """What an hour of the machine costs that the newest worker came to have; `None` where nobody knows
-        better than before it was started."""
+        """What an hour of the machine costs that the newest worker came to have; `None` where nothing is
+        known better than before it was started."""
         del ref
         return None
 
     # -- what it costs ---------------------------------------------------------------------------------------
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """What an hour of each of these workers costs, by its id, whoever started it; without those of which
-        nobody knows."""
+        """What an hour of each of these workers costs, by its id, whoever started it; without those of
+        unknown workers."""
         prices = {one.id: self._hour_of(one) for one in found}
         return {id: price for id, price in prices.items() if price is not None}
 
@@ -233,7 +233,7 @@ class AwayPlace(Place):
         return found
 
     def hard_end_s(self, limits: Limits) -> float | None:
-        """After so much work its machine has ended, whatever its worker does: the place is told to end it
+        """After so much work its machine has ended, whatever its worker does: the place is asked to end it
         then. `None`: nothing ends it."""
         return limits.seconds
 
@@ -421,7 +421,7 @@ class AwayPlace(Place):
         return None
 
     def tell(self, run: RunDir) -> None:
-        """A worker that reports is given time to pause by itself, with a checkpoint; any other is ended, as
+        """A worker that reports is given time to pause on its own, with a checkpoint; any other is ended, as
         it has nothing to save or heeds nothing."""
         word = run.asked()
         self.depot.run(run.ref).write("control", (word or "").encode())

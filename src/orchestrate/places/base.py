@@ -95,7 +95,7 @@ class Machine(Record, frozen=True, kw_only=True):
     hourly: Hourly | None = None
     """`None` where no price is known."""
     spot: Hourly | None = None
-    """Where it may be taken away at any time; `None` where none can be had so."""
+    """Where it may be taken away anytime; `None` where none can be had so."""
 
 
 class Placed(Record, frozen=True, kw_only=True):

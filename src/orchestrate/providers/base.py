@@ -171,7 +171,7 @@ class Provider(ABC):
     @abstractmethod
     def find(self, ref: str) -> list[JobHandle]:
         """All jobs tagged `ref`, however old: clocks may be wrong. None found means that the account has
-        none now; an answer that is no list raises `UnexpectedAnswer`."""
+        none now; an answer that is not a list raises `UnexpectedAnswer`."""
 
     # -- reading (never changes or bills anything) ---------------------------------------------------------
 
@@ -284,7 +284,7 @@ class Resumes(Provider):
 class Restarts(Provider):
     @abstractmethod
     def recover(self, job: JobHandle) -> bool:
-        """Restarts work that died without an end and that the host does not restart by itself; True when it
+        """Restarts work that died without an end and that the host does not restart on its own; True when it
         was restarted. A job that someone paused stays paused."""
 
 
@@ -345,7 +345,7 @@ class Recalls(Provider):
 
     @abstractmethod
     def asked_for(self, job: Job) -> Told:
-        """What a job that was made without this store was asked for, as far as the answer at hand says."""
+        """What a job that was made without this store was asked for, as far as the available answer says."""
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
         """As `list`, with all that a lost store may be rebuilt from: also jobs that no file of this machine
@@ -433,10 +433,10 @@ class Deploys(Serves):
 
     @abstractmethod
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """May bill by the hour; never implied by another verb. The deployment is named by the job, so that it
+        """May bill hourly; never implied by another verb. The deployment is named by the job, so that it
         is never made twice: a second call completes what an earlier one began, and starts what had stopped.
 
-        Raises `OverBudget` when an hour is dearer than the option `max_usd_per_hour`, and `OutcomeUnknown`
+        Raises `OverBudget` when an hour costs more than the option `max_usd_per_hour`, and `OutcomeUnknown`
         when the answer to the request that bills was lost.
         """
 
@@ -447,7 +447,7 @@ class Deploys(Serves):
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:
-        """All deployments and endpoints of the account, whoever made them. Raises for an answer that is no
+        """All deployments and endpoints of the account, whoever made them. Raises for an answer that is not a
         list."""
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:

@@ -201,7 +201,7 @@ class Serving(Protocol[_Made]):
 
 
 class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
-    """Serves a tuned model on deployments only, which bill by the hour."""
+    """Serves a tuned model on deployments only, which bill hourly."""
 
     @property
     @abstractmethod

@@ -30,7 +30,7 @@ OURS: Mapping[str, str] = {
     "columns": "the files are read by it before anything is sent",
     "private": "whose machines a backend has is looked at before anything is sent",
 }
-"""Settings that no backend is told."""
+"""Settings that are sent to no backend."""
 
 
 UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has KTO"

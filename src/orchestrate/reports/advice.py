@@ -200,7 +200,7 @@ CONSISTENT = 0.95
 LABELS = 50
 """At most so many distinct answers make a task a classification."""
 KNOWLEDGE_COPIED = 0.3
-"""Fewer words of the answers than this in the prompts, and answers that hardly repeat: they carry
+"""Fewer words of the answers than this in the prompts, and answers that rarely repeat: they carry
 knowledge."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
@@ -408,7 +408,7 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
         )
     if facts.knowing:
         reason = (
-            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they hardly repeat: "
+            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they rarely repeat: "
             "they carry knowledge, which tuning teaches badly"
         )
         yield Vote(
@@ -504,7 +504,7 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
 
 
 def _by_end(totals: Sequence[Ownership]) -> Iterable[Vote]:
-    """Tuned models that end within the period are no choice for it; what they cost until then is told."""
+    """Tuned models that end within the period are no choice for it; what they cost until then is stated."""
     for total in totals:
         paid, end = total.paid, total.serves_until
         if end and paid is not None:

@@ -1,6 +1,6 @@
 """Small charts as inline SVG, each drawn twice: for a page and for a phone, between which the style sheet
 chooses by the width, so that no label shrinks. Colours come from there too, by class `s0`, `s1` ...; each
-series has a dash and a mark of its own, so that nothing is told by colour alone."""
+series has a dash and a mark of its own, so that nothing is shown by color alone."""
 
 from __future__ import annotations
 

@@ -206,7 +206,8 @@ def _note(notes: Listing, quote: Quote) -> None:
 
 
 def _narrow(cell: str) -> str:
-    """For a column of a terminal: a path by its end, an age in short; how a price is known is told below."""
+    """For a column of a terminal: a path by its end, an age in short; how a price is known is stated
+    below."""
     return re.sub(r" days old(, \w+)?", " d", cell.rsplit("/", 1)[-1])
 
 

@@ -141,7 +141,7 @@ def hold(ft: Workspace, name: str, why: str = "paused") -> QueueEntry:
 
 
 def release(ft: Workspace, name: str) -> QueueEntry:
-    """Lets one that is held wait again, for the account of the key at hand."""
+    """Lets one that is held wait again, for the account of the current key."""
 
     def freed(entry: QueueEntry) -> QueueEntry:
         account = account_of(ft.store, ft.provider(entry.provider))
@@ -297,7 +297,7 @@ class QueueServer:
         """Raises `UsageError` when what it comes after did not succeed."""
         backend = self.ft.ready(entry.provider)
         if not is_here(self.ft.store, backend, entry.account):
-            raise UsageError(f"the key at hand is not of the account {entry.account}, for which it was added")
+            raise UsageError(f"the current key is not of the account {entry.account}, for which it was added")
         if not all(self._succeeded(name) for name in entry.after):
             return False
         return len(_at_work(self.ft, entry.provider, entry.host)) < slots(self.ft, entry.provider)

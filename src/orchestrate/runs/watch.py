@@ -34,8 +34,8 @@ def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
 
 
 def channels_of(settings: Settings) -> list[Messenger]:
-    """Where ends are told. Raises `UsageError` for an address that is not taken, `ConfigError` for a secret
-    that cannot sign."""
+    """Where ends are reported. Raises `UsageError` for an address that is not taken, `ConfigError` for a
+    secret that cannot sign."""
     if settings.notify == config.Notify():
         return []
     from orchestrate.runs.watching.channels import channels

@@ -14,7 +14,7 @@ from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 
 OWN = "sandbox"
 HERE: ContextVar[str | None] = ContextVar("account", default=None)
-"""The account of the request at hand; `None` outside of requests, where everything is seen."""
+"""The account of the current request; `None` outside of requests, where everything is seen."""
 
 
 def here() -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.training.trainer import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
-"""How old a job must be for the lists of the request at hand to have it."""
+"""How old a job must be for the lists of the current request to have it."""
 
 NOTE = "sandbox: nothing here is the real service; models are stand-ins trained on this machine"
 
@@ -77,7 +77,7 @@ class Host(ABC):
         """What a client needs in its environment."""
 
     def headers(self) -> dict[str, str]:
-        """What every answer to the request at hand carries."""
+        """What every answer to the current request carries."""
         return {}
 
     def denied(self, request: Request) -> HostError | None:

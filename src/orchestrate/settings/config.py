@@ -61,8 +61,8 @@ TOP_LEVEL: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Notify:
-    """Where the end of each run is told. From the environment and from flags, never from a project's file,
-    which could run a command that the user has not seen."""
+    """Where the end of each run is reported. From the environment and from flags, never from a project's
+    file, which could run a command that the user has not seen."""
 
     command: str | None = None
     url: Secret | None = None

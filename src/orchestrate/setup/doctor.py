@@ -1,4 +1,5 @@
-"""The doctor: what is wrong with this machine, the keys or the store. Asks hosts only where it is told to."""
+"""The doctor: what is wrong with this machine, the keys or the store. Asks hosts only where it is asked
+to."""
 
 from __future__ import annotations
 

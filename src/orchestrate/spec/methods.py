@@ -46,7 +46,7 @@ else:
 
 
 class Part(_Part):
-    """Frozen, and without fields that there are not."""
+    """Frozen, and without unknown fields."""
 
     model_config = ConfigDict(
         frozen=True,

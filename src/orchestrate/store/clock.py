@@ -63,7 +63,7 @@ def stamp(at: datetime) -> str:
 
 
 def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
-    """`created_at` plus the age of a deployment: what bills by the hour is counted and limited on this clock.
+    """`created_at` plus the age of a deployment: what bills hourly is counted and limited on this clock.
 
     What has passed since the last reading is measured by uptime. After another start, or on another machine,
     only the wall clock is left. It never counts backward, and where it differs from the age by the host's

@@ -23,7 +23,7 @@ POINTS = (
     "after-post",
     "after-submitted",
 )
-"""Where a death is told apart by what is on the host and what is written down."""
+"""Where a death is recognized by what is on the host and what is written down."""
 
 CrashPoint = Callable[[str], None]
 """Called with each of `POINTS` as it is reached; the fault tests kill the process there."""

@@ -145,7 +145,7 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Why a run of our engine is paused that nothing starts again by itself and that nobody paused: it came
+    """Why a run of our engine is paused that nothing starts again on its own and that nobody paused: it came
     to a limit, or its worker was ended by somebody."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None

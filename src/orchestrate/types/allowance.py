@@ -1,4 +1,4 @@
-"""What a run may take of a machine that is paid by the hour, and has taken."""
+"""What a run may take of a machine that is billed hourly, and has taken."""
 
 from __future__ import annotations
 

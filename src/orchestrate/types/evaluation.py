@@ -201,7 +201,7 @@ class Confusion(Record, frozen=True, kw_only=True):
 
     contender: str
     labels: tuple[str, ...]
-    """The last one stands for every answer that is no label, where there are some."""
+    """The last one stands for every answer that is not a label, where there are some."""
     counts: tuple[tuple[int, ...], ...]
     """A row for each expected label, a column for each answered one."""
 

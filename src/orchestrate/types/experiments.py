@@ -138,7 +138,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     log10_e: float = 0.0
     """The most evidence that there was against no difference."""
     p_value: float = 1.0
-    """Valid at any time."""
+    """Valid anytime."""
     decision: Literal["better", "worse", "open"] = "open"
     detectable: float | None = None
     """A difference that would have been seen by now in four of five experiments."""

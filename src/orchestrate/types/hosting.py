@@ -28,7 +28,7 @@ class Standing(Record, frozen=True, kw_only=True):
     usd_per_hour: Decimal | None = None
     """While it bills; of a deployment with all of its replicas up. `None` when no price is known."""
     rented: bool = False
-    """A job whose machine is paid by the hour, for as long as it is there."""
+    """A job whose machine is billed hourly, for as long as it is there."""
     job_id: str | None = None
     """The job that it is, or that it would be of by its name: whose it is only the store can tell."""
     created_at: datetime | None = None

@@ -152,7 +152,7 @@ class Recalled(Record, frozen=True, kw_only=True):
     validation_bytes: int | None = None
     average_turns: float = 1.0
     usd_per_hour: Decimal | None = None
-    """Of its machine, where the job is paid by the hour."""
+    """Of its machine, where the job is billed hourly."""
     price_source: str | None = None
     most_seconds: float | None = None
     """After which its machine has ended, whatever happens to the job."""

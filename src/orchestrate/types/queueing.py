@@ -14,7 +14,7 @@ class QueueState(StrEnum):
     WAITING = "waiting"
     """Goes as soon as its backend has room and what it comes after has succeeded."""
     HELD = "held"
-    """Does not go by itself; the note says why. `orchestrate queue resume` lets it wait again."""
+    """Does not go on its own; the note says why. `orchestrate queue resume` lets it wait again."""
     SUBMITTING = "submitting"
     """A server is at it, or was when it ended: the next one goes on with it."""
     SUBMITTED = "submitted"
@@ -32,7 +32,7 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     host: str
     """Where the backend was then: a sandbox's entry never goes to the real host."""
     account: str
-    """Whose key was at hand: another account is not billed for it."""
+    """Whose key was in use: another account is not billed for it."""
     digest: str
     """Of the training data when the price was agreed to: other data are not submitted."""
     created_at: datetime
@@ -42,8 +42,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     after: tuple[str, ...] = ()
     """Entries and runs that must have succeeded."""
     agreed_usd: Decimal | None = None
-    """The high end of the quote that was shown, or the limit where that is above it: to a host nothing dearer
-    is submitted. `None`: it had no price."""
+    """The high end of the quote that was shown, or the limit where that is above it: nothing above it is
+    submitted to a host. `None`: it had no price."""
     max_cost_usd: Decimal | None = None
     run_id: str | None = None
     note: str | None = None

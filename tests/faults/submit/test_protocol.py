@@ -587,7 +587,7 @@ def test_interrupted_before_the_upload_needs_the_same_data_to_go_on(store: Store
         submit(store, host, SPEC, DATA, reached=dies)
     run = store.runs.get("last")
     assert sync(store, lambda _: host).unsent == [run.id]
-    with pytest.raises(UsageError, match="not at hand or have changed"):
+    with pytest.raises(UsageError, match="not available or have changed"):
         Submitter(store, host).resume(run)
     other: Any = Paper()
     other.digest = "e" * 64

@@ -284,12 +284,12 @@ def _hourly(report: SpendingReport) -> str:
     if ours:
         gaps = f"; {count(ours, 'job')} under way, among what is committed{gaps}"
     if not report.billing:
-        return f"nothing bills by the hour on {asked} asked{gaps}"
+        return f"nothing bills hourly on {asked} asked{gaps}"
     foreign = sum(found.foreign for found in report.billing)
     whose = f", {foreign} not made from here" if foreign else ""
     things = count(len(report.billing), "thing")
     if report.usd_per_hour is None:
-        return f"{things} still bills by the hour at a price that is not known{whose}{gaps}"
+        return f"{things} still bills hourly at a price that is not known{whose}{gaps}"
     return f"{least}{rate(report.usd_per_hour)} an hour still bills ({things}{whose}){gaps}"
 
 

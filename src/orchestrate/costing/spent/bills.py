@@ -40,7 +40,7 @@ def bill(
     now: datetime | None = None,
 ) -> Bill | None:
     """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
-    not ended has cost so far needs `now` where it is paid by the hour, time paused included unless its
+    not ended has cost so far needs `now` where it is billed hourly, time paused included unless its
     workers count what they work; it is not final.
 
     The status goes first: a failure that the host's rule does not bill costs nothing, and a job that ended
@@ -135,7 +135,7 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """`bill` for a tracked run, with its own quote: a machine paid by the hour costs what its quote said per
+    """`bill` for a tracked run, with its own quote: a machine billed hourly costs what its quote said per
     hour."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec

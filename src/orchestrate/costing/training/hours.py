@@ -1,4 +1,4 @@
-"""Jobs on hardware that is paid by the hour, or by the electricity that it draws: local and Ray."""
+"""Jobs on hardware that is billed hourly, or by the electricity that it draws: local and Ray."""
 
 from __future__ import annotations
 

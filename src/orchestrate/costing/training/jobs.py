@@ -61,7 +61,7 @@ def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str
 
 def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
     """Say for which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a
-    machine that is paid by the hour."""
+    machine that is billed hourly."""
     if gpu is not None:
         return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
     if spec.method.type == "rft":

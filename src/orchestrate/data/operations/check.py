@@ -23,7 +23,7 @@ from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 MOST_UNBALANCED = 4
-"""Rows of one label over those of the other that are told."""
+"""Rows of one label over those of the other that are reported."""
 SPLITS = ("train", "validation", "test")
 
 

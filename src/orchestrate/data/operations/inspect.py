@@ -27,7 +27,7 @@ none was taken for another, of shorter ones three in a hundred. Other scripts sh
 FEW = 0.05
 UNCERTAIN = "uncertain"
 LANGUAGE_SAMPLE = 200
-"""Rows, from the beginning, whose language is told."""
+"""Rows, from the beginning, whose language is detected."""
 
 GUIDANCE = (
     (300, "under 300 rows: enough to try the pipeline; 300-500 good rows teach a format or a style"),

@@ -118,7 +118,7 @@ def require(path: Path) -> None:
 
 
 def unreviewed(path: str) -> int:
-    """Rows of a file that was marked by `require` on which nobody has decided; 0 for other files."""
+    """Rows of a file that was marked by `require` that are undecided; 0 for other files."""
     if "://" in path or not beside(Path(path)).is_file():
         return 0
     review = Review(path)

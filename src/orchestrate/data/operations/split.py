@@ -424,7 +424,7 @@ def _filled(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
 
 
 def _stratum(example: Example) -> str:
-    """A short answer is a label; longer ones are told apart by length, in powers of two."""
+    """A short answer is a label; longer ones are distinguished by length, in powers of two."""
     if isinstance(example, UnpairedExample):
         return DESIRABLE if example.label else UNDESIRABLE
     answer = last_answer(example)

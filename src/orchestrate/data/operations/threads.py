@@ -463,7 +463,7 @@ def _as_pattern(value: str) -> str:
 
 
 class _Told:
-    """Makes the conversations and counts what is told of them."""
+    """Makes the conversations and counts what is reported of them."""
 
     def __init__(self, path: str, columns: Columns) -> None:
         self._path = path

@@ -128,7 +128,7 @@ SEED = 42
 AVOIDED = 0x5851F42D4C957F2D
 """Changes the keys of answers that are to be avoided."""
 SAMPLED = 512
-"""Rows by which the file's form is told: those with the least hashes, whatever their order."""
+"""Rows by which the file's form is recognized: those with the least hashes, whatever their order."""
 FORM_SHARE, FORM_ROWS = 0.1, 20
 """Rows of the sample that hold a phrase of the file's form: this share of them, and this many."""
 SYSTEM_SHARE = 4
@@ -207,7 +207,7 @@ def shared_form(files: Sequence[tuple[Task, int]]) -> Any:
 
 def _own_shingles(example: Example, form: Any) -> Any:
     """What tells the row from others of its file. Of the system text as many shingles as keep it from making
-    rows alike, or unlike, by itself: those with the least hashes, which are the same in each copy of it."""
+    rows alike, or unlike, on its own: those with the least hashes, which are the same in each copy of it."""
     np = numpy()
     texts: tuple[list[ChatMessage], list[ChatMessage]] = ([], [])
     for m in messages_of(example):

@@ -37,7 +37,7 @@ _START = (
     "from orchestrate.data.passes.pool import serve; serve(sys.argv[1])"
 )
 FORKS = sys.platform == "linux"
-"""Elsewhere each worker is started, and gets ready, by itself."""
+"""Elsewhere each worker is started, and gets ready, on its own."""
 
 
 class WorkerDied(OrchestrateError):

@@ -1,1 +1,1 @@
-"""The canonical example, what is looked at in it, and the problems that are told of it."""
+"""The canonical example, what is looked at in it, and the problems that are reported of it."""

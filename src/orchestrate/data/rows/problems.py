@@ -173,7 +173,7 @@ CODES: dict[str, Code] = {
         _W, "labels that differ in case, spaces or a full stop only", "spell each label in one way"
     ),
     "unreviewed": Code(
-        _W, "generated rows that nobody has reviewed", "orchestrate data review FILE, then --export OUT"
+        _W, "generated rows that were not reviewed", "orchestrate data review FILE, then --export OUT"
     ),
     "few-rows": Code(_I, "few rows for what they teach", goals.volumes_told()),
     "rl-ends-with-answer": Code(

@@ -437,7 +437,7 @@ def _json_types(schema: Any, seen: set[str]) -> Any:
 
 
 def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:
-    """The weight of a row or a turn; one that is no number is added to `found`."""
+    """The weight of a row or a turn; one that is not a number is added to `found`."""
     weight: Any = row.get("weight")
     if weight is None or (isinstance(weight, int | float) and not isinstance(weight, bool)):
         return weight

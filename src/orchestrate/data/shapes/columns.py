@@ -51,7 +51,7 @@ def _score(answer: Any) -> tuple[str | None, float | None]:
 
 
 def _ranked(row: Row) -> Read:
-    """The best and the worst answer; those between are told as not read."""
+    """The best and the worst answer; those between are reported as not read."""
     place = next(name for name in _ANSWERS if isinstance(row.get(name), list))
     scored = [_score(answer) for answer in cast("list[Any]", row[place])]
     beside = next((n for n in _SCORES if isinstance(row.get(n), list) and len(row[n]) == len(scored)), None)

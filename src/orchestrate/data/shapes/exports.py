@@ -79,7 +79,7 @@ _CUT = {
 
 
 def ended(*reasons: Any) -> list[Problem]:
-    """An error where an answer did not end by itself."""
+    """An error where an answer did not end on its own."""
     said = [reason for reason in reasons if isinstance(reason, str) and reason.lower() in _CUT]
     return [_unlike(_CUT[reason.lower()], reason) for reason in said[:1]]
 
@@ -341,7 +341,8 @@ def _generated(value: Any) -> Row | None:
 
 
 def _ended_message(value: Any) -> list[Problem]:
-    """An error where LangChain notes of a message or its generation that the answer did not end by itself."""
+    """An error where LangChain notes of a message or its generation that the answer did not end on its
+    own."""
     item = as_row(value)
     message = as_row(item.get("message", item))
     held = as_row(message.get("kwargs")) or as_row(message.get("data")) or message

@@ -342,7 +342,7 @@ class Known(NamedTuple):
 
 
 def _is_meant(row: Row, shape: Shape) -> bool:
-    """A row of the file's own shape all the same: what is wrong with it is told by reading it."""
+    """A row of the file's own shape all the same: what is wrong with it is reported when it is read."""
     if shape.kind == "unpaired":
         return preferences.has_fields(row, shape.fields)
     if shape.name == "prompt-completion-system":
@@ -383,7 +383,7 @@ def read(row: Row, shape: Shape) -> Known:
 
 # What to do about a file whose rows have the fields of no known format.
 #
-# Nothing is done by itself: a column that only looks like a prompt may be something else.
+# Nothing is done on its own: a column that only looks like a prompt may be something else.
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "prompt": (

@@ -21,7 +21,7 @@ class Shape:
     name: str
     kind: Kind
     fields: frozenset[str]
-    """Fields that `read` uses; others are told as not read. None: all are used."""
+    """Fields that `read` uses; others are reported as not read. None: all are used."""
     fits: Callable[[Row], bool]
     read: Callable[[Row], Read]
     notes: frozenset[str] = frozenset()

@@ -236,7 +236,7 @@ def kept_for(name: str, value: Any) -> str | None:
 
 MOST_VALUES = 8
 MOST_COLUMNS = 200
-"""Of one file; those after them are told under one name."""
+"""Of one file; those after them are reported under one name."""
 
 
 @dataclass

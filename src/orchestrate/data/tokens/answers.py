@@ -2,7 +2,7 @@
 
 How an answer looks is learnt from the chat template that asked for it: one with known thinking and known
 words is rendered, and what surrounds them is what the model writes around its own. Where a template does not
-show it (it may drop the thinking of all earlier turns), or is not at hand (a host's), the marks of the
+show it (it may drop the thinking of all earlier turns), or is not available (a host's), the marks of the
 families are known. Nothing is lost: what is no thinking and no call is the answer.
 """
 
@@ -182,7 +182,7 @@ def read_answer(
     """`text` is what the model wrote, special tokens included but for the one that ended it; `prompt` what it
     was asked with, whose end may have begun the answer; `cut` says that it was not the model that ended it.
     Without `calls`, those that are written in the answer stay there. `growing`: it is still being written,
-    and only what no later words can change is told."""
+    and only what no later words can change is sent."""
     shape, cut = shape or Shape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)

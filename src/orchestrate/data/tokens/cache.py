@@ -87,7 +87,7 @@ def keep_seen(path: str, columns: object, digest: str, folder: Path | None) -> N
 
 
 def _seen_file(folder: Path, path: str, columns: object) -> Path:
-    """Raises `OSError` for what is no file of this machine."""
+    """Raises `OSError` for anything but a file of this machine."""
     stat = Path(path).stat()
     return folder / f"{_hash(os.path.realpath(path), repr(columns), stat.st_size, stat.st_mtime_ns)}.seen"
 

@@ -1,4 +1,4 @@
-"""The built-in probes: small, ours, offline. What each holds is told in its `title`, and in
+"""The built-in probes: small, ours, offline. What each holds is stated in its `title`, and in
 docs/evaluation.md.
 
 They are no benchmark and compare no model with others' numbers: they ask whether a tuned model still does

@@ -32,8 +32,8 @@ class Vote(NamedTuple):
 
 
 def outcomes(votes: Iterable[Vote]) -> list[Vote]:
-    """One for each item and two models, the mean of its raters: three raters who agree on an item say of
-    other items hardly more than one does."""
+    """One for each item and two models, the mean of its raters: three raters who agree on an item say little
+    more of other items than one does."""
     points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         points[vote.item, vote.first, vote.second].append(vote.points)

@@ -1,7 +1,7 @@
 """The edge of every server that speaks an API: who may come in, and refusals in the form of that API.
 
 From the outside in: `Guard` (names, origins, size of a body), `Keyed` (keys of clients), the routes. What
-goes wrong in a route is told by `edge` in the one form that the server gives it.
+goes wrong in a route is reported by `edge` in the one form that the server gives it.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def running(
     lifespan: bool = False,
 ) -> Generator[None]:
     """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
-    place of `Patient`; with `lifespan` the apps are told of the beginning and the end. Raises
+    place of `Patient`; with `lifespan` the apps are notified of the beginning and the end. Raises
     `SetupError` for a certificate that cannot be used."""
     chain, key = certificate or (None, None)
     servers = [

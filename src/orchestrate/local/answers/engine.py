@@ -77,7 +77,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     logit_bias: dict[str, float] = {}
     logprobs: int | None = None
-    """How many of the likeliest tokens are told; `None` tells no log-probabilities."""
+    """How many of the likeliest tokens are returned; `None` tells no log-probabilities."""
     stream: bool = False
     tells_ids: bool = False
     form: Form | None = None

@@ -83,7 +83,7 @@ class Desk:
         self._asked.put(lambda: self._guarded(asked, work))
 
     def _guarded(self, asked: Asked, work: Callable[[], None]) -> None:
-        """What goes wrong with one request is told to the one who asked."""
+        """What goes wrong with one request is reported to the one who asked."""
         try:
             work()
         except BrokenPipeError:

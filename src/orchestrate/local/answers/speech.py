@@ -38,7 +38,7 @@ class Model:
 @dataclass
 class Speech:
     """`chat` answers are read as the template writes them; others are text as it comes. With `stream` each
-    piece is told as soon as it is certain, else the whole."""
+    piece is sent as soon as it is certain, else the whole."""
 
     row: Row
     model: Model

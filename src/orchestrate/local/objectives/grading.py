@@ -317,7 +317,7 @@ def runs_code(grader: Mapping[str, Any]) -> bool:
 
 def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a row that the templates of an accepted grader read, `answer` or `deep.n`. What code
-    reads nobody knows."""
+    reads is unknown."""
     if grader["type"] == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return tuple(sorted({field for part in parts.values() for field in fields_read(part)}))

@@ -67,7 +67,7 @@ class PolicyObjective(Objective):
         warn: Callable[[str], None] = lambda _: None,
         look_up: Callable[[], None] = lambda: None,
     ) -> None:
-        """`warn` is told once that an answer could not be
+        """`warn` is called once when an answer could not be
         graded. `look_up` runs between the parts of the sampling and the grading, and may raise."""
         super().__init__(loaded, template.tokenizer.pad_token_id or 0)
         self.sampler, self.template, self.grader = sampler, template, grader

@@ -81,7 +81,7 @@ class UnpairedObjective(JudgedObjective):
         self.desirability = desirability
         self.mismatch = mismatch
         self.divergence = 0.0
-        """Of the batch at hand, whose loss may be computed in parts."""
+        """Of the current batch, whose loss may be computed in parts."""
 
     def loss(
         self, rows: Rows, numbers: Sequence[int], batch: Batch

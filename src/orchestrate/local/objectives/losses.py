@@ -19,7 +19,7 @@ from orchestrate.local.model.head import Head
 
 class _FrozenHeadLoss(torch.autograd.Function):
     """Weighted sum of cross-entropies over a frozen head. The gradient is made beside the loss, while a
-    block's logits are at hand; they are neither kept nor computed twice."""
+    block's logits are available; they are neither kept nor computed twice."""
 
     @staticmethod
     def forward(

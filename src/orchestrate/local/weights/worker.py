@@ -130,7 +130,7 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
     template and generation configuration, nothing of ours.
 
     A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer ids.
-    `max_tokens` of a row are answered; without it only the ids of its prompt are told.
+    `max_tokens` of a row are answered; without it only the ids of its prompt are reported.
     """
     from transformers import GenerationConfig
 

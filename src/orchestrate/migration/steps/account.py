@@ -69,7 +69,7 @@ def proposed(
 
 
 def _settings(run: Run) -> str:
-    """By which a model is another one. An imported run has no hash of a spec that the host does not know all
+    """By which two models differ. An imported run has no hash of a spec that the host does not know all
     of; one whose spec cannot be read is like no other."""
     try:
         spec = JobSpec.parse(run.spec)

@@ -218,7 +218,7 @@ class AnyscaleJobs(AwayPlace):
         return next((one for one in found if one.state != "ended"), next(iter(found), None))
 
     def stop(self, ref: str) -> None:
-        """Each by itself: one that may not be ended keeps no other."""
+        """Each on its own: one that may not be ended keeps no other."""
         failed: ProviderError | None = None
         for one in self.find(ref):
             if one.state != "ended":

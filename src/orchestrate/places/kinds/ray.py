@@ -61,7 +61,7 @@ TRAIN = {
 }
 """The workers of a group of which one is gone wait for it, and are not waited for. For up to 20 s Ray Train
 takes a lost node for one that is there, and would wait a minute for room on it. That a node will be taken
-away is told to workers that ask, which ours need not: each step may be their last."""
+away is announced to workers that ask, which ours need not: each step may be their last."""
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 """What Ray Train imports beside what Ray itself needs; without Ray, which is the cluster's."""
 ANSWER_S = 60

@@ -174,7 +174,7 @@ class Sky(AwayPlace):
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        """Those of one's own, or what the clouds offer: read once a day, where SkyPilot is at hand."""
+        """Those of one's own, or what the clouds offer: read once a day, where SkyPilot is available."""
         if self._owned:
             return (configured_machine(self.name, self.options),)
         kept = self._kept()

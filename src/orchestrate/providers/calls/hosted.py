@@ -334,15 +334,15 @@ class Wire:
     ) -> Iterator[P]:
         """The pages of an SDK list, each read with retries. A caller that stops early asks for no more.
 
-        Raises `UnexpectedAnswer` for an answer that is no list (`{}`, `{"data": null}`, an error, HTML): it
-        does not say that there is nothing. With `omits_empty` the host may leave out a list that is empty. A
-        list that does not end (its cursor comes again, or `most` pages came) raises it too.
+        Raises `UnexpectedAnswer` for an answer that is not a list (`{}`, `{"data": null}`, an error, HTML):
+        it does not say that there is nothing. With `omits_empty` the host may leave out a list that is empty.
+        A list that does not end (its cursor comes again, or `most` pages came) raises it too.
         """
         return pages_of(self.provider, self.read, first, omits_empty, most)
 
     def entries(self, call: Callable[[], object], field: str) -> list[dict[str, Any]]:
         """The objects of a list that comes whole, in `field` of the answer. Raises as `pages`, and for an
-        entry that is no object."""
+        entry that is not an object."""
         return self.read(lambda: entries_of(call(), field), expect=list)
 
     def error(self, error: BaseException) -> ProviderError:

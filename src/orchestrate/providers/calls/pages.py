@@ -1,4 +1,4 @@
-"""Lists of the hosts, page by page: an answer that is no list is never taken for an empty one, and a list
+"""Lists of the hosts, page by page: an answer that is not a list is never taken for an empty one, and a list
 that never ends is left."""
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
 
 
 def _has_list(page: Any) -> bool:
-    """The SDKs check nothing, and read what is no list as an empty one. Another page than theirs has its own
-    check."""
+    """The SDKs check nothing, and read what is not a list as an empty one. Another page than theirs has its
+    own check."""
     fields: Mapping[str, Any] | None = getattr(page.__class__, "model_fields", None)
     if fields is None:
         return True

@@ -13,7 +13,7 @@ NOT_TAKEN = frozenset({"unsupported_value", "unsupported_parameter"})
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 """Two names for the most tokens of an answer: models that think take the second, older servers the first."""
 FREE = "temperature"
-"""May be left out: the model then draws as it does by itself."""
+"""May be left out: the model then draws as it does on its own."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Wishes:
         for name, other in self._instead.items():
             if name in options and other is None:
                 found.append(
-                    f"asked without {name}, which the model does not take: it drew as it does by itself"
+                    f"asked without {name}, which the model does not take: it drew as it does on its own"
                 )
             elif name in options:
                 found.append(f"asked with {other} in the place of {name}, which the model does not take")

@@ -1,8 +1,8 @@
 """Fireworks' answers as our records.
 
 Sources: the SDK's `SupervisedFineTuningJob`, `DpoJob` and `ReinforcementFineTuningJob`. The host has no list
-of events: what can be told from a job's state and progress is told, under ids that stay. Rows of the metrics
-file are `{step, timestamp, data: {"train/loss": ...}}`, or the same without `data`.
+of events: what can be told from a job's state and progress is reported, under ids that stay. Rows of the
+metrics file are `{step, timestamp, data: {"train/loss": ...}}`, or the same without `data`.
 """
 
 from __future__ import annotations

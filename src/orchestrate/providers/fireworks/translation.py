@@ -340,7 +340,7 @@ def _names(rows: Rows, inside: str) -> None:
 #
 # The SDK is `fireworks-ai` 1.2.30, the descriptions are the gateway's: 4.259.0 and, of supervised jobs,
 # 5.10.0. The schedule of the other two kinds is in the models that are generated from 5.10.0, of which the
-# description itself is not at hand.
+# description itself is not available.
 
 
 _SHARED = """

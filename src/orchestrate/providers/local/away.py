@@ -314,7 +314,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     def cancel(self, job: JobHandle) -> None:
         """Its host ends the worker first, whatever the worker and its depot do: a worker that hangs reads no
         word, and bills. The word in the depot is the second way. Raises where either failed, so that it is
-        asked for again; a run whose depot is closed is told as cancelled when that is back."""
+        asked for again; a run whose depot is closed is reported as cancelled when that is back."""
         failed: ProviderError | None = None
         try:
             self.place.stop(job.job_id)

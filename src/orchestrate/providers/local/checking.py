@@ -153,7 +153,7 @@ MOST_LONG = 2_000
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
     """Data of which no row has a token to train on, at which training would end, and long rows whose answer
-    is cut off, where the model's tokenizer is at hand."""
+    is cut off, where the model's tokenizer is available."""
     try:
         model = catalog.resolve(spec.model_for("local"), "local")
     except UsageError:

@@ -1,4 +1,5 @@
-"""What this machine takes: open weights from the hub or a folder, and rows of text. It quotes by the hour."""
+"""What this machine takes: open weights from the hub or a folder, and rows of text. It quotes hourly
+prices."""
 
 from __future__ import annotations
 

@@ -401,7 +401,7 @@ class LocalProvider(
         return run
 
     def _look(self, run: RunDir) -> None:
-        """A run that lost its worker after it was asked for something has heeded it."""
+        """A run that lost its worker after it was asked for something has followed it."""
         self.place.look(run)
         if (asked := WISHES.get(run.asked() or "")) and run.state().status == "interrupted":
             self._settle(run, asked)

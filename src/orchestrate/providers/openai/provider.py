@@ -92,7 +92,7 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """A host other than OpenAI is told the name as it is written; Azure, for a model of OpenAI's,
+        """A host other than OpenAI is sent the name as it is written; Azure, for a model of OpenAI's,
         OpenAI's id of it."""
         if self.name == self.kind:
             return super().resolve(spec)
@@ -143,7 +143,7 @@ class OpenAIProvider(
     def billing(self) -> Billing:
         """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only
         its portal lists."""
-        unseen = "deployments of models on Azure, which bill by the hour: its data API has no list of them"
+        unseen = "deployments of models on Azure, which bill hourly: its data API has no list of them"
         return standing.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:

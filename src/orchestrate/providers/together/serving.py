@@ -1,4 +1,4 @@
-"""Dedicated endpoints (API v2): the only way in which Together serves a tuned model. They bill by the hour.
+"""Dedicated endpoints (API v2): the only way in which Together serves a tuned model. They bill hourly.
 
 One endpoint `orc-<job id>` with one deployment `tuned` for each job. The names make every step repeatable:
 what exists already is found, and a second one is refused by the host (409). A LoRA adapter is merged into its
@@ -181,7 +181,7 @@ class Serving:
     # -- steps ---------------------------------------------------------------------------------------------
 
     def _make_endpoint(self, job_id: str) -> dict[str, Any]:
-        """Costs nothing by itself. One whose answer was lost, or that another process made, is found."""
+        """Costs nothing on its own. One whose answer was lost, or that another process made, is found."""
         api, at = self._client().endpoints, self._at()
         try:
             return plain(self._wire.once(lambda: api.create(name=_name(job_id), **at)))

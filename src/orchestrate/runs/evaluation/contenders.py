@@ -122,7 +122,7 @@ class Contenders:
             why = "serves no checkpoints" if checkpoint else "has no endpoint up for this model"
             raise UsageError(
                 f"{provider.name} {why}",
-                fix=f"--on here, or orchestrate deploy {run.id}   (bills by the hour)",
+                fix=f"--on here, or orchestrate deploy {run.id}   (bills hourly)",
             )
         name = f"{run.id}@{checkpoint}" if checkpoint else run.id
         tuned = Contender(

@@ -139,8 +139,8 @@ class PreparedJudging:
 def prepared(
     ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
-    """Reads rows, rubric and rated answers. Raises `DataError`, `UsageError` where nobody knows whether the
-    judge may be believed, and what finding the model raises."""
+    """Reads rows, rubric and rated answers. Raises `DataError`, `UsageError` where it is unknown whether the
+    judge may be trusted, and what finding the model raises."""
     contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 DEPLOY_POINTS = ("after-intent", "after-creating", "after-request", "after-up")
 END_POINTS = ("after-ending", "after-end-request", "after-ended")
-"""Where a death is told apart by what is on the host and what is written down."""
+"""Where a death is recognized by what is on the host and what is written down."""
 
 _POLL_S = 2.0
 

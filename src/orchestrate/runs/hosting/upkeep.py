@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LOOK_BACK = timedelta(days=2)
 """So long a deployment that is over is still looked for: hosts answer no, or gone, and are wrong at times."""
 _APART = timedelta(minutes=15)
-"""So far a clock and the uptime may be apart, and nobody is told."""
+"""So far a clock and the uptime may be apart, and nobody is notified."""
 IDLE_HOURS = Decimal(1)
 """Up so long without a request from this store, it is spoken of, and once a day again."""
 

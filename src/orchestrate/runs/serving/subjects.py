@@ -46,7 +46,7 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
 
 
 def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
-    """Licences of the bases that ask for something that nobody has agreed to yet."""
+    """Licences of the bases that ask for something that was not agreed to yet."""
     found: dict[str, Licence] = {}
     for name in names:
         what = subject(ft, name)

@@ -146,7 +146,7 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
 
 
 def agree(ws: Workspace, tuned: Tuned, accepted: Sequence[str]) -> None:
-    """Raises `LicenceAsks` where the base's licence asks for something that nobody has agreed to."""
+    """Raises `LicenceAsks` where the base's licence asks for something that was not agreed to."""
     agreements.require(
         tuned.licence,
         tuned.base_name,

@@ -1,6 +1,6 @@
 """What was spent, what is committed, what is left, and what bills or could, by asking every account.
 
-What could not be asked is told and never counted as nothing.
+What could not be asked is reported and never counted as nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Found(Record, frozen=True, kw_only=True):
     unaccounted: str | None = None
     """Why nothing in this store accounts for it: what it costs is in no sum."""
     idle: bool
-    """It bills by the hour (or may: that cannot be told), and this store knows of no use for an hour."""
+    """It bills hourly (or may: that cannot be told), and this store knows of no use for an hour."""
 
     @property
     def lost_run(self) -> str | None:
@@ -114,7 +114,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     left_usd: Decimal | None = None
     """Of the budget, by all months; below zero when it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
-    """Ids, of all months, of what may have cost something that nobody knows: as much less is left. Without
+    """Ids, of all months, of what may have cost an unknown amount: as much less is left. Without
     those that were given up or are ignored; with rented machines that no run here accounts for."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
@@ -122,14 +122,14 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     accounts: tuple[Asked, ...] = ()
     standing: tuple[Found, ...] = ()
     usd_per_hour: Decimal | None = None
-    """Of all that bills by the hour now and has a known price; `None` when no account answered, and when
+    """Of all that bills hourly now and has a known price; `None` when no account answered, and when
     something bills and no price of it is known."""
     unpriced: tuple[str, ...] = ()
-    """Ids of what bills by the hour now, or may, at a price that is not known: more than `usd_per_hour`."""
+    """Ids of what bills hourly now, or may, at a price that is not known: more than `usd_per_hour`."""
 
     @property
     def billing(self) -> list[Found]:
-        """What bills by the hour, or may."""
+        """What bills hourly, or may."""
         return [found for found in self.standing if found.by_the_hour]
 
     @property
@@ -143,7 +143,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     @property
     def gaps(self) -> list[Asked]:
         """Where something may bill that was not seen: accounts that did not answer, or not all, and those of
-        runs that no key at hand shows."""
+        runs that no current key shows."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
 
     @property
@@ -253,7 +253,7 @@ class Spender:
             return [answer.result() for answer in asked]
 
     def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _Answer:
-        """Never raises: whatever goes wrong with one backend is told, and hides no other."""
+        """Never raises: whatever goes wrong with one backend is sent, and hides no other."""
         one = Asked(backend=name, title=name, asked=False, expected=bool(known))
         if name not in self.backends:
             return _Answer(

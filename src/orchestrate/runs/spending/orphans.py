@@ -59,7 +59,7 @@ class Orphans:
         return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
 
     def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
-        """Each by itself: one that cannot be ended keeps no other. May be repeated, and done by two at
+        """Each on its own: one that cannot be ended keeps no other. May be repeated, and done by two at
         once."""
         ended: list[Orphan] = []
         for one in report.orphans:

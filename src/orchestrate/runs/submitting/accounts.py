@@ -1,4 +1,4 @@
-"""Which account a run is in, and whether the key at hand works for it.
+"""Which account a run is in, and whether the current key works for it.
 
 A host answers for one account only: what it does not show may be in another. So a run keeps the account that
 it was sent to, and nothing is asked or concluded elsewhere. Where the host does not tell its account, a key

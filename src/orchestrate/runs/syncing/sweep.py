@@ -151,7 +151,7 @@ _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNO
 
 
 def gone(store: Store, provider: Provider, run: Run) -> None:
-    """Its host says that it has no such job, which ends nothing by itself."""
+    """Its host says that it has no such job, which ends nothing on its own."""
     told = (
         f"{provider.title} no longer has job {run.job_id}; it may have been deleted there, and what it "
         f"cost is not known; if so:  orchestrate abandon {run.id} --reason TEXT"

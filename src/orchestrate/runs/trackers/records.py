@@ -1,4 +1,4 @@
-"""What is told of a run, and what came of it."""
+"""What is reported of a run, and what came of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROJECT = "orchestrate"
 
 
 class Story(Record, frozen=True, kw_only=True):
-    """A run as it is told to a tracker."""
+    """A run as it is sent to a tracker."""
 
     run: Run
     points: tuple[MetricPoint, ...] = ()

@@ -1,1 +1,1 @@
-"""Going on with it for as long as wanted, and telling when a run ends."""
+"""Going on with it as long as needed, and telling when a run ends."""

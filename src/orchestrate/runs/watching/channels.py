@@ -4,7 +4,7 @@ A claim in the store comes first, so that of many watchers one tells. What was c
 tried again. Sometimes nobody can know: a watcher or a command died in the middle, or an answer was lost.
 
 A webhook arrives at least once: it is then sent again under the same `webhook-id`, by which receivers drop
-repeats. A command or a desktop message is told at most once: it is repeated only when the program could not
+repeats. A command or a desktop message is sent at most once: it is repeated only when the program could not
 be started or said by its exit code that it has not delivered. What stays unknown is kept as an event of the
 run. The message's `id` is one for one end of one run, the same on every channel.
 """

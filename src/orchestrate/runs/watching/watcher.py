@@ -1,8 +1,8 @@
 """The watcher: sweeps the hosts' lists as often as there is something to see, for as long as it is wanted.
 
 One process or many on one store: a lease per account lets one of them sweep it, all take their requests out
-of one bucket per account, the details of single runs are claimed one by one, and each ended run is told about
-once. Nothing is kept in the process but when to look again.
+of one bucket per account, the details of single runs are claimed one by one, and each
+ended run is reported once. Nothing is kept in the process but when to look again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Watcher:
     """Watches the open runs of a store.
 
     `provider` gives the backend of a name; `only` limits the watch to some. `per_minute` bounds the
-    requests to one account, over all processes. Channels are told about each run that ends.
+    requests to one account, over all processes. Channels are notified of each run that ends.
     """
 
     store: Store
@@ -138,7 +138,7 @@ class Watcher:
 
     def idle(self) -> bool:
         """Whether no run is on its way, and no deployment has a limit or is to be ended, on a host that this
-        watcher reaches, and everything is told."""
+        watcher reaches, and everything is reported."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
         if self.feed is not None and self.feed.waiting():

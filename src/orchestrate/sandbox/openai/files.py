@@ -173,7 +173,7 @@ class OpenAIFiles:
             raise HostError(400, f"The parts have {size} bytes, the upload was made for {upload['bytes']}")
         if asked.md5 is not None and asked.md5 != digest.hexdigest():
             self.files.path(id).unlink()
-            raise HostError(400, "The md5 of the parts is another one", param="md5")
+            raise HostError(400, "Checksum mismatch: the md5 of the parts differs", param="md5")
         file = self._add(id, upload["filename"], upload["purpose"], size)
         for part in known:
             self.files.path(part).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from orchestrate.sandbox.state import token
 
 
 def organization() -> str:
-    """Of the account of the request at hand."""
+    """Of the account of the current request."""
     return f"org-{here()}"
 
 

@@ -151,7 +151,7 @@ class TogetherFiles:
                 digest.update(block)
         if pending.get("checksum") not in (None, "", digest.hexdigest()):
             path.unlink()
-            raise HostError(400, "the checksum of the uploaded bytes is another one", param="checksum")
+            raise HostError(400, "checksum mismatch", param="checksum")
         file = self.files.add(
             id,
             pending["file_name"],

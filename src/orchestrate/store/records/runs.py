@@ -171,8 +171,8 @@ class Runs:
         """Writes the intent, unless `guard` raises in the same transaction.
 
         Raises `OverBudget` when what the run may cost does not fit into its own limit, into `limits` and into
-        what is left of `budget_usd` over all of this store, and `UnknownPrice` when nobody knows what that
-        is; of processes that ask at once, only those that fit pass."""
+        what is left of `budget_usd` over all of this store, and `UnknownPrice` when that is
+        unknown; of processes that ask at once, only those that fit pass."""
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
             id=(run_id := run_id_of(intent.ref) if intent.ref else new_run_id(now)),

@@ -146,7 +146,7 @@ class CreateJob(Body):
 
 
 class ExpiresAfter(Body):
-    """When a file is gone by itself."""
+    """When a file is gone on its own."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Field(ge=3600, le=2592000)]

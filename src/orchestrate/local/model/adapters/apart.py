@@ -59,7 +59,8 @@ def lies_apart(folder: Path) -> bool:
 
 def changes_base(folder: Path) -> bool:
     """Whether the base under the adapter is another one, also while peft has the adapter switched off: a part
-    of it was taken out, or something was written over it. What does not read is told where it is loaded."""
+    of it was taken out, or something was written over it. What does not read is reported where it is
+    loaded."""
     if (found := _read(folder)) is None:
         return False
     config, names = found

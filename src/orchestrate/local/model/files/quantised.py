@@ -21,7 +21,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 _EXPANDED: Mapping[str, float] = {"mxfp4": 16 / 4.25, "fp8": 2.0}
 """What is expanded while it is read, and how many times as large it is in 16 bits: see `weights.packed`."""
 _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
-"""Of gptqmodel. What it takes by itself on a CPU repacks the weights at the first answer, and from then on
+"""Of gptqmodel. What it takes on its own on a CPU repacks the weights at the first answer, and from then on
 gives no gradient to what is before them."""
 
 

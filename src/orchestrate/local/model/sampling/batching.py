@@ -155,7 +155,7 @@ class Row:
     counts: Counter[int] = field(default_factory=Counter[int])
     ended: bool = False
     close: bool | None = None
-    """Whether a token of it was hardly ahead of another (see `rounding`); `None` where nobody asks."""
+    """Whether a token of it was barely ahead of another (see `rounding`); `None` where nobody asks."""
 
     @property
     def read(self) -> list[int]:
@@ -327,7 +327,7 @@ class Batching:
         return self._reader.at_once(self.model, self.waiting[:room])
 
     def _worth(self) -> int:
-        """Fewer are not read while others go on: a pass costs hardly more for several."""
+        """Fewer are not read while others go on: a pass costs little more for several."""
         return min(len(self.waiting), max(1, self.most_rows // 4))
 
     def _room(self) -> int:

@@ -48,7 +48,8 @@ class Luck:
     frequency: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict[int, float])
     tops: int | None = None
-    """How many of the likeliest tokens are told beside the one drawn; `None` tells no log-probabilities."""
+    """How many of the likeliest tokens are returned beside the one drawn; `None` tells no
+    log-probabilities."""
     generator: torch.Generator | None = None
     """`None`: random numbers are those of whoever draws, for all rows together."""
     held: Holds | None = None

@@ -19,7 +19,7 @@ CLOSE = 0.2
 
 
 def close(logits: Tensor) -> list[bool]:
-    """[rows, vocabulary] of each row, whether its likeliest token was hardly ahead of the next one."""
+    """[rows, vocabulary] of each row, whether its likeliest token was barely ahead of the next one."""
     scores = logits.float()
     two = scores.topk(2, dim=-1).values
     return ((two[:, 0] - two[:, 1]) / scores.std(dim=-1) < CLOSE).tolist()

@@ -23,7 +23,7 @@ class Unfit(RunFailed):
 
 
 def compile_layers(inner: Any) -> None:
-    """Each decoder layer by itself: they are alike, so that one compilation serves them all, and what lies
+    """Each decoder layer on its own: they are alike, so that one compilation serves them all, and what lies
     around them (masks, head, loss) stays ours. Lengths are dynamic."""
     for layer in decoder_of(inner).layers:
         layer.compile(dynamic=True)

@@ -61,7 +61,7 @@ class Client:
         """Every request: noted where it makes a job, ended when no answer comes, its status kept."""
         urllib3 = import_module("urllib3")
         send = rest.request
-        # It would wait up to six minutes, in silence, where it is told to come later, and send what makes a
+        # It would wait up to six minutes, in silence, where it is asked to come later, and send what makes a
         # job once more where that is said to have moved, or where TLS breaks on the way of the answer.
         again = urllib3.Retry(
             TRIES, other=0, redirect=0, raise_on_redirect=False, respect_retry_after_header=False
