@@ -299,7 +299,7 @@ def growth(folder: Path, sizes: list[int], text: str | None) -> list[dict[str, o
 TOLD = {
     "check": "`orchestrate data check`: all problems, exact counts, portability",
     "cookbook": "OpenAI's cookbook method (tiktoken)",
-    "sampled": "`orchestrate data check --tokens sampled`: counts with an interval",
+    "sampled": "`orchestrate data check FILE --tokens sampled`: counts with an interval",
     "uncounted": "`orchestrate data check` without counting",
     "together": "Together's `check_file`: counts no tokens",
 }

@@ -44,7 +44,7 @@ class SpecGiven(BaseModel):
 
 
 class Reading:
-    """The tools; each method is one, and its docstring is what the agent is told."""
+    """The tools; each method is one, and its docstring is what the agent reads."""
 
     def __init__(self, ft: Orchestrator) -> None:
         self._ft = ft

@@ -23,7 +23,7 @@ MOST = {
     r"at hand": 0,
     r"as long as wanted": 1,
     r"are told": 14,
-    r"is told": 16,
+    r"is told": 15,
     r"that have gone": 0,
     r"is another one": 4,
     r"nobody has": 3,

@@ -46,8 +46,8 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[Unit] = (), *, single: bool = False
 ) -> int | None:
-    """The least number of requests a day from which on, at every higher traffic too, the tuned model is not
-    dearer; `None` when there is none.
+    """The least number of requests a day from which on, at every higher traffic too, the tuned model does not
+    cost more; `None` when there is none.
 
     `training`: by month. `saved`: in a month, for one request a day. Each traffic has as many units as it
     needs, of the kind that is cheapest for it; with `single` there is one.
@@ -232,7 +232,7 @@ class Served(Record, frozen=True, kw_only=True):
     break_even_months: Decimal | None = None
     """When the training has paid for itself against the base model; `None` when it never does."""
     break_even_requests_per_day: Decimal | None = None
-    """From which traffic on, at every higher one too, the whole period is not dearer than the base model,
+    """From which traffic on, at every higher one too, the entire period costs no more than the base model,
     with as many GPUs as that traffic needs; `None` when there is none."""
     most_requests_per_day: Decimal | None = None
     """Beyond which this cannot carry more; `None` where more GPUs can be had."""
@@ -241,7 +241,7 @@ class Served(Record, frozen=True, kw_only=True):
 
 
 class Paid(NamedTuple):
-    """A total that has a price: by which ends it is told and compared."""
+    """A total that has a price: by which ends it is shown and compared."""
 
     least_usd: Decimal
     """As `counted_usd`, with the low end of a training that is undecided."""
@@ -312,7 +312,7 @@ def own(
     prices: Prices | None = None,
     portable: bool = False,
 ) -> Ownership:
-    """The whole cost of its use. `hourly` is the machine that serves, on a backend that is paid by the hour;
+    """The whole cost of its use. `hourly` is the machine that serves, on a backend that bills hourly;
     `prices`: today's of the profile's kind, when not given. `portable`: the adapter can be taken away, and so
     be served elsewhere too."""
     prices = prices or Prices(profile.kind)

@@ -309,7 +309,7 @@ def translated(
 
 
 def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
-    """`continue_from` may name a run of this store: then its tuned model is what the backend is told."""
+    """`continue_from` may name a run of this store: then its tuned model is what the backend is sent."""
     if spec.continue_from is None or not ws.store.runs.exists(spec.continue_from):
         return spec
     earlier = ws.record(spec.continue_from)
