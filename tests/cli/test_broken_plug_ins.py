@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from tests import command
 from tests.cli.conftest import Result
+from tests.paths import ROOT
+
+PLUGIN = ROOT / "tests" / "contract" / "plugin"
 
 
 class Shell:
@@ -77,6 +81,23 @@ def test_the_other_backends_go_on(shell: Shell, words: tuple[str, ...]) -> None:
     assert done.code == 0, done.err
     # The list of backends says beside its name why it cannot be used; nobody else speaks of it.
     assert ("a_package_that_is_not_there" in done.out + done.err) is (words == ("providers",))
+
+
+@pytest.mark.slow
+def test_an_error_of_a_plug_in_is_told_as_its_own(shell: Shell) -> None:
+    packages = shell.folder / "packages"
+    shutil.copytree(PLUGIN / "src" / "orchestrate_shelf", packages / "orchestrate_shelf")
+    provider = packages / "orchestrate_shelf" / "provider.py"
+    broken = provider.read_text().replace("        rows = Rows(self.name, spec)\n", "        rows = [][1]\n")
+    provider.write_text(broken)
+    about = packages / "orchestrate_shelf-0.3.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: orchestrate-shelf\nVersion: 0.3.0\n")
+    entry = "[orchestrate.providers]\nshelf = orchestrate_shelf.profile:PROFILE\n"
+    (about / "entry_points.txt").write_text(entry)
+    done = shell("plan", "-p", "shelf", "--model", "any")
+    assert done.code == 1 and "IndexError" in done.err
+    assert "package orchestrate-shelf" in done.err and "defect of Orchestrate" not in done.err
 
 
 def test_it_is_told_where_it_is_looked_for(shell: Shell) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sysconfig
 import venv
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.paths import ROOT
 import orchestrate
 
 PLUGIN = Path(__file__).parent / "plugin"
-ENTRY, PROFILE, _, ATTIC = snippets(ROOT / "docs" / "plugins.md")[:4]
+ENTRY, PROFILE, PROVIDER, _, ATTIC = snippets(ROOT / "docs" / "plugins.md")[:5]
 
 
 class Installed:
@@ -59,7 +60,9 @@ class Installed:
 
 def test_the_page_shows_what_is_installed_here() -> None:
     assert ENTRY.text in (PLUGIN / "pyproject.toml").read_text()
-    assert PROFILE.text in (PLUGIN / "src" / "orchestrate_shelf" / "profile.py").read_text()
+    package = PLUGIN / "src" / "orchestrate_shelf"
+    for snippet, file in ((PROFILE, "profile.py"), (PROVIDER, "provider.py")):
+        assert snippet.text == (package / file).read_text()
 
 
 @pytest.mark.slow
@@ -100,6 +103,8 @@ def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
     assert "there are no rates for shelf" in json.dumps(unpriced)
     priced = installed.orchestrate("quote", *shelf, "--rate", "shelf:sft_lora=2")
     assert "a shelf bills what it takes" in json.dumps(priced)
+    [quote] = priced
+    assert Decimal(quote["low_usd"]) < Decimal(quote["expected_usd"]) < Decimal(quote["high_usd"])
     installed.orchestrate("check", *shelf)
     [taken] = installed.orchestrate("data", "check", "train.jsonl", "--for", "shelf")["report"]["hosts"]
     assert (taken["host"], taken["accepted"]) == ("shelf", 3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from datetime import date
 from decimal import Decimal as D
 from pathlib import Path
@@ -28,7 +29,9 @@ from orchestrate.costing import (
     parse_flag,
     quote_hours_job,
 )
-from orchestrate.costing.size import JobSize
+from orchestrate.costing.lines import line
+from orchestrate.costing.rate import Rate
+from orchestrate.costing.size import JobSize, Lines
 from orchestrate.costing.training.jobs import quote_sized_job
 from orchestrate.data import TrainingData
 from orchestrate.profile import profile
@@ -99,6 +102,28 @@ def quoted(row: Row, *, on: date = TODAY, hours: D | None = None, sandbox: bool 
         sandbox,
     )
     return quote_sized_job(job, lambda: row.size, gpu_hours=hours)
+
+
+def test_lines_that_say_nothing_are_as_sure_as_their_tokens() -> None:
+    """A limit goes by the high end, so that a plug-in's lines need one too."""
+
+    def bills(size: JobSize, rate: Rate) -> Lines:
+        return Lines(lines=(line("training", size.train_tokens * size.epochs / D(M), rate),))
+
+    on = "2026-11-25"
+    told = replaced(profile("openai"), bills=bills)
+    job = Priced(
+        "openai",
+        told,
+        JobSpec.parse({"model": "gpt-4o-mini", "train": "t"}),
+        catalog.resolve("gpt-4o-mini", "openai", date.fromisoformat(on)),
+        Prices("openai", built_in(), date.fromisoformat(on)),
+    )
+    guessed = size(1, 2, train_least=D(750_000), train_most=D(1_250_000), band=0.25)
+    found = quote_sized_job(job, lambda: guessed)
+    assert (found.low_usd, found.expected_usd, found.high_usd) == (D("4.5"), D(6), D("7.5"))
+    exact = quote_sized_job(job, lambda: size(1, 2))
+    assert exact.low_usd == exact.expected_usd == exact.high_usd == 6
 
 
 # developers.openai.com/api/docs/pricing: gpt-4.1 and gpt-4o $25, gpt-4.1-mini $5, gpt-4o-mini $3 per million

@@ -87,7 +87,7 @@ def test_every_snippet_can_be_read(name: str) -> None:
     for one in snippets(ROOT / name):
         if one.language == "python" and not name.startswith("docs/reference/"):
             for node in ast.walk(ast.parse(one.text)):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("orchestrate"):
+                if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("orchestrate."):
                     assert [
                         alias.name for alias in node.names if not offered(str(node.module), alias.name)
                     ] == []

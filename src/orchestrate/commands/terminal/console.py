@@ -360,9 +360,28 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     if verbose:
         sys.stderr.write(trace)
         return
-    err.print(
-        f"  this is a defect of Orchestrate, not of your input; please report {_kept(trace)}", soft_wrap=True
-    )
+    package = _package_of(error)
+    whose = "Orchestrate, not of your input; please report"
+    if package is not None:
+        whose = f"the package {package}, which adds a backend; please report to its authors"
+    err.print(f"  this is a defect of {whose} {_kept(trace)}", soft_wrap=True)
+
+
+def _package_of(error: Exception) -> str | None:
+    """The package of a plug-in whose code the error came out of."""
+    from orchestrate.profile import place_plug_ins, plug_ins
+
+    packages = {
+        point.module.partition(".")[0]: point.dist.name if point.dist else point.module
+        for point in (*plug_ins().values(), *place_plug_ins().values())
+    }
+    found, frame = None, error.__traceback__
+    while frame is not None:
+        name = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        # What fails in a library that the plug-in calls is the plug-in's; what fails in ours is ours.
+        found = packages.get(name, None if name == "orchestrate" else found)
+        frame = frame.tb_next
+    return found
 
 
 def _kept(trace: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.core import days
-from orchestrate.costing.lines import MTOK, line, minimum_top_up, summed
+from orchestrate.costing.lines import MTOK, line, minimum_top_up, rounded, summed
 from orchestrate.costing.rate import Lookup, Rate
 from orchestrate.costing.rates import Prices, names
 from orchestrate.costing.size import JobSize, Work, measure
@@ -137,7 +137,7 @@ def quote_sized_job(
     gates = [gate] if gate else []
     size = size_of()
     billed = profile.bills(size, rate)
-    lines, notes = list(billed.lines), list(billed.notes)
+    lines, notes = _as_sure_as_counted(billed.lines, size), list(billed.notes)
     undecided = None
     if minimum := prices.of("minimum", resolved):
         top_up = _minimum(lines, minimum)
@@ -157,6 +157,20 @@ def quote_sized_job(
         open_end=billed.open_end,
     )
     return quote if undecided is None else replace(quote, undecided=undecided, expected_usd=None)
+
+
+def _as_sure_as_counted(lines: Sequence[QuoteLine], size: JobSize) -> list[QuoteLine]:
+    """A limit goes by the high end: lines of tokens of which none has one are as sure as their count."""
+    by_token = [entry for entry in lines if entry.unit == "usd_per_mtok"]
+    if not size.train_tokens or any(entry.usd_low != entry.usd_high for entry in by_token):
+        return list(lines)
+    low, high = (each / size.train_tokens for each in (size.train_least, size.train_most))
+    return [
+        replace(entry, usd_low=rounded(entry.usd * low), usd_high=rounded(entry.usd * high))
+        if entry in by_token
+        else entry
+        for entry in lines
+    ]
 
 
 def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:

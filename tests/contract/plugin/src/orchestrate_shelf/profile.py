@@ -20,7 +20,8 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     from orchestrate.costing.lines import MTOK, line
     from orchestrate.costing.size import Lines
 
-    training = line("training", size.train_tokens * size.epochs / MTOK, rate)
+    tokens = size.train_tokens * size.epochs / MTOK
+    training = line("training", tokens, rate, band=size.band)  # as sure as the tokens are counted
     return Lines(lines=(training,), notes=("a shelf bills what it takes",), open_end=size.uncounted)
 
 
