@@ -209,13 +209,15 @@ def test_a_pause_that_is_taken_back_while_it_is_done_is_none(job: LocalJob, home
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_in_the_moment_in_which_it_says_paused(job: LocalJob, home: Path) -> None:
-    run = launch(job, home)
-    for steps in (2, 6):
+def test_a_run_is_resumed_in_the_moment_in_which_it_says_paused(
+    job: LocalJob, home: Path, nursery: Nursery
+) -> None:
+    run = launch(job, home, nursery.start)
+    for steps, go_on in ((2, nursery.again), (6, nursery.start)):
         wait(lambda steps=steps: len(run.metrics()) >= steps)
         run.ask("pause")
         wait(lambda: run.state().status == "paused")
-        assert run.alive() and resume(run)
+        assert run.alive() and resume(run, go_on)
         assert run.state().status == "queued"
     assert finish(run) == "succeeded"
     assert [p.step for p in run.metrics()] == list(range(1, 21))
@@ -227,12 +229,12 @@ def test_two_launches_of_one_ref_are_one_run_and_pause_resume_cancel_act(
 ) -> None:
     job = msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, epochs=100, evals=1))
     with ThreadPoolExecutor(4) as pool:
-        started = list(pool.map(lambda _: launch(job, home), range(4)))
+        started = list(pool.map(lambda _: launch(job, home, nursery.start), range(4)))
     run = started[0]
     assert {r.path for r in started} == {home / "orc-a"}
     wait(lambda: len(run.metrics()) >= 2)
     assert [e.type for e in run.events()].count("started") == 1
-    launch(job, home)
+    launch(job, home, nursery.start)
     run.ask("pause")
     wait(lambda: not run.alive())
     assert run.state().status == "paused"
