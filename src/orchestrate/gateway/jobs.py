@@ -293,7 +293,7 @@ class Jobs:
     def _to_be_asked(self, name: str, backend: str) -> list[str]:
         """What has to happen before a client can ask the tuned model."""
         provider = self._ft.provider(backend)
-        if not isinstance(provider, Deploys) or terms.answers_here(name, name, self._terms.models):
+        if not isinstance(provider, Deploys) or terms.answers_here(name, name, backend, self._terms.models):
             return []
         return [
             f"{provider.title} answers for a tuned model once its operator has deployed it, which is billed: "

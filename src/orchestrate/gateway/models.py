@@ -190,7 +190,7 @@ class Models:
     def answers_here(self, asked: str, job: GatewayJob, run: Run) -> bool:
         """Whether this machine answers for a tuned model: it was made here, or the configuration says so."""
         near = self._ft.provider(run.provider).profile.near
-        return near or terms.answers_here(asked, job.base, self._terms.models)
+        return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
     def _known(self, key: GatewayKey) -> list[str]:
         """The names of the tuned models that answer."""

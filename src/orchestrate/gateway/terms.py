@@ -126,10 +126,11 @@ def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Targ
     return found.model_copy(update={"settings": {**found.settings, "private": True}})
 
 
-def answers_here(asked: str, base: str, models: Mapping[str, Target]) -> bool:
-    """Whether the configuration has a tuned model, asked by this name and made of this base, answer here."""
+def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Target]) -> bool:
+    """Whether the configuration has a tuned model, asked by this name and made of this base on a backend,
+    answer here."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
-    return found is not None and found.on == "here"
+    return found is not None and found.on == "here" and (found.run is not None or found.backend == backend)
 
 
 def _named(asked: str, known: Mapping[str, Target]) -> Target | None:

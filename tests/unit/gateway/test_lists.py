@@ -51,7 +51,26 @@ def test_a_list_that_is_asked_for_again_reads_no_job(gateway: Gateway, many: Gat
         assert sum(name.startswith(many.tuned) for name in first) == JOBS + 1
         executed.clear()
         assert [model.id for model in openai.models.list()] == first
-    assert not [one for one in executed if "FROM gateway_jobs" in one or "FROM runs" in one]
+    asked = [one for one in executed if "FROM gateway_jobs" in one]
+    assert not [one for one in asked if "gateway_jobs.open" not in one], "only those that go on are looked at"
+
+
+@pytest.mark.parametrize("given", [{'a"b': "é%_\\"}, {"team": "A", "more": "x"}])
+def test_jobs_are_found_by_their_metadata_whatever_it_holds(
+    gateway: Gateway, many: GatewayJob, given: dict[str, str]
+) -> None:
+    jobs, id = gateway.ft.store.gateway_jobs, f"ftjob-m{hashed(str(given))[:22]}"
+    made = replace(
+        many, id=id, tuned=f"{many.tuned}-{id}", asked={**many.asked, "metadata": {**given, "other": "a"}}
+    )
+    jobs.take(made, Request(many.key, hashed(id), 0, None), lambda use: None)
+    with gateway.client() as openai:
+        assert [job.id for job in openai.fine_tuning.jobs.list(metadata=given)] == [id]
+        [key, value] = next(iter(given.items()))
+        assert not list(openai.fine_tuning.jobs.list(metadata={key: value.swapcase() + "-"}))
+        assert not list(
+            openai.fine_tuning.jobs.list(metadata={key: value.replace("A", "a") or value, "x": "y"})
+        )
 
 
 def test_what_is_deleted_or_of_another_key_is_not_in_a_list_that_was_kept(

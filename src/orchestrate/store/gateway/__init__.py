@@ -365,6 +365,8 @@ class GatewayJobs:
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
         query = query.order_by(table.c.at.desc(), table.c.id.desc())
+        for pair in (metadata or {}).items():  # more than those that have it, and few others
+            query = query.where(table.c.record.contains(_json(dict([pair]))[1:-1], autoescape=True))
         found: list[GatewayJob] = []
         with self._db.reading() as connection:
             if before is not None:
