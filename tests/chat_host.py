@@ -74,6 +74,8 @@ class ChatHost:
     lock: threading.Lock = field(default_factory=threading.Lock)
     embedded: list[list[str]] = field(default_factory=list[list[str]])
     """Texts that vectors were asked of."""
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """Fine-tuning jobs by their ids."""
     billed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Prompt and completion tokens of every answer that was written, whether it arrived or not."""
 
@@ -93,6 +95,10 @@ class ChatHost:
 @contextmanager
 def chat_host() -> Generator[ChatHost]:
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            job = host.jobs.get(self.path.rpartition("/")[2])
+            self.answer(404 if job is None else 200, _error(404) if job is None else job)
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if self.path == "/v1/embeddings":

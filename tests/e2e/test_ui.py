@@ -117,6 +117,7 @@ def paths(ft: Orchestrator, rows: Path) -> list[str]:
     return [
         "", "?q=nothing", f"runs/{one}", f"runs/{one}/do/deploy", f"compare?run={one}&run={two}",
         "compare", "money", "quote", "data", f"data?path={quote(str(rows))}",
+        f"runs/{one}/chat", f"runs/{one}/export",
         "queue", "sweeps", "deployments", f"deployments/{ft.deployments()[0].id}/end", f"archive?run={one}",
         "?col=status&col=spec.epochs&col=tag.team&col=note&group=backend&sort=-cost",
         "new", f"new?{form}", f"new/confirm?{form}", f"runs/{one}/evaluate?test={good}", f"runs/{one}/tokens",

@@ -41,6 +41,8 @@ class Head:
     verbs: list[actions.Verb]
     deployments: list[DeploymentHandle]
     events: list[Event]
+    ready: bool = False
+    """Whether its model can be asked and exported from here."""
 
 
 def routes(site: Site) -> list[Route]:
@@ -91,6 +93,7 @@ def head_of(site: Site, handle: RunHandle) -> Head:
         [] if site.read_only else actions.possible(site, handle),
         handle.deployments(),
         site.ft.store.history.events(run.id, limit=_EVENTS),
+        not site.read_only and run.status is JobStatus.SUCCEEDED,
     )
 
 

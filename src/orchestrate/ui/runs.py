@@ -106,9 +106,15 @@ def _files(site: Site) -> list[Route]:
             headers={"content-disposition": f'attachment; filename="runs.{kind}"'},
         )
 
+    def as_table(request: Request) -> Response:
+        return as_file(request, "csv")
+
+    def as_records(request: Request) -> Response:
+        return as_file(request, "json")
+
     return [
-        Route("/runs.csv", lambda request: as_file(request, "csv"), methods=["GET"]),
-        Route("/runs.json", lambda request: as_file(request, "json"), methods=["GET"]),
+        Route("/runs.csv", as_table, methods=["GET"]),
+        Route("/runs.json", as_records, methods=["GET"]),
     ]
 
 

@@ -18,7 +18,7 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.http.web import server
 from orchestrate.http.web.guard import Guard
 from orchestrate.settings.hosts import is_loopback
-from orchestrate.ui import actions, compare, data, money, new, run, runs, standing
+from orchestrate.ui import actions, compare, data, money, new, run, runs, standing, talk
 from orchestrate.ui.site import Site, static
 
 if TYPE_CHECKING:
@@ -35,7 +35,15 @@ _ROUTES = (
         data.token_routes,
         data.review_routes,
     ),
-    *(standing.routes, compare.routes, money.routes, money.quote_routes, data.routes, new.routes),
+    *(
+        standing.routes,
+        talk.routes,
+        compare.routes,
+        money.routes,
+        money.quote_routes,
+        data.routes,
+        new.routes,
+    ),
 )
 _LONGEST_BODY = 16 << 20
 """Of a row that was edited."""

@@ -1,0 +1,198 @@
+"""A conversation with the model of a run, and its export, from its page. Answers that are billed are reserved
+in the ledger at their worst price, which was shown and agreed to before."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from orchestrate.core.files import private_folder
+from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.paid.asking import Asking, Question
+from orchestrate.paid.journal import Purse
+from orchestrate.text import count
+from orchestrate.types import JobStatus, Message, Sampling
+from orchestrate.ui import actions
+from orchestrate.ui.site import Copy, Form, Site, first
+
+if TYPE_CHECKING:
+    from orchestrate import RunHandle
+    from orchestrate.paid.journal import Answer
+
+_MAX_TOKENS = 512
+_LONGEST = 100_000
+"""Characters of a conversation at most."""
+_PLACES = ("auto", "host", "here")
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Talked:
+    """A conversation as its form holds it, and what the next answer may cost."""
+
+    messages: list[Message] = field(default_factory=list[Message])
+    message: str = ""
+    """What is to be asked, while it has not been."""
+    on: str = "auto"
+    worst_usd: Decimal | None = None
+    """Of the next answer; `None` before it was looked up, and where no answer is billed by itself."""
+    unpriced: bool = False
+    play: bool = False
+    last: Answer | None = None
+    error: OrchestrateError | None = None
+
+    @property
+    def kept(self) -> str:
+        """For the next form."""
+        return msgspec.json.encode([{"role": m.role, "content": m.content} for m in self.messages]).decode()
+
+
+def routes(site: Site) -> list[Route]:
+    if site.read_only:
+        return []
+
+    def show(request: Request, handle: RunHandle, talked: Talked) -> Response:
+        return site.page(
+            request,
+            "chat.html",
+            here="runs",
+            copy=_copy(handle, talked.on),
+            run=handle.record,
+            talked=talked,
+            places=_PLACES,
+            most=_MAX_TOKENS,
+        )
+
+    def page(request: Request) -> Response:
+        from orchestrate.runs.serving.talking import system_message
+
+        handle = _ended(site, request)
+        told = system_message(handle)
+        return show(request, handle, Talked([Message(role="system", content=told)] if told else []))
+
+    def ask(request: Request, form: Form) -> Response:
+        handle = _ended(site, request)
+        talked = _read(form)
+        if not talked.message.strip():
+            return show(request, handle, talked)
+        try:
+            return show(request, handle, _answered(site, handle, talked, form))
+        except OrchestrateError as error:
+            return show(request, handle, replace(talked, error=error))
+
+    return [
+        Route("/runs/{run}/chat", page, methods=["GET"]),
+        site.action("/runs/{run}/chat", ask),
+        *_export(site),
+    ]
+
+
+def _ended(site: Site, request: Request) -> RunHandle:
+    handle = site.ft.run(request.path_params["run"])
+    if handle.status is not JobStatus.SUCCEEDED:
+        raise UsageError(f"{handle.id} has no model to ask: it is {handle.status.value}")
+    return handle
+
+
+def _read(form: Form) -> Talked:
+    """What the form says. Raises `UsageError` for what none of ours says."""
+    kept, on = first(form, "kept", "[]"), first(form, "on", "auto")
+    if len(kept) + len(first(form, "message")) > _LONGEST:
+        raise UsageError(
+            f"a conversation has at most {_LONGEST:,} characters here", fix="orchestrate chat RUN"
+        )
+    try:
+        messages = msgspec.json.decode(kept, type=list[Message])
+    except msgspec.MsgspecError as error:
+        raise UsageError("the form holds no conversation: begin again") from error
+    if on not in _PLACES or any(one.role not in _ROLES for one in messages):
+        raise UsageError("the form holds no conversation: begin again")
+    return Talked(messages, first(form, "message").replace("\r\n", "\n"), on)
+
+
+def _answered(site: Site, handle: RunHandle, talked: Talked, form: Form) -> Talked:
+    """The conversation with the answer, or with the price that has to be agreed to first."""
+    from orchestrate.runs.evaluation.contenders import Contenders
+    from orchestrate.runs.hosting.deployment import used
+
+    messages = [*talked.messages, Message(role="user", content=talked.message)]
+    question = Question(messages=tuple(messages))
+    agreed = actions.number(form, "agreed_usd")
+    with closing(Contenders(site.ft, Sampling(max_tokens=_MAX_TOKENS), talked.on)) as asked:
+        respondent = asked.of_run(handle, None, base=False)[0].respondent
+        worst = respondent.worst_usd([question])
+        billed, play = respondent.price is not None, respondent.sandbox
+        unpriced = respondent.unpriced and first(form, "unknown") != "1"
+        if unpriced or (billed and (agreed is None or worst > agreed)):
+            price = worst if billed else None
+            return Talked(talked.messages, talked.message, talked.on, price, unpriced, play)
+        account = site.ft.store.ledger.account("chat", site.ft.settings)
+        folder = private_folder(site.ft.settings.home / "chat" / handle.id)
+        purse = Purse(worst if billed else None, account=account)
+        [answer] = Asking(folder, purse).ask(respondent, [question])
+    used(site.ft, handle.id)
+    if answer.error is not None:
+        raise UsageError(f"no answer: {answer.error}")
+    said = Message(role="assistant", content=answer.text)
+    return Talked([*messages, said], "", talked.on, None, play=play, last=answer)
+
+
+def _copy(handle: RunHandle, on: str) -> Copy:
+    where = "" if on == "auto" else f" --on {on}"
+    return Copy(
+        command=f"orchestrate chat {handle.id}{where}",
+        python="from orchestrate import Orchestrator\n\nwith Orchestrator() as ft:\n"
+        f"    print(ft.run({handle.id!r}).chat('Where is my order?').content)",
+    )
+
+
+# -- export --------------------------------------------------------------------------------------------------
+
+
+def _export(site: Site) -> list[Route]:
+    from orchestrate.serving.export.forms import FORMS
+
+    def page(request: Request) -> Response:
+        handle = _ended(site, request)
+        folder = f"exports/{handle.id}"
+        return site.page(
+            request,
+            "export.html",
+            here="runs",
+            copy=Copy(
+                command=f"orchestrate export {handle.id} {folder} --to merged",
+                python="from orchestrate import Orchestrator\n\nwith Orchestrator() as ft:\n"
+                f"    print(ft.run({handle.id!r}).export('merged', {folder!r}).commands)",
+            ),
+            run=handle.record,
+            forms=FORMS,
+            folder=folder,
+        )
+
+    def act(request: Request, form: Form) -> str:
+        handle = _ended(site, request)
+        kind, folder = first(form, "form"), first(form, "folder").strip()
+        if not folder:
+            raise UsageError("name the folder that it is written to")
+        accepted = [first(form, "licence").strip()] if first(form, "licence").strip() else []
+        site.work.begin(handle.id, "export", lambda: _exported(handle, kind, Path(folder), accepted))
+        return f"/runs/{handle.id}"
+
+    return [
+        Route("/runs/{run}/export", page, methods=["GET"]),
+        site.action("/runs/{run}/export", act),
+    ]
+
+
+def _exported(handle: RunHandle, kind: str, folder: Path, accepted: list[str]) -> str:
+    made = handle.export(kind, folder, accept_licence=accepted)
+    proof = "" if made.proof is None else f", {made.proof.badge}"
+    return f"{count(len(made.files), 'file')} in {made.folder}{proof}"
