@@ -43,7 +43,7 @@ class Talked:
     """What is to be asked, while it has not been."""
     on: str = "auto"
     worst_usd: Decimal | None = None
-    """Of the next answer; `None` before it was looked up, and where no answer is billed by itself."""
+    """The most that the next answer may cost; `None` where that is not to be agreed to."""
     unpriced: bool = False
     play: bool = False
     last: Answer | None = None
