@@ -26,6 +26,10 @@ os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 os.environ["ORCHESTRATE_TODAY"] = "2026-11-26"
 """Models are retired and prices end: the tests hold on any day."""
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""As `make` has it, before torch is loaded: more threads take three times as long for tiny models, and an
+interpreter of its own is then started for each worker."""
+
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
 

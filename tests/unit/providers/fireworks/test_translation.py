@@ -12,7 +12,7 @@ from orchestrate.providers.fireworks.provider import FireworksProvider
 from orchestrate.providers.fireworks.translation import fill_steps, job_id_of, output_model
 from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
-from orchestrate.types import Authority, Feature, Outcome, Setting
+from orchestrate.types import Authority, Outcome, Setting
 
 MODEL = "accounts/fireworks/models/qwen3-8b"
 REF = "orc-0123456789ab"
@@ -190,12 +190,6 @@ def test_ids_are_what_the_host_takes() -> None:
     assert output_model("My.Bot", REF) == f"my-bot-{REF}"
     long = output_model("x" * 60, REF)
     assert len(long) == 63 and long.endswith(f"-{REF}")
-
-
-def test_every_feature_is_there_or_has_a_reason() -> None:
-    assert set(Feature) == FireworksProvider.features | set(FireworksProvider.missing)
-    assert not FireworksProvider.features & set(FireworksProvider.missing)
-    assert all(FireworksProvider.missing.values())
 
 
 def test_every_state_of_the_sdks_jobs_is_mapped() -> None:

@@ -14,7 +14,7 @@ from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.providers.together.translation import tag
 from orchestrate.settings.config import HostConfig, Secret
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA, QLoRA
-from orchestrate.types import Feature, JobStatus, Outcome, Setting
+from orchestrate.types import JobStatus, Outcome, Setting
 
 REF = "orc-0123456789ab"
 
@@ -231,12 +231,6 @@ def test_the_ref_always_fits_whole_into_the_suffix() -> None:
     long = tag("x" * 40, REF)
     assert len(long) == 40 and long.endswith(f"-{REF}")
     assert tag("cut-at-a-hyphen-here-----", REF) == f"cut-at-a-hyphen-here-{REF}"
-
-
-def test_every_feature_is_there_or_has_a_reason() -> None:
-    assert set(Feature) == TogetherProvider.features | set(TogetherProvider.missing)
-    assert not TogetherProvider.features & set(TogetherProvider.missing)
-    assert all(TogetherProvider.missing.values())
 
 
 def test_every_status_of_the_sdk_is_mapped() -> None:
