@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,14 +150,27 @@ def terminal() -> Path:
             if done.returncode:
                 sys.exit(f"{line}\n{done.stdout}{done.stderr}")
             if name:
-                printed = (done.stdout or done.stderr).replace(str(ROOT / "src/orchestrate"), "~")
-                path = _drawn(name, line, printed.replace(folder, "~"))
+                printed = done.stdout or done.stderr
+                for place in (str(ROOT / "src/orchestrate"), folder):
+                    printed = _shortened(printed, place)
+                path = _drawn(name, line, printed)
     return path
 
 
 def _lines() -> list[tuple[str, str]]:
     """Each command, with the picture that it makes if it is the last of one."""
     return [(name if line == lines[-1] else "", line) for name, lines in TERMINALS.items() for line in lines]
+
+
+def _shortened(printed: str, place: str) -> str:
+    """With `~` for a folder of this machine; what stands beside it keeps its column."""
+    lines: list[str] = []
+    for line in printed.split("\n"):
+        before, found, after = line.partition(place)
+        cell = re.match(r".*?(?=\s\s|$)", after)
+        end = cell.end() if cell else 0
+        lines.append(f"{before}~{after[:end]}{' ' * (len(place) - 1)}{after[end:]}" if found else line)
+    return "\n".join(lines)
 
 
 def _drawn(name: str, line: str, printed: str) -> Path:
