@@ -175,6 +175,17 @@ def test_groups_and_slices(cli: Cli, host: ChatHost, rows: str) -> None:
     assert wrong.code == 2 and "its further columns: tag, user" in wrong.err
 
 
+def test_columns_of_ones_own_are_named(cli: Cli, host: ChatHost, tmp_path: Path) -> None:
+    lines = "".join(f"T{i};say {i};{i}\n" for i in range(6))
+    (tmp_path / "held.csv").write_text(f"Ticket ID;Message body;Team\n{lines}")
+    asked = ("eval", "--test", "held.csv", *models(host, "good"), "--json")
+    assert cli(*asked).code == 1, "its columns have names that tell nothing"
+    named = ("--map", "question=Message body,answer=Team", "--ignore", "Ticket ID")
+    told = cli(*asked, *named)
+    assert told.code == 0, told.err
+    assert [(m["score"]["value"], m["score"]["n"]) for m in told.json["measures"][:1]] == [(1.0, 6)]
+
+
 def test_a_refused_question_counts_as_wrong_and_is_told(cli: Cli, host: ChatHost, rows: str) -> None:
     told = cli("eval", "--test", rows, *models(host, "shy"), "--json").json
     assert told["measures"][0]["score"]["value"] == pytest.approx(59 / 60)

@@ -66,6 +66,18 @@ def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
 
 
 @pytest.mark.slow
+def test_a_run_is_ended_on_a_terminal_by_a_yes(env: dict[str, str], tmp_path: Path) -> None:
+    here = ["submit", "-p", "local", "--model", "tiny-chat", "--set", "epochs=100", "--yes"]
+    code, shown = answered(env, tmp_path, here)
+    assert "run-" in shown, shown
+    run = re.findall(r"run-[0-9a-z]{12}", shown)[0]
+    code, shown = answered(env, tmp_path, ["cancel", run], ("[y/N]", "n"))
+    assert code == 2 and "tiny-chat on local" in shown and "nothing was done" in shown
+    code, shown = answered(env, tmp_path, ["cancel", run, "--yes"])
+    assert code == 0 and "cancel" in shown and "[y/N]" not in shown
+
+
+@pytest.mark.slow
 def test_a_watched_run_is_drawn_in_place(env: dict[str, str], tmp_path: Path) -> None:
     submit = ["submit", "-p", "openai", "--yes", "--again", "--watch"]
     code, shown = answered(env, tmp_path, submit)
@@ -81,6 +93,7 @@ def test_recover_lists_what_it_found_and_takes_it_on_a_yes(
     submit = ["submit", "-p", "openai", "--yes", "--again"]
     code, shown = answered(env, tmp_path, submit)
     assert code == 0
+    assert "run-" in shown, shown
     run = re.findall(r"run-[0-9a-z]{12}", shown)[0]
     for file in (tmp_path / "home").glob("runs.sqlite3*"):
         file.unlink()
