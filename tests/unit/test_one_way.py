@@ -87,6 +87,16 @@ UNKNOWN_PRICES = {
 }
 """Who refuses because an amount is unknown."""
 NO_PRICE = re.compile(r"^(why_none|unavailable|unpriced|open_end)$")
+ARGUMENTS = {
+    "cli.py": "the command line",
+    "local/run/helper.py": "a process of its own: what it was started with",
+    "local/run/worker.py": "likewise",
+    "local/speed/bench.py": "likewise",
+    "local/weights/conversion.py": "sets them for llama.cpp's converter",
+    "places/tether.py": "a process of its own, on another machine",
+    "serving/llama_server.py": "sets them for llama.cpp's server",
+}
+"""Who reads or sets the words that a process was started with."""
 
 
 def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -135,6 +145,14 @@ def test_nobody_goes_around(modules: tuple[str, ...], allowed: dict[str, str]) -
 )
 def test_what_asks_many_questions_asks_them_by_the_journal(file: str) -> None:
     assert file in users("orchestrate.paid")
+
+
+def reads_the_command_line(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.argv"
+
+
+def test_nobody_else_reads_the_command_line() -> None:
+    assert where(reads_the_command_line) == ARGUMENTS.keys()
 
 
 def names(node: ast.AST) -> Iterator[str]:
